@@ -1,0 +1,1 @@
+"""A run becomes an index, evaluations, circuits and exports. The floor above training."""

@@ -1,0 +1,1 @@
+"""Lays out in the browser what analysis returns. The top floor."""

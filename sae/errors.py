@@ -1,0 +1,9 @@
+"""The one error class for what a user can cause.
+
+The command prints its text without a traceback and leaves with exit code 2; notebooks see an ordinary exception.
+Broken invariants are asserts instead, and keep their traceback.
+"""
+
+
+class SaescopeError(Exception):
+    """One clear sentence: what was found, where, and what to do about it."""
