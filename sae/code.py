@@ -1,0 +1,107 @@
+"""`SparseCode`: the one type of sparse codes, from the kernels to the browser (CSR; fixed-k as a special layout).
+
+Codes are signed: "active" means stored, and nothing here tests for `> 0`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseCode:
+    """The active features of `n_rows` rows over `d_sae` features; only `value` carries gradient.
+
+    Two layouts. *CSR* (`indptr` given): row r owns `feature[indptr[r]:indptr[r + 1]]`, ascending, and no value is zero.
+    *Fixed k* (`k` given): row r owns `feature[r * k:(r + 1) * k]` in any order, and a value of zero is padding (a row
+    with fewer than k positive pre-activations). `csr()` turns the second into the first.
+    """
+
+    feature: Int32[Tensor, " nnz"]
+    value: Float[Tensor, " nnz"]
+    n_rows: int
+    d_sae: int
+    indptr: Int64[Tensor, " n_rows_plus_1"] | None = None
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        """Exactly one layout, and sizes that agree with it."""
+        assert (self.indptr is None) != (self.k is None), "a code is either CSR or fixed-k"
+        if self.k is not None:
+            assert self.feature.numel() == self.n_rows * self.k, (self.feature.shape, self.n_rows, self.k)
+        elif self.indptr is not None:
+            assert self.indptr.numel() == self.n_rows + 1, (self.indptr.shape, self.n_rows)
+
+    @property
+    def active(self) -> Bool[Tensor, " nnz"]:
+        """Which stored entries are active rather than padding."""
+        return self.value != 0
+
+    @property
+    def n_active(self) -> Int[Tensor, ""]:
+        """Number of active (row, feature) pairs."""
+        return self.active.sum()
+
+    def rows(self) -> Int64[Tensor, " nnz"]:
+        """The row of every stored entry."""
+        ids = torch.arange(self.n_rows, device=self.feature.device)
+        if self.k is not None:
+            return ids.repeat_interleave(self.k)
+        assert self.indptr is not None
+        return ids.repeat_interleave(self.indptr.diff(), output_size=self.feature.numel())
+
+    def counts(self) -> Int64[Tensor, " d_sae"]:
+        """How many rows each feature is active in."""
+        return torch.bincount(self.feature.long(), weights=self.active.double(), minlength=self.d_sae).long()
+
+    def l0(self) -> Int64[Tensor, " n_rows"]:
+        """Active features per row."""
+        return torch.zeros(self.n_rows, dtype=torch.int64, device=self.value.device).index_add_(
+            0, self.rows(), self.active.long()
+        )
+
+    def to_dense(self) -> Float[Tensor, "n_rows d_sae"]:
+        """The same code with its zeros written out; differentiable in `value`."""
+        dense = self.value.new_zeros(self.n_rows * self.d_sae)
+        flat = self.rows() * self.d_sae + self.feature
+        # accumulate: padding may name a feature that is active elsewhere in the row
+        return dense.index_put((flat,), self.value, accumulate=True).view(self.n_rows, self.d_sae)
+
+    def csr(self) -> "SparseCode":
+        """This code in CSR layout: features ascending in each row, padding dropped."""
+        if self.indptr is not None:
+            return self
+        keep = self.active.nonzero().squeeze(-1)
+        rows, feature = self.rows()[keep], self.feature[keep]
+        order = torch.argsort(rows * self.d_sae + feature)
+        return from_pairs(rows[order], feature[order], self.value[keep][order], self.n_rows, self.d_sae)
+
+    def scaled(self, by_feature: Float[Tensor, " d_sae"]) -> "SparseCode":
+        """Each value times its feature's factor."""
+        return replace(self, value=self.value * by_feature[self.feature.long()])
+
+    def detach(self) -> "SparseCode":
+        """The same code without gradient."""
+        return replace(self, value=self.value.detach())
+
+
+def from_pairs(
+    rows: Int64[Tensor, " nnz"],
+    feature: Int[Tensor, " nnz"],
+    value: Float[Tensor, " nnz"],
+    n_rows: int,
+    d_sae: int,
+) -> SparseCode:
+    """A CSR code from (row, feature, value) triples already sorted by row, then feature."""
+    counts = torch.bincount(rows, minlength=n_rows)
+    indptr = torch.zeros(n_rows + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(counts, 0, out=indptr[1:])
+    return SparseCode(feature.to(torch.int32), value, n_rows, d_sae, indptr=indptr)
+
+
+def from_dense(acts: Float[Tensor, "n_rows d_sae"]) -> SparseCode:
+    """The CSR code of a dense activation matrix: its non-zero entries, differentiable in them."""
+    rows, feature = acts.detach().nonzero(as_tuple=True)
+    return from_pairs(rows, feature, acts[rows, feature], acts.shape[0], acts.shape[1])

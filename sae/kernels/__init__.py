@@ -1,0 +1,129 @@
+"""The sparse operations every variant trains and infers through: one interface, one backend per kind of device.
+
+A backend is chosen by the device of the SAE (`backend(device)`), can be overridden by name, and is never chosen by
+whether an import happens to succeed. `reference` (dense torch, fp64-capable) is the definition the others are tested
+against, values and gradients.
+
+Memory layout: `W_enc [d_in, d_sae]` is stored feature-major (its transpose is contiguous), as `W_dec` is, so that the
+weights of one feature are one contiguous run in both; gradients come in the layout of their parameter.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.code import SparseCode
+from sae.errors import SaescopeError
+
+BACKENDS = ("reference", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Select:
+    """Which pre-activations become active, and with what value.
+
+    Unless `absolute`, values are relu(pre) and a pre-activation ≤ 0 is never active.
+    """
+
+    mode: Literal["topk", "batch_topk", "threshold"]
+    k: int = 0
+    """topk: active features per row. batch_topk: average per row; the `k * n_rows` largest of the batch are kept."""
+    threshold: Tensor | float = 0.0
+    """threshold: active where pre > threshold (scalar or `[d_sae]`); 0 is the ReLU."""
+    absolute: bool = False
+    """Rank by |pre| and keep the sign (AbsTopK)."""
+
+
+class Autoencoded(NamedTuple):
+    """What one forward pass returns: the code (value carries gradient) and the reconstructions."""
+
+    code: SparseCode
+    x_hat: Float[Tensor, "n_prefixes n_rows d_out"]
+    """One reconstruction per prefix; without prefixes there is one, of all features."""
+
+
+@dataclass
+class ParamState:
+    """One parameter with its Adam state; moments have the parameter's memory layout and fp32."""
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    unit_rows: bool = False
+    """Rows (features) are kept at unit norm: the gradient loses its radial part, the rows are renormalised after."""
+
+
+class Backend(Protocol):
+    """The operations. All tensors lie on one device; gradients flow to every argument that requires them."""
+
+    name: str
+
+    def encode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        select: Select,
+    ) -> SparseCode:
+        """Inference: select over `x @ W_enc + b_enc`. No gradient."""
+        ...
+
+    def decode(
+        self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """Inference: `Σ value · W_dec[feature] + b_dec` per row. No gradient."""
+        ...
+
+    def autoencode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+    ) -> Autoencoded:
+        """Training: encode `x − b_pre`, select, decode each prefix of features (Matryoshka) or all of them.
+
+        Gradients: to all weights and biases, and through `code.value` for losses on the activations.
+        """
+        ...
+
+    def auxk(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """Reconstruction from the `k_aux` strongest dead features per row, without bias; zeros when none is dead.
+
+        Gradients: to encoder, encoder bias, decoder (only rows of dead features) and `b_pre`.
+        """
+        ...
+
+    def optimizer_step(
+        self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
+        clip: float | None,
+    ) -> Float[Tensor, ""]:
+        """One Adam step (`step` counts from 1) on `param.grad`, clipped by the global norm, which is returned.
+
+        The norm is taken after the radial part of `unit_rows` gradients is removed. Gradients are consumed: their
+        content afterwards is unspecified.
+        """
+        ...
+
+
+def backend(device: torch.device | str, name: str = "auto", precision: str = "auto") -> Backend:
+    """The backend for a device, or the one asked for by name (also by the variable SAESCOPE_KERNELS).
+
+    `precision` is `fp32`, `bf16` (encoder scores in bf16, values re-scored in fp32) or `auto` (bf16 where the
+    hardware multiplies it faster).
+
+    Raises:
+        SaescopeError: the name is unknown, or the backend cannot run on this device.
+    """
+    device = torch.device(device)
+    name = os.environ.get("SAESCOPE_KERNELS", "auto") if name == "auto" else name
+    if name == "auto":
+        name = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "reference")
+    if name not in BACKENDS:
+        raise SaescopeError(f"kernels: no backend called {name!r}; there are {', '.join(BACKENDS)} and auto.")
+    from sae.kernels.reference import Reference
+
+    return Reference()

@@ -1,0 +1,112 @@
+"""The definition of the sparse operations: dense torch under autograd, in any dtype up to fp64, on any device."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.code import SparseCode, from_dense
+from sae.kernels import Autoencoded, ParamState, Select
+
+
+def select_dense(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> Float[Tensor, "n_rows d_sae"]:
+    """Activations with their zeros written out; differentiable wherever a pre-activation is active."""
+    acts = pre if select.absolute else pre.relu()
+    score = acts.detach().abs()
+    if select.mode == "threshold":
+        active = (score if select.absolute else pre.detach()) > select.threshold
+    elif select.mode == "topk":
+        active = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.topk(select.k, dim=1).indices, True)
+    else:
+        n_kept = min(select.k * pre.shape[0], score.numel())
+        active = torch.zeros_like(score, dtype=torch.bool).view(-1)
+        active[score.view(-1).topk(n_kept).indices] = True
+        active = active.view_as(score)
+    return acts * active
+
+
+def select_topk(pre: Float[Tensor, "n_rows d_sae"], k: int, absolute: bool) -> SparseCode:
+    """The k largest (absolute) pre-activations of each row, in the fixed-k layout."""
+    feature = (pre.detach().abs() if absolute else pre.detach()).topk(k, dim=1).indices
+    value = pre.gather(1, feature)
+    value = value if absolute else value.relu()
+    return SparseCode(feature.to(torch.int32).reshape(-1), value.reshape(-1), pre.shape[0], pre.shape[1], k=k)
+
+
+def select_code(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> SparseCode:
+    """The code of the selected pre-activations, differentiable in its values."""
+    if select.mode == "topk":
+        return select_topk(pre, select.k, select.absolute)
+    return from_dense(select_dense(pre, select))
+
+
+class Reference:
+    """Dense torch; see `sae.kernels.Backend` for what each operation means."""
+
+    name = "reference"
+
+    @torch.no_grad()
+    def encode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        select: Select,
+    ) -> SparseCode:
+        """Select over `x @ W_enc + b_enc`."""
+        return select_code(x @ W_enc + b_enc, select)
+
+    @torch.no_grad()
+    def decode(
+        self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """`Σ value · W_dec[feature] + b_dec` per row."""
+        return code.to_dense().to(W_dec.dtype) @ W_dec + b_dec
+
+    def autoencode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+    ) -> Autoencoded:
+        """Encode `x − b_pre`, select, decode each prefix."""
+        code = select_code((x if b_pre is None else x - b_pre) @ W_enc + b_enc, select)
+        acts = code.to_dense()
+        ends = prefixes or (W_dec.shape[0],)
+        return Autoencoded(code, torch.stack([acts[:, :end] @ W_dec[:end] + b_dec for end in ends]))
+
+    def auxk(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """Reconstruction from the strongest dead features, over the compacted set of them."""
+        ids = dead.nonzero().squeeze(-1)
+        if ids.numel() == 0:
+            return x.new_zeros(x.shape[0], W_dec.shape[1])
+        # rows of the transposes: the features' weights are contiguous there
+        pre = (x if b_pre is None else x - b_pre) @ W_enc.T[ids].T + b_enc[ids]
+        code = select_topk(pre, min(k_aux, ids.numel()), absolute)
+        return code.to_dense() @ W_dec[ids]
+
+    @torch.no_grad()
+    def optimizer_step(
+        self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
+        clip: float | None,
+    ) -> Float[Tensor, ""]:
+        """Adam with clipping by global norm and unit-norm rows (Kingma & Ba 1412.6980, algorithm 1)."""
+        live = [p for p in params if p.param.grad is not None]
+        for p in live:
+            if p.unit_rows:
+                remove_radial_(p.param.grad, p.param)
+        norm = torch.stack([p.param.grad.norm() for p in live]).norm()
+        scale = 1.0 if clip is None else (clip / norm.clamp_min(clip)).to(norm.dtype)
+        for p in live:
+            grad = p.param.grad * scale
+            p.exp_avg.lerp_(grad, 1 - betas[0])
+            p.exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+            denominator = (p.exp_avg_sq / (1 - betas[1] ** step)).sqrt_().add_(eps)
+            p.param.addcdiv_(p.exp_avg, denominator, value=-lr / (1 - betas[0] ** step))
+            if p.unit_rows:
+                p.param.div_(p.param.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        return norm
+
+
+def remove_radial_(grad: Float[Tensor, "d_sae d_out"], rows: Float[Tensor, "d_sae d_out"]) -> None:
+    """Take from each row of the gradient, in place, its part along the (unit) row itself."""
+    grad.sub_((grad * rows).sum(1, keepdim=True) * rows)
