@@ -1,0 +1,249 @@
+"""What all variants share: parameters, the input transform, encode and decode in the model's own units.
+
+A variant is one small final class below `SAE` with one frozen config below `SAEConfig`; it says which pre-activations
+become active (`select`) and which terms its loss has (`losses`). Sites: `d_in = d_out` and one transform for an SAE; a
+transcoder reads one hook and writes another, so it has two of each.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from sae.code import SparseCode
+from sae.init import InitConfig
+from sae.kernels import Backend, Select, backend
+from sae.units import Count, Duration
+
+
+class SAEConfig(BaseModel):
+    """What every variant has in its config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    variant: str
+    d_sae: Count = Field(gt=0)
+    """Number of features."""
+    seed: int = 0
+    """Seed of the initial weights; the order of the data has its own (data.seed)."""
+    apply_b_dec_to_input: bool = True
+    """Encode x − b_dec rather than x. SAEs only; transcoders always encode x."""
+    init: InitConfig = InitConfig()
+    """How the weights begin."""
+    grad_clip: float | None = Field(default=1.0, gt=0)
+    """Global gradient norm above which a step's gradient is scaled down; null switches clipping off."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, as far as a loss may know it."""
+
+    dead: Bool[Tensor, " d_sae"]
+    """Features that have not fired within the dead window."""
+    through: Callable[[Duration], float] = lambda _: 1.0
+    """The share, 0 to 1, of a stretch counted from the start of training that has passed."""
+    coefficient: float = 0.0
+    """The sparsity coefficient in force, from the controller or fixed."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass of training gives: weighted loss terms (their sum is the loss) and what to log and count."""
+
+    terms: dict[str, Float[Tensor, ""]]
+    code: SparseCode
+    x_hat: Float[Tensor, "n_rows d_out"]
+    logs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """The sum of the terms."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Transform(nn.Module):
+    """The input transform of a hook: centre, then scale to mean squared norm d. Frozen before training begins.
+
+    `normalise(x) = (x − mean) · scale`; `restore` inverts it.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Float[Tensor, " d"], scale: Float[Tensor, ""]) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("scale", scale.clone())
+
+    @classmethod
+    def identity(cls, d: int) -> "Transform":
+        """No centring, scale 1."""
+        return cls(torch.zeros(d), torch.ones(()))
+
+    def normalise(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n_rows d"]:
+        """From the model's units to those of training."""
+        return (x.to(self.mean.dtype) - self.mean) * self.scale
+
+    def restore(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n_rows d"]:
+        """From the units of training to the model's."""
+        return x / self.scale + self.mean
+
+
+class SAE(nn.Module, ABC):
+    """A dictionary of `d_sae` features over one site. Abstract; each variant is a final subclass."""
+
+    config: SAEConfig
+    unit_norm_decoder: ClassVar[bool] = True
+    """Decoder rows are kept at unit norm while training, their gradient without its radial part."""
+
+    def __init__(
+        self, config: SAEConfig, d_in: int, d_out: int | None = None,
+        *, input: Transform | None = None, target: Transform | None = None,
+    ) -> None:
+        super().__init__()
+        d_out = d_in if d_out is None else d_out
+        self.config, self.d_in, self.d_out, self.d_sae = config, d_in, d_out, config.d_sae
+        self.input = input or Transform.identity(d_in)
+        self.target = target or (Transform(self.input.mean, self.input.scale) if d_in == d_out else Transform.identity(d_out))
+        # feature-major in memory: see sae.kernels
+        self.W_enc = nn.Parameter(torch.zeros(config.d_sae, d_in).t())
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, d_out))
+        self.b_dec = nn.Parameter(torch.zeros(d_out))
+        self.subtracts_b_dec = config.apply_b_dec_to_input and d_in == d_out
+        self.kernels: Backend = backend("cpu", "reference")
+
+    # -- what a variant says ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def select(self) -> Select:
+        """Which pre-activations are active at inference."""
+
+    @abstractmethod
+    def losses(
+        self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
+    ) -> Step:
+        """The training forward pass, in normalised units. Pure: counters and thresholds are advanced by `observe`."""
+
+    def observe(self, step: Step) -> None:  # noqa: B027  (most variants keep no statistics)
+        """Advance what the variant estimates while training (an inference threshold, say). Called once per step."""
+
+    # -- the model's own units ----------------------------------------------------------------------------------------
+
+    @property
+    def b_pre(self) -> Tensor | None:
+        """What is taken from the input before encoding."""
+        return self.b_dec if self.subtracts_b_dec else None
+
+    def lengths(self) -> Float[Tensor, " d_sae"]:
+        """How long one unit of each feature's value is in the model's units: ‖W_dec[f]‖ / scale."""
+        return self.W_dec.norm(dim=1) / self.target.scale
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
+        """The features of raw activations; a value is the length the feature adds in the model's units."""
+        x = self.input.normalise(x)
+        code = self.kernels.encode(x if self.b_pre is None else x - self.b_pre, self.W_enc, self.b_enc, self.select())
+        return code.csr().scaled(self.lengths())
+
+    @torch.no_grad()
+    def decode(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
+        """The raw reconstruction of a code in the model's units."""
+        directions = self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return self.kernels.decode(code, directions, self.b_dec / self.target.scale + self.target.mean)
+
+    def forward(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
+        """Raw activations to their raw reconstruction."""
+        return self.decode(self.encode(x))
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers by name, contiguous, as they are saved."""
+        for name, tensor in self.state_dict().items():
+            yield name, tensor.detach().contiguous()
+
+    @torch.no_grad()
+    def normalised(self) -> "SAE":
+        """Fold decoder norms into the encoder, in place: rows of W_dec get unit norm, no reconstruction changes.
+
+        Variants with further per-feature parameters in activation units override `fold_norms`.
+        """
+        norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
+        self.W_dec.div_(norms[:, None])
+        self.W_enc.mul_(norms)
+        self.b_enc.mul_(norms)
+        self.fold_norms(norms)
+        return self
+
+    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:  # noqa: B027
+        """Scale what else lives in units of a feature's activation."""
+
+    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:  # noqa: B027
+        """Take over what else an SAE of the same variant has learnt, times `gain` where it is an activation."""
+
+
+class AuxK(BaseModel):
+    """The auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    coefficient: float = Field(default=1 / 32, ge=0)
+    """Weight beside the reconstruction loss; 0 switches the term off."""
+    k: Count | None = Field(default=None, gt=0)
+    """Dead features that reconstruct each row's error; null means d_in / 2."""
+
+
+class KAnneal(BaseModel):
+    """k falls linearly from `start` to its final value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    start: Count = Field(gt=0)
+    """k at the first step."""
+    over: Duration
+    """How long the fall takes."""
+
+
+class TopKConfig(SAEConfig):
+    """What the variants that keep k features per row have in common."""
+
+    k: Count = Field(gt=0)
+    """Active features per row (on average over the batch for the batch variants)."""
+    k_anneal: KAnneal | None = None
+    """Begin with more active features; null trains with k throughout."""
+    auxk: AuxK = AuxK()
+    """Revival of dead features."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> "TopKConfig":
+        for name, k in (("k", self.k), ("k_anneal.start", self.k_anneal.start if self.k_anneal else 0)):
+            if k > self.d_sae:
+                raise ValueError(f"{name} = {k} exceeds d_sae = {self.d_sae}; a row cannot have more active features than there are")
+        return self
+
+    def k_at(self, progress: Progress) -> int:
+        """k in force at this point of the training."""
+        if self.k_anneal is None:
+            return self.k
+        return round(self.k_anneal.start + (self.k - self.k_anneal.start) * progress.through(self.k_anneal.over))
+
+
+def auxk_term(
+    sae: SAE, config: AuxK, x: Float[Tensor, "n_rows d_in"], residual: Float[Tensor, "n_rows d_out"],
+    dead: Bool[Tensor, " d_sae"], *, absolute: bool = False,
+) -> dict[str, Float[Tensor, ""]]:
+    """The weighted AuxK term, or nothing while no feature is dead."""
+    from sae import losses
+
+    n_dead = int(dead.sum())
+    if config.coefficient == 0 or n_dead == 0:
+        return {}
+    k_aux = config.k or sae.d_in // 2
+    aux_hat = sae.kernels.auxk(
+        x, sae.W_enc, sae.b_enc, sae.W_dec, dead, min(k_aux, n_dead), b_pre=sae.b_pre, absolute=absolute
+    )
+    return {"auxk": config.coefficient * losses.auxk(residual, aux_hat)}

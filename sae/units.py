@@ -1,0 +1,72 @@
+"""Quantities people write in configs: durations with a unit, and counts such as `1e6` or `2_000_000`."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+Unit = Literal["%", "tokens", "steps", "epochs"]
+_MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+_DURATION = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([kMB]?)\s*(%|tokens?|rows?|steps?|epochs?)\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A stretch of training: `5%` of the budget, `2M tokens` (training rows), `100 steps` or `4 epochs`."""
+
+    value: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: object) -> "Duration":
+        """Read a duration; a bare number is refused, with the spellings that would have been understood.
+
+        Raises:
+            ValueError: not a duration.
+        """
+        if isinstance(text, Duration):
+            return text
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            raise ValueError(f"a duration needs its unit: write '{text:g}%' of the budget or '{text:g} tokens'")
+        match = _DURATION.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError(f"{text!r} is not a duration; write for example '5%', '2M tokens', '100 steps', '4 epochs'")
+        number, multiple, unit = match.groups()
+        names: dict[str, Unit] = {"%": "%", "t": "tokens", "r": "tokens", "s": "steps", "e": "epochs"}
+        return cls(float(number) * _MULTIPLES[multiple], names[unit[0]])
+
+    def __str__(self) -> str:
+        """The spelling `parse` reads back."""
+        number = int(self.value) if self.value == int(self.value) else self.value
+        return f"{number}%" if self.unit == "%" else f"{number} {self.unit}"
+
+    def rows(self, *, budget_rows: int, batch_rows: int, epoch_rows: int) -> int:
+        """This duration in training rows."""
+        whole = {"%": budget_rows / 100, "tokens": 1, "steps": batch_rows, "epochs": epoch_rows}[self.unit]
+        return round(self.value * whole)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ARG003
+        """Validated by `parse`, written as its spelling."""
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+def _count(value: object) -> object:
+    if isinstance(value, str):
+        match = re.match(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kMB]?)\s*$", value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a count; write for example 4608, 2_000_000 or 1e6")
+        value = float(match[1]) * _MULTIPLES[match[2]]
+    if isinstance(value, float):
+        if value != int(value):
+            raise ValueError(f"a count is a whole number, not {value}")
+        return int(value)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
+"""A whole number that may be written `1e6`, `2_000_000` or `320k`."""

@@ -1,0 +1,27 @@
+"""The variants: one small file each, and this literal table of them."""
+
+from pydantic import BaseModel
+
+from sae.base import SAE, SAEConfig
+from sae.errors import SaescopeError
+from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
+from sae.variants.relu import ReLU, ReLUConfig
+from sae.variants.topk import TopK, TopKVariantConfig
+
+VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
+    "topk": (TopK, TopKVariantConfig),
+    "batchtopk": (BatchTopK, BatchTopKConfig),
+    "relu": (ReLU, ReLUConfig),
+}
+
+
+def variant_config(fields: dict) -> type[BaseModel]:
+    """The config class that `fields["variant"]` names.
+
+    Raises:
+        SaescopeError: no such variant; the message lists those there are.
+    """
+    name = fields.get("variant")
+    if name not in VARIANTS:
+        raise SaescopeError(f"sae.variant: no variant called {name!r}; there are {', '.join(VARIANTS)}.")
+    return VARIANTS[name][1]

@@ -1,0 +1,55 @@
+"""ReLU with an L1 penalty (Bricken et al. 2023; with decoder norms: Conerly et al., Anthropic, April 2024).
+
+    acts = ReLU((x − b_dec) W_enc + b_enc)       x̂ = acts W_dec + b_dec
+    loss = ‖x − x̂‖² + λ Σ_f acts_f ‖W_dec,f‖
+
+The decoder's norm is free: the penalty already charges for it. λ is fixed, or driven by `sae.controller` until the
+mean L0 is the one asked for; either way it may be warmed up.
+"""
+
+from typing import ClassVar, Literal, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae import losses
+from sae.base import SAE, Progress, SAEConfig, Step
+from sae.controller import Sparsity
+from sae.kernels import Select
+from sae.units import Duration
+
+
+class ReLUConfig(SAEConfig):
+    """Config of ReLU + L1."""
+
+    variant: Literal["relu"] = "relu"
+    sparsity: Sparsity = Sparsity(target_l0=32)
+    """The L1 coefficient λ, or the L0 it should reach."""
+    warmup: Duration = Duration(5, "%")
+    """λ rises linearly from 0 over this stretch, so that features are not killed before they mean anything."""
+
+
+@final
+class ReLU(SAE):
+    """Every positive pre-activation is active; an L1 penalty keeps them few."""
+
+    config: ReLUConfig
+    unit_norm_decoder: ClassVar[bool] = False
+
+    def select(self) -> Select:
+        """Whatever is positive."""
+        return Select("threshold", threshold=0.0)
+
+    def losses(
+        self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
+    ) -> Step:
+        """Reconstruction and the L1 penalty."""
+        code, (x_hat,) = self.kernels.autoencode(
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
+        )
+        coefficient = progress.coefficient * progress.through(self.config.warmup)
+        terms = {
+            "reconstruction": losses.reconstruction(target, x_hat),
+            "l1": coefficient * losses.l1(code, self.W_dec.norm(dim=1)),
+        }
+        return Step(terms, code, x_hat, {"coefficient": coefficient})
