@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward pass of training gives: weighted loss terms (their sum is the loss) and what to log and count."""
+    """One forward pass of training: weighted loss terms (their sum is the loss), and what to log and count."""
 
     terms: dict[str, Float[Tensor, ""]]
     code: SparseCode
@@ -109,7 +109,9 @@ class SAE(nn.Module, ABC):
         d_out = d_in if d_out is None else d_out
         self.config, self.d_in, self.d_out, self.d_sae = config, d_in, d_out, config.d_sae
         self.input = input or Transform.identity(d_in)
-        self.target = target or (Transform(self.input.mean, self.input.scale) if d_in == d_out else Transform.identity(d_out))
+        if target is None:
+            target = Transform(self.input.mean, self.input.scale) if d_in == d_out else Transform.identity(d_out)
+        self.target = target
         # feature-major in memory: see sae.kernels
         self.W_enc = nn.Parameter(torch.zeros(config.d_sae, d_in).t())
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
@@ -130,7 +132,7 @@ class SAE(nn.Module, ABC):
     ) -> Step:
         """The training forward pass, in normalised units. Pure: counters and thresholds are advanced by `observe`."""
 
-    def observe(self, step: Step) -> None:  # noqa: B027  (most variants keep no statistics)
+    def observe(self, step: Step) -> None:
         """Advance what the variant estimates while training (an inference threshold, say). Called once per step."""
 
     # -- the model's own units ----------------------------------------------------------------------------------------
@@ -179,10 +181,10 @@ class SAE(nn.Module, ABC):
         self.fold_norms(norms)
         return self
 
-    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:  # noqa: B027
+    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
         """Scale what else lives in units of a feature's activation."""
 
-    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:  # noqa: B027
+    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
         """Take over what else an SAE of the same variant has learnt, times `gain` where it is an activation."""
 
 
@@ -222,7 +224,7 @@ class TopKConfig(SAEConfig):
     def _k_fits(self) -> "TopKConfig":
         for name, k in (("k", self.k), ("k_anneal.start", self.k_anneal.start if self.k_anneal else 0)):
             if k > self.d_sae:
-                raise ValueError(f"{name} = {k} exceeds d_sae = {self.d_sae}; a row cannot have more active features than there are")
+                raise ValueError(f"{name} = {k} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features")
         return self
 
     def k_at(self, progress: Progress) -> int:

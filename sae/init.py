@@ -1,7 +1,7 @@
 """How an SAE's weights begin; orthogonal to the variant: any variant takes any.
 
-Directions are rows of W_dec with unit norm; the encoder is their transpose (Gao et al. 2406.04093, §A.1) or drawn apart;
-b_dec is zero, the mean or the geometric median of normalised rows; or everything comes from an existing SAE.
+Directions are rows of W_dec with unit norm; the encoder is their transpose (Gao et al. 2406.04093, §A.1) or drawn
+apart; b_dec is zero, the mean or the geometric median of normalised rows; or everything comes from an existing SAE.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -67,8 +67,8 @@ def random_directions(n: int, d: int, generator: torch.Generator) -> Float[Tenso
 
 
 @torch.no_grad()
-def initialise(sae: "SAE", rows: Float[Tensor, "n_rows d_in"], targets: Float[Tensor, "n_rows d_out"]) -> None:
-    """Set the weights of a new SAE in place from its config; `rows`, `targets` are normalised calibration rows.
+def initialise(sae: "SAE", targets: Float[Tensor, "n_rows d_out"]) -> None:
+    """Set the weights of a new SAE in place from its config; `targets` are normalised calibration rows.
 
     The draws come from `config.seed` alone, on the CPU, so that they are the same on every device.
     """

@@ -9,7 +9,8 @@ from pydantic_core import CoreSchema, core_schema
 
 Unit = Literal["%", "tokens", "steps", "epochs"]
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
-_DURATION = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)\s*([kMB]?)\s*(%|tokens?|rows?|steps?|epochs?)\s*$")
+_NUMBER = r"([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)"
+_DURATION = re.compile(rf"^\s*{_NUMBER}\s*([kMB]?)\s*(%|tokens?|rows?|steps?|epochs?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Duration:
             raise ValueError(f"a duration needs its unit: write '{text:g}%' of the budget or '{text:g} tokens'")
         match = _DURATION.match(text) if isinstance(text, str) else None
         if match is None:
-            raise ValueError(f"{text!r} is not a duration; write for example '5%', '2M tokens', '100 steps', '4 epochs'")
+            raise ValueError(f"{text!r} is not a duration; write '5%', '2M tokens', '100 steps' or '4 epochs'")
         number, multiple, unit = match.groups()
         names: dict[str, Unit] = {"%": "%", "t": "tokens", "r": "tokens", "s": "steps", "e": "epochs"}
         return cls(float(number) * _MULTIPLES[multiple], names[unit[0]])
@@ -48,7 +49,7 @@ class Duration:
         return round(self.value * whole)
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:  # noqa: ARG003
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validated by `parse`, written as its spelling."""
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
