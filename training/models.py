@@ -199,7 +199,7 @@ class Model:
                 stack.callback(_attach(site, reader(hook, taken)).remove)
             with suppress(_Stop):
                 self._forward(tokens)
-        return found
+        return {hook: found[hook] for hook in sites}
 
     def _forward(self, tokens: Tensor) -> Any:
         if tokens.shape[1] > self.n_ctx_max:
