@@ -8,7 +8,7 @@ transcoder reads one hook and writes another, so it has two of each.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -119,6 +119,7 @@ class SAE(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         self.subtracts_b_dec = config.apply_b_dec_to_input and d_in == d_out
         self.kernels: Backend = backend("cpu", "reference")
+        self.provenance: dict[str, Any] = {}
 
     # -- what a variant says ------------------------------------------------------------------------------------------
 
@@ -172,10 +173,13 @@ class SAE(nn.Module, ABC):
     def normalised(self) -> "SAE":
         """Fold decoder norms into the encoder, in place: rows of W_dec get unit norm, no reconstruction changes.
 
-        Variants with further per-feature parameters in activation units override `fold_norms`.
+        Rows that are unit to rounding stay as they are, so that doing it twice changes nothing; a feature whose row
+        is zero adds nothing, so it is switched off. Variants with further per-feature parameters in activation units
+        override `fold_norms`.
         """
-        norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
-        self.W_dec.div_(norms[:, None])
+        norms = self.W_dec.norm(dim=1)
+        norms = torch.where((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps, 1, norms)
+        self.W_dec.div_(norms.clamp_min(1e-12)[:, None])
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
         self.fold_norms(norms)
@@ -183,6 +187,10 @@ class SAE(nn.Module, ABC):
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
         """Scale what else lives in units of a feature's activation."""
+
+    def unfit_as_start(self) -> str | None:
+        """Why a training cannot begin from these weights (init.from), if it cannot."""
+        return None
 
     def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
         """Take over what else an SAE of the same variant has learnt, times `gain` where it is an activation."""

@@ -98,6 +98,8 @@ def _take_from(sae: "SAE", path: str) -> None:
             f"init.from: {path} is an SAE of d_in={old.d_in}, d_out={old.d_out}, d_sae={old.d_sae}, this one has "
             f"d_in={sae.d_in}, d_out={sae.d_out}, d_sae={sae.d_sae}; make them equal."
         )
+    if reason := old.unfit_as_start():
+        raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")
     device = sae.W_dec.device
     old = old.to(device)
     # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale

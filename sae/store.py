@@ -1,0 +1,171 @@
+"""Saving and loading. `final/` holds `sae.safetensors` (parameters and input transform by name) and `sae.json`.
+
+The saved form has unit decoder rows, so that an activation is a length in the model's own units, and no times: equal
+SAEs make equal bytes, and saving what was loaded makes the same bytes again. `load` reads that, a run folder that has
+it in `final/`, and any SAELens v6 folder (`sae.saelens`).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from sae import files, saelens
+from sae.base import SAE, SAEConfig
+from sae.errors import SaescopeError
+from sae.kernels import backend
+from sae.variants import VARIANTS
+
+FORMAT = "saescope-sae"
+FORMAT_VERSION = 1
+WEIGHTS, MANIFEST = "sae.safetensors", "sae.json"
+
+
+def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
+    """Write an SAE to `folder`, replacing what is there, and return its weights hash. The SAE itself is unchanged.
+
+    Args:
+        sae: any variant, on any device.
+        folder: becomes the folder with the two files, at once and whole.
+        provenance: what the SAE was made from (site, model, corpus, ...), in JSON types; `load` gives it back.
+
+    Raises:
+        SaescopeError: decoder norms cannot be folded without changing which features are active, or the disk is full.
+    """
+    unit = unit_copy(sae)
+    tensors = dict(unit.tensors())
+    digest = tensors_hash(tensors)
+    manifest = {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "code_version": files.code_version(),
+        "config": sae.config.model_dump(mode="json", by_alias=True),
+        "d_in": sae.d_in, "d_out": sae.d_out, "d_sae": sae.d_sae,
+        "tensors": {name: {"dtype": _dtype(t), "shape": list(t.shape)} for name, t in tensors.items()},
+        "weights_sha256": digest, "provenance": provenance,
+    }
+    with files.atomic_dir(Path(folder)) as partial:
+        files.write_tensors(partial / WEIGHTS, tensors, {"format": FORMAT})
+        files.write_json(partial / MANIFEST, manifest)
+    return digest
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> SAE:
+    """Read an SAE from a run folder, its `final/`, or a SAELens v6 folder; `sae.provenance` says where it came from.
+
+    Raises:
+        SaescopeError: there is nothing that can be read, or what there is has an unknown format, is incomplete, was
+            altered, or does not fit together.
+    """
+    path = Path(path)
+    operations = backend(device, kernels)
+    if (path / "final").is_dir():
+        sae = _read(path / "final")
+    elif (path / MANIFEST).exists() or (path / WEIGHTS).exists():
+        sae = _read(path)
+    elif (path / saelens.CONFIG).exists():
+        sae = saelens.read(path)
+    else:
+        raise SaescopeError(f"{path}: {_nothing_there(path)}")
+    sae = sae.to(device)
+    sae.kernels = operations
+    return sae
+
+
+def weights_hash(sae: SAE) -> str:
+    """What names these weights wherever something refers to them: the sha256 of all tensors in their saved form."""
+    return tensors_hash(dict(unit_copy(sae).tensors()))
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {_dtype(tensor)} {list(tensor.shape)}\n".encode())
+        digest.update(files.tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def unit_copy(sae: SAE) -> SAE:
+    """A copy on the CPU with unit decoder rows.
+
+    Raises:
+        SaescopeError: features are chosen by comparing values that folding the norms would change.
+    """
+    if reason := saelens.unfoldable(sae):
+        raise SaescopeError(f"This SAE cannot be saved with unit decoder rows: {reason}.")
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in sae.state_dict().items()}
+    return _build(type(sae), sae.config, sae.d_in, sae.d_out, tensors).normalised()
+
+
+def _read(folder: Path) -> SAE:
+    manifest = files.read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise SaescopeError(
+            f"{folder / MANIFEST}: the format is {manifest.get('format')!r}, not {FORMAT!r}; give a run's folder."
+        )
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise SaescopeError(
+            f"{folder / MANIFEST}: format version {manifest.get('format_version')!r} is not the one this code reads "
+            f"({FORMAT_VERSION}); it was written by saescope {manifest.get('code_version')}, use that."
+        )
+    sae_class, config = _config(folder / MANIFEST, manifest)
+    tensors = files.read_tensors(folder / WEIGHTS)
+    try:
+        sae = _build(sae_class, config, int(manifest["d_in"]), int(manifest["d_out"]), tensors)
+        expected, provenance = manifest["weights_sha256"], manifest["provenance"]
+    except KeyError as error:
+        raise SaescopeError(f"{folder / MANIFEST}: the entry {error} is missing; save the SAE anew.") from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise SaescopeError(f"{folder / WEIGHTS}: does not fit {MANIFEST} beside it ({reason}).") from error
+    if tensors_hash(tensors) != expected:
+        raise SaescopeError(
+            f"{folder / WEIGHTS}: the weights' sha256 is not the one in {MANIFEST} beside it, so one of the two was "
+            "altered; restore both or train again."
+        )
+    sae.provenance = provenance
+    return sae
+
+
+def _config(path: Path, manifest: dict[str, Any]) -> tuple[type[SAE], SAEConfig]:
+    """The class and config a manifest names."""
+    table = VARIANTS | {"imported": (saelens.Imported, saelens.ImportedConfig)}
+    fields = manifest.get("config")
+    variant = fields.get("variant") if isinstance(fields, dict) else None
+    if variant not in table:
+        raise SaescopeError(f"{path}: no variant called {variant!r}; this code has {', '.join(table)}.")
+    try:
+        return table[variant][0], table[variant][1].model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise SaescopeError(f"{path}: config.{where} cannot be used: {problem['msg']}.") from error
+
+
+def _build(
+    sae_class: type[SAE], config: SAEConfig, d_in: int, d_out: int, tensors: Mapping[str, Tensor]
+) -> SAE:
+    """An SAE that holds exactly these tensors, in their own dtypes."""
+    sae = sae_class(config, d_in, d_out)
+    tensors = dict(tensors)
+    if "W_enc" in tensors:
+        # feature-major in memory: see sae.kernels
+        tensors["W_enc"] = tensors["W_enc"].t().contiguous().t()
+    sae.load_state_dict(tensors, assign=True)
+    return sae
+
+
+def _nothing_there(path: Path) -> str:
+    if not path.exists():
+        return "there is no such folder; give a run's folder or a SAELens folder."
+    if (path / "config.yaml").exists():
+        return "this run has no final/ yet; let the training finish (sae train ... --resume) and load it then."
+    return f"no SAE lies here: neither final/, nor {MANIFEST}, nor SAELens' {saelens.CONFIG} was found."
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
