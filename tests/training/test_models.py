@@ -1,4 +1,7 @@
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -218,6 +221,56 @@ def test_local_directory_is_the_same_model(smol):
     local = load_model(f"local:{packaged_dir('smollm2-135m')}")
     assert local.identity["sha256"] == smol.identity["sha256"]
     assert torch.equal(local.logits(sentence(smol)), smol.logits(sentence(smol)))
+
+
+def save_random(directory: Path, config) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    load_model("native:tiny").tokenizer.save_pretrained(directory)
+
+
+def test_other_architectures_keep_their_hugging_face_numerics(tmp_path):
+    """GPT-2 has transposed and fused weights and no rotary; Gemma 2 caps scores, which fused attention leaves out."""
+    from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
+
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "vocab_size": 512}
+    gemma = Gemma2Config(**sizes, num_key_value_heads=2, head_dim=8, intermediate_size=64, attn_logit_softcapping=0.05)
+    save_random(tmp_path / "gpt2", GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=512, n_positions=64))
+    save_random(tmp_path / "gemma2", gemma)
+    tokens = tiny_tokens()
+    for name in ("gpt2", "gemma2"):
+        model = load_model(f"local:{tmp_path / name}")
+        with torch.no_grad(), quiet_transformers():
+            eager = AutoModelForCausalLM.from_pretrained(tmp_path / name, attn_implementation="eager")(tokens).logits
+        torch.testing.assert_close(model.logits(tokens), eager, rtol=1e-5, atol=1e-6)
+        assert model.hooks()["blocks.1.attn.hook_z"] == (4, 8)
+        clean = model.logits(tokens)
+        for hook in model.hooks():
+            with model.splice(hook, torch.clone):
+                assert torch.equal(model.logits(tokens), clean)
+
+
+def test_a_model_in_the_hubs_local_cache_loads_without_the_hub(tmp_path):
+    from transformers import GPT2Config
+
+    commit, cache = "0123456789abcdef0123456789abcdef01234567", tmp_path / "hub" / "models--org--small"
+    save_random(
+        cache / "snapshots" / commit, GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=512, n_positions=64)
+    )
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    code = (
+        "from training.models import load_model\n"
+        "model = load_model('hub:org/small')\n"
+        "print(model.identity, model.d_hook('blocks.1.hook_resid_post'))"
+    )
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{{'name': 'hub:org/small', 'revision': '{commit}', 'dtype': 'float32'}} 32"
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
