@@ -250,7 +250,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     Raises:
         SaescopeError: unknown name, device or dtype, or weights that cannot be had.
     """
-    torch_device, torch_dtype = _device(device), _dtype(dtype)
+    torch_device, torch_dtype = resolve_device(device), _dtype(dtype)
     kind, _, rest = name.partition(":")
     with quiet_transformers():
         if kind == "native" and rest:
@@ -274,7 +274,12 @@ def _unknown_model(name: str) -> str:
     return f"There is no model {name!r}: {hint}Known are {', '.join(OFFLINE_MODELS)} and, with a hub, hub:org/name."
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name; `auto` is the best there is.
+
+    Raises:
+        SaescopeError: torch cannot use it here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

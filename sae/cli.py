@@ -1,0 +1,56 @@
+"""The command `sae`: subcommands are entry points, found by name and loaded only when called.
+
+Each package registers its own in the group `saescope.commands`, so this floor knows nothing of those above. The help
+line of a subcommand is the first line of its function's docstring, read from the source without importing it.
+"""
+
+import ast
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae.errors import SaescopeError
+
+GROUP = "saescope.commands"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand: 0 on success, 2 with one sentence on stderr for what the user can mend, 130 if interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(commands))
+        return 0
+    if argv[0] == "--version":
+        print(importlib.metadata.version("saescope"))
+        return 0
+    if argv[0] not in commands:
+        print(f"sae: no command {argv[0]!r}; there are {', '.join(sorted(commands))}.", file=sys.stderr)
+        return 2
+    try:
+        return int(commands[argv[0]].load()(argv[1:]) or 0)
+    except SaescopeError as error:
+        print(f"sae {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sae {argv[0]}: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _help(commands: dict[str, importlib.metadata.EntryPoint]) -> str:
+    lines = [f"  {name:<10} {_summary(entry)}" for name, entry in sorted(commands.items())]
+    return "\n".join([
+        "usage: sae COMMAND ...", "", "Sparse autoencoders: train them, browse them, measure them, wire them up.", "",
+        *lines, "", "sae COMMAND --help says more.",
+    ])
+
+
+def _summary(entry: importlib.metadata.EntryPoint) -> str:
+    """First line of the command's docstring."""
+    spec = importlib.util.find_spec(entry.module)
+    assert spec is not None and spec.origin is not None, f"{entry.module} is not installed"
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return (ast.get_docstring(functions[entry.attr]) or "").partition("\n")[0]

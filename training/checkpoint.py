@@ -1,0 +1,67 @@
+"""Checkpoints of a group of trainees: one folder each, complete when it has its final name.
+
+    checkpoints/step-00000120/state.json              address of the next batch, counters, versions
+                              MEMBER.safetensors      weights, Adam's averages, thresholds, dead counters
+
+The last two are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
+"""
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from sae.errors import SaescopeError
+from sae.files import atomic_dir, code_version, write_json, write_tensors
+from training.batches import Address
+from training.trainee import Trainee
+
+FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 1, 2
+
+
+def surroundings() -> dict[str, Any]:
+    """What bit-for-bit continuation depends on."""
+    return {
+        "code": code_version(), "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
+        "machine": platform.machine(), "n_threads": torch.get_num_threads(),
+    }
+
+
+def save(folder: Path, trainees: list[Trainee], next_batch: Address) -> None:
+    """Write a checkpoint below `folder` and drop all but the last two."""
+    n_steps = trainees[0].n_steps
+    with atomic_dir(folder / f"step-{n_steps:08d}") as part:
+        for i, trainee in enumerate(trainees):
+            write_tensors(part / f"{i:03d}.safetensors", trainee.tensors())
+        write_json(part / "state.json", {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": n_steps, "next_batch": list(next_batch),
+            "members": [t.config.name for t in trainees], "numbers": [t.numbers() for t in trainees],
+            "surroundings": surroundings(),
+        })
+    for old in finished(folder)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def finished(folder: Path) -> list[Path]:
+    """The whole checkpoints below `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
+
+
+def load(folder: Path, trainees: list[Trainee]) -> tuple[Address, list[str]] | None:
+    """Put the last checkpoint's state into trainees; the next batch's address and warnings, or None if there is none."""
+    there = finished(folder)
+    if not there:
+        return None
+    state = json.loads((there[-1] / "state.json").read_text(encoding="utf-8"))
+    if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
+        raise SaescopeError(f"{there[-1]} was written by a later version of this code; update it, or start a new run.")
+    for i, (trainee, numbers) in enumerate(zip(trainees, state["numbers"], strict=True)):
+        trainee.load(load_file(there[-1] / f"{i:03d}.safetensors"), numbers)
+    was, now = state["surroundings"], surroundings()
+    changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
+    return Address(*state["next_batch"]), changed

@@ -1,0 +1,192 @@
+"""The subcommands of this floor: thin over functions that notebooks call."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae.errors import SaescopeError
+
+if TYPE_CHECKING:
+    from training.run import Trained
+
+
+def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        f"sae {name}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def train(argv: list[str]) -> int:
+    """Train the SAE, or the sweep of SAEs, that a config describes."""
+    parser = _parser(
+        "train", "Train the SAE, or the sweep of SAEs, that a config describes.",
+        "examples:\n  sae train configs/quickstart.yaml\n  sae train configs/quickstart.yaml name=wide sae.d_sae=16384\n"
+        "  sae train configs/quickstart.yaml --resume\n\n--fields lists every key of a config with its meaning.",
+    )
+    parser.add_argument("config", nargs="?", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same config")
+    parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    parser.add_argument("--fields", action="store_true", help="list every key of a config and leave")
+    args = parser.parse_intermixed_args(argv)
+    if args.fields:
+        print(_fields())
+        return 0
+    if args.config is None:
+        parser.error("which config? for example configs/quickstart.yaml")
+    from training.run import train as train_
+
+    trained = train_(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
+    if not args.quiet:
+        _report(trained)
+    return 0
+
+
+def _fields() -> str:
+    """Every key with type, default and meaning, variants' own keys included."""
+    from training.describe import fields
+
+    return fields()
+
+
+def _report(trained: "list[Trained]") -> None:
+    """The summary table, and what to type next."""
+    from training.display import Display
+
+    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL", "rows/s")
+    Display().table("held out", [_row(t) for t in trained], header)
+    for one in trained[:1]:
+        print(f"\nsummary: {one.folder / 'summary.json'}\nin Python: import sae; sae.load({str(one.folder)!r})")
+
+
+def _row(trained: "Trained") -> tuple[str, ...]:
+    held, rate = trained.summary["heldout"], trained.summary["timing"]["tokens_per_s"]
+
+    def with_interval(key: str) -> str:
+        if key not in held:
+            return "–"
+        low, high = held[f"{key}_interval"]
+        return f"{held[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+    return (
+        trained.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{trained.summary['dead']['share']:.2%}",
+        with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
+        f"{held['kl']:.3f}" if "kl" in held else "–", f"{rate:,.0f}",
+    )
+
+
+def cache(argv: list[str]) -> int:
+    """Make, verify, list and remove activation caches."""
+    parser = _parser("cache", "Make, verify, list and remove activation caches.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    make = commands.add_parser("make", help="write the cache a config needs, going on where an earlier attempt stopped")
+    make.add_argument("config", help="a YAML file")
+    make.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
+    for name, text in (("verify", "read every byte and compare checksums"), ("rm", "remove a cache")):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("name", help="a cache's folder, or its name below --dir")
+        sub.add_argument("--dir", default="cache", help="folder of all caches (default: %(default)s)")
+    ls = commands.add_parser("ls", help="list caches with their hooks and sizes")
+    ls.add_argument("--dir", default="cache", help="folder of all caches (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return {"make": _cache_make, "verify": _cache_verify, "ls": _cache_ls, "rm": _cache_rm}[args.what](args)
+
+
+def _cache_make(args: argparse.Namespace) -> int:
+    from training import config as configs
+    from training.display import Display
+    from training.harvest import open_data
+
+    members = configs.read(args.config, args.overrides)
+    if members[0].cache.mode != "disk" or members[0].corpus.acts_dir is not None:
+        raise SaescopeError(f"{args.config} needs no cache: its activations are not kept on disk (cache.mode, acts:).")
+    hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
+    data = open_data(members[0], hooks, Display())
+    print(data.tokens.folder)
+    return 0
+
+
+def _cache_folder(args: argparse.Namespace) -> Path:
+    candidates = [Path(args.name), Path(args.dir) / args.name]
+    for folder in candidates:
+        if (folder / "manifest.json").exists():
+            return folder
+    there = ", ".join(_cache_names(Path(args.dir))) or "none"
+    raise SaescopeError(f"no cache {args.name!r}; in {args.dir} there are: {there}.")
+
+
+def _cache_names(root: Path) -> list[str]:
+    return sorted(p.parent.name for p in root.glob("*/manifest.json"))
+
+
+def _cache_verify(args: argparse.Namespace) -> int:
+    from training.cache import verify
+
+    folder = _cache_folder(args)
+    problems = verify(folder)
+    if problems:
+        raise SaescopeError(" ".join(problems))
+    print(f"{folder}: whole")
+    return 0
+
+
+def _cache_ls(args: argparse.Namespace) -> int:
+    from training.display import Display
+
+    rows = []
+    for name in _cache_names(Path(args.dir)):
+        folder = Path(args.dir) / name
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
+        rows.append((name, f"{manifest['n_seqs'] * manifest['n_ctx']:,}", f"{size / 1e6:,.0f}", " ".join(hooks)))
+    Display().table(args.dir, rows, ("cache", "tokens", "MB", "hooks"))
+    return 0
+
+
+def _cache_rm(args: argparse.Namespace) -> int:
+    import shutil
+
+    from training.locks import locked
+
+    folder = _cache_folder(args)
+    with locked(folder):
+        shutil.rmtree(folder)
+    print(f"removed {folder}")
+    return 0
+
+
+def bench(argv: list[str]) -> int:
+    """Measure speed: harvest (model), cache (reading), kernels, train."""
+    parser = _parser("bench", "Measure speed. Each prints a table, and JSON with --out.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    harvest = commands.add_parser("harvest", help="activations against the bare Hugging Face forward")
+    harvest.add_argument("--model", default="smollm2-135m")
+    harvest.add_argument("--hook", default="blocks.9.hook_resid_post")
+    harvest.add_argument("--dtype", default="bfloat16")
+    reading = commands.add_parser("cache", help="batches per second against a plain copy of the same bytes")
+    reading.add_argument("--rows", type=int, default=262_144)
+    reading.add_argument("--d-in", type=int, default=576)
+    for sub in (harvest, reading):
+        sub.add_argument("--repeats", type=int, default=7)
+        sub.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args(argv)
+    figures = _measure(args)
+    if args.out is not None:
+        from sae.files import write_json
+
+        write_json(args.out, figures)
+    print(json.dumps(figures, indent=2))
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    if args.what == "harvest":
+        from training.bench_harvest import bench_harvest
+
+        return bench_harvest(args.model, args.hook, args.dtype, repeats=args.repeats)
+    from training.bench_cache import bench_cache
+
+    return bench_cache(n_rows=args.rows, d_in=args.d_in, repeats=args.repeats)

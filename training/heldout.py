@@ -1,0 +1,170 @@
+"""Held-out evaluation: rows that no training or calibration has seen.
+
+L0, FVE, density on rows; CE recovered and KL by splicing the reconstruction into the model's forward pass, with masked
+rows (BOS, special tokens, outliers) passing unchanged. Intervals are over sequences.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae.base import SAE
+from sae.metrics import FVE, bootstrap, recovered
+from training.calibration import KeepMask, target_rows
+from training.config import SiteConfig
+from training.models import Model
+from training.sources import Source
+from training.tokens import Tokens
+
+CHUNK_ROWS = 4096
+DENSE = 0.1
+"""A feature that fires on more than this share of rows counts as dense."""
+
+
+class HeldOut:
+    """Kept rows of held-out sequences, read once and kept in memory."""
+
+    def __init__(self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], n_rows: int) -> None:
+        """The first held-out sequences that hold `n_rows` rows (all, if there are fewer)."""
+        self.seqs = tokens.sequences(held_out=True)[: -(-n_rows // tokens.n_ctx)]
+        keep = mask.keep(self.seqs, tokens.n_ctx)
+        seq = torch.arange(len(self.seqs)).repeat_interleave(tokens.n_ctx)
+        self.seq = seq[keep]
+        self.acts = {hook: source.rows(hook, self.seqs, tokens.n_ctx)[keep] for hook in hooks}
+
+    @property
+    def n_rows(self) -> int:
+        """Rows evaluated."""
+        return len(self.seq)
+
+    @torch.no_grad()
+    def measure(self, sae: SAE, site: SiteConfig) -> dict[str, Any]:
+        """L0, FVE with its interval, share of dense features, over all rows."""
+        device = sae.W_dec.device
+        fve = FVE(len(self.seqs), sae.target.mean.cpu())
+        counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+        l0 = np.zeros(len(self.seqs))
+        for start in range(0, self.n_rows, CHUNK_ROWS):
+            chunk = slice(start, start + CHUNK_ROWS)
+            acts = {hook: self.acts[hook][chunk].to(device).float() for hook in site.hooks}
+            code = sae.encode(acts[site.input])
+            counts += code.counts()
+            np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
+            fve.add(self.seq[chunk], target_rows(site, acts), sae.decode(code))
+        per_seq = fve.rows.numpy()
+        interval, active = fve.interval(), bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
+        density = counts.double() / self.n_rows
+        return {
+            "fve": interval.value, "fve_interval": [interval.low, interval.high],
+            "l0": active.value, "l0_interval": [active.low, active.high],
+            "dense": float((density > DENSE).double().mean()), "silent": float((counts == 0).double().mean()),
+            "n_rows": self.n_rows, "n_seqs": len(self.seqs),
+        }
+
+
+class Spliced:
+    """Per-sequence cross-entropy of the model: clean, with each SAE, and with the site ablated to mean and zero."""
+
+    def __init__(
+        self, model: Model, source: Source, tokens: Tokens, mask: KeepMask, n_tokens: int, *, batch_seqs: int = 8
+    ) -> None:
+        """Held-out sequences with at least `n_tokens` predicted tokens, or all."""
+        assert tokens.tokens is not None
+        self.model, self.source, self.mask, self.tokens = model, source, mask, tokens
+        self.seqs = tokens.sequences(held_out=True)[: -(-n_tokens // (tokens.n_ctx - 1))]
+        self.batch_seqs = batch_seqs
+
+    @torch.no_grad()
+    def measure(
+        self, members: Sequence[tuple[SAE, SiteConfig]], advance: Callable[[int], None] = lambda _: None
+    ) -> list[dict[str, Any]]:
+        """CE recovered against mean and zero ablation, and KL(clean ‖ spliced) in nats per token, for each SAE."""
+        n_ctx = self.tokens.n_ctx
+        sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
+        for start in range(0, len(self.seqs), self.batch_seqs):
+            seqs = self.seqs[start : start + self.batch_seqs]
+            ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
+            keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
+            clean = self._log_probs(ids)
+            shared: dict[Any, np.ndarray] = {}
+            for (sae, site), out in zip(members, sums, strict=True):
+                # members at one site share its ablations
+                key = (site.input, site.target, site.update)
+                for name, fn in self._ablations(sae, site).items():
+                    if (key, name) not in shared:
+                        shared[key, name] = _cross_entropy(self._replaced(ids, keep, site, fn), ids)
+                    out.setdefault(name, []).append(shared[key, name])
+                spliced = self._replaced(ids, keep, site, lambda rows, sae=sae: sae(rows.to(sae.W_dec.device)))
+                out.setdefault("clean", []).append(_cross_entropy(clean, ids))
+                out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
+                out.setdefault("kl", []).append(_divergence(clean, spliced))
+            advance(len(seqs) * (n_ctx - 1))
+        return [self._summary({name: np.concatenate(parts) for name, parts in out.items()}) for out in sums]
+
+    def _log_probs(self, ids: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
+        return self.model.logits(ids).float().log_softmax(-1)
+
+    def _ablations(self, sae: SAE, site: SiteConfig) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What the reconstruction is compared with: the target's training mean, and nothing at all."""
+        mean = sae.target.mean
+        return {
+            "mean": lambda rows: mean.expand(len(rows), -1),
+            "zero": lambda rows: torch.zeros(len(rows), sae.d_out),
+        }
+
+    def _replaced(
+        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
+        fn: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
+        """Log-probabilities with kept rows of the target replaced by `fn` of the input's rows."""
+        seen: dict[str, Tensor] = {}
+
+        def look(acts: Tensor) -> Tensor:
+            seen["input"] = acts
+            return acts
+
+        def replace(acts: Tensor) -> Tensor:
+            x = seen.get("input", acts)[keep].float()
+            new = fn(x).to(acts.device)
+            new = new + x if site.update else new
+            out = acts.clone()
+            out[keep] = new.to(acts.dtype)
+            return out
+
+        if site.hooks == (site.input,):
+            with self.model.splice(site.input, replace):
+                return self._log_probs(ids)
+        with self.model.splice(site.input, look), self.model.splice(str(site.target), replace):
+            return self._log_probs(ids)
+
+    def _summary(self, ce: dict[str, np.ndarray]) -> dict[str, Any]:
+        n_tokens = len(self.seqs) * (self.tokens.n_ctx - 1)
+        out: dict[str, Any] = {"ce_n_tokens": n_tokens}
+        for name in ("clean", "spliced", "mean", "zero"):
+            out[f"ce_{name}"] = float(ce[name].sum() / n_tokens)
+        out["kl"] = float(ce["kl"].sum() / n_tokens)
+        for name in ("mean", "zero"):
+            interval = recovered(ce["clean"], ce["spliced"], ce[name])
+            out[f"ce_recovered_{name}"] = interval.value
+            out[f"ce_recovered_{name}_interval"] = [interval.low, interval.high]
+        return out
+
+
+def _cross_entropy(
+    log_probs: Float[Tensor, "n_seqs n_ctx d_vocab"], ids: Int[Tensor, "n_seqs n_ctx"]
+) -> Float[np.ndarray, " n_seqs"]:
+    """Summed over the predicted tokens of each sequence, in nats."""
+    picked = log_probs[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return -picked.double().sum(1).cpu().numpy()
+
+
+def _divergence(
+    clean: Float[Tensor, "n_seqs n_ctx d_vocab"], spliced: Float[Tensor, "n_seqs n_ctx d_vocab"]
+) -> Float[np.ndarray, " n_seqs"]:
+    """KL(clean ‖ spliced) summed over the predicted tokens of each sequence, in nats."""
+    kl = (clean[:, :-1].exp() * (clean[:, :-1] - spliced[:, :-1])).sum(-1)
+    return kl.double().sum(1).cpu().numpy()

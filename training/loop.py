@@ -1,0 +1,113 @@
+"""The training loop: next batch, step, log, evaluate, save. It knows nothing of language models."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from sae.errors import SaescopeError
+from training import checkpoint
+from training.batches import Address, Batches
+from training.config import TrainConfig
+from training.display import Task
+from training.heldout import HeldOut
+from training.schedule import Clock
+from training.trainee import Trainee
+
+
+class Interrupted(SaescopeError):
+    """A signal ended the training after it was saved."""
+
+
+class Logger(Protocol):
+    """Somewhere metrics go."""
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """One line of metrics."""
+        ...
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """The last word."""
+        ...
+
+
+def fit(
+    trainees: Sequence[Trainee], batches: Batches, start: Address, clock: Clock, *, config: TrainConfig,
+    eval_steps: int, prefetch: int, heldout: HeldOut, loggers: Sequence[Sequence[Logger]], checkpoints: Path,
+    task: Task,
+) -> None:
+    """Train every trainee on one stream of batches until the budget is spent.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; everything is saved.
+    """
+    log_steps, save_steps = clock.steps(config.log_every), clock.steps(config.checkpoint_every)
+    stream = batches.stream(start, prefetch=prefetch)
+    n_steps = trainees[0].n_steps
+    with _signals() as interrupted:
+        while n_steps < clock.n_steps:
+            batch = next(stream)
+            for trainee in trainees:
+                trainee.step(batch.acts)
+            n_steps += 1
+            task.advance(clock.batch_rows)
+            last = n_steps == clock.n_steps
+            if n_steps % log_steps == 0 or last:
+                _log(trainees, loggers, task, n_steps, clock)
+            if n_steps % eval_steps == 0 and not last:
+                _evaluate(trainees, heldout, loggers, n_steps, clock)
+            if n_steps % save_steps == 0 or last or interrupted():
+                checkpoint.save(checkpoints, list(trainees), _after(batch.address))
+            if interrupted() and not last:
+                stream.close()
+                raise Interrupted(f"stopped by a signal after step {n_steps} of {clock.n_steps}; everything is saved.")
+    stream.close()
+
+
+def _after(address: Address) -> Address:
+    """The next batch; if the superblock has none left, the stream goes on to the following one by itself."""
+    return address._replace(j=address.j + 1)
+
+
+def _log(
+    trainees: Sequence[Trainee], loggers: Sequence[Sequence[Logger]], task: Task, n_steps: int, clock: Clock
+) -> None:
+    for trainee, outs in zip(trainees, loggers, strict=True):
+        metrics = trainee.metrics()
+        line = {"step": n_steps, "rows": n_steps * clock.batch_rows, **metrics, "tokens_per_s": task.per_second()}
+        for out in outs:
+            out.log(line)
+    shown = {key: metrics[key] for key in ("l0", "fve", "dead")}
+    task.note(shown)
+
+
+def _evaluate(
+    trainees: Sequence[Trainee], heldout: HeldOut, loggers: Sequence[Sequence[Logger]], n_steps: int, clock: Clock
+) -> None:
+    for trainee, outs in zip(trainees, loggers, strict=True):
+        measured = heldout.measure(trainee.sae, trainee.config.site)
+        line = {"step": n_steps, "rows": n_steps * clock.batch_rows}
+        for out in outs:
+            out.log(line | {f"heldout/{key}": value for key, value in measured.items()})
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Turns SIGINT and SIGTERM into a question the loop asks; a second one ends at once, as usual."""
+    came: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    try:
+        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread (a notebook's worker): signals stay as they are
+        before = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

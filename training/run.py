@@ -1,0 +1,219 @@
+"""A training from beginning to end: text → tokens → activations → SAEs → runs/NAME/.
+
+    runs/NAME/config.yaml            as resolved
+              metrics.jsonl          while training
+              checkpoints/           the last two
+              final/                 the SAE as `sae.load` reads it
+              cfg.json, sae_weights.safetensors   the same for SAELens, where it has the architecture
+              summary.json           held-out figures with intervals; its presence means: finished
+
+A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae import saelens, store
+from sae.base import SAE
+from sae.errors import SaescopeError
+from sae.files import write_bytes, write_json
+from training import checkpoint, config as configs
+from training.batches import Address, Batches
+from training.calibration import KeepMask, calibrate
+from training.config import Config
+from training.display import Display
+from training.harvest import Data, open_data
+from training.heldout import HeldOut, Spliced
+from training.loggers import MetricsFile, Wandb
+from training.loop import Interrupted, Logger, fit
+from training.models import resolve_device
+from training.schedule import Clock
+from training.trainee import Trainee, new_sae
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves: the SAE, its summary and its folder."""
+
+    sae: SAE
+    summary: dict[str, Any]
+    folder: Path
+
+
+def train(
+    config: str | Path | Config | dict[str, Any] | Sequence[Config], overrides: Sequence[str] = (), *,
+    runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
+) -> list[Trained]:
+    """Train what a config describes: one SAE, or every member of a sweep on one stream of batches.
+
+    Args:
+        config: a YAML file, its fields as a dict, or resolved configs.
+        overrides: dotted keys, `sae.k=64`.
+        runs: the folder of all runs.
+        resume: continue an interrupted run of the same config, bit for bit.
+        quiet: no progress display.
+
+    Raises:
+        SaescopeError: anything a user can cause; see the message.
+    """
+    members = _resolved(config, overrides)
+    folders = [Path(runs) / c.name for c in members]
+    display = Display(quiet=quiet)
+    if resume and all((f / "summary.json").exists() for f in folders):
+        _check_same(members, folders)
+        display.say(f"{folders[0]}: already finished")
+        return [_finished(f) for f in folders]
+    _claim(members, folders, resume=resume)
+    return _train(members, folders, display, resume=resume)
+
+
+def _resolved(
+    config: str | Path | Config | dict[str, Any] | Sequence[Config], overrides: Sequence[str]
+) -> list[Config]:
+    if isinstance(config, str | Path):
+        return configs.read(config, overrides)
+    if isinstance(config, dict):
+        return configs.resolve(config, overrides)
+    members = [config] if isinstance(config, Config) else list(config)
+    return [c for m in members for c in configs.resolve(m.plain(), overrides)] if overrides else members
+
+
+def _claim(members: list[Config], folders: list[Path], *, resume: bool) -> None:
+    """Make the run folders, or refuse those that exist unless the same config is resumed."""
+    if not resume:
+        for folder in folders:
+            if (folder / "config.yaml").exists():
+                raise SaescopeError(
+                    f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
+                )
+    _check_same(members, folders)
+    for member, folder in zip(members, folders, strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / "config.yaml", member.yaml().encode())
+
+
+def _check_same(members: list[Config], folders: list[Path]) -> None:
+    for member, folder in zip(members, folders, strict=True):
+        path = folder / "config.yaml"
+        if path.exists() and (there := configs.read(path)[0]) != member:
+            key = _first_difference(there.plain(), member.plain())
+            raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
+
+
+def _first_difference(there: Any, asked: Any, path: str = "") -> str:
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for key in sorted({*there, *asked}):
+            if there.get(key) != asked.get(key):
+                return _first_difference(there.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
+    return f"{path} was {there!r}, is {asked!r}"
+
+
+def _train(members: list[Config], folders: list[Path], display: Display, *, resume: bool) -> list[Trained]:
+    began = time.monotonic()
+    first = members[0]
+    hooks = tuple(dict.fromkeys(hook for m in members for hook in m.site.hooks))
+    mask_hooks = first.data.mask_hooks or hooks
+    data = open_data(first, tuple(dict.fromkeys((*hooks, *mask_hooks))), display)
+    mask = KeepMask(data.source, data.tokens, first.data.model_copy(update={"mask_hooks": mask_hooks}))
+    clock = Clock.of(first.train.budget, batch_rows=first.data.batch_rows, epoch_rows=data.tokens.n_eligible())
+    batches = Batches(
+        data.source, data.tokens, mask, hooks, seed=first.data.seed, batch_rows=first.data.batch_rows,
+        superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
+    )
+    display.say(
+        f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} rows, "
+        f"{batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
+    )
+    heldout = HeldOut(data.source, data.tokens, mask, hooks, first.eval.n_rows)
+    device = resolve_device(first.train.device)
+    trainees = [Trainee(m, new_sae(m, calibrate(m.site, mask)), clock, device) for m in members]
+    # a sweep's members lie in one folder, and so do their checkpoints
+    group = folders[0] if len(members) == 1 else folders[0].parent
+    start = _continue(group / "checkpoints", trainees, display) if resume else Address(0, 0, 0)
+    loggers = [_loggers(m, f, t.n_steps) for m, f, t in zip(members, folders, trainees, strict=True)]
+    with display.task("training", clock.n_steps * clock.batch_rows) as task:
+        task.skip(trainees[0].rows_seen)
+        try:
+            fit(
+                trainees, batches, start, clock, config=first.train, eval_steps=clock.steps(first.eval.every),
+                prefetch=first.data.prefetch, heldout=heldout, loggers=loggers, checkpoints=group / "checkpoints",
+                task=task,
+            )
+        except Interrupted as stop:
+            raise Interrupted(f"{stop} Continue with --resume.") from None
+        speed = task.per_second()
+    timing = {"tokens_per_s": speed, "seconds": time.monotonic() - began}
+    return _finish(members, folders, trainees, data, mask, heldout, loggers, display, timing)
+
+
+def _continue(folder: Path, trainees: list[Trainee], display: Display) -> Address:
+    found = checkpoint.load(folder, trainees)
+    if found is None:
+        display.say("no checkpoint yet: starting from the beginning")
+        return Address(0, 0, 0)
+    address, changed = found
+    for line in changed:
+        display.say(f"warning: {line} since the checkpoint; the run will not continue bit for bit")
+    display.say(f"continuing after step {trainees[0].n_steps}")
+    return address
+
+
+def _loggers(member: Config, folder: Path, n_steps: int) -> list[Logger]:
+    out: list[Logger] = [MetricsFile(folder / "metrics.jsonl", keep_steps=n_steps)]
+    if member.train.wandb is not None:
+        out.append(Wandb(member.train.wandb, member.name, folder, member.plain()))
+    return out
+
+
+def _finish(
+    members: list[Config], folders: list[Path], trainees: list[Trainee], data: Data, mask: KeepMask, heldout: HeldOut,
+    loggers: list[list[Logger]], display: Display, timing: dict[str, float],
+) -> list[Trained]:
+    """Evaluate, save, summarise."""
+    spliced: list[dict[str, Any]] = [{} for _ in members]
+    if data.model is not None and members[0].eval.n_tokens:
+        measure = Spliced(data.model, data.source, data.tokens, mask, members[0].eval.n_tokens)
+        with display.task("splicing", len(measure.seqs) * (data.tokens.n_ctx - 1)) as task:
+            sites = [(t.sae, m.site) for t, m in zip(trainees, members, strict=True)]
+            spliced = measure.measure(sites, task.advance)
+    dropped = mask.dropped()
+    out = []
+    for member, folder, trainee, ce, logs in zip(members, folders, trainees, spliced, loggers, strict=True):
+        dead = trainee.dead()
+        facts = _provenance(member, data)
+        digest = store.save(trainee.sae, folder / "final", provenance=facts)
+        trained = store.load(folder / "final", device=str(trainee.device), kernels=member.train.kernels)
+        refusal = saelens.export(trained, folder, metadata=facts)
+        summary = {
+            "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae, "weights_sha256": digest,
+            "heldout": heldout.measure(trained, member.site) | ce,
+            "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
+                     "window_rows": trainee.clock.rows(member.train.dead_window)},
+            "mask": dropped, "n_rows_trained": trainee.rows_seen, "n_steps": trainee.n_steps, "timing": timing,
+            "saelens": "cfg.json" if refusal is None else refusal, "surroundings": checkpoint.surroundings(),
+        }
+        write_json(folder / "summary.json", summary)
+        for log in logs:
+            log.close({f"heldout/{k}": v for k, v in summary["heldout"].items()})
+        out.append(Trained(trained, summary, folder))
+    return out
+
+
+def _provenance(member: Config, data: Data) -> dict[str, Any]:
+    """What the weights were made from, beside their config; no times, no paths of this machine."""
+    return {
+        "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from,
+        "config": {k: v for k, v in member.plain().items() if k in ("corpus", "data", "optim", "sae", "model")},
+        "hook_name": member.site.input, "hook_name_out": member.site.target,
+        "model_name": None if data.model is None else data.model.name,
+        "context_size": data.tokens.n_ctx, "prepend_bos": data.model is not None and data.model.prepend_bos,
+        "dataset_path": "+".join(s.source for s in member.corpus.sources),
+    }
+
+
+def _finished(folder: Path) -> Trained:
+    return Trained(store.load(folder), json.loads((folder / "summary.json").read_text(encoding="utf-8")), folder)
