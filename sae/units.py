@@ -17,7 +17,7 @@ _DURATION = re.compile(rf"^\s*{_NUMBER}\s*([kMB]?)\s*(%|tokens?|rows?|steps?|epo
 class Duration:
     """A stretch of training: `5%` of the budget, `2M tokens` (training rows), `100 steps` or `4 epochs`."""
 
-    value: float
+    value: int | float
     unit: Unit
 
     @classmethod

@@ -1,0 +1,39 @@
+# Everything runs in .venv, which is made on first use. Set VENV to use another environment.
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SAE := $(VENV)/bin/sae
+PYTHON ?= python3
+
+.PHONY: demo test check bench dashboard sweep kill-test saelens-check peers clean
+
+demo: $(VENV)/.done            ## train the quickstart SAE of SmolLM2-135M on this machine
+	$(SAE) train configs/quickstart.yaml --resume
+
+test: $(VENV)/.done            ## the whole quick test suite
+	$(PY) -m pytest
+
+check: $(VENV)/.done           ## lint and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.done           ## harvest and cache benchmarks
+	mkdir -p benchmarks
+	$(SAE) bench harvest --out benchmarks/harvest.json
+	$(SAE) bench cache --out benchmarks/cache.json
+
+sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equality and time
+	$(PY) -m tests.e2e.sweep_times
+
+kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
+	$(PY) -m tests.e2e.kills --kills 20
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	@# torch first and by its pinned version: a range would bring gigabytes of CUDA packages to a machine without a GPU
+	$(PY) -m pip install --quiet -c constraints.txt torch
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:                         ## remove the environment and everything trained here
+	rm -rf $(VENV) .peers runs cache

@@ -1,0 +1,86 @@
+"""The floors import downwards only, heavy libraries live in one file each, and imports do nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ["sae", "training", "analysis", "dashboard"]
+COMMON = {"torch", "numpy", "einops", "jaxtyping"}
+ALLOWED = {
+    "sae": {"pydantic", "pydantic_core", "safetensors"},
+    "training": {"pydantic", "safetensors", "ruamel", "transformer_lens", "transformers", "tokenizers",
+                 "huggingface_hub", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
+    "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "sklearn", "networkx", "plotly", "rich"},
+    "dashboard": {"streamlit"},
+}
+KERNELS = {"numba", "llvmlite", "triton", "psutil"}
+ONE_FILE = {"transformer_lens": "training/models.py", "wandb": "training/loggers.py", "datasets": "training/corpus.py"}
+
+
+def python_files() -> list[Path]:
+    return [p for floor in FLOORS for p in sorted((ROOT / floor).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_downwards(path: Path) -> None:
+    floor = path.relative_to(ROOT).parts[0]
+    below = set(FLOORS[: FLOORS.index(floor) + 1])
+    libraries = set().union(*(ALLOWED[f] for f in FLOORS[1 : FLOORS.index(floor) + 1])) | ALLOWED["sae"] | COMMON
+    if "kernels" in path.parts:
+        libraries |= KERNELS
+    assert imports(path) <= below | libraries
+
+
+@pytest.mark.parametrize("library", ONE_FILE)
+def test_one_file_imports_a_heavy_library(library: str) -> None:
+    assert {str(p.relative_to(ROOT)) for p in python_files() if library in imports(p)} == {ONE_FILE[library]}
+
+
+def test_streamlit_only_in_dashboard() -> None:
+    assert all(p.relative_to(ROOT).parts[0] == "dashboard" for p in python_files() if "streamlit" in imports(p))
+
+
+def test_no_dashboard_file_is_called_like_a_library() -> None:
+    # Streamlit puts the script's folder first on sys.path
+    libraries = set().union(*ALLOWED.values()) | COMMON | KERNELS | {"pandas", *FLOORS} | set(sys.stdlib_module_names)
+    names = {p.stem for p in (ROOT / "dashboard").rglob("*.py")} - {"__init__"}
+    assert not names & libraries
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_packages_come_from_this_repository(floor: str) -> None:
+    module = __import__(floor)
+    assert module.__file__ is not None
+    assert Path(module.__file__).is_relative_to(ROOT)
+
+
+def test_importing_the_floors_is_silent_and_light() -> None:
+    code = "import sys, sae, training, analysis, dashboard; sys.exit('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_help_loads_neither_torch_nor_a_command() -> None:
+    code = (
+        "import sys; from sae.cli import main; main(['--help']); "
+        "assert not {'torch', 'training.commands', 'transformers'} & set(sys.modules), 'heavy import'"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "train" in run.stdout and "Train the SAE" in run.stdout
+
+
