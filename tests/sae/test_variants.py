@@ -1,0 +1,213 @@
+"""Losses of every variant against finite differences in fp64, and what the papers promise of each."""
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae import losses
+from sae.base import SAE, Progress, Step, Transform
+from sae.init import initialise
+from sae.kernels import Select
+from sae.units import Duration
+from sae.variants import VARIANTS
+
+D_IN, D_SAE, N = 6, 20, 9
+EXTRA = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "relu": {"sparsity": {"coefficient": 0.7}}}
+ALL = sorted(VARIANTS)
+
+
+def make(variant: str, d_out: int | None = None, **fields: object) -> SAE:
+    cls, config = VARIANTS[variant]
+    sae = cls(config.model_validate({"d_sae": D_SAE, **EXTRA[variant], **fields}), D_IN, d_out)
+    generator = torch.Generator().manual_seed(0)
+    initialise(sae, torch.randn(50, sae.d_out, generator=generator))
+    for p in sae.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    return sae.double()
+
+
+def rows(d: int = D_IN) -> Float[Tensor, "n d"]:
+    return torch.randn(N, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def no_dead(sae: SAE, **fields: object) -> Progress:
+    return Progress(dead=torch.zeros(sae.d_sae, dtype=torch.bool), coefficient=0.7, **fields)  # type: ignore[arg-type]
+
+
+class Loss(nn.Module):
+    """One term of a variant's loss, as a module so that its parameters can be substituted."""
+
+    def __init__(self, sae: SAE, term: str, progress: Progress) -> None:
+        super().__init__()
+        self.sae, self.term, self.progress = sae, term, progress
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.sae.losses(x, target, self.progress).terms[self.term]
+
+
+def check_gradients(module: nn.Module, *inputs: Tensor) -> None:
+    names = [name for name, _ in module.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+
+    def f(*parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), inputs)
+
+    assert torch.autograd.gradcheck(f, tuple(values))
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_gradients_of_the_reconstruction_reach_every_parameter(variant: str) -> None:
+    sae = make(variant)
+    check_gradients(Loss(sae, "reconstruction", no_dead(sae)), rows(), rows())
+    sae.losses(rows(), rows(), no_dead(sae)).terms["reconstruction"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in sae.parameters())
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_gradients_of_a_transcoder(variant: str) -> None:
+    sae = make(variant, d_out=4)
+    check_gradients(Loss(sae, "reconstruction", no_dead(sae)), rows(), rows(4))
+
+
+def test_gradients_of_the_l1_term() -> None:
+    sae = make("relu")
+    check_gradients(Loss(sae, "l1", no_dead(sae)), rows(), rows())
+
+
+@pytest.mark.parametrize("variant", ["topk", "batchtopk"])
+def test_auxk_trains_encoder_and_decoder_of_dead_features_only(variant: str) -> None:
+    sae = make(variant, auxk={"coefficient": 0.5, "k": 2})
+    dead = torch.arange(D_SAE) % 4 == 0
+    x = rows()
+    step = sae.losses(x, x, Progress(dead=dead))
+    step.terms["auxk"].backward()
+    for grad, axis in ((sae.W_enc.grad, 0), (sae.W_dec.grad, 1)):
+        assert grad is not None
+        by_feature = grad.abs().sum(axis)
+        assert (by_feature[dead] > 0).any(), "AuxK must reach the encoder as well as the decoder"
+        assert (by_feature[~dead] == 0).all()
+    assert sae.b_enc.grad is not None and (sae.b_enc.grad[dead] != 0).any()
+
+    # by hand: the residual is a constant, and the top 2 dead pre-activations reconstruct it
+    residual = (x - step.x_hat).detach()
+
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sae = sae
+
+        def forward(self, x: Tensor) -> Tensor:
+            pre = ((x - self.sae.b_dec) @ self.sae.W_enc + self.sae.b_enc).masked_fill(~dead, 0).relu()
+            kept = torch.zeros_like(pre).scatter(1, pre.topk(2).indices, 1.0) * pre
+            return 0.5 * (residual - kept @ self.sae.W_dec).square().sum(-1).mean()
+
+    by_hand = ByHand()
+    check_gradients(by_hand, x)
+    got = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
+    sae.zero_grad()
+    by_hand(x).backward()
+    for name, p in sae.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(got[name], p.grad, atol=1e-12, rtol=1e-12)
+
+
+def test_a_clipped_pre_activation_gets_no_gradient() -> None:
+    """Fewer than k positive pre-activations: those the ReLU clips must stay untouched."""
+    sae = make("topk", k=15)
+    sae.b_enc.data.fill_(-0.8)
+    step = sae.losses(rows(), rows(), no_dead(sae))
+    assert (step.code.value == 0).any()
+    step.loss.backward()
+    silent = step.code.counts() == 0
+    assert silent.any() and sae.W_enc.grad is not None
+    assert (sae.W_enc.grad[:, silent] == 0).all()
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_losses_do_not_depend_on_the_batch_size(variant: str) -> None:
+    sae = make(variant)
+    x = rows()
+    one = sae.losses(x, x, no_dead(sae)).loss
+    two = sae.losses(torch.cat([x, x]), torch.cat([x, x]), no_dead(sae)).loss
+    torch.testing.assert_close(one, two)
+
+
+def test_topk_keeps_k_and_batchtopk_keeps_k_on_average() -> None:
+    assert (make("topk").losses(rows(), rows(), no_dead(make("topk"))).code.l0() == 3).all()
+    code = make("batchtopk").losses(rows(), rows(), no_dead(make("batchtopk"))).code
+    assert code.n_active == 3 * N
+    assert len(set(code.l0().tolist())) > 1
+
+
+def test_k_annealing_falls_linearly() -> None:
+    sae = make("topk", k_anneal={"start": 11, "over": "50%"})
+    ks = []
+    for share in (0.0, 0.25, 0.5, 1.0):
+        progress = no_dead(sae, through=lambda _, share=share: share)
+        ks.append(sae.config.k_at(progress))  # type: ignore[attr-defined]
+    assert ks == [11, 9, 7, 3]
+
+
+def test_l1_is_the_length_of_the_features_contribution() -> None:
+    sae = make("relu")
+    x = rows()
+    pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).relu()
+    by_hand = (pre * sae.W_dec.norm(dim=1)).sum(1).mean()
+    torch.testing.assert_close(sae.losses(x, x, no_dead(sae)).terms["l1"], 0.7 * by_hand)
+
+
+def test_batchtopk_threshold_is_the_unbiased_average_of_batch_minima() -> None:
+    sae = make("batchtopk")
+    minima = []
+    for seed in range(5):
+        x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        step: Step = sae.losses(x, x, no_dead(sae))
+        sae.observe(step)
+        minima.append(step.code.value[step.code.value > 0].min().item())
+    weights = [0.99 ** (4 - i) for i in range(5)]
+    expected = sum(w * m for w, m in zip(weights, minima, strict=True)) / sum(weights)
+    assert sae.threshold.item() == pytest.approx(expected)  # type: ignore[attr-defined]
+    assert isinstance(sae.select(), Select)
+    x = torch.randn(4096, D_IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    assert sae.encode(x).l0().double().mean().item() == pytest.approx(3, rel=0.15)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_folding_decoder_norms_changes_no_reconstruction(variant: str) -> None:
+    sae = make(variant)
+    if variant == "batchtopk":
+        sae.observe(sae.losses(rows(), rows(), no_dead(sae)))
+        sae.W_dec.data /= sae.W_dec.norm(dim=1, keepdim=True)
+    if variant == "topk":
+        sae.W_dec.data /= sae.W_dec.norm(dim=1, keepdim=True)
+    before, codes = sae(rows()), sae.encode(rows())
+    sae.normalised()
+    torch.testing.assert_close(sae(rows()), before)
+    torch.testing.assert_close(sae.encode(rows()).to_dense(), codes.to_dense())
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_values_are_lengths_in_the_models_units(variant: str) -> None:
+    cls, config = VARIANTS[variant]
+    transform = Transform(torch.randn(D_IN), torch.tensor(0.3))
+    sae = cls(config.model_validate({"d_sae": D_SAE, **EXTRA[variant]}), D_IN, input=transform)
+    initialise(sae, torch.randn(50, D_IN))
+    x = 10 * torch.randn(N, D_IN)
+    code = sae.encode(x)
+    unit = sae.W_dec.detach() / sae.W_dec.detach().norm(dim=1, keepdim=True)
+    offset = sae.b_dec.detach() / 0.3 + transform.mean
+    torch.testing.assert_close(sae.decode(code), code.to_dense() @ unit + offset)
+
+
+@pytest.mark.parametrize(("fields", "message"), [({"k": 21}, "k = 21 exceeds d_sae = 20"), ({"k": 0}, "greater than 0")])
+def test_impossible_k_is_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make("topk", **fields)
+
+
+def test_auxk_loss_is_a_mean_over_rows_of_squared_error() -> None:
+    e, e_hat = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 3.0]])
+    assert losses.auxk(e, e_hat) == (9 + 4) / 2
+    assert Duration.parse("5%").value == 5
