@@ -103,7 +103,7 @@ class Imported(SAE):
         code = super().encode(inner)
         if not self.has_offsets:
             return code
-        offset = self.target.restore(self.b_dec)
+        offset = self.b_dec / self.target.scale + self.target.mean
         if self.config.row_norm != "none" and self.config.denormalise:
             offset = offset * spread + centre
             code = replace(code, value=code.value * spread[code.rows(), 0])

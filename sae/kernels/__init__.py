@@ -10,7 +10,7 @@ weights of one feature are one contiguous run in both; gradients come in the lay
 
 import os
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -57,6 +57,7 @@ class ParamState:
     """Rows (features) are kept at unit norm: the gradient loses its radial part, the rows are renormalised after."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """The operations. All tensors lie on one device; gradients flow to every argument that requires them."""
 
@@ -124,6 +125,16 @@ def backend(device: torch.device | str, name: str = "auto", precision: str = "au
         name = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "reference")
     if name not in BACKENDS:
         raise SaescopeError(f"kernels: no backend called {name!r}; there are {', '.join(BACKENDS)} and auto.")
+    if name == "cpu":
+        if device.type != "cpu":
+            raise SaescopeError(f"kernels: the cpu backend cannot run on {device}; take kernels=auto.")
+        from sae.kernels.cpu import Cpu
+
+        return Cpu(precision)
+    if name == "gpu":
+        from sae.kernels.gpu import Gpu
+
+        return Gpu(precision)
     from sae.kernels.reference import Reference
 
     return Reference()
