@@ -11,6 +11,7 @@ what is folded: `topk_threshold`, `activation_scaler.json`, decoder norms.
 Written files hold everything in the model's units: decoder rows have unit norm, no normalisation is left to do.
 """
 
+import re
 import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -203,14 +204,15 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
         sae: any variant.
         folder: the run's folder.
         metadata: SAELens' metadata: hook_name, hook_name_out, hook_head_index, model_name, model_class_name,
-            context_size, prepend_bos, dataset_path, seqpos_slice, ... A `hook_name` that ends in `hook_z` without
-            head index marks activations with a head axis.
+            context_size, prepend_bos, dataset_path, seqpos_slice, ... `hook_z[3]` names one head; `hook_z` alone
+            marks activations with a head axis, which SAELens flattens.
 
     Returns:
         None, or the reason why SAELens has no form for this SAE; nothing is written then.
     """
     hook = metadata.get("hook_name")
     cross = sae.d_in != sae.d_out or (metadata.get("hook_name_out") or hook) != hook
+    metadata = _with_heads(metadata)
     architecture, reason = _architecture(sae, cross)
     if reason is None and (reason := unfoldable(sae)) is not None:
         reason = f"SAELens' form has unit decoder rows: {reason}"
@@ -223,7 +225,7 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     }
     if cross:
         cfg["d_out"] = sae.d_out
-    elif str(hook).endswith("hook_z") and metadata.get("hook_head_index") is None:
+    elif str(metadata.get("hook_name")).endswith("hook_z") and metadata.get("hook_head_index") is None:
         cfg["reshape_activations"] = "hook_z"
     if architecture in ("topk", "abstopk"):
         cfg |= {"k": sae.select().k, "rescale_acts_by_decoder_norm": False}
@@ -233,6 +235,16 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     files.write_tensors(Path(folder) / WEIGHTS, tensors)
     files.write_json(Path(folder) / CONFIG, cfg)
     return None
+
+
+def _with_heads(metadata: dict[str, Any]) -> dict[str, Any]:
+    """SAELens keeps the head of `hook_z[3]` in a field of its own."""
+    split = dict(metadata)
+    for suffix in ("", "_out"):
+        match = re.fullmatch(r"(.*)\[(\d+)\]", str(metadata.get(f"hook_name{suffix}")))
+        if match is not None:
+            split |= {f"hook_name{suffix}": match[1], f"hook_head_index{suffix}": int(match[2])}
+    return split
 
 
 def _architecture(sae: SAE, cross: bool) -> tuple[str, str | None]:

@@ -256,8 +256,10 @@ def test_heads_are_marked(tmp_path: Path):
     sae = make("relu")
     saelens.export(sae, tmp_path, metadata={"hook_name": "blocks.1.attn.hook_z"})
     assert json.loads((tmp_path / "cfg.json").read_text())["reshape_activations"] == "hook_z"
-    saelens.export(sae, tmp_path, metadata={"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 2})
-    assert json.loads((tmp_path / "cfg.json").read_text())["reshape_activations"] == "none"
+    saelens.export(sae, tmp_path, metadata={"hook_name": "blocks.1.attn.hook_z[2]"})
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert cfg["reshape_activations"] == "none"
+    assert (cfg["metadata"]["hook_name"], cfg["metadata"]["hook_head_index"]) == ("blocks.1.attn.hook_z", 2)
 
 
 def test_a_large_common_mean_costs_no_digits(tmp_path: Path):
