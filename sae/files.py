@@ -49,6 +49,9 @@ def refusing_full_disk(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(_existing(path)).free
+        if inside := [parent for parent in path.parents if parent.suffix == _PARTIAL]:
+            # people know the folder by the name it would have got
+            path = inside[-1].with_name(inside[-1].name[1:].rsplit(".", 2)[0])
         raise SaescopeError(
             f"{path}: the disk is full ({free:,} bytes free) and nothing was written under this name; free some space "
             "or choose another folder."
@@ -58,7 +61,7 @@ def refusing_full_disk(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path`, replacing what is there, once the block has ended without error."""
-    with refusing_full_disk(path), _partial(path, folder=False) as partial:
+    with _partial(path, folder=False) as partial, refusing_full_disk(path):
         with partial.open("wb") as file:
             yield file
             file.flush()
@@ -70,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def atomic_dir(final: Path) -> Iterator[Path]:
     """A folder to fill that becomes `final`, replacing what is there, once the block has ended without error."""
-    with refusing_full_disk(final), _partial(final, folder=True) as partial:
+    with _partial(final, folder=True) as partial, refusing_full_disk(final):
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
@@ -179,7 +182,8 @@ def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
     remove_abandoned(path)
     while True:
         partial = path.with_name(_partial_name(path))
-        partial.mkdir() if folder else partial.touch(exist_ok=False)
+        with refusing_full_disk(path):
+            partial.mkdir() if folder else partial.touch(exist_ok=False)
         with _lock(partial, without_locks=True) as locked:
             # another process that sweeps may have been faster than the lock; then begin again
             if locked and partial.exists():
