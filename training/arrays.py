@@ -18,7 +18,7 @@ def write_array(path: Path, array: np.ndarray) -> str:
     with atomic_file(path) as file:
         file.write(header.getvalue())
         if array.size:
-            data = memoryview(array).cast("B")
+            data = array.reshape(-1).view(np.uint8).data
             digest.update(data)
             file.write(data)
     return digest.hexdigest()

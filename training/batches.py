@@ -8,7 +8,7 @@ know the address. Memory is a superblock's bytes, times those prepared ahead.
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from training.calibration import KeepMask
 from training.sources import Source
 from training.tokens import Tokens
 
-
 CHUNK_ROWS = 16_384
 """Rows read at a time while a superblock is prepared."""
 
@@ -33,6 +32,9 @@ class Address(NamedTuple):
     epoch: int
     superblock: int
     j: int
+
+
+FIRST = Address(0, 0, 0)
 
 
 class Batch(NamedTuple):
@@ -102,8 +104,8 @@ class Batches:
         return Superblock(epoch, number, torch.from_numpy(kept[order]), acts)
 
     def stream(
-        self, start: Address = Address(0, 0, 0), *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
-    ) -> Iterator[Batch]:
+        self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
+    ) -> Generator[Batch, None, None]:
         """Batches from an address on, without end; rank r of n takes every n-th one, beginning with the r-th."""
         empty = 0
         for block in self._superblocks(start.epoch, start.superblock, prefetch):

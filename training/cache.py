@@ -100,7 +100,7 @@ def fill(
                     _write_shard(parts[hook], i, acts[hook], start, hook)
             (advance if todo else skip)((stop - start) * tokens.n_ctx)
         for hook, part in parts.items():
-            _finish(part, hook_folder(tokens.folder, hook), hook, widths[hook], dtype, len(bounds), plan["tokens"])
+            _finish(part, hook_folder(tokens.folder, hook), hook, widths[hook], dtype, len(bounds), str(plan["tokens"]))
 
 
 def _tokens_digest(folder: Path) -> str:

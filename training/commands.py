@@ -55,25 +55,25 @@ def _report(trained: "list[Trained]") -> None:
     """The summary table, and what to type next."""
     from training.display import Display
 
-    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL", "rows/s")
-    Display().table("held out", [_row(t) for t in trained], header)
+    header = ("run", "L0", "FVE", "dead", "CE recovered, mean", "zero ablation", "KL")
+    Display().table("Held out", [_row(t) for t in trained], header)
     for one in trained[:1]:
-        print(f"\nsummary: {one.folder / 'summary.json'}\nin Python: import sae; sae.load({str(one.folder)!r})")
+        print(f"\nsummary    {one.folder / 'summary.json'}\nin Python  import sae; sae.load({str(one.folder)!r})")
 
 
 def _row(trained: "Trained") -> tuple[str, ...]:
-    held, rate = trained.summary["heldout"], trained.summary["timing"]["tokens_per_s"]
+    held = trained.summary["heldout"]
 
     def with_interval(key: str) -> str:
         if key not in held:
             return "–"
         low, high = held[f"{key}_interval"]
-        return f"{held[key]:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{held[key]:.3f}\n[{low:.3f}, {high:.3f}]"
 
     return (
         trained.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{trained.summary['dead']['share']:.2%}",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
-        f"{held['kl']:.3f}" if "kl" in held else "–", f"{rate:,.0f}",
+        f"{held['kl']:.3f}" if "kl" in held else "–",
     )
 
 

@@ -9,7 +9,7 @@ from training.config import Config
 def fields() -> str:
     """Every key with its default and meaning; each variant's own keys below it."""
     lines: list[str] = []
-    for name, info in Config.model_fields.items():
+    for name in Config.model_fields:
         if name == "sae":
             for variant, (_, config) in VARIANTS.items():
                 lines.append(f"\nsae:  (variant: {variant})")

@@ -3,13 +3,16 @@ terminal."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+LINE_SECONDS = 15
+"""How often a line is printed where there is no terminal."""
 
 
 class Display:
@@ -41,7 +44,7 @@ class Display:
                 self._progress = None
         self.say(f"{title}: {task.summary()}")
 
-    def table(self, title: str, rows: list[tuple[str, ...]], header: tuple[str, ...]) -> None:
+    def table(self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
         """A table on stdout, where results belong."""
         table = Table(title=title, title_justify="left", show_edge=False)
         for i, name in enumerate(header):
@@ -58,7 +61,7 @@ class Task:
     def __init__(self, display: Display, progress: Progress, task: TaskID, title: str, unit: str) -> None:
         self.display, self.progress, self.id, self.title, self.unit = display, progress, task, title, unit
         self.done, self.skipped, self.began = 0, 0, time.monotonic()
-        self._next_line = self.began + 30
+        self._next_line = self.began + LINE_SECONDS
 
     def skip(self, n: int) -> None:
         """Work done before this start; it does not count towards the rate."""
@@ -69,15 +72,16 @@ class Task:
         """More of it is done."""
         self.done += n
         self.progress.update(self.id, advance=n, rate=self.rate())
-        if not self.display.live and time.monotonic() > self._next_line:
-            self._next_line = time.monotonic() + 30
+        if not self.display.live and time.monotonic() > self._next_line + LINE_SECONDS:
+            self._next_line = time.monotonic()
             self.display.say(f"{self.title}: {self.summary()}")
 
     def note(self, metrics: dict[str, Any]) -> None:
         """Show a few metrics beside the bar."""
         text = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
         self.progress.update(self.id, note=text)
-        if not self.display.live:
+        if not self.display.live and time.monotonic() > self._next_line:
+            self._next_line = time.monotonic() + LINE_SECONDS
             self.display.say(f"{self.title}: {self.done + self.skipped:,} {self.unit}, {self.rate()}  {text}")
 
     def rate(self) -> str:

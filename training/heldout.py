@@ -94,11 +94,11 @@ class Spliced:
             for (sae, site), out in zip(members, sums, strict=True):
                 # members at one site share its ablations
                 key = (site.input, site.target, site.update)
-                for name, fn in self._ablations(sae, site).items():
+                for name, fn in _ablations(sae).items():
                     if (key, name) not in shared:
                         shared[key, name] = _cross_entropy(self._replaced(ids, keep, site, fn), ids)
                     out.setdefault(name, []).append(shared[key, name])
-                spliced = self._replaced(ids, keep, site, lambda rows, sae=sae: sae(rows.to(sae.W_dec.device)))
+                spliced = self._replaced(ids, keep, site, _reconstruct(sae))
                 out.setdefault("clean", []).append(_cross_entropy(clean, ids))
                 out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
                 out.setdefault("kl", []).append(_divergence(clean, spliced))
@@ -107,14 +107,6 @@ class Spliced:
 
     def _log_probs(self, ids: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
         return self.model.logits(ids).float().log_softmax(-1)
-
-    def _ablations(self, sae: SAE, site: SiteConfig) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What the reconstruction is compared with: the target's training mean, and nothing at all."""
-        mean = sae.target.mean
-        return {
-            "mean": lambda rows: mean.expand(len(rows), -1),
-            "zero": lambda rows: torch.zeros(len(rows), sae.d_out),
-        }
 
     def _replaced(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
@@ -152,6 +144,20 @@ class Spliced:
             out[f"ce_recovered_{name}"] = interval.value
             out[f"ce_recovered_{name}_interval"] = [interval.low, interval.high]
         return out
+
+
+def _ablations(sae: SAE) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What the reconstruction is compared with: the target's training mean, and nothing at all."""
+    mean = sae.target.mean
+    return {
+        "mean": lambda rows: mean.expand(len(rows), -1),
+        "zero": lambda rows: torch.zeros(len(rows), sae.d_out),
+    }
+
+
+def _reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
+    """Rows on any device to their reconstruction on the SAE's."""
+    return lambda rows: sae(rows.to(sae.W_dec.device))
 
 
 def _cross_entropy(

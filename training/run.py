@@ -21,7 +21,8 @@ from sae import saelens, store
 from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.files import write_bytes, write_json
-from training import checkpoint, config as configs
+from training import checkpoint
+from training import config as configs
 from training.batches import Address, Batches
 from training.calibration import KeepMask, calibrate
 from training.config import Config
@@ -125,8 +126,8 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
         superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
     )
     display.say(
-        f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} rows, "
-        f"{batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
+        f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} "
+        f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
     )
     heldout = HeldOut(data.source, data.tokens, mask, hooks, first.eval.n_rows)
     device = resolve_device(first.train.device)
@@ -181,16 +182,17 @@ def _finish(
             sites = [(t.sae, m.site) for t, m in zip(trainees, members, strict=True)]
             spliced = measure.measure(sites, task.advance)
     dropped = mask.dropped()
-    out = []
+    out: list[Trained] = []
     for member, folder, trainee, ce, logs in zip(members, folders, trainees, spliced, loggers, strict=True):
         dead = trainee.dead()
         facts = _provenance(member, data)
         digest = store.save(trainee.sae, folder / "final", provenance=facts)
         trained = store.load(folder / "final", device=str(trainee.device), kernels=member.train.kernels)
         refusal = saelens.export(trained, folder, metadata=facts)
-        summary = {
+        held: dict[str, Any] = heldout.measure(trained, member.site) | ce
+        summary: dict[str, Any] = {
             "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae, "weights_sha256": digest,
-            "heldout": heldout.measure(trained, member.site) | ce,
+            "heldout": held,
             "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
                      "window_rows": trainee.clock.rows(member.train.dead_window)},
             "mask": dropped, "n_rows_trained": trainee.rows_seen, "n_steps": trainee.n_steps, "timing": timing,
@@ -198,7 +200,7 @@ def _finish(
         }
         write_json(folder / "summary.json", summary)
         for log in logs:
-            log.close({f"heldout/{k}": v for k, v in summary["heldout"].items()})
+            log.close({f"heldout/{k}": v for k, v in held.items()})
         out.append(Trained(trained, summary, folder))
     return out
 

@@ -90,14 +90,14 @@ class Reference:
         clip: float | None,
     ) -> Float[Tensor, ""]:
         """Adam with clipping by global norm and unit-norm rows (Kingma & Ba 1412.6980, algorithm 1)."""
-        live = [p for p in params if p.param.grad is not None]
-        for p in live:
+        live = [(p, p.param.grad) for p in params if p.param.grad is not None]
+        for p, grad in live:
             if p.unit_rows:
-                remove_radial_(p.param.grad, p.param)
-        norm = torch.stack([p.param.grad.norm() for p in live]).norm()
-        scale = 1.0 if clip is None else (clip / norm.clamp_min(clip)).to(norm.dtype)
-        for p in live:
-            grad = p.param.grad * scale
+                remove_radial_(grad, p.param)
+        norm = torch.stack([grad.norm() for _, grad in live]).norm()
+        scale = torch.ones_like(norm) if clip is None else clip / norm.clamp_min(clip)
+        for p, grad in live:
+            grad = grad * scale
             p.exp_avg.lerp_(grad, 1 - betas[0])
             p.exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
             denominator = (p.exp_avg_sq / (1 - betas[1] ** step)).sqrt_().add_(eps)

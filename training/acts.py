@@ -1,0 +1,199 @@
+"""The user's own activations, `acts:DIR`: rows in `.npy` and `.safetensors` files, read where they lie.
+
+Files directly in the folder are the hook `acts`, in the order of their names; a subfolder is a hook of its name. Hooks
+have equal numbers of rows. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]` taken as consecutive rows.
+"""
+
+import bisect
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.errors import SaescopeError
+
+_SUFFIXES = (".npy", ".safetensors")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# every open file takes a descriptor, and 1,024 is a common limit
+_OPEN_FILES = 256
+
+
+class _Array(NamedTuple):
+    """One array: where it is and what it looks like."""
+
+    path: Path
+    key: str | None
+    """The tensor's name in a safetensors file."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def where(self) -> str:
+        return str(self.path) if self.key is None else f"{self.path}, tensor {self.key!r}"
+
+    @property
+    def n_rows(self) -> int:
+        return int(np.prod(self.shape[:-1]))
+
+
+class ActsDir:
+    """A folder of activations."""
+
+    def __init__(self, path: str | Path, hook: str | None = None) -> None:
+        """Look at the headers of all files; values are read later.
+
+        Args:
+            path: the folder.
+            hook: the name of the hook that files directly in the folder form, by default `acts`.
+
+        Raises:
+            SaescopeError: no folder, no arrays, or arrays that are not rows of one width.
+        """
+        self.path = Path(path).expanduser()
+        if not self.path.is_dir():
+            raise SaescopeError(f"acts:{path}: no such folder, seen from {Path.cwd()}.")
+        folders = {hook or "acts": self.path, **{p.name: p for p in sorted(self.path.iterdir()) if p.is_dir()}}
+        found = {name: [a for file in _array_files(folder) for a in _arrays(file)] for name, folder in folders.items()}
+        self._arrays = {name: arrays for name, arrays in found.items() if arrays}
+        if not self._arrays:
+            raise SaescopeError(f"{self.path} holds no .npy or .safetensors file; put rows of activations there.")
+        self.hooks = {name: _width(arrays) for name, arrays in self._arrays.items()}
+        self.n_rows = self._equal_rows()
+        self._ends = {name: list(accumulate(a.n_rows for a in arrays)) for name, arrays in self._arrays.items()}
+        self._dtypes = {name: _common_dtype(arrays) for name, arrays in self._arrays.items()}
+        self._open = lru_cache(maxsize=_OPEN_FILES)(partial(_open_array))
+
+    def _equal_rows(self) -> int:
+        counts = {name: sum(a.n_rows for a in arrays) for name, arrays in self._arrays.items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+            raise SaescopeError(f"{self.path}: hooks have different numbers of rows ({listed}); row r must be the same "
+                                f"token in all.")
+        return next(iter(counts.values()))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Per hook the number of files and one sha256 over their contents; reads everything once."""
+        return {"hooks": {name: _digest(arrays) for name, arrays in self._arrays.items()}, "n_rows": self.n_rows}
+
+    def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
+        """Rows `start` to `stop` of a hook, in its files' own precision (fp64 as fp32; the widest, if files differ)."""
+        if hook not in self.hooks:
+            raise SaescopeError(f"{self.path} has no hook {hook!r}; it has {', '.join(self.hooks)}.")
+        assert 0 <= start <= stop <= self.n_rows, f"rows {start} to {stop} of {self.n_rows}"
+        out = torch.empty(stop - start, self.hooks[hook], dtype=self._dtypes[hook])
+        at = start
+        for i in range(bisect.bisect_right(self._ends[hook], start), len(self._ends[hook])):
+            if at >= stop:
+                break
+            array, end = self._arrays[hook][i], self._ends[hook][i]
+            first = end - array.n_rows
+            upto = min(stop, end)
+            out[at - start : upto - start] = _rows_of(array, self._open(array), at - first, upto - first)
+            at = upto
+        return out
+
+
+def _array_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file() and not p.name.startswith("."))
+
+
+def _arrays(path: Path) -> Iterator[_Array]:
+    """The arrays of a file, in the order of their names."""
+    if path.suffix == ".npy":
+        array = _open_npy(path)
+        if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
+            raise SaescopeError(f"{path} holds {array.dtype}; rows are float16, float32 or float64.")
+        yield _checked(_Array(path, None, array.shape, _torch_dtype(array.dtype)))
+        return
+    file = _open_safetensors(path)
+    for key in sorted(file.keys()):
+        view = file.get_slice(key)
+        if view.get_dtype() not in _DTYPES:
+            raise SaescopeError(f"{path}, tensor {key!r} holds {view.get_dtype()}; rows are {', '.join(_DTYPES)}.")
+        yield _checked(_Array(path, key, tuple(view.get_shape()), _DTYPES[view.get_dtype()]))
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return {2: torch.float16, 4: torch.float32, 8: torch.float64}[dtype.itemsize]
+
+
+def _checked(array: _Array) -> _Array:
+    if len(array.shape) not in (2, 3) or array.shape[-1] == 0:
+        raise SaescopeError(
+            f"{array.where} has shape {list(array.shape)}; rows of activations are [n_rows, d] or [n_seqs, n_ctx, d]."
+        )
+    return array
+
+
+def _width(arrays: Sequence[_Array]) -> int:
+    first = arrays[0]
+    for other in arrays:
+        if other.shape[-1] != first.shape[-1]:
+            raise SaescopeError(
+                f"{first.where} has rows of width {first.shape[-1]}, {other.where} of {other.shape[-1]}; a hook has one "
+                f"width: put each hook's files into a subfolder of its own."
+            )
+    return first.shape[-1]
+
+
+def _common_dtype(arrays: Sequence[_Array]) -> torch.dtype:
+    dtypes = {array.dtype for array in arrays}
+    return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else torch.float32
+
+
+def _open_array(array: _Array) -> Any:
+    """What `array[a:b]` can be asked of: nothing is read before."""
+    return _open_npy(array.path) if array.key is None else _open_safetensors(array.path).get_slice(array.key)
+
+
+def _open_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise SaescopeError(
+            f"{path} is no array that can be read ({_first_line(error)}); pickled objects are never opened, and a "
+            f"truncated file must be written again."
+        ) from None
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SaescopeError(f"{path} is no safetensors file that can be read ({_first_line(error)}).") from None
+
+
+def _rows_of(array: _Array, opened: Any, start: int, stop: int) -> Tensor:
+    """Rows of one array; of `[n_seqs, n_ctx, d]` only the sequences that are touched are read."""
+    n_ctx = array.shape[1] if len(array.shape) == 3 else 1
+    first, last = start // n_ctx, -(-stop // n_ctx)
+    part = opened[first:last]
+    if isinstance(part, np.ndarray):
+        # torch knows no foreign byte order
+        part = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("="), order="C"))
+    rows = part.reshape(-1, array.shape[-1])
+    return rows[start - first * n_ctx : stop - first * n_ctx]
+
+
+def _digest(arrays: Sequence[_Array]) -> dict[str, Any]:
+    paths = sorted({array.path for array in arrays})
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return {"n_files": len(paths), "sha256": whole.hexdigest()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
