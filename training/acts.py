@@ -138,8 +138,8 @@ def _width(arrays: Sequence[_Array]) -> int:
     for other in arrays:
         if other.shape[-1] != first.shape[-1]:
             raise SaescopeError(
-                f"{first.where} has rows of width {first.shape[-1]}, {other.where} of {other.shape[-1]}; a hook has one "
-                f"width: put each hook's files into a subfolder of its own."
+                f"{first.where} has rows of width {first.shape[-1]}, {other.where} of {other.shape[-1]}; a hook has "
+                f"one width: put each hook's files into a subfolder of its own."
             )
     return first.shape[-1]
 

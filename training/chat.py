@@ -1,6 +1,7 @@
 """Conversations as tokens: rendered with the tokenizer's own template, with a mask of what the chosen roles said."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def _encode(text: str, contents: Sequence[tuple[int, int]], tokenizer: Any) -> t
     ids: list[int] = []
     offsets = [np.zeros((0, 2), dtype=np.int64)]
     edges = sorted({0, len(text), *(edge for span in contents for edge in span)})
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         piece, places = _encode_piece(text[start:end], start, tokenizer, plain=(start, end) in contents)
         ids += piece
         offsets.append(places)

@@ -3,15 +3,15 @@
 The only file that imports `datasets`. Equal sources and seed give equal documents in equal order.
 """
 
+import contextlib
 import difflib
-import glob
 import hashlib
 import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,7 @@ OFFLINE = "python-stdlib, text:PATH, jsonl:PATH and parquet:PATH need no hub"
 _KINDS = ("text", "jsonl", "parquet", "datasets", "acts")
 _TEXT_SPLITS = (None, "file", "blank-line", "line")
 _HUB_TIMEOUT_S = 10
+_ROW_FACTS = ("field", "label_field", "chat_roles", "split", "subset", "revision")
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 
 
@@ -50,8 +51,8 @@ class TextSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
-    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`), `datasets:NAME` (of the
-    hub, or a local folder or file), or `acts:DIR` (activations of your own, no text)."""
+    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`), `datasets:NAME` (of
+    the hub, or a local folder or file), or `acts:DIR` (activations of your own, no text)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"
@@ -61,7 +62,7 @@ class TextSource(BaseModel):
     subset: str | None = None
     """Configuration of a `datasets` source."""
     split: str | None = None
-    """Of `datasets`: the split, by default `train`. Of `text:`: `file` (one document per file), `blank-line` or `line`."""
+    """Of `datasets:` the split, by default `train`. Of `text:` what a document is: `file`, `blank-line` or `line`."""
     streaming: bool = True
     """Whether a `datasets` source is read as it arrives (true) or downloaded whole first."""
     revision: str | None = None
@@ -144,7 +145,7 @@ def _identity(source: TextSource) -> dict[str, Any]:
         from training.stdlib import stdlib_identity
 
         return {**facts, **stdlib_identity()}
-    keys = ("split",) if source.kind == "text" else ("field", "label_field", "chat_roles", "split", "subset", "revision")
+    keys = ("split",) if source.kind == "text" else _ROW_FACTS
     chosen = {key: getattr(source, key) for key in keys}
     if source.chat_roles is not None:
         chosen["chat_roles"] = list(source.chat_roles)
@@ -230,13 +231,14 @@ def _read_stdlib(seed: int) -> Iterator[Document]:
 
 def _files(source: TextSource) -> list[Path]:
     """The files of a source, by path."""
-    pattern = os.path.expanduser(source.rest)
-    if Path(pattern).is_dir():
-        if source.kind != "datasets":
-            raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
-        pattern = f"{glob.escape(pattern)}/**"
-    paths = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)
-    files = [Path(path) for path in sorted(paths) if Path(path).is_file()]
+    path = Path(source.rest).expanduser()
+    if path.is_dir() and source.kind != "datasets":
+        raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
+    if path.is_dir():
+        found = list(path.rglob("[!.]*"))
+    else:
+        found = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    files = sorted(file for file in found if file.is_file())
     if not files:
         raise SaescopeError(f"{source.source}: no such file, seen from {Path.cwd()}; check the path.")
     return files
@@ -372,7 +374,7 @@ def _dataset_rows(source: TextSource, name: str, files: list[Path] | None) -> It
     """The rows of a dataset in its order."""
     if source.kind == "datasets" and not _is_local(source.rest):
         _check_hub(source)
-    with _Explained(source):
+    with _explained(source):
         for i, fields in enumerate(_load(source, name, files)):
             yield _Row(fields, f"{source.source}, row {i}", f"row {i}")
 
@@ -390,21 +392,19 @@ def _load(source: TextSource, name: str, files: list[Path] | None) -> Any:
     )
 
 
-class _Explained:
-    """Turns what `datasets` raises for bad input into one sentence; a context and not a wrapper, as rows come lazily."""
+@contextlib.contextmanager
+def _explained(source: TextSource) -> Iterator[None]:
+    """Turn what `datasets` raises for bad input into one sentence."""
+    try:
+        yield
+    except _unreadable() as error:
+        hub = source.kind == "datasets" and not _is_local(source.rest)
+        hint = OFFLINE if hub else "check subset, split and the files"
+        raise SaescopeError(f"{source.source} cannot be read ({_first_line(error)}); {hint}.") from None
 
-    def __init__(self, source: TextSource) -> None:
-        self.source = source
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> Literal[False]:
-        if isinstance(error, SaescopeError) or not isinstance(error, (OSError, ValueError, KeyError, *_http_errors())):
-            return False
-        hub = self.source.kind == "datasets" and not _is_local(self.source.rest)
-        hint = f"; {OFFLINE}" if hub else "; check subset, split and the files"
-        raise SaescopeError(f"{self.source.source} cannot be read ({_first_line(error)}){hint}.") from None
+def _unreadable() -> tuple[type[Exception], ...]:
+    return ValueError, KeyError, *_http_errors()
 
 
 def _check_hub(source: TextSource) -> None:
@@ -437,7 +437,8 @@ def _http_errors() -> tuple[type[Exception], ...]:
     """What the hub client raises for an unreachable or refusing host: its HTTP library differs between versions."""
     from huggingface_hub import errors
 
-    return next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"), OSError
+    http_error = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    return http_error, OSError
 
 
 def _first_line(error: BaseException) -> str:

@@ -143,8 +143,8 @@ def pack(
     assert bos_id is not None or not prepend_bos
     if n_ctx < 2 or n_tokens < 2 * n_ctx:
         raise SaescopeError(
-            f"corpus.n_tokens = {n_tokens:,} with corpus.n_ctx = {n_ctx} makes fewer than two sequences, one to train on "
-            f"and one held out; raise corpus.n_tokens to {2 * n_ctx:,} or more."
+            f"corpus.n_tokens = {n_tokens:,} with corpus.n_ctx = {n_ctx} makes fewer than two sequences, one to train "
+            f"on and one held out; raise corpus.n_tokens to {2 * n_ctx:,} or more."
         )
     out = _Output(n_tokens // n_ctx, n_ctx, progress or (lambda _: None))
     packers = [_Packer(out, side, bos_id if prepend_bos else None) for side in (False, True)]
@@ -170,8 +170,8 @@ def _checked(out: _Output, n_tokens: int, n_found: int, held_out: float) -> Pack
     for side, name, move in ((True, "held out", "raise"), (False, "for training", "lower")):
         if not (out.held_out == side).any():
             raise SaescopeError(
-                f"none of the {out.n_seqs:,} sequences ({len(out.labels):,} documents) is {name}; raise corpus.n_tokens, "
-                f"give more and shorter documents, or {move} corpus.held_out = {held_out:g}."
+                f"none of the {out.n_seqs:,} sequences ({len(out.labels):,} documents) is {name}; raise "
+                f"corpus.n_tokens, give more and shorter documents, or {move} corpus.held_out = {held_out:g}."
             )
     if not out.eligible[~out.held_out].any():
         raise SaescopeError("no token is left to train on: no message has a role of chat_roles, or all are special.")

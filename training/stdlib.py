@@ -1,7 +1,8 @@
 """The text that every machine has: sources and docstrings of the interpreter's own standard library.
 
 Modules are cut into pieces and the pieces are put in an order that only their names and a seed decide, so that a small
-budget of tokens already sees a broad sample. Code and English alternate at random; both parts of a module share a group.
+budget of tokens already sees a broad sample. Code and English alternate at random; all pieces of a module share a
+group.
 """
 
 import ast
@@ -87,7 +88,7 @@ def _prose(tree: ast.Module, *, all_strings: bool) -> str:
 
 
 def cut(text: str, n_chars: int) -> list[tuple[int, str]]:
-    """Cut at blank lines into pieces of about `n_chars`, each with its first line's number; too short a text gives none."""
+    """Cut at blank lines into pieces of about `n_chars`, each with its first line's number; a short text gives none."""
     pieces: list[tuple[int, str]] = []
     line, start = 1, 0
     while len(text) - start > 1.5 * n_chars:
