@@ -1,0 +1,86 @@
+"""How the cpu backend runs its loops: compiled once, on threads of its own, under one lock.
+
+numba's own threading layers are not used. Their `workqueue` aborts the process when two threads call parallel kernels,
+`omp` dies after a fork, and a layer may be missing altogether; here a loop is an ordinary function over `lo:hi` that
+releases the interpreter lock, and the ranges are dealt to a few Python threads. The ranges depend on the work only,
+never on the number of threads, so that every result is bit-identical whatever that number is.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import torch
+
+LOCK = threading.RLock()
+"""Held through every operation of the backend: operations share score buffers, and would only fight for cores."""
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+FASTMATH = {"reassoc", "contract", "nsz"}
+"""Sums may be reordered so that they vectorise; NaN and infinity keep their meaning."""
+
+
+def jit(loop: Callable) -> Callable:
+    """Compile a loop on first call, and keep the machine code on disk where that is possible.
+
+    numba looks for a writable place in NUMBA_CACHE_DIR, beside the source, then in the user's cache directory; where
+    there is none, the loop is compiled anew in each process.
+    """
+    try:
+        return numba.njit(loop, nogil=True, cache=True, fastmath=FASTMATH)
+    except RuntimeError:  # numba's "no locator available": nowhere to write
+        return numba.njit(loop, nogil=True, fastmath=FASTMATH)
+
+
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """The helper threads; made anew in a forked child, which has none of its parent's."""
+    key = (os.getpid(), n_threads)
+    if key not in _pools:
+        _pools.clear()
+        _pools[key] = ThreadPoolExecutor(n_threads - 1, thread_name_prefix="saescope")
+    return _pools[key]
+
+
+def run(loop: Callable, bounds: Sequence[int], *args: object) -> list:
+    """Call `loop(lo, hi, *args)` for each range of `bounds` on up to `torch.get_num_threads()` threads.
+
+    Returns what the calls returned, in the order of the ranges. The loops write to disjoint places.
+    """
+    n_ranges = len(bounds) - 1
+    n_threads = min(torch.get_num_threads(), n_ranges)
+    results: list = [None] * n_ranges
+    ticket = itertools.count()  # next() on it is atomic
+
+    def work() -> None:
+        while (i := next(ticket)) < n_ranges:
+            results[i] = loop(bounds[i], bounds[i + 1], *args)
+
+    if n_threads <= 1:
+        work()
+        return results
+    helpers = [_pool(n_threads).submit(work) for _ in range(n_threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
+    return results
+
+
+def even(n: int, n_ranges: int = 32) -> list[int]:
+    """Bounds of (at most) `n_ranges` ranges of equal length over n items."""
+    n_ranges = max(1, min(n, n_ranges))
+    return [n * i // n_ranges for i in range(n_ranges + 1)]
+
+
+def _forget_after_fork() -> None:
+    """A child may be forked while another thread holds the lock."""
+    global LOCK
+    LOCK = threading.RLock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
