@@ -214,8 +214,11 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     note_path = folder.parent / f".{folder.name}.checked.json"
     note = json.loads(note_path.read_text(encoding="utf-8")) if note_path.exists() else {}
     fresh = dict(note)
-    for path, digest in _files(place, manifest):
-        _check_file(path, digest, fresh, say)
+    files = _files(place, manifest)
+    if any("/".join(path.parts[-3:]) not in note for path, _ in files):
+        say(f"comparing {hook} with its checksums")
+    for path, digest in files:
+        _check_file(path, digest, fresh)
     if fresh != note:
         write_json(note_path, fresh)
     return manifest
@@ -229,7 +232,7 @@ def _files(place: Path, manifest: dict[str, Any]) -> list[tuple[Path, str]]:
     ]
 
 
-def _check_file(path: Path, digest: str, note: dict[str, Any], say: Callable[[str], None]) -> None:
+def _check_file(path: Path, digest: str, note: dict[str, Any]) -> None:
     """Compare a file with its checksum unless the note says it passed and has not been touched since."""
     key = "/".join(path.parts[-3:])
     if not path.is_file():
@@ -238,7 +241,6 @@ def _check_file(path: Path, digest: str, note: dict[str, Any], say: Callable[[st
     state = [stat.st_size, stat.st_mtime_ns, digest]
     if note.get(key) == state:
         return
-    say(f"checking {path.name}")
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise SaescopeError(

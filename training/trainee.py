@@ -33,7 +33,8 @@ class Trainee:
     def __init__(self, config: Config, sae: SAE, clock: Clock, device: torch.device) -> None:
         """`sae` is moved to `device`."""
         self.config, self.clock, self.device = config, clock, device
-        self.sae = sae.to(device)
+        # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
+        self.sae = (sae.normalised() if sae.unit_norm_decoder else sae).to(device)
         self.sae.kernels = backend(device, config.train.kernels, config.train.precision)
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.sae.named_parameters()
