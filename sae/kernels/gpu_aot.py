@@ -23,9 +23,6 @@ from torch import Tensor
 from sae.kernels import ParamState, gpu_launch
 from sae.kernels.gpu_launch import Launch
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes of shared memory that one program may use, by compute capability."""
-
 
 @dataclass(frozen=True)
 class Shape:

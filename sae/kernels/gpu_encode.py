@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32, Int64
+from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
 from sae.kernels import Select, gpu_launch
 
-Pairs = tuple[Int64[Tensor, " nnz"], Int32[Tensor, " nnz"], Float32[Tensor, " nnz"]]
-"""Row, feature, score, by row and feature."""
+Pairs = tuple[Tensor, Tensor, Tensor]
+"""Row (int64), feature (int32) and score (fp32) of entries, by row and feature."""
 
 
 @dataclass(frozen=True)

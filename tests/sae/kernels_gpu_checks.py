@@ -1,0 +1,452 @@
+"""What the GPU backend must do, as functions of the device they run on.
+
+On a CUDA device pytest calls them directly; without one this module is run as a process whose triton interprets:
+
+    TRITON_INTERPRET=1 python -m tests.sae.kernels_gpu_checks      JSON: name → "" or what went wrong
+"""
+
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae.code import SparseCode
+from sae.errors import SaescopeError
+from sae.kernels import ParamState, Select, gpu_launch
+from sae.kernels.gpu import Gpu
+from sae.kernels.reference import Reference
+
+CHECKS: dict[str, Callable[[str], None]] = {}
+REFERENCE = Reference()
+MODES = {
+    "topk": Select("topk", k=3),
+    "topk_absolute": Select("topk", k=3, absolute=True),
+    "batch_topk": Select("batch_topk", k=3),
+    "batch_topk_absolute": Select("batch_topk", k=2, absolute=True),
+    "relu": Select("threshold"),
+    "threshold": Select("threshold", threshold=0.6),
+    "threshold_absolute": Select("threshold", threshold=0.9, absolute=True),
+    "jumprelu": Select("threshold", threshold=torch.linspace(-0.5, 1.5, 37)),
+}
+
+
+def check(function: Callable[[str], None]) -> Callable[[str], None]:
+    CHECKS[function.__name__.removeprefix("check_")] = function
+    return function
+
+
+@dataclass
+class Problem:
+    """Random weights and rows; every tensor a leaf that wants a gradient."""
+
+    x: Tensor
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    b_pre: Tensor
+
+    @classmethod
+    def random(cls, device: str, n_rows: int, d_in: int, d_out: int, d_sae: int, seed: int = 0) -> "Problem":
+        draw = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draw).to(device)
+
+        return cls(
+            normal(n_rows, d_in), (normal(d_sae, d_in) / d_in**0.5).t(), normal(d_sae) * 0.1,
+            normal(d_sae, d_out) / d_out**0.5, normal(d_out) * 0.1, normal(d_in) * 0.1,
+        ).leaves()
+
+    def leaves(self, dtype: torch.dtype = torch.float32) -> "Problem":
+        return Problem(*(t.detach().to(dtype).requires_grad_() for t in vars(self).values()))
+
+    def autoencode(self, kernels: Reference | Gpu, select: Select, prefixes: tuple[int, ...] | None = None):
+        return kernels.autoencode(
+            self.x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes
+        )
+
+    def loss(self, kernels: Reference | Gpu, select: Select, prefixes: tuple[int, ...] | None = None) -> Tensor:
+        """Uses every output: each prefix with its own weight, and the values."""
+        code, x_hat = self.autoencode(kernels, select, prefixes)
+        weights = torch.arange(1, x_hat.shape[0] + 1, device=x_hat.device)[:, None, None]
+        target = torch.cos(torch.arange(x_hat[0].numel(), device=x_hat.device)).view_as(x_hat[0])
+        return ((x_hat - target) ** 2 * weights).sum() + (code.value**2 * 0.3).sum() + code.value.sum()
+
+    def grads(self) -> dict[str, Tensor]:
+        return {name: t.grad for name, t in vars(self).items() if t.grad is not None}
+
+
+def on(select: Select, device: str, dtype: torch.dtype) -> Select:
+    if isinstance(select.threshold, Tensor):
+        return Select(select.mode, select.k, select.threshold.to(device, dtype), select.absolute)
+    return select
+
+
+def close(name: str, got: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    """Largest error below the tolerance times the largest expected number."""
+    assert got.shape == expected.shape, (name, got.shape, expected.shape)
+    if got.numel():
+        error = (got.double() - expected.double()).abs().max().item()
+        scale = max(1.0, expected.abs().max().item())
+        assert error <= tolerance * scale, f"{name}: error {error:g} at scale {scale:g}"
+
+
+def same_as_reference(
+    problem: Problem, select: Select, device: str, prefixes: tuple[int, ...] | None = None, chunk_bytes: int = 1 << 30
+) -> None:
+    exact = problem.leaves(torch.float64)
+    problem = problem.leaves()
+    kernels = Gpu("fp32", chunk_bytes=chunk_bytes)
+    expected = exact.loss(REFERENCE, on(select, device, torch.float64), prefixes)
+    got = problem.loss(kernels, on(select, device, torch.float32), prefixes)
+    close("loss", got, expected)
+    expected.backward()
+    got.backward()
+    for name, gradient in exact.grads().items():
+        close(name, problem.grads()[name], gradient)
+    assert problem.W_enc.grad.stride() == problem.W_enc.stride(), "gradients come in their parameter's layout"
+    code = kernels.encode(problem.x, problem.W_enc, problem.b_enc, on(select, device, torch.float32))
+    dense = REFERENCE.encode(exact.x, exact.W_enc, exact.b_enc, on(select, device, torch.float64)).to_dense()
+    close("encode", code.to_dense(), dense)
+    assert torch.equal(code.to_dense() != 0, dense != 0)
+    close("decode", kernels.decode(code, problem.W_dec, problem.b_dec), dense @ exact.W_dec + exact.b_dec)
+
+
+@check
+def check_modes(device: str) -> None:
+    for select in MODES.values():
+        same_as_reference(Problem.random(device, 5, 24, 20, 37), select, device)
+
+
+@check
+def check_chunks(device: str) -> None:
+    """Chunks of two rows, the last one short."""
+    for mode in ("topk", "batch_topk", "batch_topk_absolute", "threshold"):
+        same_as_reference(Problem.random(device, 5, 16, 16, 37, seed=1), MODES[mode], device, chunk_bytes=2 * 37 * 4)
+
+
+@check
+def check_sizes(device: str) -> None:
+    for n_rows, d_in, d_out, d_sae, k in (
+        (1, 7, 5, 11, 1), (33, 9, 9, 40, 2), (3, 17, 33, 19, 19), (4, 130, 67, 20, 3), (1, 1, 1, 1, 1),
+    ):
+        for mode in ("topk", "batch_topk", "threshold"):
+            select = Select(mode, k=k, threshold=0.5 if mode == "threshold" else 0.0)
+            same_as_reference(Problem.random(device, n_rows, d_in, d_out, d_sae), select, device)
+    same_as_reference(Problem.random(device, 2, 5, 4, 1100), Select("topk", k=2), device)
+    same_as_reference(Problem.random(device, 2, 5, 4, 2100), Select("threshold", threshold=2.5), device)
+
+
+@check
+def check_prefixes(device: str) -> None:
+    problem = Problem.random(device, 5, 12, 12, 37)
+    for mode in ("topk", "topk_absolute", "batch_topk", "threshold"):
+        same_as_reference(problem, MODES[mode], device, prefixes=(2, 9, 20, 37))
+        same_as_reference(problem, MODES[mode], device, prefixes=(5, 30))
+
+
+@check
+def check_wide_rows(device: str) -> None:
+    """Rows wider than the backward pass holds whole: value gradients first, then tiles."""
+    for chunk in (256, 3):
+        compare_code_grads(Problem.random(device, 7, 70, 33, 20), 4, device, chunk=chunk, fused_width=16)
+    compare_code_grads(Problem.random(device, 2, 600, 20, 11), 2, device, chunk=256, fused_width=512)
+
+
+@check
+def check_hot_features(device: str) -> None:
+    """Features with more entries than a chunk, exactly a chunk, and none."""
+    for chunk in (1, 2, 3, 5, 8):
+        compare_code_grads(Problem.random(device, 8, 6, 10, 9), 3, device, chunk=chunk, fused_width=4096, hot=True)
+
+
+def compare_code_grads(
+    problem: Problem, k: int, device: str, *, chunk: int, fused_width: int, hot: bool = False
+) -> None:
+    d_sae = problem.b_enc.numel()
+    x, W_dec = problem.x.detach(), problem.W_dec.detach()
+    pre = x @ problem.W_enc.detach()
+    if hot:
+        pre[:, 4] = pre.abs().amax(1) + 1  # in every row
+        pre[:, 7] = -1.0  # in none
+    value, feature = pre.topk(k, dim=1)
+    value = value.relu()
+    dy = torch.sin(torch.arange(x.shape[0] * W_dec.shape[1], device=device)).view(x.shape[0], -1)
+    extra = torch.linspace(-1, 1, value.numel(), device=device)
+    row = torch.arange(x.shape[0], device=device).repeat_interleave(k)
+    flat = feature.reshape(-1).int(), value.reshape(-1)
+    plan = gpu_launch.plan_by_feature(*flat, d_sae, chunk=chunk)
+    grads = gpu_launch.code_grads(plan, row, row, flat[1], extra, x, dy, W_dec, chunk=chunk, fused_width=fused_width)
+    dvalue = ((dy @ W_dec.t()).gather(1, feature) + extra.view_as(value)) * (value != 0)
+    acts = torch.zeros_like(pre).scatter(1, feature, value)
+    dpre = torch.zeros_like(pre).scatter(1, feature, dvalue)
+    close("value", grads.value, dvalue.view(-1))
+    close("W_enc", grads.W_enc, dpre.t() @ x)
+    close("W_dec", grads.W_dec, acts.t() @ dy)
+    close("b_enc", grads.b_enc, dpre.sum(0))
+    assert torch.equal(plan.counts, (acts != 0).sum(0))
+
+
+def ranked(scores: Tensor, k: int, absolute: bool) -> Tensor:
+    """The k best of each row by (score, lower index), ascending."""
+    key = scores.abs() if absolute else scores.relu()
+    return torch.sort(key, dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+
+
+@check
+def check_selection_is_exact(device: str) -> None:
+    """Ties, few positives, groups and all lengths, against a stable sort."""
+    draw = torch.Generator().manual_seed(0)
+    for n_rows, d_sae, k in ((3, 1500, 4), (2, 3001, 7), (2, 1025, 1), (2, 40, 40), (2, 60, 17), (1, 9000, 3000)):
+        bias = torch.randn(d_sae, generator=draw).to(device).round(decimals=0)
+        for scores in (
+            torch.randn(n_rows, d_sae, generator=draw),
+            torch.randn(n_rows, d_sae, generator=draw).round(decimals=0),  # many ties
+            torch.randn(n_rows, d_sae, generator=draw) - 7 + 8 * (torch.rand(d_sae, generator=draw) < 3 / d_sae),
+            torch.zeros(n_rows, d_sae),
+        ):
+            scores = scores.to(device)
+            for absolute in (False, True) if d_sae < 9000 else (True,):
+                feature, value = gpu_launch.select_topk(scores, bias, k, absolute)
+                pre = scores + bias
+                expected = ranked(pre, k, absolute)
+                assert torch.equal(feature.long(), expected), (d_sae, k, absolute)
+                values = pre.gather(1, expected)
+                assert torch.equal(value, values if absolute else values.relu())
+
+
+@check
+def check_batch_ties(device: str) -> None:
+    """Equal scores: the first in row-major order are kept, whatever the chunks."""
+    x = torch.ones(6, 2, device=device)
+    W, b = torch.ones(2, 70, device=device), torch.zeros(70, device=device)
+    b[50:] = 1
+    for chunk_bytes in (1 << 30, 2 * 70 * 4, 4):
+        code = Gpu("fp32", chunk_bytes=chunk_bytes).encode(x, W.t().contiguous().t(), b, Select("batch_topk", k=25))
+        assert code.indptr.diff().tolist() == [50, 20, 20, 20, 20, 20], code.indptr
+        assert code.feature[:50].tolist() == [*range(30), *range(50, 70)]
+
+
+@check
+def check_bf16(device: str) -> None:
+    """Values and selection are those of fp32; gradients differ by bf16's rounding of the gathered rows."""
+    for mode, select in MODES.items():
+        problem = Problem.random(device, 6, 24, 20, 37)
+        kernels = Gpu("bf16", chunk_bytes=4 * 37 * 4)
+        args = (problem.x, problem.W_enc, problem.b_enc)
+        code = kernels.encode(*args, on(select, device, torch.float32)).csr()
+        expected = REFERENCE.encode(*args, on(select, device, torch.float32)).csr()
+        assert torch.equal(code.feature, expected.feature) and torch.equal(code.indptr, expected.indptr), mode
+        close(mode, code.value, expected.value)
+        exact = problem.leaves(torch.float64)
+        problem.loss(kernels, on(select, device, torch.float32)).backward()
+        exact.loss(REFERENCE, on(select, device, torch.float64)).backward()
+        for name, gradient in exact.grads().items():
+            close(f"{mode} {name}", problem.grads()[name], gradient, tolerance=0.02)
+            assert problem.grads()[name].dtype == torch.float32
+
+
+@check
+def check_same_bits(device: str) -> None:
+    for mode, precision in (("topk", "bf16"), ("batch_topk", "fp32"), ("threshold", "bf16")):
+        runs = []
+        for _ in range(2):
+            problem = Problem.random(device, 9, 12, 14, 37)
+            problem.loss(Gpu(precision), MODES[mode], (10, 37)).backward()
+            runs.append(problem.grads())
+        for name, gradient in runs[0].items():
+            assert torch.equal(gradient, runs[1][name]), (mode, name)
+
+
+@check
+def check_every_row_alike(device: str) -> None:
+    """The same features active in every row."""
+    problem = Problem.random(device, 1, 8, 8, 37)
+    alike = Problem(problem.x.detach().repeat(33, 1), *list(vars(problem).values())[1:]).leaves()
+    for mode in ("topk", "threshold"):
+        same_as_reference(alike, MODES[mode], device)
+
+
+@check
+def check_nothing_active(device: str) -> None:
+    problem = Problem.random(device, 3, 8, 6, 37)
+    same_as_reference(problem, Select("threshold", threshold=math.inf), device)
+    silent = problem.leaves()
+    silent.b_enc.data.fill_(-100)
+    for mode in ("topk", "batch_topk", "relu"):
+        same_as_reference(silent, MODES[mode], device)
+    silent.loss(Gpu("fp32"), MODES["topk"]).backward()
+    assert silent.W_enc.grad.count_nonzero() == 0 and silent.W_dec.grad.count_nonzero() == 0
+
+
+@check
+def check_no_rows(device: str) -> None:
+    problem = Problem.random(device, 0, 8, 6, 37)
+    for select in MODES.values():
+        for precision in ("fp32", "bf16"):
+            kernels = Gpu(precision)
+            code, x_hat = problem.autoencode(kernels, on(select, device, torch.float32), (5, 37))
+            assert code.feature.numel() == 0 and x_hat.shape == (2, 0, 6)
+            x_hat.sum().backward()
+            assert problem.W_dec.grad.count_nonzero() == 0
+
+
+@check
+def check_auxk(device: str) -> None:
+    """By GEMMs, by gathers (1 of 190), with fewer dead features than asked for, and with none."""
+    kernels = Gpu("fp32", chunk_bytes=2 * 190 * 4)
+    for d_sae, n_dead, k_aux in ((37, 11, 3), (37, 4, 9), (200, 190, 1), (20, 0, 5)):
+        problem = Problem.random(device, 5, 12, 10, d_sae)
+        dead = torch.zeros(d_sae, dtype=torch.bool, device=device)
+        dead[torch.randperm(d_sae, generator=torch.Generator().manual_seed(1))[:n_dead].to(device)] = True
+        for absolute in (False, True):
+            compare_auxk(problem, kernels, dead, k_aux, absolute)
+
+
+def compare_auxk(problem: Problem, kernels: Gpu, dead: Tensor, k_aux: int, absolute: bool) -> None:
+    exact, problem = problem.leaves(torch.float64), problem.leaves()
+    outs = [
+        backend.auxk(p.x, p.W_enc, p.b_enc, p.W_dec, dead, k_aux, b_pre=p.b_pre, absolute=absolute)
+        for backend, p in ((REFERENCE, exact), (kernels, problem))
+    ]
+    close("auxk", outs[1], outs[0])
+    if not dead.any():
+        assert outs[1].count_nonzero() == 0
+        return
+    for out in outs:
+        ((out - 1) ** 2).sum().backward()
+    for name, gradient in exact.grads().items():
+        close(f"auxk {name}", problem.grads()[name], gradient)
+    assert problem.W_dec.grad[~dead].count_nonzero() == 0
+
+
+@check
+def check_optimizer(device: str) -> None:
+    """Against the reference in fp64, over steps: unit rows, feature-major, flat and narrow parameters, with clipping."""
+    for clip in (None, 0.5, 1e6):
+        exact, params = (adam_params(device, dtype) for dtype in (torch.float64, torch.float32))
+        for step in (1, 2, 3):
+            norms = []
+            for kernels, group in ((REFERENCE, exact), (Gpu("fp32"), params)):
+                for i, p in enumerate(group):
+                    if i == 4:
+                        continue
+                    wave = torch.sin(torch.arange(p.param.numel(), device=device) * (step + i) + i)
+                    # the third parameter's gradient lies the other way round than its parameter
+                    p.param.grad = wave.view(p.param.shape).to(p.param.dtype)
+                norms.append(
+                    kernels.optimizer_step(group, step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-8, clip=clip)
+                )
+            close("norm", norms[1], norms[0])
+            for i, (a, b) in enumerate(zip(params, exact, strict=True)):
+                for name in ("param", "exp_avg", "exp_avg_sq"):
+                    close(f"{name} {i}", getattr(a, name), getattr(b, name))
+        assert params[0].param._version > 0, "autograd has been told of the change"
+
+
+def adam_params(device: str, dtype: torch.dtype) -> list[ParamState]:
+    draw = torch.Generator().manual_seed(3)
+    values = [torch.randn(s, generator=draw).to(device, dtype) for s in ((9, 21), (5, 1100), (7, 13), (4500,), (6,))]
+    for i in (0, 1):
+        values[i] /= values[i].norm(dim=1, keepdim=True)
+    values[2] = values[2].t().contiguous().t()
+    return [
+        ParamState(v, torch.zeros_like(v), torch.zeros_like(v), unit_rows=i < 2) for i, v in enumerate(values)
+    ]
+
+
+@check
+def check_short_training(device: str) -> None:
+    """Losses of sparse and dense steps from the same weights agree."""
+    losses = []
+    for kernels in (REFERENCE, Gpu("fp32")):
+        problem = Problem.random(device, 8, 10, 10, 37)
+        names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        states = {n: [torch.zeros_like(getattr(problem, n)) for _ in range(2)] for n in names}
+        params = [ParamState(getattr(problem, n), *states[n], unit_rows=n == "W_dec") for n in names]
+        problem.W_dec.data /= problem.W_dec.data.norm(dim=1, keepdim=True)
+        for step in range(1, 9):
+            _, (x_hat,) = problem.autoencode(kernels, MODES["topk"])
+            loss = ((x_hat - problem.x.detach()) ** 2).sum(1).mean()
+            loss.backward()
+            kernels.optimizer_step(params, step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
+            for p in params:
+                p.param.grad = None
+            losses.append(loss.item())
+    dense, sparse = losses[:8], losses[8:]
+    assert dense[-1] < 0.8 * dense[0], dense
+    assert all(abs(a - b) <= 1e-4 * a for a, b in zip(dense, sparse, strict=True)), (dense, sparse)
+
+
+@check
+def check_inputs_as_they_come(device: str) -> None:
+    """bf16 rows, weights that lie the other way round, strided rows, fp64."""
+    problem = Problem.random(device, 4, 8, 6, 37)
+    x, W_enc, b_enc = problem.x.detach(), problem.W_enc.detach(), problem.b_enc.detach()
+    kernels, select = Gpu("fp32"), MODES["topk"]
+    expected = kernels.encode(x, W_enc, b_enc, select)
+    assert torch.equal(kernels.encode(x, W_enc.contiguous(), b_enc, select).value, expected.value)
+    assert torch.equal(kernels.encode(x.repeat(1, 2)[:, :8], W_enc, b_enc, select).value, expected.value)
+    half = kernels.encode(x.bfloat16(), W_enc, b_enc, select)
+    close("bf16 rows", half.to_dense(), REFERENCE.encode(x.bfloat16().float(), W_enc, b_enc, select).to_dense())
+    double = problem.leaves(torch.float64)
+    assert kernels.encode(double.x, double.W_enc, double.b_enc, select).value.dtype == torch.float64
+    assert double.autoencode(kernels, select).x_hat.dtype == torch.float64
+
+
+@check
+def check_nan_is_seen(device: str) -> None:
+    """A NaN in a row is in its code, and in no other row's."""
+    problem = Problem.random(device, 4, 8, 6, 37)
+    x = problem.x.detach().clone()
+    x[2, 3] = math.nan
+    for mode in ("topk", "topk_absolute", "relu"):
+        for precision in ("fp32", "bf16"):
+            dense = Gpu(precision).encode(x, problem.W_enc, problem.b_enc, MODES[mode]).to_dense()
+            assert dense.isnan().any(1).tolist() == [False, False, True, False], (mode, precision)
+    assert Gpu("fp32").encode(x, problem.W_enc, problem.b_enc, MODES["batch_topk"]).value.isnan().any()
+
+
+@check
+def check_errors(device: str) -> None:
+    problem = Problem.random(device, 2, 4, 4, 6)
+    kernels = Gpu("fp32")
+    args = (problem.x, problem.W_enc, problem.b_enc)
+    raises("k = 7", lambda: kernels.encode(*args, Select("topk", k=7)))
+    raises("k = 0", lambda: kernels.encode(*args, Select("topk", k=0)))
+    raises("fp64 is not mixed", lambda: kernels.encode(problem.x.double(), *args[1:], Select("topk", k=1)))
+    for wrong in (6, -1):
+        feature = torch.tensor([0, wrong], dtype=torch.int32, device=device)
+        code = SparseCode(feature, problem.x[:, 0].detach(), 2, 6, k=1)
+        raises("names features", lambda code=code: kernels.decode(code, problem.W_dec, problem.b_dec))
+    raises("no precision called", lambda: Gpu("fp8"))
+
+
+def raises(text: str, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except SaescopeError as error:
+        assert text in str(error), str(error)
+    else:
+        raise AssertionError(f"nothing was said of: {text}")
+
+
+def main() -> None:
+    report = {}
+    for name, function in CHECKS.items():
+        try:
+            function("cpu")
+            report[name] = ""
+        except Exception:  # whatever it is, it is reported
+            report[name] = traceback.format_exc()
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
