@@ -13,7 +13,7 @@ COMMON = {"torch", "numpy", "einops", "jaxtyping"}
 ALLOWED = {
     "sae": {"pydantic", "pydantic_core", "safetensors"},
     "training": {"pydantic", "safetensors", "ruamel", "transformer_lens", "transformers", "tokenizers",
-                 "huggingface_hub", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
+                 "huggingface_hub", "jinja2", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
     "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "sklearn", "networkx", "plotly", "rich"},
     "dashboard": {"streamlit"},
 }

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sae.errors import SaescopeError
 from training import checkpoint
@@ -20,6 +20,7 @@ class Interrupted(SaescopeError):
     """A signal ended the training after it was saved."""
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Somewhere metrics go."""
 

@@ -4,7 +4,7 @@ A source gives blocks of rows by number, as `training.cache.CacheSource` does, s
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from training.tokens import Tokens
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Blocks of activation rows by number: block b holds rows `b · block_rows` to `(b + 1) · block_rows`."""
 
