@@ -25,35 +25,70 @@ def row_stats(lo, hi, grad, rows, unit, squares, radial):
         radial[f] = along
 
 
+# a function for each row's loop: inside the loop over rows, with its other branches, they do not vectorise
+
+
 @jit
 @no_type_check
-def adam_rows(lo, hi, rows, grad, radial, exp_avg, exp_avg_sq, scale, gain1, gain2, step_size, correction2, eps,
-              unit, with_half, half, norms):
+def adam_row(w, g, m, v, along, scale, gain1, gain2, step_size, factor2, eps):
+    """Adam on one row; returns its new squared norm. `factor2` is the root of the second moment's correction."""
+    square = np.float32(0)
+    for j in range(w.size):
+        gj = (g[j] - along * w[j]) * scale
+        mj = m[j] + gain1 * (gj - m[j])
+        vj = v[j] + gain2 * (gj * gj - v[j])
+        m[j] = mj
+        v[j] = vj
+        wj = w[j] - step_size * (mj / (np.sqrt(vj) * factor2 + eps))
+        w[j] = wj
+        square += wj * wj
+    return square
+
+
+@jit
+@no_type_check
+def scale_row(w, factor):
+    """The row times a number, in place."""
+    for j in range(w.size):
+        w[j] *= factor
+
+
+@jit
+@no_type_check
+def half_row(w, out):
+    """The row as bf16 bits, rounded to nearest even."""
+    one, carry, shift = np.uint32(1), np.uint32(0x7FFF), np.uint32(16)
+    bits = w.view(np.uint32)
+    for j in range(bits.size):
+        out[j] = np.uint16((bits[j] + carry + ((bits[j] >> shift) & one)) >> shift)
+
+
+@jit
+@no_type_check
+def adam_rows(lo, hi, rows, grad, radial, exp_avg, exp_avg_sq, scale, gain1, gain2, step_size, factor2, eps, unit,
+              with_half, half, norms):
     """Adam (Kingma & Ba 1412.6980, algorithm 1) on rows lo:hi, after clipping and, if unit, without the radial part.
 
     `gain1` and `gain2` are 1 − β. Also the rows' norms and, for the encoder, their bf16 copy for the next encode.
     """
-    one, carry, shift = np.uint32(1), np.uint32(0x7FFF), np.uint32(16)
     for f in range(lo, hi):
-        w, g, m, v = rows[f], grad[f], exp_avg[f], exp_avg_sq[f]
-        along = radial[f]
-        square = np.float32(0)
-        for j in range(w.size):
-            gj = (g[j] - along * w[j]) * scale if unit else g[j] * scale
-            mj = m[j] + gain1 * (gj - m[j])
-            vj = v[j] + gain2 * (gj * gj - v[j])
-            m[j] = mj
-            v[j] = vj
-            wj = w[j] - step_size * (mj / (np.sqrt(vj / correction2) + eps))
-            w[j] = wj
-            square += wj * wj
-        norm = np.sqrt(square)
+        w = rows[f]
+        along = radial[f] if unit else np.float32(0)
+        square = adam_row(w, grad[f], exp_avg[f], exp_avg_sq[f], along, scale, gain1, gain2, step_size, factor2, eps)
+        norms[f] = np.sqrt(square)
         if unit:
-            factor = np.float32(1) / max(norm, np.float32(1e-12))
-            for j in range(w.size):
-                w[j] *= factor
-        norms[f] = norm
+            scale_row(w, np.float32(1) / max(norms[f], np.float32(1e-12)))
         if with_half:
-            bits, out = w.view(np.uint32), half[f]
-            for j in range(w.size):
-                out[j] = np.uint16((bits[j] + carry + ((bits[j] >> shift) & one)) >> shift)
+            half_row(w, half[f])
+
+
+@jit
+@no_type_check
+def to_half(lo, hi, w, w16, w_norm):
+    """Rows as bf16 bits, and their norms."""
+    for f in range(lo, hi):
+        half_row(w[f], w16[f])
+        square = np.float32(0)
+        for j in range(w.shape[1]):
+            square += w[f, j] * w[f, j]
+        w_norm[f] = np.sqrt(square)

@@ -173,7 +173,7 @@ class Autoencode(torch.autograd.Function):
             g = gradients(buffers, done, g_value, g_x_hat)
             add_extra(done, g)
             g_x = input_gradient(done, g) if needs[0] else None
-            g_b_dec = sum_rows(g_x_hat.sum(0)) if needs[4] and g_x_hat is not None else None
+            g_b_dec = sum_rows(g_x_hat[0] if len(g_x_hat) == 1 else g_x_hat.sum(0)) if needs[4] and g_x_hat is not None else None
         g_W_enc = g.g_enc.t()
         buffers.forget_stats()
         if g.enc2 is not None and g.dec2 is not None and g.radial is not None:

@@ -31,6 +31,19 @@ def dot(a, b):
 
 @jit
 @no_type_check
+def four_dots(x, a, b, c, d, out):
+    """⟨x, a⟩ … ⟨x, d⟩: four rows are fetched at a time, and x once."""
+    sa, sb, sc, sd = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for j in range(x.size):
+        sa += x[j] * a[j]
+        sb += x[j] * b[j]
+        sc += x[j] * c[j]
+        sd += x[j] * d[j]
+    out[0], out[1], out[2], out[3] = sa, sb, sc, sd
+
+
+@jit
+@no_type_check
 def load_row(r, half, scores16, scores32, out):
     """Row r of the scores as fp32."""
     if half:
@@ -44,6 +57,36 @@ def load_row(r, half, scores16, scores32, out):
             out[j] = row32[j]
 
 
+# a function for each strip: the loops do not vectorise otherwise
+
+
+@jit
+@no_type_check
+def strip_max(score, bias, peak):
+    """score += bias; peak = max(peak, score). Returns 0, or NaN if a score is not finite."""
+    poison = np.float32(0)
+    for j in range(score.size):
+        v = score[j] + bias[j]
+        score[j] = v
+        poison += v * np.float32(0)
+        peak[j] = v if v > peak[j] else peak[j]
+    return poison
+
+
+@jit
+@no_type_check
+def strip_max_abs(score, bias, peak):
+    """As `strip_max`, of the absolute score."""
+    poison = np.float32(0)
+    for j in range(score.size):
+        v = score[j] + bias[j]
+        score[j] = v
+        poison += v * np.float32(0)
+        a = abs(v)
+        peak[j] = a if a > peak[j] else peak[j]
+    return poison
+
+
 @jit
 @no_type_check
 def group_max(score, bias, peak, absolute):
@@ -51,33 +94,42 @@ def group_max(score, bias, peak, absolute):
 
     Strided groups make the maximum an element-wise one, which vectorises without shuffles.
     """
-    m = peak.size
+    m, n = peak.size, score.size
     poison = np.float32(0)
     peak[:] = np.float32(-np.inf)
-    for start in range(0, score.size, m):
-        for j in range(min(m, score.size - start)):
-            v = score[start + j] + bias[start + j]
-            score[start + j] = v
-            poison += v * np.float32(0)
-            a = abs(v) if absolute else v
-            peak[j] = a if a > peak[j] else peak[j]
+    for a in range(0, n, m):
+        b = min(a + m, n)
+        if absolute:
+            poison += strip_max_abs(score[a:b], bias[a:b], peak[: b - a])
+        else:
+            poison += strip_max(score[a:b], bias[a:b], peak[: b - a])
     return poison == 0
 
 
 @jit
 @no_type_check
+def strip_excess(score, bias, low, slope, w_norm, peak, absolute):
+    """As `strip_max`, of the excess over each feature's bound: score − low + slope · w_norm."""
+    poison = np.float32(0)
+    for j in range(score.size):
+        v = score[j] + bias[j]
+        score[j] = v
+        poison += v * np.float32(0)
+        a = (abs(v) if absolute else v) - low[j] + slope * w_norm[j]
+        peak[j] = a if a > peak[j] else peak[j]
+    return poison
+
+
+@jit
+@no_type_check
 def group_excess(score, bias, low, slope, w_norm, peak, absolute):
-    """As `group_max`, of the excess over each feature's bound: score − low + slope · w_norm."""
-    m = peak.size
+    """As `group_max`, of the excess over each feature's bound."""
+    m, n = peak.size, score.size
     poison = np.float32(0)
     peak[:] = np.float32(-np.inf)
-    for start in range(0, score.size, m):
-        for j in range(min(m, score.size - start)):
-            v = score[start + j] + bias[start + j]
-            score[start + j] = v
-            poison += v * np.float32(0)
-            a = (abs(v) if absolute else v) - low[start + j] + slope * w_norm[start + j]
-            peak[j] = a if a > peak[j] else peak[j]
+    for a in range(0, n, m):
+        b = min(a + m, n)
+        poison += strip_excess(score[a:b], bias[a:b], low[a:b], slope, w_norm[a:b], peak[: b - a], absolute)
     return poison == 0
 
 
@@ -211,12 +263,17 @@ def keep_best(index, value, key, n, k, feature_out, value_out):
 @no_type_check
 def rescore(x, w, bias, score, index, lo, hi, value):
     """Exact values of candidates lo:hi; returns the sum of squared errors of their scores."""
+    q = lo
+    while q + 4 <= hi:
+        four_dots(x, w[index[q]], w[index[q + 1]], w[index[q + 2]], w[index[q + 3]], value[q:q + 4])
+        q += 4
+    while q < hi:
+        value[q] = dot(x, w[index[q]])
+        q += 1
     err2 = np.float32(0)
     for q in range(lo, hi):
-        f = index[q]
-        v = dot(x, w[f]) + bias[f]
-        err2 += (v - score[f]) ** 2
-        value[q] = v
+        value[q] += bias[index[q]]
+        err2 += (value[q] - score[index[q]]) ** 2
     return err2
 
 
@@ -362,37 +419,36 @@ def select_above(lo, hi, half, scores16, scores32, x, x_norm, w, w_norm, bias, l
     return feature[:n_kept], value[:n_kept], counts, worst
 
 
-@jit
-@no_type_check
-def to_half(lo, hi, w, w16, w_norm):
-    """Rows as bf16 bits, rounded to nearest even, and their norms."""
-    one, carry, shift = np.uint32(1), np.uint32(0x7FFF), np.uint32(16)
-    for f in range(lo, hi):
-        row, out = w[f].view(np.uint32), w16[f]
-        for j in range(out.size):
-            out[j] = np.uint16((row[j] + carry + ((row[j] >> shift) & one)) >> shift)
-        w_norm[f] = np.sqrt(dot(w[f], w[f]))
-
-
 # -- decoding ---------------------------------------------------------------------------------------------------------
 
 
 @jit
 @no_type_check
+def add_four(out, va, vb, vc, vd, a, b, c, d):
+    """out += va · a + … + vd · d: four rows are fetched at a time, and out once."""
+    for j in range(out.size):
+        out[j] += va * a[j] + vb * b[j] + vc * c[j] + vd * d[j]
+
+
+@jit
+@no_type_check
+def add_one(out, va, a):
+    """out += va · a."""
+    for j in range(out.size):
+        out[j] += va * a[j]
+
+
+@jit
+@no_type_check
 def add_scaled(out, w, feature, value, lo, hi):
-    """out += Σ value · w[feature] over entries lo:hi, four at a time so that out is loaded less often."""
-    d = out.size
+    """out += Σ value · w[feature] over entries lo:hi."""
     p = lo
     while p + 4 <= hi:
-        v0, v1, v2, v3 = value[p], value[p + 1], value[p + 2], value[p + 3]
-        w0, w1, w2, w3 = w[feature[p]], w[feature[p + 1]], w[feature[p + 2]], w[feature[p + 3]]
-        for j in range(d):
-            out[j] += v0 * w0[j] + v1 * w1[j] + v2 * w2[j] + v3 * w3[j]
+        add_four(out, value[p], value[p + 1], value[p + 2], value[p + 3],
+                 w[feature[p]], w[feature[p + 1]], w[feature[p + 2]], w[feature[p + 3]])
         p += 4
     while p < hi:
-        v0, w0 = value[p], w[feature[p]]
-        for j in range(d):
-            out[j] += v0 * w0[j]
+        add_one(out, value[p], w[feature[p]])
         p += 1
 
 
@@ -440,18 +496,59 @@ def plan_by_feature(indptr, feature, value, d_sae, starts, order, rows):
 
 @jit
 @no_type_check
-def grad_row_stats(f, g_enc, g_dec, w_dec, enc2, dec2, radial):
-    """Squared norms of feature f's gradient rows, that of the decoder without its part along the decoder row."""
-    ge, gd, wd = g_enc[f], g_dec[f], w_dec[f]
+def grad_row_stats(ge, gd, wd, f, enc2, dec2, radial):
+    """Squared norms of feature f's gradient rows, that of the decoder also without its part along the decoder row."""
     enc2[f] = dot(ge, ge)
     along = dot(gd, wd)
-    total = np.float32(0)
+    rest2 = np.float32(0)
     for j in range(gd.size):
         rest = gd[j] - along * wd[j]
-        total += rest * rest
+        rest2 += rest * rest
     radial[f] = along
-    dec2[f, 0] = total
+    dec2[f, 0] = rest2
     dec2[f, 1] = dot(gd, gd)
+
+
+@jit
+@no_type_check
+def visit_four(a, b, c, d, va, vb, vc, vd, w, gd, along):
+    """gd += va · a + … + vd · d, and along = (⟨a, w⟩, …, ⟨d, w⟩), in one reading of the rows."""
+    sa, sb, sc, sd = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for j in range(w.size):
+        wj = w[j]
+        sa += a[j] * wj
+        sb += b[j] * wj
+        sc += c[j] * wj
+        sd += d[j] * wj
+        gd[j] += va * a[j] + vb * b[j] + vc * c[j] + vd * d[j]
+    along[0], along[1], along[2], along[3] = sa, sb, sc, sd
+
+
+@jit
+@no_type_check
+def visit_one(a, va, w, gd):
+    """gd += va · a; returns ⟨a, w⟩."""
+    sa = np.float32(0)
+    for j in range(w.size):
+        sa += a[j] * w[j]
+        gd[j] += va * a[j]
+    return sa
+
+
+@jit
+@no_type_check
+def visit_entries(q, end, order, rows, value, g, wd, gd, g_entry):
+    """dW_dec of one feature, and ⟨g_n, W_dec⟩ of each of its entries."""
+    along = np.empty(4, np.float32)
+    while q + 4 <= end:
+        visit_four(g[rows[q]], g[rows[q + 1]], g[rows[q + 2]], g[rows[q + 3]], value[order[q]], value[order[q + 1]],
+                   value[order[q + 2]], value[order[q + 3]], wd, gd, along)
+        for z in range(4):
+            g_entry[order[q + z]] = along[z]
+        q += 4
+    while q < end:
+        g_entry[order[q]] = visit_one(g[rows[q]], value[order[q]], wd, gd)
+        q += 1
 
 
 @jit
@@ -462,66 +559,35 @@ def backward_features(lo, hi, starts, order, rows, value, g_value, has_g_value, 
 
     For an entry (row n, value v) of feature f: ∂value = ⟨g_n, W_dec,f⟩ + the gradient value has from elsewhere, then
     dW_dec,f += v · g_n, dW_enc,f += ∂value · x_n, db_f += ∂value. `g` holds one gradient per prefix, already summed
-    over the prefixes that contain the feature (levels[f]; −1 for none). Returns the part of
-    b_pre's gradient, −Σ db_f · W_enc,f.
+    over the prefixes that contain the feature (levels[f]; −1 for none). Returns the part of b_pre's gradient,
+    −Σ db_f · W_enc,f.
     """
-    d_in, d_out = w_enc.shape[1], w_dec.shape[1]
-    zero = np.float32(0)
-    g_pre = np.zeros(d_in, np.float32)
+    g_pre = np.zeros(w_enc.shape[1], np.float32)
     for f in range(lo, hi):
         ge, gd, wd = g_enc[f], g_dec[f], w_dec[f]
-        ge[:] = zero
-        gd[:] = zero
-        bias = zero
-        q, end = starts[f], starts[f + 1]
-        if levels[f] < 0:  # beyond the last prefix: only what reaches the value itself
-            while q < end:
-                dv = g_value[order[q]] if has_g_value else zero
-                g_entry[order[q]] = dv
-                bias += dv
-                xn = x[rows[q]]
-                for j in range(d_in):
-                    ge[j] += dv * xn[j]
-                q += 1
-        else:
-            gl = g[levels[f]]
-            while q + 2 <= end:
-                p0, p1 = order[q], order[q + 1]
-                g0, g1 = gl[rows[q]], gl[rows[q + 1]]
-                v0, v1 = value[p0], value[p1]
-                d0, d1 = zero, zero
-                for j in range(d_out):
-                    d0 += g0[j] * wd[j]
-                    d1 += g1[j] * wd[j]
-                    gd[j] += v0 * g0[j] + v1 * g1[j]
-                if has_g_value:
-                    d0 += g_value[p0]
-                    d1 += g_value[p1]
-                g_entry[p0], g_entry[p1] = d0, d1
-                bias += d0 + d1
-                x0, x1 = x[rows[q]], x[rows[q + 1]]
-                for j in range(d_in):
-                    ge[j] += d0 * x0[j] + d1 * x1[j]
-                q += 2
-            if q < end:
-                p0, g0 = order[q], gl[rows[q]]
-                v0, d0 = value[p0], zero
-                for j in range(d_out):
-                    d0 += g0[j] * wd[j]
-                    gd[j] += v0 * g0[j]
-                if has_g_value:
-                    d0 += g_value[p0]
-                g_entry[p0] = d0
-                bias += d0
-                x0 = x[rows[q]]
-                for j in range(d_in):
-                    ge[j] += d0 * x0[j]
+        ge[:] = np.float32(0)
+        gd[:] = np.float32(0)
+        begin, end = starts[f], starts[f + 1]
+        if levels[f] >= 0:
+            visit_entries(begin, end, order, rows, value, g[levels[f]], wd, gd, g_entry)
+        bias = np.float32(0)
+        for q in range(begin, end):
+            p = order[q]
+            if has_g_value:
+                g_entry[p] += g_value[p]
+            bias += g_entry[p]
+        q = begin
+        while q + 4 <= end:
+            add_four(ge, g_entry[order[q]], g_entry[order[q + 1]], g_entry[order[q + 2]], g_entry[order[q + 3]],
+                     x[rows[q]], x[rows[q + 1]], x[rows[q + 2]], x[rows[q + 3]])
+            q += 4
+        while q < end:
+            add_one(ge, g_entry[order[q]], x[rows[q]])
+            q += 1
         g_bias[f] = bias
-        grad_row_stats(f, g_enc, g_dec, w_dec, enc2, dec2, radial)
+        grad_row_stats(ge, gd, wd, f, enc2, dec2, radial)
         if bias != 0:
-            we = w_enc[f]
-            for j in range(d_in):
-                g_pre[j] -= bias * we[j]
+            add_one(g_pre, -bias, w_enc[f])
     return g_pre
 
 
@@ -533,7 +599,7 @@ def add_rows(lo, hi, ids, more_enc, more_dec, g_enc, g_dec, w_dec, enc2, dec2, r
         f = ids[q]
         g_enc[f] += more_enc[q]
         g_dec[f] += more_dec[q]
-        grad_row_stats(f, g_enc, g_dec, w_dec, enc2, dec2, radial)
+        grad_row_stats(g_enc[f], g_dec[f], w_dec[f], f, enc2, dec2, radial)
 
 
 @jit

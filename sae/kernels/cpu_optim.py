@@ -81,11 +81,11 @@ class Numbers:
     ) -> None:
         self.scale, self.gain1, self.gain2 = scale, 1 - betas[0], 1 - betas[1]
         self.step_size = lr / (1 - betas[0] ** step)
-        self.correction2, self.eps = 1 - betas[1] ** step, eps
+        self.factor2, self.eps = (1 - betas[1] ** step) ** -0.5, eps
 
     def float32(self) -> tuple[np.float32, ...]:
         """In the order in which the loop takes them."""
-        fields = (self.scale, self.gain1, self.gain2, self.step_size, self.correction2, self.eps)
+        fields = (self.scale, self.gain1, self.gain2, self.step_size, self.factor2, self.eps)
         return tuple(np.float32(number) for number in fields)
 
     def small(self, state: ParamState) -> None:
@@ -95,7 +95,7 @@ class Numbers:
         grad = grad * self.scale
         state.exp_avg.lerp_(grad, self.gain1)
         state.exp_avg_sq.lerp_(grad * grad, self.gain2)
-        state.param.addcdiv_(state.exp_avg, (state.exp_avg_sq / self.correction2).sqrt_().add_(self.eps),
+        state.param.addcdiv_(state.exp_avg, state.exp_avg_sq.sqrt().mul_(self.factor2).add_(self.eps),
                              value=-self.step_size)
         if state.unit_rows:
             state.param.div_(state.param.norm(dim=1, keepdim=True).clamp_min(1e-12))

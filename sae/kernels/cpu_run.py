@@ -31,9 +31,9 @@ def jit(loop: Callable) -> Callable:
     there is none, the loop is compiled anew in each process.
     """
     try:
-        return numba.njit(loop, nogil=True, cache=True, fastmath=FASTMATH)
+        return numba.njit(loop, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
     except RuntimeError:  # numba's "no locator available": nowhere to write
-        return numba.njit(loop, nogil=True, fastmath=FASTMATH)
+        return numba.njit(loop, nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 
 def _pool(n_threads: int) -> ThreadPoolExecutor:

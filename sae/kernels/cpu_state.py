@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels import cpu_loops, cpu_run
+from sae.kernels import cpu_adam, cpu_loops, cpu_run
 
 SCORE_BYTES = 2**27
 """Scores (or activations with their zeros written out) held at a time."""
@@ -154,7 +154,7 @@ class Buffers:
             half = self.half_space(tuple(w.shape))
             self.keep_half(W_enc, half)
         bits = half.w16.view(torch.uint16).numpy()
-        cpu_run.run(cpu_loops.to_half, cpu_run.even(w.shape[0]), w.numpy(), bits, half.norms.numpy())
+        cpu_run.run(cpu_adam.to_half, cpu_run.even(w.shape[0]), w.numpy(), bits, half.norms.numpy())
         return half
 
 
