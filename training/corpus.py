@@ -149,6 +149,8 @@ def _identity(source: TextSource) -> dict[str, Any]:
     chosen = {key: getattr(source, key) for key in keys}
     if source.chat_roles is not None:
         chosen["chat_roles"] = list(source.chat_roles)
+    if source.kind == "datasets":
+        chosen["split"] = source.split or "train"
     if source.kind == "datasets" and not _is_local(source.rest):
         return {**facts, **chosen, "name": source.rest}
     return {**facts, **chosen, **_digest(_files(source))}

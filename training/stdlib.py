@@ -7,7 +7,10 @@ group.
 
 import ast
 import hashlib
+import os
+import platform
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -34,17 +37,17 @@ class Piece(NamedTuple):
 
 def stdlib_pieces(seed: int) -> Iterator[Piece]:
     """All pieces of the standard library in the order that `seed` gives."""
-    pieces = [(f"{seed}:{piece.label}:{i}", piece) for i, piece in enumerate(_all_pieces())]
     # a hash and not a shuffle: a module more or less leaves the order of the others as it was
-    pieces.sort(key=lambda keyed: hashlib.sha256(keyed[0].encode()).digest())
-    yield from (piece for _, piece in pieces)
+    yield from sorted(_all_pieces(), key=lambda piece: _order(piece, seed))
+
+
+def _order(piece: Piece, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:{piece.label}:{piece.text}".encode()).digest()
 
 
 @lru_cache(maxsize=1)
 def stdlib_identity() -> dict[str, Any]:
     """The Python version, the number of modules and a hash of their names and contents."""
-    import platform
-
     digest = hashlib.sha256()
     files = _modules()
     for name, path in files:
@@ -55,19 +58,19 @@ def stdlib_identity() -> dict[str, Any]:
 def _modules() -> list[tuple[str, Path]]:
     """The modules taken, by name."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = ((path.relative_to(root), path) for path in root.rglob("*.py"))
-    return sorted((name.as_posix(), path) for name, path in files if not _left_out(name))
-
-
-def _left_out(name: Path) -> bool:
-    return bool(_LEFT_OUT & set(name.parts)) or name.parts[0].startswith(_LEFT_OUT_STEMS)
+    found = []
+    for folder, subfolders, names in os.walk(root):
+        # site-packages can be large: what is left out is not entered
+        subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT and not name.startswith(_LEFT_OUT_STEMS)]
+        found += [Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(_LEFT_OUT_STEMS)]
+    return sorted((path.relative_to(root).as_posix(), path) for path in found)
 
 
 def _all_pieces() -> Iterator[Piece]:
     for name, path in _modules():
         try:
             source = path.read_text(encoding="utf-8")
-            tree = ast.parse(source)
+            tree = _parse(source)
         except (UnicodeDecodeError, SyntaxError):  # templates and samples of other encodings lie among the modules
             continue
         if name != _PROSE_ONLY:
@@ -77,14 +80,27 @@ def _all_pieces() -> Iterator[Piece]:
             yield Piece(text, f"{name} docstrings", name)
 
 
+def _parse(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        # what the compiler thinks of the library's style is nobody's concern here
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
+
+
 def _prose(tree: ast.Module, *, all_strings: bool) -> str:
     """The docstrings of a module in the order of its lines, or all its longer strings."""
     if all_strings:
         values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
         return "\n\n".join(value.strip() for value in values if isinstance(value, str) and "\n" in value)
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = sorted((n for n in ast.walk(tree) if isinstance(n, kinds)), key=lambda n: getattr(n, "lineno", 0))
-    return "\n\n".join(doc for node in nodes if (doc := ast.get_docstring(node)))
+    return "\n\n".join(_docstrings(tree))
+
+
+def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    if doc := ast.get_docstring(node):
+        yield doc
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(child)
 
 
 def cut(text: str, n_chars: int) -> list[tuple[int, str]]:
