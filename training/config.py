@@ -56,6 +56,8 @@ class CorpusConfig(Section):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         many = value if isinstance(value, list | tuple) else [value]
+        if not many:
+            raise ValueError("no source is named; write for example python-stdlib")
         return tuple({"source": v} if isinstance(v, str) else v for v in many)
 
     @property
@@ -111,7 +113,7 @@ class SiteConfig(Section):
 class DataConfig(Section):
     """Order, batches and which rows are kept."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Order of the rows."""
     batch_rows: Count = Field(default=4096, gt=0)
     """Rows per training step."""
@@ -164,6 +166,13 @@ class TrainConfig(Section):
     wandb: str | None = None
     """A wandb project that gets the metrics too."""
 
+    @field_validator("budget")
+    @classmethod
+    def _no_share_of_itself(cls, value: Duration) -> Duration:
+        if value.unit == "%":
+            raise ValueError(f"{value} would be a share of itself; write for example '4 epochs' or '2M tokens'")
+        return value
+
 
 class EvalConfig(Section):
     """Held-out evaluation."""
@@ -192,6 +201,13 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
+    @field_validator("name")
+    @classmethod
+    def _below_runs(cls, value: str) -> str:
+        if value.startswith("/") or not value.strip("./") or ".." in value.split("/"):
+            raise ValueError(f"{value!r} names no folder below runs/; write for example 'quickstart'")
+        return value
+
     @field_validator("site", mode="before")
     @classmethod
     def _hook_name(cls, value: object) -> object:
@@ -210,7 +226,11 @@ class Config(Section):
     @field_validator("sae", mode="before")
     @classmethod
     def _variant(cls, value: object) -> object:
-        return variant_config(value).model_validate(value) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        if not isinstance(value.get("variant", ""), str):
+            raise ValueError(f"variant is a name such as topk, not {value['variant']!r}")
+        return variant_config(value).model_validate(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -254,11 +274,18 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no .yaml file"
         raise SaescopeError(f"no config at {path}; {path.parent} holds {there}.")
-    return resolve(_load_yaml(path.read_text(encoding="utf-8"), str(path)), overrides, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
+    return resolve(_load_yaml(text, str(path)), overrides, str(path))
 
 
 def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> list[Config]:
     """The trainings that plain fields and dotted overrides (`sae.k=64`) describe."""
+    if not isinstance(fields, dict):
+        found = "nothing" if fields is None else f"a {type(fields).__name__}"
+        raise SaescopeError(f"{where}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -270,7 +297,8 @@ def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = 
         return [_validated(base, where)]
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries) or not entries:
         raise SaescopeError(f"{where}: sweep is a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
-    return _shared_mask([_validated(fields, where) for fields in _members(base, entries, where)])
+    members = list(_members(base, entries, where))
+    return _shared_mask([_validated(fields, f"{where}, sweep member {fields['name']}") for fields in members])
 
 
 def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
@@ -285,8 +313,10 @@ def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) ->
                 )
             fields = fields if key == "name" else _merged(fields, _nested(key, value))
         name = str(entry.get("name", f"{i:02d}"))
-        if name in names or "/" in name:
-            raise SaescopeError(f"{where}: sweep entry {i + 1} is called {name!r}; names must differ and hold no slash.")
+        if name in names or "/" in name or not name.strip("."):
+            raise SaescopeError(
+                f"{where}: sweep entry {i + 1} is called {name!r}; names must differ, not be empty and hold no slash."
+            )
         names.add(name)
         yield {**fields, "name": f"{base.get('name')}/{name}"}
 
@@ -312,7 +342,9 @@ def _load_yaml(text: str, where: str) -> Any:
     try:
         return _yaml().load(text)
     except YAMLError as error:
-        raise SaescopeError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SaescopeError(f"{where}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -329,17 +361,18 @@ def _merged(base: Any, over: Any) -> Any:
 
 
 def _validated(fields: dict[str, Any], where: str) -> Config:
-    if not isinstance(fields, dict):
-        raise SaescopeError(f"{where}: a config is a mapping of sections, not {type(fields).__name__}.")
     try:
         return Config.model_validate(fields)
     except ValidationError as error:
         raise SaescopeError(f"{where}: {_explained(error, fields)}") from None
+    except SaescopeError as error:
+        raise SaescopeError(f"{where}: {error}") from None
 
 
 def _explained(error: ValidationError, fields: dict[str, Any]) -> str:
     """The first problem in one sentence; a misspelled key with the nearest right one."""
-    first = error.errors()[0]
+    # what a misspelled key should have been is often missing too: the misspelling explains both
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     # a variant's own config is validated apart, so its path lacks the section
     path = [str(p) for p in first["loc"]]
     if error.title not in (Config.__name__, ""):
@@ -352,8 +385,19 @@ def _explained(error: ValidationError, fields: dict[str, Any]) -> str:
         return f"unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"{key} is missing."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}." if key else f"{message}."
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}." if key else f"{message}."
+    wanted = first["msg"].partition(", unable")[0]
+    if first["type"] == "model_type":
+        wanted = "Input should be a mapping of keys"
+    gap = " " if wanted.startswith("Input should") else ": "
+    return f"{key}{gap}{wanted.removeprefix('Input ')}, found {_short(first['input'])}."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _keys_beside(path: list[str], fields: dict[str, Any]) -> list[str]:

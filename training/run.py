@@ -13,6 +13,7 @@ A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoint
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sae import saelens, store
 from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.files import write_bytes, write_json
+from sae.kernels import backend
 from training import checkpoint
 from training import config as configs
 from training.batches import Address, Batches
@@ -29,6 +31,7 @@ from training.config import Config
 from training.display import Display
 from training.harvest import Data, open_data
 from training.heldout import HeldOut, Spliced
+from training.locks import locked
 from training.loggers import MetricsFile, Wandb
 from training.loop import Interrupted, Logger, fit
 from training.models import resolve_device
@@ -68,8 +71,11 @@ def train(
         _check_same(members, folders)
         display.say(f"{folders[0]}: already finished")
         return [_finished(f) for f in folders]
-    _claim(members, folders, resume=resume)
-    return _train(members, folders, display, resume=resume)
+    with ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(locked(folder))
+        _refuse_taken(members, folders, resume=resume)
+        return _train(members, folders, display, resume=resume)
 
 
 def _resolved(
@@ -83,8 +89,8 @@ def _resolved(
     return [c for m in members for c in configs.resolve(m.plain(), overrides)] if overrides else members
 
 
-def _claim(members: list[Config], folders: list[Path], *, resume: bool) -> None:
-    """Make the run folders, or refuse those that exist unless the same config is resumed."""
+def _refuse_taken(members: list[Config], folders: list[Path], *, resume: bool) -> None:
+    """Refuse run folders that exist, unless the same config is resumed."""
     if not resume:
         for folder in folders:
             if (folder / "config.yaml").exists():
@@ -92,9 +98,6 @@ def _claim(members: list[Config], folders: list[Path], *, resume: bool) -> None:
                     f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
                 )
     _check_same(members, folders)
-    for member, folder in zip(members, folders, strict=True):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "config.yaml", member.yaml().encode())
 
 
 def _check_same(members: list[Config], folders: list[Path]) -> None:
@@ -116,6 +119,8 @@ def _first_difference(there: Any, asked: Any, path: str = "") -> str:
 def _train(members: list[Config], folders: list[Path], display: Display, *, resume: bool) -> list[Trained]:
     began = time.monotonic()
     first = members[0]
+    device = resolve_device(first.train.device)
+    backend(device, first.train.kernels, first.train.precision)
     hooks = tuple(dict.fromkeys(hook for m in members for hook in m.site.hooks))
     mask_hooks = first.data.mask_hooks or hooks
     data = open_data(first, tuple(dict.fromkeys((*hooks, *mask_hooks))), display)
@@ -130,12 +135,14 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
         f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
     )
     heldout = HeldOut(data.source, data.tokens, mask, hooks, first.eval.n_rows)
-    device = resolve_device(first.train.device)
     trainees = [Trainee(m, new_sae(m, calibrate(m.site, mask)), clock, device) for m in members]
     # a sweep's members lie in one folder, and so do their checkpoints
     group = folders[0] if len(members) == 1 else folders[0].parent
     start = _continue(group / "checkpoints", trainees, display) if resume else Address(0, 0, 0)
     loggers = [_loggers(m, f, t.n_steps) for m, f, t in zip(members, folders, trainees, strict=True)]
+    # not before everything is known to fit: a name is taken by its config
+    for member, folder in zip(members, folders, strict=True):
+        write_bytes(folder / "config.yaml", member.yaml().encode())
     with display.task("training", clock.n_steps * clock.batch_rows) as task:
         task.skip(trainees[0].rows_seen)
         try:
@@ -164,6 +171,7 @@ def _continue(folder: Path, trainees: list[Trainee], display: Display) -> Addres
 
 
 def _loggers(member: Config, folder: Path, n_steps: int) -> list[Logger]:
+    folder.mkdir(parents=True, exist_ok=True)
     out: list[Logger] = [MetricsFile(folder / "metrics.jsonl", keep_steps=n_steps)]
     if member.train.wandb is not None:
         out.append(Wandb(member.train.wandb, member.name, folder, member.plain()))
