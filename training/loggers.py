@@ -1,6 +1,7 @@
 """Where metrics go: always metrics.jsonl, one JSON object a line; wandb when asked. The only file that imports wandb."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,9 @@ class MetricsFile:
         """Nothing to do: every line is already there."""
 
 
-def _step(line: bytes) -> float:
-    """The step of a line; infinite for one that is not whole."""
-    if not line.endswith(b"\n"):
-        return float("inf")
-    return json.loads(line)["step"]
+def _step(line: bytes) -> int:
+    """The step of a line; beyond all steps for one that is not whole."""
+    return int(json.loads(line)["step"]) if line.endswith(b"\n") else sys.maxsize
 
 
 class Wandb:
