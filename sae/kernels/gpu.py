@@ -179,6 +179,10 @@ def _check(select: Select | None, **tensors: Tensor | None) -> None:
 
 def _check_features(code: SparseCode, d_sae: int) -> None:
     """Indices in range: a code may come from a file, and a kernel would read whatever lies there."""
+    if code.indptr is not None and (
+        int(code.indptr[0]) != 0 or int(code.indptr[-1]) != code.feature.numel() or bool((code.indptr.diff() < 0).any())
+    ):
+        raise SaescopeError(f"kernels: the code's row bounds do not ascend from 0 to its {code.feature.numel()} entries.")
     if code.feature.numel() == 0:
         return
     low, high = code.feature.aminmax()

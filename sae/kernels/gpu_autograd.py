@@ -37,7 +37,9 @@ def suffix_sums(
 ) -> Float32[Tensor, "n_segments n_rows d_out"]:
     """The gradient of the part of x_hat that features between two prefix ends make: it is in every later prefix."""
     if dx_hat.shape[0] > 1:
-        dx_hat = dx_hat.flip(0).cumsum(0).flip(0)
+        dx_hat = dx_hat.clone()
+        for later in range(dx_hat.shape[0] - 1, 0, -1):
+            dx_hat[later - 1] += dx_hat[later]
     return dx_hat if covers_all else torch.cat([dx_hat, torch.zeros_like(dx_hat[:1])])
 
 

@@ -218,7 +218,7 @@ def entry_dots_kernel(
 
     Entries whose feature is d_sae (padding, in the by-feature order) get 0.
     """
-    entry = tl.program_id(0) * BLOCK_ENTRIES + tl.arange(0, BLOCK_ENTRIES)
+    entry = tl.program_id(0).to(tl.int64) * BLOCK_ENTRIES + tl.arange(0, BLOCK_ENTRIES)
     inside = entry < n_entries
     feature = tl.load(feature_ptr + entry, mask=inside, other=d_sae).to(tl.int64)
     inside = inside & (feature < d_sae)

@@ -242,6 +242,9 @@ class FeaturePlan:
     hot: Int32[Tensor, " n_hot"]
     """The hot features, then d_sae."""
     n_parts: int
+    """Most parts that hot features can have."""
+    chunk: int
+    """Entries per item."""
 
     @property
     def counts(self) -> Int64[Tensor, " d_sae"]:
@@ -274,7 +277,7 @@ def plan_by_feature(
     hot = torch.full((n_hot + 1,), d_sae, dtype=torch.int32, device=device).scatter_(0, place, ids[:-1])
     part_first = _starts(torch.where(is_hot, n_items_of, 0))
     return FeaturePlan(
-        order, by_feature, entry_first, item_feature, item_first, part_first, hot[:n_hot], 2 * n_hot
+        order, by_feature, entry_first, item_feature, item_first, part_first, hot[:n_hot], 2 * n_hot, chunk
     )
 
 
@@ -291,7 +294,7 @@ class CodeGrads:
 def code_grads(
     plan: FeaturePlan, row: Int64[Tensor, " nnz"], dy_row: Int64[Tensor, " nnz"], value: Float32[Tensor, " nnz"],
     extra: Float32[Tensor, " nnz"] | None, x: Float[Tensor, "n_rows d_in"], dy: Float[Tensor, "n_dy_rows d_out"],
-    W_dec: Float[Tensor, "d_sae d_out"], *, chunk: int = CHUNK_ENTRIES, fused_width: int = FUSED_WIDTH,
+    W_dec: Float[Tensor, "d_sae d_out"], *, fused_width: int = FUSED_WIDTH,
 ) -> CodeGrads:
     """Value, weight and bias gradients from one plan.
 
@@ -319,7 +322,7 @@ def code_grads(
     launch(
         kernels.weight_grads_kernel, (plan.item_feature.numel(), n_tiles),
         plan.item_feature, plan.item_first, plan.part_first, plan.entry_first, row, dy_row, value, extra, dvalue, x,
-        dy, W_dec, grads.W_enc, grads.W_dec, grads.b_enc, *parts, d_sae, d_in, d_out, CHUNK=chunk,
+        dy, W_dec, grads.W_enc, grads.W_dec, grads.b_enc, *parts, d_sae, d_in, d_out, CHUNK=plan.chunk,
         BLOCK_ENTRIES=entries, BLOCK_IN=block_in, BLOCK_OUT=block_out, FUSED=fused, num_warps=warps,
     )
     for part, out in zip(parts, (grads.W_enc, grads.W_dec, grads.b_enc[:, None]), strict=True):

@@ -1,5 +1,6 @@
 """Every kernel compiles ahead of time, without a device, and fits: no spills, bounded registers and shared memory."""
 
+import ast
 import json
 import os
 import subprocess
@@ -39,6 +40,20 @@ def test_every_kernel_of_the_file_is_compiled() -> None:
     assert {line.split("(")[0][4:] for line in source.splitlines() if line.startswith("def ") and "_kernel(" in line} == (
         KERNELS
     )
+
+
+def test_masked_loads_say_what_the_masked_lanes_hold() -> None:
+    """The interpreter fills them with zeros; a device leaves them undefined."""
+    tree = ast.parse((REPOSITORY / "sae/kernels/gpu_kernels.py").read_text())
+    loads = [
+        {keyword.arg for keyword in node.keywords} for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load"
+    ]
+    assert len(loads) > 30 and all("other" in names for names in loads if "mask" in names)
+
+
+def test_floats_are_never_added_atomically() -> None:
+    assert "tl.atomic" not in (REPOSITORY / "sae/kernels/gpu_kernels.py").read_text()
 
 
 def test_nothing_spills(report: list[dict[str, Any]]) -> None:
