@@ -49,19 +49,27 @@ def written_out(buffers: Buffers, done: Pass, lo: int, hi: int) -> Float[Tensor,
     return acts
 
 
+def suffix_sums(
+    buffers: Buffers, done: Pass, g_x_hat: Float[Tensor, "n_prefixes n_rows d_out"] | None
+) -> Float[Tensor, "n_prefixes n_rows d_out"]:
+    """What reaches a feature from the reconstructions: it is part of its own prefix and of all that are longer."""
+    shape = (len(done.ends), done.code.n_rows, done.w_dec.shape[1])
+    if g_x_hat is None:
+        return torch.zeros(shape)
+    if len(done.ends) == 1:
+        return g_x_hat.contiguous()
+    sums = buffers.space("suffix_sums", (shape[0] * shape[1], shape[2])).view(shape)
+    sums[-1] = g_x_hat[-1]
+    for level in range(len(done.ends) - 2, -1, -1):
+        torch.add(g_x_hat[level], sums[level + 1], out=sums[level])
+    return sums
+
+
 def gradients(
     buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz"] | None,
-    g_x_hat: Float[Tensor, "n_prefixes n_rows d_out"] | None,
+    by_level: Float[Tensor, "n_prefixes n_rows d_out"],
 ) -> Gradients:
-    """Every gradient of a pass, from those of its value and its reconstructions."""
-    if g_x_hat is None:
-        g_x_hat = torch.zeros(len(done.ends), done.code.n_rows, done.w_dec.shape[1])
-    by_level = g_x_hat.contiguous()
-    if len(done.ends) > 1:
-        # a feature is part of its own prefix and of all that are longer
-        by_level = by_level.clone()
-        for level in range(len(done.ends) - 2, -1, -1):
-            by_level[level] += by_level[level + 1]
+    """Every gradient of a pass, from those of its value and (as `suffix_sums`) of its reconstructions."""
     compute = dense_gradients if done.dense else sparse_gradients
     return compute(buffers, done, torch.empty(0) if g_value is None else g_value.contiguous(), by_level)
 
@@ -81,7 +89,7 @@ def sparse_gradients(
     g_entry = torch.zeros(nnz)
     g = Gradients(
         buffers.take_spare((d_sae, d_in)), buffers.take_spare(tuple(done.w_dec.shape)), torch.empty(d_sae),
-        torch.empty(0), g_entry, torch.empty(d_sae), torch.empty(d_sae, 2), torch.empty(d_sae),
+        torch.zeros(d_in), g_entry, torch.empty(d_sae), torch.empty(d_sae, 2), torch.empty(d_sae),
     )
     levels = np.searchsorted(np.array(done.ends), np.arange(d_sae), side="right").astype(np.int32)
     levels[levels == len(done.ends)] = -1
@@ -108,7 +116,7 @@ def dense_gradients(
     d_sae = done.code.d_sae
     g = Gradients(
         buffers.take_spare(tuple(done.w_enc.shape)).zero_(), buffers.take_spare(tuple(done.w_dec.shape)).zero_(),
-        torch.zeros(d_sae), torch.empty(0), torch.zeros(done.code.feature.numel()),
+        torch.zeros(d_sae), torch.zeros(done.x.shape[1]), torch.zeros(done.code.feature.numel()),
     )
     has_value = bool(g_value.numel())
     for lo, hi in row_chunks(done):
@@ -170,10 +178,11 @@ class Autoencode(torch.autograd.Function):
         _, W_dec = ctx.saved_tensors
         buffers, done, needs = ctx.buffers, ctx.done, ctx.needs_input_grad[2:]
         with lock():
-            g = gradients(buffers, done, g_value, g_x_hat)
+            by_level = suffix_sums(buffers, done, g_x_hat)
+            g = gradients(buffers, done, g_value, by_level)
             add_extra(done, g)
             g_x = input_gradient(done, g) if needs[0] else None
-            g_b_dec = sum_rows(g_x_hat[0] if len(g_x_hat) == 1 else g_x_hat.sum(0)) if needs[4] and g_x_hat is not None else None
+            g_b_dec = sum_rows(by_level[0]) if needs[4] else None
         g_W_enc = g.g_enc.t()
         buffers.forget_stats()
         if g.enc2 is not None and g.dec2 is not None and g.radial is not None:
@@ -206,7 +215,7 @@ class AuxK(torch.autograd.Function):
         W_enc, W_dec = ctx.saved_tensors
         done, ids, needs = ctx.done, ctx.ids, ctx.needs_input_grad[4:]
         with lock():
-            g = gradients(ctx.buffers, done, None, g_aux_hat[None])
+            g = gradients(ctx.buffers, done, None, g_aux_hat[None].contiguous())
             g_x = input_gradient(done, g) if needs[0] else None
         if ctx.host is not None:
             ctx.host.extra.append((ids, g.g_enc, g.g_dec))
