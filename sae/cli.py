@@ -5,6 +5,7 @@ line of a subcommand is the first line of its function's docstring, read from th
 """
 
 import ast
+import errno
 import importlib.metadata
 import importlib.util
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from sae.errors import SaescopeError
 
 GROUP = "saescope.commands"
+_OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system refuses whoever asks: no defect of the code, so no traceback."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(commands[argv[0]].load()(argv[1:]) or 0)
     except SaescopeError as error:
         print(f"sae {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM:
+            raise
+        place = error.filename or "a file"
+        print(f"sae {argv[0]}: {place}: {error.strerror}; free some space or choose another folder.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"sae {argv[0]}: interrupted.", file=sys.stderr)

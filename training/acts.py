@@ -83,6 +83,12 @@ class ActsDir:
         """Per hook the number of files and one sha256 over their contents; reads everything once."""
         return {"hooks": {name: _digest(arrays) for name, arrays in self._arrays.items()}, "n_rows": self.n_rows}
 
+    def place(self, hook: str, row: int) -> str:
+        """The file that holds a row of a hook, and the row's number in it."""
+        i = bisect.bisect_right(self._ends[hook], row)
+        array = self._arrays[hook][i]
+        return f"{array.where}, row {row - (self._ends[hook][i] - array.n_rows)}"
+
     def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
         """Rows `start` to `stop` of a hook, in its files' own precision (fp64 as fp32; the widest, if files differ)."""
         if hook not in self.hooks:

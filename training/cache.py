@@ -27,7 +27,7 @@ from sae.errors import SaescopeError
 from sae.files import code_version, write_json
 from training.arrays import write_array
 from training.locks import locked
-from training.sources import row_norms
+from training.sources import NO_NUMBERS, row_norms
 from training.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
 
 # bfloat16 has no numpy type: its bits are stored as uint16
@@ -83,6 +83,9 @@ def fill(
     assert tokens.folder is not None
     with locked(tokens.folder / "acts"):
         hooks = missing_hooks(tokens.folder, list(widths))
+        for place in (hook_folder(tokens.folder, hook) for hook in hooks):
+            if place.exists():
+                raise SaescopeError(f"{place} lacks its manifest.json, so it is not whole; remove it and start again.")
         parts = {hook: hook_folder(tokens.folder, hook).with_name(f"{hook}.partial") for hook in hooks}
         for part in parts.values():
             part.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,7 @@ def _write_shard(part: Path, i: int, acts: Float[Tensor, "n n_ctx d"], first_seq
         seq, position = (int(v) for v in bad.nonzero()[0])
         raise SaescopeError(
             f"{hook}: NaN or infinite activations in shard {i}, sequence {first_seq + seq}, position {position} "
-            f"({int(bad.sum())} rows of the shard); a wider model.dtype usually helps."
+            f"({int(bad.sum())} rows of the shard); {NO_NUMBERS}"
         )
     record = {
         "n_seqs": acts.shape[0],
@@ -206,13 +209,13 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
         raise SaescopeError(
             f"cache {folder} has no activations of {hook} (it has {', '.join(there) or 'none'}); run `sae cache make`."
         )
-    manifest = read_manifest(place)
-    if manifest["hook"] != hook or manifest["tokens_sha256"] != _tokens_digest(folder):
-        raise SaescopeError(
-            f"{place} was made from other tokens or another hook ({manifest['hook']}); remove it and make it again."
-        )
+    manifest = read_manifest(place, "hook", "d", "dtype", "tokens_sha256", "shards")
+    if manifest["hook"] != hook:
+        raise SaescopeError(f"{place} holds activations of {manifest['hook']}, not of {hook}; remove it and make it again.")
+    if manifest["tokens_sha256"] != _tokens_digest(folder):
+        raise SaescopeError(f"{place} was made from other tokens than {folder} holds; remove it and make it again.")
     note_path = folder.parent / f".{folder.name}.checked.json"
-    note = json.loads(note_path.read_text(encoding="utf-8")) if note_path.exists() else {}
+    note = _read_note(note_path)
     fresh = dict(note)
     files = _files(place, manifest)
     if any("/".join(path.parts[-3:]) not in note for path, _ in files):
@@ -222,6 +225,15 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     if fresh != note:
         write_json(note_path, fresh)
     return manifest
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What passed before; nothing, if that cannot be read."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def _files(place: Path, manifest: dict[str, Any]) -> list[tuple[Path, str]]:

@@ -6,7 +6,6 @@
 The last two are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
 """
 
-import json
 import platform
 import shutil
 from pathlib import Path
@@ -14,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from sae.errors import SaescopeError
-from sae.files import atomic_dir, code_version, write_json, write_tensors
+from sae.files import atomic_dir, code_version, read_json, read_tensors, write_json, write_tensors
 from training.batches import Address
 from training.trainee import Trainee
 
 FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 1, 2
+_WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
 
 
 def surroundings() -> dict[str, Any]:
@@ -57,11 +56,26 @@ def load(folder: Path, trainees: list[Trainee]) -> tuple[Address, list[str]] | N
     there = finished(folder)
     if not there:
         return None
-    state = json.loads((there[-1] / "state.json").read_text(encoding="utf-8"))
+    try:
+        return _load(there[-1], trainees)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise SaescopeError(
+            f"{there[-1]} does not fit this training ({type(error).__name__}: {reason}): its files, or the activations, "
+            f"have changed; {_WHAT_THEN}"
+        ) from error
+
+
+def _load(place: Path, trainees: list[Trainee]) -> tuple[Address, list[str]]:
+    try:
+        state = read_json(place / "state.json")
+        tensors = [read_tensors(place / f"{i:03d}.safetensors") for i in range(len(trainees))]
+    except SaescopeError as error:
+        raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
     if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
-        raise SaescopeError(f"{there[-1]} was written by a later version of this code; update it, or start a new run.")
-    for i, (trainee, numbers) in enumerate(zip(trainees, state["numbers"], strict=True)):
-        trainee.load(load_file(there[-1] / f"{i:03d}.safetensors"), numbers)
+        raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
+    for trainee, theirs, numbers in zip(trainees, tensors, state["numbers"], strict=True):
+        trainee.load(theirs, numbers)
     was, now = state["surroundings"], surroundings()
     changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
     return Address(*state["next_batch"]), changed

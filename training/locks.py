@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.files import refusing_full_disk
 
 
 @contextmanager
@@ -26,7 +27,8 @@ def locked(folder: Path) -> Iterator[None]:
             raise SaescopeError(
                 f"process {file.read().strip() or 'unknown'} is writing {folder}; wait for it to end, or use another name."
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with refusing_full_disk(folder):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield

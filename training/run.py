@@ -10,7 +10,6 @@
 A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from typing import Any
 from sae import saelens, store
 from sae.base import SAE
 from sae.errors import SaescopeError
-from sae.files import write_bytes, write_json
+from sae.files import read_json, write_bytes, write_json
 from sae.kernels import backend
 from training import checkpoint
 from training import config as configs
@@ -226,4 +225,4 @@ def _provenance(member: Config, data: Data) -> dict[str, Any]:
 
 
 def _finished(folder: Path) -> Trained:
-    return Trained(store.load(folder), json.loads((folder / "summary.json").read_text(encoding="utf-8")), folder)
+    return Trained(store.load(folder), read_json(folder / "summary.json"), folder)

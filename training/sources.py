@@ -16,6 +16,8 @@ from training.acts import ActsDir
 from training.models import Model
 from training.tokens import Tokens
 
+NO_NUMBERS = "a wider model.dtype and cache.dtype usually help; if not, the weights themselves are damaged."
+"""What to do about NaN or infinite activations."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -67,7 +69,7 @@ class ModelSource:
             bad = int((~rows.isfinite().all(1)).nonzero()[0, 0])
             raise SaescopeError(
                 f"{hook}: NaN or infinite activations in sequence {int(blocks[bad // block_rows])}, position "
-                f"{bad % block_rows}; a wider model.dtype usually helps."
+                f"{bad % block_rows}; {NO_NUMBERS}"
             )
         return rows
 
@@ -93,7 +95,10 @@ class ActsSource:
         if not rows.isfinite().all():
             bad = int((~rows.isfinite().all(1)).nonzero()[0, 0])
             row = int(blocks[bad // block_rows]) * block_rows + bad % block_rows
-            raise SaescopeError(f"{self.acts.path}: NaN or infinite values in row {row}; clean the file and start again.")
+            raise SaescopeError(
+                f"{hook}: NaN or infinite values in {self.acts.place(hook, row)} (row {row} of all); clean the file and "
+                f"start again."
+            )
         return rows
 
     def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:

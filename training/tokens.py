@@ -92,6 +92,11 @@ def make_tokens(config: Config, model: Model) -> Tokens:
     if not (folder / "manifest.json").exists():
         with locked(folder):
             if not (folder / "manifest.json").exists():
+                if folder.exists():  # a cache gets its name when it is whole: this is something else, not to be replaced
+                    raise SaescopeError(
+                        f"{folder} is there but is no cache (it holds no manifest.json); remove it, or choose another "
+                        f"cache.name."
+                    )
                 _pack(config, model, facts, folder)
     return open_tokens(folder, facts)
 
@@ -130,17 +135,19 @@ def write_tokens(
     return open_tokens(folder, facts)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A manifest, refused if it is of another format or a later version."""
+def read_manifest(folder: Path, *entries: str) -> dict[str, Any]:
+    """A manifest, refused if it is of another format or a later version, or lacks one of `entries`."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaescopeError(f"{folder} holds no manifest.json: it is not a finished cache; make it again.") from None
     except ValueError:
-        raise SaescopeError(f"{path} is not JSON: the file was altered; remove the cache and make it again.") from None
+        raise SaescopeError(f"{path} is not JSON: the file was altered; remove {folder} and make it again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise SaescopeError(f"{path} is not the manifest of a Saescope cache.")
+        raise SaescopeError(f"{path} is not the manifest of a Saescope cache; name another one, or remove {folder}.")
+    if lacking := [entry for entry in ("format_version", *entries) if entry not in manifest]:
+        raise SaescopeError(f"{path} lacks {lacking[0]!r}: the file was altered; remove {folder} and make it again.")
     if manifest["format_version"] > FORMAT_VERSION:
         raise SaescopeError(
             f"{path} has format version {manifest['format_version']}, this code reads up to {FORMAT_VERSION}; update it."
@@ -150,7 +157,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
     """Read the tokens of a cache, checked against what the config says they were made from."""
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, "made_from", "sha256")
     if facts is not None:
         check_made_from(folder, manifest["made_from"], facts)
     for name, digest in manifest["sha256"].items():
@@ -171,6 +178,9 @@ def check_made_from(folder: Path, there: Any, asked: Any, path: str = "") -> Non
     if isinstance(there, dict) and isinstance(asked, dict):
         for key in sorted({*there, *asked}):
             check_made_from(folder, there.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        for i, (one, other) in enumerate(zip(there, asked, strict=True)):
+            check_made_from(folder, one, other, f"{path}.{i}")
     elif there != asked:
         raise SaescopeError(
             f"cache {folder} was made from {path} = {there!r}, this config asks for {asked!r}; choose another "
