@@ -3,6 +3,7 @@
 FVE = 1 − Σ‖t − t̂‖² / Σ‖t − mean‖² over rows, in raw space, with the mean of those same rows.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,9 +21,10 @@ class Interval:
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+    def named(self, name: str) -> dict[str, float | list[float] | None]:
+        """`{name: value, name_interval: [low, high]}` for JSON; None where the figure is undefined (no variance, say)."""
+        finite = all(map(math.isfinite, (self.value, self.low, self.high)))
+        return {name: self.value if finite else None, f"{name}_interval": [self.low, self.high] if finite else None}
 
 
 def bootstrap(
@@ -34,9 +36,10 @@ def bootstrap(
     sequence counts.
     """
     draws = np.random.default_rng(seed).multinomial(n_seqs, np.full(n_seqs, 1 / n_seqs), size=n_resamples)
-    values = [statistic(weights.astype(np.float64)) for weights in draws]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Interval(statistic(np.ones(n_seqs)), float(low), float(high))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = [statistic(weights.astype(np.float64)) for weights in draws]
+        low, high = np.percentile(values, [2.5, 97.5])
+        return Interval(statistic(np.ones(n_seqs)), float(low), float(high))
 
 
 class FVE:

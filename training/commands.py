@@ -65,7 +65,7 @@ def _row(trained: "Trained") -> tuple[str, ...]:
     held = trained.summary["heldout"]
 
     def with_interval(key: str) -> str:
-        if key not in held:
+        if held.get(key) is None:
             return "–"
         low, high = held[f"{key}_interval"]
         return f"{held[key]:.3f}\n[{low:.3f}, {high:.3f}]"

@@ -56,11 +56,10 @@ class HeldOut:
             np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
             fve.add(self.seq[chunk], target_rows(site, acts), sae.decode(code))
         per_seq = fve.rows.numpy()
-        interval, active = fve.interval(), bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
+        active = bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
         density = counts.double() / self.n_rows
         return {
-            "fve": interval.value, "fve_interval": [interval.low, interval.high],
-            "l0": active.value, "l0_interval": [active.low, active.high],
+            **fve.interval().named("fve"), **active.named("l0"),
             "dense": float((density > DENSE).double().mean()), "silent": float((counts == 0).double().mean()),
             "n_rows": self.n_rows, "n_seqs": len(self.seqs),
         }
@@ -140,9 +139,7 @@ class Spliced:
             out[f"ce_{name}"] = float(ce[name].sum() / n_tokens)
         out["kl"] = float(ce["kl"].sum() / n_tokens)
         for name in ("mean", "zero"):
-            interval = recovered(ce["clean"], ce["spliced"], ce[name])
-            out[f"ce_recovered_{name}"] = interval.value
-            out[f"ce_recovered_{name}_interval"] = [interval.low, interval.high]
+            out |= recovered(ce["clean"], ce["spliced"], ce[name]).named(f"ce_recovered_{name}")
         return out
 
 

@@ -54,7 +54,9 @@ class Wandb:
             )
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise SaescopeError(f"wandb cannot start ({reason}); log in, set WANDB_MODE=offline, or drop train.wandb.") from None
+            raise SaescopeError(
+                f"wandb cannot start ({reason}); log in, set WANDB_MODE=offline, or drop train.wandb."
+            ) from None
         write_json(note, {"id": self.run.id, "project": project})
 
     def log(self, metrics: dict[str, Any]) -> None:

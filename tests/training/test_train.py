@@ -69,7 +69,7 @@ def test_what_a_run_leaves(base: dict[str, Any], tmp_path: Path) -> None:
     assert summary == json.loads(json.dumps(trained.summary))
     held = summary["heldout"]
     assert held["fve_interval"][0] <= held["fve"] <= held["fve_interval"][1] < 1
-    assert 0.3 < held["fve"] and held["l0"] == pytest.approx(4, abs=0.05)
+    assert held["fve"] > 0.3 and held["l0"] == pytest.approx(4, abs=0.05)
     assert held["n_rows"] <= 1024 and held["ce_n_tokens"] >= 500
     assert {"ce_recovered_mean", "ce_recovered_zero_interval", "kl", "ce_clean"} <= set(held)
     assert 0 <= summary["dead"]["share"] < 1 and summary["dead"]["window_rows"] == 2000
@@ -223,7 +223,8 @@ def test_wandb_offline_gets_the_metrics_and_is_continued(
     run_id = json.loads((folder / "wandb.json").read_text())["id"]
     assert all(run_id in path.name for path in written)
     steps = [step for path in written for step in wandb_steps(path)]
-    assert steps == [line["step"] for line in lines(folder)]
+    # wandb joins lines of one step
+    assert steps == sorted({line["step"] for line in lines(folder)})
 
 
 def wandb_steps(path: Path) -> list[int]:
