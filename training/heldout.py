@@ -4,7 +4,7 @@ L0, FVE, density on rows; CE recovered and KL by splicing the reconstruction int
 rows (BOS, special tokens, outliers) passing unchanged. Intervals are over sequences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from training.sources import Source
 from training.tokens import Tokens
 
 CHUNK_ROWS = 4096
+CHUNK_TOKENS = 64
 DENSE = 0.1
 """A feature that fires on more than this share of rows counts as dense."""
 
@@ -88,7 +89,8 @@ class Spliced:
             seqs = self.seqs[start : start + self.batch_seqs]
             ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
             keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
-            clean = self._log_probs(ids)
+            clean = self.model.logits(ids)
+            ce_clean = _cross_entropy(clean, ids)
             shared: dict[Any, np.ndarray] = {}
             for (sae, site), out in zip(members, sums, strict=True):
                 # members at one site share its ablations
@@ -98,20 +100,17 @@ class Spliced:
                         shared[key, name] = _cross_entropy(self._replaced(ids, keep, site, fn), ids)
                     out.setdefault(name, []).append(shared[key, name])
                 spliced = self._replaced(ids, keep, site, _reconstruct(sae))
-                out.setdefault("clean", []).append(_cross_entropy(clean, ids))
+                out.setdefault("clean", []).append(ce_clean)
                 out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
-                out.setdefault("kl", []).append(_divergence(clean, spliced))
+                out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
             advance(len(seqs) * (n_ctx - 1))
         return [self._summary({name: np.concatenate(parts) for name, parts in out.items()}) for out in sums]
-
-    def _log_probs(self, ids: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        return self.model.logits(ids).float().log_softmax(-1)
 
     def _replaced(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
         fn: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        """Log-probabilities with kept rows of the target replaced by `fn` of the input's rows."""
+        """Logits with kept rows of the target replaced by `fn` of the input's rows."""
         seen: dict[str, Tensor] = {}
 
         def look(acts: Tensor) -> Tensor:
@@ -128,9 +127,9 @@ class Spliced:
 
         if site.hooks == (site.input,):
             with self.model.splice(site.input, replace):
-                return self._log_probs(ids)
+                return self.model.logits(ids)
         with self.model.splice(site.input, look), self.model.splice(str(site.target), replace):
-            return self._log_probs(ids)
+            return self.model.logits(ids)
 
     def _summary(self, ce: dict[str, np.ndarray]) -> dict[str, Any]:
         n_tokens = len(self.seqs) * (self.tokens.n_ctx - 1)
@@ -157,17 +156,37 @@ def _reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
     return lambda rows: sae(rows.to(sae.W_dec.device))
 
 
+def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slice]]:
+    """(sequence, positions that predict, positions predicted), a few tokens at a time.
+
+    Logits become fp32 one chunk at a time: the vocabulary is wide, and arrays of a whole batch would cost more than
+    the model.
+    """
+    last = ids.shape[1] - 1
+    for seq in range(len(ids)):
+        for start in range(0, last, CHUNK_TOKENS):
+            stop = min(start + CHUNK_TOKENS, last)
+            yield seq, slice(start, stop), slice(start + 1, stop + 1)
+
+
 def _cross_entropy(
-    log_probs: Float[Tensor, "n_seqs n_ctx d_vocab"], ids: Int[Tensor, "n_seqs n_ctx"]
+    logits: Float[Tensor, "n_seqs n_ctx d_vocab"], ids: Int[Tensor, "n_seqs n_ctx"]
 ) -> Float[np.ndarray, " n_seqs"]:
     """Summed over the predicted tokens of each sequence, in nats."""
-    picked = log_probs[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return -picked.double().sum(1).cpu().numpy()
+    sums = np.zeros(len(ids))
+    for seq, here, after in _chunks(ids):
+        chunk = logits[seq, here].float()
+        sums[seq] += float((chunk.logsumexp(-1) - chunk.gather(-1, ids[seq, after, None]).squeeze(-1)).double().sum())
+    return sums
 
 
 def _divergence(
-    clean: Float[Tensor, "n_seqs n_ctx d_vocab"], spliced: Float[Tensor, "n_seqs n_ctx d_vocab"]
+    clean: Float[Tensor, "n_seqs n_ctx d_vocab"], other: Float[Tensor, "n_seqs n_ctx d_vocab"],
+    ids: Int[Tensor, "n_seqs n_ctx"],
 ) -> Float[np.ndarray, " n_seqs"]:
-    """KL(clean ‖ spliced) summed over the predicted tokens of each sequence, in nats."""
-    kl = (clean[:, :-1].exp() * (clean[:, :-1] - spliced[:, :-1])).sum(-1)
-    return kl.double().sum(1).cpu().numpy()
+    """KL(clean ‖ other) summed over the predicted tokens of each sequence, in nats."""
+    sums = np.zeros(len(ids))
+    for seq, here, _ in _chunks(ids):
+        p, q = (logits[seq, here].float().log_softmax(-1) for logits in (clean, other))
+        sums[seq] += float(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True))
+    return sums
