@@ -240,6 +240,9 @@ class Config(Section):
             raise ValueError(
                 f"data.superblock_rows = {self.data.superblock_rows} is less than one batch of {self.data.batch_rows}"
             )
+        budget = self.train.budget
+        if budget.unit == "tokens" and budget.value < self.data.batch_rows:
+            raise ValueError(f"train.budget = {budget} is less than one batch of data.batch_rows = {self.data.batch_rows}")
         if self.model is None and self.corpus.acts_dir is None:
             raise ValueError("model is null, but only acts:DIR can do without a model")
         return self
@@ -278,14 +281,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
         raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
-    return resolve(_load_yaml(text, str(path)), overrides, str(path))
+    fields = _load_yaml(text, str(path))
+    if not isinstance(fields, dict):
+        found = "nothing" if fields is None else f"a {type(fields).__name__}"
+        raise SaescopeError(f"{path}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
+    return resolve(fields, overrides, str(path))
 
 
 def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> list[Config]:
     """The trainings that plain fields and dotted overrides (`sae.k=64`) describe."""
-    if not isinstance(fields, dict):
-        found = "nothing" if fields is None else f"a {type(fields).__name__}"
-        raise SaescopeError(f"{where}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

@@ -132,8 +132,12 @@ def backend(device: torch.device | str, name: str = "auto", precision: str = "au
 
         return Cpu(precision)
     if name == "gpu":
-        from sae.kernels.gpu import Gpu
+        from sae.kernels.gpu import Gpu, interpreted
 
+        if device.type != "cuda" and not interpreted():
+            raise SaescopeError(
+                f"kernels: the gpu backend runs on CUDA devices, not on {device}; choose kernels=cpu or kernels=reference."
+            )
         return Gpu(precision)
     from sae.kernels.reference import Reference
 
