@@ -82,7 +82,8 @@ def sparse_gradients(
     (d_sae, d_in), nnz = done.w_enc.shape, done.code.feature.numel()
     indptr, feature, value = done.entries
     starts, order, rows = np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int64), np.empty(nnz, np.int32)
-    cpu_loops.plan_by_feature(indptr, feature, value, d_sae, starts, order, rows)
+    with cpu_run.timed("plan_by_feature"):
+        cpu_loops.plan_by_feature(indptr, feature, value, d_sae, starts, order, rows)
     work = starts[:-1] + np.arange(d_sae)
     n_ranges = min(64, d_sae)
     bounds = [*np.searchsorted(work, np.arange(n_ranges) * (starts[-1] + d_sae) / n_ranges).tolist(), d_sae]

@@ -6,10 +6,12 @@ releases the interpreter lock, and the ranges are dealt to a few Python threads.
 never on the number of threads, so that every result is bit-identical whatever that number is.
 """
 
+import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -19,6 +21,9 @@ LOCK = threading.RLock()
 """Held through every operation of the backend: operations share score buffers, and would only fight for cores."""
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+timings: dict[str, float] | None = None
+"""Seconds by operation, added up while this is a dict; for benchmarks."""
 
 FASTMATH = {"reassoc", "contract", "nsz"}
 """Sums may be reordered so that they vectorise; NaN and infinity keep their meaning."""
@@ -45,6 +50,17 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return _pools[key]
 
 
+@contextlib.contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Add what happens inside to `timings`."""
+    if timings is None:
+        yield
+        return
+    began = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
+
+
 def run(loop: Callable, bounds: Sequence[int], *args: object) -> list:
     """Call `loop(lo, hi, *args)` for each range of `bounds` on up to `torch.get_num_threads()` threads.
 
@@ -54,19 +70,18 @@ def run(loop: Callable, bounds: Sequence[int], *args: object) -> list:
     n_threads = min(torch.get_num_threads(), n_ranges)
     results: list = [None] * n_ranges
     ticket = itertools.count()  # next() on it is atomic
-
-    def work() -> None:
-        while (i := next(ticket)) < n_ranges:
-            results[i] = loop(bounds[i], bounds[i + 1], *args)
-
-    if n_threads <= 1:
-        work()
-        return results
-    helpers = [_pool(n_threads).submit(work) for _ in range(n_threads - 1)]
-    work()
-    for helper in helpers:
-        helper.result()
+    with timed(loop.__name__):
+        helpers = [_pool(n_threads).submit(_work, loop, bounds, args, ticket, results) for _ in range(n_threads - 1)]
+        _work(loop, bounds, args, ticket, results)
+        for helper in helpers:
+            helper.result()
     return results
+
+
+def _work(loop: Callable, bounds: Sequence[int], args: tuple, ticket: Iterator[int], results: list) -> None:
+    """Take one range after the other until none is left."""
+    while (i := next(ticket)) < len(results):
+        results[i] = loop(bounds[i], bounds[i + 1], *args)
 
 
 def even(n: int, n_ranges: int = 32) -> list[int]:

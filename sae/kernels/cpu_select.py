@@ -71,7 +71,8 @@ class Encoder:
             rows = x[first:first + n_chunk]
             name = "scores16" if half else "scores32"
             scores = self.buffers.space(name, (rows.shape[0], self.d_sae), half)
-            torch.mm(rows, w.t(), out=scores)
+            with cpu_run.timed("encoder product"):
+                torch.mm(rows, w.t(), out=scores)
             if half:
                 yield first, (True, scores.view(torch.uint16).numpy(), nothing32)
             else:

@@ -1,9 +1,14 @@
 """The kernels: the reference against finite differences, the cpu backend against the reference in fp64."""
 
+import contextlib
 import copy
 import itertools
+import os
 import pickle
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -23,6 +28,21 @@ SIZES = {  # n_rows, d_in, d_sae, d_out, k
     "transcoder, k = d_sae": (33, 24, 72, 40, 72),
     "odd": (7, 19, 1001, 23, 3),
 }
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small steps gain nothing from threads, and lose much where other processes run."""
+    with threads(1):
+        yield
 
 
 @dataclass
@@ -234,15 +254,12 @@ def test_bf16_candidates_select_what_fp32_selects() -> None:
 @pytest.mark.parametrize("mode", ["topk", "batch_topk", "threshold"])
 def test_bits_do_not_depend_on_the_number_of_threads_or_the_run(precision: str, mode: str) -> None:
     w, x, dead = Weights.random(64, 2000, 64), rows(257, 64), torch.arange(2000) % 50 == 0
-    n_threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2, 3, 2):
-            torch.set_num_threads(n)
+    results = []
+    for n in (1, 2, 3, 2):
+        with threads(n):
             kernels = backend("cpu", "cpu", precision)
             out, grads = losses_and_grads(kernels, x, w, Select(mode, k=8, threshold=2.5), dead=dead)
-            results.append((out.code.feature, out.code.value, out.x_hat, *grads.values()))
-    finally:
-        torch.set_num_threads(n_threads)
+        results.append((out.code.feature, out.code.value, out.x_hat, *grads.values()))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -279,9 +296,15 @@ def train(kernels: Backend, n_steps: int, *, clip: float | None = 1.0, aux: bool
     return losses, w
 
 
+@pytest.fixture(scope="module")
+def dense_losses() -> list[float]:
+    with threads(1):
+        return train(REFERENCE, 500)[0]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_500_steps_sparse_and_dense_learn_alike(precision: str) -> None:
-    expected, _ = train(REFERENCE, 500)
+def test_500_steps_sparse_and_dense_learn_alike(precision: str, dense_losses: list[float]) -> None:
+    expected = dense_losses
     losses, w = train(backend("cpu", "cpu", precision), 500)
     assert expected[-1] < 0.5 * expected[0]
     assert max(abs(a - b) / b for a, b in zip(losses, expected, strict=True)) < 1e-3
@@ -361,12 +384,22 @@ def test_two_threads_at_once_neither_crash_nor_differ() -> None:
                 failures.append(f"x_hat of {i}")
             failures.extend(f"{n} of {i}" for n, g in grads.items() if not torch.equal(g, expected[i][1][n]))
 
-    threads = [threading.Thread(target=work, args=(order,)) for order in ([0, 1, 2, 3], [3, 2, 1, 0])]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    workers = [threading.Thread(target=work, args=(order,)) for order in ([0, 1, 2, 3], [3, 2, 1, 0])]
+    with threads(2):
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
     assert not failures
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
+def test_no_threading_layer_of_numba_is_needed(layer: str) -> None:
+    """Under `workqueue` two threads that ran numba's own parallel loops would abort the process."""
+    program = "import tests.sae.test_kernels as t; t.test_two_threads_at_once_neither_crash_nor_differ()"
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def in_a_worker(connection: object) -> None:
