@@ -77,9 +77,9 @@ class Batches:
         self.n_superblocks = -(-len(self.blocks) // self.blocks_per_superblock)
 
     def superblock_bytes(self) -> int:
-        """Memory of one superblock, norms and row numbers included."""
+        """Memory of one superblock, row numbers included."""
         widths = sum(self.source.widths[hook] for hook in self.hooks)
-        return self.blocks_per_superblock * self.block_rows * (widths * 2 + 8)
+        return self.blocks_per_superblock * self.block_rows * (widths * self.source.itemsize + 8)
 
     def superblock(self, epoch: int, number: int, stop: threading.Event | None = None) -> Superblock:
         """Read one superblock and permute its kept rows; given up as soon as `stop` is set."""
@@ -87,21 +87,24 @@ class Batches:
         mine = order[number * self.blocks_per_superblock : (number + 1) * self.blocks_per_superblock]
         blocks = self.blocks[np.sort(mine)]
         step = max(1, CHUNK_ROWS // self.block_rows)
-        rows: list[np.ndarray] = []
-        parts: dict[str, list[Tensor]] = {hook: [] for hook in self.hooks}
-        for chunk in np.split(blocks, range(step, len(blocks), step)):
+        keep = torch.zeros(len(blocks) * self.block_rows, dtype=torch.bool)
+        raw: dict[str, Tensor] = {}
+        for i in range(0, len(blocks), step):
             if stop is not None and stop.is_set():
                 raise CancelledError
-            keep = self.mask.keep(chunk, self.block_rows)
-            numbers = (chunk[:, None] * self.block_rows + np.arange(self.block_rows)).reshape(-1)
-            rows.append(numbers[keep.numpy()])
+            chunk, here = blocks[i : i + step], slice(i * self.block_rows, (i + step) * self.block_rows)
+            keep[here] = self.mask.keep(chunk, self.block_rows)
             for hook in self.hooks:
-                parts[hook].append(self.source.rows(hook, chunk, self.block_rows)[keep])
-        kept = np.concatenate(rows)
+                rows = self.source.rows(hook, chunk, self.block_rows)
+                if hook not in raw:
+                    raw[hook] = torch.empty(len(keep), rows.shape[1], dtype=rows.dtype)
+                raw[hook][here] = rows
+        kept = keep.nonzero().squeeze(1)
         order = np.random.default_rng([self.seed, 1, epoch, number]).permutation(len(kept))
-        index = torch.from_numpy(order)
-        acts = {hook: torch.cat(parts.pop(hook))[index] for hook in self.hooks}
-        return Superblock(epoch, number, torch.from_numpy(kept[order]), acts)
+        kept = kept[torch.from_numpy(order)]
+        numbers = torch.from_numpy(blocks)[kept // self.block_rows] * self.block_rows + kept % self.block_rows
+        # one hook at a time, so that no more than one is there twice
+        return Superblock(epoch, number, numbers, {hook: raw.pop(hook).index_select(0, kept) for hook in self.hooks})
 
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1

@@ -171,6 +171,7 @@ class CacheSource:
         """
         self.manifests = {hook: _checked(folder, hook, say) for hook in hooks}
         self.widths = {hook: int(m["d"]) for hook, m in self.manifests.items()}
+        self.itemsize = max(np.dtype(_STORED[m["dtype"]]).itemsize for m in self.manifests.values())
         self._shards = {
             hook: [np.load(hook_folder(folder, hook) / f"shard-{i:05d}.npy", mmap_mode="r")
                    for i in range(len(m["shards"]))]

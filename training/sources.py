@@ -26,6 +26,8 @@ class Source(Protocol):
     """Blocks of activation rows by number: block b holds rows `b · block_rows` to `(b + 1) · block_rows`."""
 
     widths: dict[str, int]
+    itemsize: int
+    """Bytes of one number of a row."""
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks, in the order given."""
@@ -49,6 +51,7 @@ class ModelSource:
         self.model, self.tokens, self.hooks = model, tokens, tuple(hooks)
         self.dtype, self.batch_seqs = DTYPES[dtype], batch_seqs
         self.widths = {hook: model.d_hook(hook) for hook in hooks}
+        self.itemsize = self.dtype.itemsize
         self._last: tuple[bytes, dict[str, Tensor]] = (b"", {})
 
     def compute(self, seqs: Int64[np.ndarray, " n"]) -> dict[str, Tensor]:
@@ -85,6 +88,7 @@ class ActsSource:
         """`acts` is the opened folder."""
         self.acts = acts
         self.widths = dict(acts.hooks)
+        self.itemsize = max(acts.rows(hook, 0, 1).element_size() for hook in self.widths)
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks."""

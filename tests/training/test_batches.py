@@ -144,7 +144,7 @@ def test_a_batch_mixes_nearly_as_many_sequences_as_a_global_shuffle(tmp_path: Pa
         """Rows that are as small as rows can be."""
 
         def __init__(self) -> None:
-            self.widths = {HOOK: 1}
+            self.widths, self.itemsize = {HOOK: 1}, 2
 
         def rows(self, hook: str, blocks: np.ndarray, block_rows: int) -> torch.Tensor:
             return torch.ones(len(blocks) * block_rows, 1, dtype=torch.bfloat16)
