@@ -3,8 +3,10 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SAE := $(VENV)/bin/sae
 PYTHON ?= python3
+# the runs that SAELens can open
+RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench dashboard sweep kill-test saelens-check peers clean
+.PHONY: demo test check bench dashboard sweep kill-test saelens-check clean
 
 demo: $(VENV)/.done            ## train the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -21,11 +23,24 @@ bench: $(VENV)/.done           ## harvest and cache benchmarks
 	$(SAE) bench harvest --out benchmarks/harvest.json
 	$(SAE) bench cache --out benchmarks/cache.json
 
+dashboard: $(VENV)/.done       ## browse the runs: http://localhost:8501
+	$(SAE) dashboard
+
 sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equality and time
 	$(PY) -m tests.e2e.sweep_times
 
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
+
+saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens, and SAELens' SAEs here
+	$(PY) -m tests.peers.rows $(firstword $(RUNS)) .peers/rows.safetensors
+	$(PY) -m tests.peers.saelens_check --saelens .peers/saelens/bin/python --rows .peers/rows.safetensors $(RUNS)
+
+.peers/saelens/.done:
+	$(PYTHON) -m venv .peers/saelens
+	.peers/saelens/bin/pip install --quiet torch==2.13.0
+	.peers/saelens/bin/pip install --quiet sae-lens==6.54.12
+	touch $@
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

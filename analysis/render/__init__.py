@@ -1,0 +1,1 @@
+"""All HTML and figures, as pure functions of data: the dashboard, notebooks and static exports show the same."""

@@ -1,0 +1,265 @@
+"""What lies in runs/: read without torch, at any moment of a training and in whatever state a kill left it.
+
+A run is a folder with a `config.yaml`: runs/NAME, or runs/NAME/MEMBER for a member of a sweep. Its `summary.json` says
+that it has finished. A file that cannot be read is a problem of that run, told beside it and never an exception: one
+broken run must not hide the others.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sae.units import Duration
+
+Status = Literal["training", "finished", "interrupted"]
+Line = Mapping[str, Any]
+"""One line of metrics.jsonl: `step`, `rows` and the metrics of that moment."""
+
+QUIET_S = 60.0
+"""A training that has been silent for this long, and for `LATE` times its usual interval, counts as interrupted."""
+LATE = 10.0
+SLOW_S = 15 * 60.0
+"""The same where silence is usual: before the first line (activations are made) and after the last (evaluation)."""
+_READ = ("config.yaml", "metrics.jsonl", "summary.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder shows it at one moment."""
+
+    name: str
+    """Relative to the folder of all runs, with a slash for a member of a sweep."""
+    folder: Path
+    finished: bool
+    config: Mapping[str, Any]
+    """As resolved; empty if it cannot be read."""
+    summary: Mapping[str, Any]
+    """Held-out figures; empty until the run has finished."""
+    lines: Sequence[Line]
+    """Every whole line of metrics.jsonl, by rows."""
+    updated: float
+    """When the run last wrote something, in seconds since the epoch."""
+    problems: tuple[str, ...] = ()
+    """What could not be read, one sentence each."""
+
+    @property
+    def n_rows(self) -> int:
+        """Training rows so far."""
+        return int(self.summary.get("n_rows_trained") or (self.lines[-1]["rows"] if self.lines else 0))
+
+    @property
+    def through(self) -> float | None:
+        """The share of the budget that is done, 0 to 1; None where it cannot be told yet."""
+        if self.finished:
+            return 1.0
+        budget = _budget_rows(self.config, self.lines)
+        return min(1.0, self.n_rows / budget) if budget and self.lines else None
+
+    def status(self, now: float) -> Status:
+        """Whether it has finished, goes on, or has been silent for so long that it must have been stopped.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        if self.finished:
+            return "finished"
+        return "interrupted" if now - self.updated > _patience(self.config, self.lines) else "training"
+
+    def latest(self, metric: str) -> float | None:
+        """The last value of a metric; of a held-out one after the end, the summary's."""
+        after = _mapping(self.summary.get("heldout")).get(metric.removeprefix("heldout/"))
+        if metric.startswith("heldout/") and isinstance(after, int | float):
+            return float(after)
+        values = series(self.lines, metric)[1]
+        return values[-1] if values else None
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """The 95 % interval of the last value of a held-out metric, where it has one."""
+        key = f"{metric}_interval"
+        after = _mapping(self.summary.get("heldout")).get(key.removeprefix("heldout/"))
+        found = [after] if after else [line[key] for line in self.lines if key in line]
+        return (float(found[-1][0]), float(found[-1][1])) if found else None
+
+
+def find(root: Path) -> list[Run]:
+    """All runs below `root`, the most recently written first; none if there is no such folder."""
+    return newest_first([read(root, folder) for folder in folders(root)])
+
+
+def newest_first(runs: Sequence[Run]) -> list[Run]:
+    """Runs in the order in which people look for them."""
+    return sorted(runs, key=lambda run: (-run.updated, run.name))
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders of runs below `root`, two levels deep, by name; links that lead out of `root` are left out."""
+    configs = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
+    inside = root.resolve()
+    return sorted(c.parent for c in configs if c.resolve().is_relative_to(inside) and not c.parent.name.startswith("."))
+
+
+def stamp(folder: Path) -> tuple[int, ...]:
+    """A value that changes whenever a run's folder has: sizes and times of the files that `read` reads."""
+    return tuple(number for name in _READ for number in _stat(folder / name))
+
+
+def read(root: Path, folder: Path) -> Run:
+    """One run."""
+    problems: list[str] = []
+    config = _read_config(folder / "config.yaml", problems)
+    summary = _read_summary(folder / "summary.json", problems)
+    lines = read_metrics(folder / "metrics.jsonl", problems)
+    updated = max(_stat(folder / name)[1] for name in _READ) / 1e9
+    finished = (folder / "summary.json").exists()
+    return Run(str(folder.relative_to(root)), folder, finished, config, summary, lines, updated, tuple(problems))
+
+
+def read_metrics(path: Path, problems: list[str]) -> list[Line]:
+    """The lines of a metrics.jsonl that may be growing: a last line without its newline is not there yet.
+
+    Args:
+        path: the file; if it does not exist there are no lines.
+        problems: gets a sentence if whole lines cannot be read.
+    """
+    try:
+        whole = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror}).")
+        return []
+    lines = [line for line in map(_line, whole) if line is not None]
+    if len(lines) < len(whole):
+        problems.append(f"{len(whole) - len(lines)} of {len(whole)} lines of {path.name} cannot be read.")
+    return sorted(lines, key=lambda line: line["rows"])
+
+
+def series(lines: Sequence[Line], metric: str) -> tuple[list[float], list[float]]:
+    """The rows at which a metric was logged, and its values."""
+    points = [(float(line["rows"]), float(line[metric])) for line in lines if isinstance(line.get(metric), int | float)]
+    return [rows for rows, _ in points], [value for _, value in points]
+
+
+def intervals(lines: Sequence[Line], metric: str) -> list[tuple[float, float]] | None:
+    """The 95 % intervals beside a metric's values; None unless every value has one."""
+    found = [line.get(f"{metric}_interval") for line in lines if isinstance(line.get(metric), int | float)]
+    return [(float(i[0]), float(i[1])) for i in found if i] if found and all(found) else None
+
+
+def metrics(runs: Sequence[Run]) -> list[str]:
+    """Every metric that can be drawn, losses first, held-out ones last."""
+    names = {
+        key for run in runs for line in run.lines for key, value in line.items()
+        if isinstance(value, int | float) and key not in ("step", "rows", "heldout/n_rows", "heldout/n_seqs")
+    }
+    return sorted(names, key=lambda name: (name.startswith("heldout/"), not name.startswith("loss/"), name))
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, str]:
+    """A config as dotted keys and the text of their values."""
+    return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            for key, value in _leaves(config, "")}
+
+
+def compare(configs: Sequence[Mapping[str, Any]], *, only_differences: bool) -> list[tuple[str, list[str]]]:
+    """Configs side by side: each dotted key with its value in every config, `–` where it has none."""
+    all_flat = [flat(config) for config in configs]
+    keys = dict.fromkeys(key for one in all_flat for key in one)
+    rows = [(key, [one.get(key, "–") for one in all_flat]) for key in keys if key != "name"]
+    return [(key, values) for key, values in rows if not only_differences or len(set(values)) > 1]
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for i, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}.{i}")
+    else:
+        yield path, value
+
+
+def _line(text: bytes) -> Line | None:
+    try:
+        line = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("rows"), int | float) else None
+
+
+def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        problems.append(f"{path.name} cannot be read ({_first_line(error)}).")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} holds no mapping.")
+        return {}
+    return value
+
+
+def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        problems.append(f"{path.name} cannot be read ({_first_line(error)}).")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} holds no object.")
+        return {}
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds; zeros if there is no such file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _patience(config: Mapping[str, Any], lines: Sequence[Line]) -> float:
+    """Seconds of silence after which a training without a summary counts as interrupted."""
+    budget = _budget_rows(config, lines)
+    trained = [line for line in lines if line.get("tokens_per_s")]
+    if len(trained) < 2 or (budget and lines[-1]["rows"] >= 0.98 * budget):
+        return SLOW_S
+    interval_s = (trained[-1]["rows"] - trained[-2]["rows"]) / trained[-1]["tokens_per_s"]
+    return max(QUIET_S, LATE * interval_s)
+
+
+def _budget_rows(config: Mapping[str, Any], lines: Sequence[Line]) -> float | None:
+    """The length of the training in rows; estimated from the distance of its log lines where only the corpus knows."""
+    train = _mapping(config.get("train"))
+    batch_rows = _mapping(config.get("data")).get("batch_rows")
+    budget, log_every = _duration(train.get("budget")), _duration(train.get("log_every"))
+    if budget is not None and isinstance(batch_rows, int) and budget.unit in ("tokens", "steps"):
+        return float(budget.rows(budget_rows=0, batch_rows=batch_rows, epoch_rows=0))
+    trained = [line["rows"] for line in lines if "tokens_per_s" in line]
+    if log_every is None or log_every.unit != "%" or not log_every.value or not trained:
+        return None
+    return 100 * trained[0] / log_every.value
+
+
+def _duration(text: object) -> Duration | None:
+    try:
+        return Duration.parse(text)
+    except ValueError:
+        return None

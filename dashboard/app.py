@@ -1,0 +1,29 @@
+"""The dashboard's frame: title, navigation, and the page that was asked for. Streamlit runs this file for each visit."""
+
+from urllib.parse import quote
+
+import streamlit as st
+
+# a data URL, because the browser would fetch Streamlit's named icons from the network
+ICON = "data:image/svg+xml," + quote(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><g fill="#0072B2">'
+    + "".join(
+        f'<circle cx="{3 + 5 * x}" cy="{3 + 5 * y}" r="{2 if (x, y) in ((1, 0), (2, 2), (0, 1)) else 0.9}"/>'
+        for x in range(3) for y in range(3)
+    )
+    + "</g></svg>"
+)
+PAGES = (
+    st.Page("views/runs.py", title="Runs", icon=":material/monitoring:", default=True),
+)
+
+
+def main() -> None:
+    """Draw the page that the URL names."""
+    st.set_page_config(page_title="Saescope", page_icon=ICON, layout="wide")
+    st.html("<style>[data-testid='stMainBlockContainer'] {padding-top: 4rem; padding-bottom: 4rem}</style>")
+    st.navigation(list(PAGES), position="top").run()
+
+
+if __name__ == "__main__":
+    main()

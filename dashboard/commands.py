@@ -1,0 +1,93 @@
+"""The subcommand of this floor: the browser's server, on this machine only unless told otherwise."""
+
+import argparse
+import errno
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+from dashboard.settings import RUNS
+from sae.errors import SaescopeError
+
+PORT = 8501
+IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def dashboard(argv: list[str]) -> int:
+    """Browse runs in the browser."""
+    args = _parser().parse_args(argv)
+    address = _ip("127.0.0.1" if args.address == "localhost" else args.address)
+    port = _free_port(address, args.port)
+    os.environ[RUNS] = str(Path(args.runs).absolute())
+    shown = "localhost" if address.is_loopback else f"[{address}]" if address.version == 6 else address
+    print(f"dashboard of {args.runs}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
+    _serve({
+        "server.address": str(address), "server.port": port, "server.headless": True, "server.fileWatcherType": "none",
+        "server.allowedHosts": ["localhost", "127.0.0.1", "[::1]", "::1"] if address.is_loopback else [],
+        "server.showEmailPrompt": False, "browser.gatherUsageStats": False, "client.toolbarMode": "minimal",
+        "client.showErrorLinks": False, "logger.hideWelcomeMessage": True, "logger.level": "warning",
+        "runner.magicEnabled": False, "theme.headingFontSizes": ["1.9rem", "1.5rem", "1.25rem", "1.1rem", "1rem", "1rem"],
+        "theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#2B7FBB",
+    })
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "sae dashboard", description="Browse runs in the browser. The page follows trainings that are in progress.",
+        epilog="examples:\n  sae dashboard\n  sae dashboard --runs elsewhere/runs --port 8600\n\n"
+        "From another machine, forward the port: ssh -L 8501:localhost:8501 HOST",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument(
+        "--address", default="127.0.0.1",
+        help="IP address to listen on; one other than this machine's own (0.0.0.0, say) opens the dashboard, which asks "
+        "for no password, to everyone who can reach it (default: %(default)s)",
+    )
+    return parser
+
+
+def _ip(address: str) -> IP:
+    try:
+        return ipaddress.ip_address(address)
+    except ValueError:
+        raise SaescopeError(f"--address {address} is not an IP address; give one such as 127.0.0.1 or 0.0.0.0.") from None
+
+
+def _free_port(address: IP, port: int) -> int:
+    """The port itself if it can be listened on, or any free one for 0.
+
+    Raises:
+        SaescopeError: it is taken or not permitted, or the address is not this machine's.
+    """
+    if not 0 <= port <= 65535:
+        raise SaescopeError(f"--port {port} is no port; give one between 1024 and 65535, or 0 for any free one.")
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family) as probe:
+        # a connection of an earlier server that still lingers does not hold the port
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((str(address), port))
+        except OSError as error:
+            raise SaescopeError(_refusal(error, address, port)) from None
+        return int(probe.getsockname()[1])
+
+
+def _refusal(error: OSError, address: IP, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {address} is taken, perhaps by another dashboard; give another --port, or 0 for any."
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be used by this account; give --port one above 1023, or 0 for any free one."
+    return f"cannot listen on {address}:{port} ({error.strerror}); give another --address or --port."
+
+
+def _serve(options: dict[str, object]) -> None:
+    """Run the app until a signal ends it."""
+    from streamlit.web import bootstrap
+
+    script = str(Path(__file__).parent / "app.py")
+    bootstrap.load_config_options(options)
+    bootstrap.run(script, is_hello=False, args=[], flag_options=options)

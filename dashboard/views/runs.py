@@ -1,0 +1,218 @@
+"""The page Runs: all runs with their figures, their curves over training tokens, and how their configs differ."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from analysis import runs
+from analysis.render import curves, tables
+from analysis.render.curves import Curve
+from analysis.runs import Run
+from dashboard import address
+from dashboard.live import all_runs, follow
+from dashboard.settings import runs_folder
+
+# comments, because Streamlit may show a string that stands alone in a page's file
+N_DEFAULT = 6  # runs that are drawn when none is chosen: the newest
+FIRST = ("loss/reconstruction", "fve", "l0", "dead")  # metrics that are drawn when none is chosen
+GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted"}
+
+
+def page() -> None:
+    """Draw the page."""
+    found = all_runs()
+    following = True
+    if found:
+        following = _header(found)
+        _table(found)
+        chosen = _choice(found)
+        _curves(chosen)
+        _configs(chosen)
+        _downloads(chosen)
+    else:
+        _empty()
+    if following:
+        follow(found)
+
+
+def _empty() -> None:
+    st.title("Runs")
+    st.markdown("No runs yet. This trains one on this machine, and the page will follow it:")
+    st.code("sae train configs/quickstart.yaml", language="bash")
+    st.caption("Folder of all runs, which `--runs` changes:")
+    st.code(str(runs_folder()), language=None)
+
+
+def _header(found: Sequence[Run]) -> bool:
+    """Title, count and problems; whether the page is to follow its runs."""
+    now = time.time()
+    n_training = sum(run.status(now) == "training" for run in found)
+    st.title("Runs")
+    going = f", {n_training} training" if n_training else ""
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        st.text(f"{len(found)} run{'s' if len(found) > 1 else ''}{going} in {runs_folder()}", width="content")
+        # a figure is built anew whenever its data has changed, which ends a zoom; so one can hold the page still
+        following = not n_training or st.toggle(
+            "follow", **address.flag("follow", default=True), help="Off, the page stands still, to zoom in on a curve.")
+    for run in found:
+        if run.problems:
+            st.warning(_plain(f"{run.name}: {' '.join(run.problems)}"), icon=":material/warning:")
+    return following
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in text)
+
+
+def _table(found: Sequence[Run]) -> None:
+    now = time.time()
+    rows = [_row(run, now) for run in found]
+    number, column = st.column_config.NumberColumn, st.column_config
+    st.dataframe(
+        {key: [row[key] for row in rows] for key in rows[0]}, hide_index=True, key="table", placeholder="–",
+        height="content" if len(rows) < 12 else 440,
+        alt=f"{len(rows)} runs with their figures; the same is in the JSON download.",
+        column_config={
+            "run": column.TextColumn("Run", pinned=True),
+            "status": column.TextColumn(
+                "Status", help="Interrupted: no summary, and silent for far longer than between two of its log lines."),
+            "through": column.ProgressColumn("Done", format="percent", min_value=0, max_value=1, width="small"),
+            "variant": column.TextColumn("Variant"),
+            "d_sae": number("d_sae", help="Number of features", format="localized"),
+            "l0": number("L0", help="Active features per row, held out (in training until there is a held-out figure)",
+                         format="%.1f"),
+            "fve": number("FVE", help="Fraction of variance explained on held-out rows", format="%.3f"),
+            "fve_interval": column.TextColumn("95 % interval", help="Of the held-out FVE, over sequences"),
+            "dead": number("Dead", help="Features that have not fired within the dead window", format="percent"),
+            "ce": number("CE recovered", help="Against mean ablation; known at the end of a training", format="%.3f"),
+            "ce_interval": column.TextColumn("95 % interval", help="Of CE recovered, over sequences"),
+            "tokens": number("Tokens", help="Training rows so far", format="compact"),
+            "site": column.TextColumn("Site", help="The hook that is read, and the one that is reconstructed"),
+            "updated": column.DatetimeColumn("Last change", format="distance"),
+        },
+    )
+
+
+def _row(run: Run, now: float) -> dict[str, Any]:
+    sae, site = run.config.get("sae") or {}, run.config.get("site") or {}
+    l0, dead = run.latest("heldout/l0"), run.latest("dead")
+    return {
+        "run": run.name, "status": GLYPHS[run.status(now)], "through": run.through,
+        "variant": sae.get("variant"), "d_sae": sae.get("d_sae"),
+        "l0": run.latest("l0") if l0 is None else l0,
+        "fve": run.latest("heldout/fve"), "fve_interval": _interval(run, "heldout/fve"), "dead": dead,
+        "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": _interval(run, "heldout/ce_recovered_mean"),
+        "tokens": run.n_rows, "site": " → ".join(str(hook) for hook in (site.get("input"), site.get("target")) if hook),
+        "updated": int(run.updated * 1000),
+    }
+
+
+def _interval(run: Run, metric: str) -> str | None:
+    found = run.interval(metric)
+    return f"{found[0]:.3f} … {found[1]:.3f}" if found else None
+
+
+def _choice(found: Sequence[Run]) -> list[Run]:
+    """The runs that are drawn: those chosen, in that order, so that adding one leaves the others' colours."""
+    by_name = {run.name: run for run in found}
+    names = st.multiselect(
+        "Runs to draw", list(by_name), **address.several("runs", list(by_name)),
+        placeholder=f"the {min(N_DEFAULT, len(found))} newest" if len(found) > 1 else found[0].name,
+    )
+    return [by_name[name] for name in names] or list(found[:N_DEFAULT])
+
+
+def _curves(chosen: Sequence[Run]) -> None:
+    st.subheader("Curves")
+    names = runs.metrics(chosen)
+    wanted, smoothing, log_x, log_y = _controls(names)
+    if not names:
+        st.info("No metrics yet; lines come at every `train.log_every`.", icon=":material/hourglass_top:")
+        return
+    st.html(tables.legend([run.name for run in chosen]))
+    columns = st.columns(min(2, len(wanted)))
+    with_points = False
+    for i, metric in enumerate(wanted):
+        lines = [_curve(run, metric) for run in chosen]
+        with_points |= any(line.points for line in lines)
+        drawn = curves.figure(metric, lines, smoothing=smoothing, log_x=log_x, log_y=log_y)
+        columns[i % 2].plotly_chart(
+            drawn, key=f"curve {metric}", alt=curves.alt(metric, lines), config={"displaylogo": False})
+    if with_points:
+        st.caption("Lines are of training batches; marks with bars are held-out figures and their 95 % intervals.")
+
+
+def _controls(names: Sequence[str]) -> tuple[list[str], float, bool, bool]:
+    metrics, smoothing, log_x, log_y = st.columns([5, 2, 1, 1], vertical_alignment="bottom")
+    first = [name for name in FIRST if name in names] or list(names[:4])
+    wanted = metrics.multiselect(
+        "Metrics", names, **address.several("metrics", names),
+        placeholder="loss, FVE, L0 and dead features",
+    )
+    return (
+        wanted or first,
+        smoothing.slider("Smoothing", 0.0, 0.98, step=0.02, **address.number("smooth", 0.0, 0.98, default=0.0),
+                         help="Weight of a moving average; the raw values stay faintly visible."),
+        log_x.toggle("log x", **address.flag("logx")),
+        log_y.toggle("log y", **address.flag("logy")),
+    )
+
+
+def _curve(run: Run, metric: str) -> Curve:
+    """A metric as a line, with its held-out twin, if there is one, as points."""
+    rows, values = runs.series(run.lines, metric)
+    twin = metric if metric.startswith("heldout/") else f"heldout/{metric}"
+    points = list(zip(*runs.series(run.lines, twin), strict=True))
+    return Curve(run.name, rows, values, points, runs.intervals(run.lines, twin))
+
+
+def _configs(chosen: Sequence[Run]) -> None:
+    st.subheader("Configs")
+    different = st.toggle("only differences", **address.flag("diff", default=True), disabled=len(chosen) < 2)
+    rows = runs.compare([run.config for run in chosen], only_differences=different and len(chosen) > 1)
+    if rows:
+        header = ["key", *(run.name for run in chosen)]
+        st.html(tables.table(header, [[key, *values] for key, values in rows], caption="Configs side by side"))
+    else:
+        st.text("These runs have the same config." if len(chosen) > 1 else "The config cannot be read.")
+
+
+def _downloads(chosen: Sequence[Run]) -> None:
+    with st.container(horizontal=True):
+        st.download_button(
+            "Curves (CSV)", lambda: as_csv(chosen), "curves.csv", "text/csv", on_click="ignore", key="csv",
+            icon=":material/download:", help="One line per run, step and metric")
+        st.download_button(
+            "Runs (JSON)", lambda: as_json(chosen), "runs.json", "application/json", on_click="ignore", key="json",
+            icon=":material/download:", help="Config, summary and every line of metrics of the runs that are drawn")
+
+
+def as_csv(chosen: Sequence[Run]) -> str:
+    """Every metric of runs in long form: run, step, rows, metric, value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("run", "step", "rows", "metric", "value"))
+    for run in chosen:
+        for line in run.lines:
+            for key, value in line.items():
+                if key not in ("step", "rows") and isinstance(value, int | float):
+                    writer.writerow((run.name, line.get("step"), line["rows"], key, repr(value)))
+    return out.getvalue()
+
+
+def as_json(chosen: Sequence[Run]) -> str:
+    """Runs whole: name, config, summary, metrics."""
+    return json.dumps(
+        [{"name": r.name, "config": r.config, "summary": r.summary, "metrics": list(r.lines)} for r in chosen],
+        indent=1, ensure_ascii=False, default=str,
+    )
+
+
+if __name__ == "__main__":
+    page()

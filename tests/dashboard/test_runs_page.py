@@ -1,0 +1,176 @@
+"""The page Runs, without a browser, over every state a folder of runs can be in."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.analysis.run_folders import line, write_run
+
+APP = str(Path(__file__).parent.parent.parent / "dashboard" / "app.py")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAESCOPE_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def visit(**query: Any) -> AppTest:
+    app = AppTest.from_file(APP, default_timeout=20)
+    for key, value in query.items():
+        app.query_params[key] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def table(app: AppTest) -> list[dict[str, Any]]:
+    return app.dataframe[0].value.to_dict("records")
+
+
+def n_charts(app: AppTest) -> int:
+    return len(app.get("plotly_chart"))
+
+
+def html(app: AppTest) -> str:
+    return "".join(element.proto.body for element in app.get("html"))
+
+
+def test_no_runs(root: Path) -> None:
+    app = visit()
+    assert app.code[0].value == "sae train configs/quickstart.yaml"
+    assert app.code[1].value == str(root)
+    assert not app.dataframe
+
+
+def test_one_finished_run(root: Path) -> None:
+    write_run(root, "done")
+    app = visit()
+    row = table(app)[0]
+    assert (row["run"], row["status"], row["through"]) == ("done", "✓ finished", 1.0)
+    assert (row["variant"], row["d_sae"], row["tokens"]) == ("topk", 64, 20 * 256)
+    assert (row["fve"], row["fve_interval"], row["ce"]) == (0.75, "0.740 … 0.760", 0.9)
+    assert n_charts(app) == 4
+    assert "sae.d_sae" in html(app)
+
+
+def test_a_run_in_progress_with_a_half_written_line(root: Path) -> None:
+    folder = write_run(root, "going", n_lines=25, finished=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(26))[:40])
+    app = visit()
+    row = table(app)[0]
+    assert (row["status"], row["through"], row["tokens"]) == ("● training", 0.25, 25 * 256)
+    assert "1 training" in app.text[0].value
+    assert not app.warning
+
+
+def test_a_run_that_grows(root: Path) -> None:
+    folder = write_run(root, "going", n_lines=25, finished=False)
+    app = visit()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(26)) + "\n")
+    app.run()
+    assert table(app)[0]["tokens"] == 26 * 256
+
+
+def test_a_run_without_a_line(root: Path) -> None:
+    write_run(root, "new", n_lines=0, finished=False)
+    app = visit()
+    assert table(app)[0]["status"] == "● training"
+    assert "No metrics yet" in app.info[0].value
+    assert n_charts(app) == 0
+
+
+def test_a_page_follows_its_runs_unless_told_to_stand_still(root: Path) -> None:
+    write_run(root, "going", finished=False)
+    assert visit().toggle(key="follow").value is True
+    assert visit(follow="false").toggle(key="follow").value is False
+    assert "_seen" in visit().session_state
+    assert "_seen" not in visit(follow="false").session_state
+
+
+def test_an_interrupted_run(root: Path) -> None:
+    write_run(root, "old", finished=False, silent_s=5000)
+    assert table(visit())[0]["status"] == "■ interrupted"
+
+
+def test_a_sweep_shows_what_differs(root: Path) -> None:
+    write_run(root, "sweep/k4")
+    write_run(root, "sweep/k8", sae__k=8)
+    app = visit()
+    assert {row["run"] for row in table(app)} == {"sweep/k4", "sweep/k8"}
+    assert "sae.k" in html(app) and "sae.d_sae" not in html(app)
+    assert "sae.d_sae" in html(visit(diff="false"))
+
+
+def test_a_broken_run_is_told_beside_the_whole_one(root: Path) -> None:
+    write_run(root, "whole")
+    (write_run(root, "broken") / "config.yaml").write_text("name: [")
+    app = visit()
+    assert len(table(app)) == 2
+    assert "config\\.yaml cannot be read" in app.warning[0].value
+
+
+def test_a_hostile_name_stays_text(root: Path) -> None:
+    write_run(root, "<script>alert(1)<")
+    assert "<script" not in html(visit())
+
+
+def test_the_url_holds_the_state(root: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_run(root, name)
+    app = visit(runs=["c", "a"], metrics=["lr"], smooth="0.5", logx="true", logy="true")
+    assert app.multiselect(key="runs").value == ["c", "a"]
+    assert app.multiselect(key="metrics").value == ["lr"]
+    assert app.slider(key="smooth").value == 0.5
+    assert app.toggle(key="logx").value and app.toggle(key="logy").value
+    assert n_charts(app) == 1
+
+
+def test_a_choice_goes_into_the_url_and_the_default_out_of_it(root: Path) -> None:
+    write_run(root, "a")
+    write_run(root, "b")
+    app = visit()
+    app.multiselect(key="runs").set_value(["b"])
+    app.slider(key="smooth").set_value(0.9)
+    app.toggle(key="diff").set_value(False)
+    app.run()
+    assert dict(app.query_params) == {"runs": "b", "smooth": "0.9", "diff": "false"}
+    app.multiselect(key="runs").set_value([])
+    app.slider(key="smooth").set_value(0.0)
+    app.run()
+    assert dict(app.query_params) == {"diff": "false"}
+
+
+def test_values_that_do_not_fit_are_the_defaults(root: Path) -> None:
+    write_run(root, "a")
+    app = visit(smooth="7", logx="maybe", metrics="no such")
+    assert (app.slider(key="smooth").value, app.toggle(key="logx").value) == (0.0, False)
+    assert app.multiselect(key="metrics").value == []
+
+
+def test_a_url_with_a_run_that_is_gone_or_elsewhere(root: Path) -> None:
+    write_run(root, "a")
+    write_run(root.parent / "outside", "secret")
+    app = visit(runs=["gone", "../outside/secret"])
+    assert app.multiselect(key="runs").value == []
+    assert "secret" not in html(app)
+
+
+def test_downloads_hold_every_number(root: Path) -> None:
+    from analysis import runs
+    from dashboard.views.runs import as_csv, as_json
+
+    write_run(root, "a")
+    found = runs.find(root)
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    fve = [float(row["value"]) for row in rows if row["metric"] == "fve"]
+    assert fve == runs.series(found[0].lines, "fve")[1]
+    whole = json.loads(as_json(found))[0]
+    assert (whole["name"], whole["summary"]["heldout"]["fve"], len(whole["metrics"])) == ("a", 0.75, 22)
