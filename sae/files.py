@@ -22,6 +22,9 @@ from torch import Tensor
 from sae.errors import SaescopeError
 
 _PARTIAL = ".partial"
+_FULL = {
+    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file grew too large",
+}
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -41,20 +44,20 @@ def refusing_full_disk(path: Path) -> Iterator[None]:
     """Turn "no space left" while writing `path` into one sentence.
 
     Raises:
-        SaescopeError: the disk or the quota is full.
+        SaescopeError: the disk or the quota is full, or a file grew beyond what the system allows.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _FULL:
             raise
         free = shutil.disk_usage(_existing(path)).free
-        if inside := [parent for parent in path.parents if parent.suffix == _PARTIAL]:
+        if inside := [p for p in path.parents if p.suffix == _PARTIAL and p.name.startswith(".")]:
             # people know the folder by the name it would have got
             path = inside[-1].with_name(inside[-1].name[1:].rsplit(".", 2)[0])
         raise SaescopeError(
-            f"{path}: the disk is full ({free:,} bytes free) and nothing was written under this name; free some space "
-            "or choose another folder."
+            f"{path}: {_FULL[error.errno]} ({free:,} bytes free) and nothing was written under this name; free "
+            "some space or choose another folder."
         ) from error
 
 

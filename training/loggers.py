@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import SaescopeError
-from sae.files import write_bytes, write_json
+from sae.files import refusing_full_disk, write_bytes, write_json
 
 
 class MetricsFile:
@@ -21,7 +21,7 @@ class MetricsFile:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """One line; `step` and `rows` say when."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with refusing_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics, allow_nan=False) + "\n")
 
     def close(self, summary: dict[str, Any]) -> None:
