@@ -55,7 +55,7 @@ def _report(trained: "list[Trained]") -> None:
     """The summary table, and what to type next."""
     from training.display import Display
 
-    header = ("run", "L0", "FVE", "dead", "CE recovered, mean", "zero ablation", "KL")
+    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
     Display().table("Held out", [_row(t) for t in trained], header)
     for one in trained[:1]:
         print(f"\nsummary    {one.folder / 'summary.json'}\nin Python  import sae; sae.load({str(one.folder)!r})")

@@ -48,11 +48,12 @@ class Display:
         """A table on stdout, where results belong."""
         table = Table(title=title, title_justify="left", show_edge=False)
         for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
         for row in rows:
             table.add_row(*row)
         if not self.console.quiet:
-            Console(highlight=False).print(table)
+            # a file or a pipe has no width of its own, and must not be folded to a terminal's default
+            Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 class Task:
