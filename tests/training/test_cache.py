@@ -159,7 +159,7 @@ def test_the_bytes_needed_are_said_and_too_little_space_is_refused(tmp_path: Pat
     said: list[str] = []
     check_space(tmp_path, needed, said.append)
     assert "needed" in said[0] and "free" in said[0]
-    with pytest.raises(SaescopeError, match="cache.mode=stream"):
+    with pytest.raises(SaescopeError, match=r"cache\.mode=stream"):
         check_space(tmp_path, 10**18, said.append)
 
 
