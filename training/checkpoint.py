@@ -6,8 +6,11 @@
 The last two are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
 """
 
+import hashlib
 import platform
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from sae.errors import SaescopeError
 from sae.files import atomic_dir, code_version, read_json, read_tensors, write_json, write_tensors
 from training.batches import Address
+from training.facts import first_difference
 from training.trainee import Trainee
 
 FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 1, 2
@@ -31,51 +35,72 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def save(folder: Path, trainees: list[Trainee], next_batch: Address) -> None:
-    """Write a checkpoint below `folder` and drop all but the last two."""
-    n_steps = trainees[0].n_steps
-    with atomic_dir(folder / f"step-{n_steps:08d}") as part:
-        for i, trainee in enumerate(trainees):
-            write_tensors(part / f"{i:03d}.safetensors", trainee.tensors())
-        write_json(part / "state.json", {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": n_steps, "next_batch": list(next_batch),
-            "members": [t.config.name for t in trainees], "numbers": [t.numbers() for t in trainees],
-            "surroundings": surroundings(),
-        })
-    for old in finished(folder)[:-KEPT]:
-        shutil.rmtree(old)
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints below a folder, of a training on data `made_from` these facts."""
+
+    folder: Path
+    made_from: dict[str, Any]
+
+    def save(self, trainees: Sequence[Trainee], next_batch: Address) -> None:
+        """Write a checkpoint and drop all but the last two."""
+        n_steps = trainees[0].n_steps
+        with atomic_dir(self.folder / f"step-{n_steps:08d}") as part:
+            for i, trainee in enumerate(trainees):
+                write_tensors(part / f"{i:03d}.safetensors", trainee.tensors())
+            write_json(part / "state.json", {
+                "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": n_steps, "next_batch": list(next_batch),
+                "members": [t.config.name for t in trainees], "numbers": [t.numbers() for t in trainees],
+                "sha256": [_digest(part / f"{i:03d}.safetensors") for i in range(len(trainees))],
+                "made_from": self.made_from, "surroundings": surroundings(),
+            })
+        for old in self.finished()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def finished(self) -> list[Path]:
+        """The whole checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
+
+    def load(self, trainees: Sequence[Trainee]) -> tuple[Address, list[str]] | None:
+        """Put the last checkpoint's state into trainees: the next batch's address and warnings; None if there is none.
+
+        Raises:
+            SaescopeError: the checkpoint is damaged, or the data are no longer those of the training.
+        """
+        there = self.finished()
+        if not there:
+            return None
+        try:
+            return self._load(there[-1], trainees)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise SaescopeError(
+                f"{there[-1]} does not fit this training ({type(error).__name__}: {reason}): its files, or the "
+                f"activations, have changed; {_WHAT_THEN}"
+            ) from error
+
+    def _load(self, place: Path, trainees: Sequence[Trainee]) -> tuple[Address, list[str]]:
+        try:
+            state = read_json(place / "state.json")
+            tensors = [read_tensors(place / f"{i:03d}.safetensors") for i in range(len(trainees))]
+        except SaescopeError as error:
+            raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
+        if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
+            raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
+        for i, digest in enumerate(state["sha256"]):
+            if _digest(place / f"{i:03d}.safetensors") != digest:
+                raise SaescopeError(f"{place / f'{i:03d}.safetensors'} was altered: its checksum differs; {_WHAT_THEN}")
+        if (key := first_difference(state["made_from"], self.made_from)) is not None:
+            raise SaescopeError(
+                f"{place} was trained on other data ({key}); bring them back, or start a new run under another name."
+            )
+        for trainee, theirs, numbers in zip(trainees, tensors, state["numbers"], strict=True):
+            trainee.load(theirs, numbers)
+        was, now = state["surroundings"], surroundings()
+        changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
+        return Address(*state["next_batch"]), changed
 
 
-def finished(folder: Path) -> list[Path]:
-    """The whole checkpoints below `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
-
-
-def load(folder: Path, trainees: list[Trainee]) -> tuple[Address, list[str]] | None:
-    """Put the last checkpoint's state into trainees; the next batch's address and warnings, or None if there is none."""
-    there = finished(folder)
-    if not there:
-        return None
-    try:
-        return _load(there[-1], trainees)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise SaescopeError(
-            f"{there[-1]} does not fit this training ({type(error).__name__}: {reason}): its files, or the activations, "
-            f"have changed; {_WHAT_THEN}"
-        ) from error
-
-
-def _load(place: Path, trainees: list[Trainee]) -> tuple[Address, list[str]]:
-    try:
-        state = read_json(place / "state.json")
-        tensors = [read_tensors(place / f"{i:03d}.safetensors") for i in range(len(trainees))]
-    except SaescopeError as error:
-        raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
-    if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
-        raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
-    for trainee, theirs, numbers in zip(trainees, tensors, state["numbers"], strict=True):
-        trainee.load(theirs, numbers)
-    was, now = state["surroundings"], surroundings()
-    changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
-    return Address(*state["next_batch"]), changed
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

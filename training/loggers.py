@@ -1,6 +1,7 @@
 """Where metrics go: always metrics.jsonl, one JSON object a line; wandb when asked. The only file that imports wandb."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,11 @@ class MetricsFile:
 
 
 def _step(line: bytes) -> int:
-    """The step of a line; beyond all steps for one that is not whole."""
-    return int(json.loads(line)["step"]) if line.endswith(b"\n") else sys.maxsize
+    """The step of a line; beyond all steps for one that is not whole or not readable."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else sys.maxsize
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize
 
 
 class Wandb:
@@ -51,6 +55,8 @@ class Wandb:
             self.run = wandb.init(
                 project=project, name=name, dir=str(folder), config=config, id=known.get("id"), settings=settings,
                 resume="allow" if known else None, reinit="create_new",
+                # wandb reads its environment once per process; a notebook may set the variable later
+                mode=os.environ.get("WANDB_MODE"),  # type: ignore[arg-type]
             )
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).strip().splitlines()[0]

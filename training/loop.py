@@ -3,12 +3,11 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sae.errors import SaescopeError
-from training import checkpoint
 from training.batches import Address, Batches
+from training.checkpoint import Checkpoints
 from training.config import TrainConfig
 from training.display import Task
 from training.heldout import HeldOut
@@ -35,7 +34,7 @@ class Logger(Protocol):
 
 def fit(
     trainees: Sequence[Trainee], batches: Batches, start: Address, clock: Clock, *, config: TrainConfig,
-    eval_steps: int, prefetch: int, heldout: HeldOut, loggers: Sequence[Sequence[Logger]], checkpoints: Path,
+    eval_steps: int, prefetch: int, heldout: HeldOut, loggers: Sequence[Sequence[Logger]], checkpoints: Checkpoints,
     task: Task,
 ) -> None:
     """Train every trainee on one stream of batches until the budget is spent.
@@ -59,7 +58,7 @@ def fit(
             if n_steps % eval_steps == 0 and not last:
                 _evaluate(trainees, heldout, loggers, n_steps, clock)
             if n_steps % save_steps == 0 or last or interrupted():
-                checkpoint.save(checkpoints, list(trainees), _after(batch.address))
+                checkpoints.save(trainees, _after(batch.address))
             if interrupted() and not last:
                 stream.close()
                 raise Interrupted(f"stopped by a signal after step {n_steps} of {clock.n_steps}; everything is saved.")

@@ -22,12 +22,13 @@ from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.files import read_json, write_bytes, write_json
 from sae.kernels import backend
-from training import checkpoint
 from training import config as configs
-from training.batches import Address, Batches
+from training.batches import FIRST, Address, Batches
 from training.calibration import KeepMask, calibrate
+from training.checkpoint import Checkpoints, surroundings
 from training.config import Config
 from training.display import Display
+from training.facts import first_difference
 from training.harvest import Data, open_data
 from training.heldout import HeldOut, Spliced
 from training.locks import locked
@@ -103,16 +104,8 @@ def _check_same(members: list[Config], folders: list[Path]) -> None:
     for member, folder in zip(members, folders, strict=True):
         path = folder / "config.yaml"
         if path.exists() and (there := configs.read(path)[0]) != member:
-            key = _first_difference(there.plain(), member.plain())
+            key = first_difference(there.plain(), member.plain())
             raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
-
-
-def _first_difference(there: Any, asked: Any, path: str = "") -> str:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted({*there, *asked}):
-            if there.get(key) != asked.get(key):
-                return _first_difference(there.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
-    return f"{path} was {there!r}, is {asked!r}"
 
 
 def _train(members: list[Config], folders: list[Path], display: Display, *, resume: bool) -> list[Trained]:
@@ -137,7 +130,8 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
     trainees = [Trainee(m, new_sae(m, calibrate(m.site, mask)), clock, device) for m in members]
     # a sweep's members lie in one folder, and so do their checkpoints
     group = folders[0] if len(members) == 1 else folders[0].parent
-    start = _continue(group / "checkpoints", trainees, display) if resume else Address(0, 0, 0)
+    checkpoints = Checkpoints(group / "checkpoints", data.tokens.made_from)
+    start = _continue(checkpoints, trainees, display) if resume else FIRST
     loggers = [_loggers(m, f, t.n_steps) for m, f, t in zip(members, folders, trainees, strict=True)]
     # not before everything is known to fit: a name is taken by its config
     for member, folder in zip(members, folders, strict=True):
@@ -147,8 +141,7 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
         try:
             fit(
                 trainees, batches, start, clock, config=first.train, eval_steps=clock.steps(first.eval.every),
-                prefetch=first.data.prefetch, heldout=heldout, loggers=loggers, checkpoints=group / "checkpoints",
-                task=task,
+                prefetch=first.data.prefetch, heldout=heldout, loggers=loggers, checkpoints=checkpoints, task=task,
             )
         except Interrupted as stop:
             raise Interrupted(f"{stop} Continue with --resume.") from None
@@ -157,11 +150,11 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
     return _finish(members, folders, trainees, data, mask, heldout, loggers, display, timing)
 
 
-def _continue(folder: Path, trainees: list[Trainee], display: Display) -> Address:
-    found = checkpoint.load(folder, trainees)
+def _continue(checkpoints: Checkpoints, trainees: list[Trainee], display: Display) -> Address:
+    found = checkpoints.load(trainees)
     if found is None:
         display.say("no checkpoint yet: starting from the beginning")
-        return Address(0, 0, 0)
+        return FIRST
     address, changed = found
     for line in changed:
         display.say(f"warning: {line} since the checkpoint; the run will not continue bit for bit")
@@ -203,7 +196,7 @@ def _finish(
             "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
                      "window_rows": trainee.clock.rows(member.train.dead_window)},
             "mask": dropped, "n_rows_trained": trainee.rows_seen, "n_steps": trainee.n_steps, "timing": timing,
-            "saelens": "cfg.json" if refusal is None else refusal, "surroundings": checkpoint.surroundings(),
+            "saelens": "cfg.json" if refusal is None else refusal, "surroundings": surroundings(),
         }
         write_json(folder / "summary.json", summary)
         for log in logs:

@@ -23,6 +23,7 @@ from sae.files import atomic_dir, code_version, write_bytes, write_json
 from training.acts import ActsDir
 from training.arrays import write_array
 from training.config import Config
+from training.facts import first_difference
 from training.locks import locked
 from training.models import Model
 
@@ -173,18 +174,12 @@ def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
     )
 
 
-def check_made_from(folder: Path, there: Any, asked: Any, path: str = "") -> None:
+def check_made_from(folder: Path, there: Any, asked: Any) -> None:
     """Refuse a cache made from something else, naming the first difference."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted({*there, *asked}):
-            check_made_from(folder, there.get(key), asked.get(key), f"{path}.{key}".lstrip("."))
-    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
-        for i, (one, other) in enumerate(zip(there, asked, strict=True)):
-            check_made_from(folder, one, other, f"{path}.{i}")
-    elif there != asked:
+    if (other := first_difference(there, asked)) is not None:
         raise SaescopeError(
-            f"cache {folder} was made from {path} = {there!r}, this config asks for {asked!r}; choose another "
-            f"cache.name or leave it out."
+            f"cache {folder} was made from {other.path} = {other.was!r}, this config asks for {other.now!r}; choose "
+            f"another cache.name or leave it out."
         )
 
 

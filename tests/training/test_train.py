@@ -99,6 +99,17 @@ def test_a_finished_run_is_refused_and_resumed_without_work(base: dict[str, Any]
         run(base, tmp_path, "sae.k=5", resume=True)
 
 
+def test_resuming_on_other_data_is_refused(base: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(Path(argparse.__file__).read_text())
+    config = base | {"corpus": base["corpus"] | {"sources": {"source": f"text:{text}", "split": "blank-line"}}}
+    run(config, tmp_path)
+    (tmp_path / "run" / "summary.json").unlink()
+    text.write_text(text.read_text().replace("argument", "disagreement"))
+    with pytest.raises(SaescopeError, match=r"was trained on other data \(corpus\."):
+        run(config, tmp_path, resume=True)
+
+
 VARIED: list[dict[str, Any]] = [
     {"variant": "topk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "k_anneal": {"start": 20, "over": "50%"}},
     {"variant": "batchtopk", "d_sae": 96, "k": 4},
