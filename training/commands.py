@@ -159,34 +159,72 @@ def _cache_rm(args: argparse.Namespace) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed: harvest (model), cache (reading), kernels, train."""
-    parser = _parser("bench", "Measure speed. Each prints a table, and JSON with --out.")
+    """Measure speed: harvest (model), cache (reading), kernels (steps), train (whole runs)."""
+    parser = _parser("bench", "Measure speed. Each prints its figures, and writes them as JSON with --out.")
     commands = parser.add_subparsers(dest="what", required=True)
     harvest = commands.add_parser("harvest", help="activations against the bare Hugging Face forward")
-    harvest.add_argument("--model", default="smollm2-135m")
-    harvest.add_argument("--hook", default="blocks.9.hook_resid_post")
-    harvest.add_argument("--dtype", default="bfloat16")
+    harvest.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
+    harvest.add_argument("--hook", default="blocks.9.hook_resid_post", help="default: %(default)s")
+    harvest.add_argument("--dtype", default="bfloat16", help="default: %(default)s")
     reading = commands.add_parser("cache", help="batches per second against a plain copy of the same bytes")
-    reading.add_argument("--rows", type=int, default=262_144)
-    reading.add_argument("--d-in", type=int, default=576)
-    for sub in (harvest, reading):
-        sub.add_argument("--repeats", type=int, default=7)
+    reading.add_argument("--rows", type=int, default=262_144, help="default: %(default)s")
+    reading.add_argument("--d-in", type=int, default=576, help="default: %(default)s")
+    kernels = commands.add_parser("kernels", help="training steps against dense torch and other libraries")
+    kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
+    kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
+    kernels.add_argument("--peers", type=Path, help="python of the environment that `make bench-peers` builds")
+    kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
+    whole = commands.add_parser("train", help="a config's training with sparse kernels against kernels=reference")
+    whole.add_argument("--config", default="configs/quickstart.yaml", help="default: %(default)s")
+    whole.add_argument("--steps", type=int, default=30, help="timed steps of each (default: %(default)s)")
+    for sub in (harvest, reading, kernels):
+        sub.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
+    for sub in (harvest, reading, kernels, whole):
         sub.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
-    figures = _measure(args)
+    figures = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole}[args.what](args)
     if args.out is not None:
         from sae.files import write_json
 
         write_json(args.out, figures)
-    print(json.dumps(figures, indent=2))
     return 0
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    if args.what == "harvest":
-        from training.bench_harvest import bench_harvest
+def _harvest(args: argparse.Namespace) -> dict[str, Any]:
+    from training.bench_harvest import bench_harvest
 
-        return bench_harvest(args.model, args.hook, args.dtype, repeats=args.repeats)
+    return _printed(bench_harvest(args.model, args.hook, args.dtype, repeats=args.repeats))
+
+
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
     from training.bench_cache import bench_cache
 
-    return bench_cache(n_rows=args.rows, d_in=args.d_in, repeats=args.repeats)
+    return _printed(bench_cache(n_rows=args.rows, d_in=args.d_in, repeats=args.repeats))
+
+
+def _whole(args: argparse.Namespace) -> dict[str, Any]:
+    from training.bench_train import bench_train
+
+    return _printed(bench_train(args.config, n_steps=args.steps))
+
+
+def _kernels(args: argparse.Namespace) -> dict[str, Any]:
+    from rich.console import Console
+
+    from training.bench_kernels import SHAPES, Shape, bench_kernels, show
+
+    try:
+        shapes = [Shape(*map(int, text.split(","))) for text in args.shape] if args.shape else SHAPES
+    except (ValueError, TypeError):
+        wrong = " ".join(args.shape)
+        raise SaescopeError(f"--shape {wrong}: write ROWS,D_IN,D_SAE,K, such as 2048,768,16384,32.") from None
+    figures = bench_kernels(
+        shapes, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers, loss_steps=args.loss_steps
+    )
+    show(figures, Console(width=140).print)
+    return figures
+
+
+def _printed(figures: dict[str, Any]) -> dict[str, Any]:
+    print(json.dumps(figures, indent=2))
+    return figures
