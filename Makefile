@@ -46,8 +46,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	@# torch first and by its pinned version: a range would bring gigabytes of CUDA packages to a machine without a GPU
-	$(PY) -m pip install --quiet -c constraints.txt torch
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -qq -c constraints.txt torch
+	$(PY) -m pip install -qq -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:                         ## remove the environment and everything trained here

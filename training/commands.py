@@ -58,7 +58,8 @@ def _report(trained: "list[Trained]") -> None:
     header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
     Display().table("Held out", [_row(t) for t in trained], header)
     for one in trained[:1]:
-        print(f"\nsummary    {one.folder / 'summary.json'}\nin Python  import sae; sae.load({str(one.folder)!r})")
+        print(f"\nsummary    {one.folder / 'summary.json'}\nbrowse     make dashboard   (or: sae dashboard)")
+        print(f"in Python  import sae; sae.load({str(one.folder)!r})")
 
 
 def _row(trained: "Trained") -> tuple[str, ...]:

@@ -153,7 +153,6 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
 def _continue(checkpoints: Checkpoints, trainees: list[Trainee], display: Display) -> Address:
     found = checkpoints.load(trainees)
     if found is None:
-        display.say("no checkpoint yet: starting from the beginning")
         return FIRST
     address, changed = found
     for line in changed:
