@@ -21,8 +21,12 @@ KERNELS = {"numba", "llvmlite", "triton", "psutil"}
 ONE_FILE = {"transformer_lens": "training/models.py", "wandb": "training/loggers.py", "datasets": "training/corpus.py"}
 
 
+# a script that the environment of other libraries runs; nothing here imports it
+ELSEWHERE = ROOT / "training" / "bench_peers.py"
+
+
 def python_files() -> list[Path]:
-    return [p for floor in FLOORS for p in sorted((ROOT / floor).rglob("*.py"))]
+    return [p for floor in FLOORS for p in sorted((ROOT / floor).rglob("*.py")) if p != ELSEWHERE]
 
 
 def imports(path: Path) -> set[str]:
@@ -43,6 +47,10 @@ def test_imports_go_downwards(path: Path) -> None:
     if "kernels" in path.parts:
         libraries |= KERNELS
     assert imports(path) <= below | libraries
+
+
+def test_nobody_imports_what_runs_elsewhere() -> None:
+    assert not [p for p in python_files() if f"import {ELSEWHERE.stem}" in p.read_text()]
 
 
 @pytest.mark.parametrize("library", ONE_FILE)
