@@ -27,11 +27,11 @@ from sae.errors import SaescopeError
 from sae.kernels import Autoencoded, ParamState, Select
 from sae.kernels.cpu_backward import Autoencode, AuxK, lock
 from sae.kernels.cpu_optim import step_params
-from sae.kernels.cpu_select import Encoder
+from sae.kernels.cpu_select import RESCORE_SHARE, Encoder
 from sae.kernels.cpu_state import Buffers, Pass, decode, indptr_of
 from sae.kernels.reference import Reference
 
-BREAK_EVEN = 0.06
+BREAK_EVEN = 0.1
 """Share of active features above which dense products are faster than the sparse loops."""
 
 
@@ -153,7 +153,7 @@ class Cpu:
     ) -> SparseCode:
         """Select over `x @ w.T + b_enc`; `W_enc` is the tensor that w is a view of, if it may be remembered."""
         half = None
-        if self.half and (select.mode == "threshold" or select.k <= BREAK_EVEN * w.shape[0]):
+        if self.half and (select.mode == "threshold" or select.k <= RESCORE_SHARE * w.shape[0]):
             half = self._buffers.half_of(w, W_enc)
         return Encoder(self._buffers, x, w, b_enc.detach().contiguous(), half).code(select)
 

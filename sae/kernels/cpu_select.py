@@ -14,6 +14,8 @@ from sae.kernels.cpu_state import SCORE_BYTES, Buffers, Half, indptr_of
 
 MARGIN = 4
 """Candidates beyond k that bf16 scores nominate at first."""
+RESCORE_SHARE = 0.03
+"""Share of candidates above which scoring them again costs more than an fp32 product saves."""
 SAMPLE_ROWS = 64
 """Rows whose scores tell how dense a thresholded code will be."""
 
@@ -105,7 +107,7 @@ class Encoder:
 
     def above(self, threshold: np.ndarray, absolute: bool) -> SparseCode:
         """Everything above the threshold."""
-        if self.half is not None and self.share_above(threshold, absolute) > 0.02:
+        if self.half is not None and self.share_above(threshold, absolute) > RESCORE_SHARE:
             # so many candidates that scoring them again would cost more than an fp32 product
             self.half = None
         return self.collect(threshold, absolute, None)
@@ -143,7 +145,7 @@ class Encoder:
             parts, worst = self.collect_once(threshold, absolute, n_kept, trust)
             if self.half is None or trust >= 1 or worst * 1.5 <= trust:
                 break
-            trust = np.float32(min(1.0, 2 * trust))
+            trust = min(np.float32(1), 2 * trust)
         counts = np.concatenate([part[2] for part in parts]) if parts else np.empty(0, np.int64)
         indptr = torch.zeros(self.n_rows + 1, dtype=torch.int64)
         torch.cumsum(torch.from_numpy(counts), 0, out=indptr[1:])
