@@ -2,8 +2,7 @@
 
     python -m tests.e2e.kills --kills 20 --seed 0
 
-A kill hits the cache or the training, whichever is under way; after each the same command is given again with
---resume. A training that ends before its kill comes is compared too, then begun anew from nothing.
+After each kill the same command is given again with --resume.
 """
 
 import argparse
@@ -18,9 +17,9 @@ from pathlib import Path
 
 CONFIG = {
     "name": "run",
-    "model": {"name": "native:tiny", "batch_seqs": 8},
+    "model": {"name": "native:tiny", "batch_seqs": 4},
     "corpus": {"sources": {"source": f"text:{argparse.__file__}", "split": "blank-line"}, "n_ctx": 32,
-               "n_tokens": 40_000, "held_out": 0.2},
+               "n_tokens": 20_000, "held_out": 0.2},
     "cache": {"shard_rows": 1024},
     "site": "blocks.1.hook_resid_post",
     "data": {"batch_rows": 128, "superblock_rows": 4096},
@@ -28,6 +27,9 @@ CONFIG = {
     "train": {"budget": "3 epochs", "checkpoint_every": "10 steps", "dead_window": "2000 tokens"},
     "eval": {"n_rows": 500, "n_tokens": 200},
 }
+
+
+STAGES = ("before", "caching", "training")
 
 
 def run(root: Path) -> None:
@@ -59,41 +61,49 @@ def artefacts(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
 
 
-def whole(root: Path) -> float:
-    """Seconds an undisturbed attempt takes."""
-    began = time.monotonic()
-    _, status = os.waitpid(attempt(root), 0)
-    assert status == 0, "the attempt failed by itself"
-    return time.monotonic() - began
+def whole(root: Path) -> dict[str, float]:
+    """An undisturbed attempt: the seconds it spends in each stage."""
+    child, seconds, began = attempt(root), dict.fromkeys(STAGES, 0.0), time.monotonic()
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        seconds[stage(root)] = time.monotonic() - began - sum(v for k, v in seconds.items() if k != stage(root))
+        time.sleep(0.01)
+    assert (root / "runs" / "run" / "summary.json").exists(), "an attempt failed by itself"
+    return seconds
 
 
-def main(kills: int, seed: int) -> int:
-    """Returns how many kills hit a cache or a training under way; raises if any byte differs."""
+def kill(root: Path, wanted: str, seconds: float) -> str:
+    """Begin an attempt, kill it at a random moment of a stage, and say in which stage that was."""
+    child = attempt(root)
+    while stage(root) != wanted and os.waitpid(child, os.WNOHANG)[0] == 0:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    where = stage(root)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0, "a resumed attempt failed"
+    return where if os.WIFSIGNALED(status) else "finished"
+
+
+def main(kills: int, seed: int) -> None:
+    """Lives of four kills, two while caching and two while training, each then run to its end and compared."""
     import training.cache
     import training.loggers
     import training.models
     import training.run  # noqa: F401  (imported before forking, so that an attempt begins at once)
 
-    rng, where = random.Random(seed), {"before": 0, "caching": 0, "training": 0}
+    rng, hits = random.Random(seed), dict.fromkeys((*STAGES, "finished"), 0)
     with tempfile.TemporaryDirectory() as folder:
         seconds = whole(Path(folder) / "undisturbed")
         expected = artefacts(Path(folder) / "undisturbed")
         root = Path(folder) / "disturbed"
-        while sum(where.values()) < kills:
-            child = attempt(root)
-            time.sleep(rng.uniform(0.3 * seconds, seconds))
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            if os.WIFSIGNALED(status):
-                where[stage(root)] += 1
-                continue
-            assert status == 0, "a resumed attempt failed"
-            compare(expected, artefacts(root))
-            shutil.rmtree(root)
-        whole(root)
-        compare(expected, artefacts(root))
-    sys.stdout.write(f"{kills} kills ({where}), {len(expected)} files byte-identical to the undisturbed ones\n")
-    return where["caching"] + where["training"]
+        for i in range(kills):
+            wanted = ("caching", "caching", "training", "training")[i % 4]
+            hits[kill(root, wanted, rng.uniform(0, 0.9 * seconds[wanted]))] += 1
+            if i % 4 == 3 or i == kills - 1:
+                whole(root)
+                compare(expected, artefacts(root))
+                shutil.rmtree(root)
+    sys.stdout.write(f"{kills} kills ({hits}), {len(expected)} files byte-identical to the undisturbed ones\n")
 
 
 def stage(root: Path) -> str:
