@@ -10,7 +10,6 @@ Beside each figure stands the floor, the encoder product alone: the faster of `t
 import json
 import platform
 import random
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from sae.errors import SaescopeError
 from sae.kernels import Backend, ParamState, Select, backend
+from training.bench_peers import peak_mib
 
 LR, BETAS, EPS, CLIP = 2e-4, (0.9, 0.999), 1e-8, 1.0
 WORKER = Path(__file__).with_name("bench_peers.py")
@@ -404,7 +404,7 @@ def processor() -> str:
 
 
 def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: int) -> dict[str, float]:
-    """Peak MiB of each contestant beyond what the process needs before it has any weights."""
+    """Peak MiB of each contestant's own process, its libraries and the benchmark's batches included."""
     found: dict[str, float] = {}
     for c in field:
         if isinstance(c, Peer):
@@ -416,7 +416,7 @@ def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: in
 
 
 def peak_of(shape: Shape, variant: str, precision: str, dead_share: float, seed: int) -> float:
-    """Peak MiB of a fresh process that takes three steps, its libraries included."""
+    """Peak MiB of a fresh process that takes three steps."""
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     settings = (tuple(shape), variant, precision, dead_share, seed, torch.get_num_threads())
@@ -443,7 +443,7 @@ def _three_steps(
         c = Ours(setup, variant, precision, backend("cpu", "cpu", precision), keep_setup=False)
     for _ in range(3):
         c.step(0)
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    connection.send(peak_mib())
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
