@@ -54,7 +54,8 @@ class SparseCode:
 
     def counts(self) -> Int64[Tensor, " d_sae"]:
         """How many rows each feature is active in."""
-        return torch.bincount(self.feature.long(), weights=self.active.double(), minlength=self.d_sae).long()
+        counts = torch.zeros(self.d_sae, dtype=torch.int64, device=self.value.device)
+        return counts.index_add_(0, self.feature.long(), self.active.long())
 
     def l0(self) -> Int64[Tensor, " n_rows"]:
         """Active features per row."""

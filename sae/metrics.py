@@ -57,8 +57,10 @@ class FVE:
         self, seq: Int[Tensor, " n_rows"], target: Float[Tensor, "n_rows d_out"], x_hat: Float[Tensor, "n_rows d_out"]
     ) -> None:
         """Rows with the index of their sequence."""
-        seq, centred = seq.cpu(), target.double().cpu() - self.shift
-        self.error.index_add_(0, seq, (target.double() - x_hat.double()).square().sum(1).cpu())
+        # to the CPU first: not every device has fp64
+        seq, target, x_hat = seq.cpu(), target.cpu().double(), x_hat.cpu().double()
+        centred = target - self.shift
+        self.error.index_add_(0, seq, (target - x_hat).square().sum(1))
         self.squares.index_add_(0, seq, centred.square().sum(1))
         self.total.index_add_(0, seq, centred)
         self.rows.index_add_(0, seq, torch.ones(len(seq), dtype=torch.float64))

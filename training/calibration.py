@@ -1,9 +1,12 @@
 """What is fixed once from the first training sequences: mean, scale and median norm of a hook.
 
-They alone define normalisation and, with the token mask, which rows are kept, for cache and stream alike.
+They alone define normalisation and, with the token mask, which rows are kept, for cache and stream alike. Once measured
+they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTIPLE.json`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,25 +14,54 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae.base import Transform
+from sae.errors import SaescopeError
+from sae.files import code_version, read_json, write_json
 from training.cache import CacheSource
 from training.config import DataConfig, SiteConfig
 from training.sources import Source
 from training.tokens import Tokens
+
+FORMAT, FORMAT_VERSION = "saescope-calibration", 1
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The calibration of one hook."""
+
+    median_norm: float
+    """Over eligible rows of the calibration sequences."""
+    transform: Transform
+    """Fitted on those of them whose norm is at most `outlier_multiple` times the median."""
 
 
 class KeepMask:
     """Which rows are kept: eligible tokens whose norm at every mask hook is at most a multiple of the median."""
 
     def __init__(self, source: Source, tokens: Tokens, data: DataConfig) -> None:
-        """Measures each mask hook's median norm over the eligible rows of the calibration sequences."""
+        """Reads or measures the calibration of each mask hook."""
         assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
-        self.source, self.tokens, self.hooks = source, tokens, data.mask_hooks
+        self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
         self.calib = tokens.sequences(held_out=False)[: data.n_calib]
-        eligible = torch.from_numpy(tokens.eligible[self.calib].reshape(-1))
-        self.limits: dict[str, float] = {}
-        for hook in self.hooks:
-            norms = source.norms(hook, self.calib, tokens.n_ctx)[eligible]
-            self.limits[hook] = data.outlier_multiple * float(norms.median())
+        self.limits = {hook: data.outlier_multiple * self.frozen(hook).median_norm for hook in self.hooks}
+
+    def frozen(self, hook: str) -> Frozen:
+        """The calibration of a hook: as it was frozen, or measured now and frozen if there is a cache to keep it."""
+        if self.tokens.folder is None:
+            return self._measure(hook)
+        name = f"{hook}-{self.data.n_calib}-{self.data.outlier_multiple:g}.json"
+        path = self.tokens.folder / "calibration" / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, _plain(hook, self.data, self._measure(hook)))
+        return _read(path)
+
+    def _measure(self, hook: str) -> Frozen:
+        n_ctx = self.tokens.n_ctx
+        eligible = torch.from_numpy(self.tokens.eligible[self.calib].reshape(-1))
+        norms = self.source.norms(hook, self.calib, n_ctx)
+        median = float(norms[eligible].median())
+        kept = eligible & (norms <= self.data.outlier_multiple * median)
+        return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
 
     def keep(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Bool[Tensor, " n_rows"]:
         """Which rows of these blocks are kept."""
@@ -39,7 +71,6 @@ class KeepMask:
             keep &= self.source.norms(hook, blocks, block_rows) <= self.limits[hook]
         return keep
 
-
     def dropped(self) -> dict[str, float | int]:
         """The share of rows dropped at positions other than the first, over all sequences a cache can tell of.
 
@@ -48,6 +79,23 @@ class KeepMask:
         seqs = np.arange(self.tokens.n_seqs) if isinstance(self.source, CacheSource) else self.calib
         keep = self.keep(seqs, self.tokens.n_ctx).view(len(seqs), self.tokens.n_ctx)[:, 1:]
         return {"dropped_beyond_first": 1 - float(keep.double().mean()), "n_rows": keep.numel()}
+
+
+def _plain(hook: str, data: DataConfig, frozen: Frozen) -> dict[str, Any]:
+    """As JSON, which keeps every bit of an fp32 number."""
+    return {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "hook": hook,
+        "n_calib": data.n_calib, "outlier_multiple": data.outlier_multiple, "median_norm": frozen.median_norm,
+        "mean": frozen.transform.mean.tolist(), "scale": float(frozen.transform.scale),
+    }
+
+
+def _read(path: Path) -> Frozen:
+    facts = read_json(path)
+    if facts.get("format") != FORMAT or facts.get("format_version", 0) > FORMAT_VERSION:
+        raise SaescopeError(f"{path} is not a calibration this code can read; remove it, and it is measured again.")
+    transform = Transform(torch.tensor(facts["mean"], dtype=torch.float32), torch.tensor(facts["scale"]))
+    return Frozen(facts["median_norm"], transform)
 
 
 @dataclass(frozen=True)
@@ -78,10 +126,14 @@ def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
 
 
 def calibrate(site: SiteConfig, mask: KeepMask) -> Calibration:
-    """Fit a site's transforms on the kept rows of the calibration sequences."""
+    """A site's transforms, and the kept rows of the calibration sequences under them.
+
+    An update is no hook of its own: its transform is fitted to the differences of the kept rows.
+    """
     n_ctx = mask.tokens.n_ctx
     keep = mask.keep(mask.calib, n_ctx)
     acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
     rows, targets = acts[site.input], target_rows(site, acts)
-    input_, target = fit(rows), fit(targets)
+    input_ = mask.frozen(site.input).transform
+    target = fit(targets) if site.update else mask.frozen(site.target or site.input).transform
     return Calibration(input_, target, input_.normalise(rows), target.normalise(targets))

@@ -58,10 +58,10 @@ class HeldOut:
             fve.add(self.seq[chunk], target_rows(site, acts), sae.decode(code))
         per_seq = fve.rows.numpy()
         active = bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
-        density = counts.double() / self.n_rows
+        density = counts / self.n_rows
         return {
             **fve.interval().named("fve"), **active.named("l0"),
-            "dense": float((density > DENSE).double().mean()), "silent": float((counts == 0).double().mean()),
+            "dense": float((density > DENSE).float().mean()), "silent": float((counts == 0).float().mean()),
             "n_rows": self.n_rows, "n_seqs": len(self.seqs),
         }
 
@@ -176,7 +176,7 @@ def _cross_entropy(
     sums = np.zeros(len(ids))
     for seq, here, after in _chunks(ids):
         chunk = logits[seq, here].float()
-        sums[seq] += float((chunk.logsumexp(-1) - chunk.gather(-1, ids[seq, after, None]).squeeze(-1)).double().sum())
+        sums[seq] += float((chunk.logsumexp(-1) - chunk.gather(-1, ids[seq, after, None]).squeeze(-1)).sum())
     return sums
 
 

@@ -63,7 +63,7 @@ class Trainee:
         x, target = self._normalised(acts)
         progress = Progress(
             dead=self.dead(), through=lambda d: self.clock.through(d, self.n_steps),
-            coefficient=self.controller.coefficient,
+            coefficient=self.controller.coefficient, step=self.n_steps,
         )
         step = sae.losses(x, target, progress)
         step.loss.backward()
@@ -149,7 +149,7 @@ class Window:
         self.n_steps, self.lr = self.n_steps + 1, lr
         for name, value in values.items():
             value = value.double() if value.device.type != "mps" else value
-            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value
 
     def means(self) -> dict[str, float]:
         """Mean per step of each value, and the last learning rate."""
