@@ -6,7 +6,7 @@ PYTHON ?= python3
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench dashboard sweep kill-test saelens-check clean
+.PHONY: demo test check bench bench-peers dashboard sweep kill-test saelens-check clean
 
 demo: $(VENV)/.done            ## train the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -31,6 +31,12 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
+
+bench-peers: $(VENV)/.done .peers/saelens/.done     ## training steps beside SAELens and dictionary_learning
+	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
+	.peers/saelens/bin/pip install --quiet einops
+	mkdir -p benchmarks
+	$(SAE) bench kernels --peers .peers/saelens/bin/python --out benchmarks/kernels.json
 
 saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens, and SAELens' SAEs here
 	$(PY) -m tests.peers.rows $(firstword $(RUNS)) .peers/rows.safetensors
