@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from sae.code import SparseCode
+from sae.controller import Sparsity
 from sae.init import InitConfig
 from sae.kernels import Backend, Select, backend
 from sae.units import Count, Duration
@@ -49,6 +50,8 @@ class Progress:
     """The share, 0 to 1, of a stretch counted from the start of training that has passed."""
     coefficient: float = 0.0
     """The sparsity coefficient in force, from the controller or fixed."""
+    step: int = 0
+    """Steps taken so far: what a random draw of a step is seeded by, so that resuming draws the same."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,10 @@ class SAE(nn.Module, ABC):
 
     # -- the model's own units ----------------------------------------------------------------------------------------
 
+    def encoder(self) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
+        """Weights and biases of the pre-activations that `select` chooses from at inference."""
+        return self.W_enc, self.b_enc
+
     @property
     def b_pre(self) -> Tensor | None:
         """What is taken from the input before encoding."""
@@ -151,7 +158,7 @@ class SAE(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
         """The features of raw activations; a value is the length the feature adds in the model's units."""
         x = self.input.normalise(x)
-        code = self.kernels.encode(x if self.b_pre is None else x - self.b_pre, self.W_enc, self.b_enc, self.select())
+        code = self.kernels.encode(x if self.b_pre is None else x - self.b_pre, *self.encoder(), self.select())
         return code.csr().scaled(self.lengths())
 
     @torch.no_grad()
@@ -193,7 +200,10 @@ class SAE(nn.Module, ABC):
         return None
 
     def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
-        """Take over what else an SAE of the same variant has learnt, times `gain` where it is an activation."""
+        """Take over what else an existing SAE has learnt, times `gain` where it is an activation.
+
+        W_enc and b_enc hold the old SAE's `encoder()` by then, re-expressed under this one's input transform.
+        """
 
 
 class AuxK(BaseModel):
@@ -240,6 +250,28 @@ class TopKConfig(SAEConfig):
         if self.k_anneal is None:
             return self.k
         return round(self.k_anneal.start + (self.k - self.k_anneal.start) * progress.through(self.k_anneal.over))
+
+
+class SteeredConfig(SAEConfig):
+    """What the variants have in common whose sparsity is a penalty of the loss."""
+
+    sparsity: Sparsity = Sparsity(target_l0=32)
+    """The penalty's coefficient λ, or the L0 it should reach."""
+    warmup: Duration = Duration(5, "%")
+    """λ rises linearly from 0 over this stretch, so that features are not killed before they mean anything."""
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> "SteeredConfig":
+        target = self.sparsity.target_l0
+        if target is not None and target > self.d_sae:
+            raise ValueError(
+                f"sparsity.target_l0 = {target:g} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features"
+            )
+        return self
+
+    def coefficient_at(self, progress: Progress) -> float:
+        """λ in force at this point of the training."""
+        return progress.coefficient * progress.through(self.warmup)
 
 
 def auxk_term(

@@ -64,7 +64,9 @@ class Controller:
         self.log_l0 = now if self.log_l0 is None else 0.9 * self.log_l0 + 0.1 * now
         error = self.log_l0 - math.log(self.config.target_l0)
         # a coefficient that cannot act yet (warm-up) must not wind up without bound
-        self.log_coefficient += self.config.gain * max(-1.0, min(1.0, error))
+        moved = self.log_coefficient + self.config.gain * max(-1.0, min(1.0, error))
+        # a target out of reach: far beyond any use, and far from overflow
+        self.log_coefficient = max(-50.0, min(50.0, moved))
 
     def state(self) -> dict[str, float | None]:
         """What a checkpoint keeps."""

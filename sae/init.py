@@ -104,14 +104,15 @@ def _take_from(sae: "SAE", path: str) -> None:
     old = old.to(device)
     # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale
     gain = sae.target.scale / old.target.scale
-    W_enc = old.W_enc * (old.input.scale / sae.input.scale) * gain
+    weights, biases = old.encoder()
+    W_enc = weights * (old.input.scale / sae.input.scale) * gain
     old_offset = old.b_pre if old.b_pre is not None else torch.zeros_like(old.input.mean)
     b_dec = sae.target.normalise(old.target.restore(old.b_dec[None]))[0]
     new_offset = b_dec if sae.subtracts_b_dec else torch.zeros_like(sae.input.mean)
     # the point each encoder is centred on, in raw units
     shift = (sae.input.restore(new_offset[None]) - old.input.restore(old_offset[None]))[0]
     sae.W_enc.copy_(W_enc)
-    sae.b_enc.copy_(old.b_enc * gain + (shift * sae.input.scale) @ W_enc)
+    sae.b_enc.copy_(biases * gain + (shift * sae.input.scale) @ W_enc)
     sae.W_dec.copy_(old.W_dec)
     sae.b_dec.copy_(b_dec)
     sae.take_extras(old, gain)

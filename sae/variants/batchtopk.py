@@ -27,27 +27,51 @@ class BatchTopKConfig(TopKConfig):
     """Decay per step of the average that becomes the inference threshold."""
 
 
+class BatchThreshold(SAE):
+    """What the variants share that choose over the batch: an inference threshold on |value|, learnt while training."""
+
+    threshold_sum: Tensor
+    threshold_weight: Tensor
+
+    def begin_threshold(self) -> None:
+        """Add the buffers of the average."""
+        # the average is their quotient
+        self.register_buffer("threshold_sum", torch.zeros(()))
+        self.register_buffer("threshold_weight", torch.zeros(()))
+
+    @property
+    def threshold(self) -> Float[Tensor, ""]:
+        """The inference threshold, in pre-activation units."""
+        return (self.threshold_sum / self.threshold_weight.clamp_min(1e-30)).to(self.b_enc.dtype)
+
+    @torch.no_grad()
+    def move_threshold(self, step: Step, decay: float) -> None:
+        """Move the average towards this batch's smallest active |value|."""
+        values = step.code.value.detach()
+        values = values[values != 0].abs()
+        if values.numel():
+            self.threshold_sum.mul_(decay).add_((1 - decay) * values.min())
+            self.threshold_weight.mul_(decay).add_(1 - decay)
+
+    def take_threshold(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """Go on from the threshold of an existing SAE, if it has learnt one in the same way."""
+        if isinstance(old, BatchThreshold) and hasattr(old, "threshold_sum"):
+            self.threshold_sum.copy_(old.threshold_sum * gain)
+            self.threshold_weight.copy_(old.threshold_weight)
+
+
 @final
-class BatchTopK(SAE):
+class BatchTopK(BatchThreshold):
     """k features per row on average; at inference, those above a learnt threshold."""
 
     config: BatchTopKConfig
-    threshold_sum: Tensor
-    threshold_weight: Tensor
 
     def __init__(
         self, config: BatchTopKConfig, d_in: int, d_out: int | None = None,
         *, input: Transform | None = None, target: Transform | None = None,
     ) -> None:
         super().__init__(config, d_in, d_out, input=input, target=target)
-        # the average is their quotient; fp64, as SAELens keeps it: a bf16 or fp32 average stalls
-        self.register_buffer("threshold_sum", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("threshold_weight", torch.zeros((), dtype=torch.float64))
-
-    @property
-    def threshold(self) -> Float[Tensor, ""]:
-        """The inference threshold, in pre-activation units."""
-        return (self.threshold_sum / self.threshold_weight.clamp_min(1e-300)).to(self.b_enc.dtype)
+        self.begin_threshold()
 
     def select(self) -> Select:
         """Above the threshold."""
@@ -65,18 +89,10 @@ class BatchTopK(SAE):
         terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
         return Step(terms, code, x_hat)
 
-    @torch.no_grad()
     def observe(self, step: Step) -> None:
-        """Move the average towards this batch's smallest active value."""
-        values = step.code.value.detach()
-        values = values[values > 0]
-        if values.numel():
-            decay = self.config.threshold_decay
-            self.threshold_sum.mul_(decay).add_((1 - decay) * values.min().double())
-            self.threshold_weight.mul_(decay).add_(1 - decay)
+        """Advance the inference threshold."""
+        self.move_threshold(step, self.config.threshold_decay)
 
     def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The threshold of an existing BatchTopK."""
-        if isinstance(old, BatchTopK):
-            self.threshold_sum.copy_(old.threshold_sum * gain)
-            self.threshold_weight.copy_(old.threshold_weight)
+        """The threshold of an existing SAE that chose over the batch."""
+        self.take_threshold(old, gain)

@@ -13,20 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae import losses
-from sae.base import SAE, Progress, SAEConfig, Step
-from sae.controller import Sparsity
+from sae.base import SAE, Progress, SteeredConfig, Step
 from sae.kernels import Select
-from sae.units import Duration
 
 
-class ReLUConfig(SAEConfig):
+class ReLUConfig(SteeredConfig):
     """Config of ReLU + L1."""
 
     variant: Literal["relu"] = "relu"
-    sparsity: Sparsity = Sparsity(target_l0=32)
-    """The L1 coefficient λ, or the L0 it should reach."""
-    warmup: Duration = Duration(5, "%")
-    """λ rises linearly from 0 over this stretch, so that features are not killed before they mean anything."""
 
 
 @final
@@ -47,7 +41,7 @@ class ReLU(SAE):
         code, (x_hat,) = self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
         )
-        coefficient = progress.coefficient * progress.through(self.config.warmup)
+        coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat),
             "l1": coefficient * losses.l1(code, self.W_dec.norm(dim=1)),
