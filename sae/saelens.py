@@ -3,7 +3,7 @@
     h = ((norm(x) − b_dec · [apply_b_dec_to_input]) W_enc + b_enc        x̂ = denorm(f W_dec + b_dec)
     standard f = relu(h)     jumprelu f = relu(h) [h > θ]     topk f = relu(topk(h))     abstopk f = h on topk(|h|)
     gated    f = [g + b_gate > 0] relu(g exp(r_mag) + b_mag)  with g = norm(x) W_enc: a jumprelu over W_enc exp(r_mag)
-             with θ = max(0, b_mag − b_gate exp(r_mag)), which is how it is read here
+             with θ = max(0, b_mag − b_gate exp(r_mag)), which is how it is read where rows are normalised one by one
 
 Transcoders never subtract b_dec and never undo norm; skip transcoders add W_skip x. Training checkpoints differ in
 what is folded: `topk_threshold`, `activation_scaler.json`, decoder norms.
@@ -23,11 +23,15 @@ from pydantic import Field
 from torch import Tensor
 
 from sae import files
-from sae.base import SAE, Progress, SAEConfig, Step, Transform
+from sae.base import SAE, Progress, SAEConfig, SteeredConfig, Step, Transform
 from sae.code import SparseCode
+from sae.controller import Sparsity
 from sae.errors import SaescopeError
 from sae.kernels import Select
 from sae.units import Count
+from sae.variants.abstopk import AbsTopK, AbsTopKConfig
+from sae.variants.gated import Gated, GatedConfig
+from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.relu import ReLU, ReLUConfig
 from sae.variants.topk import TopK, TopKVariantConfig
 
@@ -230,11 +234,24 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     if architecture in ("topk", "abstopk"):
         cfg |= {"k": sae.select().k, "rescale_acts_by_decoder_norm": False}
     tensors = folded(sae, subtracts_b_dec=not cross)
+    if architecture == "gated":
+        tensors |= _gate(tensors, cast(Gated, sae).r_mag.detach().cpu())
+        del tensors["b_enc"]
     if "jumprelu" not in architecture:
         del tensors["threshold"]
     files.write_tensors(Path(folder) / WEIGHTS, tensors)
     files.write_json(Path(folder) / CONFIG, cfg)
     return None
+
+
+def _gate(tensors: dict[str, Tensor], r_mag: Float[Tensor, " d_sae"]) -> dict[str, Tensor]:
+    """The gate whose magnitudes have this encoder and open above this threshold."""
+    shrunk = (-r_mag.double()).exp()
+    b_gate = (tensors["b_enc"].double() - tensors["threshold"].double()) * shrunk
+    return {
+        "W_enc": (tensors["W_enc"].double() * shrunk).float().contiguous(), "b_gate": b_gate.float(),
+        "b_mag": tensors["b_enc"], "r_mag": r_mag.float().contiguous(),
+    }
 
 
 def _with_heads(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -258,6 +275,8 @@ def _architecture(sae: SAE, cross: bool) -> tuple[str, str | None]:
         return ("abstopk" if select.absolute else "topk"), None
     if select.mode == "batch_topk" or select.absolute:
         return "", f"SAELens has no architecture that selects by {select.mode} with absolute={select.absolute}"
+    if isinstance(sae, Gated) and not cross:
+        return "gated", None
     plain = not isinstance(select.threshold, Tensor) and select.threshold == 0
     if cross:
         return ("transcoder" if plain else "jumprelu_transcoder"), None
@@ -276,13 +295,14 @@ def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
     # as in SAE.normalised: rows that are unit to rounding stay as they are
     norms = torch.where((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps, 1, norms).double()
     gain = norms / scale_out
-    W_enc = (sae.W_enc.cpu().double() * (scale_in * gain)).float()
+    weights, biases = sae.encoder()
+    W_enc = (weights.cpu().double() * (scale_in * gain)).float()
     b_dec = (sae.b_dec.cpu().double() / scale_out + sae.target.mean.cpu().double()).float()
     centre = sae.input.mean.cpu().double()
     if sae.b_pre is not None:
         centre = centre + sae.b_pre.cpu().double() / scale_in
     subtracted = b_dec.double() if subtracts_b_dec else torch.zeros_like(centre)
-    b_enc = sae.b_enc.cpu().double() * gain + (subtracted - centre) @ W_enc.double()
+    b_enc = biases.cpu().double() * gain + (subtracted - centre) @ W_enc.double()
     threshold = torch.as_tensor(sae.select().threshold).detach().cpu().double() * gain
     return {
         "W_enc": W_enc.contiguous(), "b_enc": b_enc.float(), "b_dec": b_dec, "threshold": threshold.float(),
@@ -299,6 +319,12 @@ _TENSORS = {
     "jumprelu_skip_transcoder": ("threshold", "W_skip"),
 }
 """What each architecture has beside W_enc, W_dec, b_dec and (but for gated) b_enc."""
+
+_STEERED: dict[str, tuple[type[SAE], type[SteeredConfig]]] = {
+    "standard": (ReLU, ReLUConfig), "transcoder": (ReLU, ReLUConfig), "jumprelu": (JumpReLU, JumpReLUConfig),
+    "jumprelu_transcoder": (JumpReLU, JumpReLUConfig), "gated": (Gated, GatedConfig),
+}
+"""Those that are a variant here whose sparsity is a penalty; its coefficient is not in the file."""
 
 _NOT_READ = {
     "matching_pursuit": "its features are found one after the other, by a loop that no encoder matrix expresses",
@@ -318,7 +344,7 @@ def read(folder: Path) -> SAE:
     tensors = _checked(folder, cfg, files.read_tensors(folder / WEIGHTS))
     sae = _empty(folder, cfg)
     places = sae.state_dict()
-    for name, value in _expressed(cfg, tensors).items():
+    for name, value in _expressed(type(sae), cfg, tensors).items():
         places[name].copy_(value)
     sae.provenance = {"source": "saelens", "cfg": cfg}
     return sae
@@ -397,15 +423,19 @@ def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
     architecture, norm = cfg["architecture"], cfg.get("normalize_activations") or "none"
     averaged = norm == "expected_average_only_in"
     row_norm = "none" if averaged else cast(RowNorm, norm)
+    plain = row_norm == "none" and "skip" not in architecture
     transform = _average_norm(folder, cfg["d_in"]) if averaged else Transform.identity(cfg["d_in"])
     cross = "transcoder" in architecture
     common = {"d_sae": cfg["d_sae"], "apply_b_dec_to_input": not cross and cfg.get("apply_b_dec_to_input", True)}
     target = Transform.identity(_d_out(cfg)) if cross else Transform(transform.mean, transform.scale)
     places = {"d_in": cfg["d_in"], "d_out": _d_out(cfg), "input": transform, "target": target}
-    if row_norm == "none" and architecture in ("standard", "transcoder"):
-        return ReLU(ReLUConfig(**common), **places)
-    if row_norm == "none" and architecture == "topk":
+    if plain and architecture == "topk":
         return TopK(TopKVariantConfig(k=cfg["k"], **common), **places)
+    if plain and architecture == "abstopk":
+        return AbsTopK(AbsTopKConfig(k=cfg["k"], **common), **places)
+    if plain and architecture in _STEERED:
+        sae_class, config_class = _STEERED[architecture]
+        return sae_class(config_class(sparsity=Sparsity(coefficient=1), **common), **places)
     config = ImportedConfig(
         architecture=architecture, k=cfg["k"] if architecture in ("topk", "abstopk") else None,
         absolute=architecture == "abstopk", row_norm=row_norm, denormalise=not cross, skip="skip" in architecture,
@@ -428,11 +458,13 @@ def _average_norm(folder: Path, d_in: int) -> Transform:
     return Transform.identity(d_in)
 
 
-def _expressed(cfg: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _expressed(sae_class: type[SAE], cfg: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """SAELens' tensors as parameters and buffers of the class `_empty` chose, in fp64."""
     architecture, n = cfg["architecture"], cfg["d_sae"]
     tensors = dict(tensors)
-    if architecture == "gated":
+    if architecture == "gated" and sae_class is Gated:
+        tensors["b_enc"] = tensors.pop("b_gate")
+    elif architecture == "gated":
         ratio = tensors.pop("r_mag").exp()
         tensors["W_enc"] = tensors["W_enc"] * ratio
         tensors["b_enc"] = tensors.pop("b_mag")

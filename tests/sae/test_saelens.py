@@ -13,7 +13,10 @@ from sae import saelens, store
 from sae.base import Progress, Transform
 from sae.code import SparseCode
 from sae.errors import SaescopeError
+from sae.variants.abstopk import AbsTopK
 from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
+from sae.variants.gated import Gated
+from sae.variants.jumprelu import JumpReLU
 from sae.variants.relu import ReLU
 from sae.variants.topk import TopK, TopKVariantConfig
 from tests.sae.test_store import FIELDS, make, rows
@@ -118,10 +121,15 @@ def test_reading_computes_the_formula(tmp_path: Path, architecture: str, changes
 
 
 def test_known_architectures_become_variants(tmp_path: Path):
-    expected = {"standard": ReLU, "transcoder": ReLU, "topk": TopK, "gated": saelens.Imported}
+    expected = {
+        "standard": ReLU, "transcoder": ReLU, "topk": TopK, "abstopk": AbsTopK, "gated": Gated, "jumprelu": JumpReLU,
+        "jumprelu_transcoder": JumpReLU, "jumprelu_skip_transcoder": saelens.Imported,
+    }
     for architecture, variant in expected.items():
         folder_of(tmp_path, architecture)
         assert type(saelens.read(tmp_path)) is variant
+    folder_of(tmp_path, "gated", normalize_activations="layer_norm")
+    assert type(saelens.read(tmp_path)) is saelens.Imported
 
 
 def test_what_needs_its_input_to_be_decoded_says_so(tmp_path: Path):
@@ -144,7 +152,7 @@ def test_what_was_imported_can_be_saved(tmp_path: Path, architecture: str):
 
 
 def test_an_import_has_no_loss(tmp_path: Path):
-    folder_of(tmp_path, "gated")
+    folder_of(tmp_path, "gated", normalize_activations="layer_norm")
     with pytest.raises(SaescopeError, match=r"init\.from"):
         saelens.read(tmp_path).losses(torch.zeros(1, D), torch.zeros(1, D), Progress(torch.zeros(N, dtype=torch.bool)))
 
@@ -216,20 +224,23 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path):
 def test_written_and_read_again(tmp_path: Path, variant: str, d_out: int):
     sae = make(variant, d_out)
     reason = saelens.export(sae, tmp_path, metadata=METADATA)
-    if variant == "topk" and d_out == 9:
-        assert reason is not None and "no transcoder with a fixed number" in reason
+    refused = {"absbatchtopk": "selects by threshold with absolute=True"}
+    if d_out == 9:
+        refused |= dict.fromkeys(("topk", "abstopk"), "no transcoder with a fixed number")
+    if variant in refused:
+        assert reason is not None and refused[variant] in reason
         assert not list(tmp_path.iterdir())
         return
     assert reason is None
     cfg = json.loads((tmp_path / "cfg.json").read_text())
-    kind = {"topk": "topk", "batchtopk": "jumprelu", "relu": "standard"}
-    cross = {"batchtopk": "jumprelu_transcoder", "relu": "transcoder"}
-    assert cfg["architecture"] == (kind if d_out == 12 else cross)[variant]
+    kind = {"topk": "topk", "abstopk": "abstopk", "relu": "standard", "gated": "gated"}
+    expected = kind.get(variant, "jumprelu") if d_out == 12 else "jumprelu_transcoder"
+    assert cfg["architecture"] == ("transcoder" if (variant, d_out) == ("relu", 9) else expected)
     assert cfg["metadata"]["sae_lens_version"] == "6.54.12" and METADATA.items() <= cfg["metadata"].items()
     x = rows(sae)
     read = saelens.read(tmp_path)
     code, again = sae.encode(x).to_dense(), read.encode(x).to_dense()
-    torch.testing.assert_close(again, code, atol=1e-5 * float(code.max()), rtol=1e-5)
+    torch.testing.assert_close(again, code, atol=1e-5 * float(code.abs().max()), rtol=1e-5)
     torch.testing.assert_close(read(x), sae(x), atol=1e-5 * float(x.norm(dim=1).mean()), rtol=0)
 
 

@@ -11,7 +11,10 @@ from sae.errors import SaescopeError
 from sae.variants import VARIANTS
 
 D, N = 12, 40
-FIELDS = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "relu": {}}
+FIELDS: dict[str, dict] = {
+    "topk": {"k": 4}, "batchtopk": {"k": 4}, "relu": {}, "abstopk": {"k": 4}, "absbatchtopk": {"k": 4},
+    "matryoshka": {"k": 4}, "jumprelu": {}, "gated": {},
+}
 ROUNDING = {"atol": 1e-4, "rtol": 1e-5}
 """Rows here are about 100 long."""
 
@@ -28,7 +31,7 @@ def make(variant: str, d_out: int = D) -> SAE:
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         if sae.unit_norm_decoder:
             sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
-    if variant == "batchtopk":
+    if variant in ("batchtopk", "absbatchtopk", "matryoshka"):
         sae.threshold_sum.fill_(0.9)
         sae.threshold_weight.fill_(0.8)
     return sae

@@ -1,11 +1,14 @@
 """Losses of every variant against finite differences in fp64, and what the papers promise of each."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae import losses
+from sae import losses, store
 from sae.base import SAE, Progress, Step, Transform
 from sae.init import initialise
 from sae.kernels import Select
@@ -13,8 +16,18 @@ from sae.units import Duration
 from sae.variants import VARIANTS
 
 D_IN, D_SAE, N = 6, 20, 9
-EXTRA = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "relu": {"sparsity": {"coefficient": 0.7}}}
+EXTRA: dict[str, dict] = {
+    "topk": {"k": 3}, "batchtopk": {"k": 3}, "relu": {"sparsity": {"coefficient": 0.7}},
+    "abstopk": {"k": 3}, "absbatchtopk": {"k": 3}, "matryoshka": {"k": 3, "prefixes": (4, 11, 20)},
+    "jumprelu": {"sparsity": {"coefficient": 0.7}, "threshold": 0.8, "bandwidth": 0.7},
+    "gated": {"sparsity": {"coefficient": 0.7}},
+}
 ALL = sorted(VARIANTS)
+SIGNED = ("abstopk", "absbatchtopk")
+STRAIGHT_THROUGH = {"jumprelu": {"threshold"}}
+"""Parameters whose gradient is not the slope of the loss: tested in the variant's own file."""
+NOT_BY_RECONSTRUCTION = {"gated": {"b_enc"}}
+"""A step hides them from it."""
 
 
 def make(variant: str, d_out: int | None = None, **fields: object) -> SAE:
@@ -46,9 +59,10 @@ class Loss(nn.Module):
         return self.sae.losses(x, target, self.progress).terms[self.term]
 
 
-def check_gradients(module: nn.Module, *inputs: Tensor) -> None:
-    names = [name for name, _ in module.named_parameters()]
-    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+def check_gradients(module: nn.Module, *inputs: Tensor, but: Iterable[str] = ()) -> None:
+    parameters = {name: p for name, p in module.named_parameters() if name.removeprefix("sae.") not in but}
+    names = list(parameters)
+    values = [p.detach().clone().requires_grad_() for p in parameters.values()]
 
     def f(*parameters: Tensor) -> Tensor:
         return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), inputs)
@@ -59,15 +73,20 @@ def check_gradients(module: nn.Module, *inputs: Tensor) -> None:
 @pytest.mark.parametrize("variant", ALL)
 def test_gradients_of_the_reconstruction_reach_every_parameter(variant: str) -> None:
     sae = make(variant)
-    check_gradients(Loss(sae, "reconstruction", no_dead(sae)), rows(), rows())
+    check_gradients(
+        Loss(sae, "reconstruction", no_dead(sae)), rows(), rows(), but=STRAIGHT_THROUGH.get(variant, ())
+    )
     sae.losses(rows(), rows(), no_dead(sae)).terms["reconstruction"].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in sae.parameters())
+    unreached = {name for name, p in sae.named_parameters() if p.grad is None or p.grad.abs().sum() == 0}
+    assert unreached == NOT_BY_RECONSTRUCTION.get(variant, set())
 
 
 @pytest.mark.parametrize("variant", ALL)
 def test_gradients_of_a_transcoder(variant: str) -> None:
     sae = make(variant, d_out=4)
-    check_gradients(Loss(sae, "reconstruction", no_dead(sae)), rows(), rows(4))
+    check_gradients(
+        Loss(sae, "reconstruction", no_dead(sae)), rows(), rows(4), but=STRAIGHT_THROUGH.get(variant, ())
+    )
 
 
 def test_gradients_of_the_l1_term() -> None:
@@ -75,13 +94,14 @@ def test_gradients_of_the_l1_term() -> None:
     check_gradients(Loss(sae, "l1", no_dead(sae)), rows(), rows())
 
 
-@pytest.mark.parametrize("variant", ["topk", "batchtopk"])
+@pytest.mark.parametrize("variant", sorted(set(ALL) - {"relu"}))
 def test_auxk_trains_encoder_and_decoder_of_dead_features_only(variant: str) -> None:
     sae = make(variant, auxk={"coefficient": 0.5, "k": 2})
     dead = torch.arange(D_SAE) % 4 == 0
     x = rows()
     step = sae.losses(x, x, Progress(dead=dead))
     step.terms["auxk"].backward()
+    signed = variant in SIGNED
     for grad, axis in ((sae.W_enc.grad, 0), (sae.W_dec.grad, 1)):
         assert grad is not None
         by_feature = grad.abs().sum(axis)
@@ -98,12 +118,13 @@ def test_auxk_trains_encoder_and_decoder_of_dead_features_only(variant: str) -> 
             self.sae = sae
 
         def forward(self, x: Tensor) -> Tensor:
-            pre = ((x - self.sae.b_dec) @ self.sae.W_enc + self.sae.b_enc).masked_fill(~dead, 0).relu()
-            kept = torch.zeros_like(pre).scatter(1, pre.topk(2).indices, 1.0) * pre
+            pre = ((x - self.sae.b_dec) @ self.sae.W_enc + self.sae.b_enc).masked_fill(~dead, 0)
+            pre = pre if signed else pre.relu()
+            kept = torch.zeros_like(pre).scatter(1, pre.abs().topk(2).indices, 1.0) * pre
             return 0.5 * (residual - kept @ self.sae.W_dec).square().sum(-1).mean()
 
     by_hand = ByHand()
-    check_gradients(by_hand, x)
+    check_gradients(by_hand, x, but={"r_mag", "b_mag", "threshold"})
     got = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
     sae.zero_grad()
     by_hand(x).backward()
@@ -176,10 +197,8 @@ def test_batchtopk_threshold_is_the_unbiased_average_of_batch_minima() -> None:
 @pytest.mark.parametrize("variant", ALL)
 def test_folding_decoder_norms_changes_no_reconstruction(variant: str) -> None:
     sae = make(variant)
-    if variant == "batchtopk":
-        sae.observe(sae.losses(rows(), rows(), no_dead(sae)))
-        sae.W_dec.data /= sae.W_dec.norm(dim=1, keepdim=True)
-    if variant == "topk":
+    sae.observe(sae.losses(rows(), rows(), no_dead(sae)))
+    if variant not in ("relu", "jumprelu", "gated"):
         sae.W_dec.data /= sae.W_dec.norm(dim=1, keepdim=True)
     before, codes = sae(rows()), sae.encode(rows())
     sae.normalised()
@@ -211,3 +230,37 @@ def test_auxk_loss_is_a_mean_over_rows_of_squared_error() -> None:
     e, e_hat = torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, 3.0]])
     assert losses.auxk(e, e_hat) == (9 + 4) / 2
     assert Duration.parse("5%").value == 5
+
+
+@pytest.mark.parametrize("variant", ["relu", "jumprelu", "gated"])
+def test_a_target_beyond_the_dictionary_is_refused(variant: str) -> None:
+    with pytest.raises(ValueError, match=r"target_l0 = 21 exceeds d_sae = 20"):
+        make(variant, sparsity={"target_l0": 21})
+
+
+@pytest.mark.parametrize("old", ALL)
+@pytest.mark.parametrize("variant", ["jumprelu", "gated", "absbatchtopk", "matryoshka"])
+def test_a_training_may_start_from_any_variant(tmp_path: Path, variant: str, old: str) -> None:
+    """Under another input transform; what both can express is the same function, lengths and all."""
+    start = make(old)
+    start.observe(start.losses(rows(), rows(), no_dead(start)))
+    start.input.mean.copy_(torch.linspace(-1, 1, D_IN))
+    start.target.mean.copy_(start.input.mean)
+    start.normalised()
+    store.save(start, tmp_path / "old", provenance={})
+    cls, config = VARIANTS[variant]
+    fields = {"d_sae": D_SAE, **EXTRA[variant], "init": {"from": str(tmp_path / "old")}}
+    if variant == "matryoshka":
+        fields |= {"base": "batchtopk"}
+    sae = cls(config.model_validate(fields), D_IN, input=Transform(torch.full((D_IN,), 0.5), torch.tensor(0.25)))
+    sae = sae.double()
+    initialise(sae, rows())
+    same = {
+        "jumprelu": {"jumprelu", "relu", "gated", "batchtopk", "matryoshka"},
+        "gated": {"jumprelu", "relu", "gated", "batchtopk", "matryoshka"},
+        "absbatchtopk": {"absbatchtopk"}, "matryoshka": {"batchtopk", "matryoshka"},
+    }
+    if old in same[variant]:
+        x = 2 * rows()
+        torch.testing.assert_close(sae.encode(x).to_dense(), start.encode(x).to_dense(), atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(sae(x), start(x), atol=1e-9, rtol=1e-9)

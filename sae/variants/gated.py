@@ -1,0 +1,95 @@
+"""Gated: one path decides which features are active, another how much, with shared directions (2404.16014).
+
+    π = (x − b_dec) W_enc + b_enc                     gate = H(π)
+    mag = ReLU((x − b_dec) W_enc exp(r_mag) + b_mag)  acts = gate · mag        x̂ = acts W_dec + b_dec
+    loss = ‖x − x̂‖² + λ Σ_f ReLU(π_f) + ‖x − (ReLU(π) sg(W_dec) + sg(b_dec))‖²
+
+sg holds the decoder constant: the auxiliary third term trains the gate, which the step H hides from the first, and must
+not train the decoder, or the shrinkage that the penalty causes would come back (their §3.2). b_dec inside π is live.
+W_enc and b_enc are the paper's W_gate and b_gate; decoder rows have unit norm, which is what keeps the penalty honest.
+
+Inference is a threshold per feature: π > 0 exactly where (x − b_dec) W_enc exp(r_mag) + b_mag > b_mag − exp(r_mag) b_enc,
+so both paths run through the sparse kernels. λ is fixed, or driven by `sae.controller` until the mean L0 is the one
+asked for. AuxK for dead features (not in the paper) is off unless asked for.
+"""
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae import losses
+from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
+from sae.kernels import Select
+
+
+class GatedConfig(SteeredConfig):
+    """Config of Gated."""
+
+    variant: Literal["gated"] = "gated"
+    auxk: AuxK = AuxK(coefficient=0)
+    """Revival of dead features."""
+
+
+@final
+class Gated(SAE):
+    """A gate that an L1 penalty keeps sparse, and magnitudes that it does not shrink."""
+
+    config: GatedConfig
+
+    def __init__(
+        self, config: GatedConfig, d_in: int, d_out: int | None = None,
+        *, input: Transform | None = None, target: Transform | None = None,
+    ) -> None:
+        super().__init__(config, d_in, d_out, input=input, target=target)
+        self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
+
+    def encoder(self) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
+        """That of the magnitudes."""
+        return self.W_enc * self.r_mag.exp(), self.b_mag
+
+    @torch.no_grad()
+    def boundary(self) -> Float[Tensor, " d_sae"]:
+        """Where the gate opens, in units of the magnitudes."""
+        return self.b_mag - self.r_mag.exp() * self.b_enc
+
+    def select(self) -> Select:
+        """Where the gate is open and the magnitude positive."""
+        return Select("threshold", threshold=self.boundary().clamp_min(0))
+
+    def losses(
+        self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
+    ) -> Step:
+        """Reconstruction, the penalty on the gate, the auxiliary reconstruction, and AuxK if asked for."""
+        code, (x_hat,) = self.kernels.autoencode(
+            x, *self.encoder(), self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
+        )
+        gate, (frozen,) = self.kernels.autoencode(
+            x, self.W_enc, self.b_enc, self.W_dec.detach(), self.b_dec.detach(), Select("threshold"), b_pre=self.b_pre
+        )
+        coefficient = self.config.coefficient_at(progress)
+        terms = {
+            "reconstruction": losses.reconstruction(target, x_hat),
+            "l1": coefficient * gate.value.sum() / gate.n_rows,
+            "gate": losses.reconstruction(target, frozen),
+        }
+        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
+        return Step(terms, code, x_hat, {"coefficient": coefficient})
+
+    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
+        """The bias of the magnitudes; their gain over the gate is a ratio."""
+        self.b_mag.mul_(norms)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """Split an encoder with thresholds into gate and magnitudes; with a gain of its own where the old one has it."""
+        select = old.select()
+        self.b_mag.copy_(self.b_enc)
+        if isinstance(old, Gated):
+            self.b_enc.sub_(old.boundary() * gain)
+            self.r_mag.copy_(old.r_mag)
+            self.W_enc.div_(self.r_mag.exp())
+            self.b_enc.div_(self.r_mag.exp())
+        elif select.mode == "threshold" and not select.absolute:
+            self.b_enc.sub_(torch.as_tensor(select.threshold).to(self.b_enc) * gain)

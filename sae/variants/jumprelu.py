@@ -1,0 +1,176 @@
+"""JumpReLU: a learnt threshold per feature and an L0 penalty, by straight-through gradients (2407.14435).
+
+    pre = (x − b_dec) W_enc + b_enc      acts = pre · H(pre − θ)      x̂ = acts W_dec + b_dec
+    loss = ‖x − x̂‖² + λ L0      or, for a target:   ‖x − x̂‖² + pull (L0 − target)² / target      L0 = Σ_f H(pre_f − θ_f)
+
+H is the step function. With the rectangle K(u) = 1 for |u| < 1/2, else 0, and the bandwidth ε (their §3):
+
+    ∂acts/∂θ := −(θ/ε) K((pre − θ)/ε)      ∂H/∂θ := −(1/ε) K((pre − θ)/ε)      ∂acts/∂pre = H(pre − θ)      ∂H/∂pre = 0
+
+pre is compared once, with θ, for both terms: the published pseudo-code passes the activations through the step a second
+time, which hides the half of the window that lies below θ.
+
+Chosen here: θ itself is the parameter, in fp32, not its logarithm, whose gradient vanishes with θ; it is kept at ε/2 or
+above, so that the window lies where activations can be. θ moves by about the learning rate per step however large its
+gradient, so a λ steered from outside overshoots; a target is reached by the quadratic term instead. Its L0 is the mean
+over the batch, and its slope is the λ of the moment (logged as `coefficient`, negative below the target).
+
+The paper begins with θ = ε = 0.001 for rows of unit mean squared norm, which is 0.001 √d_in here, where rows have norm
+√d_in, and trains for so long that θ has the time to travel. By default θ therefore begins where a unit normal variable
+is above it for target_l0 of d_sae features, and ε is a tenth of that. Decoder rows have unit norm. AuxK (not in the
+paper) is off unless asked for.
+"""
+
+from statistics import NormalDist
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from sae import losses
+from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
+from sae.code import SparseCode
+from sae.kernels import Select
+
+PAPER_START = 0.001
+"""The paper's first θ and its ε, for rows of unit mean squared norm."""
+_CHUNK = 1 << 15
+
+
+class JumpReLUConfig(SteeredConfig):
+    """Config of JumpReLU."""
+
+    variant: Literal["jumprelu"] = "jumprelu"
+    threshold: float | None = Field(default=None, gt=0)
+    """θ at first, in normalised units; null: for target_l0 normal pre-activations, or the paper's 0.001 √d_in."""
+    bandwidth: float | None = Field(default=None, gt=0)
+    """ε, the width of the window around θ, in normalised units; null: a tenth of the first θ."""
+    pull: float = Field(default=100.0, gt=0)
+    """Weight of the pull towards target_l0; where λ would be the fixed coefficient, L0 ends λ / (2 pull) above it."""
+    auxk: AuxK = AuxK(coefficient=0)
+    """Revival of dead features."""
+
+    def start(self, d_in: int) -> float:
+        """θ at first."""
+        target = self.sparsity.target_l0
+        if self.threshold is not None:
+            return self.threshold
+        if target is None or target >= self.d_sae / 2:
+            return PAPER_START * d_in**0.5
+        return max(PAPER_START * d_in**0.5, self.init.encoder_scale * NormalDist().inv_cdf(1 - target / self.d_sae))
+
+
+class Jump(torch.autograd.Function):
+    """The straight-through gradient of θ, for a reconstruction and an L0 that were computed with the step itself.
+
+    Forward gives both back; backward passes their gradients on and adds, from the entries inside the window,
+
+        ∂loss/∂θ_f = −(θ_f/ε) Σ_r K_rf ⟨∂loss/∂x̂_r, W_dec,f⟩ − (1/ε) ∂loss/∂L0 · Σ_r K_rf / n_rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_hat: Tensor, l0: Tensor, threshold: Tensor, W_dec: Tensor, rows: Tensor, feature: Tensor,
+        bandwidth: float,
+    ) -> tuple[Tensor, Tensor]:
+        """`rows`, `feature`: the entries with |pre − θ| < ε/2."""
+        ctx.save_for_backward(threshold, W_dec, rows, feature)
+        ctx.bandwidth = bandwidth
+        return x_hat.view_as(x_hat), l0.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients, as above."""
+        g_x_hat, g_l0 = grads
+        threshold, W_dec, rows, feature = ctx.saved_tensors
+        by_value = sum_by_feature(products(g_x_hat, W_dec, rows, feature), feature, len(threshold))
+        by_count = sum_by_feature(torch.ones_like(rows, dtype=threshold.dtype), feature, len(threshold))
+        g_threshold = -(threshold * by_value + g_l0 * by_count / len(g_x_hat)) / ctx.bandwidth
+        return g_x_hat, None, g_threshold, None, None, None, None
+
+
+def products(
+    g: Float[Tensor, "n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"], rows: Int64[Tensor, " n"],
+    feature: Int64[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """⟨g_row, W_dec_feature⟩ of each pair, a bounded number at a time."""
+    pairs = zip(rows.split(_CHUNK), feature.split(_CHUNK), strict=True)
+    return torch.cat([(g[row] * W_dec[f]).sum(1) for row, f in pairs] or [g.new_zeros(0)])
+
+
+def sum_by_feature(
+    values: Float[Tensor, " n"], feature: Int64[Tensor, " n"], d_sae: int
+) -> Float[Tensor, " d_sae"]:
+    """The sum of each feature's values, in a fixed order on every device."""
+    return values.new_zeros(d_sae).index_put((feature,), values, accumulate=True)
+
+
+@final
+class JumpReLU(SAE):
+    """Active where the pre-activation exceeds the feature's own threshold; a penalty on their number keeps them few."""
+
+    config: JumpReLUConfig
+
+    def __init__(
+        self, config: JumpReLUConfig, d_in: int, d_out: int | None = None,
+        *, input: Transform | None = None, target: Transform | None = None,
+    ) -> None:
+        super().__init__(config, d_in, d_out, input=input, target=target)
+        start = config.start(d_in)
+        self.bandwidth = config.bandwidth or start / 10
+        self.threshold = nn.Parameter(torch.full((self.d_sae,), start))
+
+    def select(self) -> Select:
+        """Above each feature's threshold."""
+        return Select("threshold", threshold=self.threshold.detach())
+
+    @torch.no_grad()
+    def window(self, x: Float[Tensor, "n_rows d_in"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
+        """Rows and features of the entries with |pre − θ| < ε/2."""
+        half = self.bandwidth / 2
+        x = x if self.b_pre is None else x - self.b_pre
+        low = Select("threshold", threshold=self.threshold.detach() - half)
+        code: SparseCode = self.kernels.encode(x, self.W_enc, self.b_enc, low)
+        feature = code.feature.long()
+        inside = (code.value < self.threshold[feature] + half).nonzero().squeeze(-1)
+        return code.rows()[inside], feature[inside]
+
+    def losses(
+        self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
+    ) -> Step:
+        """Reconstruction, the L0 penalty, and AuxK if asked for."""
+        code, (x_hat,) = self.kernels.autoencode(
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
+        )
+        l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
+        x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
+        penalty, coefficient = self.penalty(l0, progress)
+        terms = {"reconstruction": losses.reconstruction(target, x_hat), "l0": penalty}
+        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
+        return Step(terms, code, x_hat, {"coefficient": coefficient})
+
+    def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float]:
+        """λ L0 or the pull towards the target L0, and its slope: the λ that acts on this step."""
+        share, goal = progress.through(self.config.warmup), self.config.sparsity.target_l0
+        if goal is None:
+            return share * progress.coefficient * l0, share * progress.coefficient
+        weight = share * self.config.pull
+        return weight * (l0 - goal).square() / goal, 2 * weight * (float(l0.detach()) / goal - 1)
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Keep thresholds where an activation can come near them."""
+        del step
+        self.threshold.clamp_(min=self.bandwidth / 2)
+
+    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
+        """Thresholds live in units of the activation."""
+        self.threshold.mul_(norms)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """The thresholds of any existing SAE that has some."""
+        select = old.select()
+        if select.mode == "threshold" and not select.absolute:
+            self.threshold.copy_(torch.as_tensor(select.threshold) * gain)

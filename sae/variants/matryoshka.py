@@ -1,0 +1,163 @@
+"""Matryoshka: nested dictionaries that each reconstruct the input alone (Bussmann et al. 2503.17547).
+
+    acts as in the base variant, chosen once over all features        x̂_m = acts[:m] W_dec[:m] + b_dec
+    loss = Σ_{m ∈ M} w_m ‖x − x̂_m‖² + α ‖e − ê‖²                      M = prefix lengths, the last is d_sae
+
+The paper's loss is the plain sum, w = 1, over five fixed prefixes (1/32, 3/32, 7/32, 15/32 and all of the features),
+or over prefixes drawn anew for every batch from a truncated Pareto distribution: P(length < l) ∝ 1 − l^−power for
+1 ≤ l ≤ d_sae. AuxK is that of the whole dictionary.
+
+Where the paper is silent: drawn prefixes are distinct, and a pure function of the SAE's seed and the step. With
+`stop_gradient` (not in the paper) the loss of a prefix reaches the features only that it adds to the one before, so
+that no feature bends to what follows it: x̂_m = sg(x̂_m') + acts[m':m] W_dec[m':m].
+"""
+
+from itertools import pairwise
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from sae import losses
+from sae.base import SAE, Progress, Step, TopKConfig, Transform, auxk_term
+from sae.kernels import Select
+from sae.units import Count
+from sae.variants.batchtopk import BatchThreshold
+
+THIRTY_SECONDS = (1, 3, 7, 15, 32)
+"""The paper's prefixes, in parts of d_sae."""
+
+
+class Sampled(BaseModel):
+    """Prefixes drawn anew for every batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    n: Count = Field(default=10, gt=1)
+    """Prefixes per batch, the whole dictionary among them."""
+    power: float = Field(default=0.5, gt=0)
+    """Exponent of the Pareto distribution's tail; the smaller, the longer the prefixes."""
+
+
+class MatryoshkaConfig(TopKConfig):
+    """Config of Matryoshka."""
+
+    variant: Literal["matryoshka"] = "matryoshka"
+    base: Literal["topk", "batchtopk", "abstopk", "absbatchtopk"] = "batchtopk"
+    """How active features are chosen, over all of the dictionary."""
+    prefixes: tuple[Count, ...] | None = None
+    """Lengths of the nested dictionaries, ascending to d_sae; null: 1/32, 3/32, 7/32, 15/32 and all of d_sae."""
+    sampled: Sampled | None = None
+    """Draw the lengths anew for every batch instead."""
+    weights: tuple[float, ...] | None = None
+    """Weight of each prefix's loss; null: 1 each, as in the paper."""
+    stop_gradient: bool = False
+    """A prefix's loss trains only the features it adds to the prefix before."""
+    threshold_decay: float = Field(default=0.99, gt=0, lt=1)
+    """Decay per step of the average that becomes the inference threshold (batch bases)."""
+
+    @model_validator(mode="after")
+    def _prefixes_fit(self) -> "MatryoshkaConfig":
+        if self.prefixes is not None:
+            if self.sampled is not None:
+                raise ValueError("give either prefixes or sampled")
+            if not self.prefixes or any(a >= b for a, b in pairwise((0, *self.prefixes))):
+                raise ValueError(f"prefixes = {list(self.prefixes)}: lengths ascend from at least 1")
+            if self.prefixes[-1] != self.d_sae:
+                raise ValueError(f"prefixes end at {self.prefixes[-1]}, but the last is all of d_sae = {self.d_sae}")
+        if self.sampled is not None and self.sampled.n > self.d_sae:
+            raise ValueError(f"sampled.n = {self.sampled.n} exceeds d_sae = {self.d_sae}, so lengths cannot all differ")
+        self._weights_fit()
+        return self
+
+    def _weights_fit(self) -> None:
+        n = self.sampled.n if self.sampled is not None else len(self.prefixes_at(0))
+        if self.weights is not None and len(self.weights) != n:
+            raise ValueError(f"there are {len(self.weights)} weights for {n} prefixes; give one for each")
+        if self.weights is not None and (min(self.weights) < 0 or self.weights[-1] <= 0):
+            raise ValueError("weights are not negative, and that of the whole dictionary is above 0")
+
+    @property
+    def absolute(self) -> bool:
+        """Activations are signed."""
+        return self.base.startswith("abs")
+
+    @property
+    def over_batch(self) -> bool:
+        """Active features are chosen over the batch."""
+        return "batch" in self.base
+
+    def prefixes_at(self, step: int) -> tuple[int, ...]:
+        """The prefix lengths of a step, ascending."""
+        if self.sampled is not None:
+            return draw_prefixes(self.d_sae, self.sampled, self.seed, step)
+        if self.prefixes is not None:
+            return self.prefixes
+        return tuple(sorted({max(1, self.d_sae * part // THIRTY_SECONDS[-1]) for part in THIRTY_SECONDS}))
+
+
+def draw_prefixes(d_sae: int, sampled: Sampled, seed: int, step: int) -> tuple[int, ...]:
+    """`sampled.n` distinct lengths, ascending to d_sae: a pure function of its arguments, on every device."""
+    # an odd multiplier mixes the two, so that runs of neighbouring seeds do not draw each other's sequences
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step) % 2**63)
+    below = torch.arange(1, d_sae + 1, dtype=torch.float64) ** -sampled.power
+    lengths = torch.multinomial(below[:-1] - below[1:], sampled.n - 1, generator=generator) + 1
+    return (*sorted(lengths.tolist()), d_sae)
+
+
+def apart(x_hat: Float[Tensor, "n_prefixes n_rows d_out"]) -> Float[Tensor, "n_prefixes n_rows d_out"]:
+    """The same reconstructions; each passes its gradient only to what it adds to the one before."""
+    return torch.cat([x_hat[:1], x_hat[:-1].detach() + (x_hat[1:] - x_hat[:-1])])
+
+
+@final
+class Matryoshka(BatchThreshold):
+    """Nested dictionaries over one encoding; features are ordered from general to specific."""
+
+    config: MatryoshkaConfig
+
+    def __init__(
+        self, config: MatryoshkaConfig, d_in: int, d_out: int | None = None,
+        *, input: Transform | None = None, target: Transform | None = None,
+    ) -> None:
+        super().__init__(config, d_in, d_out, input=input, target=target)
+        if config.over_batch:
+            self.begin_threshold()
+
+    def select(self) -> Select:
+        """As the base variant."""
+        if self.config.over_batch:
+            return Select("threshold", threshold=self.threshold, absolute=self.config.absolute)
+        return Select("topk", k=self.config.k, absolute=self.config.absolute)
+
+    def losses(
+        self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
+    ) -> Step:
+        """Reconstruction by all features, by the shorter prefixes, and AuxK."""
+        config = self.config
+        ends = config.prefixes_at(progress.step)
+        mode: Literal["batch_topk", "topk"] = "batch_topk" if config.over_batch else "topk"
+        select = Select(mode, k=config.k_at(progress), absolute=config.absolute)
+        code, x_hats = self.kernels.autoencode(
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=ends
+        )
+        x_hat = x_hats[-1]
+        fits = [losses.reconstruction(target, fit) for fit in (apart(x_hats) if config.stop_gradient else x_hats)]
+        weights = config.weights or (1.0,) * len(ends)
+        terms = {"reconstruction": weights[-1] * fits[-1]}
+        if len(ends) > 1:
+            terms["prefixes"] = torch.stack([w * fit for w, fit in zip(weights, fits, strict=True)][:-1]).sum()
+        terms |= auxk_term(self, config.auxk, x, target - x_hat, progress.dead, absolute=config.absolute)
+        return Step(terms, code, x_hat)
+
+    def observe(self, step: Step) -> None:
+        """Advance the inference threshold of the batch bases."""
+        if self.config.over_batch:
+            self.move_threshold(step, self.config.threshold_decay)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """The threshold of an existing SAE that chose over the batch."""
+        if self.config.over_batch:
+            self.take_threshold(old, gain)
