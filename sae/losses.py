@@ -3,6 +3,7 @@
 Each is invariant to the batch size: the loss of two equal halves is the loss of either.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
@@ -24,7 +25,9 @@ def l1(code: SparseCode, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
     The norm keeps the penalty from being escaped by small activations on long decoder rows (Conerly et al., "Update on
     how we train SAEs", Anthropic, April 2024).
     """
-    return (code.value.abs() * norms[code.feature.long()]).sum() / code.n_rows
+    # summed by feature first: the gradient of norms[feature] would be added up by threads in any order
+    by_feature = torch.zeros_like(norms).index_add(0, code.feature.long(), code.value.abs())
+    return (by_feature * norms).sum() / code.n_rows
 
 
 def auxk(residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"]) -> Float[Tensor, ""]:
