@@ -479,6 +479,8 @@ def _expressed(sae_class: type[SAE], cfg: dict[str, Any], tensors: dict[str, Ten
     if "threshold" in tensors:
         # relu comes first, so a threshold below zero is one of zero
         tensors["threshold"] = tensors["threshold"].clamp_min(0)
+    if sae_class is JumpReLU:
+        tensors["theta"] = tensors.pop("threshold") / JumpReLUConfig.model_fields["threshold_lr"].default
     return tensors
 
 

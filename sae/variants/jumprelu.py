@@ -10,10 +10,11 @@ H is the step function. With the rectangle K(u) = 1 for |u| < 1/2, else 0, and t
 pre is compared once, with θ, for both terms: the published pseudo-code passes the activations through the step a second
 time, which hides the half of the window that lies below θ.
 
-Chosen here: θ itself is the parameter, in fp32, not its logarithm, whose gradient vanishes with θ; it is kept at ε/2 or
-above, so that the window lies where activations can be. θ moves by about the learning rate per step however large its
-gradient, so a λ steered from outside overshoots; a target is reached by the quadratic term instead. Its L0 is the mean
-over the batch, and its slope is the λ of the moment (logged as `coefficient`, negative below the target).
+Chosen here: θ is a parameter in fp32 up to a constant unit, not by its logarithm, whose gradient vanishes with θ; it is
+kept at ε/2 or above, so that the window lies where activations can be. Adam moves θ by about the learning rate per step
+however large its gradient. So a λ steered from outside overshoots, and a target is reached by the quadratic term
+instead: its L0 is the mean over the batch, its slope the λ of the moment (logged as `coefficient`, negative below the
+target). And so in trainings of some thousand steps θ does not come far enough; it has a higher rate (threshold_lr).
 
 The paper begins with θ = ε = 0.001 for rows of unit mean squared norm, which is 0.001 √d_in here, where rows have norm
 √d_in, and trains for so long that θ has the time to travel. By default θ therefore begins where a unit normal variable
@@ -47,6 +48,8 @@ class JumpReLUConfig(SteeredConfig):
     """θ at first, in normalised units; null: for target_l0 normal pre-activations, or the paper's 0.001 √d_in."""
     bandwidth: float | None = Field(default=None, gt=0)
     """ε, the width of the window around θ, in normalised units; null: a tenth of the first θ."""
+    threshold_lr: float = Field(default=5.0, gt=0)
+    """Learning rate of θ, as a multiple of the one of all else."""
     pull: float = Field(default=100.0, gt=0)
     """Weight of the pull towards target_l0; where λ would be the fixed coefficient, L0 ends λ / (2 pull) above it."""
     auxk: AuxK = AuxK(coefficient=0)
@@ -120,7 +123,13 @@ class JumpReLU(SAE):
         super().__init__(config, d_in, d_out, input=input, target=target)
         start = config.start(d_in)
         self.bandwidth = config.bandwidth or start / 10
-        self.threshold = nn.Parameter(torch.full((self.d_sae,), start))
+        # Adam moves every parameter by about its learning rate, so that the unit a parameter is in sets its pace
+        self.theta = nn.Parameter(torch.full((self.d_sae,), start / config.threshold_lr))
+
+    @property
+    def threshold(self) -> Float[Tensor, " d_sae"]:
+        """θ, in units of the pre-activations."""
+        return self.theta * self.config.threshold_lr
 
     def select(self) -> Select:
         """Above each feature's threshold."""
@@ -129,12 +138,12 @@ class JumpReLU(SAE):
     @torch.no_grad()
     def window(self, x: Float[Tensor, "n_rows d_in"]) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
         """Rows and features of the entries with |pre − θ| < ε/2."""
-        half = self.bandwidth / 2
+        half, threshold = self.bandwidth / 2, self.threshold
         x = x if self.b_pre is None else x - self.b_pre
-        low = Select("threshold", threshold=self.threshold.detach() - half)
+        low = Select("threshold", threshold=threshold - half)
         code: SparseCode = self.kernels.encode(x, self.W_enc, self.b_enc, low)
         feature = code.feature.long()
-        inside = (code.value < self.threshold[feature] + half).nonzero().squeeze(-1)
+        inside = (code.value < threshold[feature] + half).nonzero().squeeze(-1)
         return code.rows()[inside], feature[inside]
 
     def losses(
@@ -163,14 +172,14 @@ class JumpReLU(SAE):
     def observe(self, step: Step) -> None:
         """Keep thresholds where an activation can come near them."""
         del step
-        self.threshold.clamp_(min=self.bandwidth / 2)
+        self.theta.clamp_(min=self.bandwidth / 2 / self.config.threshold_lr)
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
         """Thresholds live in units of the activation."""
-        self.threshold.mul_(norms)
+        self.theta.mul_(norms)
 
     def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
         """The thresholds of any existing SAE that has some."""
         select = old.select()
         if select.mode == "threshold" and not select.absolute:
-            self.threshold.copy_(torch.as_tensor(select.threshold) * gain)
+            self.theta.copy_(torch.as_tensor(select.threshold) * gain / self.config.threshold_lr)

@@ -21,7 +21,7 @@ def test_the_thresholds_gradient_is_the_papers(d_out: int, fields: dict) -> None
     """∂L/∂θ = −(θ/ε) Σ K ⟨∂L/∂x̂, W_dec⟩ − (λ/ε) mean Σ K, entry by entry."""
     sae = make("jumprelu", d_out, **fields)
     assert isinstance(sae, JumpReLU)
-    sae.threshold.data = torch.linspace(0.4, 1.5, D_SAE, dtype=torch.float64)
+    sae.theta.data = torch.linspace(0.4, 1.5, D_SAE, dtype=torch.float64) / 5
     x, target, epsilon = rows(), rows(d_out), 0.7
     z = pre(sae, x) if d_out == D_IN else (x @ sae.W_enc + sae.b_enc).detach()
     l0 = (z > sae.threshold).sum(1).double().mean()
@@ -40,13 +40,13 @@ def test_the_thresholds_gradient_is_the_papers(d_out: int, fields: dict) -> None
                 n_inside[int(z[r, f] > theta)] += 1
                 by_hand[f] += -theta / epsilon * (g @ sae.W_dec[f]).item() - weight / epsilon / len(x)
     assert min(n_inside) > 5
-    torch.testing.assert_close(sae.threshold.grad, by_hand)
+    torch.testing.assert_close(sae.theta.grad, 5 * by_hand)
 
 
 def test_the_penalty_reaches_thresholds_only() -> None:
     sae = make("jumprelu")
     sae.losses(rows(), rows(), no_dead(sae)).terms["l0"].backward()
-    assert {name for name, p in sae.named_parameters() if p.grad is not None and p.grad.any()} == {"threshold"}
+    assert {name for name, p in sae.named_parameters() if p.grad is not None and p.grad.any()} == {"theta"}
 
 
 @pytest.mark.parametrize("side", [-1, 1])
@@ -60,8 +60,8 @@ def test_no_double_thresholding(side: int) -> None:
     assert step.terms["l0"].item() == (2.0 if side > 0 else 0.0)
     step.loss.backward()
     g_x_hat = 2 * ((1.2 if side > 0 else 0.0) - float(x + 3))
-    assert sae.threshold.grad is not None
-    assert sae.threshold.grad.item() == pytest.approx(-(1.0 / 0.5) * g_x_hat - 2.0 / 0.5, rel=1e-6)
+    assert sae.theta.grad is not None
+    assert sae.theta.grad.item() / 5 == pytest.approx(-(1.0 / 0.5) * g_x_hat - 2.0 / 0.5, rel=1e-6)
     # and what passes is passed whole, once
     assert sae.encode(x).value.tolist() == ([pytest.approx(1.2)] if side > 0 else [])
 
@@ -69,17 +69,17 @@ def test_no_double_thresholding(side: int) -> None:
 def test_outside_the_window_there_is_no_gradient() -> None:
     sae = make("jumprelu", bandwidth=1e-9)
     sae.losses(rows(), rows(), no_dead(sae)).loss.backward()
-    assert sae.threshold.grad is not None and not sae.threshold.grad.any()  # type: ignore[union-attr]
+    assert isinstance(sae, JumpReLU) and sae.theta.grad is not None and not sae.theta.grad.any()
 
 
 def test_thresholds_are_fp32_and_stay_where_activations_are() -> None:
     sae = JumpReLU(
         JumpReLUConfig(d_sae=4, threshold=1.0, bandwidth=0.5, sparsity={"target_l0": 2}), 3
     )
-    assert sae.threshold.dtype == torch.float32 and "threshold" in dict(sae.named_parameters())
-    sae.threshold.data.copy_(torch.tensor([-1.0, 0.1, 0.25, 2.0]))
+    assert sae.theta.dtype == torch.float32 and "theta" in dict(sae.named_parameters())
+    sae.theta.data.copy_(torch.tensor([-1.0, 0.1, 0.25, 2.0]) / 5)
     sae.observe(sae.losses(torch.zeros(2, 3), torch.zeros(2, 3), no_dead(sae)))
-    assert sae.threshold.tolist() == [0.25, 0.25, 0.25, 2.0]
+    assert sae.threshold.tolist() == pytest.approx([0.25, 0.25, 0.25, 2.0])
 
 
 def test_where_thresholds_begin() -> None:

@@ -24,7 +24,7 @@ EXTRA: dict[str, dict] = {
 }
 ALL = sorted(VARIANTS)
 SIGNED = ("abstopk", "absbatchtopk")
-STRAIGHT_THROUGH = {"jumprelu": {"threshold"}}
+STRAIGHT_THROUGH = {"jumprelu": {"theta"}}
 """Parameters whose gradient is not the slope of the loss: tested in the variant's own file."""
 NOT_BY_RECONSTRUCTION = {"gated": {"b_enc"}}
 """A step hides them from it."""
@@ -124,7 +124,7 @@ def test_auxk_trains_encoder_and_decoder_of_dead_features_only(variant: str) -> 
             return 0.5 * (residual - kept @ self.sae.W_dec).square().sum(-1).mean()
 
     by_hand = ByHand()
-    check_gradients(by_hand, x, but={"r_mag", "b_mag", "threshold"})
+    check_gradients(by_hand, x, but={"r_mag", "b_mag", "theta"})
     got = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
     sae.zero_grad()
     by_hand(x).backward()
