@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,17 +85,17 @@ class Setup:
 # -- contestants ------------------------------------------------------------------------------------------------------
 
 
-class Contestant:
+class Contestant(ABC):
     """Something that takes training steps."""
 
     name: str
     precision: str = "fp32"
 
+    @abstractmethod
     def step(self, batch: int) -> tuple[float, float]:
         """One step on the batch of this number: (milliseconds, reconstruction loss)."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most have no process to let go of)
         """Let go of processes."""
 
 
