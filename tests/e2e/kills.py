@@ -64,24 +64,32 @@ def artefacts(root: Path) -> dict[str, bytes]:
 def whole(root: Path) -> dict[str, float]:
     """An undisturbed attempt: the seconds it spends in each stage."""
     child, seconds, began = attempt(root), dict.fromkeys(STAGES, 0.0), time.monotonic()
-    while os.waitpid(child, os.WNOHANG)[0] == 0:
+    while (status := ended(child)) is None:
         seconds[stage(root)] = time.monotonic() - began - sum(v for k, v in seconds.items() if k != stage(root))
         time.sleep(0.01)
-    assert (root / "runs" / "run" / "summary.json").exists(), "an attempt failed by itself"
+    assert status == 0 and (root / "runs" / "run" / "summary.json").exists(), "an attempt failed by itself"
     return seconds
 
 
 def kill(root: Path, wanted: str, seconds: float) -> str:
     """Begin an attempt, kill it at a random moment of a stage, and say in which stage that was."""
-    child = attempt(root)
-    while stage(root) != wanted and os.waitpid(child, os.WNOHANG)[0] == 0:
+    child, status = attempt(root), None
+    while stage(root) != wanted and (status := ended(child)) is None:
         time.sleep(0.01)
-    time.sleep(seconds)
-    where = stage(root)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    where = "finished"
+    if status is None:
+        time.sleep(seconds)
+        where = stage(root)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or status == 0, "a resumed attempt failed"
     return where if os.WIFSIGNALED(status) else "finished"
+
+
+def ended(child: int) -> int | None:
+    """How a child ended, told once: it is gone afterwards. None while it goes on."""
+    pid, status = os.waitpid(child, os.WNOHANG)
+    return status if pid else None
 
 
 def main(kills: int, seed: int) -> None:
