@@ -18,7 +18,7 @@ from training.packaged import PACKAGED, packaged_dir, quiet_transformers
 def bench_harvest(
     model: str = "smollm2-135m",
     hook: str = "blocks.9.hook_resid_post",
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     n_seqs: int = 8,
     n_ctx: int = 256,
     repeats: int = 7,
@@ -62,7 +62,7 @@ def bench_harvest(
     return _summary(seconds, tokens) | {
         "model": model,
         "hook": hook,
-        "dtype": dtype,
+        "dtype": ours.identity["dtype"],
         "device": str(ours.device),
         "n_seqs": n_seqs,
         "n_ctx": n_ctx,

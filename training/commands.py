@@ -166,7 +166,7 @@ def bench(argv: list[str]) -> int:
     harvest = commands.add_parser("harvest", help="activations against the bare Hugging Face forward")
     harvest.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
     harvest.add_argument("--hook", default="blocks.9.hook_resid_post", help="default: %(default)s")
-    harvest.add_argument("--dtype", default="bfloat16", help="default: %(default)s")
+    harvest.add_argument("--dtype", default="auto", help="default: %(default)s")
     reading = commands.add_parser("cache", help="batches per second against a plain copy of the same bytes")
     reading.add_argument("--rows", type=int, default=262_144, help="default: %(default)s")
     reading.add_argument("--d-in", type=int, default=576, help="default: %(default)s")

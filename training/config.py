@@ -32,8 +32,8 @@ class ModelConfig(Section):
     """`smollm2-135m`, `gemma3-270m` (packaged, offline), `hub:ORG/NAME`, `local:DIR` or `native:tiny`."""
     device: str = "auto"
     """Where it runs: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Precision it computes in."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision it computes in; `auto` is bfloat16 where the device multiplies it in hardware, else float32."""
     batch_seqs: Count = Field(default=16, gt=0)
     """Sequences per forward pass."""
 

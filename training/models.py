@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.errors import SaescopeError
+from sae.kernels.cpu import bf16_is_fast
 from training.packaged import PACKAGED, packaged_dir, quiet_transformers, sha256_of, source_of
 
 OFFLINE_MODELS: tuple[str, ...] = (*PACKAGED, "native:tiny", "local:DIR")
@@ -245,12 +246,14 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
             `hub:org/name@revision`, `local:DIR` (a transformers directory), `native:tiny` (random weights, for tests)
             or `native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=0` with any of these left out.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best there is.
-        dtype: `float32`, `bfloat16` or `float16`: weights and computation.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the device is fast at: weights and computation.
 
     Raises:
         SaescopeError: unknown name, device or dtype, or weights that cannot be had.
     """
-    torch_device, torch_dtype = resolve_device(device), _dtype(dtype)
+    torch_device = resolve_device(device)
+    dtype = fast_dtype(torch_device) if dtype == "auto" else dtype
+    torch_dtype = _dtype(dtype)
     kind, _, rest = name.partition(":")
     with quiet_transformers():
         if kind == "native" and rest:
@@ -290,9 +293,16 @@ def resolve_device(name: str) -> torch.device:
         ) from None
 
 
+def fast_dtype(device: torch.device) -> str:
+    """`bfloat16` where the device multiplies it in hardware; elsewhere it would be emulated, ten times slower."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if device.type == "cpu" and bf16_is_fast() else "float32"
+
+
 def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
-        raise SaescopeError(f"The model dtype {name!r} is not known: use one of {', '.join(_DTYPES)}.")
+        raise SaescopeError(f"The model dtype {name!r} is not known: use auto or one of {', '.join(_DTYPES)}.")
     return _DTYPES[name]
 
 

@@ -48,7 +48,7 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ("train.kernels=gpu", r"the gpu backend runs on CUDA devices.*choose kernels=cpu or kernels=reference"),
         ("train.device=cdua", r"device 'cdua' is not available.*use cpu, cuda, mps or auto"),
         ("model.device=gpu0", r"device 'gpu0' is not available.*use cpu, cuda, mps or auto"),
-        ("model.dtype=fp16", r"model\.dtype should be 'float32', 'bfloat16' or 'float16', found 'fp16'"),
+        ("model.dtype=fp16", r"model\.dtype should be 'auto', 'float32', 'bfloat16' or 'float16', found 'fp16'"),
         ("name=../elsewhere", r"name: '\.\./elsewhere' names no folder below runs/"),
         ("sae.k", r"'sae\.k' is not an override; write KEY=VALUE, for example sae\.k=64"),
         ("sae.k=[1", r"sae\.k=\[1, line 1, column 3: not valid YAML"),

@@ -306,6 +306,13 @@ def test_without_a_hub_the_offline_models_are_named(monkeypatch, tmp_path):
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_dtype_is_bf16_only_where_it_is_fast(monkeypatch, fast, dtype):
+    monkeypatch.setattr("training.models.bf16_is_fast", lambda: fast)
+    model = load_model("native:tiny", dtype="auto")
+    assert (model.dtype, model.identity["dtype"]) == (dtype, str(dtype).removeprefix("torch."))
+
+
 def test_unknown_dtype_and_device():
     with pytest.raises(SaescopeError, match="float64"):
         load_model("native:tiny", dtype="float64")
