@@ -171,6 +171,12 @@ class SAE(nn.Module, ABC):
         """Raw activations to their raw reconstruction."""
         return self.decode(self.encode(x))
 
+    def feature_axis(self, name: str) -> int | None:
+        """Along which axis of a parameter the features lie; None for those that are no feature's own."""
+        if name == "W_enc":
+            return 1
+        return 0 if name != "b_dec" and self.get_parameter(name).shape[:1] == (self.d_sae,) else None
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by name, contiguous, as they are saved."""
         for name, tensor in self.state_dict().items():

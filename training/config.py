@@ -144,6 +144,8 @@ class OptimConfig(Section):
     """Decays of Adam's averages."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's denominator offset."""
+    sparse: bool = False
+    """Sparse Adam (2508.16929): weights and averages of features without a gradient in the step stay as they are."""
 
 
 class TrainConfig(Section):

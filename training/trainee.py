@@ -40,7 +40,10 @@ class Trainee:
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.sae.named_parameters()
         }
         self.params = [
-            ParamState(p, *self.moments[name], unit_rows=name == "W_dec" and self.sae.unit_norm_decoder)
+            ParamState(
+                p, *self.moments[name], unit_rows=name == "W_dec" and self.sae.unit_norm_decoder,
+                sparse_axis=self.sae.feature_axis(name) if config.optim.sparse else None,
+            )
             for name, p in self.sae.named_parameters()
         ]
         self.n_steps = 0

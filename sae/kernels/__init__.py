@@ -55,6 +55,8 @@ class ParamState:
     exp_avg_sq: Tensor
     unit_rows: bool = False
     """Rows (features) are kept at unit norm: the gradient loses its radial part, the rows are renormalised after."""
+    sparse_axis: int | None = None
+    """Axis of the features, where only those step that have a gradient; None: every entry steps, as Adam defines it."""
 
 
 @runtime_checkable
@@ -105,7 +107,9 @@ class Backend(Protocol):
         """One Adam step (`step` counts from 1) on `param.grad`, clipped by the global norm, which is returned.
 
         The norm is taken after the radial part of `unit_rows` gradients is removed. Gradients are consumed: their
-        content afterwards is unspecified.
+        content afterwards is unspecified. Where a parameter has a `sparse_axis`, the features whose gradient (without
+        that radial part) is zero keep value and moments to the bit: sparse Adam, of which Adam's bias correction
+        counts every step (as `torch.optim.SparseAdam`, and 2508.16929, §5).
         """
         ...
 

@@ -55,6 +55,16 @@ def scale_row(w, factor):
 
 @jit
 @no_type_check
+def square_row(w):
+    """The row's squared norm."""
+    square = np.float32(0)
+    for j in range(w.size):
+        square += w[j] * w[j]
+    return square
+
+
+@jit
+@no_type_check
 def half_row(w, out):
     """The row as bf16 bits, rounded to nearest even."""
     one, carry, shift = np.uint32(1), np.uint32(0x7FFF), np.uint32(16)
@@ -65,14 +75,20 @@ def half_row(w, out):
 
 @jit
 @no_type_check
-def adam_rows(lo, hi, rows, grad, radial, exp_avg, exp_avg_sq, scale, gain1, gain2, step_size, factor2, eps, unit,
-              with_half, half, norms):
+def adam_rows(lo, hi, rows, grad, squares, radial, exp_avg, exp_avg_sq, scale, gain1, gain2, step_size, factor2, eps,
+              unit, sparse, with_half, half, norms):
     """Adam (Kingma & Ba 1412.6980, algorithm 1) on rows lo:hi, after clipping and, if unit, without the radial part.
 
-    `gain1` and `gain2` are 1 − β. Also the rows' norms and, for the encoder, their bf16 copy for the next encode.
+    `gain1` and `gain2` are 1 − β. If sparse, rows whose gradient has the squared norm 0 stay as they are. Also the
+    rows' norms and, for the encoder, their bf16 copy for the next encode.
     """
     for f in range(lo, hi):
         w = rows[f]
+        if sparse and squares[f] == 0:
+            if with_half:
+                norms[f] = np.sqrt(square_row(w))
+                half_row(w, half[f])
+            continue
         along = radial[f] if unit else np.float32(0)
         square = adam_row(w, grad[f], exp_avg[f], exp_avg_sq[f], along, scale, gain1, gain2, step_size, factor2, eps)
         norms[f] = np.sqrt(square)
@@ -88,7 +104,4 @@ def to_half(lo, hi, w, w16, w_norm):
     """Rows as bf16 bits, and their norms."""
     for f in range(lo, hi):
         half_row(w[f], w16[f])
-        square = np.float32(0)
-        for j in range(w.shape[1]):
-            square += w[f, j] * w[f, j]
-        w_norm[f] = np.sqrt(square)
+        w_norm[f] = np.sqrt(square_row(w[f]))

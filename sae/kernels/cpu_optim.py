@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae.kernels import ParamState, cpu_adam, cpu_run
 from sae.kernels.cpu_state import Buffers, Half
+from sae.kernels.reference import Still, remove_radial_
 
 
 def rows_of(tensor: Tensor) -> Tensor | None:
@@ -40,6 +41,8 @@ class Matrix:
         same = state.exp_avg.stride() == state.param.stride() == state.exp_avg_sq.stride()
         if rows is None or not same or (state.unit_rows and not state.param.is_contiguous()):
             return None
+        if state.sparse_axis is not None and (state.sparse_axis == 0) != state.param.is_contiguous():
+            return None
         return cls(state, rows)
 
     def like_rows(self, tensor: Tensor) -> Tensor:
@@ -66,8 +69,9 @@ class Matrix:
         norms = torch.empty(self.rows.shape[0]) if half is None else half.norms
         cpu_run.run(
             cpu_adam.adam_rows, cpu_run.even(self.rows.shape[0], 64), self.rows.numpy(), self.grad.numpy(),
-            self.radial.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy(), *numbers.float32(),
-            self.state.unit_rows, half is not None, bits, norms.numpy(),
+            self.squares.contiguous().numpy(), self.radial.numpy(), self.exp_avg.numpy(), self.exp_avg_sq.numpy(),
+            *numbers.float32(), self.state.unit_rows, self.state.sparse_axis is not None, half is not None, bits,
+            norms.numpy(),
         )
         for changed in (self.state.param, self.state.exp_avg, self.state.exp_avg_sq):
             torch.autograd.graph.increment_version(changed)
@@ -92,6 +96,7 @@ class Numbers:
         """The same step for a vector."""
         grad = state.param.grad
         assert grad is not None
+        before = Still.of(state)
         grad = grad * self.scale
         state.exp_avg.lerp_(grad, self.gain1)
         state.exp_avg_sq.lerp_(grad * grad, self.gain2)
@@ -99,6 +104,7 @@ class Numbers:
                              value=-self.step_size)
         if state.unit_rows:
             state.param.div_(state.param.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        before.restore(state)
 
 
 def step_params(
@@ -106,8 +112,6 @@ def step_params(
     clip: float | None, half: bool,
 ) -> Float[Tensor, ""]:
     """One Adam step on parameters that all have gradients; returns the norm before clipping."""
-    from sae.kernels.reference import remove_radial_
-
     matrices = [Matrix.of(p) for p in params]
     decoders = [p.param for p in params if p.param.dim() == 2 and p.param.is_contiguous()]
     square = 0.0

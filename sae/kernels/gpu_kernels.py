@@ -384,15 +384,18 @@ def grad_norm_kernel(
 @triton.jit
 @no_type_check
 def adam_kernel(
-    grad_ptr, param_ptr, mean_ptr, var_ptr, radial_ptr, scale_ptr, n_elements, d, lr_over_bias, rest1, beta2,
-    rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr,
+    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, scale_ptr, n_elements, d, lr_over_bias, rest1,
+    beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr,
 ):
     """One Adam step of each row; unit rows lose the radial part of their gradient and are renormalised. Grid (rows,).
 
-    rest1 = 1 − beta1, rest2 = 1 − beta2: taken in fp64, where the subtraction loses nothing.
+    rest1 = 1 − beta1, rest2 = 1 − beta2: taken in fp64, where the subtraction loses nothing. If SPARSE, rows whose
+    gradient has the squared norm 0 stay as they are.
     """
     row = tl.program_id(0).to(tl.int64)
     scale = tl.load(scale_ptr)
+    if SPARSE:
+        n_elements = tl.where(tl.load(square_ptr + row) == 0, 0, n_elements)
     radial = 0.0
     if UNIT_ROWS:
         radial = tl.load(radial_ptr + row)

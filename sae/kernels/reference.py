@@ -1,5 +1,7 @@
 """The definition of the sparse operations: dense torch under autograd, in any dtype up to fp64, on any device."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -97,6 +99,7 @@ class Reference:
         norm = torch.stack([grad.norm() for _, grad in live]).norm()
         scale = torch.ones_like(norm) if clip is None else clip / norm.clamp_min(clip)
         for p, grad in live:
+            before = Still.of(p)
             grad = grad * scale
             p.exp_avg.lerp_(grad, 1 - betas[0])
             p.exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
@@ -104,7 +107,30 @@ class Reference:
             p.param.addcdiv_(p.exp_avg, denominator, value=-lr / (1 - betas[0] ** step))
             if p.unit_rows:
                 p.param.div_(p.param.norm(dim=1, keepdim=True).clamp_min(1e-12))
+            before.restore(p)
         return norm
+
+
+class Still(NamedTuple):
+    """The features of a parameter that a sparse step leaves alone, and all of it as it was before the step."""
+
+    mask: Tensor
+    values: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, p: ParamState) -> "Still":
+        """To be taken before the step; empty where every entry steps."""
+        grad = p.param.grad
+        if p.sparse_axis is None or grad is None:
+            return cls(torch.empty(0), ())
+        others = [axis for axis in range(grad.dim()) if axis != p.sparse_axis]
+        mask = (grad == 0).all(dim=others[0], keepdim=True) if others else grad == 0
+        return cls(mask, tuple(tensor.detach().clone() for tensor in (p.param, p.exp_avg, p.exp_avg_sq)))
+
+    def restore(self, p: ParamState) -> None:
+        """Undo the step where there was no gradient."""
+        for tensor, value in zip((p.param, p.exp_avg, p.exp_avg_sq), self.values, strict=False):
+            tensor.copy_(torch.where(self.mask, value, tensor))
 
 
 def remove_radial_(grad: Float[Tensor, "d_sae d_out"], rows: Float[Tensor, "d_sae d_out"]) -> None:

@@ -377,6 +377,37 @@ def check_optimizer(device: str) -> None:
         assert params[0].param._version > 0, "autograd has been told of the change"
 
 
+@check
+def check_sparse_optimizer(device: str) -> None:
+    """Features without a gradient keep value and moments; in the parameters of every layout."""
+    sizes = {"W_dec": ((9, 21), 0), "W_enc": ((1100, 9), 1), "b_enc": ((9,), 0), "b_dec": ((21,), None)}
+    groups = []
+    for dtype in (torch.float64, torch.float32):
+        draw = torch.Generator().manual_seed(3)
+        group = []
+        for name, (size, axis) in sizes.items():
+            value = torch.randn(size, generator=draw).to(device, dtype)
+            value = value / value.norm(dim=1, keepdim=True) if name == "W_dec" else value
+            value = value.t().contiguous().t() if axis == 1 else value
+            group.append(ParamState(value, torch.zeros_like(value), torch.zeros_like(value), name == "W_dec", axis))
+        groups.append(group)
+    for step in (1, 2, 3):
+        still = torch.arange(9, device=device) % 3 == step - 1
+        before = [p.param[still].clone() for p in groups[1] if p.sparse_axis == 0]
+        for kernels, group in zip((REFERENCE, Gpu("fp32")), groups, strict=True):
+            for i, p in enumerate(group):
+                wave = torch.sin(torch.arange(p.param.numel(), device=device) * (step + i) + i).view(p.param.shape)
+                if p.sparse_axis is not None:
+                    wave = wave.index_fill(p.sparse_axis, still.nonzero().squeeze(-1), 0)
+                p.param.grad = wave.to(p.param.dtype)
+            kernels.optimizer_step(group, step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-8, clip=0.5)
+        for i, (a, b) in enumerate(zip(groups[1], groups[0], strict=True)):
+            for name in ("param", "exp_avg", "exp_avg_sq"):
+                close(f"{name} {i}", getattr(a, name), getattr(b, name))
+        after = [p.param[still] for p in groups[1] if p.sparse_axis == 0]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "a still feature moved"
+
+
 def adam_params(device: str, dtype: torch.dtype) -> list[ParamState]:
     draw = torch.Generator().manual_seed(3)
     values = [torch.randn(s, generator=draw).to(device, dtype) for s in ((9, 21), (5, 1100), (7, 13), (4500,), (6,))]

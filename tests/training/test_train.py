@@ -118,7 +118,7 @@ VARIED: list[dict[str, Any]] = [
     {"variant": "absbatchtopk", "d_sae": 96, "k": 4},
     {"variant": "matryoshka", "d_sae": 96, "k": 4, "base": "absbatchtopk", "sampled": {"n": 4}},
     {"variant": "jumprelu", "d_sae": 96, "sparsity": {"target_l0": 8}, "auxk": {"coefficient": 0.03}},
-    {"variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}},
+    {"variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "optim": {"lr": 1e-3, "sparse": True}},
 ]
 
 
@@ -126,7 +126,8 @@ VARIED: list[dict[str, Any]] = [
 def test_a_signal_saves_and_resuming_goes_on_bit_for_bit(
     variant: dict[str, Any], base: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = base | {"sae": variant}
+    config = base | {"sae": {k: v for k, v in variant.items() if k != "optim"}}
+    config["optim"] = variant.get("optim", base["optim"])
     run(config, tmp_path / "whole")
     (tmp_path / "c.json").write_text(json.dumps(config | {"train": config["train"] | {"log_every": "3 steps"}}))
     config["train"] = config["train"] | {"log_every": "3 steps"}
