@@ -32,6 +32,9 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
 
+reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: configs/reproduce/NAME.csv; goes on where it was stopped
+	$(SAE) reproduce $*
+
 bench-peers: $(VENV)/.done .peers/saelens/.done     ## training steps beside SAELens and dictionary_learning
 	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
 	.peers/saelens/bin/pip install --quiet einops

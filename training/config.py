@@ -283,7 +283,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
         text = path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
         raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
-    fields = _load_yaml(text, str(path))
+    fields = load_yaml(text, str(path))
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else f"a {type(fields).__name__}"
         raise SaescopeError(f"{path}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
@@ -296,7 +296,7 @@ def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = 
         key, equals, value = override.partition("=")
         if not equals:
             raise SaescopeError(f"{override!r} is not an override; write KEY=VALUE, for example sae.k=64.")
-        fields = _merged(fields, _nested(key.strip(), _load_yaml(value, override)))
+        fields = merged(fields, _nested(key.strip(), load_yaml(value, override)))
     entries = fields.get("sweep")
     base = {key: value for key, value in fields.items() if key != "sweep"}
     if entries is None:
@@ -317,7 +317,7 @@ def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) ->
                     f"{where}: sweep entry {i + 1} changes {key}, but members of a sweep share one stream of batches; "
                     f"only {', '.join(SWEPT)} may differ."
                 )
-            fields = fields if key == "name" else _merged(fields, _nested(key, value))
+            fields = fields if key == "name" else merged(fields, _nested(key, value))
         name = str(entry.get("name", f"{i:02d}"))
         if name in names or "/" in name or not name.strip("."):
             raise SaescopeError(
@@ -342,7 +342,8 @@ def _yaml() -> Any:
     return yaml
 
 
-def _load_yaml(text: str, where: str) -> Any:
+def load_yaml(text: str, where: str) -> Any:
+    """YAML 1.2 as plain values; `where` names the text in the message about what is wrong with it."""
     from ruamel.yaml import YAMLError
 
     try:
@@ -359,11 +360,11 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _merged(base: Any, over: Any) -> Any:
+def merged(base: Any, over: Any) -> Any:
     """`over` laid on `base`, mapping by mapping; a name that stands for a section gives way to the section."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
-    return {**base, **{key: _merged(base.get(key), value) for key, value in over.items()}}
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 
 
 def _validated(fields: dict[str, Any], where: str) -> Config:

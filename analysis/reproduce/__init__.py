@@ -1,0 +1,9 @@
+"""What papers claim, tried: one small file an experiment, and this literal table of them.
+
+An experiment is three things of one name: a config in `configs/reproduce/` (seeds, settings and their fields), a module
+with `run(job)`, which gives the rows of one seed and setting, and the tables beside the config that it leaves. A module
+may have `finish(jobs, rows, out)` too, which draws pictures from what all jobs left.
+"""
+
+EXPERIMENTS: dict[str, str] = {}
+"""Name on the command line → module."""

@@ -1,0 +1,148 @@
+"""An experiment as jobs, one for each seed and setting, whose rows outlive an interruption.
+
+    configs/reproduce/NAME.yaml           seeds, base fields, what each setting changes, and the short form for tests
+                      NAME.csv            one row for each seed and setting, with the seconds it took and the machine
+                      NAME-summary.csv    for each setting and metric: mean over seeds, 95 % t-interval, number of seeds
+    runs/reproduce/NAME/SETTING-SEED.json the rows of a finished job, and the fields they were made with
+                        SETTING-SEED/     a folder of the job's own, for trainings that resume
+
+A finished job is not done again as long as its fields are the same. Seconds are of the attempt that finished it.
+"""
+
+import importlib
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+
+from analysis.reproduce import EXPERIMENTS
+from analysis.reproduce.tables import NOT_METRICS, Row, summary, write_table
+from sae.errors import SaescopeError
+from sae.files import read_json, write_json
+from training.config import Section, load_yaml, merged
+from training.display import Display
+
+
+class Plan(Section):
+    """The config of an experiment."""
+
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Each job is done once per seed."""
+    base: dict[str, Any] = Field(default_factory=dict)
+    """Fields of every job."""
+    settings: dict[str, dict[str, Any]] = Field(min_length=1)
+    """By name, what a setting changes in them."""
+    short: dict[str, Any] = Field(default_factory=dict)
+    """What the short form, a test of seconds, changes in this file."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One seed and setting."""
+
+    setting: str
+    seed: int
+    fields: Mapping[str, Any]
+    """Base and setting, merged."""
+    folder: Path
+    """The job's own, below runs/; anything may be left there for a resumed attempt."""
+    quiet: bool = False
+
+
+def read_plan(path: Path, *, short: bool = False) -> Plan:
+    """An experiment's config.
+
+    Raises:
+        SaescopeError: no such file, or it does not fit.
+    """
+    if not path.is_file():
+        raise SaescopeError(f"no experiment's config at {path}; give its folder with --configs.")
+    fields = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        plan = Plan.model_validate(fields)
+        return Plan.model_validate(merged(fields, plan.short)) if short else plan
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise SaescopeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def reproduce(
+    name: str, *, configs: str | Path = "configs/reproduce", runs: str | Path = "runs/reproduce",
+    out: str | Path | None = None, short: bool = False, quiet: bool = False,
+) -> list[Row]:
+    """Do the jobs of an experiment that are not done, and write its tables.
+
+    Args:
+        name: of the experiment.
+        configs: the folder of their configs.
+        runs: where jobs keep their rows and folders.
+        out: where tables and pictures go; by default beside the config, for the short form beside its rows.
+        short: the test of seconds.
+        quiet: say nothing.
+
+    Returns: a row for each seed and setting.
+
+    Raises:
+        SaescopeError: no such experiment, a config that does not fit, or whatever a job raises.
+    """
+    if name not in EXPERIMENTS:
+        raise SaescopeError(f"no experiment called {name!r}; there are {', '.join(EXPERIMENTS)}.")
+    plan = read_plan(Path(configs) / f"{name}.yaml", short=short)
+    module = importlib.import_module(EXPERIMENTS[name])
+    place = Path(runs) / (f"{name}-short" if short else name)
+    out = Path(out) if out is not None else place if short else Path(configs)
+    display = Display(quiet=quiet)
+    jobs = [
+        Job(setting, seed, merged(plan.base, fields), place / f"{setting}-{seed}", quiet)
+        for seed in plan.seeds for setting, fields in plan.settings.items()
+    ]
+    rows: list[Row] = []
+    for i, job in enumerate(jobs):
+        done = _rows(job, module.run)
+        rows += done
+        for row in done:
+            display.say(f"{name} {i + 1}/{len(jobs)}, seed {job.seed}, {row['setting']}: {_in_words(row)}")
+    write_table(out / f"{name}.csv", rows)
+    write_table(out / f"{name}-summary.csv", summary(rows))
+    if hasattr(module, "finish"):
+        module.finish(jobs, rows, out)
+    return rows
+
+
+def _rows(job: Job, run: Any) -> list[Row]:
+    """The rows of a job: those of an earlier attempt with the same fields, or new ones, `run(job)`.
+
+    What `run` gives of `setting` and `seconds` replaces the job's own: for a job that trains several on one stream.
+    """
+    path = job.folder.with_name(f"{job.folder.name}.json")
+    if path.exists() and (there := read_json(path)).get("fields") == job.fields:
+        return list(there["rows"])
+    began = time.monotonic()
+    made: Sequence[Row] = run(job)
+    common = {"seconds": round((time.monotonic() - began) / len(made), 1), "machine": machine()}
+    rows = [{"seed": job.seed, "setting": job.setting, **common, **row} for row in made]
+    write_json(path, {"fields": job.fields, "rows": rows})
+    return rows
+
+
+@cache
+def machine() -> str:
+    """What times were measured on: processor, threads, torch."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    model = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} threads, torch {torch.__version__}"
+
+
+def _in_words(row: Row) -> str:
+    shown = {k: v for k, v in row.items() if k not in (*NOT_METRICS, "seconds")}
+    numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, int | float) else f"{k} {v}" for k, v in shown.items())
+    return f"{numbers}  ({row['seconds']:g} s)"

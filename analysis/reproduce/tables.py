@@ -1,0 +1,55 @@
+"""The tables an experiment leaves: a row for each seed and setting, and their summary over seeds."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.files import write_bytes
+
+Row = dict[str, Any]
+"""`seed`, `setting` and metrics by name: numbers, words, or None where a figure is undefined."""
+NOT_METRICS = ("seed", "setting", "machine")
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """For each setting and metric: the mean over seeds and the bounds of its 95 % interval under Student's t.
+
+    A seed whose figure is undefined is left out and not counted; of one seed there is no interval.
+    """
+    names = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, int | float))
+    out = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        for name in (n for n in names if n not in NOT_METRICS):
+            values = [float(row[name]) for row in rows if row["setting"] == setting and row.get(name) is not None]
+            if values:
+                mean, low, high = t_interval(values)
+                out.append({"setting": setting, "metric": name, "mean": mean, "low": low, "high": high,
+                            "n_seeds": len(values)})
+    return out
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """The mean, and mean ∓ t(0.975, n − 1) · s / √n; None twice for a single value."""
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Rows as CSV, a column for each key, numbers to six digits, nothing for None; written aside and renamed."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    names = [n for n in names if n not in ("seconds", "machine")] + [n for n in ("seconds", "machine") if n in names]
+    text = io.StringIO()
+    table = csv.DictWriter(text, names, lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_bytes(path, text.getvalue().encode())
