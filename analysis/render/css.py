@@ -1,0 +1,98 @@
+"""The one style sheet of everything here that is HTML: put it once on a page, in a `<style>`.
+
+It takes text colour and font from its surroundings and lays translucent grounds, so it needs to know of no theme.
+"""
+
+from analysis.render.palette import COLOURS, fade
+from analysis.render.tokens import LEVELS, MAX_ALPHA
+
+POSITIVE, NEGATIVE = COLOURS[0], COLOURS[1]
+
+
+def ground(colour: str, level: int) -> str:
+    """The ground of a level; the faintest is still seen."""
+    return fade(colour, round(0.1 + (MAX_ALPHA - 0.1) * level / LEVELS, 3))
+
+
+def _levels() -> str:
+    return "".join(
+        f".sx-{kind}{i}{{background:{ground(colour, i)};border-bottom:2px {line} {colour}}}"
+        for kind, colour, line in (("p", POSITIVE, "solid"), ("n", NEGATIVE, "dashed"))
+        for i in range(1, LEVELS + 1)
+    )
+
+
+_BASE = """
+.sx{--sx-rule:color-mix(in srgb,currentColor 18%,transparent);--sx-soft:color-mix(in srgb,currentColor 6%,transparent);
+font-size:.875rem;line-height:1.5;container-type:inline-size}
+.sx *{box-sizing:border-box}
+.sx h2{font-size:1.25rem;font-weight:600;margin:0 0 .2rem;padding:0}
+.sx h3{font-size:.95rem;font-weight:600;margin:1rem 0 .3rem;padding:0}
+.sx a{color:inherit;text-decoration:underline;text-underline-offset:2px}
+.sx-quiet{opacity:.75}
+.sx-heat{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.8125rem;
+line-height:1.75;white-space:pre-wrap;overflow-wrap:anywhere;direction:ltr;unicode-bidi:isolate}
+.sx-heat bdi{unicode-bidi:isolate;border-radius:2px}
+.sx-peak{outline:1.5px solid currentColor;outline-offset:1px}
+.sx-heat [data-v]{position:relative}
+.sx-heat [tabindex]:focus-visible{outline:3px solid currentColor}
+.sx-heat [data-v]:hover::after,.sx-heat [data-v]:focus-visible::after{content:attr(data-v);position:absolute;left:0;
+top:100%;z-index:9;padding:0 .35rem;border-radius:3px;background:#1f2328;color:#fff;font-size:.75rem;white-space:nowrap;
+pointer-events:none}
+.sx-numbers [data-v]::before{content:attr(data-v);font-size:.6875rem;vertical-align:super;padding:0 .15rem}
+.sx-odd{font-size:.85em;border:1px solid var(--sx-rule);border-radius:3px;padding:0 .1em}
+.sx-breaks .sx-nl::after{content:"\\a";white-space:pre}
+.sx-ex{display:grid;grid-template-columns:4.2rem minmax(0,1fr);gap:.6rem;padding:.3rem 0;
+border-bottom:1px solid var(--sx-rule)}
+.sx-val,.sx-num{font-variant-numeric:tabular-nums;text-align:right;white-space:nowrap}
+.sx-val{font-weight:600}
+.sx-legend{display:flex;flex-wrap:wrap;gap:.4rem;font-size:.75rem;align-items:center;font-variant-numeric:tabular-nums}
+.sx-legend bdi{padding:0 .35rem}
+.sx-facts{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;margin:.4rem 0;padding:0}
+.sx-facts div{display:flex;flex-direction:column}
+.sx-facts dt{font-size:.75rem;opacity:.75}
+.sx-facts dd{margin:0;font-variant-numeric:tabular-nums}
+.sx-card{display:grid;grid-template-columns:minmax(0,19rem) minmax(0,1fr);gap:0 2rem}
+.sx-card>header{grid-column:1/-1}
+@container (max-width:46rem){.sx-card{grid-template-columns:minmax(0,1fr)}}
+.sx table{font-size:inherit;color:inherit;line-height:inherit}
+.sx-list{border-collapse:collapse;width:100%;margin:0}
+.sx-list th,.sx-list td{padding:.1rem .6rem .1rem 0;text-align:left;border:none;font-weight:400;overflow-wrap:anywhere;
+vertical-align:top}
+.sx-list thead th{font-size:.75rem;opacity:.75}
+.sx-list tr{border-bottom:1px solid var(--sx-rule)}
+.sx-list .sx-num{text-align:right;padding-right:0}
+.sx-bar{display:block;margin-top:.5em;height:.35rem;border-radius:2px;min-width:1px}
+.sx-hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.sx-label{font-size:1.05rem;font-weight:600;overflow-wrap:anywhere}
+.sx-tag{display:inline-block;border:1px solid var(--sx-rule);border-radius:999px;padding:0 .55rem;margin:0 .25rem .2rem 0;
+font-size:.75rem;overflow-wrap:anywhere}
+.sx svg{display:block;width:100%;height:auto;overflow:visible}
+.sx svg text{fill:currentColor;font-size:11px}
+.sx-scroll{overflow-x:auto}
+.sx-grid{border-collapse:separate;border-spacing:0;font-size:.75rem}
+.sx-grid th,.sx-grid td{border:none;border-bottom:1px solid var(--sx-rule);padding:.15rem .3rem;white-space:pre;
+text-align:right;font-variant-numeric:tabular-nums}
+.sx-grid thead th{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-weight:400;
+vertical-align:bottom;max-width:9rem;overflow:hidden;text-overflow:ellipsis}
+.sx-grid tbody th{position:sticky;left:0;text-align:left;font-weight:400;white-space:nowrap;max-width:18rem;
+overflow:hidden;text-overflow:ellipsis;background:var(--sx-ground,Canvas);z-index:1}
+.sx-two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:0 2rem}
+.sx-right::before{content:"✓ "}.sx-wrong::before{content:"✗ "}
+"""
+
+
+def _bars() -> str:
+    stripes = f"repeating-linear-gradient(90deg,{NEGATIVE} 0 4px,transparent 4px 6px)"
+    return f".sx-bar-p{{background:{POSITIVE}}}.sx-bar-n{{background:{stripes}}}"
+
+
+def _second() -> str:
+    """How a second feature is drawn over the grounds of a first: a thick double line."""
+    return "".join(
+        f".sx-b{i}{{box-shadow:inset 0 -{2 + i // 4}px 0 {NEGATIVE}}}" for i in range(1, LEVELS + 1)
+    )
+
+
+CSS = _BASE + _bars() + _levels() + _second()
+"""Classes begin with `sx-`; a wrapper has the class `sx`, and `sx-numbers` or `sx-breaks` to switch these on."""

@@ -1,0 +1,233 @@
+"""A feature as HTML, in parts and as a whole card: the same in the dashboard, in notebooks and in exported files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+from analysis.render import tokens
+from analysis.render.text import attribute, count, number, plain, shown
+
+if TYPE_CHECKING:
+    from analysis.index.types import Example, Feature, Group, Neighbour, Side, Token
+    from analysis.labels import Label
+
+Link = Callable[[int], str | None]
+"""Where a feature's number leads; None where it leads nowhere."""
+KINDS = {"decoder": "Nearest decoder directions", "coactivation": "Fire together"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One group of examples of one side."""
+
+    side: "Side"
+    group: "Group"
+    examples: Sequence["Example"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that a feature's page shows; a notebook draws it by itself."""
+
+    feature: "Feature"
+    sections: Sequence[Section] = ()
+    neighbours: Mapping[str, Sequence["Neighbour"]] = field(default_factory=dict)
+    """`decoder` and `coactivation`."""
+    label: "Label | None" = None
+    note: str = ""
+    tags: Sequence[str] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Labels of features that are mentioned."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        from analysis.render.css import CSS
+
+        return f"<style>{CSS}</style>{card(self)}"
+
+
+def card(shown_card: Card, link: Link = lambda _: None) -> str:
+    """The whole feature: facts, histogram, tokens and neighbours on the left, examples on the right."""
+    from analysis.render import histogram
+
+    feature = shown_card.feature
+    drawing = "" if feature.dead else f"<h3>Values when active</h3>{histogram.svg(feature)}"
+    near = "".join(
+        neighbours(kind, found, shown_card.names, link) for kind, found in shown_card.neighbours.items() if found
+    )
+    groups = "".join(group(section, feature) for section in shown_card.sections if section.examples)
+    return (
+        f'<article class="sx" aria-label="Feature {feature.feature}"><div class="sx-card">'
+        f"<header>{header(feature, shown_card.label, shown_card.tags, shown_card.note)}</header>"
+        f"<div>{drawing}{promoted(feature)}{near}</div>"
+        f"<div>{groups or empty(feature)}</div></div>{judged(shown_card.label)}{provenance(shown_card.provenance)}"
+        "</article>"
+    )
+
+
+def header(feature: "Feature", label: "Label | None" = None, tags: Sequence[str] = (), note: str = "") -> str:
+    """Number, label, tags and note, and the feature's figures."""
+    name = f'<div class="sx-label">{shown(label.text, limit=300)}</div>{verdict(label)}' if label else ""
+    chips = "".join(f'<span class="sx-tag">{shown(tag)}</span>' for tag in tags)
+    remark = f'<p class="sx-quiet">{shown(note, limit=2000)}</p>' if note else ""
+    return f"<h2>Feature {feature.feature:,}</h2>{name}{chips}{remark}{facts(feature)}"
+
+
+def verdict(label: "Label") -> str:
+    """Who wrote a label and how well it tells examples apart."""
+    if label.author != "auto":
+        return '<div class="sx-quiet">your label</div>'
+    if label.score is None:
+        return '<div class="sx-quiet">automatic label, not scored: too few examples</div>'
+    beside = "" if label.baseline is None else f" (another feature’s label on the same examples: {label.baseline:.2f})"
+    n = count(len(label.judged), "held-out example")
+    return f'<div class="sx-quiet">automatic label · balanced accuracy {label.score:.2f} on {n}{beside}</div>'
+
+
+def facts(feature: "Feature") -> str:
+    """Density as k of N with its interval, and the moments of the active values."""
+    if feature.dead:
+        return f'<p class="sx-quiet">Never active in {count(feature.n_rows, "token")}.</p>'
+    items = [
+        ("fires on", f"{feature.n_active:,} of {count(feature.n_rows, 'token')}"),
+        ("density (95 % interval)",
+         f"{percent(feature.density)} ({percent(feature.density_low)} – {percent(feature.density_high)})"),
+        ("largest", number(feature.max)),
+        *([("smallest", number(feature.min)), ("negative", percent(feature.n_negative / feature.n_active))]
+          if feature.n_negative else []),
+        ("mean when active", number(feature.mean)), ("standard deviation", number(feature.std)),
+        ("skew", number(feature.skew)), ("excess kurtosis", number(feature.kurtosis)),
+        *([("decoder norm", number(feature.decoder_norm))] if feature.decoder_norm is not None else []),
+    ]
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
+    return f'<dl class="sx-facts">{cells}</dl>'
+
+
+def percent(share: float) -> str:
+    """Three digits of a share in percent, without an exponent."""
+    return f"{100 * share:.2f} %" if share >= 0.01 or not share else f"{100 * share:.{_places(100 * share)}f} %"
+
+
+def _places(value: float) -> int:
+    """Decimals that leave three digits of a value below one."""
+    return next(places for places in range(3, 20) if value >= 10.0 ** (2 - places) or places == 19)
+
+
+def promoted(feature: "Feature") -> str:
+    """The tokens whose logits a positive value raises and lowers most; a negative value does the reverse."""
+    lists = [("Promotes", feature.promoted), ("Suppresses", feature.suppressed)]
+    return "".join(_tokens(title, found) for title, found in lists if found)
+
+
+def _tokens(title: str, found: Sequence["Token"]) -> str:
+    largest = max(abs(token.value) for token in found)
+    rows = "".join(
+        f'<tr><th scope="row">{shown(token.text, spaces=True, limit=24)}</th>'
+        f'<td style="width:40%">{bar(token.value, largest)}</td><td class="sx-num">{number(token.value)}</td></tr>'
+        for token in found
+    )
+    return (
+        f'<h3>{title}</h3><table class="sx-list"><caption class="sx-hidden">{title} these tokens: change of the logit '
+        f"per unit of activation</caption><tbody>{rows}</tbody></table>"
+    )
+
+
+def bar(value: float, largest: float) -> str:
+    """A bar as long as a value's share of the largest; negative ones are striped."""
+    width = 100 * min(1.0, abs(value) / largest) if largest else 0
+    return f'<span class="sx-bar sx-bar-{"p" if value >= 0 else "n"}" style="width:{width:.0f}%"></span>'
+
+
+def group(section: Section, feature: "Feature", *, focus_all: bool = False) -> str:
+    """A group of examples under its name, with how many tokens it is drawn from."""
+    scale = max(abs(feature.max), abs(feature.min))
+    rows = "".join(tokens.example(one, scale, focus_all=focus_all) for one in section.examples)
+    return (
+        f'<section><h3>{escape(group_title(section, signed=bool(feature.n_negative)))} '
+        f'<span class="sx-quiet" style="font-weight:400">{escape(group_origin(section))}</span></h3>{rows}</section>'
+    )
+
+
+def group_title(section: Section, *, signed: bool) -> str:
+    """What a group is called."""
+    name = section.group.name
+    titles = {"top": "Strongest", "random": "Random active", "near": "Near misses: its tokens, yet inactive"}
+    title = titles.get(name) or (f"Quantile {name[1:]} of 10" if name[:1] == "q" and name[1:].isdecimal() else plain(name))
+    return f"{title}, {'positive' if section.side == '+' else 'negative'} side" if signed else title
+
+
+def group_origin(section: Section) -> str:
+    """How many tokens a group stands for, and between which values (a group's bounds are sizes)."""
+    group, sign = section.group, "−" if section.side == "-" else ""
+    of = f"{len(section.examples)} of {count(group.population, 'token')}"
+    return of if group.name in ("random", "near") else f"{of}, {sign}{number(group.low)} to {sign}{number(group.high)}"
+
+
+def empty(feature: "Feature") -> str:
+    """What stands where examples would be."""
+    why = "this feature never fires on the indexed text" if feature.dead else "this group has none"
+    return f'<p class="sx-quiet">No examples: {why}.</p>'
+
+
+def neighbours(kind: str, found: Sequence["Neighbour"], names: Mapping[int, str], link: Link = lambda _: None) -> str:
+    """Features like this one, with their labels and how much alike they are."""
+    largest = max((abs(one.score) for one in found), default=1.0)
+    rows = "".join(
+        f'<tr><th scope="row">{reference(one.feature, names, link)}</th>'
+        f'<td style="width:25%">{bar(one.score, largest)}</td><td class="sx-num">{number(one.score)}</td></tr>'
+        for one in found
+    )
+    means = {"decoder": "cosine of decoder directions", "coactivation": "Jaccard index of the tokens they fire on"}
+    return (
+        f'<h3>{escape(KINDS.get(kind, kind))}</h3><table class="sx-list"><caption class="sx-hidden">'
+        f"{escape(means.get(kind, kind))}</caption><tbody>{rows}</tbody></table>"
+    )
+
+
+def reference(feature: int, names: Mapping[int, str], link: Link) -> str:
+    """A feature's number, leading to it where that is known, and its label."""
+    href = link(feature)
+    text = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}">#{feature}</a>'
+    return f"{text} {shown(names[feature], limit=80)}" if feature in names else text
+
+
+def judged(label: "Label | None") -> str:
+    """The examples by which an automatic label was scored: what it said and what was so."""
+    if label is None or not label.judged:
+        return ""
+    rows = "".join(
+        f'<tr><td class="sx-{"right" if one.said == one.active else "wrong"}">{"active" if one.active else "inactive"}'
+        f"</td><td>{'active' if one.said else 'inactive'}</td><td>"
+        f"{tokens.heat(one.pieces, one.values, scale=max(map(abs, one.values), default=1.0) or 1.0, peak=one.peak)}"
+        "</td></tr>" for one in label.judged
+    )
+    return (
+        f"<details><summary>How the label was judged ({count(len(label.judged), 'example')})</summary>"
+        '<table class="sx-list"><thead><tr><th scope="col">is</th><th scope="col">label says</th>'
+        f'<th scope="col">example</th></tr></thead><tbody>{rows}</tbody></table></details>'
+    )
+
+
+def provenance(facts: Mapping[str, str]) -> str:
+    """What the numbers were made from."""
+    if not facts:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{shown(key)}</th><td>{shown(value, limit=300)}</td></tr>' for key, value in facts.items()
+    )
+    return (
+        '<details><summary>Provenance</summary><table class="sx-list"><caption class="sx-hidden">Provenance</caption>'
+        f"<tbody>{rows}</tbody></table></details>"
+    )
+
+
+def alt(feature: "Feature", label: "Label | None" = None) -> str:
+    """A feature in one sentence, for those who do not see the page."""
+    name = f" “{attribute(label.text)}”" if label else ""
+    if feature.dead:
+        return f"Feature {feature.feature}{name} never fires in {count(feature.n_rows, 'token')}."
+    return (
+        f"Feature {feature.feature}{name} fires on {feature.n_active:,} of {count(feature.n_rows, 'token')}; "
+        f"its largest value is {number(feature.max)}."
+    )

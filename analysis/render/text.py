@@ -1,0 +1,104 @@
+"""Any text, shown as the text that it is: escaped, in its own direction, with what is invisible made visible.
+
+Tokens are pieces of text from the web: they hold markup, control characters, marks that turn the direction of writing,
+halves of characters. Nothing here may be executed by a browser, reorder its neighbours or vanish.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+from html import escape
+
+LIMIT = 64
+"""Characters of one token that are shown; of a longer one its beginning and how many are left."""
+
+_NAMED = {"\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\x7f": "␡"}
+_ODD = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
+_STACKED = 3
+"""Marks over one letter that are drawn; a tower of them would cover the lines around it."""
+# letters and marks that draw nothing
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u2800\u3164\uffa0")
+
+
+def plain(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
+    """A text for an attribute, an alt text or a terminal: one line, every character of it visible.
+
+    Args:
+        text: anything, lone surrogates included.
+        spaces: show a space as `␣`, where its being there would be overlooked.
+        limit: characters shown, None for all.
+    """
+    return "".join(mark for mark, _ in _marks(text, spaces, limit))
+
+
+def shown(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
+    """The same as HTML, isolated from the direction of what stands around it; replaced characters are set off."""
+    return f"<bdi>{inner(text, spaces=spaces, limit=limit)}</bdi>"
+
+
+def inner(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
+    """What `shown` puts between the tags, for a `<bdi>` with attributes of its own."""
+    if not spaces and text.isascii() and text.isprintable() and (limit is None or len(text) <= limit):
+        return escape(text, quote=False)
+    return "".join(_marked(mark, kind) for mark, kind in _marks(text, spaces, limit))
+
+
+def attribute(text: str, *, spaces: bool = True, limit: int | None = LIMIT) -> str:
+    """The same for the value of an attribute, without its quotes."""
+    return escape(plain(text, spaces=spaces, limit=limit), quote=True)
+
+
+def number(value: float | None) -> str:
+    """Three digits, a real minus sign, thousands separated; a dash for what is not known or not a number."""
+    if value is None or value != value:
+        return "–"
+    size = abs(value)
+    text = f"{size:,.0f}" if size >= 999.5 else f"{size:#.3g}".rstrip(".") if size else "0"
+    return f"−{text}" if value < 0 else text
+
+
+def short(value: float) -> str:
+    """A round value, a tick's, without zeros at its end."""
+    return number(value) if abs(value) >= 1000 else f"{value:g}".replace("-", "−")
+
+
+def count(n: int, unit: str) -> str:
+    """`1 token`, `1,234 tokens`."""
+    return f"{n:,} {unit}{'' if n == 1 else 's'}"
+
+
+def _marked(mark: str, kind: str) -> str:
+    if kind == "newline":
+        return '<span class="sx-nl">⏎</span>'
+    if kind == "space":
+        return '<span class="sx-quiet">␣</span>'
+    return f'<span class="sx-odd">{escape(mark)}</span>' if kind else escape(mark, quote=False)
+
+
+def _marks(text: str, spaces: bool, limit: int | None) -> Iterator[tuple[str, str]]:
+    """Pieces to show, and what kind of replacement each is ("" for the text itself)."""
+    cut = text if limit is None else text[:limit]
+    n_stacked = 0
+    for i, char in enumerate(cut):
+        n_stacked = n_stacked + 1 if unicodedata.combining(char) else 0
+        yield _mark(char, cut[i - 1] if i else "", spaces, stacked=n_stacked > _STACKED)
+    if len(cut) < len(text):
+        yield f"… {count(len(text) - len(cut), 'character')} more", "cut"
+    if not text:
+        yield "⟨empty⟩", "odd"
+
+
+def _mark(char: str, previous: str, spaces: bool, *, stacked: bool) -> tuple[str, str]:
+    if char == " ":
+        return ("␣", "space") if spaces else (" ", "")
+    if char == "\n":
+        return _NAMED[char], "newline"
+    if char in _NAMED:
+        return _NAMED[char], "odd"
+    if char < " ":
+        return chr(0x2400 + ord(char)), "odd"
+    category = unicodedata.category(char)
+    if category in _ODD or char in _BLANK or stacked:
+        return f"⟨{ord(char):04X}⟩", "odd"
+    if category in ("Mn", "Me", "Mc") and (not previous or previous in " \n\t"):
+        return f"◌{char}", ""  # a mark with nothing to stand on would sit on the neighbouring token
+    return char, ""
