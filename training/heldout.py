@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from sae.base import SAE
@@ -83,28 +83,37 @@ class Spliced:
         self, members: Sequence[tuple[SAE, SiteConfig]], advance: Callable[[int], None] = lambda _: None
     ) -> list[dict[str, Any]]:
         """CE recovered against mean and zero ablation, and KL(clean ‖ spliced) in nats per token, for each SAE."""
-        n_ctx = self.tokens.n_ctx
         sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
+        hooks = [hook for _, site in members for hook in site.hooks]
         for start in range(0, len(self.seqs), self.batch_seqs):
             seqs = self.seqs[start : start + self.batch_seqs]
-            ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
-            keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
-            clean = self.model.logits(ids)
-            ce_clean = _cross_entropy(clean, ids)
-            shared: dict[Any, np.ndarray] = {}
-            for (sae, site), out in zip(members, sums, strict=True):
-                # members at one site share its ablations
-                key = (site.input, site.target, site.update)
-                for name, fn in _ablations(sae).items():
-                    if (key, name) not in shared:
-                        shared[key, name] = _cross_entropy(self._replaced(ids, keep, site, fn), ids)
-                    out.setdefault(name, []).append(shared[key, name])
-                spliced = self._replaced(ids, keep, site, _reconstruct(sae))
-                out.setdefault("clean", []).append(ce_clean)
-                out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
-                out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
-            advance(len(seqs) * (n_ctx - 1))
+            with self.model.replayed(hooks):
+                self._measure(seqs, members, sums)
+            advance(len(seqs) * (self.tokens.n_ctx - 1))
         return [self._summary({name: np.concatenate(parts) for name, parts in out.items()}) for out in sums]
+
+    def _measure(
+        self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[SAE, SiteConfig]],
+        sums: Sequence[dict[str, list[np.ndarray]]],
+    ) -> None:
+        """Add what a batch of sequences gives to each member's sums."""
+        n_ctx = self.tokens.n_ctx
+        ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
+        keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
+        clean = self.model.logits(ids)
+        ce_clean = _cross_entropy(clean, ids)
+        shared: dict[Any, np.ndarray] = {}
+        for (sae, site), out in zip(members, sums, strict=True):
+            # members at one site share its ablations
+            key = (site.input, site.target, site.update)
+            for name, fn in _ablations(sae).items():
+                if (key, name) not in shared:
+                    shared[key, name] = _cross_entropy(self._replaced(ids, keep, site, fn), ids)
+                out.setdefault(name, []).append(shared[key, name])
+            spliced = self._replaced(ids, keep, site, _reconstruct(sae))
+            out.setdefault("clean", []).append(ce_clean)
+            out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
+            out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
 
     def _replaced(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,

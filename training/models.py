@@ -185,6 +185,26 @@ class Model:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def replayed(self, hooks: Sequence[str]) -> Iterator[None]:
+        """While open, the blocks before these hooks run once and give the same again: for many runs of the same tokens.
+
+        Only what lies before every hook is replayed, so splices at them, and behind them, mean what they always do.
+
+        Args:
+            hooks: names from `hooks()`; where one lies in no block nothing is replayed.
+        """
+        numbers = [re.match(r"blocks\.(\d+)\.", hook) for hook in hooks]
+        n_before = min((int(found[1]) if found else 0 for found in numbers), default=0)
+        blocks = [self._resolve(f"blocks.{i}.hook_resid_post")[0].module for i in range(n_before)]
+        try:
+            for block in blocks:
+                block.forward = _once(block.forward)  # type: ignore[method-assign]
+            yield
+        finally:
+            for block in blocks:
+                block.__dict__.pop("forward", None)
+
     def _run(self, tokens: Tensor, sites: dict[str, tuple[_Site, slice]]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
@@ -619,6 +639,18 @@ def _with_skip(name: str, site: _Site, bridge: Any, root: nn.Module) -> _Site:
     place = _module_of(bridge, root, name.removesuffix("hook_resid_mid") + "hook_out")
     assert place is not None
     return _Site(site.module, site.is_input, site.shape, block=place[0])
+
+
+def _once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass whose first result is also every later one."""
+    kept: list[Any] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not kept:
+            kept.append(forward(*args, **kwargs))
+        return kept[0]
+
+    return run
 
 
 def _attach(site: _Site, fn: Callable[[Tensor], Tensor | None]) -> Any:

@@ -172,6 +172,25 @@ def test_nested_splices_and_gradients_through_a_splice(tiny):
     assert not tiny.logits(tokens).requires_grad
 
 
+@pytest.mark.parametrize("hook", ["blocks.9.hook_resid_post", "blocks.9.hook_resid_mid", "blocks.3.attn.hook_z[2]"])
+def test_replayed_blocks_run_once_and_change_nothing(smol, hook):
+    tokens, runs = sentence(smol), []
+    attention = smol._resolve("blocks.0.hook_resid_post")[0].module.self_attn
+    handle = attention.register_forward_pre_hook(lambda *_: runs.append("block 0"))
+    with torch.no_grad(), smol.splice(hook, lambda a: a * 0.5):
+        spliced = smol.logits(tokens)
+    with torch.no_grad():
+        clean = smol.logits(tokens)
+        runs.clear()
+        with smol.replayed([hook]):
+            assert torch.equal(smol.logits(tokens), clean)
+            with smol.splice(hook, lambda a: a * 0.5):
+                assert torch.equal(smol.logits(tokens), spliced)
+        assert len(runs) == 1
+        assert torch.equal(smol.logits(tokens), clean) and len(runs) == 2
+    handle.remove()
+
+
 def test_unknown_hook_names_the_nearest(smol):
     with pytest.raises(SaescopeError, match=r"blocks\.9\.hook_resid_pst.*nearest are blocks\.9\.hook_resid_post"):
         smol.d_hook("blocks.9.hook_resid_pst")
