@@ -37,12 +37,14 @@ class Frozen:
 class KeepMask:
     """Which rows are kept: eligible tokens whose norm at every mask hook is at most a multiple of the median."""
 
-    def __init__(self, source: Source, tokens: Tokens, data: DataConfig) -> None:
-        """Reads or measures the calibration of each mask hook."""
+    def __init__(
+        self, source: Source, tokens: Tokens, data: DataConfig, limits: dict[str, float] | None = None
+    ) -> None:
+        """Reads or measures the calibration of each mask hook; `limits` are norms set by another corpus' calibration."""
         assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
         self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
         self.calib = tokens.sequences(held_out=False)[: data.n_calib]
-        self.limits = {hook: data.outlier_multiple * self.frozen(hook).median_norm for hook in self.hooks}
+        self.limits = limits or {hook: data.outlier_multiple * self.frozen(hook).median_norm for hook in self.hooks}
 
     def frozen(self, hook: str) -> Frozen:
         """The calibration of a hook: as it was frozen, or measured now and frozen if there is a cache to keep it."""

@@ -150,6 +150,37 @@ class Model:
         """Next-token logits in the model's dtype. Weights are frozen: a graph is kept only if a splice brings one."""
         return _logits(self._forward(tokens))
 
+    @torch.no_grad()
+    def direct_logits(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+        """What a direction of the residual stream adds to the logits if nothing but the unembedding reads it.
+
+        The direction alone passes the final norm and the unembedding; what these give for nothing (biases) is taken
+        off, and so is the mean over the vocabulary, which no softmax sees. In fp32; soft caps on logits are left out.
+
+        Raises:
+            SaescopeError: the model has no final norm or unembedding that is known.
+        """
+        norm, unembed = self._readout
+        directions = directions.to(self.device, torch.float32)
+        nothing = torch.zeros_like(directions[:1])
+        through = norm(directions) - norm(nothing)
+        logits = through @ unembed
+        return logits - logits.mean(dim=1, keepdim=True)
+
+    @cached_property
+    def _readout(self) -> tuple[nn.Module, Float[Tensor, "d_model d_vocab"]]:
+        """The final norm and the unembedding, in fp32."""
+        root = self._network.network if isinstance(self._network, _NativeNetwork) else self._network
+        has = {"ln_final", "unembed"} <= {name for name, _ in self.bridge.named_children()}
+        norm = _module_of(self.bridge, root, "ln_final.hook_in") if has else None
+        head = _module_of(self.bridge, root, "unembed.hook_in") if has else None
+        weight = getattr(head[0], "weight", None) if head else None
+        if norm is None or weight is None:
+            raise SaescopeError(f"The final norm and the unembedding of {self.name} were not found in its modules.")
+        d_model = int(self.bridge.cfg.d_model)
+        weight = weight.float() if weight.shape[0] == d_model and weight.shape[1] != d_model else weight.float().t()
+        return copy.deepcopy(norm[0]).float(), weight
+
     @contextmanager
     def splice(self, hook: str, fn: Replace) -> Iterator[None]:
         """While open, the activation at `hook` is replaced by `fn` of it in every run of the model.

@@ -1,0 +1,62 @@
+"""The subcommands of this floor: thin over functions that notebooks call."""
+
+import argparse
+from pathlib import Path
+
+from sae.errors import SaescopeError
+
+
+def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        f"sae {name}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def index(argv: list[str]) -> int:
+    """Index a run: everything the browser shows of its features."""
+    parser = _parser(
+        "index", "Index a run over its own cache, or over another text through its model: everything the browser shows of "
+        "its features. An index that is still true is left as it is.",
+        "examples:\n  sae index runs/quickstart\n  sae index runs/quickstart --name notes corpus.sources=text:notes.txt\n\n"
+        "An interrupted index goes on where it was. Labels are kept apart and are never touched.",
+    )
+    parser.add_argument("run", help="the folder of a finished run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="another corpus: keys of the run's config (corpus., cache., model.)"
+    )
+    parser.add_argument("--name", help="the index's folder below RUN/index (default: default; needed for another corpus)")
+    parser.add_argument("--rows", type=int, help="no more than the first so many rows")
+    parser.add_argument("--memory", default="1 GB", help="for what grows with the rows (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="make it anew even if it is up to date")
+    parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum, and leave")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    args = parser.parse_intermixed_args(argv)
+    if args.rows is not None and args.rows < 1:
+        raise SaescopeError(f"--rows {args.rows} leaves nothing to index; give 1 at least.")
+    if args.overrides and args.name is None:
+        raise SaescopeError("an index over another corpus needs a name of its own; add --name, for example --name notes.")
+    if args.verify:
+        return _verify(Path(args.run), args.name)
+    from analysis.index import build
+
+    made = build(
+        args.run, corpus=args.overrides, name=args.name or "default", n_rows=args.rows, memory=args.memory,
+        quiet=args.quiet, again=args.again,
+    )
+    if not args.quiet:
+        counts = made.manifest["counts"]
+        print(f"{made.folder}: {counts['d_sae']:,} features ({counts['n_dead']:,} dead) over {counts['n_rows']:,} rows, "
+              f"{counts['n_values']:,} values")
+        print(f"browse     sae dashboard --runs {Path(args.run).resolve().parent}\nin Python  from analysis.index import "
+              f"open_index; open_index({str(made.folder)!r})")
+    return 0
+
+
+def _verify(run: Path, name: str | None) -> int:
+    from analysis.index import open_index
+
+    folder = run / "index" / (name or "default")
+    if problems := open_index(folder).verify():
+        raise SaescopeError(" ".join(problems))
+    print(f"{folder}: whole")
+    return 0

@@ -1,0 +1,250 @@
+"""Making an index: one pass over the rows, then everything by feature, then the neighbours; written aside, then renamed.
+
+An interrupted attempt goes on behind its last whole shard. An index is keyed by what it is made from: weights, tokens,
+rows, mask and settings, all by hash; `sae index` leaves one that is still true as it is, and says what changed if not.
+"""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from analysis.index import store
+from analysis.index.columns import Columns, Context, write_columns
+from analysis.index.encode import BLOCK_ROWS, Codes, encode
+from analysis.index.read import Index, open_index
+from analysis.index.relations import (
+    MAX_PAIRS,
+    Coactive,
+    Decoder,
+    coactivation,
+    decoder_neighbours,
+    directions,
+    not_read_by_unembedding,
+    plane,
+    promoted_tokens,
+)
+from analysis.index.rows import Rows, describe, open_rows
+from analysis.index.table import write_stats
+from analysis.index.text import Vocabulary
+from sae import store as sae_store
+from sae.base import SAE
+from sae.errors import SaescopeError
+from sae.files import atomic_dir, code_version, read_json, read_tensors, write_json
+from training.display import Display
+from training.facts import first_difference
+from training.locks import locked
+from training.models import Model, resolve_device
+from training.pieces import token_bytes
+
+SHARD_ROWS = 131_072
+"""Rows after which progress is made safe."""
+
+
+def build(
+    run: str | Path, *, corpus: Sequence[str] | None = None, name: str = "default", n_rows: int | None = None,
+    memory: str | int = "1 GB", quiet: bool = False, again: bool = False, batch_rows: int | None = None,
+    shard_rows: int = SHARD_ROWS,
+) -> Index:
+    """Index a run over its own cache, or over another text through its model.
+
+    Args:
+        run: the folder of a finished run.
+        corpus: overrides of the run's config, `corpus.sources=text:notes.txt`; None for its own corpus.
+        name: of the index, `runs/NAME/index/<name>`.
+        n_rows: index no more than the first so many rows (up to whole sequences).
+        memory: bytes for what grows with the rows, "1 GB" or a number; not counted are the weights and the model, and
+            about 30 bytes a token.
+        quiet: no progress display.
+        again: make it anew even if it is up to date.
+        batch_rows: rows read at a time; by default as many as fit the memory. Changes no byte of the index.
+        shard_rows: rows after which progress is made safe. Changes no byte of the index.
+
+    Raises:
+        SaescopeError: no finished run there, no such corpus, model or cache, or no room.
+    """
+    run, budget = Path(run), memory_bytes(memory)
+    folder = run / "index" / checked_name(name)
+    display = Display(quiet=quiet)
+    sae = load(run)
+    rows = open_rows(run, sae, corpus or (), n_rows, display)
+    made_from = facts_of(run, sae, rows)
+    if (folder / store.MANIFEST).exists() and not again:
+        changed = _difference(folder, made_from)
+        if changed is None:
+            display.say(f"{folder} is up to date")
+            return open_index(folder)
+        display.say(f"{folder} is out of date ({changed}) and is made again")
+    if batch_rows is None:
+        batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * sae.d_in)))
+    work = folder.with_name(f"{folder.name}.partial")
+    with locked(folder):
+        with display.task("encoding", rows.n_seqs * rows.n_ctx, "rows") as task:
+            codes = encode(
+                rows, sae, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip
+            )
+        with atomic_dir(folder) as partial:
+            _write(partial, run, sae, rows, codes, made_from, budget, display)
+        del codes
+        shutil.rmtree(work, ignore_errors=True)
+    return open_index(folder)
+
+
+def load(run: Path) -> SAE:
+    """The SAE of a run, where it was trained if that device is here."""
+    if not (run / "config.yaml").is_file():
+        raise SaescopeError(f"{run} is no run: it has no config.yaml; give a folder such as runs/quickstart.")
+    return sae_store.load(run, device=resolve_device("auto"))
+
+
+def facts_of(run: Path, sae: SAE, rows: Rows) -> dict[str, Any]:
+    """All that determines the bytes of an index."""
+    return {
+        "weights_sha256": read_json(run / "final" / sae_store.MANIFEST)["weights_sha256"],
+        "rows": rows.facts(),
+        "settings": {"format_version": store.FORMAT_VERSION, "block_rows": BLOCK_ROWS, "max_pairs": MAX_PAIRS},
+        "encoded_by": {"kernels": sae.kernels.name, "device": sae.W_dec.device.type},
+    }
+
+
+def _difference(folder: Path, made_from: dict[str, Any]) -> str | None:
+    """The first fact that is no longer true of an index; None if all are."""
+    try:
+        there = store.read_manifest(folder)["made_from"]
+    except SaescopeError as error:
+        return str(error)
+    changed = first_difference(there, made_from)
+    return None if changed is None else str(changed)
+
+
+def checked_name(name: str) -> str:
+    """A name that is one folder's, and not that of unfinished work."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or name.endswith(".partial"):
+        raise SaescopeError(f"{name!r} cannot name an index; take letters, digits, '.', '-', '_', for example 'wikipedia'.")
+    return name
+
+
+def memory_bytes(text: str | int) -> int:
+    """A size such as "1 GB", "512 MB" or a number of bytes."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kMGT])(i?)B?|B)?\s*", str(text))
+    if match is None:
+        raise SaescopeError(f"{text!r} is no amount of memory; write for example '1 GB' or '512 MB'.")
+    step = 1024 if match[3] else 1000
+    size = int(float(match[1]) * step ** " kMGT".index(match[2] or " "))
+    if size < 16_000_000:
+        raise SaescopeError(f"{text!r} is too little memory for an index; give 16 MB at least.")
+    return size
+
+
+def _write(
+    folder: Path, run: Path, sae: SAE, rows: Rows, codes: Codes, made_from: dict[str, Any], budget: int, display: Display
+) -> None:
+    """Everything but the pass itself, into a folder that has no name yet."""
+    writer = store.Writer(folder)
+    signed = sae.select().absolute or any(bool((part < 0).any()) for part in np.array_split(codes.value, 16))
+    kept = codes.kept
+    tokens = rows.tokens
+    writer.save("tokens", np.full((rows.n_seqs, rows.n_ctx), -1, np.int32) if tokens is None else tokens)
+    writer.save("kept", kept.reshape(rows.n_seqs, rows.n_ctx))
+    context = Context(
+        rows.n_seqs, rows.n_ctx, 1 + signed, None if tokens is None else np.ascontiguousarray(tokens).reshape(-1), kept
+    )
+    with display.task("features", sae.d_sae, "features") as task:
+        columns = write_columns(codes, context, sae.d_sae, writer, budget // 2, task.advance)
+    decoder, coactive = _relate(sae, codes, columns, rows.n_ctx, writer, budget, display, signed=signed)
+    unit = directions(sae)
+    place = plane(decoder, unit)
+    notes, texts, promoted = _vocabulary(folder, sae, rows, unit, writer, budget, display)
+    n_rows = int(kept.sum())
+    norms = _decoder_norms(run, sae)
+    write_stats(folder / store.STATS, columns, n_rows, decoder, coactive, place, norms, texts, promoted)
+    notes |= {
+        "masked": f"{kept.size - n_rows} of {kept.size} rows are not encoded: BOS, special and padding tokens, and rows "
+        "whose norm exceeds the outlier limit.",
+        "coactivation": {"n_contexts": coactive.n_contexts, "n_rows": coactive.n_rows,
+                         "sampled": coactive.n_contexts < rows.n_seqs},
+        "decoder_norm": None if norms is not None else "the norms before saving are not known.",
+    }
+    write_json(folder / store.MANIFEST, {
+        "format": store.FORMAT, "format_version": store.FORMAT_VERSION, "code": code_version(), "made_from": made_from,
+        "about": describe(rows.config, sae, run), "signed": signed, "notes": notes,
+        "counts": {"n_seqs": rows.n_seqs, "n_ctx": rows.n_ctx, "n_rows": n_rows, "d_sae": sae.d_sae,
+                   "n_values": len(codes.value), "n_dead": int((np.diff(columns.indptr) == 0).sum())},
+        "files": writer.facts(),
+    })
+
+
+def _relate(
+    sae: SAE, codes: Codes, columns: Columns, n_ctx: int, writer: store.Writer, budget: int, display: Display, *, signed: bool
+) -> tuple[Decoder, Coactive]:
+    """Decoder and co-activation neighbours."""
+    decoder = decoder_neighbours(directions(sae), signed=signed, memory=budget // 4)
+    writer.save("decoder_feature", decoder.feature)
+    writer.save("decoder_cosine", decoder.cosine)
+    position = np.load(writer.folder / "feature_position.npy", mmap_mode="r")
+    with display.task("co-activation", sae.d_sae, "features") as task:
+        coactive = coactivation(codes, np.asarray(position), columns.indptr, n_ctx, task.advance)
+    writer.save("coactive_feature", coactive.feature)
+    writer.save("coactive_jaccard", coactive.jaccard)
+    writer.save("coactive_pearson", coactive.pearson)
+    return decoder, coactive
+
+
+def _vocabulary(
+    folder: Path, sae: SAE, rows: Rows, unit: Float[torch.Tensor, "d_sae d_out"], writer: store.Writer, budget: int,
+    display: Display,
+) -> tuple[dict[str, Any], list[str] | None, np.ndarray | None]:
+    """The vocabulary and the tokens each feature promotes, where the model is at hand; and why not, where it is not."""
+    try:
+        model = rows.model()
+    except SaescopeError as error:
+        return {"vocabulary": str(error), "promoted": str(error)}, None, None
+    vocabulary = Vocabulary(token_bytes(model.tokenizer))
+    vocabulary.write(folder / store.VOCABULARY)
+    texts = [vocabulary.text(i) for i in range(len(vocabulary.tokens))]
+    reason = _promote(sae, rows, unit, model, writer, budget)
+    if reason is not None:
+        display.say(f"no promoted tokens: {reason}")
+        return {"vocabulary": None, "promoted": reason}, texts, None
+    return {"vocabulary": None, "promoted": None}, texts, np.load(folder / "promoted_token.npy")
+
+
+def _promote(
+    sae: SAE, rows: Rows, unit: Float[torch.Tensor, "d_sae d_out"], model: Model, writer: store.Writer, budget: int
+) -> str | None:
+    """Write promoted and suppressed tokens; the reason if there are none."""
+    site = rows.config.site
+    reason = not_read_by_unembedding(site.target or site.input, sae.d_out, model)
+    if reason is not None:
+        return reason
+    try:
+        ids, logits = promoted_tokens(model, unit, memory=budget // 4)
+    except SaescopeError as error:
+        return str(error)
+    writer.save("promoted_token", ids)
+    writer.save("promoted_logit", logits)
+    return None
+
+
+def _decoder_norms(run: Path, sae: SAE) -> np.ndarray | None:
+    """Norms of decoder rows at the end of training, from the last checkpoint; 1 where training keeps them so.
+
+    Saved rows have unit norm in every format, so that only a checkpoint knows.
+    """
+    if type(sae).unit_norm_decoder and sae.config.variant != "imported":
+        return np.ones(sae.d_sae)
+    for place in (run, run.parent):
+        for state_path in sorted((place / "checkpoints").glob("step-*/state.json"), reverse=True):
+            state = read_json(state_path)
+            summary = run / "summary.json"
+            final = summary.exists() and read_json(summary).get("n_steps") == state.get("n_steps")
+            ours = [i for i, member in enumerate(state.get("members", ())) if run.as_posix().endswith(member)]
+            if final and len(ours) == 1:
+                tensors = read_tensors(state_path.parent / f"{ours[0]:03d}.safetensors")
+                return tensors["sae.W_dec"].float().norm(dim=1).numpy()
+    return None

@@ -1,0 +1,301 @@
+"""Reading an index: every question about features, contexts and tokens, answered from mapped arrays.
+
+Needs neither the model nor the tokenizer nor the SAE's weights. Safe to use from several threads.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int32
+
+from analysis.index import joint, store
+from analysis.index.query import Stats
+from analysis.index.search import Searcher
+from analysis.index.text import Vocabulary
+from analysis.index.types import (
+    Both,
+    Example,
+    Feature,
+    Group,
+    Histogram,
+    Hit,
+    Neighbour,
+    Side,
+    Similar,
+    Token,
+)
+from sae.errors import SaescopeError
+from sae.files import read_json
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+    from sae.code import SparseCode
+
+LONGEST_WINDOW = 1024
+"""Tokens of an example at most."""
+
+
+def indexes(run: str | Path) -> list[Path]:
+    """The finished indexes of a run, `default` first."""
+    found = sorted(p.parent for p in (Path(run) / "index").glob(f"*/{store.MANIFEST}"))
+    return sorted((p for p in found if not p.name.startswith(".")), key=lambda p: (p.name != "default", p.name))
+
+
+def open_index(folder: str | Path) -> "Index":
+    """Open an index: `runs/NAME/index/CORPUS`, or a run, whose default index is meant.
+
+    Raises:
+        SaescopeError: there is none, or it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / store.MANIFEST).exists() and (found := indexes(folder)):
+        folder = found[0]
+    if not folder.is_dir():
+        raise SaescopeError(f"no index at {folder}; make one with `sae index RUN`.")
+    if (folder / "config.yaml").exists():
+        raise SaescopeError(f"{folder} has no index yet; make one with `sae index {folder}`.")
+    return Index(folder)
+
+
+class Index:
+    """The features of one SAE over one corpus."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `open_index`."""
+        self.folder, self.name, self.run = folder, folder.name, folder.parent.parent
+        self.manifest = store.read_manifest(folder)
+        counts = self.manifest["counts"]
+        self.n_seqs, self.n_ctx, self.n_rows = counts["n_seqs"], counts["n_ctx"], counts["n_rows"]
+        self.d_sae, self.n_values = counts["d_sae"], counts["n_values"]
+        self.signed: bool = self.manifest["signed"]
+        self.arrays = {name: store.open_array(folder, self.manifest, name) for name in store.ARRAYS
+                       if name not in store.OPTIONAL or f"{name}.npy" in self.manifest["files"]}
+
+    @property
+    def stale(self) -> str | None:
+        """A sentence if the run's weights are no longer those that were indexed."""
+        try:
+            now = read_json(self.run / "final" / "sae.json").get("weights_sha256")
+        except SaescopeError:
+            return f"the weights of {self.run} cannot be read, so that nobody knows whether this index is still true."
+        if now == self.manifest["made_from"].get("weights_sha256"):
+            return None
+        return f"{self.run} has been trained again since this index was made; run `sae index {self.run}`."
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The signs that values can have."""
+        return ("+", "-") if self.signed else ("+",)
+
+    # -- contexts -----------------------------------------------------------------------------------------------------
+
+    @property
+    def tokens(self) -> Int32[np.ndarray, "n_seqs n_ctx"]:
+        """Token ids, mapped; −1 for activations without text."""
+        return self.arrays["tokens"]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The bytes of each token; None for an index that was made without a tokenizer."""
+        path = self.folder / store.VOCABULARY
+        return Vocabulary.read(path) if path.name in self.manifest["files"] else None
+
+    def pieces(self, seq: int, start: int = 0, stop: int | None = None) -> list[str]:
+        """The text of each token: a character that several make up stands whole at its first, "" at the others."""
+        start, stop = self._span(seq, start, stop)
+        # a character may begin before the stretch or end behind it
+        before, after = max(0, start - 3), min(self.n_ctx, stop + 3)
+        ids = self.tokens[seq, before:after].tolist()
+        if self.vocabulary is None:
+            return ["·" if t < 0 else f"#{t}" for t in ids][start - before : stop - before]
+        return self.vocabulary.pieces(ids)[start - before : stop - before]
+
+    def code(self, seq: int) -> "SparseCode":
+        """The code of a context: `n_ctx` rows, empty where a row is masked."""
+        import torch
+
+        from sae.code import SparseCode
+
+        self._span(seq, 0, None)
+        indptr = self.arrays["row_indptr"][seq * self.n_ctx : (seq + 1) * self.n_ctx + 1]
+        entries = slice(int(indptr[0]), int(indptr[-1]))
+        feature = np.array(self.arrays["row_feature"][entries])
+        value = self.arrays["row_value"][entries].astype(np.float32) * self.arrays["scale"][feature]
+        relative = torch.from_numpy(indptr - indptr[0])
+        return SparseCode(torch.from_numpy(feature), torch.from_numpy(value), self.n_ctx, self.d_sae, indptr=relative)
+
+    def values(self, feature: int, seq: int, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, " n"]:
+        """A feature's value at each token of a stretch; 0 where it is not active."""
+        self._known(feature)
+        start, stop = self._span(seq, start, stop)
+        position, value = self._column(feature)
+        first = seq * self.n_ctx + start
+        lo, hi = np.searchsorted(position, [first, seq * self.n_ctx + stop])
+        out = np.zeros(stop - start, np.float32)
+        out[position[lo:hi] - first] = value[lo:hi].astype(np.float32) * self.arrays["scale"][feature]
+        return out
+
+    def window(self, feature: int, seq: int, position: int, before: int = 16, after: int = 15) -> Example:
+        """The stretch of a context around a token."""
+        self._span(seq, position, position + 1)
+        start, stop = max(0, position - before), min(self.n_ctx, position + after + 1)
+        return self._example(feature, seq, position, start, stop)
+
+    def csc(self) -> "scipy.sparse.csc_array":
+        """All codes as scipy's `[n_seqs · n_ctx, d_sae]` in fp32; positions stay mapped."""
+        import scipy.sparse
+
+        arrays = self.arrays
+        value = arrays["feature_value"].astype(np.float32)
+        value *= np.repeat(arrays["scale"], np.diff(arrays["feature_indptr"]))
+        shape = (self.n_seqs * self.n_ctx, self.d_sae)
+        return scipy.sparse.csc_array((value, arrays["feature_position"], arrays["feature_indptr"]), shape=shape)
+
+    # -- features -----------------------------------------------------------------------------------------------------
+
+    def feature(self, i: int) -> Feature:
+        """Everything that is known of one feature, examples and neighbours apart."""
+        self._known(i)
+        of = self._stats.row(i)
+        promoted, suppressed = self._tokens(i)
+        edges, counts = self.arrays["histogram_edges"], self.arrays["histogram"][i]
+        return Feature(
+            feature=i, n_rows=self.n_rows, promoted=promoted, suppressed=suppressed,
+            histogram=Histogram(edges.tolist(), counts[0].tolist(), counts[1].tolist()),
+            **{key: of[key] for key in (
+                "n_active", "density", "density_low", "density_high", "n_negative", "n_contexts", "max", "min", "mean",
+                "second_moment", "std", "skew", "kurtosis", "decoder_norm", "dead",
+            )},
+        )
+
+    def groups(self, i: int, side: str = "+") -> list[Group]:
+        """The groups of examples on one side, with the bounds of |value| and how many rows each stands for."""
+        self._known(i)
+        s = self._side(side)
+        edges = [float(e) for e in self.arrays["tenth_edges"][i, s]]
+        population = self.arrays["population"][i, s].tolist()
+        bounds = {"near": (0.0, 0.0)} | {f"q{j + 1}": (edges[j], edges[j + 1]) for j in range(10)}
+        return [Group(name, *bounds.get(name, (edges[0], edges[-1])), n)
+                for name, n in zip(store.GROUPS, population, strict=True)]
+
+    def examples(self, i: int, group: str = "top", side: str = "+", n: int = 20) -> list[Example]:
+        """Examples of a group, at most one of a context: `top` strongest first, the others in a seeded random order."""
+        self._known(i)
+        if group not in store.GROUPS:
+            raise SaescopeError(f"no group {group!r}; there are {', '.join(store.GROUPS)}.")
+        rows = self.arrays["examples"][i, self._side(side), store.GROUPS.index(group)]
+        found = [divmod(int(row), self.n_ctx) for row in rows[rows >= 0][: max(0, n)]]
+        return [self.window(i, seq, position) for seq, position in found]
+
+    def neighbours(self, i: int, kind: str = "decoder") -> list[Neighbour]:
+        """The nearest features: by the decoder's cosine, or by how often they are active together."""
+        self._known(i)
+        arrays = self.arrays
+        if kind == "decoder":
+            pairs = zip(arrays["decoder_feature"][i].tolist(), arrays["decoder_cosine"][i].tolist(), strict=True)
+            return [Neighbour(f, cosine) for f, cosine in pairs if f >= 0]
+        if kind != "coactivation":
+            raise SaescopeError(f"no neighbours by {kind!r}; there are 'decoder' and 'coactivation'.")
+        columns = (arrays[f"coactive_{name}"][i].tolist() for name in ("feature", "jaccard", "pearson"))
+        return [Neighbour(f, jaccard, jaccard, None if math.isnan(pearson) else pearson)
+                for f, jaccard, pearson in zip(*columns, strict=True) if f >= 0]
+
+    # -- over all features --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _stats(self) -> Stats:
+        return Stats(self.folder / store.STATS)
+
+    @property
+    def stats(self) -> pa.Table:
+        """One row a feature; docs/index-format.md has the columns."""
+        return self._stats.table
+
+    def top(
+        self, sort: str = "density", descending: bool = True, where: str | None = None, limit: int = 1000, offset: int = 0,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Features sorted by a column of the statistics, those without a value last.
+
+        Args:
+            sort: a column.
+            descending: the largest first.
+            where: a DuckDB condition over the columns, `density > 0.001 AND kurtosis > 5`.
+            limit: rows at most.
+            offset: rows to leave out before.
+            columns: those wanted; None for all.
+        """
+        return self._stats.top(sort, descending, where, limit, offset, columns)
+
+    # -- over all contexts --------------------------------------------------------------------------------------------
+
+    def where(self, a: int, b: int, n: int = 20) -> Both:
+        """Where two features are active: at the same token and in the same context; examples of the latter."""
+        self._known(a)
+        self._known(b)
+        return joint.where(self, a, b, n)
+
+    def similar(self, code: "SparseCode", n: int = 20) -> list[Similar]:
+        """The contexts whose code is most like a prompt's, by the cosine of their peaks; exact.
+
+        A context's (and the prompt's) code is, of each feature, the value of largest size among its rows.
+        """
+        return joint.similar(self, code, n)
+
+    def search(self, text: str, regex: bool = False, n: int = 50) -> list[Hit]:
+        """Places whose text holds `text`, or matches it as a regular expression; the first n in corpus order."""
+        return self._searcher.search(text, regex=regex, n=n)
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        if self.vocabulary is None:
+            raise SaescopeError(f"{self.folder} was made without a tokenizer, so it has no text to search.")
+        return Searcher(self.tokens, self.vocabulary)
+
+    def verify(self) -> list[str]:
+        """Read every byte and compare checksums; a sentence for each file that is missing or altered."""
+        return list(store.problems(self.folder))
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _column(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        lo, hi = (int(x) for x in self.arrays["feature_indptr"][feature : feature + 2])
+        return self.arrays["feature_position"][lo:hi], self.arrays["feature_value"][lo:hi]
+
+    def _example(self, feature: int, seq: int, position: int, start: int, stop: int) -> Example:
+        values = self.values(feature, seq, start, stop).tolist()
+        return Example(
+            feature, seq, position, start, stop, self.pieces(seq, start, stop), values, values[position - start]
+        )
+
+    def _tokens(self, i: int) -> tuple[list[Token], list[Token]]:
+        if "promoted_token" not in self.arrays:
+            return [], []
+        ids, logits = self.arrays["promoted_token"][i].tolist(), self.arrays["promoted_logit"][i].tolist()
+        text = self.vocabulary.text if self.vocabulary is not None else str
+        tokens = [Token(t, text(t), logit) if t >= 0 else None for t, logit in zip(ids, logits, strict=True)]
+        half = len(tokens) // 2
+        return [t for t in tokens[:half] if t is not None], [t for t in tokens[half:] if t is not None]
+
+    def _known(self, feature: int) -> None:
+        if not 0 <= feature < self.d_sae:
+            raise SaescopeError(f"no feature {feature}: {self.run.name} has features 0 to {self.d_sae - 1}.")
+
+    def _side(self, side: str) -> int:
+        if (name := "-" if side == "−" else side) not in self.sides:
+            raise SaescopeError(f"no side {side!r}: values of this index have {' and '.join(self.sides)}.")
+        return self.sides.index(name)  # type: ignore[arg-type]
+
+    def _span(self, seq: int, start: int, stop: int | None) -> tuple[int, int]:
+        stop = self.n_ctx if stop is None else stop
+        if not (0 <= seq < self.n_seqs and 0 <= start <= stop <= self.n_ctx):
+            raise SaescopeError(
+                f"no tokens {start} to {stop} of context {seq}: there are contexts 0 to {self.n_seqs - 1} of {self.n_ctx} tokens."
+            )
+        return start, stop

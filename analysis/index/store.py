@@ -1,0 +1,201 @@
+"""The files of an index and what each holds; docs/index-format.md is the page for people.
+
+    runs/NAME/index/CORPUS/manifest.json     what it was made from, counts, dtype, shape and sha256 of every file
+                           *.npy             the arrays named in ARRAYS
+                           stats.parquet     a row a feature
+                           vocabulary.parquet   the bytes and the text of every token; absent without a tokenizer
+
+A row is a token: number `seq * n_ctx + position`. An index gets its name when it is whole and is never changed after.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.errors import SaescopeError
+from sae.files import read_json
+
+FORMAT, FORMAT_VERSION = "saescope-index", 1
+MANIFEST, STATS, VOCABULARY = "manifest.json", "stats.parquet", "vocabulary.parquet"
+GROUPS = ("top", *(f"q{i}" for i in range(1, 11)), "random", "near")
+
+ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
+    "tokens": (np.int32, ("n_seqs", "n_ctx")),
+    "kept": (np.bool_, ("n_seqs", "n_ctx")),
+    "row_indptr": (np.int64, ("n_rows_in_all + 1",)),
+    "row_feature": (np.int32, ("n_values",)),
+    "row_value": (np.float16, ("n_values",)),
+    "feature_indptr": (np.int64, ("d_sae + 1",)),
+    "feature_position": (np.int32, ("n_values",)),
+    "feature_value": (np.float16, ("n_values",)),
+    "scale": (np.float32, ("d_sae",)),
+    "context_indptr": (np.int64, ("d_sae + 1",)),
+    "context_seq": (np.int32, ("n_context_values",)),
+    "context_offset": (np.int32, ("n_context_values",)),
+    "context_value": (np.float16, ("n_context_values",)),
+    "context_norm": (np.float64, ("n_seqs",)),
+    "summary": (np.float64, ("d_sae", "n_columns")),
+    "histogram_edges": (np.float64, ("n_bins + 1",)),
+    "histogram": (np.int64, ("d_sae", "2", "n_bins")),
+    "tenth_edges": (np.float32, ("d_sae", "n_sides", "11")),
+    "population": (np.int64, ("d_sae", "n_sides", "13")),
+    "examples": (np.int32, ("d_sae", "n_sides", "13", "20")),
+    "promoted_token": (np.int32, ("d_sae", "20")),
+    "promoted_logit": (np.float32, ("d_sae", "20")),
+    "decoder_feature": (np.int32, ("d_sae", "32")),
+    "decoder_cosine": (np.float32, ("d_sae", "32")),
+    "coactive_feature": (np.int32, ("d_sae", "32")),
+    "coactive_jaccard": (np.float64, ("d_sae", "32")),
+    "coactive_pearson": (np.float64, ("d_sae", "32")),
+}
+"""Every array with its type and the names of its axes. Where there is nothing, numbers of tokens, rows and features are
+−1. `promoted_*` are absent where the model is not at hand or the site is not read by the unembedding."""
+
+OPTIONAL = ("promoted_token", "promoted_logit")
+
+
+class Writer:
+    """Fills the folder of an index that has not got its name yet."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is empty."""
+        self.folder = folder
+        self.names: list[str] = []
+
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A memory-mapped array to be filled."""
+        dtype, axes = ARRAYS[name]
+        assert len(shape) == len(axes), (name, shape, axes)
+        self.names.append(name)
+        path = self.folder / f"{name}.npy"
+        if 0 in shape:  # an empty file cannot be mapped
+            np.save(path, np.zeros(shape, dtype))
+            return np.zeros(shape, dtype)
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def growing(self, name: str) -> "Growing":
+        """A one-dimensional array whose length is not known yet."""
+        self.names.append(name)
+        return Growing(self.folder / f"{name}.npy", np.dtype(ARRAYS[name][0]))
+
+    def save(self, name: str, array: np.ndarray) -> None:
+        """A whole array."""
+        assert array.dtype == ARRAYS[name][0], (name, array.dtype)
+        target = self.array(name, array.shape)
+        target[...] = array
+        flush(target)
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Type, shape and sha256 of every file written."""
+        found = {}
+        for name in self.names:
+            array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            found[f"{name}.npy"] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+        files = sorted(p.name for p in self.folder.iterdir() if p.name != MANIFEST)
+        return {name: {**found.get(name, {}), "sha256": digest(self.folder / name)} for name in files}
+
+
+class Growing:
+    """A .npy file that is appended to; its header is written at the end."""
+
+    HEADER_BYTES = 128
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.dtype, self.n = dtype, 0
+        self.file = path.open("wb")
+        self.file.write(bytes(self.HEADER_BYTES))
+
+    def append(self, array: np.ndarray) -> None:
+        """More of it."""
+        assert array.dtype == self.dtype and array.ndim == 1
+        self.file.write(array.tobytes())
+        self.n += len(array)
+
+    def close(self) -> None:
+        """Write the header (NumPy's format 1.0, padded to a fixed length) and close."""
+        text = f"{{'descr': '{self.dtype.str}', 'fortran_order': False, 'shape': ({self.n},), }}".encode()
+        body = text.ljust(self.HEADER_BYTES - 11) + b"\n"
+        self.file.seek(0)
+        self.file.write(b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body)
+        self.file.close()
+
+
+def flush(array: np.ndarray) -> None:
+    """Hand a mapped array's pages to the system."""
+    if isinstance(array, np.memmap):
+        array.flush()
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an index.
+
+    Raises:
+        SaescopeError: there is none, or it is of another format, of a later version, or lacks entries.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise SaescopeError(f"{folder} holds no {MANIFEST}: it is not a finished index; make it with `sae index`.")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise SaescopeError(f"{path} is not the manifest of an index; make the index again with `sae index`.")
+    if not isinstance(version := manifest.get("format_version"), int) or version > FORMAT_VERSION:
+        raise SaescopeError(
+            f"{path} has format version {version!r}, this code reads up to {FORMAT_VERSION}; update it, or make the index "
+            "again with `sae index`."
+        )
+    needed = ("made_from", "counts", "signed", "files", "notes")
+    if lacking := [key for key in needed if not isinstance(manifest.get(key), bool | dict)]:
+        raise SaescopeError(f"{path} lacks {lacking[0]!r}: it was altered; make the index again with `sae index`.")
+    for key in ("n_seqs", "n_ctx", "n_rows", "d_sae", "n_values"):
+        if not isinstance(manifest["counts"].get(key), int):
+            raise SaescopeError(f"{path} lacks the count {key!r}: it was altered; make the index again with `sae index`.")
+    return manifest
+
+
+def open_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
+    """A mapped array, checked against the manifest's type and shape.
+
+    Raises:
+        SaescopeError: it is missing, truncated, or not what the manifest says.
+    """
+    path = folder / f"{name}.npy"
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SaescopeError(f"{path} cannot be read ({error}); make the index again with `sae index`.") from None
+    said = manifest["files"].get(path.name, {})
+    if [str(array.dtype), list(array.shape)] != [said.get("dtype"), said.get("shape")]:
+        raise SaescopeError(f"{path} is not what {MANIFEST} says it is; make the index again with `sae index`.")
+    return array
+
+
+def problems(folder: Path) -> Iterator[str]:
+    """Read every byte of an index; a sentence for each file that is missing or altered."""
+    for name, facts in read_manifest(folder)["files"].items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing."
+        elif digest(path) != facts["sha256"]:
+            yield f"{path} is altered: its checksum is not the manifest's."
+
+
+@contextmanager
+def refusing_altered(path: Path) -> Iterator[None]:
+    """Turn what a damaged parquet file raises into one sentence."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise SaescopeError(f"{path} cannot be read ({reason}); make the index again with `sae index`.") from None

@@ -1,0 +1,75 @@
+"""Token ids to text with the index's own vocabulary; characters that several tokens make up are put together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.index.store import refusing_altered
+
+LONGEST = 4
+"""Bytes of the longest character in UTF-8."""
+
+
+class Vocabulary:
+    """The bytes of every token."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self.tokens = list(tokens)
+
+    @classmethod
+    def read(cls, path: Path) -> "Vocabulary":
+        """From the file of an index.
+
+        Raises:
+            SaescopeError: the file is missing or damaged.
+        """
+        with refusing_altered(path):
+            return cls(pq.read_table(path, columns=["bytes"]).column("bytes").to_pylist())
+
+    def write(self, path: Path) -> None:
+        """As a file: id, bytes, and the text as far as a token alone has one."""
+        table = {"id": pa.array(range(len(self.tokens)), pa.int32()), "bytes": pa.array(self.tokens, pa.binary()),
+                 "text": pa.array([self.text(i) for i in range(len(self.tokens))], pa.string())}
+        pq.write_table(pa.table(table), path, compression="zstd")
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token adds to a text; nothing for an id that the tokenizer does not have."""
+        return self.tokens[token] if 0 <= token < len(self.tokens) else b""
+
+    def text(self, token: int) -> str:
+        """One token alone; `�` for parts of characters, `#id` for an id without text."""
+        return self.bytes_of(token).decode(errors="replace") or f"#{token}"
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """The text of each token in a row: a character stands whole at its first token, and the others add nothing."""
+        parts = [self.bytes_of(t) or f"#{t}".encode() for t in tokens]
+        whole = b"".join(parts)
+        try:
+            whole.decode()
+            if all(_alone(part) for part in parts):
+                return [part.decode() for part in parts]
+        except UnicodeDecodeError:
+            pass
+        return _split(parts, whole)
+
+
+def _alone(part: bytes) -> bool:
+    try:
+        part.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _split(parts: list[bytes], whole: bytes) -> list[str]:
+    """Deal the characters of the whole text to the tokens in which they begin; a byte that is none becomes `�`."""
+    owner = [i for i, part in enumerate(parts) for _ in part]
+    pieces = [""] * len(parts)
+    at = 0
+    for char in whole.decode(errors="surrogateescape"):
+        broken = "\udc80" <= char <= "\udcff"
+        pieces[owner[at]] += "\ufffd" if broken else char
+        at += 1 if broken else len(char.encode())
+    return pieces

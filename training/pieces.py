@@ -1,0 +1,56 @@
+"""The bytes that each token of a vocabulary stands for, so that text can be put together without its tokenizer."""
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """What each id adds to a text, in bytes: one token may hold a part of a character only.
+
+    Byte-level vocabularies (GPT-2, Llama 3, SmolLM2), those with `▁` and byte fallback (Gemma, Llama 2) and any other
+    that decodes token by token; special tokens are spelt as they are.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+    added = {i: token.content.encode() for i, token in tokenizer.added_tokens_decoder.items()}
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    read = _reader(tokenizer)
+    return [added[i] if i in added else b"" if piece is None else read(i, piece) for i, piece in enumerate(pieces)]
+
+
+def _reader(tokenizer: Any) -> Any:
+    """How a piece that is no added token is read: (id, piece) → bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.dumps(json.loads(backend.to_str()).get("decoder")) if backend is not None else ""
+    if '"ByteLevel"' in decoder:
+        return lambda _, piece: _from_byte_level(piece)
+    if "▁" in decoder or "\\u2581" in decoder or '"Metaspace"' in decoder:
+        return lambda _, piece: _from_metaspace(piece)
+    return lambda i, _: tokenizer.decode([i]).encode()
+
+
+def _from_metaspace(piece: str) -> bytes:
+    match = _BYTE.fullmatch(piece)
+    return bytes([int(match[1], 16)]) if match else piece.replace("▁", " ").encode()
+
+
+def _from_byte_level(piece: str) -> bytes:
+    """A piece whose characters stand for bytes; one that has another character is taken literally."""
+    table = _byte_level_table()
+    return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_level_table() -> dict[str, int]:
+    """The byte of each character: printable Latin-1 stands for itself, the others for 256, 257, … in order.
+
+    That is the alphabet of byte-level BPE (Radford et al. 2019, GPT-2).
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
