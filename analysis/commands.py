@@ -22,13 +22,14 @@ def index(argv: list[str]) -> int:
     )
     parser.add_argument("run", help="the folder of a finished run")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="another corpus: keys of the run's config (corpus., cache., model.)"
+        "overrides", nargs="*", metavar="KEY=VALUE",
+        help="another corpus: keys of the run's config (corpus., cache., model.)",
     )
     parser.add_argument("--name", help="the index's folder below RUN/index (default: default; needed for another corpus)")
     parser.add_argument("--rows", type=int, help="no more than the first so many rows")
     parser.add_argument("--memory", default="1 GB", help="for what grows with the rows (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make it anew even if it is up to date")
-    parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum, and leave")
+    parser.add_argument("--verify", action="store_true", help="compare every file with its checksum, and leave")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_intermixed_args(argv)
     if args.rows is not None and args.rows < 1:

@@ -86,7 +86,8 @@ def build(
     with locked(folder):
         with display.task("encoding", rows.n_seqs * rows.n_ctx, "rows") as task:
             codes = encode(
-                rows, sae, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip
+                rows, sae, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance,
+                skip=task.skip,
             )
         with atomic_dir(folder) as partial:
             _write(partial, run, sae, rows, codes, made_from, budget, display)
@@ -180,7 +181,8 @@ def _write(
 
 
 def _relate(
-    sae: SAE, codes: Codes, columns: Columns, n_ctx: int, writer: store.Writer, budget: int, display: Display, *, signed: bool
+    sae: SAE, codes: Codes, columns: Columns, n_ctx: int, writer: store.Writer, budget: int, display: Display, *,
+    signed: bool,
 ) -> tuple[Decoder, Coactive]:
     """Decoder and co-activation neighbours."""
     decoder = decoder_neighbours(directions(sae), signed=signed, memory=budget // 4)

@@ -161,7 +161,8 @@ class _Outputs:
     """The arrays that tiles fill."""
 
     def __init__(
-        self, writer: Writer, indptr: Int64[np.ndarray, " n"], edges: Float64[np.ndarray, " m"], n_sides: int, n_summary: int
+        self, writer: Writer, indptr: Int64[np.ndarray, " n"], edges: Float64[np.ndarray, " m"], n_sides: int,
+        n_summary: int,
     ) -> None:
         d_sae, n_values = len(indptr) - 1, int(indptr[-1])
         self.writer = writer

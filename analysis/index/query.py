@@ -25,13 +25,13 @@ class Stats:
         """
         with refusing_altered(path):
             self.table = pq.read_table(path)
-        self._columns: dict[str, list[Any]] = {}
         self._lock = Lock()
         self._connection: duckdb.DuckDBPyConnection | None = None
 
     def row(self, i: int) -> dict[str, Any]:
         """One feature's numbers, None where there is none."""
-        return {name: _plain(column[i].as_py()) for name, column in zip(self.table.column_names, self.table.columns, strict=True)}
+        columns = zip(self.table.column_names, self.table.columns, strict=True)
+        return {name: _plain(column[i].as_py()) for name, column in columns}
 
     def top(
         self, sort: str, descending: bool, where: str | None, limit: int, offset: int, columns: Sequence[str] | None

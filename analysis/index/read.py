@@ -296,6 +296,7 @@ class Index:
         stop = self.n_ctx if stop is None else stop
         if not (0 <= seq < self.n_seqs and 0 <= start <= stop <= self.n_ctx):
             raise SaescopeError(
-                f"no tokens {start} to {stop} of context {seq}: there are contexts 0 to {self.n_seqs - 1} of {self.n_ctx} tokens."
+                f"no tokens {start} to {stop} of context {seq}: there are contexts 0 to {self.n_seqs - 1} of {self.n_ctx} "
+                "tokens."
             )
         return start, stop

@@ -45,7 +45,8 @@ class Searcher:
         """The text of each context; bytes that are no characters are lone surrogates, so that none is lost."""
         with self._lock:
             if self._texts is None:
-                self._texts = [b"".join(self._parts(seq)).decode(errors="surrogateescape") for seq in range(len(self.tokens))]
+                parts = (b"".join(self._parts(seq)) for seq in range(len(self.tokens)))
+                self._texts = [whole.decode(errors="surrogateescape") for whole in parts]
             return self._texts
 
     def _parts(self, seq: int) -> list[bytes]:
