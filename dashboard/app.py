@@ -1,8 +1,11 @@
 """The dashboard's frame: title, navigation, and the page that was asked for. Streamlit runs this file for each visit."""
 
+import importlib
 from urllib.parse import quote
 
 import streamlit as st
+
+from dashboard import address, frame
 
 # a data URL, because the browser would fetch Streamlit's named icons from the network
 ICON = "data:image/svg+xml," + quote(
@@ -13,16 +16,14 @@ ICON = "data:image/svg+xml," + quote(
     )
     + "</g></svg>"
 )
-PAGES = (
-    st.Page("views/runs.py", title="Runs", icon=":material/monitoring:", default=True),
-)
 
 
 def main() -> None:
     """Draw the page that the URL names."""
-    st.set_page_config(page_title="Saescope", page_icon=ICON, layout="wide")
-    st.html("<style>[data-testid='stMainBlockContainer'] {padding-top: 4rem; padding-bottom: 4rem}</style>")
-    st.navigation(list(PAGES), position="top").run()
+    name = address.page(frame.TITLES)
+    st.set_page_config(page_title=f"{frame.TITLES[name]} · Saescope", page_icon=ICON, layout="wide")
+    frame.bar(name)
+    importlib.import_module(f"dashboard.views.{name}").page()
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""One file per page; Streamlit runs them as scripts."""
+"""One file per page, each with a function `page` that draws it."""

@@ -13,19 +13,22 @@ from analysis import runs
 from analysis.render import curves, tables
 from analysis.render.curves import Curve
 from analysis.runs import Run
-from dashboard import address
+from dashboard import address, frame
+from dashboard.components.hands import hands
 from dashboard.live import all_runs, follow
 from dashboard.settings import runs_folder
 
-# comments, because Streamlit may show a string that stands alone in a page's file
-N_DEFAULT = 6  # runs that are drawn when none is chosen: the newest
-FIRST = ("loss/reconstruction", "fve", "l0", "dead")  # metrics that are drawn when none is chosen
+N_DEFAULT = 6
+"""Runs that are drawn when none is chosen: the newest."""
+FIRST = ("loss/reconstruction", "fve", "l0", "dead")
+"""Metrics that are drawn when none is chosen."""
 GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted"}
 
 
 def page() -> None:
     """Draw the page."""
     found = all_runs()
+    hands()
     following = True
     if found:
         following = _header(found)
@@ -61,13 +64,8 @@ def _header(found: Sequence[Run]) -> bool:
             "follow", **address.flag("follow", default=True), help="Off, the page stands still, to zoom in on a curve.")
     for run in found:
         if run.problems:
-            st.warning(_plain(f"{run.name}: {' '.join(run.problems)}"), icon=":material/warning:")
+            st.warning(frame.plain(f"{run.name}: {' '.join(run.problems)}"), icon=":material/warning:")
     return following
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it stands."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in text)
 
 
 def _table(found: Sequence[Run]) -> None:
@@ -212,7 +210,3 @@ def as_json(chosen: Sequence[Run]) -> str:
         [{"name": r.name, "config": r.config, "summary": r.summary, "metrics": list(r.lines)} for r in chosen],
         indent=1, ensure_ascii=False, default=str,
     )
-
-
-if __name__ == "__main__":
-    page()

@@ -1,0 +1,116 @@
+"""What all pages share: the bar with the pages' links, and what a page says while there is nothing to show yet."""
+
+import importlib.metadata
+import shlex
+import time
+from html import escape
+from pathlib import Path
+from typing import NoReturn
+
+import streamlit as st
+
+from analysis.render.css import CSS
+from analysis.runs import Run
+from dashboard import address
+from dashboard.live import all_runs, follow
+from dashboard.settings import runs_folder
+
+TITLES = {
+    "runs": "Runs", "features": "Features", "feature": "Feature", "prompt": "Prompt", "evaluations": "Evaluations",
+    "circuits": "Circuits",
+}
+_STYLE = """
+[data-testid='stMainBlockContainer'] {padding-top: 0.6rem; padding-bottom: 5rem; max-width: 1500px}
+[data-testid='stHeader'] {background: transparent; pointer-events: none}
+[data-testid='stHeader'] * {pointer-events: auto}
+.st-key-hands {height: 0; margin-top: -1rem}
+nav.sx-pages {display: flex; flex-wrap: wrap; gap: 0.2rem 0.4rem; align-items: center; padding: 0 8rem 0.4rem 0;
+  font-size: 0.95rem; border-bottom: 1px solid var(--sx-rule)}
+nav.sx-pages a {text-decoration: none; padding: 0.35rem 0.7rem; border-radius: 6px}
+nav.sx-pages a:hover, nav.sx-pages a[aria-current] {background: var(--sx-soft)}
+nav.sx-pages a[aria-current] {font-weight: 600}
+nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
+dialog.sx-keys {border: 1px solid var(--sx-rule, gray); border-radius: 8px; padding: 1.2rem; min-width: 24rem;
+  font-size: 0.9rem; background: var(--sx-ground); color: inherit}
+dialog.sx-keys dl {display: grid; grid-template-columns: auto 1fr; gap: 0.4rem 1.2rem; margin: 0 0 1rem}
+dialog.sx-keys dt {font-family: ui-monospace, monospace; white-space: pre}
+dialog.sx-keys dd {margin: 0}
+"""
+
+
+def bar(current: str) -> None:
+    """The links to all pages; they carry the run and the index along.
+
+    Args:
+        current: name of the page that is shown.
+    """
+    st.html(f"<style>{CSS}{_STYLE}</style>")
+    links = "".join(
+        f'<a href="{escape(address.link(name), quote=True)}"{" aria-current=page" if name == current else ""}>{title}</a>'
+        for name, title in TITLES.items()
+    )
+    st.html(f'<nav class="sx sx-pages" aria-label="Pages"><strong>Saescope</strong>{links}</nav>')
+
+
+def run() -> Run:
+    """The run that the URL names, or the newest, with a field to choose another; stops the page where there is none."""
+    found = all_runs()
+    if not found:
+        nothing("No runs yet. This trains one on this machine:", "sae train configs/quickstart.yaml", found)
+    names = [one.name for one in found]
+    default = next((one.name for one in found if one.finished), names[0])
+    asked = st.query_params.get("run")
+    if asked is not None and asked not in names:
+        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {default}."), icon=":material/warning:")
+    chosen = st.selectbox(
+        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "page")), width=320)
+    return next(one for one in found if one.name == chosen)
+
+
+def unfinished(chosen: Run, then: str) -> None:
+    """Stop the page if the run is not finished, and say what happens next.
+
+    Args:
+        chosen: the run.
+        then: the command that makes what the page shows, once there is a run.
+    """
+    status = chosen.status(time.time())
+    if status == "training":
+        through = f", {chosen.through:.0%} done" if chosen.through is not None else ""
+        nothing(f"{chosen.name} is training{through}. Once it has finished, this fills the page:", then, [chosen])
+    if status == "interrupted":
+        said = f"{chosen.name} was interrupted before its end. Resume it with the command that began it and"
+        nothing(f"{said} --resume; then this fills the page:", then, [chosen])
+
+
+def nothing(text: str, command: str, seen: list[Run] | None = None) -> NoReturn:
+    """End the page with a sentence and the command that fills it.
+
+    Args:
+        text: shown as it stands.
+        command: to copy.
+        seen: runs whose change draws the page again; None where nothing is waited for.
+    """
+    st.text(text)
+    name = command.split()[1] if command.startswith("sae ") else ""
+    st.code(command, language="bash", wrap_lines=True)
+    if name and not _has_command(name):
+        st.caption(f"This version of saescope does not have `sae {name}` yet.")
+    if seen is not None:
+        follow(seen)
+    st.stop()
+
+
+def shell(path: Path) -> str:
+    """A path as a shell takes it, relative to the current folder where it lies below it."""
+    whole = path.absolute()
+    return shlex.quote(str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole))
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it stands."""
+    return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in text)
+
+
+def _has_command(name: str) -> bool:
+    return any(entry.name == name for entry in importlib.metadata.entry_points(group="saescope.commands"))

@@ -1,0 +1,20 @@
+"""The page Circuits: which features make which others fire, one graph a prompt."""
+
+import streamlit as st
+
+from analysis.render import tables
+from dashboard import frame
+from dashboard.components.hands import hands
+from dashboard.settings import runs_folder
+
+
+def page() -> None:
+    """Draw the page."""
+    st.title("Circuits")
+    hands()
+    # beside the runs, because a circuit spans several of them
+    folder = runs_folder().absolute().parent / "circuits"
+    found = sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        frame.nothing(f"No circuits in {folder} yet. This traces one:", 'sae circuit "The capital of France is"')
+    st.html(tables.table(["circuit"], [[name] for name in found], caption="Circuits"))

@@ -1,0 +1,30 @@
+"""The page Evaluations: the figures that were measured on a run, one table an evaluation."""
+
+import streamlit as st
+
+from analysis import runs
+from analysis.render import tables
+from dashboard import frame
+from dashboard.components.hands import hands
+from sae.errors import SaescopeError
+from sae.files import read_json
+
+
+def page() -> None:
+    """Draw the page."""
+    st.title("Evaluations")
+    chosen = frame.run()
+    hands()
+    command = f"sae eval {frame.shell(chosen.folder)}"
+    files = sorted((chosen.folder / "evals").glob("*.json"))
+    if not files:
+        frame.unfinished(chosen, command)
+        frame.nothing(f"No evaluations of {chosen.name} yet. This makes them, in {chosen.folder / 'evals'}:", command)
+    for file in files:
+        st.subheader(frame.plain(file.stem))
+        try:
+            rows = [[key, value] for key, value in runs.flat(read_json(file)).items()]
+        except SaescopeError as error:
+            st.error(frame.plain(str(error)), icon=":material/error:")
+            continue
+        st.html(tables.table(["figure", "value"], rows, caption=f"Evaluation {file.stem}"))

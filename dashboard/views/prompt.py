@@ -1,0 +1,8 @@
+"""The page Prompt."""
+
+import streamlit as st
+
+
+def page() -> None:
+    """Draw the page."""
+    st.title("Prompt")

@@ -1,0 +1,52 @@
+"""Journeys over the page Runs, in a real browser, on the server that `sae dashboard` starts."""
+
+import json
+import re
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.analysis.run_folders import line, write_run
+from tests.dashboard.browser import Dashboard, idle
+
+
+def test_from_no_runs_to_a_run_in_progress_that_ends(page: Page, dashboard: Dashboard) -> None:
+    page.goto(dashboard.url)
+    expect(page.get_by_text("sae train configs/quickstart.yaml")).to_be_visible()
+    folder = write_run(dashboard.runs, "live", n_lines=25, finished=False)
+    expect(page.get_by_text("1 run, 1 training")).to_be_visible()
+    before = page.get_by_label(re.compile("FVE.* over training tokens")).first.get_attribute("aria-label")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(50)) + "\n")
+    grown = page.get_by_label(f"live ends at {1 - 1 / 51:.4g}")
+    expect(grown.first).to_be_visible()
+    assert before is not None and "0.9615" in before
+    (folder / "summary.json").write_text(json.dumps({"heldout": {}, "n_rows_trained": 12_800}))
+    expect(page.get_by_text("1 training")).to_be_hidden()
+
+
+def test_choices_go_into_the_url_and_back_undoes_them(page: Page, dashboard: Dashboard) -> None:
+    for name in ("left", "right"):
+        write_run(dashboard.runs, name)
+    page.goto(f"{dashboard.url}/?runs=left&runs=right&metrics=lr")
+    expect(page.get_by_label("Learning rate over training tokens: left ends at 0.001; right").first).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).to_have_count(1)
+    toggle = page.locator(".st-key-logy input")
+    page.locator(".st-key-logy label").click()
+    expect(page).to_have_url(re.compile("logy=true"))
+    page.reload()
+    expect(toggle).to_be_checked()
+    expect(page.get_by_text("right", exact=True).first).to_be_visible()
+    page.go_back()
+    expect(page).not_to_have_url(re.compile("logy=true"))
+    expect(toggle).not_to_be_checked()
+    idle(page)
+
+
+def test_the_curves_can_be_downloaded(page: Page, dashboard: Dashboard) -> None:
+    write_run(dashboard.runs, "kept")
+    page.goto(f"{dashboard.url}/?runs=kept")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Curves (CSV)").click()
+    text = Path(download.value.path()).read_text()
+    assert text.startswith("run,step,rows,metric,value\nkept,1,256,lr,0.001\n")
