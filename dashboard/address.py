@@ -96,14 +96,18 @@ def link(page: str = "", **changes: object) -> str:
     now = {key: st.query_params.get_all(key) for key in st.query_params}
     kept = {key: values for key, values in now.items() if not page or key in ("run", "index")}
     named = {"page": page if page != RUNS else None} if page else {}
-    state = {**named, **kept, **changes}
-    items = {key: value for key, value in state.items() if value is not None and value not in ("", [])}
+    items = {key: value for key, value in {**named, **kept, **changes}.items() if value not in (None, "", [])}
     return f"./?{urlencode(items, doseq=True)}"
 
 
 def follow(href: str) -> None:
     """Make an address that `link` has spelt the browser's own."""
-    st.query_params.from_dict(parse_qs(urlsplit(href).query))
+    st.query_params.from_dict(state(href))
+
+
+def state(href: str) -> dict[str, list[str]]:
+    """What an address says of its page."""
+    return parse_qs(urlsplit(href).query)
 
 
 def update(**changes: str | None) -> None:
@@ -131,7 +135,7 @@ def _read(texts: list[str], default: Any, read: Callable[[list[str]], Any]) -> A
 def _store(key: str, default: Any, write: Callable[[Any], list[str]], clears: Sequence[str]) -> None:
     """Put the widget's new value into the URL."""
     value = st.session_state[key]
-    state = {name: st.query_params.get_all(name) for name in st.query_params if name not in (key, *clears)}
+    kept = {name: st.query_params.get_all(name) for name in st.query_params if name not in (key, *clears)}
     if value is not None and value != default:
-        state[key] = write(value)
-    st.query_params.from_dict(state)
+        kept[key] = write(value)
+    st.query_params.from_dict(kept)

@@ -63,7 +63,7 @@ def run() -> Run:
     if asked is not None and asked not in names:
         st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {default}."), icon=":material/warning:")
     chosen = st.selectbox(
-        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "page")), width=320)
+        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320)
     return next(one for one in found if one.name == chosen)
 
 

@@ -14,16 +14,16 @@ import streamlit as st
 
 from dashboard import address
 
-_HERE = Path(__file__).parent
 KEYS = {
     "?": "this list", "/": "search", "j  →": "next feature", "k  ←": "previous feature",
     "r": "a random feature", "b": "all features", "e": "edit the label", "Esc": "leave a field, close a list",
     "Tab, then ← →": "from token to token of an example", "Enter": "widen or narrow that example",
 }
+_HTML = """<dialog class="sx-keys" aria-label="Keys"></dialog>
+<div class="sx-hidden" role="status" aria-live="polite"></div>"""
 _hands = st.components.v2.component(
-    "saescope_hands",
-    html='<dialog class="sx-keys" aria-label="Keys"></dialog><div class="sx-hidden" role="status" aria-live="polite"></div>',
-    js=(_HERE / "hands.js").read_text(encoding="utf-8"), isolate_styles=False,
+    "saescope_hands", html=_HTML,
+    js=(Path(__file__).parent / "hands.js").read_text(encoding="utf-8"), isolate_styles=False,
 )
 
 

@@ -21,7 +21,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def visit(**query: Any) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=20)
+    app = AppTest.from_file(APP, default_timeout=90)
     for key, value in query.items():
         app.query_params[key] = value
     app.run()

@@ -1,0 +1,101 @@
+"""The bar, the pages whose contents come later, and addresses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dashboard import address
+from tests.analysis.run_folders import write_run
+
+APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAESCOPE_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def visit(**query: Any) -> AppTest:
+    app = AppTest.from_file(APP, default_timeout=90)
+    for key, value in query.items():
+        app.query_params[key] = value
+    app.run()
+    assert not app.exception, app.exception
+    return app
+
+
+def html(app: AppTest) -> str:
+    return "".join(element.proto.body for element in app.get("html"))
+
+
+def test_the_bar_carries_the_run_along(root: Path) -> None:
+    write_run(root, "a&b")
+    page = html(visit(page="evaluations", run="a&b", other="1"))
+    assert '<a href="./?page=features&amp;run=a%26b">Features</a>' in page
+    assert 'aria-current=page>Evaluations</a>' in page
+
+
+def test_an_unknown_page_is_the_first(root: Path) -> None:
+    assert visit(page="../../etc/passwd").title[0].value == "Runs"
+
+
+def test_evaluations_say_what_fills_them(root: Path) -> None:
+    write_run(root, "done")
+    app = visit(page="evaluations")
+    assert app.code[0].value.startswith("sae eval ") and app.code[0].value.endswith("runs/done")
+
+
+def test_evaluations_of_a_run_in_progress_wait_for_it(root: Path) -> None:
+    write_run(root, "going", n_lines=25, finished=False)
+    app = visit(page="evaluations")
+    assert "going is training, 25% done" in app.text[0].value
+    assert "_seen" in app.session_state
+
+
+def test_evaluations_show_every_figure_and_say_what_is_broken(root: Path) -> None:
+    folder = write_run(root, "done") / "evals"
+    folder.mkdir()
+    (folder / "loss.json").write_text(json.dumps({"ce": {"clean": 3.25}}))
+    (folder / "noise.json").write_text("{")
+    app = visit(page="evaluations")
+    assert "ce.clean" in html(app) and "3.25" in html(app)
+    assert "cannot be read as JSON" in app.error[0].value
+
+
+def test_circuits_say_what_fills_them_and_list_what_there_is(root: Path) -> None:
+    assert visit(page="circuits").code[0].value.startswith("sae circuit ")
+    (root.parent / "circuits" / "<b>capital").mkdir(parents=True)
+    page = html(visit(page="circuits"))
+    assert "&lt;b&gt;capital" in page and "<b>capital" not in page
+
+
+def test_a_run_that_is_gone_or_elsewhere_is_said_and_not_opened(root: Path) -> None:
+    write_run(root, "here")
+    write_run(root.parent / "outside", "secret")
+    for asked in ("gone", "../outside/secret", str(root.parent / "outside" / "secret")):
+        app = visit(page="evaluations", run=asked)
+        assert "There is no run" in app.warning[0].value
+        assert app.selectbox(key="run").value == "here"
+        assert str(root / "here") in app.text[0].value
+
+
+def test_choosing_a_run_forgets_what_belonged_to_the_other(root: Path) -> None:
+    write_run(root, "new")
+    write_run(root, "old", silent_s=100)
+    app = visit(page="evaluations", run="new", index="pile", f="3", p="2")
+    app.selectbox(key="run").set_value("old")
+    app.run()
+    assert dict(app.query_params) == {"page": "evaluations", "run": "old"}
+
+
+@pytest.mark.parametrize(
+    ("href", "state"),
+    [("./?page=feature&run=a%26b&f=3", {"page": ["feature"], "run": ["a&b"], "f": ["3"]}), ("?", {}),
+     ("?open=1.2&open=3.4", {"open": ["1.2", "3.4"]})],
+)
+def test_an_address_says_its_state(href: str, state: dict[str, Any]) -> None:
+    assert address.state(href) == state
