@@ -50,7 +50,7 @@ def test_evaluations_say_what_fills_them(root: Path) -> None:
 
 
 def test_evaluations_of_a_run_in_progress_wait_for_it(root: Path) -> None:
-    write_run(root, "going", n_lines=25, finished=False)
+    write_run(root, "going", n_lines=25, finished=False, silent_s=-300)
     app = visit(page="evaluations")
     assert "going is training, 25% done" in app.text[0].value
     assert "_seen" in app.session_state

@@ -60,7 +60,7 @@ def test_one_finished_run(root: Path) -> None:
 
 
 def test_a_run_in_progress_with_a_half_written_line(root: Path) -> None:
-    folder = write_run(root, "going", n_lines=25, finished=False)
+    folder = write_run(root, "going", n_lines=25, finished=False, silent_s=-300)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(26))[:40])
     app = visit()
@@ -71,7 +71,7 @@ def test_a_run_in_progress_with_a_half_written_line(root: Path) -> None:
 
 
 def test_a_run_that_grows(root: Path) -> None:
-    folder = write_run(root, "going", n_lines=25, finished=False)
+    folder = write_run(root, "going", n_lines=25, finished=False, silent_s=-300)
     app = visit()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(26)) + "\n")
@@ -88,7 +88,7 @@ def test_a_run_without_a_line(root: Path) -> None:
 
 
 def test_a_page_follows_its_runs_unless_told_to_stand_still(root: Path) -> None:
-    write_run(root, "going", finished=False)
+    write_run(root, "going", finished=False, silent_s=-300)
     assert visit().toggle(key="follow").value is True
     assert visit(follow="false").toggle(key="follow").value is False
     assert "_seen" in visit().session_state
