@@ -6,7 +6,7 @@ PYTHON ?= python3
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers dashboard sweep kill-test saelens-check clean
+.PHONY: demo test check bench bench-peers bench-gpu bench-seeds dashboard sweep kill-test saelens-check clean
 
 demo: $(VENV)/.done            ## train the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -38,8 +38,16 @@ reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: configs/repro
 bench-peers: $(VENV)/.done .peers/saelens/.done     ## training steps beside SAELens and dictionary_learning
 	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
 	.peers/saelens/bin/pip install --quiet einops
-	mkdir -p benchmarks
-	$(SAE) bench kernels --peers .peers/saelens/bin/python --out benchmarks/kernels.json
+	$(SAE) bench kernels --peers .peers/saelens/bin/python --out benchmarks
+
+bench-gpu: $(VENV)/.done .peers/saelens/.done       ## the same on a CUDA device, with sparsify, and the kernels' tests there
+	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3 natsort schedulefree
+	.peers/saelens/bin/pip install --quiet einops
+	$(PY) -m pytest -m gpu tests/sae/test_kernels_gpu.py tests/training/test_bench_kernels.py
+	$(SAE) bench kernels --device cuda --peers .peers/saelens/bin/python --out benchmarks
+
+bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
+	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json
 
 saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens, and SAELens' SAEs here
 	$(PY) -m tests.peers.rows $(firstword $(RUNS)) .peers/rows.safetensors

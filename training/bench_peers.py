@@ -1,8 +1,9 @@
 """Other libraries' training steps, run by an environment that has them: a worker for `sae bench kernels --peers`.
 
 It needs torch and the library only, so this file imports nothing else of this project. Each line on stdin is a JSON
-request, each line on stdout its answer: `{"start": PEER, "setup": FILE}` → `{"version"}` or `{"missing"}`;
-`{"step": batch}` → `{"ms", "loss"}`; `{"peak": true}` → `{"mib"}`.
+request, each line on stdout its answer: `{"start": PEER, "setup": FILE, "precision"}` → `{"version"}` or `{"missing"}`;
+`{"step": batch}` → `{"ms", "loss"}`; `{"peak": true}` → `{"mib"}`. With the precision bf16 the passes run under autocast,
+as each library does itself when it is told to.
 
 Every peer takes its own training step as published, on the weights and batches of the setup file: forward, loss,
 backward, clipping, Adam, counters.
@@ -32,7 +33,7 @@ class SAELens:
 
         W_enc, W_dec = setup["W_enc"], setup["W_dec"]
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(
-            d_in=W_enc.shape[0], d_sae=W_enc.shape[1], k=setup["k"], device="cpu", dtype="float32",
+            d_in=W_enc.shape[0], d_sae=W_enc.shape[1], k=setup["k"], device=setup["device"], dtype="float32",
             apply_b_dec_to_input=True, decoder_init_norm=1.0,
         ))
         with torch.no_grad():
@@ -43,7 +44,7 @@ class SAELens:
         n_rows = setup["batches"].shape[1]
         trainer = SAETrainerConfig(
             total_training_samples=n_rows * 10_000, train_batch_size_samples=n_rows, lr=setup["lr"],
-            lr_end=setup["lr"], device="cpu",
+            lr_end=setup["lr"], device=setup["device"], autocast=setup["precision"] == "bf16",
         )
         self.trainer = SAETrainer(trainer, sae, iter(()))
         self.dead = setup["dead"]
@@ -72,8 +73,9 @@ class DictionaryLearning:
         W_enc, W_dec, self.dead = setup["W_enc"], setup["W_dec"], setup["dead"]
         self.trainer = TopKTrainer(
             steps=10_000, activation_dim=W_enc.shape[0], dict_size=W_enc.shape[1], k=setup["k"], layer=0, lm_name="",
-            lr=setup["lr"], warmup_steps=1, auxk_alpha=0 if self.dead is None else 1 / 32, device="cpu",
+            lr=setup["lr"], warmup_steps=1, auxk_alpha=0 if self.dead is None else 1 / 32, device=setup["device"],
         )
+        self.autocast = autocast(setup)
         with torch.no_grad():
             self.trainer.ae.encoder.weight.copy_(W_enc.t())
             self.trainer.ae.decoder.weight.copy_(W_dec.t())
@@ -84,11 +86,53 @@ class DictionaryLearning:
         if self.dead is not None:
             self.trainer.num_tokens_since_fired[self.dead] = 10**9
         self.n_steps += 1
-        return float(self.trainer.update(self.n_steps, x))
+        with self.autocast:
+            return float(self.trainer.update(self.n_steps, x))
 
 
-def peak_mib() -> float:
-    """The most memory this program has held, in MiB."""
+class Sparsify:
+    """sparsify: what its `Trainer` does to a `SparseCoder` per step, with Adam. It runs itself under autocast to bf16."""
+
+    package = "eai-sparsify"
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        if setup["device"] == "cpu" or setup["precision"] != "bf16":
+            raise ModuleNotFoundError("its kernels run on GPUs, and its forward pass in bf16")
+        from sparsify import SparseCoder, SparseCoderConfig
+
+        W_enc, W_dec, self.dead = setup["W_enc"], setup["W_dec"], setup["dead"]
+        config = SparseCoderConfig(num_latents=W_enc.shape[1], k=setup["k"])
+        self.coder = SparseCoder(W_enc.shape[0], config, device=setup["device"], dtype=torch.float32)
+        with torch.no_grad():
+            self.coder.encoder.weight.copy_(W_enc.t())
+            self.coder.W_dec.copy_(W_dec)
+        self.optimizer = torch.optim.Adam(self.coder.parameters(), lr=setup["lr"], fused=True)
+        self.since_fired = torch.zeros(W_enc.shape[1], dtype=torch.int64, device=setup["device"])
+
+    def step(self, x: torch.Tensor) -> float:
+        """One training step; its squared error per row."""
+        self.coder.set_decoder_norm_to_unit_norm()
+        variance = (x - x.mean(0)).square().sum()
+        out = self.coder(x, dead_mask=self.dead, total_variance=variance)
+        (out.fvu if self.dead is None else out.fvu + out.auxk_loss / 32).backward()
+        self.coder.remove_gradient_parallel_to_decoder_directions()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.since_fired += len(x)
+        self.since_fired[out.latent_indices.flatten()] = 0
+        return float(out.fvu.detach() * variance / len(x))
+
+
+def autocast(setup: dict[str, Any]) -> torch.autocast:
+    """To bf16, if the setup says so."""
+    kind = torch.device(setup["device"]).type
+    return torch.autocast(kind, torch.bfloat16, enabled=setup["precision"] == "bf16")
+
+
+def peak_mib(device: str = "cpu") -> float:
+    """The most memory this program has held, in MiB: on a GPU what torch had allocated there."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if status.exists():
         # not getrusage: that begins with what the parent held when it started this process
@@ -98,12 +142,14 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-PEERS: dict[str, type[SAELens] | type[DictionaryLearning]] = {"SAELens": SAELens, "dictionary_learning": DictionaryLearning}
+PEERS: dict[str, type[SAELens] | type[DictionaryLearning] | type[Sparsify]] = {
+    "SAELens": SAELens, "dictionary_learning": DictionaryLearning, "sparsify": Sparsify,
+}
 
 
 def start(request: dict[str, Any]) -> tuple[Any, torch.Tensor | None, dict[str, Any]]:
     """The peer, the batches, and the answer."""
-    setup = torch.load(request["setup"], weights_only=True)
+    setup = torch.load(request["setup"], weights_only=True) | {"precision": request["precision"]}
     torch.set_num_threads(setup["n_threads"])
     try:
         peer = PEERS[request["start"]](setup)
@@ -115,10 +161,10 @@ def start(request: dict[str, Any]) -> tuple[Any, torch.Tensor | None, dict[str, 
 def answer(peer: Any, batches: torch.Tensor, request: dict[str, Any]) -> dict[str, Any]:
     """One timed step, or the peak memory so far."""
     if "peak" in request:
-        return {"mib": peak_mib()}
+        return {"mib": peak_mib(str(batches.device))}
     x = batches[request["step"] % len(batches)]
     began = time.perf_counter()
-    loss = peer.step(x)
+    loss = peer.step(x)  # a number, so that the device has done its work
     return {"ms": (time.perf_counter() - began) * 1e3, "loss": loss}
 
 

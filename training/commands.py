@@ -172,22 +172,27 @@ def bench(argv: list[str]) -> int:
     reading.add_argument("--d-in", type=int, default=576, help="default: %(default)s")
     kernels = commands.add_parser("kernels", help="training steps against dense torch and other libraries")
     kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
+    kernels.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
     kernels.add_argument("--peers", type=Path, help="python of the environment that `make bench-peers` builds")
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
+    kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
+    kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
     whole = commands.add_parser("train", help="a config's training with sparse kernels against kernels=reference")
     whole.add_argument("--config", default="configs/quickstart.yaml", help="default: %(default)s")
     whole.add_argument("--steps", type=int, default=30, help="timed steps of each (default: %(default)s)")
     for sub in (harvest, reading, kernels):
         sub.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
     for sub in (harvest, reading, kernels, whole):
-        sub.add_argument("--out", type=Path, help="write the figures as JSON")
+        sub.add_argument("--out", type=Path, help="write the figures as JSON: a file, or a folder to name it in")
     args = parser.parse_args(argv)
     figures = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole}[args.what](args)
     if args.out is not None:
         from sae.files import write_json
+        from training.bench_setup import file_name, machine
 
-        write_json(args.out, figures)
+        figures = {"machine": machine()} | figures
+        write_json(args.out / file_name(args.what, figures) if args.out.is_dir() else args.out, figures)
     return 0
 
 
@@ -212,15 +217,22 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
 def _kernels(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
-    from training.bench_kernels import SHAPES, Shape, bench_kernels, show
+    from training.bench_kernels import bench_kernels
+    from training.bench_setup import Shape
+    from training.bench_show import show
 
     try:
-        shapes = [Shape(*map(int, text.split(","))) for text in args.shape] if args.shape else SHAPES
+        shapes = [Shape(*map(int, text.split(","))) for text in args.shape] if args.shape else None
     except (ValueError, TypeError):
         wrong = " ".join(args.shape)
         raise SaescopeError(f"--shape {wrong}: write ROWS,D_IN,D_SAE,K, such as 2048,768,16384,32.") from None
+    try:
+        shares = [float(share) for share in args.dead.split(",")]
+    except ValueError:
+        raise SaescopeError(f"--dead {args.dead}: write shares between 0 and 1, such as 0,0.01.") from None
     figures = bench_kernels(
-        shapes, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers, loss_steps=args.loss_steps
+        shapes, device=args.device, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers,
+        loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile,
     )
     show(figures, Console(width=140).print)
     return figures

@@ -1,0 +1,62 @@
+"""How much memory a training step needs at its peak, each contestant measured in a process of its own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sae.errors import SaescopeError
+from training.bench_contestants import Contestant, Dense, Ours, Peer, ours
+from training.bench_peers import peak_mib
+from training.bench_setup import Setup, Shape
+
+
+def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: int) -> dict[str, float]:
+    """Peak MiB of each contestant's process.
+
+    On a CPU that is all the process held, its libraries and the batches included (its share of them is alike for
+    everyone); on CUDA what torch had allocated on the device.
+    """
+    found: dict[str, float] = {}
+    for c in field:
+        if isinstance(c, Peer):
+            found[c.name] = c.ask(peak=True)["mib"]
+        elif isinstance(c, Ours):
+            found[c.name] = peak_of(setup, c.variant, c.precision, dead_share, seed)
+        elif isinstance(c, Dense):
+            variant = "torch.compile" if c.compiled else "eager"
+            found[c.name] = peak_of(setup, variant, c.precision, dead_share, seed)
+    return found
+
+
+def peak_of(setup: Setup, variant: str, precision: str, dead_share: float, seed: int) -> float:
+    """Peak MiB of a fresh process that takes three steps."""
+    context = torch.multiprocessing.get_context("spawn")
+    ours_, theirs = context.Pipe()
+    settings = (tuple(setup.shape), str(setup.device), variant, precision, dead_share, seed, torch.get_num_threads())
+    process = context.Process(target=_three_steps, args=(theirs, *settings))
+    process.start()
+    theirs.close()
+    try:
+        return ours_.recv()
+    except EOFError as ended:
+        raise SaescopeError(f"bench: measuring the memory of {variant} failed; see the message above.") from ended
+    finally:
+        process.join()
+
+
+def _three_steps(
+    connection: Any, shape: tuple[int, int, int, int], device: str, variant: str, precision: str, dead_share: float,
+    seed: int, n_threads: int,
+) -> None:
+    """In the process of `peak_of`."""
+    torch.set_num_threads(n_threads)
+    setup = Setup.make(Shape(*shape), n_batches=1, dead_share=dead_share, seed=seed).to(torch.device(device))
+    c: Contestant
+    if variant in ("eager", "torch.compile"):
+        c = Dense(setup, precision, compiled=variant == "torch.compile")
+    else:
+        c = ours(setup, variant, precision, keep_setup=False)
+    for _ in range(3):
+        c.step(0)
+    connection.send(peak_mib(device))
