@@ -178,6 +178,8 @@ def bench(argv: list[str]) -> int:
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
     kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
     kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
+    kernels.add_argument("--no-memory", action="store_true", help="leave out the peak memory (a process for each)")
+    kernels.add_argument("--warmup", type=int, default=2, help="untimed steps before (default: %(default)s)")
     whole = commands.add_parser("train", help="a config's training with sparse kernels against kernels=reference")
     whole.add_argument("--config", default="configs/quickstart.yaml", help="default: %(default)s")
     whole.add_argument("--steps", type=int, default=30, help="timed steps of each (default: %(default)s)")
@@ -233,6 +235,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
     figures = bench_kernels(
         shapes, device=args.device, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers,
         loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile,
+        memory=not args.no_memory, warmup=args.warmup,
     )
     show(figures, Console(width=140).print)
     return figures
