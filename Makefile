@@ -6,7 +6,7 @@ PYTHON ?= python3
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-gpu bench-seeds dashboard sweep kill-test saelens-check clean
+.PHONY: demo test check bench bench-peers bench-gpu bench-memory bench-seeds dashboard sweep kill-test saelens-check clean
 
 demo: $(VENV)/.done            ## train the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -45,6 +45,9 @@ bench-gpu: $(VENV)/.done .peers/saelens/.done       ## the same on a CUDA device
 	.peers/saelens/bin/pip install --quiet einops
 	$(PY) -m pytest -m gpu tests/sae/test_kernels_gpu.py tests/training/test_bench_kernels.py
 	$(SAE) bench kernels --device cuda --peers .peers/saelens/bin/python --out benchmarks
+
+bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 features
+	$(PY) -m pytest -s -m slow tests/training/test_bench_kernels.py
 
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json

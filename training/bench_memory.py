@@ -22,18 +22,25 @@ def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: in
         if isinstance(c, Peer):
             found[c.name] = c.ask(peak=True)["mib"]
         elif isinstance(c, Ours):
-            found[c.name] = peak_of(setup, c.variant, c.precision, dead_share, seed)
+            found[c.name] = peak_of(setup.shape, c.variant, c.precision, dead_share, seed, setup.device)
         elif isinstance(c, Dense):
             variant = "torch.compile" if c.compiled else "eager"
-            found[c.name] = peak_of(setup, variant, c.precision, dead_share, seed)
+            found[c.name] = peak_of(setup.shape, variant, c.precision, dead_share, seed, setup.device)
     return found
 
 
-def peak_of(setup: Setup, variant: str, precision: str, dead_share: float, seed: int) -> float:
-    """Peak MiB of a fresh process that takes three steps."""
+def peak_of(
+    shape: Shape, variant: str, precision: str = "fp32", dead_share: float = 0.0, seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Peak MiB of a fresh process that takes three steps.
+
+    Raises:
+        SaescopeError: that process failed.
+    """
     context = torch.multiprocessing.get_context("spawn")
     ours_, theirs = context.Pipe()
-    settings = (tuple(setup.shape), str(setup.device), variant, precision, dead_share, seed, torch.get_num_threads())
+    settings = (tuple(shape), str(device), variant, precision, dead_share, seed, torch.get_num_threads())
     process = context.Process(target=_three_steps, args=(theirs, *settings))
     process.start()
     theirs.close()

@@ -100,8 +100,9 @@ class Numbers:
         grad = grad * self.scale
         state.exp_avg.lerp_(grad, self.gain1)
         state.exp_avg_sq.lerp_(grad * grad, self.gain2)
-        state.param.addcdiv_(state.exp_avg, state.exp_avg_sq.sqrt().mul_(self.factor2).add_(self.eps),
-                             value=-self.step_size)
+        # numpy's root: torch hands short vectors to threads, whose waking takes longer than the rest of the step
+        root = torch.from_numpy(np.sqrt(state.exp_avg_sq.detach().numpy()))
+        state.param.addcdiv_(state.exp_avg, root.mul_(self.factor2).add_(self.eps), value=-self.step_size)
         if state.unit_rows:
             state.param.div_(state.param.norm(dim=1, keepdim=True).clamp_min(1e-12))
         before.restore(state)

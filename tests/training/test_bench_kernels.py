@@ -12,6 +12,7 @@ from rich.console import Console
 from sae.errors import SaescopeError
 from training.bench_contestants import Dense
 from training.bench_kernels import bench_kernels
+from training.bench_memory import peak_of
 from training.bench_setup import Setup, Shape, Stopwatch, file_name, machine
 from training.bench_show import show
 
@@ -89,6 +90,14 @@ def test_what_cannot_be_measured_is_named(settings: dict, message: str) -> None:
 def test_a_missing_gpu_is_named() -> None:
     with pytest.raises(SaescopeError, match="finds no CUDA device"):
         bench_kernels([TINY], device="cuda")
+
+
+@pytest.mark.slow
+def test_a_step_with_262144_features_fits_8_gib() -> None:
+    """`make bench-memory` prints the figure."""
+    mib = peak_of(Shape(4096, 768, 262_144, 32), "topk")
+    sys.stdout.write(f"peak of a TopK step with d_sae 262,144, d_in 768, 4,096 rows: {mib / 1024:.2f} GiB\n")
+    assert mib <= 8 * 1024
 
 
 @pytest.mark.gpu
