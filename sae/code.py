@@ -4,6 +4,7 @@ Codes are signed: "active" means stored, and nothing here tests for `> 0`.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32, Int64
@@ -106,3 +107,37 @@ def from_dense(acts: Float[Tensor, "n_rows d_sae"]) -> SparseCode:
     """The CSR code of a dense activation matrix: its non-zero entries, differentiable in them."""
     rows, feature = acts.detach().nonzero(as_tuple=True)
     return from_pairs(rows, feature, acts[rows, feature], acts.shape[0], acts.shape[1])
+
+
+class _SumByFeature(torch.autograd.Function):
+    """See `sum_by_feature`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, feature: Tensor, d_sae: int) -> Tensor:
+        """One after the other on a CPU, in stable order elsewhere."""
+        ctx.save_for_backward(feature)
+        if values.device.type == "cpu":
+            return values.new_zeros(d_sae).index_add_(0, feature, values)
+        return summed_in_order(values, feature, d_sae)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Each value has its feature's gradient."""
+        return grads[0][ctx.saved_tensors[0]], None, None
+
+
+def sum_by_feature(
+    values: Float[Tensor, " nnz"], feature: Int[Tensor, " nnz"], d_sae: int
+) -> Float[Tensor, " d_sae"]:
+    """Σ of each feature's values: the same bits every time, on every device; differentiable in the values.
+
+    torch's accumulations are not: `index_put` on a CPU and `index_add` on CUDA add in whatever order threads come.
+    """
+    return _SumByFeature.apply(values, feature.long(), d_sae)
+
+
+def summed_in_order(values: Float[Tensor, " nnz"], feature: Int[Tensor, " nnz"], d_sae: int) -> Float[Tensor, " d_sae"]:
+    """The same by a stable sort and sums over its runs, without atomics and without waiting for the device."""
+    by_feature, order = torch.sort(feature, stable=True)
+    starts = torch.searchsorted(by_feature, torch.arange(d_sae + 1, device=feature.device))
+    return torch.segment_reduce(values.detach()[order], "sum", offsets=starts, initial=0)

@@ -56,6 +56,11 @@ class Controller:
         error = 0.0 if self.log_l0 is None else self.log_l0 - math.log(self.config.target_l0)
         return math.exp(self.log_coefficient + self.config.damping * error)
 
+    @property
+    def steers(self) -> bool:
+        """Whether the coefficient moves at all."""
+        return self.config.target_l0 is not None
+
     def update(self, l0: float) -> None:
         """One step's mean L0 has been measured."""
         if self.config.target_l0 is None:

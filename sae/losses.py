@@ -3,12 +3,11 @@
 Each is invariant to the batch size: the loss of two equal halves is the loss of either.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sae.code import SparseCode
+from sae.code import SparseCode, sum_by_feature
 
 
 def reconstruction(
@@ -26,8 +25,7 @@ def l1(code: SparseCode, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
     how we train SAEs", Anthropic, April 2024).
     """
     # summed by feature first: the gradient of norms[feature] would be added up by threads in any order
-    by_feature = torch.zeros_like(norms).index_add(0, code.feature.long(), code.value.abs())
-    return (by_feature * norms).sum() / code.n_rows
+    return (sum_by_feature(code.value.abs(), code.feature, code.d_sae) * norms).sum() / code.n_rows
 
 
 def auxk(residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"]) -> Float[Tensor, ""]:

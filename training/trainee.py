@@ -90,10 +90,11 @@ class Trainee:
     def _count(self, step: Step, target: Tensor, lr: float, norm: Tensor) -> None:
         """Advance counters, thresholds and the controller: once per step, and nowhere else."""
         self.n_steps += 1
-        self.last_fired[step.code.feature[step.code.active].long()] = self.rows_seen
+        self.last_fired.masked_fill_(step.code.counts() > 0, self.rows_seen)
         self.sae.observe(step)
         l0 = step.code.n_active / step.code.n_rows
-        self.controller.update(float(l0))
+        if self.controller.steers:  # reading a number waits for the device
+            self.controller.update(float(l0))
         residual = (target - step.x_hat).square().sum()
         sums = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums |= {"l0": l0, "residual": residual, "variance": target.square().sum(), "grad_norm": norm}

@@ -47,11 +47,13 @@ class BatchThreshold(SAE):
     @torch.no_grad()
     def move_threshold(self, step: Step, decay: float) -> None:
         """Move the average towards this batch's smallest active |value|."""
-        values = step.code.value.detach()
-        values = values[values != 0].abs()
-        if values.numel():
-            self.threshold_sum.mul_(decay).add_((1 - decay) * values.min())
-            self.threshold_weight.mul_(decay).add_(1 - decay)
+        size = step.code.value.detach().abs()
+        if size.numel() == 0:
+            return
+        least = torch.where(size > 0, size, torch.inf).min()
+        found = least.isfinite()  # not asked of the device, which would have to be waited for
+        for total, now in ((self.threshold_sum, least), (self.threshold_weight, torch.ones_like(least))):
+            total.copy_(torch.where(found, total * decay + (1 - decay) * now, total))
 
     def take_threshold(self, old: SAE, gain: Float[Tensor, ""]) -> None:
         """Go on from the threshold of an existing SAE, if it has learnt one in the same way."""

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from sae import losses
 from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
-from sae.code import SparseCode
+from sae.code import SparseCode, sum_by_feature
 from sae.kernels import Select
 
 PAPER_START = 0.001
@@ -101,13 +101,6 @@ def products(
     """⟨g_row, W_dec_feature⟩ of each pair, a bounded number at a time."""
     pairs = zip(rows.split(_CHUNK), feature.split(_CHUNK), strict=True)
     return torch.cat([(g[row] * W_dec[f]).sum(1) for row, f in pairs] or [g.new_zeros(0)])
-
-
-def sum_by_feature(
-    values: Float[Tensor, " n"], feature: Int64[Tensor, " n"], d_sae: int
-) -> Float[Tensor, " d_sae"]:
-    """The sum of each feature's values, in a fixed order on every device."""
-    return values.new_zeros(d_sae).index_put((feature,), values, accumulate=True)
 
 
 @final

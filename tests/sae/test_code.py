@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae.code import SparseCode, from_dense
+from sae.code import SparseCode, from_dense, sum_by_feature, summed_in_order
 
 
 @given(st.integers(0, 6), st.integers(1, 9), st.integers(0, 10**6))
@@ -31,3 +31,23 @@ def test_only_values_carry_gradient() -> None:
     dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]], requires_grad=True)
     (from_dense(dense).scaled(torch.tensor([10.0, 1.0])).to_dense() ** 2).sum().backward()
     assert dense.grad is not None and dense.grad.tolist() == [[0.0, 4.0], [600.0, 0.0]]
+
+
+def test_sums_by_feature_are_the_same_bits_every_time() -> None:
+    """Large enough for torch to use several threads, and with a feature in most places; index_put differs here."""
+    draw = torch.Generator().manual_seed(0)
+    feature = torch.randint(0, 50, (300_000,), generator=draw) * (torch.rand(300_000, generator=draw) < 0.4)
+    values = torch.randn(300_000, generator=draw)
+    exact = torch.zeros(60, dtype=torch.float64).index_add(0, feature, values.double())
+    for function in (sum_by_feature, summed_in_order):
+        sums = [function(values, feature.to(torch.int32), 60) for _ in range(4)]
+        assert all(torch.equal(sums[0], other) for other in sums[1:])
+        torch.testing.assert_close(sums[0].double(), exact, rtol=1e-4, atol=2e-2)
+        assert (sums[0][50:] == 0).all()
+        assert torch.equal(function(torch.empty(0), torch.empty(0, dtype=torch.int32), 3), torch.zeros(3))
+
+
+def test_sums_by_feature_pass_gradcheck() -> None:
+    values = torch.randn(12, dtype=torch.float64, requires_grad=True)
+    feature = torch.tensor([0, 4, 4, 1, 0, 0, 2, 4, 1, 1, 0, 2])
+    assert torch.autograd.gradcheck(lambda v: sum_by_feature(v, feature, 6), (values,))
