@@ -7,7 +7,7 @@ VOID = {"br", "hr", "img", "meta", "input", "line", "rect"}
 ALLOWED = {
     "html", "head", "body", "title", "meta", "style", "main", "nav", "article", "section", "header", "footer", "div",
     "span", "bdi", "p", "h1", "h2", "h3", "a", "ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody",
-    "tr", "th", "td", "details", "summary", "svg", "g", "rect", "line", "text", "mark", "small", "strong", "sup",
+    "tr", "th", "td", "details", "summary", "svg", "g", "rect", "line", "text", "mark", "small", "strong", "sup", "br",
 }
 
 

@@ -1,0 +1,137 @@
+"""The SQLite file behind labels: opened on first use, made by the first write, and never harmed.
+
+A file that is damaged, newer than this code or somebody else's is refused and left as it is.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae.errors import SaescopeError
+
+FORMAT_VERSION = 1
+APPLICATION = 0x53414553
+"""SQLite's application_id of these files: "SAES"."""
+_WAIT_S = 10.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS labels (weights TEXT NOT NULL, feature INTEGER NOT NULL, author TEXT NOT NULL,
+  text TEXT NOT NULL, score REAL, baseline REAL, judged TEXT NOT NULL, method TEXT NOT NULL, updated TEXT NOT NULL,
+  PRIMARY KEY (weights, feature, author)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (weights TEXT NOT NULL, feature INTEGER NOT NULL, text TEXT NOT NULL,
+  updated TEXT NOT NULL, PRIMARY KEY (weights, feature)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tags (weights TEXT NOT NULL, feature INTEGER NOT NULL, tag TEXT NOT NULL,
+  PRIMARY KEY (weights, feature, tag)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lists (weights TEXT NOT NULL, name TEXT NOT NULL, place INTEGER NOT NULL,
+  feature INTEGER NOT NULL, PRIMARY KEY (weights, name, feature)) WITHOUT ROWID;
+"""
+
+
+class Database:
+    """One connection, shared by all threads of a process under a lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of a query; none while there is no file, which reading does not make.
+
+        Raises:
+            SaescopeError: the file cannot be read.
+        """
+        with self._lock:
+            if self._connection is None and not self.path.exists():
+                return []
+            return self._guarded(lambda connection: connection.execute(query, values).fetchall())
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; nothing of it stays if the block fails.
+
+        Raises:
+            SaescopeError: the file cannot be written.
+        """
+        with self._lock:
+            connection = self._guarded(_begin)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                _undo(connection)
+                raise SaescopeError(self._refusal(error)) from error
+            except BaseException:
+                _undo(connection)
+                raise
+
+    def stamp(self) -> tuple[int, ...]:
+        """A value that changes whenever the file has."""
+        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
+        stats = [file.stat() for file in files if file.exists()]
+        return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
+
+    def close(self) -> None:
+        """Let go of the file; the next call opens it again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def _guarded(self, do: Callable[[sqlite3.Connection], Any]) -> Any:
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return do(self._connection)
+        except sqlite3.Error as error:
+            raise SaescopeError(self._refusal(error)) from error
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+        try:
+            (application,), (version,), (n_tables,) = (
+                connection.execute(query).fetchone()
+                for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+            )
+            if n_tables and application != APPLICATION:
+                raise SaescopeError(f"{self.path} is a database of something else; move it away, then labels can be kept.")
+            if version > FORMAT_VERSION:
+                raise SaescopeError(
+                    f"{self.path} has format version {version}, this code reads up to {FORMAT_VERSION}; update it."
+                )
+            if not n_tables:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION}; "
+                    f"PRAGMA user_version = {FORMAT_VERSION}; COMMIT;"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _refusal(self, error: sqlite3.Error) -> str:
+        reason = str(error)
+        if "locked" in reason:
+            return f"{self.path} has been held by another program for over {_WAIT_S:g} s; try again."
+        if "readonly" in reason or "unable to open" in reason:
+            return f"{self.path} cannot be written ({reason}); make the run's folder writable."
+        if "full" in reason:
+            return f"{self.path} cannot grow: the disk is full; free some space, then write it again."
+        return (
+            f"{self.path} cannot be used as a database ({reason}); nothing in it was changed: move it aside, or repair it "
+            f"with `sqlite3 {self.path.name} .recover`."
+        )
+
+
+def _begin(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+def _undo(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.rollback()
