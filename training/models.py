@@ -181,6 +181,29 @@ class Model:
         weight = weight.float() if weight.shape[0] == d_model and weight.shape[1] != d_model else weight.float().t()
         return copy.deepcopy(norm[0]).float(), weight
 
+    @property
+    def keeps_past(self) -> bool:
+        """Whether `extend` runs only the tokens it is given; else it runs the earlier ones again."""
+        return not isinstance(self._network, _NativeNetwork)
+
+    @torch.no_grad()
+    def extend(self, tokens: Int[Tensor, "n_seqs n_new"], past: Any = None) -> tuple[Float[Tensor, "n_seqs d_vocab"], Any]:
+        """The logits after the last of these tokens, which follow those that `past` stands for, and the new past.
+
+        Args:
+            tokens: the next tokens.
+            past: what the last call returned; None at the beginning of a text. It is used up by the call.
+        """
+        if not self.keeps_past:
+            tokens = tokens if past is None else torch.cat([past, tokens], dim=1)
+            return _logits(self._forward(tokens))[:, -1], tokens
+        n_past = past.get_seq_length() if past is not None else 0
+        self._check_length(n_past + tokens.shape[1])
+        out = self._network(
+            input_ids=tokens.to(self.device, torch.long), past_key_values=past, use_cache=True
+        )
+        return _logits(out)[:, -1], out.past_key_values
+
     @contextmanager
     def splice(self, hook: str, fn: Replace) -> Iterator[None]:
         """While open, the activation at `hook` is replaced by `fn` of it in every run of the model.
@@ -255,12 +278,14 @@ class Model:
         return {hook: found[hook] for hook in sites}
 
     def _forward(self, tokens: Tensor) -> Any:
-        if tokens.shape[1] > self.n_ctx_max:
-            raise SaescopeError(
-                f"A sequence of {tokens.shape[1]} tokens is longer than {self.name} takes ({self.n_ctx_max}): "
-                "lower n_ctx."
-            )
+        self._check_length(tokens.shape[1])
         return self._network(input_ids=tokens.to(self.device, torch.long), use_cache=False)
+
+    def _check_length(self, n: int) -> None:
+        if n > self.n_ctx_max:
+            raise SaescopeError(
+                f"A sequence of {n} tokens is longer than {self.name} takes ({self.n_ctx_max}): lower n_ctx."
+            )
 
     def _resolve(self, hook: str) -> tuple[_Site, slice]:
         """The site of a hook and the columns of it that are meant."""

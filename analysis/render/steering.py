@@ -1,0 +1,58 @@
+"""A prompt continued without and with steering, side by side."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from analysis.render.feature import Link, percent, reference
+from analysis.render.text import attribute, count, inner, number, shown
+
+if TYPE_CHECKING:
+    from analysis.steering import Edit, Generated, Steered
+
+
+def compared(result: "Steered", names: Mapping[int, str], link: Link = lambda _: None) -> str:
+    """What was done, both continuations, and the likeliest next tokens of either."""
+    done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
+    prompt = "".join(inner(piece) for piece in result.prompt)
+    where = result.settings.positions
+    told = where if isinstance(where, str) else f"{count(len(where), 'position')}"
+    parted = "the texts are the same" if result.parted is None else f"they part at token {result.parted + 1}"
+    return (
+        f'<div class="sx"><p>{done}. <span class="sx-quiet">Positions: {told} · temperature '
+        f"{result.settings.temperature:g} · seed {result.settings.seed} · {parted}</span></p>"
+        f'<div class="sx-heat sx-quiet">{prompt}</div><div class="sx-two">'
+        f"{_text('Left alone', result.baseline, result.parted)}{_text('Steered', result.steered, result.parted)}</div>"
+        f"{_alternatives(result)}</div>"
+    )
+
+
+def _edit(edit: "Edit", names: Mapping[int, str], link: Link) -> str:
+    verb = f"add {number(edit.strength)} of" if edit.mode == "add" else f"hold at {number(edit.strength)}:"
+    return f"{verb} {reference(edit.feature, names, link)}"
+
+
+def _text(title: str, generated: "Generated", parted: int | None) -> str:
+    """A continuation; what comes after the parting is set off by a rule at its side, not by colour."""
+    spans = "".join(
+        f'<bdi role="listitem" aria-label="{attribute(piece)}, probability {percent(math.exp(logprob))}" '
+        f'data-v="p {percent(math.exp(logprob))}"{" class=sx-peak" if i == parted else ""}>{inner(piece)}</bdi>'
+        for i, (piece, logprob) in enumerate(zip(generated.pieces, generated.logprobs, strict=True)) if piece
+    )
+    end = ' <span class="sx-odd">end of text</span>' if generated.ended else ""
+    return f'<section><h3>{title}</h3><div class="sx-heat" role="list">{spans}{end}</div></section>'
+
+
+def _alternatives(result: "Steered") -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{shown(one.piece, spaces=True, limit=24)}</th><td class="sx-num">{percent(one.baseline)}</td>'
+        f'<td class="sx-num">{percent(one.steered)}</td></tr>' for one in result.alternatives
+    )
+    head = "".join(
+        f'<th scope="col"{kind}>{name}</th>'
+        for name, kind in (("token", ""), ("left alone", ' class="sx-num"'), ("steered", ' class="sx-num"'))
+    )
+    return (
+        '<h3>Next token after the prompt</h3><table class="sx-list" style="max-width:26rem">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
