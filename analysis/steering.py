@@ -216,7 +216,9 @@ def generate(
     loaded: Live, tokens: Int[Tensor, " n_prompt"], editor: Editor
 ) -> tuple[Generated, Float[Tensor, " d_vocab"]]:
     """A continuation under an editor, and the logits after the prompt."""
-    settings, past, out, logprobs = editor.settings, None, [], []
+    settings, past = editor.settings, None
+    out: list[int] = []
+    logprobs: list[float] = []
     first: Tensor | None = None
     noise = _noise(settings.seed)
     stop = loaded.model.tokenizer.eos_token_id

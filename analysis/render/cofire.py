@@ -35,7 +35,8 @@ def _pair(first: "Example", second: "Example", scale_a: float, scale_b: float) -
         for piece, va, vb in zip(first.pieces, first.values, second.values, strict=True)
     )
     return (
-        f'<div class="sx-ex" role="group" aria-label="{place}"><span class="sx-val" title="{place}">'
+        f'<div class="sx-ex" role="group" data-at="{first.seq}.{first.position}" aria-label="{place}">'
+        f'<span class="sx-val" title="{place}">'
         f"{number(first.value)}<br>{number(second.value)}</span><div class=\"sx-heat\" role=\"list\">{spans}</div></div>"
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.render.feature import Link, reference
 from analysis.render.text import attribute, count, inner, number
-from analysis.render.tokens import level
+from analysis.render.tokens import REST, level
 
 if TYPE_CHECKING:
     from sae.code import SparseCode
@@ -31,7 +31,10 @@ def grid(
 ) -> str:
     """A table with a row for each feature and a column for each token; grounds are relative to the row's largest."""
     values = dense(code, features)
-    head = "".join(f'<th scope="col"><bdi>{inner(piece, spaces=True, limit=16)}</bdi></th>' for piece in pieces)
+    head = "".join(
+        f'<th scope="col" data-token="{i}"><bdi>{inner(piece or REST, spaces=True, limit=16)}</bdi></th>'
+        for i, piece in enumerate(pieces)
+    )
     rows = "".join(_row(feature, values[:, j], names, link) for j, feature in enumerate(features))
     size = f"{count(len(features), 'feature')} by {count(len(pieces), 'token')}"
     caption = f"{size}; each row is shaded by its own largest value"
@@ -45,7 +48,7 @@ def grid(
 def _row(feature: int, values: np.ndarray, names: Mapping[int, str], link: Link) -> str:
     scale = float(np.abs(values).max(initial=0.0))
     cells = "".join(_cell(float(value), scale) for value in values)
-    return f'<tr><th scope="row">{reference(feature, names, link)}</th>{cells}</tr>'
+    return f'<tr data-feature="{feature}"><th scope="row">{reference(feature, names, link)}</th>{cells}</tr>'
 
 
 def _cell(value: float, scale: float) -> str:
@@ -67,12 +70,13 @@ def by_token(
         order = np.argsort(-np.abs(value[mine]), kind="stable")[:n]
         found = [(int(feature[mine][j]), float(value[mine][j])) for j in order]
         cells = "".join(
-            f'<td><span class="sx-{"p" if v > 0 else "n"}{level(v, largest)}">{number(v)}</span> '
+            f'<td data-feature="{f}"><span class="sx-{"p" if v > 0 else "n"}{level(v, largest)}">{number(v)}</span> '
             f"{reference(f, names, link)}</td>" for f, v in found
         )
         blank = "<td></td>" * (n - len(found))
         rows.append(
-            f'<tr><th scope="row" aria-label="token {i}: {attribute(piece)}"><bdi>{inner(piece, spaces=True, limit=24)}'
+            f'<tr data-token="{i}"><th scope="row" aria-label="token {i}: {attribute(piece or REST)}"><bdi>'
+            f"{inner(piece or REST, spaces=True, limit=24)}"
             f"</bdi></th>{cells}{blank}</tr>"
         )
     head = '<th scope="col">token</th>' + "".join(f'<th scope="col">{j + 1}</th>' for j in range(n))

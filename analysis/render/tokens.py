@@ -68,7 +68,8 @@ def example(example: "Example", scale: float, *, focus_all: bool = False) -> str
     peak = example.position - example.start
     place = f"context {example.seq:,}, token {example.position:,}"
     return (
-        f'<div class="sx-ex" role="group" aria-label="{place}"><span class="sx-val" title="{place}">'
+        f'<div class="sx-ex" role="group" data-at="{example.seq}.{example.position}" aria-label="{place}">'
+        f'<span class="sx-val" title="{place}">'
         f"{number(example.value)}</span>"
         f"{heat(example.pieces, example.values, scale=scale, peak=peak, focus_all=focus_all)}</div>"
     )
