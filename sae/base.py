@@ -264,7 +264,8 @@ class SteeredConfig(SAEConfig):
     sparsity: Sparsity = Sparsity(target_l0=32)
     """The penalty's coefficient λ, or the L0 it should reach."""
     warmup: Duration = Duration(5, "%")
-    """λ rises linearly from 0 over this stretch, so that features are not killed before they mean anything."""
+    """A penalty that no controller steers rises linearly from 0 over this stretch, so that features are not killed before
+    they mean anything."""
 
     @model_validator(mode="after")
     def _target_fits(self) -> "SteeredConfig":
@@ -277,7 +278,7 @@ class SteeredConfig(SAEConfig):
 
     def coefficient_at(self, progress: Progress) -> float:
         """λ in force at this point of the training."""
-        return progress.coefficient * progress.through(self.warmup)
+        return progress.coefficient * (progress.through(self.warmup) if self.sparsity.target_l0 is None else 1.0)
 
 
 def auxk_term(

@@ -48,7 +48,8 @@ class Trainee:
         ]
         self.n_steps = 0
         self.last_fired = torch.zeros(self.sae.d_sae, dtype=torch.int64, device=device)
-        self.controller = Controller(getattr(config.sae, "sparsity", Sparsity(coefficient=1.0)))
+        sparsity = getattr(config.sae, "sparsity", Sparsity(coefficient=1.0))
+        self.controller = Controller(sparsity, clock.steps(sparsity.approach))
         self.window = Window()
 
     @property
@@ -94,7 +95,7 @@ class Trainee:
         self.sae.observe(step)
         l0 = step.code.n_active / step.code.n_rows
         if self.controller.steers:  # reading a number waits for the device
-            self.controller.update(float(l0))
+            self.controller.update(float(l0), pace=lr / self.config.optim.lr)
         residual = (target - step.x_hat).square().sum()
         sums = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums |= {"l0": l0, "residual": residual, "variance": target.square().sum(), "grad_norm": norm}

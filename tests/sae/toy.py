@@ -58,7 +58,8 @@ def _train(toy: Toy, variant: str, n_steps: int, lr: float, d_sae: int, fields: 
     sae_class, config = VARIANTS[variant]
     sae = sae_class(config.model_validate({"d_sae": d_sae, **fields}), toy.directions.shape[1])
     initialise(sae, toy.rows(1024))
-    controller = Controller(getattr(sae.config, "sparsity", Sparsity(coefficient=1.0)))
+    sparsity = getattr(sae.config, "sparsity", Sparsity(coefficient=1.0))
+    controller = Controller(sparsity, round(n_steps * sparsity.approach.value / 100))
     params = [
         ParamState(p, torch.zeros_like(p), torch.zeros_like(p), unit_rows=name == "W_dec" and sae.unit_norm_decoder)
         for name, p in sae.named_parameters()
@@ -71,11 +72,11 @@ def _train(toy: Toy, variant: str, n_steps: int, lr: float, d_sae: int, fields: 
         )
         step = sae.losses(x, x, progress)
         step.loss.backward()
-        falling = lr * min(1.0, (n_steps - n) / (0.3 * n_steps))
-        sae.kernels.optimizer_step(params, step=n + 1, lr=falling, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
+        pace = min(1.0, (n_steps - n) / (0.3 * n_steps))
+        sae.kernels.optimizer_step(params, step=n + 1, lr=lr * pace, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
         sae.zero_grad(set_to_none=True)
         sae.observe(step)
-        controller.update(float(step.code.n_active / step.code.n_rows))
+        controller.update(float(step.code.n_active / step.code.n_rows), pace)
     return sae
 
 
