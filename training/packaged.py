@@ -10,6 +10,7 @@ The directory is written aside and renamed into place under a lock, so two proce
 """
 
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -232,7 +233,7 @@ def dequantise(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # The GGUF reader draws its own tqdm bar, which no setting of transformers turns off.
-    with quiet_transformers(), redirect_stderr(io.StringIO()):
+    with quiet_transformers(), redirect_stderr(io.StringIO()), _read_once():
         quantised = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
         )
@@ -246,6 +247,22 @@ def dequantise(gguf: Path, target: Path) -> None:
         target.mkdir()
         plain.save_pretrained(target)
         tokenizer.save_pretrained(target)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """While open, a GGUF file is parsed once: transformers does so three times, and asks for one table per module."""
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    originals = {name: getattr(gguf, name) for name in names}
+    try:
+        for name, original in originals.items():
+            setattr(gguf, name, functools.cache(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 @contextmanager
