@@ -4,6 +4,8 @@ L0, FVE, density on rows; CE recovered and KL by splicing the reconstruction int
 rows (BOS, special tokens, outliers) passing unchanged. Intervals are over sequences.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from training.tokens import Tokens
 
 CHUNK_ROWS = 4096
 CHUNK_TOKENS = 64
+RESIDUAL = re.compile(r"blocks\.\d+\.hook_resid_(pre|mid|post)")
 DENSE = 0.1
 """A feature that fires on more than this share of rows counts as dense."""
 
@@ -72,10 +75,12 @@ class Spliced:
     def __init__(
         self, model: Model, source: Source, tokens: Tokens, mask: KeepMask, n_tokens: int, *, batch_seqs: int = 8
     ) -> None:
-        """Held-out sequences with at least `n_tokens` predicted tokens, or all."""
+        """Held-out sequences with at least `n_tokens` predicted tokens, or all; those masked alike are neighbours."""
         assert tokens.tokens is not None
         self.model, self.source, self.mask, self.tokens = model, source, mask, tokens
-        self.seqs = tokens.sequences(held_out=True)[: -(-n_tokens // (tokens.n_ctx - 1))]
+        seqs = tokens.sequences(held_out=True)[: -(-n_tokens // (tokens.n_ctx - 1))]
+        masks = mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
+        self.seqs = seqs[sorted(range(len(seqs)), key=lambda i: masks[i].tobytes())]
         self.batch_seqs = batch_seqs
 
     @torch.no_grad()
@@ -108,12 +113,35 @@ class Spliced:
             key = (site.input, site.target, site.update)
             for name, fn in _ablations(sae).items():
                 if (key, name) not in shared:
-                    shared[key, name] = _cross_entropy(self._replaced(ids, keep, site, fn), ids)
+                    shared[key, name] = self._ablated(ids, keep, site, fn)
                 out.setdefault(name, []).append(shared[key, name])
             spliced = self._replaced(ids, keep, site, _reconstruct(sae))
             out.setdefault("clean", []).append(ce_clean)
             out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
             out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
+
+    def _ablated(
+        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
+        fn: Callable[[Tensor], Tensor],
+    ) -> Float[np.ndarray, " n_seqs"]:
+        """Cross-entropy with kept rows ablated to a constant.
+
+        What follows the residual stream depends on nothing else, so there sequences that the ablation makes equal share
+        a run; most are, for they differ only in which rows are masked.
+        """
+        if site.hooks != (site.input,) or not RESIDUAL.fullmatch(site.input):
+            return _cross_entropy(self._replaced(ids, keep, site, fn), ids)
+        acts = self.model.activations(ids, [site.input])[site.input].clone()
+        acts[keep] = fn(acts[keep].float()).to(acts)
+        digests = [hashlib.sha256(rows.float().cpu().numpy().tobytes()).digest() for rows in acts]
+        groups = [[i for i, other in enumerate(digests) if other == digest] for digest in dict.fromkeys(digests)]
+        first = [group[0] for group in groups]
+        with self.model.splice(site.input, lambda _: acts[first]):
+            logits = self.model.logits(ids[first])
+        sums = np.zeros(len(ids))
+        for group, mine in zip(groups, logits, strict=True):
+            sums[group] = _cross_entropy(mine.expand(len(group), -1, -1), ids[group])
+        return sums
 
     def _replaced(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,

@@ -1,6 +1,7 @@
 """Held-out figures against known answers: a perfect SAE, one that says nothing, and a mask that keeps nothing."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,25 @@ def test_masked_rows_pass_unchanged(config: Config, data: Data, mask: KeepMask) 
     assert none["ce_spliced"] == none["ce_clean"] == none["ce_zero"] == none["ce_mean"]
     assert none["kl"] == 0
     assert none["ce_recovered_mean"] is None, "nothing was lost, so there is nothing to recover"
+
+
+def test_sequences_that_an_ablation_makes_equal_share_a_run(
+    config: Config, data: Data, mask: KeepMask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert data.model is not None
+    spliced = Spliced(data.model, data.source, data.tokens, mask, 1500)
+    members, n_run = [(silent(config, mask), config.site)], []
+    logits = data.model.logits
+    with monkeypatch.context() as patch:
+        patch.setattr(data.model, "logits", lambda ids: n_run.append(len(ids)) or logits(ids))
+        (shared,) = spliced.measure(members)
+    monkeypatch.setattr("training.heldout.RESIDUAL", re.compile("no hook is called this"))
+    (apart,) = spliced.measure(members)
+    for name in ("ce_mean", "ce_zero", "ce_spliced", "ce_clean"):
+        assert shared[name] == pytest.approx(apart[name], rel=1e-6)
+    n_seqs = len(spliced.seqs)
+    # clean and spliced in full; of the two ablations what differs
+    assert 2 * n_seqs < sum(n_run) < 3 * n_seqs
 
 
 def mask_of(config: Config, data: Data) -> KeepMask:
