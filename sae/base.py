@@ -2,12 +2,15 @@
 
 A variant is one small final class below `SAE` with one frozen config below `SAEConfig`; it says which pre-activations
 become active (`select`) and which terms its loss has (`losses`). Sites: `d_in = d_out` and one transform for an SAE; a
-transcoder reads one hook and writes another, so it has two of each.
+transcoder (Dunefsky et al. 2406.11944) reads one hook and writes another, so it has two of each, and may have a skip
+path, linear and beside the features (Paulo et al. 2501.18823):
+
+    x̂ = acts W_dec + b_dec + x W_skipᵀ        in normalised units; W_skip begins at zero
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +18,9 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sae.code import SparseCode
+from sae.code import OffsetCode, SparseCode
 from sae.controller import Sparsity
+from sae.errors import SaescopeError
 from sae.init import InitConfig
 from sae.kernels import Backend, Select, backend
 from sae.units import Count, Duration
@@ -34,6 +38,8 @@ class SAEConfig(BaseModel):
     """Seed of the initial weights; the order of the data has its own (data.seed)."""
     apply_b_dec_to_input: bool = True
     """Encode x − b_dec rather than x. SAEs only; transcoders always encode x."""
+    skip: bool = False
+    """A linear path from input to target beside the features. Transcoders only."""
     init: InitConfig = InitConfig()
     """How the weights begin."""
     grad_clip: float | None = Field(default=1.0, gt=0)
@@ -120,6 +126,8 @@ class SAE(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(config.d_sae, d_out))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
+        if config.skip:
+            self.W_skip = nn.Parameter(torch.zeros(d_out, d_in))
         self.subtracts_b_dec = config.apply_b_dec_to_input and d_in == d_out
         self.kernels: Backend = backend("cpu", "reference")
         self.provenance: dict[str, Any] = {}
@@ -135,6 +143,19 @@ class SAE(nn.Module, ABC):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """The training forward pass, in normalised units. Pure: counters and thresholds are advanced by `observe`."""
+
+    def step(
+        self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
+    ) -> Step:
+        """`losses` with the skip path, if there is one: the features reconstruct what it leaves of the target.
+
+        ‖target − x W_skipᵀ − x̂‖² is the loss of x̂ + x W_skipᵀ, whatever the variant, and trains both.
+        """
+        if not self.config.skip:
+            return self.losses(x, target, progress)
+        beside = x @ self.W_skip.t()
+        step = self.losses(x, target - beside, progress)
+        return replace(step, x_hat=step.x_hat + beside)
 
     def observe(self, step: Step) -> None:
         """Advance what the variant estimates while training (an inference threshold, say). Called once per step."""
@@ -154,18 +175,52 @@ class SAE(nn.Module, ABC):
         """How long one unit of each feature's value is in the model's units: ‖W_dec[f]‖ / scale."""
         return self.W_dec.norm(dim=1) / self.target.scale
 
+    @property
+    def has_offsets(self) -> bool:
+        """Rows are decoded around points that depend on their input, which `encode` puts into the code."""
+        return self.config.skip
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """The features of raw activations; a value is the length the feature adds in the model's units."""
+        """The features of raw activations; a value is the length the feature adds in the model's units.
+
+        With a skip path the code carries to `decode` what that adds.
+        """
+        code = self.active(x)
+        return OffsetCode.around(code, self.bias() + self.bypass(x)) if self.has_offsets else code
+
+    @torch.no_grad()
+    def active(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
+        """`encode`, of the features alone."""
         x = self.input.normalise(x)
         code = self.kernels.encode(x if self.b_pre is None else x - self.b_pre, *self.encoder(), self.select())
         return code.csr().scaled(self.lengths())
 
     @torch.no_grad()
+    def bypass(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
+        """What the skip path adds for raw activations, in the model's units."""
+        return self.input.normalise(x) @ self.W_skip.t() / self.target.scale
+
+    def bias(self) -> Float[Tensor, " d_out"]:
+        """What is reconstructed where no feature is active, without the skip path, in the model's units."""
+        return self.b_dec / self.target.scale + self.target.mean
+
+    @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """The raw reconstruction of a code in the model's units."""
+        """The raw reconstruction of a code in the model's units.
+
+        Raises:
+            SaescopeError: rows have offsets (`has_offsets`) and this code does not carry them.
+        """
         directions = self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return self.kernels.decode(code, directions, self.b_dec / self.target.scale + self.target.mean)
+        if not self.has_offsets:
+            return self.kernels.decode(code, directions, self.bias())
+        if not isinstance(code, OffsetCode) or code.offset is None:
+            raise SaescopeError(
+                f"This {self.config.variant} decodes each row around a point that depends on its input (a skip path, or "
+                "rows normalised one by one), which this code does not carry; pass on the code that encode(x) returned."
+            )
+        return self.kernels.decode(code, directions, torch.zeros_like(self.b_dec)) + code.offset
 
     def forward(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
         """Raw activations to their raw reconstruction."""
@@ -175,7 +230,7 @@ class SAE(nn.Module, ABC):
         """Along which axis of a parameter the features lie; None for those that are no feature's own."""
         if name == "W_enc":
             return 1
-        return 0 if name != "b_dec" and self.get_parameter(name).shape[:1] == (self.d_sae,) else None
+        return 0 if name not in ("b_dec", "W_skip") and self.get_parameter(name).shape[:1] == (self.d_sae,) else None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by name, contiguous, as they are saved."""

@@ -89,6 +89,18 @@ class SparseCode:
         return replace(self, value=self.value.detach())
 
 
+@dataclass(frozen=True)
+class OffsetCode(SparseCode):
+    """A code whose rows are decoded around points of their own rather than around one bias."""
+
+    offset: Float[Tensor, "n_rows d_out"] | None = None
+
+    @classmethod
+    def around(cls, code: SparseCode, offset: Float[Tensor, "n_rows d_out"]) -> "OffsetCode":
+        """A code with these points."""
+        return cls(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k, offset)
+
+
 def from_pairs(
     rows: Int64[Tensor, " nnz"],
     feature: Int[Tensor, " nnz"],

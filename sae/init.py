@@ -2,6 +2,13 @@
 
 Directions are rows of W_dec with unit norm; the encoder is their transpose (Gao et al. 2406.04093, §A.1) or drawn
 apart; b_dec is zero, the mean or the geometric median of normalised rows; or everything comes from an existing SAE.
+
+*Active subspace* (2508.16929): features whose directions lie where rows hardly vary are never chosen and stay dead, and
+attention outputs vary in few directions. So directions are drawn uniformly on the unit sphere of the first axes of the
+centred calibration targets (`sae.subspace`), and for a transcoder those of the encoder in its inputs' subspace. There
+the paper scales W_dec, and W_enc with it as its transpose, by the s of [0.1, 5] with the least squared error: the best of
+50, then of 20 around it. Decoder rows have unit norm here, so W_enc is scaled by s² instead, which is the same function;
+thresholds follow it, so that s moves lengths and not which features are active. After that all weights are free.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -12,9 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sae.errors import SaescopeError
+from sae.subspace import Subspace
+from sae.units import Count
 
 if TYPE_CHECKING:
     from sae.base import SAE
+
+SEARCH_ROWS = 1024
+"""Calibration rows on which the scale is searched."""
+LOWEST, HIGHEST, COARSE, FINE = 0.1, 5.0, 50, 20
+"""The paper's grid of decoder norms."""
 
 
 class InitConfig(BaseModel):
@@ -22,8 +36,14 @@ class InitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
 
-    directions: Literal["random"] = "random"
-    """Decoder directions: uniform on the unit sphere."""
+    directions: Literal["random", "active_subspace"] = "random"
+    """Decoder directions: uniform on the unit sphere, or on that of the subspace in which the targets vary."""
+    subspace: Count | None = Field(default=None, gt=0)
+    """Dimensions of the active subspace; null: as many as hold `explained` of the variance."""
+    explained: float = Field(default=0.99, gt=0, le=1)
+    """Share of the variance that the active subspace holds, where its dimensions are not given."""
+    search: bool = True
+    """With an active subspace, find the encoder's scale by the error it leaves, on top of encoder_scale."""
     encoder: Literal["transpose", "random"] = "transpose"
     """W_enc: the transpose of W_dec, or directions of its own."""
     encoder_scale: float = Field(default=1.0, gt=0)
@@ -67,25 +87,111 @@ def random_directions(n: int, d: int, generator: torch.Generator) -> Float[Tenso
 
 
 @torch.no_grad()
-def initialise(sae: "SAE", targets: Float[Tensor, "n_rows d_out"]) -> None:
-    """Set the weights of a new SAE in place from its config; `targets` are normalised calibration rows.
+def initialise(
+    sae: "SAE", targets: Float[Tensor, "n_rows d_out"], inputs: Float[Tensor, "n_rows d_in"] | None = None
+) -> None:
+    """Set the weights of a new SAE in place from its config.
 
     The draws come from `config.seed` alone, on the CPU, so that they are the same on every device.
+
+    Args:
+        sae: with its weights at zero.
+        targets: normalised calibration rows of what is reconstructed.
+        inputs: those of what is encoded, where that is something else (a transcoder).
+
+    Raises:
+        SaescopeError: `init.from` does not fit, or there is no subspace such as `init` asks for.
     """
     init = sae.config.init
     if init.from_ is not None:
         return _take_from(sae, init.from_)
     generator = torch.Generator().manual_seed(sae.config.seed)
-    sae.W_dec.copy_(random_directions(sae.d_sae, sae.d_out, generator))
-    if init.encoder == "transpose" and sae.d_in == sae.d_out:
-        sae.W_enc.copy_(init.encoder_scale * sae.W_dec.t())
+    active = init.directions == "active_subspace"
+    sae.W_dec.copy_(_directions(init, targets, sae.d_sae, generator))
+    rows = targets if inputs is None else inputs
+    if init.encoder == "transpose" and sae.d_in == sae.d_out and not (active and inputs is not None):
+        encoder = sae.W_dec.detach()
     else:
-        sae.W_enc.copy_(init.encoder_scale * random_directions(sae.d_sae, sae.d_in, generator).t())
+        encoder = _directions(init, rows, sae.d_sae, generator)
+    sae.W_enc.copy_(init.encoder_scale * encoder.t())
     if init.b_dec == "mean":
         sae.b_dec.copy_(targets.mean(0))
     elif init.b_dec == "geometric_median":
         sae.b_dec.copy_(geometric_median(targets))
+    if active:
+        _scale_by_error(sae, rows, targets, generator)
     return None
+
+
+def _directions(
+    init: InitConfig, rows: Float[Tensor, "n_rows d"], n: int, generator: torch.Generator
+) -> Float[Tensor, "n d"]:
+    """Random unit directions, of all of the space or of the subspace in which these rows vary.
+
+    Raises:
+        SaescopeError: the rows do not vary, or in fewer dimensions than asked for.
+    """
+    d = rows.shape[1]
+    if init.directions == "random":
+        return random_directions(n, d, generator)
+    subspace = Subspace.of(rows)
+    size = subspace.n_for(init.explained) if init.subspace is None else init.subspace
+    if size > d:
+        raise SaescopeError(
+            f"init.subspace = {size} exceeds the width {d} of the activations; give at most {d}, or leave it out to take "
+            f"the {subspace.n_for(init.explained)} dimensions that hold {init.explained:.0%} of their variance."
+        )
+    if size >= len(rows):
+        raise SaescopeError(
+            f"init: {len(rows)} calibration rows do not span a subspace of {size} dimensions; raise data.n_calib, or lower "
+            "init.subspace or init.explained."
+        )
+    return random_directions(n, size, generator) @ subspace.axes[:size].to(rows)
+
+
+def _scale_by_error(
+    sae: "SAE", inputs: Float[Tensor, "n_rows d_in"], targets: Float[Tensor, "n_rows d_out"], generator: torch.Generator
+) -> None:
+    """Scale a new encoder by the s² of least squared error on some calibration rows, and thresholds with it.
+
+    Rows of a subspace are longer along its directions than along random ones, for which thresholds begin: so they are
+    raised by the root mean square of the pre-activations as well.
+    """
+    chosen = torch.randperm(len(inputs), generator=generator)[:SEARCH_ROWS]
+    x, target = inputs[chosen], targets[chosen]
+    encoder = sae.W_enc.detach().clone()
+    x_pre = x if sae.b_pre is None else x - sae.b_pre
+    spread = (x_pre @ encoder).square().mean().sqrt() / sae.config.init.encoder_scale
+    sae.fold_norms(spread.expand(sae.d_sae))
+    if not sae.config.init.search:
+        return
+    now = 1.0
+
+    def error(s: float) -> float:
+        """Mean squared error with s² in force."""
+        nonlocal now
+        sae.W_enc.copy_(encoder * s**2)
+        sae.fold_norms(torch.full((sae.d_sae,), s**2 / now).to(spread))
+        now = s**2
+        return float((target - first_pass(sae, x, target)).square().mean())
+
+    def best(grid: Float[Tensor, " n"]) -> float:
+        return min(grid.tolist(), key=error)
+
+    coarse = torch.linspace(LOWEST, HIGHEST, COARSE, dtype=torch.float64)
+    near, step = best(coarse), float(coarse[1] - coarse[0])
+    fine = torch.linspace(max(LOWEST, near - step), min(HIGHEST, near + step), FINE, dtype=torch.float64)
+    error(best(fine))
+
+
+def first_pass(
+    sae: "SAE", x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"]
+) -> Float[Tensor, "n_rows d_out"]:
+    """The reconstruction with which training would begin: batch variants have no inference threshold by then."""
+    from sae.base import Progress
+
+    return sae.step(x, target, Progress(torch.zeros(sae.d_sae, dtype=torch.bool))).x_hat
+
 
 
 def _take_from(sae: "SAE", path: str) -> None:
@@ -100,6 +206,8 @@ def _take_from(sae: "SAE", path: str) -> None:
         )
     if reason := old.unfit_as_start():
         raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")
+    if old.config.skip and not sae.config.skip:
+        raise SaescopeError(f"init.from: {path} has a skip path, and without one it is another function; set sae.skip=true.")
     device = sae.W_dec.device
     old = old.to(device)
     # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale
@@ -108,6 +216,9 @@ def _take_from(sae: "SAE", path: str) -> None:
     W_enc = weights * (old.input.scale / sae.input.scale) * gain
     old_offset = old.b_pre if old.b_pre is not None else torch.zeros_like(old.input.mean)
     b_dec = sae.target.normalise(old.target.restore(old.b_dec[None]))[0]
+    if old.config.skip:
+        sae.W_skip.copy_(old.W_skip * (old.input.scale / sae.input.scale) * gain)
+        b_dec = b_dec + sae.W_skip @ (sae.input.scale * (sae.input.mean - old.input.mean))
     new_offset = b_dec if sae.subtracts_b_dec else torch.zeros_like(sae.input.mean)
     # the point each encoder is centred on, in raw units
     shift = (sae.input.restore(new_offset[None]) - old.input.restore(old_offset[None]))[0]

@@ -6,14 +6,15 @@
              with θ = max(0, b_mag − b_gate exp(r_mag)), which is how it is read where rows are normalised one by one
 
 Transcoders never subtract b_dec and never undo norm; skip transcoders add W_skip x. Training checkpoints differ in
-what is folded: `topk_threshold`, `activation_scaler.json`, decoder norms.
+what is folded: `topk_threshold`, `activation_scaler.json`, decoder norms. What reconstructs the update of a block from
+its input is written as a skip transcoder of the block's output, whose skip path passes the input on.
 
 Written files hold everything in the model's units: decoder rows have unit norm, no normalisation is left to do.
 """
 
 import re
 import warnings
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, final
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from sae import files
 from sae.base import SAE, Progress, SAEConfig, SteeredConfig, Step, Transform
-from sae.code import SparseCode
+from sae.code import OffsetCode, SparseCode
 from sae.controller import Sparsity
 from sae.errors import SaescopeError
 from sae.kernels import Select
@@ -60,15 +61,6 @@ class ImportedConfig(SAEConfig):
     """How each row is normalised by its own statistics before encoding, and denormalised after decoding."""
     denormalise: bool = True
     """False for transcoders, whose output is not in the input's units."""
-    skip: bool = False
-    """A linear path around the features is added to the reconstruction."""
-
-
-@dataclass(frozen=True)
-class OffsetCode(SparseCode):
-    """A code whose rows are decoded around points of their own rather than around one bias."""
-
-    offset: Float[Tensor, "n_rows d_out"] | None = None
 
 
 @final
@@ -78,7 +70,6 @@ class Imported(SAE):
     config: ImportedConfig
     unit_norm_decoder: ClassVar[bool] = False
     threshold: Tensor
-    W_skip: Tensor
 
     def __init__(
         self, config: ImportedConfig, d_in: int, d_out: int | None = None,
@@ -87,8 +78,6 @@ class Imported(SAE):
         super().__init__(config, d_in, d_out, input=input, target=target)
         if config.k is None:
             self.register_buffer("threshold", torch.zeros(self.d_sae))
-        if config.skip:
-            self.register_buffer("W_skip", torch.zeros(self.d_out, d_in))
 
     @property
     def has_offsets(self) -> bool:
@@ -105,34 +94,14 @@ class Imported(SAE):
     def encode(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
         """As for any SAE; where rows have offsets, the code carries them to `decode`."""
         inner, spread, centre = row_statistics(x.to(self.W_enc.dtype), self.config.row_norm)
-        code = super().encode(inner)
+        code = self.active(inner)
         if not self.has_offsets:
             return code
-        offset = self.b_dec / self.target.scale + self.target.mean
+        offset = self.bias().expand(len(x), -1)
         if self.config.row_norm != "none" and self.config.denormalise:
             offset = offset * spread + centre
             code = replace(code, value=code.value * spread[code.rows(), 0])
-        if self.config.skip:
-            offset = offset + x.to(self.W_skip.dtype) @ self.W_skip.t()
-        return OffsetCode(**{f.name: getattr(code, f.name) for f in fields(code)}, offset=offset)
-
-    @torch.no_grad()
-    def decode(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """As for any SAE.
-
-        Raises:
-            SaescopeError: rows have offsets and this code does not carry them.
-        """
-        if not self.has_offsets:
-            return super().decode(code)
-        if not isinstance(code, OffsetCode) or code.offset is None:
-            raise SaescopeError(
-                f"This {self.config.architecture} of SAELens (normalize_activations {self.config.row_norm}) decodes "
-                "each row around a point that depends on its input, which this code does not carry; pass on the code "
-                "that encode(x) returned."
-            )
-        directions = self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return self.kernels.decode(code, directions, torch.zeros_like(self.b_dec)) + code.offset
+        return OffsetCode.around(code, offset + self.bypass(x) if self.config.skip else offset)
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
@@ -153,8 +122,8 @@ class Imported(SAE):
             self.threshold.mul_(norms)
 
     def unfit_as_start(self) -> str | None:
-        """Weights that only work together with offsets per row, or with rows normalised one by one."""
-        if self.config.skip or self.config.row_norm != "none":
+        """Weights that only work with rows normalised one by one."""
+        if self.config.row_norm != "none":
             return (
                 f"it is a {self.config.architecture} of SAELens with normalize_activations {self.config.row_norm}, "
                 "parts of which no variant here has"
@@ -214,10 +183,13 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     Returns:
         None, or the reason why SAELens has no form for this SAE; nothing is written then.
     """
-    hook = metadata.get("hook_name")
-    cross = sae.d_in != sae.d_out or (metadata.get("hook_name_out") or hook) != hook
+    hook, update = metadata.get("hook_name"), (metadata.get("site") or {}).get("update", False)
+    if update == "both":
+        return "its input is the difference of two hooks, and an SAE of SAELens reads one"
+    cross = sae.d_in != sae.d_out or (metadata.get("hook_name_out") or hook) != hook or sae.config.skip
+    skips = sae.config.skip or bool(update)
     metadata = _with_heads(metadata)
-    architecture, reason = _architecture(sae, cross)
+    architecture, reason = _architecture(sae, cross, skips)
     if reason is None and (reason := unfoldable(sae)) is not None:
         reason = f"SAELens' form has unit decoder rows: {reason}"
     if reason is not None:
@@ -234,6 +206,9 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     if architecture in ("topk", "abstopk"):
         cfg |= {"k": sae.select().k, "rescale_acts_by_decoder_norm": False}
     tensors = folded(sae, subtracts_b_dec=not cross)
+    if update:
+        # the block's output is its input and the update
+        tensors["W_skip"] = tensors.get("W_skip", torch.zeros(sae.d_out, sae.d_in)) + torch.eye(sae.d_in)
     if architecture == "gated":
         tensors |= _gate(tensors, cast(Gated, sae).r_mag.detach().cpu())
         del tensors["b_enc"]
@@ -264,9 +239,9 @@ def _with_heads(metadata: dict[str, Any]) -> dict[str, Any]:
     return split
 
 
-def _architecture(sae: SAE, cross: bool) -> tuple[str, str | None]:
+def _architecture(sae: SAE, cross: bool, skips: bool) -> tuple[str, str | None]:
     """SAELens' name for what this SAE computes, or the reason why it has none."""
-    if isinstance(sae, Imported) and (sae.config.skip or sae.config.row_norm != "none"):
+    if isinstance(sae, Imported) and sae.config.row_norm != "none":
         return "", "rows are decoded around points of their own; the folder it was read from is its SAELens form"
     select = sae.select()
     if select.mode == "topk":
@@ -279,7 +254,7 @@ def _architecture(sae: SAE, cross: bool) -> tuple[str, str | None]:
         return "gated", None
     plain = not isinstance(select.threshold, Tensor) and select.threshold == 0
     if cross:
-        return ("transcoder" if plain else "jumprelu_transcoder"), None
+        return ("" if plain else "jumprelu_") + ("skip_transcoder" if skips else "transcoder"), None
     return ("standard" if plain else "jumprelu"), None
 
 
@@ -304,7 +279,12 @@ def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
     subtracted = b_dec.double() if subtracts_b_dec else torch.zeros_like(centre)
     b_enc = biases.cpu().double() * gain + (subtracted - centre) @ W_enc.double()
     threshold = torch.as_tensor(sae.select().threshold).detach().cpu().double() * gain
-    return {
+    skip: dict[str, Tensor] = {}
+    if sae.config.skip:
+        skip["W_skip"] = (sae.W_skip.cpu().double() * (scale_in / scale_out)).float()
+        # the path takes centred rows here, raw ones there
+        b_dec = (b_dec.double() - skip["W_skip"].double() @ sae.input.mean.cpu().double()).float()
+    return skip | {
         "W_enc": W_enc.contiguous(), "b_enc": b_enc.float(), "b_dec": b_dec, "threshold": threshold.float(),
         "W_dec": (sae.W_dec.cpu().double() / norms.clamp_min(1e-12)[:, None]).float(),
     }
@@ -321,8 +301,9 @@ _TENSORS = {
 """What each architecture has beside W_enc, W_dec, b_dec and (but for gated) b_enc."""
 
 _STEERED: dict[str, tuple[type[SAE], type[SteeredConfig]]] = {
-    "standard": (ReLU, ReLUConfig), "transcoder": (ReLU, ReLUConfig), "jumprelu": (JumpReLU, JumpReLUConfig),
-    "jumprelu_transcoder": (JumpReLU, JumpReLUConfig), "gated": (Gated, GatedConfig),
+    "standard": (ReLU, ReLUConfig), "jumprelu": (JumpReLU, JumpReLUConfig), "gated": (Gated, GatedConfig),
+    "transcoder": (ReLU, ReLUConfig), "jumprelu_transcoder": (JumpReLU, JumpReLUConfig),
+    "skip_transcoder": (ReLU, ReLUConfig), "jumprelu_skip_transcoder": (JumpReLU, JumpReLUConfig),
 }
 """Those that are a variant here whose sparsity is a penalty; its coefficient is not in the file."""
 
@@ -423,10 +404,13 @@ def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
     architecture, norm = cfg["architecture"], cfg.get("normalize_activations") or "none"
     averaged = norm == "expected_average_only_in"
     row_norm = "none" if averaged else cast(RowNorm, norm)
-    plain = row_norm == "none" and "skip" not in architecture
+    plain = row_norm == "none"
     transform = _average_norm(folder, cfg["d_in"]) if averaged else Transform.identity(cfg["d_in"])
     cross = "transcoder" in architecture
-    common = {"d_sae": cfg["d_sae"], "apply_b_dec_to_input": not cross and cfg.get("apply_b_dec_to_input", True)}
+    common = {
+        "d_sae": cfg["d_sae"], "apply_b_dec_to_input": not cross and cfg.get("apply_b_dec_to_input", True),
+        "skip": "skip" in architecture,
+    }
     target = Transform.identity(_d_out(cfg)) if cross else Transform(transform.mean, transform.scale)
     places = {"d_in": cfg["d_in"], "d_out": _d_out(cfg), "input": transform, "target": target}
     if plain and architecture == "topk":
@@ -438,8 +422,7 @@ def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
         return sae_class(config_class(sparsity=Sparsity(coefficient=1), **common), **places)
     config = ImportedConfig(
         architecture=architecture, k=cfg["k"] if architecture in ("topk", "abstopk") else None,
-        absolute=architecture == "abstopk", row_norm=row_norm, denormalise=not cross, skip="skip" in architecture,
-        **common,
+        absolute=architecture == "abstopk", row_norm=row_norm, denormalise=not cross, **common,
     )
     return Imported(config, **places)
 

@@ -110,10 +110,26 @@ class Calibration:
     targets: Float[Tensor, "n_rows d_out"]
 
 
+def input_rows(site: SiteConfig, acts: dict[str, Tensor]) -> Float[Tensor, "n_rows d_in"]:
+    """What is encoded: the input hook, or a block's update."""
+    return target_rows(site, acts) if site.update == "both" else acts[site.input]
+
+
 def target_rows(site: SiteConfig, acts: dict[str, Tensor]) -> Float[Tensor, "n_rows d_out"]:
-    """What is reconstructed: the target hook, or its difference from the input."""
-    target = acts[site.target or site.input]
-    return target.float() - acts[site.input].float() if site.update else target
+    """What is reconstructed: the target hook, or its difference from the input.
+
+    Raises:
+        SaescopeError: the difference of hooks of different widths.
+    """
+    input_, target = acts[site.input], acts[site.target or site.input]
+    if not site.update:
+        return target
+    if input_.shape != target.shape:
+        raise SaescopeError(
+            f"site.update: {site.target} has {len(target)} rows of width {target.shape[1]}, {site.input} has "
+            f"{len(input_)} of {input_.shape[1]}, so they have no difference; name hooks of one width, or leave update out."
+        )
+    return target.float() - input_.float()
 
 
 def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
@@ -135,7 +151,7 @@ def calibrate(site: SiteConfig, mask: KeepMask) -> Calibration:
     n_ctx = mask.tokens.n_ctx
     keep = mask.keep(mask.calib, n_ctx)
     acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
-    rows, targets = acts[site.input], target_rows(site, acts)
-    input_ = mask.frozen(site.input).transform
+    rows, targets = input_rows(site, acts), target_rows(site, acts)
     target = fit(targets) if site.update else mask.frozen(site.target or site.input).transform
+    input_ = Transform(target.mean, target.scale) if site.update == "both" else mask.frozen(site.input).transform
     return Calibration(input_, target, input_.normalise(rows), target.normalise(targets))

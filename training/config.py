@@ -95,14 +95,19 @@ class SiteConfig(Section):
     """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head."""
     target: str | None = None
     """Hook it reconstructs: null is the input (an SAE), another hook makes a transcoder."""
-    update: bool = False
-    """Reconstruct target − input instead of target (an update SAE)."""
+    update: bool | Literal["both"] = False
+    """Reconstruct target − input instead of target; `both` reads it too (an SAE of a block's update, 2410.22366)."""
 
     @model_validator(mode="after")
     def _update_has_target(self) -> "SiteConfig":
         if self.update and self.target in (None, self.input):
             raise ValueError("an update site needs a target other than its input")
         return self
+
+    @property
+    def cross(self) -> bool:
+        """What is reconstructed is not what is read: a transcoder."""
+        return len(self.hooks) > 1 and self.update != "both"
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -245,6 +250,11 @@ class Config(Section):
         budget = self.train.budget
         if budget.unit == "tokens" and budget.value < self.data.batch_rows:
             raise ValueError(f"train.budget = {budget} is less than one batch of data.batch_rows = {self.data.batch_rows}")
+        if self.sae.skip and not self.site.cross:
+            raise ValueError(
+                "sae.skip is a linear path from input to target, and where the two are equal it would copy them; give the "
+                "site a target of its own (site={input: HOOK, target: HOOK}) or set sae.skip=false"
+            )
         if self.model is None and self.corpus.acts_dir is None:
             raise ValueError("model is null, but only acts:DIR can do without a model")
         return self

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae.base import SAE
 from sae.metrics import FVE, bootstrap, recovered
-from training.calibration import KeepMask, target_rows
+from training.calibration import KeepMask, input_rows, target_rows
 from training.config import SiteConfig
 from training.models import Model
 from training.sources import Source
@@ -55,7 +55,7 @@ class HeldOut:
         for start in range(0, self.n_rows, CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
             acts = {hook: self.acts[hook][chunk].to(device).float() for hook in site.hooks}
-            code = sae.encode(acts[site.input])
+            code = sae.encode(input_rows(site, acts))
             counts += code.counts()
             np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
             fve.add(self.seq[chunk], target_rows(site, acts), sae.decode(code))
@@ -156,7 +156,7 @@ class Spliced:
 
         def replace(acts: Tensor) -> Tensor:
             x = seen.get("input", acts)[keep].float()
-            new = fn(x).to(acts.device)
+            new = fn(acts[keep].float() - x if site.update == "both" else x).to(acts.device)
             new = new + x if site.update else new
             out = acts.clone()
             out[keep] = new.to(acts.dtype)

@@ -12,7 +12,7 @@ from sae.errors import SaescopeError
 from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.variants import VARIANTS
-from training.calibration import Calibration, target_rows
+from training.calibration import Calibration, input_rows, target_rows
 from training.config import Config
 from training.schedule import Clock, learning_rate
 
@@ -20,10 +20,13 @@ from training.schedule import Clock, learning_rate
 def new_sae(config: Config, calibration: Calibration) -> SAE:
     """The SAE a config describes, with its initial weights."""
     rows, targets = calibration.rows, calibration.targets
-    sae = VARIANTS[config.sae.variant][0](
-        config.sae, rows.shape[1], targets.shape[1], input=calibration.input, target=calibration.target
+    cross = config.site.cross
+    # b_dec lies in the target's space, which is not the input's
+    fields = config.sae.model_copy(update={"apply_b_dec_to_input": False}) if cross else config.sae
+    sae = VARIANTS[fields.variant][0](
+        fields, rows.shape[1], targets.shape[1], input=calibration.input, target=calibration.target
     )
-    initialise(sae, targets)
+    initialise(sae, targets, rows if cross else None)
     return sae
 
 
@@ -69,7 +72,7 @@ class Trainee:
             dead=self.dead(), through=lambda d: self.clock.through(d, self.n_steps),
             coefficient=self.controller.coefficient, step=self.n_steps,
         )
-        step = sae.losses(x, target, progress)
+        step = sae.step(x, target, progress)
         step.loss.backward()
         lr = learning_rate(self.config.optim, self.clock, self.n_steps)
         norm = sae.kernels.optimizer_step(
@@ -82,8 +85,8 @@ class Trainee:
     def _normalised(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         site = self.config.site
         acts = {hook: acts[hook].to(self.device) for hook in site.hooks}
-        x = self.sae.input.normalise(acts[site.input])
-        if site.hooks == (site.input,):
+        x = self.sae.input.normalise(input_rows(site, acts))
+        if not site.cross:
             return x, x
         return x, self.sae.target.normalise(target_rows(site, acts))
 

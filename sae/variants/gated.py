@@ -73,7 +73,8 @@ class Gated(SAE):
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat),
             "l1": coefficient * gate.value.sum() / gate.n_rows,
-            "gate": losses.reconstruction(target, frozen),
+            # a skip path is part of the target here, and frozen like the decoder
+            "gate": losses.reconstruction(target.detach(), frozen),
         }
         terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
         return Step(terms, code, x_hat, {"coefficient": coefficient})

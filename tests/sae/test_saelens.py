@@ -123,7 +123,7 @@ def test_reading_computes_the_formula(tmp_path: Path, architecture: str, changes
 def test_known_architectures_become_variants(tmp_path: Path):
     expected = {
         "standard": ReLU, "transcoder": ReLU, "topk": TopK, "abstopk": AbsTopK, "gated": Gated, "jumprelu": JumpReLU,
-        "jumprelu_transcoder": JumpReLU, "jumprelu_skip_transcoder": saelens.Imported,
+        "jumprelu_transcoder": JumpReLU, "skip_transcoder": ReLU, "jumprelu_skip_transcoder": JumpReLU,
     }
     for architecture, variant in expected.items():
         folder_of(tmp_path, architecture)
@@ -139,7 +139,8 @@ def test_what_needs_its_input_to_be_decoded_says_so(tmp_path: Path):
     bare = SparseCode(code.feature, code.value, code.n_rows, code.d_sae, indptr=code.indptr)
     with pytest.raises(SaescopeError, match="pass on the code that encode"):
         sae.decode(bare)
-    assert "no variant here has" in str(sae.unfit_as_start())
+    folder_of(tmp_path, "skip_transcoder", normalize_activations="layer_norm")
+    assert "no variant here has" in str(store.load(tmp_path).unfit_as_start())
 
 
 @pytest.mark.parametrize("architecture", ["gated", "jumprelu_transcoder", "skip_transcoder"])
