@@ -109,10 +109,13 @@ def initialise(
     active = init.directions == "active_subspace"
     sae.W_dec.copy_(_directions(init, targets, sae.d_sae, generator))
     rows = targets if inputs is None else inputs
+    assert rows.shape[1] == sae.d_in or not active, "an active subspace of the inputs needs the inputs"
     if init.encoder == "transpose" and sae.d_in == sae.d_out and not (active and inputs is not None):
         encoder = sae.W_dec.detach()
     else:
-        encoder = _directions(init, rows, sae.d_sae, generator)
+        encoder = _directions(init, rows, sae.d_sae, generator) if active else random_directions(
+            sae.d_sae, sae.d_in, generator
+        )
     sae.W_enc.copy_(init.encoder_scale * encoder.t())
     if init.b_dec == "mean":
         sae.b_dec.copy_(targets.mean(0))

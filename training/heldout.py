@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
+from torch.nn import functional
 
 from sae.base import SAE
 from sae.metrics import FVE, bootstrap, recovered
@@ -47,23 +48,26 @@ class HeldOut:
 
     @torch.no_grad()
     def measure(self, sae: SAE, site: SiteConfig) -> dict[str, Any]:
-        """L0, FVE with its interval, share of dense features, over all rows."""
+        """L0, FVE, cosine of target and reconstruction about the training mean, share of dense features, over all rows."""
         device = sae.W_dec.device
         fve = FVE(len(self.seqs), sae.target.mean.cpu())
         counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-        l0 = np.zeros(len(self.seqs))
+        l0, cosine = np.zeros(len(self.seqs)), np.zeros(len(self.seqs))
         for start in range(0, self.n_rows, CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
             acts = {hook: self.acts[hook][chunk].to(device).float() for hook in site.hooks}
             code = sae.encode(input_rows(site, acts))
             counts += code.counts()
             np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
-            fve.add(self.seq[chunk], target_rows(site, acts), sae.decode(code))
+            target, x_hat = target_rows(site, acts), sae.decode(code)
+            fve.add(self.seq[chunk], target, x_hat)
+            turn = functional.cosine_similarity(target - sae.target.mean, x_hat - sae.target.mean)
+            np.add.at(cosine, self.seq[chunk].numpy(), turn.cpu().numpy())
         per_seq = fve.rows.numpy()
-        active = bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
+        active, turned = (bootstrap(lambda w, s=s: float(w @ s / (w @ per_seq)), len(s)) for s in (l0, cosine))
         density = counts / self.n_rows
         return {
-            **fve.interval().named("fve"), **active.named("l0"),
+            **fve.interval().named("fve"), **active.named("l0"), **turned.named("cosine"),
             "dense": float((density > DENSE).float().mean()), "silent": float((counts == 0).float().mean()),
             "n_rows": self.n_rows, "n_seqs": len(self.seqs),
         }

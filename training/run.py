@@ -194,7 +194,8 @@ def _finish(
             "heldout": held,
             "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
                      "window_rows": trainee.clock.rows(member.train.dead_window)},
-            "mask": dropped, "n_rows_trained": trainee.rows_seen, "n_steps": trainee.n_steps, "timing": timing,
+            "mask": dropped, "n_rows_trained": trainee.rows_seen, "n_steps": trainee.n_steps,
+            "timing": timing | _pace(trainee),
             "saelens": "cfg.json" if refusal is None else refusal, "surroundings": surroundings(),
         }
         write_json(folder / "summary.json", summary)
@@ -202,6 +203,12 @@ def _finish(
             log.close({f"heldout/{k}": v for k, v in held.items()})
         out.append(Trained(trained, summary, folder))
     return out
+
+
+def _pace(trainee: Trainee) -> dict[str, float | None]:
+    """Rows per CPU second of the training thread; meaningful on a CPU with one thread, where steps wait for nothing."""
+    n_steps, seconds = trainee.pace
+    return {"tokens_per_cpu_s": n_steps * trainee.clock.batch_rows / seconds if seconds else None}
 
 
 def _provenance(member: Config, data: Data) -> dict[str, Any]:

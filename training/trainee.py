@@ -1,6 +1,7 @@
 """One SAE in training: weights, Adam's averages, counters and controller, advanced one batch at a time."""
 
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,6 +31,13 @@ def new_sae(config: Config, calibration: Calibration) -> SAE:
     return sae
 
 
+class Pace(NamedTuple):
+    """Steps of this process and the CPU seconds they took its thread: what an SAE costs beside others on one stream."""
+
+    n_steps: int = 0
+    seconds: float = 0.0
+
+
 class Trainee:
     """An SAE with everything that a step changes. `state` and `load` carry all of it, bit for bit."""
 
@@ -54,6 +62,7 @@ class Trainee:
         sparsity = getattr(config.sae, "sparsity", Sparsity(coefficient=1.0))
         self.controller = Controller(sparsity, clock.steps(sparsity.approach))
         self.window = Window()
+        self.pace = Pace()
 
     @property
     def rows_seen(self) -> int:
@@ -66,6 +75,11 @@ class Trainee:
 
     def step(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> None:
         """One step of training on raw rows of the site's hooks."""
+        began = time.thread_time()
+        self._step(acts)
+        self.pace = Pace(self.pace.n_steps + 1, self.pace.seconds + time.thread_time() - began)
+
+    def _step(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> None:
         sae = self.sae
         x, target = self._normalised(acts)
         progress = Progress(

@@ -126,9 +126,12 @@ def mask_of(config: Config, data: Data) -> KeepMask:
     return KeepMask(data.source, data.tokens, config.data)
 
 
-def test_an_update_site_adds_the_reconstruction_to_the_input(config: Config, data: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("update", [True, "both"])
+def test_an_update_site_adds_the_reconstruction_to_the_input(
+    update: bool | str, config: Config, data: Data, tmp_path: Path
+) -> None:
     """A silent update SAE with mean zero leaves the block's input in place of its output."""
-    site = SiteConfig(input="blocks.1.hook_resid_pre", target="blocks.1.hook_resid_post", update=True)
+    site = SiteConfig(input="blocks.1.hook_resid_pre", target="blocks.1.hook_resid_post", update=update)
     both = open_data(config, site.hooks, Display(quiet=True))
     data_config = config.data.model_copy(update={"mask_hooks": site.hooks})
     mask = KeepMask(both.source, both.tokens, data_config)

@@ -190,12 +190,22 @@ def test_a_stream_equals_a_cache_read_in_whole_sequences(
 
 @pytest.mark.parametrize("site", [
     {"input": "blocks.1.mlp.hook_in", "target": "blocks.1.hook_mlp_out"},
-    {"input": "blocks.1.hook_resid_pre", "target": "blocks.1.hook_resid_post", "update": True},
+    {"input": "blocks.1.hook_resid_pre", "target": "blocks.1.hook_resid_post", "update": "both"},
 ])
 def test_transcoders_and_update_saes_train_and_splice(site: dict[str, Any], base: dict[str, Any], tmp_path: Path) -> None:
     (trained,) = run(base | {"site": site}, tmp_path)
     assert trained.summary["heldout"]["fve"] > 0.2
     assert trained.summary["heldout"]["kl"] >= 0
+    assert trained.sae.subtracts_b_dec == (site.get("update") == "both"), "b_dec lies in the target's space"
+
+
+def test_a_skip_path_is_trained_beside_the_features(base: dict[str, Any], tmp_path: Path) -> None:
+    site = {"input": "blocks.1.hook_resid_pre", "target": "blocks.1.hook_resid_post", "update": True}
+    members = [{"name": "without"}, {"name": "with", "sae": {"skip": True}}]
+    without, with_ = run(base | {"site": site, "sweep": members, "eval": {"n_rows": 1000, "n_tokens": 100}}, tmp_path)
+    assert with_.sae.W_skip.norm() > 0.1
+    assert with_.summary["heldout"]["fve"] > without.summary["heldout"]["fve"] + 0.02
+    assert "fixed number of active features" in with_.summary["saelens"]
 
 
 def test_training_on_ones_own_activations_needs_no_model(tmp_path: Path) -> None:

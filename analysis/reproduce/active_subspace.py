@@ -1,0 +1,53 @@
+"""Do features that start in the active subspace stay alive? And how many dimensions have the outputs of a block?
+
+2508.16929: attention outputs hold 99 % of their variance in some 60 % of their dimensions (MLP outputs and the residual
+stream in 90 %), most features of a wide SAE of them die, and nearly none if their directions begin in that subspace and
+the optimiser is sparse Adam. Dimensions are of the rows of as many training sequences as calibration takes, drawn anew
+for each seed.
+"""
+
+import numpy as np
+
+from analysis.reproduce.jobs import Job
+from analysis.reproduce.tables import Row
+from analysis.reproduce.together import figures, members, short_name, train_together
+from sae.subspace import Subspace
+from training.calibration import KeepMask
+from training.config import Config
+from training.display import Display
+from training.harvest import open_data
+
+SHARES = (0.9, 0.99)
+
+
+def run(job: Job) -> list[Row]:
+    """A row for each way to begin, or one for each hook's spectrum."""
+    if job.setting == "spectra":
+        return spectra(members(job)[0], job.seed)
+    return [{"setting": short_name(config), **_told(trained)} for config, trained in train_together(job)]
+
+
+def _told(trained) -> Row:
+    told = figures(trained)
+    return {key: told[key] for key in ("dead", "fve", "l0", "ce_recovered", "tokens_per_cpu_s")}
+
+
+def spectra(config: Config, seed: int) -> list[Row]:
+    """How many dimensions each mask hook's rows have, on training sequences drawn by the seed."""
+    hooks = config.data.mask_hooks or config.site.hooks
+    data = open_data(config, hooks, Display(quiet=True))
+    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": hooks}))
+    training = data.tokens.sequences(held_out=False)
+    chosen = np.random.default_rng(seed).permutation(training)[: config.data.n_calib]
+    chosen.sort()
+    keep = mask.keep(chosen, data.tokens.n_ctx)
+    rows: list[Row] = []
+    for hook in hooks:
+        subspace = Subspace.of(data.source.rows(hook, chosen, data.tokens.n_ctx)[keep].float())
+        d = len(subspace.variance)
+        rows.append({
+            "setting": hook, "d": d, **{f"dims_{share:g}": subspace.n_for(share) for share in SHARES},
+            **{f"dims_{share:g}_of_d": subspace.n_for(share) / d for share in SHARES},
+            "effective_rank": subspace.effective_rank(), "participation_ratio": subspace.participation_ratio(),
+        })
+    return rows

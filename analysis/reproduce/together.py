@@ -1,0 +1,56 @@
+"""What experiments on a language model share: SAEs trained on one stream of batches, and the rows they are judged on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.reproduce.jobs import Job
+from analysis.reproduce.tables import Row
+from training.calibration import KeepMask, input_rows, target_rows
+from training.config import Config, merged, resolve
+from training.display import Display
+from training.harvest import open_data
+from training.heldout import HeldOut
+from training.run import Trained, train
+
+
+def members(job: Job) -> list[Config]:
+    """The trainings of a job: its fields are a config's, whose order of rows and initial weights follow the seed."""
+    seeds = {"name": job.folder.name, "data": {"seed": job.seed}, "sae": {"seed": job.seed}}
+    return resolve(merged(dict(job.fields), seeds), where=job.folder.name)
+
+
+def train_together(job: Job) -> list[tuple[Config, Trained]]:
+    """Train them, or go on where an attempt stopped."""
+    configs = members(job)
+    trained = train(configs, runs=job.folder.parent, resume=True, quiet=job.quiet)
+    return list(zip(configs, trained, strict=True))
+
+
+def short_name(config: Config) -> str:
+    """A member's name in its sweep."""
+    return Path(config.name).name
+
+
+def figures(trained: Trained) -> Row:
+    """The held-out figures of a summary that experiments report."""
+    held, summary = trained.summary["heldout"], trained.summary
+    return {
+        "l0": held["l0"], "fve": held["fve"], "cosine": held["cosine"], "ce_recovered": held.get("ce_recovered_mean"),
+        "kl": held.get("kl"), "dead": summary["dead"]["share"], "dense": held["dense"],
+        "tokens_per_cpu_s": summary["timing"]["tokens_per_cpu_s"],
+    }
+
+
+def heldout_rows(configs: Sequence[Config]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+    """Inputs and targets of the held-out rows on which trainings at one site were measured."""
+    first = configs[0]
+    hooks = tuple(dict.fromkeys((*first.site.hooks, *(first.data.mask_hooks or ()))))
+    data = open_data(first, hooks, Display(quiet=True))
+    mask = KeepMask(data.source, data.tokens, first.data.model_copy(update={"mask_hooks": first.data.mask_hooks or hooks}))
+    held = HeldOut(data.source, data.tokens, mask, first.site.hooks, first.eval.n_rows)
+    acts = {hook: rows.float() for hook, rows in held.acts.items()}
+    return torch.as_tensor(input_rows(first.site, acts)), torch.as_tensor(target_rows(first.site, acts))
