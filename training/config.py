@@ -252,7 +252,7 @@ class Config(Section):
             raise ValueError(f"train.budget = {budget} is less than one batch of data.batch_rows = {self.data.batch_rows}")
         if self.sae.skip and not self.site.cross:
             raise ValueError(
-                "sae.skip is a linear path from input to target, and where the two are equal it would copy them; give the "
+                "sae.skip is a linear path from input to target, and where the two are equal it would copy it; give the "
                 "site a target of its own (site={input: HOOK, target: HOOK}) or set sae.skip=false"
             )
         if self.model is None and self.corpus.acts_dir is None:

@@ -64,7 +64,8 @@ class HeldOut:
             turn = functional.cosine_similarity(target - sae.target.mean, x_hat - sae.target.mean)
             np.add.at(cosine, self.seq[chunk].numpy(), turn.cpu().numpy())
         per_seq = fve.rows.numpy()
-        active, turned = (bootstrap(lambda w, s=s: float(w @ s / (w @ per_seq)), len(s)) for s in (l0, cosine))
+        active = bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
+        turned = bootstrap(lambda w: float(w @ cosine / (w @ per_seq)), len(l0))
         density = counts / self.n_rows
         return {
             **fve.interval().named("fve"), **active.named("l0"), **turned.named("cosine"),

@@ -5,5 +5,9 @@ with `run(job)`, which gives the rows of one seed and setting, and the tables be
 may have `finish(jobs, rows, out)` too, which draws pictures from what all jobs left.
 """
 
-EXPERIMENTS: dict[str, str] = {}
+EXPERIMENTS: dict[str, str] = {
+    "active-subspace": "analysis.reproduce.active_subspace",
+    "l0-targets": "analysis.reproduce.l0_targets",
+    "variants": "analysis.reproduce.variants",
+}
 """Name on the command line → module."""

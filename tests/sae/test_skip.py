@@ -12,7 +12,7 @@ from sae.code import SparseCode
 from sae.errors import SaescopeError
 from sae.init import initialise
 from sae.variants import VARIANTS
-from tests.sae.test_variants import ALL, D_IN, D_SAE, EXTRA, N, STRAIGHT_THROUGH, check_gradients, make, no_dead, rows
+from tests.sae.test_variants import ALL, D_IN, D_SAE, EXTRA, STRAIGHT_THROUGH, N, check_gradients, make, no_dead, rows
 
 D_OUT = 4
 

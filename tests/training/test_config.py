@@ -47,12 +47,38 @@ def test_configs_are_frozen() -> None:
         ("sae.k=65", r"k = 65 exceeds d_sae = 64"),
         ("sae.variant=topkk", r"no variant called 'topkk'; there are .*topk"),
         ("sae.k", r"write KEY=VALUE"),
+        ("sae.skip=true", r"sae\.skip is a linear path from input to target, and where the two are equal"),
+        ("site={input: a, target: a, update: both}", "an update site needs a target other than its input"),
+        ("sae.init.subspace=0", r"sae\.init\.subspace should be greater than 0"),
+        ("sae.init.explained=1.5", r"sae\.init\.explained should be less than or equal to 1"),
+        ("sae={variant: matryoshka, prefixes: [8, 4, 64]}", r"lengths ascend from at least 1"),
+        ("sae={variant: matryoshka, prefixes: [8, 32]}", r"prefixes end at 32, but the last is all of d_sae = 64"),
+        ("sae={variant: relu, k: null, sparsity: {target_l0: 65}}", r"unknown key 'sae\.k'"),
         ("data.block_rows=7", r"data\.block_rows = 7 must divide corpus\.n_ctx = 256"),
     ],
 )
 def test_a_wrong_config_is_answered_with_what_to_write(override: str, message: str) -> None:
     with pytest.raises(SaescopeError, match=message):
         configs.resolve(BASE, [override])
+
+
+def test_a_target_l0_beyond_the_dictionary_is_refused() -> None:
+    for variant in ("relu", "gated", "jumprelu"):
+        sae = {"variant": variant, "d_sae": 64, "sparsity": {"target_l0": 65}}
+        with pytest.raises(SaescopeError, match=r"target_l0 = 65 exceeds d_sae = 64; a row has at most d_sae"):
+            configs.resolve(BASE | {"sae": sae})
+
+
+@pytest.mark.parametrize(("update", "cross"), [(False, True), (True, True), ("both", False)])
+def test_a_skip_path_needs_a_target_of_its_own(update: bool | str, cross: bool) -> None:
+    site = {"input": "blocks.1.hook_resid_pre", "target": "blocks.1.hook_resid_post", "update": update}
+    (member,) = configs.resolve(BASE | {"site": site})
+    assert member.site.cross == cross and member.site.hooks == (site["input"], site["target"])
+    if cross:
+        assert configs.resolve(BASE | {"site": site}, ["sae.skip=true"])[0].sae.skip
+    else:
+        with pytest.raises(SaescopeError, match="would copy it"):
+            configs.resolve(BASE | {"site": site}, ["sae.skip=true"])
 
 
 def test_a_sweep_shares_its_stream_and_records_the_union_of_its_hooks() -> None:

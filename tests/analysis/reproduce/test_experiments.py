@@ -1,0 +1,48 @@
+"""The short, fixed-seed forms of the experiments on a language model: a tiny model of random weights, some seconds each."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.reproduce.jobs import reproduce
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "reproduce"
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str) -> dict[str, dict[str, Any]]:
+        rows = reproduce(name, configs=CONFIGS, runs=tmp_path / "runs", short=True, quiet=True)
+        return {row["setting"]: row for row in rows}
+
+    return run
+
+
+def test_active_subspace(short: Any) -> None:
+    rows = short("active-subspace")
+    attn = rows["blocks.0.hook_attn_out"]
+    assert 1 <= attn["dims_0.9"] <= attn["dims_0.99"] <= attn["d"] == 32
+    assert 1 <= attn["effective_rank"] <= 32
+    for name in ("random", "active", "active-sparse-adam"):
+        assert rows[name]["fve"] > 0 and 0 <= rows[name]["dead"] <= 1
+
+
+def test_l0_targets(short: Any) -> None:
+    rows = short("l0-targets")
+    assert set(rows) == {"jumprelu-6", "gated-6", "relu-6"}
+    for row in rows.values():
+        assert row["relative_error"] == pytest.approx(row["l0"] / 6 - 1)
+        assert row["reached"] == (abs(row["relative_error"]) <= 0.05)
+        assert abs(row["relative_error"]) < 0.5, row
+
+
+def test_variants(short: Any) -> None:
+    rows = short("variants")
+    for row in rows.values():
+        assert row["l0"] == pytest.approx(4, rel=0.4)
+        assert row["fve"] > 0.1 and row["fve_equal"] < row["fve"] and row["cosine"] > 0.2
+        assert 0 < row["bits_equal"] <= row["bits"] * 1.01 and row["ce_recovered"] is not None
+        assert row["tokens_per_cpu_s"] > 0
