@@ -201,7 +201,7 @@ def recorded_limit(run: Path) -> float | None:
     """The largest norm that training kept at the site's input, as an index of the run has it; None if there is none."""
     for manifest in sorted((run / "index").glob("*/manifest.json")):
         facts = read_json(manifest)
-        limits = facts.get("made_from", {}).get("mask", {}).get("limits", {})
+        limits = facts.get("made_from", {}).get("rows", {}).get("mask", {}).get("limits", {})
         if len(limits) == 1:
             return float(next(iter(limits.values())))
     return None

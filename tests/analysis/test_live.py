@@ -34,7 +34,7 @@ def test_outliers_are_left_out_as_an_index_recorded(tmp_path: Path) -> None:
     norms = model.activations(torch.tensor([tokens]), [HOOK])[HOOK][0].norm(dim=1)
     limit = float(norms[1:].median())
     (run / "index" / "default").mkdir(parents=True)
-    write_json(run / "index" / "default" / "manifest.json", {"made_from": {"mask": {"limits": {HOOK: limit}}}})
+    write_json(run / "index" / "default" / "manifest.json", {"made_from": {"rows": {"mask": {"limits": {HOOK: limit}}}}})
     prompt = Prompt(run)
     assert prompt.limit == limit
     kept = prompt.encode(TEXT).kept
