@@ -65,6 +65,11 @@ class FVE:
         self.total.index_add_(0, seq, centred)
         self.rows.index_add_(0, seq, torch.ones(len(seq), dtype=torch.float64))
 
+    def value(self) -> float:
+        """FVE over everything added."""
+        n, total = self.rows.sum(), self.total.sum(0)
+        return float(1 - self.error.sum() / (self.squares.sum() - total @ total / n))
+
     def interval(self) -> Interval:
         """FVE over everything added, with its interval over sequences."""
         error, squares, total, rows = (t.numpy() for t in (self.error, self.squares, self.total, self.rows))

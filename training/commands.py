@@ -101,8 +101,10 @@ def _cache_make(args: argparse.Namespace) -> int:
     from training.harvest import open_data
 
     members = configs.read(args.config, args.overrides)
-    if members[0].cache.mode != "disk" or members[0].corpus.acts_dir is not None:
-        raise SaescopeError(f"{args.config} needs no cache: its activations are not kept on disk (cache.mode, acts:).")
+    if members[0].cache.mode != "disk" or not members[0].corpus.needs_model:
+        raise SaescopeError(
+            f"{args.config} needs no cache: its activations are not kept on disk (cache.mode, acts:, corpus.synthetic)."
+        )
     hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
     data = open_data(members[0], hooks, Display())
     print(data.tokens.folder)

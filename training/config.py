@@ -17,6 +17,7 @@ from sae.errors import SaescopeError
 from sae.units import Count, Duration
 from sae.variants import variant_config
 from training.corpus import TextSource
+from training.synthetic import SyntheticConfig
 
 
 class Section(BaseModel):
@@ -51,6 +52,8 @@ class CorpusConfig(Section):
     """Share of documents that no training or calibration sees."""
     seed: int = 0
     """Order of the draws from a mixture."""
+    synthetic: SyntheticConfig | None = None
+    """Instead of text: `n_tokens` rows of known features."""
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -65,6 +68,11 @@ class CorpusConfig(Section):
         """The folder of the user's own activations, if that is the source."""
         names = [s.source for s in self.sources if s.source.startswith("acts:")]
         return names[0].removeprefix("acts:") if names else None
+
+    @property
+    def needs_model(self) -> bool:
+        """Rows come from a language model."""
+        return self.acts_dir is None and self.synthetic is None
 
     @model_validator(mode="after")
     def _acts_alone(self) -> "CorpusConfig":
@@ -255,8 +263,10 @@ class Config(Section):
                 "sae.skip is a linear path from input to target, and where the two are equal it would copy it; give the "
                 "site a target of its own (site={input: HOOK, target: HOOK}) or set sae.skip=false"
             )
-        if self.model is None and self.corpus.acts_dir is None:
-            raise ValueError("model is null, but only acts:DIR can do without a model")
+        if self.model is None and self.corpus.needs_model:
+            raise ValueError("model is null, but only acts:DIR and corpus.synthetic can do without a model")
+        if self.model is not None and self.corpus.synthetic is not None:
+            raise ValueError("corpus.synthetic has no model; write model: null")
         return self
 
     @property

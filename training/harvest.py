@@ -11,7 +11,8 @@ from training.config import Config
 from training.display import Display
 from training.models import Model, load_model
 from training.sources import ActsSource, ModelSource, Source
-from training.tokens import Tokens, acts_tokens, make_tokens
+from training.synthetic import HOOK, Synthetic
+from training.tokens import Tokens, acts_tokens, make_tokens, synthetic_tokens
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
     Raises:
         SaescopeError: a model, corpus, hook or cache that is not there or does not fit.
     """
+    if config.corpus.synthetic is not None:
+        if set(hooks) != {HOOK}:
+            raise SaescopeError(f"corpus.synthetic has one hook, {HOOK}; this config asks for {', '.join(hooks)}.")
+        return Data(Synthetic(config.corpus.synthetic), synthetic_tokens(config), None)
     if config.corpus.acts_dir is not None:
         acts = ActsDir(config.corpus.acts_dir)
         source = ActsSource(acts)

@@ -219,7 +219,7 @@ def _provenance(member: Config, data: Data) -> dict[str, Any]:
         "hook_name": member.site.input, "hook_name_out": member.site.target,
         "model_name": None if data.model is None else data.model.name,
         "context_size": data.tokens.n_ctx, "prepend_bos": data.model is not None and data.model.prepend_bos,
-        "dataset_path": "+".join(s.source for s in member.corpus.sources),
+        "dataset_path": "synthetic" if member.corpus.synthetic else "+".join(s.source for s in member.corpus.sources),
     }
 
 

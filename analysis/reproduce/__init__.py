@@ -9,5 +9,8 @@ EXPERIMENTS: dict[str, str] = {
     "active-subspace": "analysis.reproduce.active_subspace",
     "l0-targets": "analysis.reproduce.l0_targets",
     "variants": "analysis.reproduce.variants",
+    "matryoshka-tree": "analysis.reproduce.matryoshka_tree",
+    "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",
+    "synthetic": "analysis.reproduce.synthetic",
 }
 """Name on the command line → module."""

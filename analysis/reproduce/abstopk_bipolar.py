@@ -1,0 +1,17 @@
+"""AbsTopK on axes that are used in both directions (Zhu et al. 2510.00404).
+
+Their claim: TopK needs a feature for each end of an axis, AbsTopK one for both. Each width is trained with both; the
+table has FVE by width, and the share of features that carry both signs (the rarer one in at least a tenth of the rows).
+"""
+
+from analysis.reproduce.jobs import Job
+from analysis.reproduce.known import both_signs, fit, measure
+from analysis.reproduce.tables import Row
+
+
+def run(job: Job) -> list[Row]:
+    """Train and measure."""
+    sae, world, first = fit(job)
+    figures, code = measure(sae, world, first)
+    used = code.counts() > 0
+    return [{"d_sae": sae.d_sae, **figures, "both_signs": float(both_signs(code)[used].float().mean())}]

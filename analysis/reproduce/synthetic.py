@@ -1,0 +1,20 @@
+"""Every variant at equal L0 on one synthetic world: hierarchy, correlated and bipolar features, noise.
+
+Description length is in bits per row, at the coarsest step that costs 0.5 % of the variance (see sae.description).
+"""
+
+import numpy as np
+
+from analysis.reproduce.jobs import Job
+from analysis.reproduce.known import N_ROWS, fit, measure
+from analysis.reproduce.tables import Row
+from sae.description import description_length
+from training.synthetic import DRAWN
+
+
+def run(job: Job) -> list[Row]:
+    """Train and measure."""
+    sae, world, first = fit(job)
+    figures, _ = measure(sae, world, first)
+    blocks = np.arange(first // DRAWN, (first + N_ROWS) // DRAWN)
+    return [{**figures, "bits": description_length(sae, world.rows("acts", blocks, DRAWN)).bits}]
