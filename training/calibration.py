@@ -29,7 +29,7 @@ class Frozen:
     """The calibration of one hook."""
 
     median_norm: float
-    """Over eligible rows of the calibration sequences."""
+    """Over eligible rows of the calibration sequences that are not all zeros: sparse rows may mostly be."""
     transform: Transform
     """Fitted on those of them whose norm is at most `outlier_multiple` times the median."""
 
@@ -61,7 +61,10 @@ class KeepMask:
         n_ctx = self.tokens.n_ctx
         eligible = torch.from_numpy(self.tokens.eligible[self.calib].reshape(-1))
         norms = self.source.norms(hook, self.calib, n_ctx)
-        median = float(norms[eligible].median())
+        counted = norms[eligible & (norms > 0)]
+        if not len(counted):
+            raise SaescopeError(f"{hook}: every calibration row is zero, so nothing can be learnt of them; check the corpus.")
+        median = float(counted.median())
         kept = eligible & (norms <= self.data.outlier_multiple * median)
         return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
 

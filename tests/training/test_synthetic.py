@@ -128,3 +128,13 @@ def test_bad_configs(fields: dict, says: str) -> None:
 def test_bad_trainings(over: dict, says: str, tmp_path: Path) -> None:
     with pytest.raises(SaescopeError, match=says):
         train({**FIELDS, **over}, runs=tmp_path, quiet=True)
+
+
+def test_rows_of_mostly_zeros_do_not_mask_the_others(tmp_path: Path) -> None:
+    corpus = {"n_ctx": 32, "n_tokens": 4096, "held_out": 0.2,
+              "synthetic": {"d": 16, "roots": 24, "density": 0.01, "noise": 0.0}}
+    (trained,) = train({**FIELDS, "corpus": corpus}, runs=tmp_path, quiet=True)
+    assert trained.summary["mask"]["dropped_beyond_first"] == 0.0
+    with pytest.raises(SaescopeError, match="every calibration row is zero"):
+        corpus["synthetic"]["density"] = 1e-9
+        train({**FIELDS, "corpus": corpus}, runs=tmp_path / "nothing", quiet=True)
