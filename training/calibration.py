@@ -63,7 +63,7 @@ class KeepMask:
         norms = self.source.norms(hook, self.calib, n_ctx)
         counted = norms[eligible & (norms > 0)]
         if not len(counted):
-            raise SaescopeError(f"{hook}: every calibration row is zero, so nothing can be learnt of them; check the corpus.")
+            raise SaescopeError(f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus.")
         median = float(counted.median())
         kept = eligible & (norms <= self.data.outlier_multiple * median)
         return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
