@@ -115,11 +115,14 @@ class Trainee:
             self.controller.update(float(l0), pace=lr / self.config.optim.lr)
         residual = (target - step.x_hat).square().sum()
         sums = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
+        sums["dense_steps"] = torch.tensor(float(self.sae.kernels.last_route == "dense"))
         sums |= {"l0": l0, "residual": residual, "variance": target.square().sum(), "grad_norm": norm}
         self.window.add(sums | {name: torch.tensor(value) for name, value in step.logs.items()}, lr)
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, and the share of dead features now.
+
+        `dense_steps` is the share of steps with so many active features that they ran through dense products.
 
         Raises:
             SaescopeError: the loss has become NaN or infinite.

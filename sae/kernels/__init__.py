@@ -64,6 +64,8 @@ class Backend(Protocol):
     """The operations. All tensors lie on one device; gradients flow to every argument that requires them."""
 
     name: str
+    last_route: Literal["sparse", "dense", "reference"]
+    """How the last `autoencode` ran: `dense` where so many features were active that dense products were faster."""
 
     def encode(
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],

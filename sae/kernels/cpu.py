@@ -19,13 +19,14 @@ import weakref
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
 from sae.kernels import Autoencoded, ParamState, Select
 from sae.kernels.cpu_backward import Autoencode, AuxK, lock
+from sae.kernels.cpu_checks import check_code, check_prefixes, check_shapes, takes
 from sae.kernels.cpu_optim import step_params
 from sae.kernels.cpu_select import RESCORE_SHARE, Encoder
 from sae.kernels.cpu_state import Buffers, Pass, decode, indptr_of
@@ -70,6 +71,7 @@ class Cpu:
         select: Select,
     ) -> SparseCode:
         """Select over `x @ W_enc + b_enc`."""
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc)
         if not takes(x=x, W_enc=W_enc, b_enc=b_enc):
             return self._reference.encode(x, W_enc, b_enc, select)
         with lock():
@@ -80,7 +82,8 @@ class Cpu:
         self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]
     ) -> Float[Tensor, "n_rows d_out"]:
         """`Σ value · W_dec[feature] + b_dec` per row."""
-        check_features(code.feature, W_dec.shape[0])
+        check_code(code, W_dec.shape[0])
+        check_shapes(W_dec=W_dec, b_dec=b_dec)
         if not takes(value=code.value, W_dec=W_dec, b_dec=b_dec):
             return self._reference.decode(code, W_dec, b_dec)
         with lock():
@@ -92,6 +95,7 @@ class Cpu:
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
     ) -> Autoencoded:
         """Encode `x − b_pre`, select, decode each prefix; `code.value` and `x_hat` carry gradient."""
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre)
         ends = check_prefixes(prefixes, W_dec.shape[0])
         if not takes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre):
             self.last_route = "reference"
@@ -115,6 +119,7 @@ class Cpu:
         Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
         the same step, so that no second dense gradient is made and added.
         """
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
         if not takes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre):
             return self._reference.auxk(x, W_enc, b_enc, W_dec, dead, k_aux, b_pre=b_pre, absolute=absolute)
         ids = dead.nonzero().squeeze(-1)
@@ -179,39 +184,6 @@ class Cpu:
         return (alive, done) if alive is not None and enc() is W_enc and dec() is W_dec else (None, None)
 
 
-def takes(**tensors: Tensor | None) -> bool:
-    """True for fp32 tensors on the CPU, False for fp64 ones (the reference serves them).
-
-    Raises:
-        SaescopeError: anything else.
-    """
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in given.items():
-        if tensor.device.type != "cpu":
-            raise SaescopeError(f"kernels: {name} lies on {tensor.device}, and the cpu backend computes on the CPU; "
-                                "move it, or take the backend of its device.")
-    dtypes = {tensor.dtype for tensor in given.values()}
-    if dtypes not in ({torch.float32}, {torch.float64}):
-        found = ", ".join(f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in given.items())
-        raise SaescopeError(f"kernels: the cpu backend computes in float32, and got {found}; convert with .float().")
-    return dtypes == {torch.float32}
-
-
 def feature_major(W: Float[Tensor, "d d_sae"]) -> Float[Tensor, "d_sae d"]:
     """The transpose, contiguous; no copy for weights in their usual layout."""
     return W.detach().t().contiguous()
-
-
-def check_features(feature: Int32[Tensor, " nnz"], d_sae: int) -> None:
-    """Raise SaescopeError unless every index names a feature."""
-    if feature.numel() and not (int(feature.min()) >= 0 and int(feature.max()) < d_sae):
-        raise SaescopeError(f"kernels: the code names features {int(feature.min())} to {int(feature.max())}, and the "
-                            f"decoder has 0 to {d_sae - 1}; is it the code of another SAE?")
-
-
-def check_prefixes(prefixes: tuple[int, ...] | None, d_sae: int) -> tuple[int, ...]:
-    """The ends of the prefixes, ascending; all features if there are none."""
-    ends = tuple(prefixes) if prefixes else (d_sae,)
-    if any(a >= b for a, b in zip((0, *ends[:-1]), ends, strict=True)) or ends[-1] > d_sae:
-        raise SaescopeError(f"kernels: prefixes must ascend from 1 to at most d_sae = {d_sae}, and are {ends}.")
-    return ends

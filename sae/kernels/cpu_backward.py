@@ -32,7 +32,8 @@ def reconstruct(
         for level, (begin, end) in enumerate(done.blocks()):
             if level:
                 out[level, lo:hi] = out[level - 1, lo:hi]
-            out[level, lo:hi].addmm_(acts[:, begin:end], done.w_dec[begin:end])
+            with cpu_run.columns(out.shape[2]):
+                out[level, lo:hi].addmm_(acts[:, begin:end], done.w_dec[begin:end])
     return out
 
 
@@ -123,15 +124,18 @@ def dense_gradients(
     for lo, hi in row_chunks(done):
         acts = written_out(buffers, done, lo, hi)
         for level, (begin, end) in enumerate(done.blocks()):
-            g.g_dec[begin:end].addmm_(acts[:, begin:end].t(), by_level[level, lo:hi])
+            with cpu_run.columns(by_level.shape[2]):
+                g.g_dec[begin:end].addmm_(acts[:, begin:end].t(), by_level[level, lo:hi])
         g_acts = acts.zero_()  # beyond the last prefix nothing but the value's own gradient arrives
         for level, (begin, end) in enumerate(done.blocks()):
-            g_acts[:, begin:end] = by_level[level, lo:hi] @ done.w_dec[begin:end].t()
+            with cpu_run.columns(end - begin):
+                g_acts[:, begin:end] = by_level[level, lo:hi] @ done.w_dec[begin:end].t()
         cpu_run.run(
             cpu_loops.pick_entries, cpu_run.even(hi - lo), *done.entries, lo, g_acts.numpy(), g_value.numpy(),
             has_value, g.g_entry.numpy(),
         )
-        g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
+        with cpu_run.columns(done.x.shape[1]):
+            g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
         g.g_bias += g_acts.sum(0)
     g.g_pre = -(g.g_bias @ done.w_enc)
     return g

@@ -61,6 +61,29 @@ def timed(name: str) -> Iterator[None]:
     timings[name] = timings.get(name, 0.0) + time.perf_counter() - began
 
 
+THREAD_COLUMNS = 32
+"""Fewest columns of a dense product that a thread computes."""
+
+
+@contextlib.contextmanager
+def columns(n: int) -> Iterator[None]:
+    """Dense products of (at least) n columns inside, on no more threads than leaves each THREAD_COLUMNS.
+
+    Math libraries deal columns to threads and take narrow pieces through loops that add in another order, so that the
+    bits of a narrow product would depend on the number of threads.
+    """
+    before = torch.get_num_threads()
+    fitting = max(1, min(before, n // THREAD_COLUMNS))
+    if fitting == before:
+        yield
+        return
+    torch.set_num_threads(fitting)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(loop: Callable, bounds: Sequence[int], *args: object) -> list:
     """Call `loop(lo, hi, *args)` for each range of `bounds` on up to `torch.get_num_threads()` threads.
 

@@ -73,7 +73,7 @@ class Encoder:
             rows = x[first:first + n_chunk]
             name = "scores16" if half else "scores32"
             scores = self.buffers.space(name, (rows.shape[0], self.d_sae), half)
-            with cpu_run.timed("encoder product"):
+            with cpu_run.timed("encoder product"), cpu_run.columns(self.d_sae):
                 torch.mm(rows, w.t(), out=scores)
             if half:
                 yield first, (True, scores.view(torch.uint16).numpy(), nothing32)
@@ -116,7 +116,8 @@ class Encoder:
         """The share of features above the threshold, from bf16 scores of a few rows spread over the batch."""
         assert self.half is not None
         stride = max(1, self.n_rows // SAMPLE_ROWS)
-        pre = torch.mm(self.x[::stride].to(torch.bfloat16), self.half.w16.t()).float() + self.bias
+        with cpu_run.columns(self.d_sae):
+            pre = torch.mm(self.x[::stride].to(torch.bfloat16), self.half.w16.t()).float() + self.bias
         pre = pre.abs() if absolute else pre
         return float((pre > torch.from_numpy(threshold)).float().mean()) if pre.numel() else 0.0
 

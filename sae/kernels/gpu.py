@@ -39,6 +39,7 @@ class Gpu:
     """
 
     name = "gpu"
+    last_route: Literal["sparse", "dense", "reference"] = "sparse"
 
     def __init__(self, precision: str = "auto", chunk_bytes: int = 1 << 30) -> None:
         if precision not in ("auto", "fp32", "bf16"):

@@ -1,6 +1,6 @@
 """The definition of the sparse operations: dense torch under autograd, in any dtype up to fp64, on any device."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,6 +45,7 @@ class Reference:
     """Dense torch; see `sae.kernels.Backend` for what each operation means."""
 
     name = "reference"
+    last_route: Literal["sparse", "dense", "reference"] = "reference"
 
     @torch.no_grad()
     def encode(

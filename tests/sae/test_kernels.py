@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae.base import Progress
 from sae.code import SparseCode
 from sae.errors import SaescopeError
 from sae.kernels import Autoencoded, Backend, ParamState, Select, backend
+from sae.kernels.cpu_checks import check_shapes
 from sae.kernels.cpu_run import jit, run
+from sae.variants import VARIANTS
 
 MODES = list(itertools.product(("topk", "batch_topk", "threshold"), (False, True)))
 SIZES = {  # n_rows, d_in, d_sae, d_out, k
@@ -251,15 +254,31 @@ def test_bf16_candidates_select_what_fp32_selects() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("mode", ["topk", "batch_topk", "threshold"])
-def test_bits_do_not_depend_on_the_number_of_threads_or_the_run(precision: str, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "absolute"), MODES)
+def test_bits_do_not_depend_on_the_number_of_threads_or_the_run(precision: str, mode: str, absolute: bool) -> None:
     w, x, dead = Weights.random(64, 2000, 64), rows(257, 64), torch.arange(2000) % 50 == 0
-    results = []
-    for n in (1, 2, 3, 2):
+    assert_same_bits_on_any_threads(precision, w, x, Select(mode, k=8, threshold=2.5, absolute=absolute), dead)
+
+
+@pytest.mark.parametrize("d", [24, 64])
+def test_bits_of_dense_passes_do_not_either(d: int) -> None:
+    """24 columns: so narrow that a math library would add in an order that depends on its threads."""
+    dead = torch.arange(600) % 5 == 0
+    assert_same_bits_on_any_threads("fp32", Weights.random(d, 600, d), rows(257, d), Select("threshold"), dead)
+
+
+def assert_same_bits_on_any_threads(precision: str, w: Weights, x: Tensor, select: Select, dead: Tensor) -> None:
+    """Values, gradients, and the parameters after a step."""
+    d_sae, results = w.b_enc.numel(), []
+    for n in (1, 2, 3, 4, 2):
         with threads(n):
             kernels = backend("cpu", "cpu", precision)
-            out, grads = losses_and_grads(kernels, x, w, Select(mode, k=8, threshold=2.5), dead=dead)
-        results.append((out.code.feature, out.code.value, out.x_hat, *grads.values()))
+            out, grads = losses_and_grads(kernels, x, w, select, dead=dead, prefixes=(100, d_sae // 2, d_sae))
+            stepped = w.leaves()
+            for name, leaf in stepped.named().items():
+                leaf.grad = grads[name].clone(memory_format=torch.preserve_format)
+            norm = optimise(kernels, states(stepped))
+        results.append((out.code.feature, out.code.value, out.x_hat, *grads.values(), norm, *stepped.named().values()))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -272,6 +291,11 @@ def states(w: Weights) -> list[ParamState]:
         ParamState(p, torch.zeros_like(p), torch.zeros_like(p), unit_rows=name == "W_dec")
         for name, p in w.named().items()
     ]
+
+
+def optimise(kernels: Backend, params: list[ParamState]) -> Tensor:
+    """One step at settings of no consequence; the gradients' norm."""
+    return kernels.optimizer_step(params, step=1, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
 
 
 def train(kernels: Backend, n_steps: int, *, clip: float | None = 1.0, aux: bool = True) -> tuple[list[float], Weights]:
@@ -373,16 +397,24 @@ def test_two_threads_at_once_neither_crash_nor_differ() -> None:
     cases = [(rows(100, 64, seed), Select(mode, k=8, threshold=2.5)) for seed, mode in
              enumerate(("topk", "batch_topk", "threshold", "topk"))]
     dead = torch.arange(2000) % 50 == 0
-    expected = [losses_and_grads(kernels, x, shared, select, dead=dead) for x, select in cases]
+
+    def everything(i: int) -> dict[str, Tensor]:
+        """What each operation gives for case i."""
+        x, select = cases[i]
+        out, grads = losses_and_grads(kernels, x, shared, select, dead=dead, prefixes=(500, 2000) if i % 2 else None)
+        code, stepped = kernels.encode(x, shared.W_enc, shared.b_enc, select), shared.leaves()
+        for name, leaf in stepped.named().items():
+            leaf.grad = grads[name].clone(memory_format=torch.preserve_format)
+        norm, decoded = optimise(kernels, states(stepped)), kernels.decode(code, shared.W_dec, shared.b_dec)
+        found = {"x_hat": out.x_hat, "value": code.value, "decoded": decoded, "norm": norm}
+        return found | grads | {f"stepped {name}": leaf for name, leaf in stepped.named().items()}
+
+    expected = [everything(i) for i in range(len(cases))]
     failures: list[str] = []
 
     def work(order: list[int]) -> None:
         for i in order * 3:
-            x, select = cases[i]
-            out, grads = losses_and_grads(kernels, x, shared, select, dead=dead)
-            if not torch.equal(out.x_hat, expected[i][0].x_hat):
-                failures.append(f"x_hat of {i}")
-            failures.extend(f"{n} of {i}" for n, g in grads.items() if not torch.equal(g, expected[i][1][n]))
+            failures.extend(f"{n} of {i}" for n, t in everything(i).items() if not torch.equal(t, expected[i][n]))
 
     workers = [threading.Thread(target=work, args=(order,)) for order in ([0, 1, 2, 3], [3, 2, 1, 0])]
     with threads(2):
@@ -461,6 +493,10 @@ def test_bad_arguments_are_named() -> None:
         kernels.encode(x.to("meta"), w.W_enc, w.b_enc, Select("topk", k=3))
     with pytest.raises(SaescopeError, match="prefixes"):
         autoencode(kernels, x, w, Select("topk", k=3), prefixes=(5, 5))
+    for bounds in ([0, 2, 1], [1, 1, 2], [0, 1, 3]):
+        code = SparseCode(torch.tensor([3, 5], dtype=torch.int32), torch.ones(2), 2, 600, indptr=torch.tensor(bounds))
+        with pytest.raises(SaescopeError, match="bounds of the code's rows"):
+            kernels.decode(code, w.W_dec, w.b_dec)
     for feature in (600, -1):
         code = SparseCode(torch.tensor([feature], dtype=torch.int32), torch.ones(1), 1, 600, k=1)
         with pytest.raises(SaescopeError, match="features"):
@@ -469,6 +505,16 @@ def test_bad_arguments_are_named() -> None:
         backend("cpu", "cpu", "fp8")
     with pytest.raises(SaescopeError, match="cannot run"):
         backend("cuda", "cpu")
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    """Asked of the check itself: in tests the types on the operations' signatures would speak first."""
+    w, x = Weights.random(24, 600, 24), rows(33, 24)
+    check_shapes(x=x, **w.named(), dead=torch.zeros(600, dtype=torch.bool))
+    with pytest.raises(SaescopeError, match="d_sae is 600 in W_enc and 599 in W_dec"):
+        check_shapes(x=x, W_enc=w.W_enc, b_enc=w.b_enc, W_dec=w.W_dec[:599])
+    with pytest.raises(SaescopeError, match=r"x is \[n_rows, d_in\], and has the shape \[24\]"):
+        check_shapes(x=x[0], W_enc=w.W_enc)
 
 
 def test_tensors_in_any_layout_are_right() -> None:
@@ -486,3 +532,31 @@ def test_fp64_is_served_by_the_reference() -> None:
     w, x, kernels = Weights.random(24, 600, 24), rows(33, 24), backend("cpu", "cpu", "fp32")
     out, _ = losses_and_grads(kernels, x, w, Select("topk", k=3), torch.float64)
     assert out.x_hat.dtype == torch.float64 and kernels.last_route == "reference"
+
+
+@pytest.mark.parametrize("variant", ["relu", "jumprelu", "gated"])
+def test_variants_with_most_features_active_run_dense_and_agree(variant: str) -> None:
+    """As early in training: then, with few active, sparse again."""
+    start = {"threshold": 0.05, "bandwidth": 0.04} if variant == "jumprelu" else {}
+    options = {"sparsity": {"coefficient": 1.0}, **start}
+    steps, routes = {}, []
+    for name in ("cpu", "reference"):
+        kind, config = VARIANTS[variant]
+        sae = kind(config(variant=variant, d_sae=600, **options), 24)
+        w = Weights.random(24, 600, 24)
+        with torch.no_grad():
+            sae.W_enc.copy_(w.W_enc)
+            sae.W_dec.copy_(w.W_dec)
+        sae.kernels, x = backend("cpu", name, "fp32"), rows(33, 24)
+        steps[name] = sae.losses(x, x, Progress(torch.zeros(600, dtype=torch.bool), coefficient=0.1))
+        steps[name].loss.backward()
+        steps[name] = (steps[name].loss.detach(), *(p.grad for p in sae.parameters()))
+        routes.append(sae.kernels.last_route)
+        if name == "cpu":
+            with torch.no_grad():
+                sae.b_enc.sub_(2.5)
+            sae.losses(x, x, Progress(torch.zeros(600, dtype=torch.bool)))
+            routes.append(sae.kernels.last_route)
+    assert routes == ["dense", "sparse", "reference"]
+    for got, expected in zip(steps["cpu"], steps["reference"], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

@@ -79,7 +79,8 @@ def test_what_a_run_leaves(base: dict[str, Any], tmp_path: Path) -> None:
     assert torch.equal(loaded(x), trained.sae(x))
     steps = [line["step"] for line in lines(trained.folder)]
     assert steps == sorted(steps)
-    assert {"loss/reconstruction", "l0", "fve", "dead", "lr", "grad_norm", "rows"} <= set(lines(trained.folder)[0])
+    expected = {"loss/reconstruction", "l0", "fve", "dead", "lr", "grad_norm", "rows", "dense_steps"}
+    assert expected <= set(lines(trained.folder)[0])
     assert any("heldout/fve" in line for line in lines(trained.folder))
     assert len(list((trained.folder / "checkpoints").glob("step-*"))) == 2
     fve = [line["fve"] for line in lines(trained.folder) if "fve" in line]
