@@ -161,7 +161,9 @@ def group_origin(section: Section) -> str:
     """How many tokens a group stands for, and between which values (a group's bounds are sizes)."""
     group, sign = section.group, "−" if section.side == "-" else ""
     of = f"{len(section.examples)} of {count(group.population, 'token')}"
-    return of if group.name in ("random", "near") else f"{of}, {sign}{number(group.low)} to {sign}{number(group.high)}"
+    if not group.name.startswith("q"):
+        return of
+    return f"{of}, {sign}{number(group.low)} to {sign}{number(group.high)}"
 
 
 def empty(feature: "Feature") -> str:

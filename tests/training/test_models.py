@@ -149,6 +149,18 @@ def test_splicing_the_middle_of_a_block_replaces_the_stream_too(smol):
     torch.testing.assert_close(acts[post], acts[post][:1, :1].expand_as(acts[post]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("which", ["smol", "tiny"])
+def test_extending_a_text_bit_by_bit_gives_the_logits_of_the_whole(which, smol, tiny):
+    model = {"smol": smol, "tiny": tiny}[which]
+    tokens = sentence(model) if which == "smol" else tiny_tokens(n_seqs=1)
+    whole, past = model.logits(tokens), None
+    for start, stop in ((0, 4), (4, 5), (5, tokens.shape[1])):
+        logits, past = model.extend(tokens[:, start:stop], past)
+        torch.testing.assert_close(logits, whole[:, stop - 1], atol=2e-4, rtol=1e-4)
+    with pytest.raises(SaescopeError, match="longer than"):
+        model.extend(torch.zeros(1, model.n_ctx_max, dtype=torch.long), past)
+
+
 def test_an_exception_in_a_splice_leaves_the_model_clean(tiny):
     tokens = tiny_tokens()
     clean = tiny.logits(tokens)

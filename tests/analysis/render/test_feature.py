@@ -35,7 +35,10 @@ def test_both_sides_are_named() -> None:
     signed = feature(n_negative=6)
     section = Section("-", Group("top", 1.0, 3.0, 6), [example(["a"], [-3.0])])
     page = Page(render.group(section, signed))
-    assert "Strongest, negative side 1 of 6 tokens, −1.00 to −3.00" in page.text
+    assert "Strongest, negative side 1 of 6 tokens" in page.text
+    ninth = Section("-", Group("q9", 1.0, 3.0, 6), section.examples)
+    told = Page(render.group(ninth, signed)).text
+    assert "Quantile 9 of 10, negative side 1 of 6 tokens, −1.00 to −3.00" in told
     assert page.having("bdi")[0].attributes["class"] == "sx-n4 sx-peak"
     assert "negative20.00 %" in Page(f"<div>{render.facts(signed)}</div>").text
 
