@@ -30,6 +30,16 @@ nav.sx-pages a {text-decoration: none; padding: 0.35rem 0.7rem; border-radius: 6
 nav.sx-pages a:hover, nav.sx-pages a[aria-current] {background: var(--sx-soft)}
 nav.sx-pages a[aria-current] {font-weight: 600}
 nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
+.sx-walk {display: flex; flex-wrap: wrap; gap: 0.3rem 1.1rem; align-items: center}
+.sx button {font: inherit; font-size: 0.75rem; color: inherit; background: none; border: 1px solid var(--sx-rule);
+  border-radius: 4px; padding: 0 0.45rem; cursor: pointer}
+.sx-features {white-space: nowrap}
+.sx-features thead th {position: sticky; top: 0}
+.sx-list.sx-features .sx-num {padding-right: 0.9rem}
+.sx-features .sx-name {white-space: normal; min-width: 10rem; max-width: 22rem}
+.sx-features tbody tr:hover, .sx-ex[data-at]:hover {background: var(--sx-soft)}
+.sx-ex[data-at], th[data-token] {cursor: pointer}
+.st-key-head h1 {padding-bottom: 0.1rem}
 dialog.sx-keys {border: 1px solid var(--sx-rule, gray); border-radius: 8px; padding: 1.2rem; min-width: 24rem;
   font-size: 0.9rem; background: var(--sx-ground); color: inherit}
 dialog.sx-keys dl {display: grid; grid-template-columns: auto 1fr; gap: 0.4rem 1.2rem; margin: 0 0 1rem}

@@ -31,7 +31,16 @@ export default function (component) {
       go(anchor.href);
     } else if (example && !String(getSelection())) {
       widen(example);
+    } else if (event.target.closest("thead th[data-token]")) {
+      rank(event.target.closest("th[data-token]").dataset.token);
     }
+  }
+
+  function rank(token) {
+    const url = new URL(location.href);
+    if (url.searchParams.get("token") === token) url.searchParams.delete("token");
+    else url.searchParams.set("token", token);
+    go(url.href);
   }
 
   function widen(example) {

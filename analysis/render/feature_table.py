@@ -1,0 +1,104 @@
+"""Many features as one table: real HTML, so that it can be searched, copied, read aloud and walked by keyboard."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from analysis.render.feature import Link, bar, percent
+from analysis.render.text import number, shown
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table."""
+
+    name: str
+    """In the statistics."""
+    title: str
+    help: str
+    kind: str = "number"
+    """`number`, `share`, `count` or `text`."""
+
+
+COLUMNS = (
+    Column("density", "Density", "Share of the tokens it fires on", "share"),
+    Column("n_active", "Fires", "Tokens it fires on", "count"),
+    Column("max", "Max", "Its largest value, a length in the model's own units"),
+    Column("mean", "Mean", "Mean of its active values"),
+    Column("kurtosis", "Kurtosis", "Excess kurtosis of its active values"),
+    Column("decoder_norm", "Norm", "Norm of its decoder row before it was made 1"),
+    Column("decoder_cos", "Cosine", "Cosine with the nearest other decoder row"),
+    Column("coact_jaccard", "Together", "Jaccard index with the feature it most often fires with"),
+    Column("first_token_share", "At start", "Share of its fires on the first token of a context", "share"),
+    Column("entropy", "Entropy", "Of its fires over contexts, in nats: how widely they are spread"),
+    Column("top_token", "Top token", "The token it fires on most", "text"),
+    Column("promoted_token", "Promotes", "The token whose logit it raises most", "text"),
+)
+TITLES = {"feature": "Feature", "label": "Label"} | {column.name: column.title for column in COLUMNS}
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], *, sort: str, descending: bool, names: Mapping[int, str], link: Link,
+    sort_link: Callable[[str], str] | None = None, extra: Mapping[int, str] | None = None, extra_title: str = "",
+) -> str:
+    """The table; a column of which no row knows anything is left out.
+
+    Args:
+        rows: features with their statistics, in order.
+        sort: the column they are sorted by.
+        descending: the largest first.
+        names: labels.
+        link: where a feature's number leads.
+        sort_link: where a column's title leads; None for titles that lead nowhere.
+        extra: a text for each feature in a further column.
+        extra_title: its title.
+    """
+    columns = [column for column in COLUMNS if any(row.get(column.name) is not None for row in rows)]
+    heads = [_head("feature", "Feature", "Its number", False, sort, descending, sort_link),
+             _head("label", "Label", "What it is taken to mean", False, sort, descending, sort_link)]
+    if extra is not None:
+        heads.append(f'<th scope="col" class="sx-num">{escape(extra_title)}</th>')
+    heads += [_head(c.name, c.title, c.help, c.kind != "text", sort, descending, sort_link) for c in columns]
+    densest = max((row.get("density") or 0.0 for row in rows), default=0.0)
+    body = "".join(_row(row, columns, names, link, extra, densest) for row in rows)
+    return (
+        '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features"><table class="sx-list sx-features">'
+        f'<caption class="sx-hidden">{len(rows)} features and their statistics</caption>'
+        f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _head(
+    name: str, title: str, means: str, is_number: bool, sort: str, descending: bool, sort_link: Callable[[str], str] | None
+) -> str:
+    mark = (" ↓" if descending else " ↑") if name == sort else ""
+    said = f' aria-sort="{"descending" if descending else "ascending"}"' if mark else ""
+    text = f"{escape(title)}{mark}"
+    inside = text if sort_link is None else f'<a href="{escape(sort_link(name), quote=True)}">{text}</a>'
+    kind = ' class="sx-num"' if is_number else ""
+    return f'<th scope="col" title="{escape(means, quote=True)}"{kind}{said}>{inside}</th>'
+
+
+def _row(
+    row: Mapping[str, Any], columns: Sequence[Column], names: Mapping[int, str], link: Link,
+    extra: Mapping[int, str] | None, densest: float,
+) -> str:
+    feature = int(row["feature"])
+    href = link(feature)
+    name = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}">#{feature}</a>'
+    label = shown(names[feature], limit=80) if feature in names else ""
+    why = shown(extra[feature], limit=40) if extra and feature in extra else ""
+    more = "" if extra is None else f'<td class="sx-num">{why}</td>'
+    cells = "".join(_cell(column, row.get(column.name), densest) for column in columns)
+    return f'<tr><th scope="row">{name}</th><td class="sx-name">{label}</td>{more}{cells}</tr>'
+
+
+def _cell(column: Column, value: Any, densest: float) -> str:
+    if column.kind == "text":
+        return f"<td>{shown(value, spaces=True, limit=20) if value is not None else ''}</td>"
+    if value is None:
+        return '<td class="sx-num">–</td>'
+    text = percent(value) if column.kind == "share" else f"{value:,}" if column.kind == "count" else number(value)
+    drawn = bar(value, densest) if column.name == "density" else ""
+    return f'<td class="sx-num">{text}{drawn}</td>'
