@@ -30,6 +30,8 @@ nav.sx-pages a {text-decoration: none; padding: 0.35rem 0.7rem; border-radius: 6
 nav.sx-pages a:hover, nav.sx-pages a[aria-current] {background: var(--sx-soft)}
 nav.sx-pages a[aria-current] {font-weight: 600}
 nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
+[data-testid='stHtml'] .sx-facts, [data-testid='stHtml'] .sx-facts dd {margin-left: 0; padding-left: 0}
+[data-testid='stHtml'] .sx-facts dt {padding: 0; margin: 0; font-weight: 400}
 .sx-walk {display: flex; flex-wrap: wrap; gap: 0.3rem 1.1rem; align-items: center}
 .sx button {font: inherit; font-size: 0.75rem; color: inherit; background: none; border: 1px solid var(--sx-rule);
   border-radius: 4px; padding: 0 0.45rem; cursor: pointer}

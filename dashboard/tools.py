@@ -119,7 +119,8 @@ def steer(place: Place) -> None:
     def run() -> None:
         settings = Settings(max_tokens=int(n), temperature=temperature, seed=int(seed), positions=where)
         with st.spinner("The model writes twice …"):
-            result = steered(place.chosen.run.folder, prompt, [Edit(place.feature, strength, "clamp" if mode == "clamp" else "add")], settings)
+            edit = Edit(place.feature, strength, "clamp" if mode == "clamp" else "add")
+            result = steered(place.chosen.run.folder, prompt, [edit], settings)
         st.html(f'<div class="sx" data-steered="true">{steering.compared(result, names(place.chosen), go)}</div>')
 
     _tried(run)

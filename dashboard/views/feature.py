@@ -12,6 +12,7 @@ from analysis.render.feature import Section
 from analysis.render.tokens import legend
 from dashboard import address, order, tools
 from dashboard.chosen import Chosen, choose, names
+from dashboard.components.drawing import drawing
 from dashboard.components.hands import hands
 from dashboard.place import Place, go
 
@@ -120,12 +121,12 @@ def _side(place: Place) -> None:
     log_x, log_y = st.query_params.get("logx") != "false", st.query_params.get("logy") == "true"
     parts = []
     if not feature.dead:
+        drawing(f"<h3>Values when active</h3>{histogram.svg(feature, log_x=log_x, log_y=log_y)}", key="histogram")
         switches = (
             _link("linear values" if log_x else "log values", address.link(logx="false" if log_x else None)) + " · "
             + _link("linear counts" if log_y else "log counts", address.link(logy=None if log_y else "true"))
             + f' · <button data-png=".sx-histogram" data-name="feature-{place.feature}.png">PNG</button>')
-        parts += ["<h3>Values when active</h3>", histogram.svg(feature, log_x=log_x, log_y=log_y),
-                  f'<div class="sx-quiet">{switches}</div>', drawn.promoted(feature)]
+        parts += [f'<div class="sx-quiet">{switches}</div>', drawn.promoted(feature)]
     parts += [drawn.neighbours(kind, place.index.neighbours(place.feature, kind)[:10], names(place.chosen), go)
               for kind in ("decoder", "coactivation")]
     st.html(f'<div class="sx">{"".join(parts)}</div>')

@@ -1,10 +1,12 @@
 """The browser, the server and the page of journeys; where there is no browser, the journeys are named as not run."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.analysis.indexed_runs import write_states
 from tests.dashboard.browser import TIMEOUT_MS, Dashboard, idle, launch, serve
 
 NOT_RUN: list[str] = []
@@ -32,6 +34,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("journeys not run, for want of a browser")
         for name in NOT_RUN:
             terminalreporter.line(name)
+
+
+@pytest.fixture(scope="session")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs in every state; read only."""
+    return write_states(tmp_path_factory.mktemp("states"))
 
 
 @pytest.fixture(scope="module")
