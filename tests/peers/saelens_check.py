@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 BOUND = 1e-5
+UPDATE = "update of a block"
 N_ROWS = 512
 COLUMNS = ("SAE", "rows", "L0", "|mean|/spread", "faint", "ties", "at tie", "value", "x_hat")
 ROW = "{:52s} {:>5} {:>6} {:>13} {:>5} {:>5} {:>8} {:>8} {:>8}{}"
@@ -92,7 +93,7 @@ def differences(name: str, x: torch.Tensor, a: dict, b: dict, boundary: torch.Te
 def our_saes() -> list[tuple[str, object, torch.Tensor]]:
     """Each variant, tiny and realistic, and transcoders."""
     from sae.base import SAE, Transform
-    from sae.variants import batchtopk, relu, topk
+    from sae.variants import VARIANTS, batchtopk, relu, topk
 
     def fill(sae: SAE, x: torch.Tensor, W_dec: torch.Tensor, bias: float) -> SAE:
         with torch.no_grad():
@@ -107,7 +108,40 @@ def our_saes() -> list[tuple[str, object, torch.Tensor]]:
         mean = x.mean(0)
         return Transform(mean, (x.shape[1] ** 0.5 / (x - mean).pow(2).sum(1).mean().sqrt()))
 
+    def learnt(sae: SAE) -> SAE:
+        """What variants learn beside the weights: thresholds, magnitudes, a skip path."""
+        with torch.no_grad():
+            for name, tensor in sae.state_dict().items():
+                if name == "theta":
+                    tensor.uniform_(0.1, 0.6)
+                elif name in ("r_mag", "b_mag"):
+                    tensor.normal_(0, 0.3)
+                elif name == "W_skip":
+                    tensor.normal_(0, 0.3 / sae.d_in**0.5)
+                elif name in ("threshold_sum", "threshold_weight"):
+                    tensor.fill_(1.7 if name == "threshold_sum" else 0.9)
+        return sae
+
     saes = []
+    W_dec = directions(4608, 576)
+    x = realistic_rows(W_dec, 32)
+    for name, fields in (("abstopk", {"k": 32}), ("jumprelu", {}), ("gated", {}), ("matryoshka", {"k": 32}),
+                         ("matryoshka", {"k": 32, "base": "abstopk"})):
+        cls, config_class = VARIANTS[name]
+        sae = cls(config_class(d_sae=4608, **fields), 576, input=around(x))
+        saes.append((" ".join([name, *map(str, fields.values())]), learnt(fill(sae, x, W_dec, 0.5)), x))
+    target = realistic_rows(directions(4608, 320), 32)
+    steered = [(name, {}) for name in ("relu", "jumprelu", "gated")]
+    for name, fields in (*steered, ("batchtopk", {"k": 32}), ("matryoshka", {"k": 32})):
+        for skip in (False, True):
+            cls, config_class = VARIANTS[name]
+            sae = cls(config_class(d_sae=4608, skip=skip, **fields), 576, 320, input=around(x), target=around(target))
+            fill(sae, x, directions(4608, 320), 1.0)
+            saes.append((f"{name} {'skip ' if skip else ''}transcoder", learnt(sae), x))
+    for skip in (False, True):
+        config = relu.ReLUConfig(d_sae=4608, skip=skip, apply_b_dec_to_input=False)
+        sae = relu.ReLU(config, 576, input=around(x), target=around(realistic_rows(W_dec, 32)))
+        saes.append((f"relu {'skip ' if skip else ''}{UPDATE}", learnt(fill(sae, x, W_dec, 1.0)), x))
     for size, d, n, k in (("tiny", 8, 32, 3), ("realistic", 576, 4608, 32)):
         for outliers in (False, True):
             W_dec = directions(n, d, outliers=outliers)
@@ -137,7 +171,10 @@ def ours(folder: Path, runs: list[Path], rows: Path | None) -> None:
     given = load_file(rows)["x"].float() if rows else None
     for i, (name, sae, x) in enumerate(our_saes()):
         place = folder / f"{i:03d}"
-        reason = saelens.export(sae, place, metadata={"hook_name": "blocks.3.hook_resid_post", "model_name": "none"})
+        metadata = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "none"}
+        if name.endswith(UPDATE):
+            metadata |= {"hook_name_out": "blocks.3.hook_resid_post", "site": {"update": True}}
+        reason = saelens.export(sae, place, metadata=metadata)
         assert reason is None, reason
         _write_outputs(place, name, place, sae, x)
     for run in runs:
@@ -157,7 +194,8 @@ def ours(folder: Path, runs: list[Path], rows: Path | None) -> None:
 def _write_outputs(place: Path, name: str, sae_folder: Path, sae, x: torch.Tensor) -> None:
     place.mkdir(parents=True, exist_ok=True)
     code = sae.encode(x)
-    tensors = {"x": x, "acts": code.to_dense(), "x_hat": sae.decode(code)}
+    # SAELens has an update's target, the output of the block
+    tensors = {"x": x, "acts": code.to_dense(), "x_hat": sae.decode(code) + (x if name.endswith(UPDATE) else 0)}
     select = sae.select()
     if select.mode == "threshold":
         tensors["boundary"] = torch.as_tensor(select.threshold) * sae.lengths().detach()
@@ -181,7 +219,9 @@ def theirs(folder: Path) -> bool:
         sae = sae_lens.SAE.load_from_disk(case["sae"])
         assert sae.cfg.metadata.hook_name, "the metadata was dropped"
         acts = sae.encode(io["x"])
-        result = {"acts": acts, "x_hat": sae.decode(acts)}
+        # SAELens' decode knows nothing of the input, and leaves the skip path to the whole forward pass
+        x_hat = sae(io["x"]) if "skip" in sae.cfg.architecture() else sae.decode(acts)
+        result = {"acts": acts, "x_hat": x_hat}
         name = f"{case['name']} -> {sae.cfg.architecture()}"
         good &= differences(name, io["x"], io, result, io.get("boundary"))
     for i, (name, sae, reader, save) in enumerate(_their_saes(sae_lens)):

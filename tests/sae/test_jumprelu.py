@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import Progress
+from sae.init import initialise
+from sae.kernels import ParamState, backend
 from sae.variants.jumprelu import PAPER_START, JumpReLU, JumpReLUConfig
 from tests.sae.test_variants import D_IN, D_SAE, make, no_dead, rows
 from tests.sae.toy import Toy, fve, train
@@ -112,3 +114,20 @@ def test_a_larger_coefficient_leaves_fewer_active() -> None:
         for c in (0.01, 0.3, 10.0)
     ]
     assert found[0] > found[1] > found[2] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_thresholds_move_by_less_than_bf16_can_tell(precision: str) -> None:
+    """Steps of 5e-5 from 1: a threshold kept in bf16, whose numbers lie 8e-3 apart there, would never move."""
+    sae = JumpReLU(JumpReLUConfig(d_sae=64, threshold=1.0, bandwidth=0.5, sparsity={"target_l0": 1}), D_IN)
+    initialise(sae, rows().float())
+    sae.kernels = backend("cpu", "cpu", precision)
+    theta = ParamState(sae.theta, torch.zeros(64), torch.zeros(64))
+    x = 2 * torch.randn(256, D_IN, generator=torch.Generator().manual_seed(2))
+    for step in range(1, 41):
+        sae.losses(x, x, no_dead(sae)).loss.backward()
+        sae.kernels.optimizer_step([theta], step=step, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, clip=None)
+        sae.zero_grad(set_to_none=True)
+    moved = (sae.threshold.detach() - 1).abs()
+    assert sae.theta.dtype == torch.float32
+    assert 1e-3 < moved.median() < 2.5e-3, "forty steps of 5e-5, and not one lost"
