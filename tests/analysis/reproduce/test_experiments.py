@@ -32,7 +32,7 @@ def test_active_subspace(short: Any) -> None:
 
 def test_l0_targets(short: Any) -> None:
     rows = short("l0-targets")
-    assert set(rows) == {"jumprelu-6", "gated-6", "relu-6"}
+    assert set(rows) == {"jumprelu-6", "relu-6"}
     for row in rows.values():
         assert row["relative_error"] == pytest.approx(row["l0"] / 6 - 1)
         assert row["reached"] == (abs(row["relative_error"]) <= 0.05)
