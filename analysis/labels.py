@@ -108,9 +108,12 @@ class Labels:
         return self._labels("AND feature = ?", feature)
 
     def all(self) -> list[Label]:
-        """One label for each feature that has any, by feature; yours hide automatic ones."""
+        """One label for each feature that has any, by feature; yours hide automatic ones.
+
+        The judged examples, which are most of the file, are left out: `get` has them.
+        """
         best: dict[int, Label] = {}
-        for label in self._labels(""):
+        for label in self._labels("", judged="'[]'"):
             best.setdefault(label.feature, label)
         return [best[feature] for feature in sorted(best)]
 
@@ -131,20 +134,20 @@ class Labels:
         now = _now()
         rows = [
             (self.weights, self._checked(label.feature), label.author, _text("label", label.text), label.score,
-             label.baseline, json.dumps([asdict(one) for one in label.judged]), _clean(label.method), label.updated or now)
+             label.baseline, json.dumps([asdict(one) for one in label.judged], separators=(",", ":")), _clean(label.method), label.updated or now)
             for label in labels
         ]
         with self._file.writing() as connection:
             connection.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def _labels(self, condition: str, *values: object) -> list[Label]:
+    def _labels(self, condition: str, *values: object, judged: str = "judged") -> list[Label]:
         rows = self._read(
-            "SELECT feature, text, author, score, baseline, judged, method, updated FROM labels "
+            f"SELECT feature, text, author, score, baseline, {judged}, method, updated FROM labels "
             f"WHERE weights = ? {condition} ORDER BY feature, author != 'you'", *values,
         )
         return [
-            Label(feature, text, author, score, baseline, tuple(Judged(**one) for one in json.loads(judged)), method, when)
-            for feature, text, author, score, baseline, judged, method, when in rows
+            Label(feature, text, author, score, baseline, tuple(Judged(**one) for one in json.loads(examples)), method, when)
+            for feature, text, author, score, baseline, examples, method, when in rows
         ]
 
     # -- notes and tags -----------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def test_yours_hides_the_automatic_one_and_gives_it_back(labels: Labels) -> None
     auto = Label(3, "token b", "auto", 0.75, 0.5, judged, "contrast 1", "2026-01-01T00:00:00+00:00")
     labels.put([auto, Label(4, "token c", "auto")])
     assert labels.get(3) == auto
+    assert [(one.text, one.score, one.judged) for one in labels.all()] == [("token b", 0.75, ()), ("token c", None, ())]
     labels.set_label(3, "mine")
     assert [one.text for one in labels.every(3)] == ["mine", "token b"]
     assert [(one.feature, one.text) for one in labels.all()] == [(3, "mine"), (4, "token c")]
