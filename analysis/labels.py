@@ -134,7 +134,7 @@ class Labels:
         now = _now()
         rows = [
             (self.weights, self._checked(label.feature), label.author, _text("label", label.text), label.score,
-             label.baseline, json.dumps([asdict(one) for one in label.judged], separators=(",", ":")), _clean(label.method), label.updated or now)
+             label.baseline, _packed(label.judged), _clean(label.method), label.updated or now)
             for label in labels
         ]
         with self._file.writing() as connection:
@@ -146,7 +146,7 @@ class Labels:
             f"WHERE weights = ? {condition} ORDER BY feature, author != 'you'", *values,
         )
         return [
-            Label(feature, text, author, score, baseline, tuple(Judged(**one) for one in json.loads(examples)), method, when)
+            Label(feature, text, author, score, baseline, _unpacked(examples), method, when)
             for feature, text, author, score, baseline, examples, method, when in rows
         ]
 
@@ -259,6 +259,14 @@ def _text(kind: str, text: str) -> str:
 def _clean(text: str) -> str:
     """Text that can be stored: lone surrogates become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _packed(judged: Sequence[Judged]) -> str:
+    return json.dumps([asdict(one) for one in judged], separators=(",", ":"))
+
+
+def _unpacked(text: str) -> tuple[Judged, ...]:
+    return tuple(Judged(**one) for one in json.loads(text))
 
 
 def _now() -> str:
