@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import Select, cpu_loops, cpu_run
+from sae.kernels import Select, cpu_run, cpu_select_loops
 from sae.kernels.cpu_state import SCORE_BYTES, Buffers, Half, indptr_of
 
 MARGIN = 4
@@ -100,7 +100,7 @@ class Encoder:
         for first, scores in self.chunks():
             n = scores[1 if scores[0] else 2].shape[0]
             cpu_run.run(
-                cpu_loops.select_topk, cpu_run.even(n), *scores, x, w, bias, k, n_candidates,
+                cpu_select_loops.select_topk, cpu_run.even(n), *scores, x, w, bias, k, n_candidates,
                 self.n_groups(n_candidates), absolute, first, *rows, self.bad,
             )
         return SparseCode(feature, value, self.n_rows, self.d_sae, k=k)
@@ -169,7 +169,7 @@ class Encoder:
                 low = np.full(self.d_sae, self.bound(first, n, scores, absolute, n_kept, histogram))
                 slope = 2 * trust  # the bound itself is one of scores, the n_kept-th value may lie lower
             parts += cpu_run.run(
-                cpu_loops.select_above, cpu_run.even(n), *scores, *fixed, low, threshold, np.float32(slope),
+                cpu_select_loops.select_above, cpu_run.even(n), *scores, *fixed, low, threshold, np.float32(slope),
                 self.n_groups(64), absolute, first, self.bad,
             )
         return parts, max((float(part[3]) for part in parts), default=0.0)
@@ -180,7 +180,7 @@ class Encoder:
         """A bound below which none of the batch's n_kept largest scores can lie, from the rows seen so far."""
         n_groups = min(self.d_sae, max(1024, -(-4 * n_kept // max(n, 1) // 64) * 64))
         fixed = (self.bias.numpy(), n_groups, absolute, first, self.bad)
-        for part in cpu_run.run(cpu_loops.peak_histogram, cpu_run.even(n, 8), *scores, *fixed):
+        for part in cpu_run.run(cpu_select_loops.peak_histogram, cpu_run.even(n, 8), *scores, *fixed):
             histogram += part
         from_top = np.cumsum(histogram[::-1])
         if from_top[-1] < n_kept:

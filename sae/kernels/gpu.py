@@ -144,9 +144,9 @@ class Gpu:
         if any(t.dtype != torch.float32 for t in tensors) or all(p.param.grad is None for p in params):
             return self._reference.optimizer_step(params, **arguments)
         _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
-        from sae.kernels import gpu_launch
+        from sae.kernels import gpu_optim
 
-        return gpu_launch.optimizer_step(params, **arguments)
+        return gpu_optim.optimizer_step(params, **arguments)
 
 
 def _plain(x: Tensor) -> torch.autocast:

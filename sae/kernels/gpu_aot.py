@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.kernels import ParamState, gpu_launch
+from sae.kernels import ParamState, gpu_launch, gpu_optim
 from sae.kernels.gpu_launch import Launch
 
 
@@ -103,7 +103,7 @@ def _optimise(shape: Shape) -> None:
         param = torch.empty(size)
         param.grad = torch.empty(size)
         params.append(ParamState(param, torch.empty(size), torch.empty(size), unit_rows))
-    gpu_launch.optimizer_step(params, step=1, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
+    gpu_optim.optimizer_step(params, step=1, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
 
 
 _TYPES = {

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
-from sae.kernels import ParamState
 from sae.kernels import gpu_kernels as kernels
+from sae.kernels import gpu_select_kernels as select_kernels
 
 PLAIN, GROUPS, LISTED = 0, 1, 2
-"""Where a row's candidates lie: see `gpu_kernels.load_candidates`."""
+"""Where a row's candidates lie: see `gpu_select_kernels.load_candidates`."""
 ONE_TILE = 8192
 """Candidates of a row that are selected from within registers; more are read again for each bit."""
 CHUNK_ENTRIES = 256
@@ -104,7 +104,7 @@ def group_maxima(
     best = torch.empty(n_rows, n_groups, device=scores.device)
     block = max(1, 2048 // group)
     launch(
-        kernels.group_max_kernel, (n_rows, ceil_div(n_groups, block)), scores, bias, best, d_sae, n_groups,
+        select_kernels.group_max_kernel, (n_rows, ceil_div(n_groups, block)), scores, bias, best, d_sae, n_groups,
         GROUP=group, BLOCK_GROUPS=block, ABSOLUTE=absolute,
     )
     return best
@@ -119,7 +119,7 @@ def _select_rows(
     one_tile = n_candidates <= ONE_TILE
     block = max(16, power_of_2(n_candidates)) if one_tile else 4096
     launch(
-        kernels.select_rows_kernel, (n_rows,), scores, scores if bias is None else bias,
+        select_kernels.select_rows_kernel, (n_rows,), scores, scores if bias is None else bias,
         feature if listed is None else listed, feature, scores if value is None else value,
         n_candidates, scores.shape[1], k, SOURCE=source, GROUP=group, BLOCK=block, ONE_TILE=one_tile,
         ABSOLUTE=absolute, HAS_BIAS=bias is not None, WRITE_VALUE=value is not None,
@@ -175,13 +175,13 @@ def compact_above(
         "HAS_MARGIN": margin is not None, "INCLUSIVE": inclusive,
     }
     args = (scores, bias, threshold, scores if margin is None else margin)
-    launch(kernels.count_above_kernel, (n_rows, n_tiles), *args, counts, d_sae, **constants)
+    launch(select_kernels.count_above_kernel, (n_rows, n_tiles), *args, counts, d_sae, **constants)
     ends = counts.view(-1).cumsum(0, dtype=torch.int64)
     n_active = 0 if _recording.get() is not None else int(ends[-1])
     feature = torch.empty(n_active, dtype=torch.int32, device=scores.device)
     value = torch.empty(n_active, device=scores.device)
     if n_active > 0 or _recording.get() is not None:
-        launch(kernels.compact_above_kernel, (n_rows, n_tiles), *args, ends, feature, value, d_sae, **constants)
+        launch(select_kernels.compact_above_kernel, (n_rows, n_tiles), *args, ends, feature, value, d_sae, **constants)
     ids = torch.arange(n_rows, device=scores.device)
     return ids.repeat_interleave(counts.sum(1), output_size=n_active), feature, value
 
@@ -334,63 +334,3 @@ def code_grads(
     # padding passes no gradient on
     grads.value.scatter_(0, plan.order, torch.where(value != 0, dvalue, 0.0))
     return grads
-
-
-# -- optimiser --------------------------------------------------------------------------------------------------------
-
-
-def _flat(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:
-    """A tensor's elements in the order in which `like` lies in memory (a view where it lies the same way)."""
-    feature_major = like.dim() == 2 and not like.is_contiguous()
-    return (tensor.t() if feature_major else tensor).reshape(-1)
-
-
-def _in_place(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:
-    """`_flat`, of what is to be written."""
-    flat = _flat(tensor, like)
-    assert flat.data_ptr() == tensor.data_ptr(), "a parameter and its moments lie densely and in the same way"
-    return flat
-
-
-def _row_length(p: ParamState) -> int:
-    """How many elements, as they lie in memory, one program of the optimiser takes: a feature, where they matter."""
-    if p.sparse_axis is None:
-        return p.param.shape[1] if p.unit_rows else 4096
-    lies_by_feature = p.param.dim() == 1 or (p.sparse_axis == 0) == p.param.is_contiguous()
-    assert lies_by_feature, "parameters by feature lie feature after feature: see sae.kernels"
-    return p.param.numel() // p.param.shape[p.sparse_axis]
-
-
-def optimizer_step(
-    params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float, clip: float | None
-) -> Float32[Tensor, ""]:
-    """One Adam step, see `sae.kernels.Backend`. Two passes over the gradients (norm, step), no wait for the device."""
-    live = [(p, p.param.grad) for p in params if p.param.grad is not None]
-    shapes, grads, radials, squares = [], [], [], []
-    for p, p_grad in live:
-        d = _row_length(p)
-        n_rows = ceil_div(p.param.numel(), d)
-        block = min(1024, max(16, power_of_2(d)))
-        grad, param = _flat(p_grad, p.param), _in_place(p.param, p.param)
-        radial = torch.empty(n_rows, device=param.device) if p.unit_rows else grad
-        square = torch.empty(n_rows, device=param.device)
-        launch(
-            kernels.grad_norm_kernel, (n_rows,), grad, param, square, radial, param.numel(), d, BLOCK_D=block,
-            UNIT_ROWS=p.unit_rows,
-        )
-        shapes.append((n_rows, d, block))
-        grads.append(grad)
-        radials.append(radial)
-        squares.append(square)
-    norm = torch.stack([square.sum() for square in squares]).sum().sqrt()
-    scale = torch.ones_like(norm) if clip is None else clip / norm.clamp_min(clip)
-    for (p, _), (n_rows, d, block), grad, square, radial in zip(live, shapes, grads, squares, radials, strict=True):
-        param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
-        launch(
-            kernels.adam_kernel, (n_rows,), grad, param, mean, var, square, radial, scale, param.numel(), d,
-            lr / (1 - betas[0] ** step), 1 - betas[0], betas[1], 1 - betas[1], 1 / (1 - betas[1] ** step), eps,
-            BLOCK_D=block, UNIT_ROWS=p.unit_rows, SPARSE=p.sparse_axis is not None,
-        )
-        # autograd has to learn that they changed
-        torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])
-    return norm

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+SOURCE = "".join((REPOSITORY / "sae/kernels" / f"gpu_{part}kernels.py").read_text() for part in ("", "select_"))
 KERNELS = {
     "group_max_kernel", "select_rows_kernel", "count_above_kernel", "compact_above_kernel", "entry_dots_kernel",
     "decode_kernel", "weight_grads_kernel", "sum_parts_kernel", "grad_norm_kernel", "adam_kernel",
@@ -36,15 +37,14 @@ def test_every_kernel_compiles_for_both_targets(report: list[dict[str, Any]]) ->
 
 
 def test_every_kernel_of_the_file_is_compiled() -> None:
-    source = (REPOSITORY / "sae/kernels/gpu_kernels.py").read_text()
-    assert {line.split("(")[0][4:] for line in source.splitlines() if line.startswith("def ") and "_kernel(" in line} == (
+    assert {line.split("(")[0][4:] for line in SOURCE.splitlines() if line.startswith("def ") and "_kernel(" in line} == (
         KERNELS
     )
 
 
 def test_masked_loads_say_what_the_masked_lanes_hold() -> None:
     """The interpreter fills them with zeros; a device leaves them undefined."""
-    tree = ast.parse((REPOSITORY / "sae/kernels/gpu_kernels.py").read_text())
+    tree = ast.parse(SOURCE)
     loads = [
         {keyword.arg for keyword in node.keywords} for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load"
@@ -53,7 +53,7 @@ def test_masked_loads_say_what_the_masked_lanes_hold() -> None:
 
 
 def test_floats_are_never_added_atomically() -> None:
-    assert "tl.atomic" not in (REPOSITORY / "sae/kernels/gpu_kernels.py").read_text()
+    assert "tl.atomic" not in SOURCE
 
 
 def test_nothing_spills(report: list[dict[str, Any]]) -> None:

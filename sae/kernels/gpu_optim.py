@@ -1,0 +1,66 @@
+"""The optimiser step of the GPU backend: how its two Triton kernels are launched."""
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from sae.kernels import ParamState
+from sae.kernels import gpu_kernels as kernels
+from sae.kernels.gpu_launch import ceil_div, launch, power_of_2
+
+
+def _flat(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:
+    """A tensor's elements in the order in which `like` lies in memory (a view where it lies the same way)."""
+    feature_major = like.dim() == 2 and not like.is_contiguous()
+    return (tensor.t() if feature_major else tensor).reshape(-1)
+
+
+def _in_place(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:
+    """`_flat`, of what is to be written."""
+    flat = _flat(tensor, like)
+    assert flat.data_ptr() == tensor.data_ptr(), "a parameter and its moments lie densely and in the same way"
+    return flat
+
+
+def _row_length(p: ParamState) -> int:
+    """How many elements, as they lie in memory, one program of the optimiser takes: a feature, where they matter."""
+    if p.sparse_axis is None:
+        return p.param.shape[1] if p.unit_rows else 4096
+    lies_by_feature = p.param.dim() == 1 or (p.sparse_axis == 0) == p.param.is_contiguous()
+    assert lies_by_feature, "parameters by feature lie feature after feature: see sae.kernels"
+    return p.param.numel() // p.param.shape[p.sparse_axis]
+
+
+def optimizer_step(
+    params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float, clip: float | None
+) -> Float32[Tensor, ""]:
+    """One Adam step, see `sae.kernels.Backend`. Two passes over the gradients (norm, step), no wait for the device."""
+    live = [(p, p.param.grad) for p in params if p.param.grad is not None]
+    shapes, grads, radials, squares = [], [], [], []
+    for p, p_grad in live:
+        d = _row_length(p)
+        n_rows = ceil_div(p.param.numel(), d)
+        block = min(1024, max(16, power_of_2(d)))
+        grad, param = _flat(p_grad, p.param), _in_place(p.param, p.param)
+        radial = torch.empty(n_rows, device=param.device) if p.unit_rows else grad
+        square = torch.empty(n_rows, device=param.device)
+        launch(
+            kernels.grad_norm_kernel, (n_rows,), grad, param, square, radial, param.numel(), d, BLOCK_D=block,
+            UNIT_ROWS=p.unit_rows,
+        )
+        shapes.append((n_rows, d, block))
+        grads.append(grad)
+        radials.append(radial)
+        squares.append(square)
+    norm = torch.stack([square.sum() for square in squares]).sum().sqrt()
+    scale = torch.ones_like(norm) if clip is None else clip / norm.clamp_min(clip)
+    for (p, _), (n_rows, d, block), grad, square, radial in zip(live, shapes, grads, squares, radials, strict=True):
+        param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
+        launch(
+            kernels.adam_kernel, (n_rows,), grad, param, mean, var, square, radial, scale, param.numel(), d,
+            lr / (1 - betas[0] ** step), 1 - betas[0], betas[1], 1 - betas[1], 1 / (1 - betas[1] ** step), eps,
+            BLOCK_D=block, UNIT_ROWS=p.unit_rows, SPARSE=p.sparse_axis is not None,
+        )
+        # autograd has to learn that they changed
+        torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])
+    return norm
