@@ -4,6 +4,7 @@ Both read the peaks by context, `context_*`: for each feature the contexts it is
 largest size there. They are the block maxima of an inverted index whose blocks are the contexts.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +38,10 @@ def where(index: "Index", a: int, b: int, n: int) -> Both:
     for i in best.tolist():
         seq, at_a, at_b = int(seq_a[in_a[i]]), int(offset_a[in_a[i]]), int(offset_b[in_b[i]])
         start, stop = max(0, min(at_a, at_b) - BEFORE), min(index.n_ctx, max(at_a, at_b) + AFTER + 1)
-        examples.append((index._example(a, seq, at_a, start, stop), index._example(b, seq, at_b, start, stop)))
+        seen_by_a = index._example(a, seq, at_a, start, stop)
+        values = index.values(b, seq, start, stop).tolist()
+        seen_by_b = replace(seen_by_a, feature=b, position=at_b, values=values, value=values[at_b - start])
+        examples.append((seen_by_a, seen_by_b))
     n_both = len(shared(rows_a, rows_b, index.n_seqs * index.n_ctx)[0])
     return Both(n_both, len(in_a), examples)
 
@@ -78,21 +82,30 @@ def similar(index: "Index", code: "SparseCode", n: int) -> list[Similar]:
     norm = float(np.sqrt((values**2).sum()))
     if norm == 0:
         return []
-    dots = np.zeros(index.n_seqs)
-    arrays, scale = index.arrays, index.arrays["scale"]
-    bounds = arrays["context_indptr"]
-    ranges = [(int(bounds[f]), int(bounds[f + 1])) for f in features.tolist()]
-    seqs = [arrays["context_seq"][lo:hi] for lo, hi in ranges]
-    weights = [arrays["context_value"][lo:hi] for lo, hi in ranges]
-    factors = np.repeat(values * scale[features].astype(np.float64), [hi - lo for lo, hi in ranges])
-    dots += np.bincount(
-        np.concatenate(seqs), np.concatenate(weights).astype(np.float64) * factors, minlength=index.n_seqs
-    )
-    norms = np.asarray(arrays["context_norm"])
+    dots = _dots(index, features, values)
+    norms = np.asarray(index.arrays["context_norm"])
     cosine = np.divide(dots, norms * norm, out=np.zeros_like(dots), where=norms > 0)
     touched = np.flatnonzero(dots)
     order = touched[np.lexsort((touched, -cosine[touched]))][: max(0, n)]
     return [Similar(int(seq), float(cosine[seq])) for seq in order]
+
+
+def _dots(
+    index: "Index", features: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n_seqs"]:
+    """Products of the prompt's peaks with every context's, features ascending."""
+    from sae.kernels import column_pairs, cpu_run
+
+    arrays, dots = index.arrays, np.zeros(index.n_seqs)
+    bounds = np.asarray(arrays["context_indptr"])
+    factors = values * arrays["scale"][features].astype(np.float64)
+    bits = np.asarray(arrays["context_value"]).view(np.uint16)
+    with cpu_run.LOCK:
+        column_pairs.add_products(
+            bounds[features], bounds[features + 1], factors, np.asarray(arrays["context_seq"]), bits,
+            column_pairs.HALVES, dots,
+        )
+    return dots
 
 
 def pooled(code: "SparseCode") -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:

@@ -76,6 +76,7 @@ class Index:
         self.signed: bool = self.manifest["signed"]
         self.arrays = {name: store.open_array(folder, self.manifest, name) for name in store.ARRAYS
                        if name not in store.OPTIONAL or f"{name}.npy" in self.manifest["files"]}
+        self.scale = self.arrays["scale"]
 
     @property
     def stale(self) -> str | None:
@@ -126,7 +127,7 @@ class Index:
         indptr = self.arrays["row_indptr"][seq * self.n_ctx : (seq + 1) * self.n_ctx + 1]
         entries = slice(int(indptr[0]), int(indptr[-1]))
         feature = np.array(self.arrays["row_feature"][entries])
-        value = self.arrays["row_value"][entries].astype(np.float32) * self.arrays["scale"][feature]
+        value = self.arrays["row_value"][entries].astype(np.float32) * self.scale[feature]
         relative = torch.from_numpy(indptr - indptr[0])
         return SparseCode(torch.from_numpy(feature), torch.from_numpy(value), self.n_ctx, self.d_sae, indptr=relative)
 
@@ -136,9 +137,11 @@ class Index:
         start, stop = self._span(seq, start, stop)
         position, value = self._column(feature)
         first = seq * self.n_ctx + start
-        lo, hi = np.searchsorted(position, [first, seq * self.n_ctx + stop])
+        # of the same type, or the whole column would be converted
+        ends = np.array([first, first + stop - start], position.dtype)
+        lo, hi = np.searchsorted(position, ends)
         out = np.zeros(stop - start, np.float32)
-        out[position[lo:hi] - first] = value[lo:hi].astype(np.float32) * self.arrays["scale"][feature]
+        out[position[lo:hi] - first] = value[lo:hi].astype(np.float32) * self.scale[feature]
         return out
 
     def window(self, feature: int, seq: int, position: int, before: int = 16, after: int = 15) -> Example:

@@ -170,7 +170,8 @@ def open_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
     """
     path = folder / f"{name}.npy"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # still mapped, but as a plain array: slices of it are taken thousands of times
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise SaescopeError(f"{path} cannot be read ({error}); make the index again with `sae index`.") from None
     said = manifest["files"].get(path.name, {})

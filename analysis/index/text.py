@@ -17,6 +17,7 @@ class Vocabulary:
 
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.tokens = list(tokens)
+        self._alone: list[str | None] = [_decoded(part) for part in self.tokens]
 
     @classmethod
     def read(cls, path: Path) -> "Vocabulary":
@@ -44,27 +45,24 @@ class Vocabulary:
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """The text of each token in a row: a character stands whole at its first token, and the others add nothing."""
-        parts = [self.bytes_of(t) or f"#{t}".encode() for t in tokens]
-        whole = b"".join(parts)
-        try:
-            whole.decode()
-            if all(_alone(part) for part in parts):
-                return [part.decode() for part in parts]
-        except UnicodeDecodeError:
-            pass
-        return _split(parts, whole)
+        n = len(self._alone)
+        alone = [(self._alone[t] if 0 <= t < n else "") for t in tokens]
+        if None not in alone:
+            return [text or f"#{t}" for text, t in zip(alone, tokens, strict=True)]
+        return _split([self.bytes_of(t) or f"#{t}".encode() for t in tokens])
 
 
-def _alone(part: bytes) -> bool:
+def _decoded(part: bytes) -> str | None:
+    """The text of a token; None for a part of a character."""
     try:
-        part.decode()
+        return part.decode()
     except UnicodeDecodeError:
-        return False
-    return True
+        return None
 
 
-def _split(parts: list[bytes], whole: bytes) -> list[str]:
+def _split(parts: list[bytes]) -> list[str]:
     """Deal the characters of the whole text to the tokens in which they begin; a byte that is none becomes `�`."""
+    whole = b"".join(parts)
     owner = [i for i, part in enumerate(parts) for _ in part]
     pieces = [""] * len(parts)
     at = 0

@@ -81,6 +81,20 @@ def coactive(
             product[seen[i]] = 0.0
 
 
+HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+"""The number that each half-precision bit pattern stands for; numba knows no such type."""
+
+
+@jit
+@no_type_check
+def add_products(starts, stops, factors, place, bits, halves, out):
+    """`out[place] += factor · value` over some stretches of a list, each with its factor; one thread, in order."""
+    for i in range(starts.size):
+        factor = factors[i]
+        for e in range(starts[i], stops[i]):
+            out[place[e]] += factor * np.float64(halves[bits[e]])
+
+
 @jit
 @no_type_check
 def insert(score, item, scores, items, kept):

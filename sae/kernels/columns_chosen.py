@@ -19,9 +19,10 @@ SPARE = 8
 """Candidates a group considers for each example it may keep."""
 SAME_TOKENS = 12
 """Examples whose last so many tokens are equal are repetitions of one text."""
-N_TRIGGERS = 8
+N_TRIGGERS = 32
 TRIGGER_SHARE = 1 / 20
-"""A token counts among a feature's triggers with this share of its summed size, the first in any case."""
+"""A token counts among a feature's triggers with this share of its summed size. Where these are always active, weaker
+ones follow, N_TRIGGERS in all at most, until near misses are found."""
 N_VISITED = 512
 """Occurrences of a trigger that are looked at, at most."""
 
@@ -239,7 +240,7 @@ def choose_near(position, touched, mass, fires, seed, feature, tokens, n_ctx, to
                 best = j
         used[best] = 1
         t = touched[best]
-        if mass[t] == 0 or (i > 0 and mass[t] < TRIGGER_SHARE * total):
+        if mass[t] == 0 or (filled >= N_EXAMPLES and mass[t] < TRIGGER_SHARE * total):
             break
         n = token_indptr[t + 1] - token_indptr[t]
         population += n - fires[t]
