@@ -6,10 +6,12 @@ PYTHON ?= python3
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-gpu bench-memory bench-seeds dashboard sweep kill-test saelens-check clean
+.PHONY: demo test check bench bench-peers bench-gpu bench-memory bench-seeds dashboard sweep kill-test saelens-check saedashboard-times clean
 
-demo: $(VENV)/.done            ## train the quickstart SAE of SmolLM2-135M on this machine
+demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
+	$(SAE) index runs/quickstart
+	@echo "look at it with: make dashboard   (or: $(SAE) dashboard)"
 
 test: $(VENV)/.done            ## the whole quick test suite
 	$(PY) -m pytest
@@ -18,10 +20,11 @@ check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.done           ## harvest and cache benchmarks
+bench: $(VENV)/.done           ## harvest, cache and index benchmarks
 	mkdir -p benchmarks
 	$(SAE) bench harvest --out benchmarks/harvest.json
 	$(SAE) bench cache --out benchmarks/cache.json
+	$(SAE) bench index --out benchmarks/index.json
 
 dashboard: $(VENV)/.done       ## browse the runs: http://localhost:8501
 	$(SAE) dashboard
@@ -52,6 +55,10 @@ bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 feature
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json
 
+saedashboard-times: $(VENV)/.done .peers/saedashboard/.done     ## sae index beside SAEDashboard, from one cache
+	$(PY) -m tests.peers.saedashboard_times runs/quickstart --python .peers/saedashboard/bin/python \
+		--out benchmarks/saedashboard.json
+
 saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens, and SAELens' SAEs here
 	$(PY) -m tests.peers.rows $(firstword $(RUNS)) .peers/rows.safetensors
 	$(PY) -m tests.peers.saelens_check --saelens .peers/saelens/bin/python --rows .peers/rows.safetensors $(RUNS)
@@ -60,6 +67,12 @@ saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens,
 	$(PYTHON) -m venv .peers/saelens
 	.peers/saelens/bin/pip install --quiet torch==2.13.0
 	.peers/saelens/bin/pip install --quiet sae-lens==6.54.12
+	touch $@
+
+.peers/saedashboard/.done:
+	$(PYTHON) -m venv .peers/saedashboard
+	.peers/saedashboard/bin/pip install --quiet torch==2.13.0
+	.peers/saedashboard/bin/pip install --quiet sae-dashboard==0.8.0
 	touch $@
 
 $(VENV)/.done: pyproject.toml constraints.txt

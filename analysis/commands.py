@@ -1,6 +1,9 @@
 """The subcommands of this floor: thin over functions that notebooks call."""
 
 import argparse
+import dataclasses
+import json
+import sys
 from pathlib import Path
 
 from sae.errors import SaescopeError
@@ -60,4 +63,54 @@ def _verify(run: Path, name: str | None) -> int:
     if problems := open_index(folder).verify():
         raise SaescopeError(" ".join(problems))
     print(f"{folder}: whole")
+    return 0
+
+
+def show(argv: list[str]) -> int:
+    """Print a feature of an indexed run."""
+    parser = _parser(
+        "show", "Print a feature: its density and values, the tokens it promotes, examples with the activation as colour, "
+        "neighbours.", "examples:\n  sae show runs/quickstart 12\n  sae show runs/quickstart 12 --n 10 --groups top,random",
+    )
+    parser.add_argument("run", help="the folder of an indexed run, or of one of its indexes")
+    parser.add_argument("feature", type=int, help="number of the feature")
+    parser.add_argument("--name", help="which of the run's indexes (default: default)")
+    parser.add_argument("--n", type=int, default=5, help="examples of each group (default: %(default)s)")
+    parser.add_argument("--groups", default="top,q10,q5,q1,near", help="also q1 to q10 and random (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="statistics and strongest examples as JSON")
+    args = parser.parse_args(argv)
+    from rich.console import Console
+
+    from analysis.index import open_index
+    from analysis.render import terminal
+
+    opened = open_index(Path(args.run) / "index" / args.name if args.name else Path(args.run))
+    if args.json:
+        found = opened.feature(args.feature)
+        examples = [dataclasses.asdict(e) for e in opened.examples(args.feature, n=args.n)]
+        print(json.dumps({**dataclasses.asdict(found), "examples": examples}, indent=2))
+        return 0
+    # a pipe has no width of its own
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    terminal.show(opened, args.feature, console=console, n=args.n, groups=args.groups.split(","))
+    return 0
+
+
+def bench_index(argv: list[str]) -> int:
+    """Measure how fast an index is made and how fast it answers."""
+    parser = _parser("bench index", "Measure how fast an index is made and how fast it answers, on synthetic data.")
+    parser.add_argument("--rows", type=int, default=200_704, help="rows of the index that is made (default: %(default)s)")
+    parser.add_argument("--d-sae", type=int, default=2048, help="its features (default: %(default)s)")
+    parser.add_argument("--values", type=int, default=20_000_000, help="values of the one asked (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args(argv)
+    from analysis.index import bench
+    from sae.files import write_json
+    from training.display import Display
+
+    figures = bench.bench_index(n_rows=args.rows, d_sae=args.d_sae, n_values=args.values)
+    print(json.dumps(figures, indent=2))
+    bench.show(figures, Display())
+    if args.out is not None:
+        write_json(args.out, figures)
     return 0

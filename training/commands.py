@@ -1,6 +1,7 @@
 """The subcommands of this floor: thin over functions that notebooks call."""
 
 import argparse
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,8 +163,15 @@ def _cache_rm(args: argparse.Namespace) -> int:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed: harvest (model), cache (reading), kernels (steps), train (whole runs)."""
-    parser = _parser("bench", "Measure speed. Each prints its figures, and writes them as JSON with --out.")
+    """Measure speed: harvest (model), cache (reading), kernels (steps), train (whole runs), index."""
+    # floors above register theirs, as they do with the command itself
+    others = {entry.name: entry for entry in importlib.metadata.entry_points(group="saescope.benchmarks")}
+    if argv and argv[0] in others:
+        return int(others[argv[0]].load()(argv[1:]))
+    parser = _parser(
+        "bench", "Measure speed. Each prints its figures, and writes them as JSON with --out.",
+        f"further benchmarks: {', '.join(sorted(others))}" if others else "",
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     harvest = commands.add_parser("harvest", help="activations against the bare Hugging Face forward")
     harvest.add_argument("--model", default="smollm2-135m", help="default: %(default)s")

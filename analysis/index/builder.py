@@ -80,6 +80,15 @@ def build(
             display.say(f"{folder} is up to date")
             return open_index(folder)
         display.say(f"{folder} is out of date ({changed}) and is made again")
+    make(run, folder, sae, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows)
+    return open_index(folder)
+
+
+def make(
+    run: Path, folder: Path, sae: SAE, rows: Rows, made_from: dict[str, Any], *, budget: int, display: Display,
+    batch_rows: int | None = None, shard_rows: int = SHARD_ROWS,
+) -> None:
+    """Encode rows and write their index to `folder`; see `build`."""
     if batch_rows is None:
         batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * sae.d_in)))
     work = folder.with_name(f"{folder.name}.partial")
@@ -90,10 +99,9 @@ def build(
                 skip=task.skip,
             )
         with atomic_dir(folder) as partial:
-            _write(partial, run, sae, rows, codes, made_from, budget, display)
+            write_index(partial, run, sae, rows, codes, made_from, budget, display)
         del codes
         shutil.rmtree(work, ignore_errors=True)
-    return open_index(folder)
 
 
 def load(run: Path) -> SAE:
@@ -142,7 +150,7 @@ def memory_bytes(text: str | int) -> int:
     return size
 
 
-def _write(
+def write_index(
     folder: Path, run: Path, sae: SAE, rows: Rows, codes: Codes, made_from: dict[str, Any], budget: int, display: Display
 ) -> None:
     """Everything but the pass itself, into a folder that has no name yet."""

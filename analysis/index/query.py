@@ -50,7 +50,10 @@ class Stats:
             f"LIMIT {int(limit)} OFFSET {int(offset)}"
         )
         try:
-            return self._cursor().sql(query).to_arrow_table()
+            cursor = self._cursor()
+            if len(cursor.extract_statements(query)) != 1:
+                raise SaescopeError(f"{where!r} is more than one condition over the statistics.")
+            return cursor.sql(query).to_arrow_table()
         except duckdb.Error as error:
             reason = " ".join(str(error).split())
             raise SaescopeError(

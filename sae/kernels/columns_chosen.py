@@ -230,7 +230,7 @@ def choose_near(position, touched, mass, fires, seed, feature, tokens, n_ctx, to
     for t in touched:
         total += mass[t]
     used = np.zeros(touched.size, np.uint8)
-    for i in range(min(N_TRIGGERS, touched.size)):
+    for _ in range(min(N_TRIGGERS, touched.size)):
         best = -1
         for j in range(touched.size):
             if not used[j] and (

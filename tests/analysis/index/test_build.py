@@ -1,0 +1,157 @@
+"""Making an index: the same bytes however it is cut up, kills, refusals."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.index import Index, build, encode, indexes, open_index
+from sae.errors import SaescopeError
+from tests.helpers import ended, refusal, run_sae, start_sae, train, tree, write_config
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks in 4,096 rows."""
+    monkeypatch.setattr("analysis.index.encode.BLOCK_ROWS", 256)
+
+
+def test_batches_shards_and_memory_leave_no_trace(folder: Path) -> None:
+    run = folder / "runs/quick"
+    cuts = [{"batch_rows": 256, "shard_rows": 512}, {"batch_rows": 1024, "shard_rows": 4096, "memory": "16 MB"}]
+    made = [tree(build(run, name=f"cut{i}", quiet=True, **cut).folder) for i, cut in enumerate(cuts)]
+    assert made[0] == made[1]
+
+
+def test_an_interrupted_index_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder / "runs/quick"
+    whole = tree(build(run, name="whole", quiet=True, batch_rows=256, shard_rows=512).folder)
+    real, calls = encode._encode_batch, []
+
+    def dies(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(encode, "_encode_batch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        build(run, name="torn", quiet=True, batch_rows=256, shard_rows=512)
+    assert "torn" not in [p.name for p in indexes(run)]
+    with (run / "index/torn.partial/value.bin").open("ab") as file:
+        file.write(b"a torn write")
+    done = json.loads((run / "index/torn.partial/shards.json").read_text())["n_seqs"]
+    calls.clear()
+    calls += [()] * 100
+    assert tree(build(run, name="torn", quiet=True, batch_rows=256, shard_rows=512).folder) == whole
+    assert len(calls) - 100 == (128 - done) * 32 // 256 < 16
+    assert not (run / "index/torn.partial").exists()
+
+
+def test_killed_and_started_again(folder: Path) -> None:
+    run = folder / "runs/quick"
+    process = start_sae(folder, "index", "runs/quick", "--name", "killed", "--quiet")
+    deadline = time.monotonic() + 60
+    while not (run / "index/killed.partial/shards.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert ended(process).code in (-signal.SIGKILL, 0)
+    outcome = run_sae(folder, "index", "runs/quick", "--name", "killed")
+    assert outcome.code == 0 and "64 features" in outcome.out, outcome
+    assert run_sae(folder, "index", "runs/quick", "--name", "killed", "--verify").code == 0
+
+
+def test_the_command_says_what_it_did(folder: Path, index: Index) -> None:
+    again = run_sae(folder, "index", "runs/quick")
+    assert again.code == 0 and "is up to date" in again.err and "3,943 rows" in again.out
+    shown = run_sae(folder, "show", "runs/quick", "3")
+    assert shown.code == 0 and "feature 3 of quick" in shown.out and "near misses" in shown.out
+    assert json.loads(run_sae(folder, "show", "runs/quick", "3", "--json").out)["feature"] == 3
+    assert "features 0 to 63" in refusal(run_sae(folder, "show", "runs/quick", "64"), "show")
+
+
+def test_another_text_through_the_model(folder: Path) -> None:
+    (folder / "notes").mkdir(exist_ok=True)
+    for i in range(20):
+        (folder / f"notes/{i}.txt").write_text(f"strange notes about other things, {i} " * 2)
+    words = ["corpus.sources=text:notes/*.txt", "corpus.n_tokens=1400"]
+    outcome = run_sae(folder, "index", "runs/quick", "--name", "notes", "--quiet", *words)
+    assert outcome.code == 0, outcome
+    notes = open_index(folder / "runs/quick/index/notes")
+    assert notes.search("strange notes") and notes.n_rows < 1500
+    own = open_index(folder / "runs/quick")
+    assert notes.manifest["made_from"]["rows"]["mask"] == own.manifest["made_from"]["rows"]["mask"]
+    assert indexes(folder / "runs/quick")[0].name == "default"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["runs/none"], "no run"), (["runs/quick", "corpus.n_tokens=9"], "--name"),
+    (["runs/quick", "--name", "../x"], "cannot name"),
+    (["runs/quick", "--name", "x", "sae.k=3"], "change the run itself"), (["runs/quick", "--memory", "lots"], "memory"),
+    (["runs/quick", "--memory", "1 MB"], "too little"), (["runs/quick", "--rows", "0"], "--rows"),
+])
+def test_what_cannot_be_done_is_said(folder: Path, arguments: list[str], words: str) -> None:
+    assert words in refusal(run_sae(folder, "index", *arguments), "index")
+
+
+def test_corrupt_manifests_and_files_are_refused(folder: Path, index: Index, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+
+    def spoilt(name: str, content: bytes | None) -> str:
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(index.folder, copy)
+        (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
+        with pytest.raises(SaescopeError) as caught:
+            open_index(copy).stats  # noqa: B018
+        return str(caught.value)
+
+    manifest = json.loads((index.folder / "manifest.json").read_text())
+    assert "cannot be read" in spoilt("manifest.json", b"{")
+    assert "not the manifest" in spoilt("manifest.json", b"{}")
+    assert "version" in spoilt("manifest.json", json.dumps({**manifest, "format_version": 9}).encode())
+    assert "'counts'" in spoilt("manifest.json", json.dumps({**manifest, "counts": 3}).encode())
+    assert "cannot be read" in spoilt("scale.npy", b"not an array")
+    assert "not what manifest.json" in spoilt("scale.npy", (index.folder / "tokens.npy").read_bytes())
+    assert "cannot be read" in spoilt("examples.npy", None)
+    assert "cannot be read" in spoilt("stats.parquet", b"nothing")
+    shutil.rmtree(copy)
+    shutil.copytree(index.folder, copy)
+    data = bytearray((copy / "row_value.npy").read_bytes())
+    data[-1] ^= 1
+    (copy / "row_value.npy").write_bytes(data)
+    assert [p for p in open_index(copy).verify() if "row_value.npy is altered" in p]
+
+
+def test_activations_without_text(tmp_path: Path) -> None:
+    acts = np.random.default_rng(0).normal(size=(2048, 16)).astype(np.float32)
+    (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine/a.npy", acts)
+    write_config(tmp_path, model=None, corpus={"sources": "acts:mine", "n_tokens": 1}, site="acts", eval={"n_tokens": 0})
+    outcome = train(tmp_path, "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert run_sae(tmp_path, "index", "runs/quick", "--quiet").code == 0
+    made = open_index(tmp_path / "runs/quick")
+    assert made.feature(0).promoted == [] and "without a language model" in made.manifest["notes"]["promoted"]
+    assert set(made.pieces(0)) == {"·"} and (np.asarray(made.tokens) == -1).all()
+    with pytest.raises(SaescopeError, match="no text to search"):
+        made.search("x")
+
+
+def test_signed_codes_have_two_sides(tmp_path: Path) -> None:
+    write_config(tmp_path, sae={"variant": "abstopk"})
+    assert train(tmp_path, "--quiet").code == 0
+    assert run_sae(tmp_path, "index", "runs/quick", "--quiet").code == 0
+    made = open_index(tmp_path / "runs/quick")
+    assert made.sides == ("+", "-")
+    both = [f for f in range(made.d_sae) if 0 < made.feature(f).n_negative < made.feature(f).n_active]
+    assert both
+    for f in both:
+        for side, sign in (("+", 1), ("-", -1)):
+            found = made.examples(f, side=side)
+            assert found and all(sign * e.value > 0 for e in found)
+            assert [abs(e.value) for e in found] == sorted((abs(e.value) for e in found), reverse=True)
+    assert run_sae(tmp_path, "show", "runs/quick", str(both[0])).out.count("side ") == 2
