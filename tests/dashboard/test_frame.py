@@ -99,3 +99,9 @@ def test_choosing_a_run_forgets_what_belonged_to_the_other(root: Path) -> None:
 )
 def test_an_address_says_its_state(href: str, state: dict[str, Any]) -> None:
     assert address.state(href) == state
+
+
+def test_waiting_for_one_of_several_runs_comes_to_rest(root: Path) -> None:
+    write_run(root, "other")
+    write_run(root, "going", n_lines=25, finished=False, silent_s=-300)
+    assert "going is training" in visit(page="features", run="going").text[0].value
