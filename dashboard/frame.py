@@ -68,7 +68,7 @@ def run() -> Run:
     """The run that the URL names, or the newest, with a field to choose another; stops the page where there is none."""
     found = all_runs()
     if not found:
-        nothing("No runs yet. This trains one on this machine:", "sae train configs/quickstart.yaml", found)
+        nothing("No runs yet. This trains one on this machine:", "sae train configs/quickstart.yaml", follow_runs=True)
     names = [one.name for one in found]
     default = next((one.name for one in found if one.finished), names[0])
     asked = st.query_params.get("run")
@@ -89,27 +89,27 @@ def unfinished(chosen: Run, then: str) -> None:
     status = chosen.status(time.time())
     if status == "training":
         through = f", {chosen.through:.0%} done" if chosen.through is not None else ""
-        nothing(f"{chosen.name} is training{through}. Once it has finished, this fills the page:", then, [chosen])
+        nothing(f"{chosen.name} is training{through}. Once it has finished, this fills the page:", then, follow_runs=True)
     if status == "interrupted":
         said = f"{chosen.name} was interrupted before its end. Resume it with the command that began it and"
-        nothing(f"{said} --resume; then this fills the page:", then, [chosen])
+        nothing(f"{said} --resume; then this fills the page:", then, follow_runs=True)
 
 
-def nothing(text: str, command: str, seen: list[Run] | None = None) -> NoReturn:
+def nothing(text: str, command: str, *, follow_runs: bool = False) -> NoReturn:
     """End the page with a sentence and the command that fills it.
 
     Args:
         text: shown as it stands.
         command: to copy.
-        seen: runs whose change draws the page again; None where nothing is waited for.
+        follow_runs: draw the page again as soon as a run changes.
     """
     st.text(text)
     name = command.split()[1] if command.startswith("sae ") else ""
     st.code(command, language="bash", wrap_lines=True)
     if name and not _has_command(name):
         st.caption(f"This version of saescope does not have `sae {name}` yet.")
-    if seen is not None:
-        follow(seen)
+    if follow_runs:
+        follow(all_runs())
     st.stop()
 
 
