@@ -41,7 +41,7 @@ class Plan(Section):
     settings: dict[str, dict[str, Any]] = Field(min_length=1)
     """By name, what a setting changes in them."""
     short: dict[str, Any] = Field(default_factory=dict)
-    """What the short form, a test of seconds, changes in this file."""
+    """What the short form, a test of seconds, changes in this file; a setting that becomes null is left out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,11 @@ def read_plan(path: Path, *, short: bool = False) -> Plan:
     fields = load_yaml(path.read_text(encoding="utf-8"), str(path))
     try:
         plan = Plan.model_validate(fields)
-        return Plan.model_validate(merged(fields, plan.short)) if short else plan
+        if not short:
+            return plan
+        fields = merged(fields, plan.short)
+        fields["settings"] = {name: setting for name, setting in fields["settings"].items() if setting is not None}
+        return Plan.model_validate(fields)
     except ValidationError as error:
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         raise SaescopeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None

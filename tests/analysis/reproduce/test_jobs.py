@@ -91,6 +91,11 @@ def test_the_short_form_leaves_the_committed_tables_alone(place: Path) -> None:
     assert Path("runs/reproduce/toy-short/toy.csv").exists()
 
 
+def test_the_short_form_may_leave_a_setting_out(place: Path) -> None:
+    Path("configs/reproduce/toy.yaml").write_text(PLAN.replace("far: {offset: 20}", "plain: null"))
+    assert [r["setting"] for r in reproduce("toy", short=True, quiet=True)] == ["far"]
+
+
 def test_one_seed_has_no_interval() -> None:
     assert t_interval([3.0]) == (3.0, None, None)
 
