@@ -61,7 +61,7 @@ def test_a_picture_is_what_its_numbers_say(tmp_path: Path) -> None:
     heat_maps(tmp_path / "a.png", [np.array([[0.0, 1.0], [0.5, 1.0]]), np.ones((1, 1))])
     with image.open(tmp_path / "a.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    assert pixels.shape == (40, 50, 3)
+    assert pixels.shape == (40, 60, 3)
     assert pixels[15, 15].tolist() == [255, 255, 255]
     assert pixels[15, 25].tolist() == pixels[15, 45 - 5].tolist() == [0, 64, 122]
     assert pixels[25, 15].tolist() == pytest.approx([128, 160, 188], abs=1)
