@@ -9,6 +9,7 @@ from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
 from sae.variants.gated import Gated, GatedConfig
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.matryoshka import Matryoshka, MatryoshkaConfig
+from sae.variants.mdl import MDL, MDLConfig
 from sae.variants.relu import ReLU, ReLUConfig
 from sae.variants.topk import TopK, TopKVariantConfig
 
@@ -21,6 +22,7 @@ VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
     "matryoshka": (Matryoshka, MatryoshkaConfig),
     "jumprelu": (JumpReLU, JumpReLUConfig),
     "gated": (Gated, GatedConfig),
+    "mdl": (MDL, MDLConfig),
 }
 
 

@@ -62,36 +62,42 @@ class JumpReLUConfig(SteeredConfig):
             return self.threshold
         if target is None or target >= self.d_sae / 2:
             return PAPER_START * d_in**0.5
-        return max(PAPER_START * d_in**0.5, self.init.encoder_scale * NormalDist().inv_cdf(1 - target / self.d_sae))
+        return max(PAPER_START * d_in**0.5, self.init.encoder_scale * normal_quantile(target / self.d_sae))
+
+
+def normal_quantile(share: float) -> float:
+    """What a unit normal variable exceeds with this probability."""
+    return NormalDist().inv_cdf(1 - share)
 
 
 class Jump(torch.autograd.Function):
-    """The straight-through gradient of θ, for a reconstruction and an L0 that were computed with the step itself.
+    """The straight-through gradient of θ, for a reconstruction and a toll that were computed with the step itself.
 
-    Forward gives both back; backward passes their gradients on and adds, from the entries inside the window,
+    The toll is Σ_f c_f · (active entries of f) / n_rows: the L0 where every price c_f is 1. Forward gives both back;
+    backward passes their gradients on and adds, from the entries inside the window,
 
-        ∂loss/∂θ_f = −(θ_f/ε) Σ_r K_rf ⟨∂loss/∂x̂_r, W_dec,f⟩ − (1/ε) ∂loss/∂L0 · Σ_r K_rf / n_rows.
+        ∂loss/∂θ_f = −(θ_f/ε) Σ_r K_rf ⟨∂loss/∂x̂_r, W_dec,f⟩ − (c_f/ε) ∂loss/∂toll · Σ_r K_rf / n_rows.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_hat: Tensor, l0: Tensor, threshold: Tensor, W_dec: Tensor, rows: Tensor, feature: Tensor,
-        bandwidth: float,
+        ctx: Any, x_hat: Tensor, toll: Tensor, threshold: Tensor, W_dec: Tensor, rows: Tensor, feature: Tensor,
+        bandwidth: float, price: Tensor | float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """`rows`, `feature`: the entries with |pre − θ| < ε/2."""
+        """`rows`, `feature`: the entries with |pre − θ| < ε/2. `price`: c, of each feature or of all."""
         ctx.save_for_backward(threshold, W_dec, rows, feature)
-        ctx.bandwidth = bandwidth
-        return x_hat.view_as(x_hat), l0.clone()
+        ctx.bandwidth, ctx.price = bandwidth, price
+        return x_hat.view_as(x_hat), toll.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, as above."""
-        g_x_hat, g_l0 = grads
+        g_x_hat, g_toll = grads
         threshold, W_dec, rows, feature = ctx.saved_tensors
         by_value = sum_by_feature(products(g_x_hat, W_dec, rows, feature), feature, len(threshold))
         by_count = sum_by_feature(torch.ones_like(rows, dtype=threshold.dtype), feature, len(threshold))
-        g_threshold = -(threshold * by_value + g_l0 * by_count / len(g_x_hat)) / ctx.bandwidth
-        return g_x_hat, None, g_threshold, None, None, None, None
+        g_threshold = -(threshold * by_value + ctx.price * g_toll * by_count / len(g_x_hat)) / ctx.bandwidth
+        return g_x_hat, None, g_threshold, None, None, None, None, None
 
 
 def products(
@@ -103,26 +109,21 @@ def products(
     return torch.cat([(g[row] * W_dec[f]).sum(1) for row, f in pairs] or [g.new_zeros(0)])
 
 
-@final
-class JumpReLU(SAE):
-    """Active where the pre-activation exceeds the feature's own threshold; a penalty on their number keeps them few."""
+class LearntThreshold(SAE):
+    """What the variants share that learn a threshold per feature by such gradients."""
 
-    config: JumpReLUConfig
+    theta: nn.Parameter
 
-    def __init__(
-        self, config: JumpReLUConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
-        start = config.start(d_in)
-        self.bandwidth = config.bandwidth or start / 10
+    def begin_thresholds(self, start: float, bandwidth: float | None, lr: float) -> None:
+        """Add θ, first `start`, with a window of width `bandwidth` (None: a tenth of it) and its own learning rate."""
+        self.bandwidth, self.threshold_lr = bandwidth or start / 10, lr
         # Adam moves every parameter by about its learning rate, so that the unit a parameter is in sets its pace
-        self.theta = nn.Parameter(torch.full((self.d_sae,), start / config.threshold_lr))
+        self.theta = nn.Parameter(torch.full((self.d_sae,), start / lr))
 
     @property
     def threshold(self) -> Float[Tensor, " d_sae"]:
         """θ, in units of the pre-activations."""
-        return self.theta * self.config.threshold_lr
+        return self.theta * self.threshold_lr
 
     def select(self) -> Select:
         """Above each feature's threshold."""
@@ -138,6 +139,36 @@ class JumpReLU(SAE):
         feature = code.feature.long()
         inside = (code.value < threshold[feature] + half).nonzero().squeeze(-1)
         return code.rows()[inside], feature[inside]
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Keep thresholds where an activation can come near them."""
+        del step
+        self.theta.clamp_(min=self.bandwidth / 2 / self.threshold_lr)
+
+    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
+        """Thresholds live in units of the activation."""
+        self.theta.mul_(norms)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """The thresholds of any existing SAE that has some."""
+        select = old.select()
+        if select.mode == "threshold" and not select.absolute:
+            self.theta.copy_(torch.as_tensor(select.threshold) * gain / self.threshold_lr)
+
+
+@final
+class JumpReLU(LearntThreshold):
+    """Active where the pre-activation exceeds the feature's own threshold; a penalty on their number keeps them few."""
+
+    config: JumpReLUConfig
+
+    def __init__(
+        self, config: JumpReLUConfig, d_in: int, d_out: int | None = None,
+        *, input: Transform | None = None, target: Transform | None = None,
+    ) -> None:
+        super().__init__(config, d_in, d_out, input=input, target=target)
+        self.begin_thresholds(config.start(d_in), config.bandwidth, config.threshold_lr)
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
@@ -160,19 +191,3 @@ class JumpReLU(SAE):
             return share * progress.coefficient * l0, share * progress.coefficient
         weight = share * self.config.pull
         return weight * (l0 - goal).square() / goal, 2 * weight * (float(l0.detach()) / goal - 1)
-
-    @torch.no_grad()
-    def observe(self, step: Step) -> None:
-        """Keep thresholds where an activation can come near them."""
-        del step
-        self.theta.clamp_(min=self.bandwidth / 2 / self.config.threshold_lr)
-
-    def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
-        """Thresholds live in units of the activation."""
-        self.theta.mul_(norms)
-
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The thresholds of any existing SAE that has some."""
-        select = old.select()
-        if select.mode == "threshold" and not select.absolute:
-            self.theta.copy_(torch.as_tensor(select.threshold) * gain / self.config.threshold_lr)
