@@ -12,5 +12,6 @@ EXPERIMENTS: dict[str, str] = {
     "matryoshka-tree": "analysis.reproduce.matryoshka_tree",
     "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",
     "synthetic": "analysis.reproduce.synthetic",
+    "mdl-lm": "analysis.reproduce.mdl_lm",
 }
 """Name on the command line → module."""

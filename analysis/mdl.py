@@ -1,0 +1,93 @@
+"""Selection by description length: the runs of a sweep at one distortion, on held-out rows of theirs (2410.11179)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae import store
+from sae.description import EPSILON, DescriptionLength, Encoded, compare
+from sae.errors import SaescopeError
+from training import config as configs
+from training.calibration import KeepMask, target_rows
+from training.config import Config
+from training.display import Display
+from training.harvest import open_data
+from training.heldout import HeldOut
+
+N_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run of a sweep at the distortion of all."""
+
+    run: Path
+    variant: str
+    d_sae: int
+    fve: float
+    """With exact values."""
+    length: DescriptionLength | None
+    """None where the run does not reach the FVE."""
+
+
+def heldout_rows(
+    config: Config, n_rows: int | None = None, *, quiet: bool = True
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+    """Inputs and targets of the kept held-out rows that a training is measured on, raw.
+
+    Args:
+        config: of the run.
+        n_rows: at most; None for as many as its own evaluation takes.
+        quiet: say nothing where activations must be made.
+    """
+    hooks = config.site.hooks
+    mask_hooks = config.data.mask_hooks or hooks
+    data = open_data(config, tuple(dict.fromkeys((*hooks, *mask_hooks))), Display(quiet=quiet))
+    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
+    held = HeldOut(data.source, data.tokens, mask, hooks, n_rows or config.eval.n_rows)
+    acts = {hook: rows.float() for hook, rows in held.acts.items()}
+    return acts[config.site.input], target_rows(config.site, acts)
+
+
+def least_description(
+    runs: Sequence[str | Path], fve: float | None = None, epsilon: float = EPSILON, n_rows: int = N_ROWS
+) -> tuple[float, list[Compared]]:
+    """The runs at equal distortion, that of the least description length first.
+
+    Args:
+        runs: folders of finished runs over the same held-out rows.
+        fve: the FVE each must keep when its values are quantised; None for what all of them can.
+        epsilon: share of the variance that quantisation may cost the worst of them; only without `fve`.
+        n_rows: held-out rows, at most.
+
+    Returns: the FVE, and the runs; those that do not reach it come last.
+
+    Raises:
+        SaescopeError: a run cannot be read or has not finished, sites or corpora differ, or no run reaches the FVE.
+    """
+    folders = list(dict.fromkeys(Path(run) for run in runs))
+    if not folders:
+        raise SaescopeError("no run to compare; give the folders of some, such as runs/sweep/topk-16.")
+    for folder in folders:
+        if not (folder / "config.yaml").is_file():
+            raise SaescopeError(f"{folder}: no run lies here (it has no config.yaml); give the folder of a run.")
+    found = {str(folder): configs.read(folder / "config.yaml")[0] for folder in folders}
+    first = found[str(folders[0])]
+    for name, config in found.items():
+        for part in ("site", "corpus", "model"):
+            if getattr(config, part) != getattr(first, part):
+                raise SaescopeError(
+                    f"{name}: its {part} is not that of {folders[0]}, so bits per row do not compare; give runs of one "
+                    "site and one corpus."
+                )
+    saes = {str(folder): store.load(folder) for folder in folders}
+    rows, target = heldout_rows(first, n_rows, quiet=False)
+    encoded = {name: Encoded(sae, rows, target) for name, sae in saes.items()}
+    level, lengths = compare(encoded, fve, epsilon)
+    return level, [
+        Compared(Path(name), saes[name].config.variant, saes[name].d_sae, encoded[name].fve, length)
+        for name, length in lengths.items()
+    ]
