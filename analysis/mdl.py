@@ -4,18 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
-
+from analysis.heldout import heldout_rows
 from sae import store
 from sae.description import EPSILON, DescriptionLength, Encoded, compare
 from sae.errors import SaescopeError
 from training import config as configs
-from training.calibration import KeepMask, target_rows
-from training.config import Config
-from training.display import Display
-from training.harvest import open_data
-from training.heldout import HeldOut
 
 N_ROWS = 16_384
 
@@ -31,25 +24,6 @@ class Compared:
     """With exact values."""
     length: DescriptionLength | None
     """None where the run does not reach the FVE."""
-
-
-def heldout_rows(
-    config: Config, n_rows: int | None = None, *, quiet: bool = True
-) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
-    """Inputs and targets of the kept held-out rows that a training is measured on, raw.
-
-    Args:
-        config: of the run.
-        n_rows: at most; None for as many as its own evaluation takes.
-        quiet: say nothing where activations must be made.
-    """
-    hooks = config.site.hooks
-    mask_hooks = config.data.mask_hooks or hooks
-    data = open_data(config, tuple(dict.fromkeys((*hooks, *mask_hooks))), Display(quiet=quiet))
-    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
-    held = HeldOut(data.source, data.tokens, mask, hooks, n_rows or config.eval.n_rows)
-    acts = {hook: rows.float() for hook, rows in held.acts.items()}
-    return acts[config.site.input], target_rows(config.site, acts)
 
 
 def least_description(

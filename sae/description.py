@@ -161,6 +161,7 @@ class Encoded:
             )
         device = sae.W_dec.device
         self.codes = [sae.encode(chunk.to(device)) for chunk in rows.split(CHUNK_ROWS)]
+        self._errors: dict[float, float] = {}
         self.error = self._error(None)
 
     @property
@@ -170,7 +171,10 @@ class Encoded:
 
     def fve_at(self, step: float) -> float:
         """With values quantised by `step`."""
-        return 1 - self._error(step) / self.variance
+        # one search after another asks for the same steps
+        if step not in self._errors:
+            self._errors[step] = self._error(step)
+        return 1 - self._errors[step] / self.variance
 
     def within(self, fve: float) -> DescriptionLength:
         """At the coarsest step that keeps this FVE.

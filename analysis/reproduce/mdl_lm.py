@@ -7,41 +7,36 @@ coarsest quantisation that keeps that FVE (`sae.description`), and nothing where
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from analysis.mdl import heldout_rows
+from analysis.heldout import heldout_rows
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.tables import Row
-from sae.description import Encoded
-from training.config import merged, resolve
-from training.run import train
+from analysis.reproduce.together import figures, short_name, train_together
+from sae.description import EPSILON, Encoded
 
 FVES = (0.78, 0.8, 0.82, 0.84, 0.86, 0.88)
 
 
 def run(job: Job) -> list[Row]:
     """Train one seed's sweep, or go on with it, and measure it."""
-    fields = dict(job.fields)
-    levels = tuple(fields.pop("fves", FVES))
-    seeds = {"name": job.folder.name, "data": {"seed": job.seed}, "sae": {"seed": job.seed}}
-    configs = resolve(merged(fields, seeds), where=job.folder.name)
-    trained = train(configs, runs=job.folder.parent, resume=True, quiet=job.quiet)
-    rows, target = heldout_rows(configs[0])
-    out: list[Row] = []
-    for one in trained:
-        name = one.folder.name
-        out.append({"setting": name, **figures(Encoded(one.sae, rows, target), levels),
-                    "dead": one.summary["dead"]["share"]})
+    levels = tuple(job.fields.get("fves", FVES))
+    done = train_together(replace(job, fields={k: v for k, v in job.fields.items() if k != "fves"}))
+    rows, target = heldout_rows(done[0][0])
+    out: list[Row] = [
+        {"setting": short_name(config), **figures(trained), **bits(Encoded(trained.sae, rows, target), levels)}
+        for config, trained in done
+    ]
     return out + best(out, levels)
 
 
-def figures(encoded: Encoded, levels: tuple[float, ...]) -> Row:
-    """An SAE's own figures, and its bits at each FVE that it reaches."""
-    found = {fve: encoded.within(fve) if fve < encoded.fve else None for fve in levels}
-    own = encoded.within(encoded.fve - 0.005)
+def bits(encoded: Encoded, levels: tuple[float, ...]) -> Row:
+    """An SAE's own description length, and its bits at each FVE that it reaches."""
+    own = encoded.within(encoded.fve - EPSILON)
+    found = {fve: encoded.within(fve).bits if fve < encoded.fve else None for fve in levels}
     return {
-        "fve": encoded.fve, "l0": sum(float(c.n_active) for c in encoded.codes) / own.n_rows, "bits": own.bits,
-        "adaptive": own.adaptive, "bound": own.bound, "n_features": own.n_features,
-        **{column(fve): None if length is None else length.bits for fve, length in found.items()},
+        "n_features": own.n_features, "bits": own.bits, "adaptive": own.adaptive, "bound": own.bound,
+        **{column(fve): length for fve, length in found.items()},
     }
 
 

@@ -1,19 +1,10 @@
-"""What experiments on a language model share: SAEs trained on one stream of batches, and the rows they are judged on."""
+"""What experiments on a language model share: SAEs trained on one stream of batches."""
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.tables import Row
-from training.calibration import KeepMask, input_rows, target_rows
 from training.config import Config, merged, resolve
-from training.display import Display
-from training.harvest import open_data
-from training.heldout import HeldOut
 from training.run import Trained, train
 
 
@@ -43,14 +34,3 @@ def figures(trained: Trained) -> Row:
         "kl": held.get("kl"), "dead": summary["dead"]["share"], "dense": held["dense"],
         "tokens_per_cpu_s": summary["timing"]["tokens_per_cpu_s"],
     }
-
-
-def heldout_rows(configs: Sequence[Config]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
-    """Inputs and targets of the held-out rows on which trainings at one site were measured."""
-    first = configs[0]
-    hooks = tuple(dict.fromkeys((*first.site.hooks, *(first.data.mask_hooks or ()))))
-    data = open_data(first, hooks, Display(quiet=True))
-    mask = KeepMask(data.source, data.tokens, first.data.model_copy(update={"mask_hooks": first.data.mask_hooks or hooks}))
-    held = HeldOut(data.source, data.tokens, mask, first.site.hooks, first.eval.n_rows)
-    acts = {hook: rows.float() for hook, rows in held.acts.items()}
-    return torch.as_tensor(input_rows(first.site, acts)), torch.as_tensor(target_rows(first.site, acts))

@@ -5,16 +5,17 @@ variance allows; `bits_equal` the same where all are coarsened to the distortion
 they compare. Both are entropy codes, in bits per row.
 """
 
+from analysis.heldout import heldout_rows
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.tables import Row
-from analysis.reproduce.together import figures, heldout_rows, short_name, train_together
+from analysis.reproduce.together import figures, short_name, train_together
 from sae.description import EPSILON, Encoded, compare
 
 
 def run(job: Job) -> list[Row]:
     """A row for each variant."""
     done = train_together(job)
-    x, target = heldout_rows([config for config, _ in done])
+    x, target = heldout_rows(done[0][0])
     encoded = {short_name(config): Encoded(trained.sae, x, target) for config, trained in done}
     level, equal = compare(encoded)
     rows = []

@@ -37,7 +37,7 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae import losses
@@ -80,11 +80,24 @@ class MDLConfig(SteeredConfig):
     auxk: AuxK = AuxK(coefficient=0)
     """Revival of dead features that are not pruned."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> "MDLConfig":
+        if self.start_l0 > self.d_sae and "start_l0" in self.model_fields_set:
+            raise ValueError(
+                f"start_l0 = {self.start_l0:g} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features"
+            )
+        if self.bandwidth is not None and self.bandwidth > 2 * self.start():
+            raise ValueError(
+                f"bandwidth = {self.bandwidth:g} is more than twice the first threshold ({self.start():g}), so that the "
+                "window would reach below zero; make it smaller"
+            )
+        return self
+
     def start(self) -> float:
-        """θ at first."""
+        """θ at first; never nearer to zero than a hundredth of a normal variable's spread."""
         if self.threshold is not None:
             return self.threshold
-        return self.init.encoder_scale * normal_quantile(min(0.5, self.start_l0 / self.d_sae))
+        return self.init.encoder_scale * max(0.01, normal_quantile(min(0.5, self.start_l0 / self.d_sae)))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path, variant: str) -> None:
 
 ARCHITECTURES = {
     "relu": "skip_transcoder", "jumprelu": "jumprelu_skip_transcoder", "gated": "jumprelu_skip_transcoder",
-    "batchtopk": "jumprelu_skip_transcoder", "matryoshka": "jumprelu_skip_transcoder",
+    "mdl": "jumprelu_skip_transcoder", "batchtopk": "jumprelu_skip_transcoder", "matryoshka": "jumprelu_skip_transcoder",
 }
 
 

@@ -13,7 +13,7 @@ from sae.variants import VARIANTS
 D, N = 12, 40
 FIELDS: dict[str, dict] = {
     "topk": {"k": 4}, "batchtopk": {"k": 4}, "relu": {}, "abstopk": {"k": 4}, "absbatchtopk": {"k": 4},
-    "matryoshka": {"k": 4}, "jumprelu": {}, "gated": {},
+    "matryoshka": {"k": 4}, "jumprelu": {}, "gated": {}, "mdl": {},
 }
 ROUNDING = {"atol": 1e-4, "rtol": 1e-5}
 """Rows here are about 100 long."""

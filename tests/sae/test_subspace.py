@@ -17,6 +17,7 @@ D, RANK, D_SAE = 24, 6, 80
 FIELDS: dict[str, dict] = {
     "topk": {"k": 3}, "batchtopk": {"k": 3}, "abstopk": {"k": 3}, "absbatchtopk": {"k": 3}, "matryoshka": {"k": 3},
     "relu": {}, "gated": {"sparsity": {"target_l0": 3}}, "jumprelu": {"sparsity": {"target_l0": 3}},
+    "mdl": {"start_l0": 3},
 }
 
 

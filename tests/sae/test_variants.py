@@ -21,10 +21,11 @@ EXTRA: dict[str, dict] = {
     "abstopk": {"k": 3}, "absbatchtopk": {"k": 3}, "matryoshka": {"k": 3, "prefixes": (4, 11, 20)},
     "jumprelu": {"sparsity": {"coefficient": 0.7}, "threshold": 0.8, "bandwidth": 0.7},
     "gated": {"sparsity": {"coefficient": 0.7}},
+    "mdl": {"sparsity": {"coefficient": 0.7}, "threshold": 0.8, "bandwidth": 0.7, "step": 0.3, "warmup": "0%"},
 }
 ALL = sorted(VARIANTS)
 SIGNED = ("abstopk", "absbatchtopk")
-STRAIGHT_THROUGH = {"jumprelu": {"theta"}}
+STRAIGHT_THROUGH = {"jumprelu": {"theta"}, "mdl": {"theta"}}
 """Parameters whose gradient is not the slope of the loss: tested in the variant's own file."""
 NOT_BY_RECONSTRUCTION = {"gated": {"b_enc"}}
 """A step hides them from it."""
@@ -198,7 +199,7 @@ def test_batchtopk_threshold_is_the_unbiased_average_of_batch_minima() -> None:
 def test_folding_decoder_norms_changes_no_reconstruction(variant: str) -> None:
     sae = make(variant)
     sae.observe(sae.losses(rows(), rows(), no_dead(sae)))
-    if variant not in ("relu", "jumprelu", "gated"):
+    if variant not in ("relu", "jumprelu", "gated", "mdl"):
         sae.W_dec.data /= sae.W_dec.norm(dim=1, keepdim=True)
     before, codes = sae(rows()), sae.encode(rows())
     sae.normalised()
@@ -232,14 +233,14 @@ def test_auxk_loss_is_a_mean_over_rows_of_squared_error() -> None:
     assert Duration.parse("5%").value == 5
 
 
-@pytest.mark.parametrize("variant", ["relu", "jumprelu", "gated"])
+@pytest.mark.parametrize("variant", ["relu", "jumprelu", "gated", "mdl"])
 def test_a_target_beyond_the_dictionary_is_refused(variant: str) -> None:
     with pytest.raises(ValueError, match=r"target_l0 = 21 exceeds d_sae = 20"):
         make(variant, sparsity={"target_l0": 21})
 
 
 @pytest.mark.parametrize("old", ALL)
-@pytest.mark.parametrize("variant", ["jumprelu", "gated", "absbatchtopk", "matryoshka"])
+@pytest.mark.parametrize("variant", ["jumprelu", "gated", "absbatchtopk", "matryoshka", "mdl"])
 def test_a_training_may_start_from_any_variant(tmp_path: Path, variant: str, old: str) -> None:
     """Under another input transform; what both can express is the same function, lengths and all."""
     start = make(old)
@@ -256,8 +257,9 @@ def test_a_training_may_start_from_any_variant(tmp_path: Path, variant: str, old
     sae = sae.double()
     initialise(sae, rows())
     same = {
-        "jumprelu": {"jumprelu", "relu", "gated", "batchtopk", "matryoshka"},
-        "gated": {"jumprelu", "relu", "gated", "batchtopk", "matryoshka"},
+        **dict.fromkeys(
+            ("jumprelu", "gated", "mdl"), {"jumprelu", "mdl", "relu", "gated", "batchtopk", "matryoshka"}
+        ),
         "absbatchtopk": {"absbatchtopk"}, "matryoshka": {"batchtopk", "matryoshka"},
     }
     if old in same[variant]:

@@ -63,7 +63,7 @@ def test_a_wrong_config_is_answered_with_what_to_write(override: str, message: s
 
 
 def test_a_target_l0_beyond_the_dictionary_is_refused() -> None:
-    for variant in ("relu", "gated", "jumprelu"):
+    for variant in ("relu", "gated", "jumprelu", "mdl"):
         sae = {"variant": variant, "d_sae": 64, "sparsity": {"target_l0": 65}}
         with pytest.raises(SaescopeError, match=r"target_l0 = 65 exceeds d_sae = 64; a row has at most d_sae"):
             configs.resolve(BASE | {"sae": sae})
