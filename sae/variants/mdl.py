@@ -65,8 +65,8 @@ class MDLConfig(SteeredConfig):
     """Δ, to which values are rounded, in normalised units; null: √(6 λ / ln 2), the best for λ."""
     threshold: float | None = Field(default=None, gt=0)
     """θ at first, in normalised units; null: where a normal variable exceeds it for start_l0 of d_sae features."""
-    start_l0: float = Field(default=64.0, gt=0)
-    """Active features per row that the first θ is set for."""
+    start_l0: float | None = Field(default=None, gt=0)
+    """Active features per row that the first θ is set for; null: 64, or an eighth of d_sae where that is less."""
     bandwidth: float | None = Field(default=None, gt=0)
     """ε, the width of the window around θ, in normalised units; null: a tenth of the first θ."""
     threshold_lr: float = Field(default=5.0, gt=0)
@@ -82,7 +82,7 @@ class MDLConfig(SteeredConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "MDLConfig":
-        if self.start_l0 > self.d_sae and "start_l0" in self.model_fields_set:
+        if self.start_l0 is not None and self.start_l0 > self.d_sae:
             raise ValueError(
                 f"start_l0 = {self.start_l0:g} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features"
             )
@@ -97,7 +97,8 @@ class MDLConfig(SteeredConfig):
         """θ at first; never nearer to zero than a hundredth of a normal variable's spread."""
         if self.threshold is not None:
             return self.threshold
-        return self.init.encoder_scale * max(0.01, normal_quantile(min(0.5, self.start_l0 / self.d_sae)))
+        share = (self.start_l0 or min(64, self.d_sae / 8)) / self.d_sae
+        return self.init.encoder_scale * max(0.01, normal_quantile(min(0.5, share)))
 
 
 @dataclass(frozen=True)
