@@ -17,7 +17,7 @@ def heldout_rows(
 
     Args:
         config: of the run.
-        n_rows: at most; None for those that its own evaluation took.
+        n_rows: rounded up to whole sequences, before masked rows are left out; None for those its own evaluation took.
         quiet: say nothing where activations must be made.
     """
     mask_hooks = config.data.mask_hooks or config.site.hooks

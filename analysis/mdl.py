@@ -35,7 +35,7 @@ def least_description(
         runs: folders of finished runs over the same held-out rows.
         fve: the FVE each must keep when its values are quantised; None for what all of them can.
         epsilon: share of the variance that quantisation may cost the worst of them; only without `fve`.
-        n_rows: held-out rows, at most.
+        n_rows: held-out rows, rounded up to whole sequences, before masked ones are left out.
 
     Returns: the FVE, and the runs; those that do not reach it come last.
 

@@ -36,15 +36,14 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae import losses
 from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
 from sae.code import SparseCode, sum_by_feature
 from sae.controller import Sparsity
-from sae.kernels import Select
 from sae.units import Duration
 from sae.variants.jumprelu import Jump, LearntThreshold, normal_quantile, products
 

@@ -257,9 +257,7 @@ def test_a_training_may_start_from_any_variant(tmp_path: Path, variant: str, old
     sae = sae.double()
     initialise(sae, rows())
     same = {
-        **dict.fromkeys(
-            ("jumprelu", "gated", "mdl"), {"jumprelu", "mdl", "relu", "gated", "batchtopk", "matryoshka"}
-        ),
+        **{name: {"jumprelu", "mdl", "relu", "gated", "batchtopk", "matryoshka"} for name in ("jumprelu", "gated", "mdl")},
         "absbatchtopk": {"absbatchtopk"}, "matryoshka": {"batchtopk", "matryoshka"},
     }
     if old in same[variant]:
