@@ -47,3 +47,21 @@ def test_variants(short: Any) -> None:
         assert row["fve"] > 0.1 and row["fve_equal"] < row["fve"] and row["cosine"] > 0.2
         assert 0 < row["bits_equal"] <= row["bits"] * 1.01 and row["ce_recovered"] is not None
         assert row["tokens_per_cpu_s"] > 0
+
+
+def test_mdl_lm(short: Any) -> None:
+    """The least of each sweep at each FVE is its column's minimum; whoever surpasses that FVE has bits there."""
+    rows, compared = short("mdl-lm"), 0
+    for fve in (0.3, 0.4, 0.5, 0.6, 0.7):
+        column, least = f"bits_at_{fve:g}", {}
+        for kind in ("topk", "mdl"):
+            of_kind = [row for name, row in rows.items() if name.startswith(kind)]
+            assert all(row[column] > 0 for row in of_kind if row["fve"] > fve + 0.01)
+            least[kind] = min((row[column] for row in of_kind if row[column] is not None), default=None)
+            assert rows[f"best-{kind}"][column] == least[kind]
+        if least["topk"] and least["mdl"]:
+            assert rows["saved"][column] == pytest.approx(1 - least["mdl"] / least["topk"])
+            compared += 1
+    assert compared
+    for name in ("topk-4", "topk-8", "mdl-10", "mdl-30"):
+        assert rows[name]["bits"] > 0 and rows[name]["fve"] > 0
