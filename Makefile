@@ -73,6 +73,8 @@ saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens,
 	$(PYTHON) -m venv .peers/saedashboard
 	.peers/saedashboard/bin/pip install --quiet torch==2.13.0
 	.peers/saedashboard/bin/pip install --quiet sae-dashboard==0.8.0
+	@# a newer pyarrow refuses the NumPy that SAEDashboard asks for
+	.peers/saedashboard/bin/pip install --quiet 'pyarrow<22'
 	touch $@
 
 $(VENV)/.done: pyproject.toml constraints.txt

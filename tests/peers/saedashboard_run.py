@@ -30,6 +30,8 @@ def main() -> None:
     )
     model = HookedSAETransformer(config)
     encoder = SAE.load_from_disk(str(folder / "sae"), device="cpu")
+    # rows have unit norm already; SAELens refuses to fold those of a TopK SAE, and SAEDashboard always asks for it
+    encoder.fold_W_dec_norm = lambda: None
     tokens = torch.from_numpy(np.load(folder / "tokens.npy").astype("int64"))
 
     def seconds(features: list[int]) -> float:
