@@ -6,7 +6,7 @@ PYTHON ?= python3
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-gpu bench-memory bench-seeds dashboard sweep kill-test saelens-check saedashboard-times clean
+.PHONY: demo test check bench bench-peers bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saedashboard-times clean
 
 demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -34,6 +34,9 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
+
+journeys: $(VENV)/.done        ## features in a real browser, all the ways through
+	$(PY) -m pytest -m slow tests/dashboard
 
 reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: configs/reproduce/NAME.csv; goes on where it was stopped
 	$(SAE) reproduce $*

@@ -145,6 +145,7 @@ export default function (component) {
   document.documentElement.style.setProperty("--sx-ground", getComputedStyle(app).backgroundColor);
   document.addEventListener("click", onClick);
   document.addEventListener("keydown", onKey);
+  dialog.dataset.ready = "true";
   parentElement.release = () => {
     document.removeEventListener("click", onClick);
     document.removeEventListener("keydown", onKey);

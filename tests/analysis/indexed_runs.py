@@ -21,7 +21,7 @@ def train_tiny(root: Path, name: str, **sections: Any) -> Path:
     if not (root / "corpus").exists():
         write_corpus(root / "corpus")
         # markup in what the features fire on
-        (root / "corpus" / "hostile.txt").write_text(f"{HOSTILE} & <b>bold</b> \u202eturned\u202c " * 8)
+        (root / "corpus" / "000-hostile.txt").write_text(f"{HOSTILE} & <b>bold</b> \u202eturned\u202c " * 8)
     fields = quick_fields(
         name=name, corpus={"sources": f"text:{root / 'corpus'}/*.txt"}, cache={"dir": str(root / "cache")}, **sections)
     training.train(fields, runs=root / "runs", quiet=True)

@@ -129,5 +129,6 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def idle(page: Page) -> None:
-    """Wait until the page has been drawn to its end."""
+    """Wait until the page has been drawn to its end and listens to keys."""
+    page.locator("dialog.sx-keys[data-ready]").first.wait_for(state="attached", timeout=TIMEOUT_MS)
     page.locator("[data-testid='stApp'][data-test-script-state='notRunning']").wait_for(timeout=TIMEOUT_MS)

@@ -1,5 +1,6 @@
 """The same numbers by brute force: dense matrices, Python loops, no code of the index."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,10 @@ class Dense:
 
 
 def dense_of(folder: Path, name: str = "quick") -> Dense:
-    """From the files of the run and of its only cache."""
-    (cache,) = [p for p in (folder / "cache").iterdir() if p.is_dir()]
+    """From the files of the run and of the cache it was trained on."""
+    model = sae.load(folder / "runs" / name)
+    (cache,) = [p.parent for p in (folder / "cache").glob("*/manifest.json")
+                if json.loads(p.read_text())["made_from"] == model.provenance["made_from"]]
     tokens = np.load(cache / "tokens.npy")
     (hook,) = (cache / "acts").iterdir()
     rows = np.concatenate([np.load(p).reshape(-1, np.load(p).shape[-1]) for p in sorted(hook.glob("shard-*.npy"))])
@@ -41,7 +44,6 @@ def dense_of(folder: Path, name: str = "quick") -> Dense:
     calib = np.flatnonzero(~held_out)[:8]
     some = norms.reshape(tokens.shape)[calib][eligible[calib]]
     kept = eligible.reshape(-1) & (norms <= 10 * np.quantile(some, 0.5, method="lower"))
-    model = sae.load(folder / "runs" / name)
     acts = np.zeros((len(rows), model.d_sae), np.float32)
     acts[kept] = model.encode(torch.from_numpy(rows[kept])).to_dense().numpy()
     return Dense(acts, kept, tokens)
