@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import ipaddress
 import os
 import socket
@@ -88,6 +89,9 @@ def _serve(options: dict[str, object]) -> None:
     """Run the app until a signal ends it."""
     from streamlit.web import bootstrap
 
+    for page in ("features", "feature"):
+        # what the pages stand on takes seconds to import: here, so that the first visitor does not wait for it
+        importlib.import_module(f"dashboard.views.{page}")
     script = str(Path(__file__).parent / "app.py")
     bootstrap.load_config_options(options)
     bootstrap.run(script, is_hello=False, args=[], flag_options=options)

@@ -12,6 +12,7 @@ import streamlit as st
 from analysis.render.css import CSS
 from analysis.runs import Run
 from dashboard import address
+from dashboard.components.hands import hands
 from dashboard.live import all_runs, follow
 from dashboard.settings import runs_folder
 
@@ -103,6 +104,7 @@ def nothing(text: str, command: str, *, follow_runs: bool = False) -> NoReturn:
         command: to copy.
         follow_runs: draw the page again as soon as a run changes.
     """
+    hands()
     st.text(text)
     name = command.split()[1] if command.startswith("sae ") else ""
     st.code(command, language="bash", wrap_lines=True)

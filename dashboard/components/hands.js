@@ -146,6 +146,7 @@ export default function (component) {
   document.addEventListener("click", onClick);
   document.addEventListener("keydown", onKey);
   dialog.dataset.ready = "true";
+  dialog.dataset.here = data.walk[data.at] ?? "";
   parentElement.release = () => {
     document.removeEventListener("click", onClick);
     document.removeEventListener("keydown", onKey);

@@ -11,10 +11,10 @@ from dashboard.settings import runs_folder
 def page() -> None:
     """Draw the page."""
     st.title("Circuits")
-    hands()
     # beside the runs, because a circuit spans several of them
     folder = runs_folder().absolute().parent / "circuits"
     found = sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
     if not found:
         frame.nothing(f"No circuits in {folder} yet. This traces one:", 'sae circuit "The capital of France is"')
+    hands()
     st.html(tables.table(["circuit"], [[name] for name in found], caption="Circuits"))

@@ -14,12 +14,12 @@ def page() -> None:
     """Draw the page."""
     st.title("Evaluations")
     chosen = frame.run()
-    hands()
     command = f"sae eval {frame.shell(chosen.folder)}"
     files = sorted((chosen.folder / "evals").glob("*.json"))
     if not files:
         frame.unfinished(chosen, command)
         frame.nothing(f"No evaluations of {chosen.name} yet. This makes them, in {chosen.folder / 'evals'}:", command)
+    hands()
     for file in files:
         st.subheader(frame.plain(file.stem))
         try:

@@ -84,20 +84,21 @@ class Dashboard:
 
 
 @contextmanager
-def serve(runs: Path, folder: Path) -> Iterator[Dashboard]:
+def serve(runs: Path, folder: Path, *, own_home: bool = True) -> Iterator[Dashboard]:
     """The server that `sae dashboard` starts, with a home of its own, in which it must leave nothing.
 
     Args:
         runs: folder of all runs.
         folder: the server's current folder.
+        own_home: False for runs whose model is kept in the user's cache.
     """
     home = folder / "home"
     home.mkdir(exist_ok=True)
     port = free_port()
     command = [str(Path(sys.executable).parent / "sae"), "dashboard", "--runs", str(runs), "--port", str(port)]
     with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"HOME": str(home)}, stdout=log, stderr=subprocess.STDOUT)
+        environment = os.environ | ({"HOME": str(home)} if own_home else {})
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_until_healthy(f"http://localhost:{port}/_stcore/health", server)
             yield Dashboard(f"http://localhost:{port}", runs)

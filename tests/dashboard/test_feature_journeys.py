@@ -36,6 +36,9 @@ def visit(page: Page, dashboard: Dashboard, query: str) -> None:
 
 
 def heading(page: Page, feature: int) -> None:
+    """The feature is shown, and keys walk from there."""
+    expect(page.locator("dialog.sx-keys[data-here]").last).to_have_attribute(
+        "data-here", re.compile(rf"[?&]f={feature}(&|$)"))
     expect(page.get_by_role("heading", name=f"Feature {feature}", exact=True)).to_be_visible()
 
 
@@ -215,7 +218,7 @@ def test_a_page_waits_for_its_index(page: Page, dashboard: Dashboard) -> None:
     visit(page, dashboard, "page=features&run=unindexed")
     expect(page.get_by_text("has no index yet")).to_be_visible()
     build(dashboard.runs / "unindexed", quiet=True)
-    expect(page.get_by_text(re.compile("^64 features"))).to_be_visible()
+    expect(page.get_by_text(re.compile("^64 features ·"))).to_be_visible()
 
 
 @pytest.mark.parametrize(("run", "told"), [("going", "going is training"), ("corrupt", "cannot be read as JSON"),
