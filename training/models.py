@@ -241,9 +241,10 @@ class Model:
 
     @contextmanager
     def replayed(self, hooks: Sequence[str]) -> Iterator[None]:
-        """While open, the blocks before these hooks run once and give the same again: for many runs of the same tokens.
+        """While open, the blocks before these hooks run once on the first tokens they meet, and give the same again.
 
-        Only what lies before every hook is replayed, so splices at them, and behind them, mean what they always do.
+        For many runs of the same tokens; others run as ever. Only what lies before every hook is replayed, so splices
+        at them, and behind them, mean what they always do.
 
         Args:
             hooks: names from `hooks()`; where one lies in no block nothing is replayed.
@@ -698,13 +699,16 @@ def _with_skip(name: str, site: _Site, bridge: Any, root: nn.Module) -> _Site:
 
 
 def _once(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward pass whose first result is also every later one."""
+    """A block's forward pass that gives its first result again for the first input; another input runs as ever."""
     kept: list[Any] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        hidden = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point())
         if not kept:
-            kept.append(forward(*args, **kwargs))
-        return kept[0]
+            kept.extend((hidden, forward(*args, **kwargs)))
+        elif hidden.shape != kept[0].shape or not torch.equal(hidden, kept[0]):
+            return forward(*args, **kwargs)
+        return kept[1]
 
     return run
 

@@ -103,12 +103,13 @@ def test_masked_rows_pass_unchanged(config: Config, data: Data, mask: KeepMask) 
     assert none["ce_recovered_mean"] is None, "nothing was lost, so there is nothing to recover"
 
 
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"])
 def test_sequences_that_an_ablation_makes_equal_share_a_run(
-    config: Config, data: Data, mask: KeepMask, monkeypatch: pytest.MonkeyPatch
+    hook: str, config: Config, data: Data, mask: KeepMask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert data.model is not None
     spliced = Spliced(data.model, data.source, data.tokens, mask, 1500)
-    members, n_run = [(silent(config, mask), config.site)], []
+    members, n_run = [(silent(config, mask), SiteConfig(input=hook))], []
     logits = data.model.logits
     with monkeypatch.context() as patch:
         patch.setattr(data.model, "logits", lambda ids: n_run.append(len(ids)) or logits(ids))

@@ -192,14 +192,19 @@ def test_replayed_blocks_run_once_and_change_nothing(smol, hook):
     with torch.no_grad(), smol.splice(hook, lambda a: a * 0.5):
         spliced = smol.logits(tokens)
     with torch.no_grad():
-        clean = smol.logits(tokens)
+        other = tokens[:, 1:].repeat(3, 1)
+        clean, clean_other, clean_flipped = (smol.logits(t) for t in (tokens, other, tokens.flip(1)))
         runs.clear()
         with smol.replayed([hook]):
             assert torch.equal(smol.logits(tokens), clean)
             with smol.splice(hook, lambda a: a * 0.5):
                 assert torch.equal(smol.logits(tokens), spliced)
-        assert len(runs) == 1
-        assert torch.equal(smol.logits(tokens), clean) and len(runs) == 2
+            assert len(runs) == 1
+            # other tokens, of another number or the same, are not taken for the first
+            assert torch.equal(smol.logits(other), clean_other) and len(runs) == 2
+            assert torch.equal(smol.logits(tokens.flip(1)), clean_flipped) and len(runs) == 3
+            assert torch.equal(smol.logits(tokens), clean) and len(runs) == 3
+        assert torch.equal(smol.logits(tokens), clean) and len(runs) == 4
     handle.remove()
 
 
