@@ -1,6 +1,7 @@
 """The GPU backend: cuBLAS for the encoder, Triton for everything sparse. Same bits from run to run.
 
-Optimised for k ≪ d_sae (below about 0.5 % active, a gather beats a GEMM); right for any. Work in fp64 goes to the
+Below some density of a code (0.5 % in bf16, 5 % in fp32) a gather beats a GEMM; denser ones are decoded and
+differentiated by GEMMs (`gpu_dense`), and `last_route` says which way the last pass took. Work in fp64 goes to the
 reference. Where triton interprets (TRITON_INTERPRET=1 set before triton is imported), tensors lie on the CPU; that is
 how the kernels are tested without a device.
 """
@@ -17,9 +18,6 @@ from sae.errors import SaescopeError
 from sae.kernels import Autoencoded, ParamState, Select
 from sae.kernels.reference import Reference
 
-GEMM_BELOW = 184
-"""AuxK reconstructs by dense GEMMs when there are fewer than this many dead features per active one."""
-
 
 def interpreted() -> bool:
     """Whether kernels are interpreted, on CPU tensors."""
@@ -33,6 +31,7 @@ class Gpu:
         precision: `fp32`, `bf16` (GEMMs and gathers for training in bf16, values scored again in fp32; sums, values,
             gradients and master weights in fp32) or `auto`: bf16 on devices that multiply it (compute capability ≥ 8).
         chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
+        dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
 
     Raises:
         SaescopeError: triton is not installed.
@@ -41,7 +40,7 @@ class Gpu:
     name = "gpu"
     last_route: Literal["sparse", "dense", "reference"] = "sparse"
 
-    def __init__(self, precision: str = "auto", chunk_bytes: int = 1 << 30) -> None:
+    def __init__(self, precision: str = "auto", chunk_bytes: int = 1 << 30, dense_above: float | None = None) -> None:
         if precision not in ("auto", "fp32", "bf16"):
             raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
         try:
@@ -58,7 +57,7 @@ class Gpu:
             precision = "bf16" if fast else "fp32"
         self._autograd: Any = gpu_autograd
         self._settings = gpu_autograd.Settings(
-            precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes
+            precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
         )
         self._reference = Reference()
 
@@ -101,12 +100,15 @@ class Gpu:
         _check(select, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre)
         assert prefixes is None or list(prefixes) == sorted(prefixes), prefixes
         if x.dtype == torch.float64:
+            self.last_route = "reference"
             return self._reference.autoencode(x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes)
         with _plain(x):
             value, x_hat, feature, indptr = self._autograd.Autoencode.apply(
                 _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
                 None if b_pre is None else _fp32(b_pre), select, prefixes or None, self._settings,
             )
+        dense = self._settings.is_dense(feature.numel(), x.shape[0], W_enc.shape[1])
+        self.last_route = "dense" if dense else "sparse"
         k = select.k if select.mode == "topk" else None
         return Autoencoded(SparseCode(feature, value, x.shape[0], W_enc.shape[1], indptr=indptr, k=k), x_hat)
 
@@ -127,8 +129,6 @@ class Gpu:
             compact = (_fp32(w.index_select(0, ids)) for w in (W_enc.t(), b_enc, W_dec))
             args = (_fp32(x), *compact)
             b_pre = None if b_pre is None else _fp32(b_pre)
-            if ids.numel() < GEMM_BELOW * k:
-                return self._autograd.DenseTopK.apply(*args, b_pre, k, absolute, self._settings)
             select = Select("topk", k=k, absolute=absolute)
             zero = args[0].new_zeros(W_dec.shape[1])
             return self._autograd.Autoencode.apply(*args, zero, b_pre, select, None, self._settings)[1][0]

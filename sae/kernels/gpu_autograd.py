@@ -4,6 +4,7 @@ All work with feature-major encoder weights, `W_enc.t() [d_sae, d_in]`. In bf16,
 of x_hat are gathered in bf16; every sum is fp32, as are values and gradients.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.code import SparseCode
-from sae.kernels import Select, gpu_launch
-from sae.kernels.gpu_encode import Encoder, Settings, encode, matmul
+from sae.kernels import Select, gpu_dense, gpu_launch
+from sae.kernels.gpu_encode import Encoder, Settings, encode
 
 
 def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> Int64[Tensor, "n_rows n_prefixes_plus_1"]:
@@ -56,7 +57,7 @@ class Autoencode(torch.autograd.Function):
         encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
         code = encode(encoder, select)
         decoder = settings.operand(W_dec)
-        x_hat = gpu_launch.decode(code.feature, code.value, bounds(code, prefixes), decoder, b_dec)
+        x_hat = _reconstruct(code, decoder, b_dec, prefixes, settings)
         ctx.n_rows, ctx.d_sae, ctx.k, ctx.prefixes, ctx.settings = code.n_rows, code.d_sae, code.k, prefixes, settings
         ctx.save_for_backward(encoder.x_operand, W_enc_t, decoder, code.feature, code.value, code.indptr)
         ctx.mark_non_differentiable(*(t for t in (code.feature, code.indptr) if t is not None))
@@ -73,72 +74,38 @@ class Autoencode(torch.autograd.Function):
         if dx_hat is None:
             dx_hat = value.new_zeros(len(ends), ctx.n_rows, decoder.shape[1])
         dy = suffix_sums(dx_hat, ends[-1] >= ctx.d_sae)
-        row = dy_row = code.rows()
-        if dy.shape[0] > 1:
-            segment = torch.bucketize(feature, torch.tensor(ends, device=feature.device), right=True)
-            dy_row = segment * ctx.n_rows + row
-        grads = gpu_launch.code_grads(
-            gpu_launch.plan_by_feature(feature, value, ctx.d_sae), row, dy_row, value,
-            None if dvalue is None else dvalue.contiguous(), x,
-            ctx.settings.operand(dy.reshape(-1, dy.shape[2])).contiguous(), decoder,
-        )
+        dvalue = None if dvalue is None else dvalue.contiguous()
+        if ctx.settings.is_dense(feature.numel(), ctx.n_rows, ctx.d_sae):
+            grads = gpu_dense.gradients(code, ends, dvalue, x, dy, decoder, ctx.settings)
+        else:
+            grads = _sparse_gradients(code, ends, dvalue, x, dy, decoder, ctx.settings)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = gpu_launch.decode(feature, grads.value, bounds(code, None), W_enc_t, None)[0]
+            dx = _reconstruct(replace(code, value=grads.value), ctx.settings.operand(W_enc_t), None, None, ctx.settings)[0]
         db_pre = -(grads.b_enc @ W_enc_t) if ctx.needs_input_grad[5] else None
         return dx, grads.W_enc, grads.b_enc, grads.W_dec, dx_hat.sum((0, 1)), db_pre, None, None, None
 
 
-class DenseTopK(torch.autograd.Function):
-    """Reconstruction from the k strongest of few features, by GEMMs over all of them: (x, weights) → x_hat.
-
-    Below about 184 · k features (of bf16 on an H200) a GEMM over all is faster than gathers of k rows.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Float32[Tensor, "n_rows d_in"], W_enc_t: Float32[Tensor, "d_sae d_in"],
-        b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"],
-        b_pre: Float32[Tensor, " d_in"] | None, k: int, absolute: bool, settings: Settings,
-    ) -> Float32[Tensor, "n_rows d_out"]:
-        """Encode, select, decode."""
-        encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
-        code = encode(encoder, Select("topk", k=k, absolute=absolute))
-        feature, value = code.feature.view(-1, k).long(), code.value.view(-1, k)
-        decoder = settings.operand(W_dec)
-        x_hat = x.new_empty(x.shape[0], W_dec.shape[1])
-        for rows in settings.chunks(*encoder.shape):
-            x_hat[rows] = matmul(_dense(feature[rows], value[rows], encoder.shape[1], settings), decoder)
-        ctx.settings = settings
-        ctx.save_for_backward(encoder.x_operand, W_enc_t, decoder, feature, value)
-        return x_hat
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dx_hat: Tensor) -> tuple[Tensor | None, ...]:
-        """Chunk by chunk, as forward."""
-        x, W_enc_t, decoder, feature, value = ctx.saved_tensors
-        settings, d_sae = ctx.settings, W_enc_t.shape[0]
-        dW_enc_t, db_enc = torch.zeros_like(W_enc_t), W_enc_t.new_zeros(d_sae)
-        dW_dec = W_enc_t.new_zeros(decoder.shape)
-        dx = torch.empty(x.shape, device=x.device) if ctx.needs_input_grad[0] else None
-        for rows in settings.chunks(x.shape[0], d_sae):
-            dy = settings.operand(dx_hat[rows])
-            acts = _dense(feature[rows], value[rows], d_sae, settings)
-            dW_dec += matmul(acts.t(), dy)
-            dvalue = matmul(dy, decoder.t()).gather(1, feature[rows]) * (value[rows] != 0)
-            dpre = _dense(feature[rows], dvalue, d_sae, settings)
-            dW_enc_t += matmul(dpre.t(), x[rows])
-            db_enc += dpre.float().sum(0)
-            if dx is not None:
-                dx[rows] = matmul(dpre, settings.operand(W_enc_t))
-        db_pre = -(db_enc @ W_enc_t) if ctx.needs_input_grad[4] else None
-        return dx, dW_enc_t, db_enc, dW_dec, db_pre, None, None, None
+def _reconstruct(
+    code: SparseCode, W: Float[Tensor, "d_sae d"], bias: Float32[Tensor, " d"] | None, prefixes: tuple[int, ...] | None,
+    settings: Settings,
+) -> Float32[Tensor, "n_prefixes n_rows d"]:
+    """`Σ value · W[feature] (+ bias)` of each row and prefix, by gathers or by GEMMs."""
+    if settings.is_dense(code.feature.numel(), code.n_rows, code.d_sae):
+        return gpu_dense.reconstruct(code, W, bias, prefixes or (code.d_sae,), settings)
+    return gpu_launch.decode(code.feature, code.value, bounds(code, prefixes), W, bias)
 
 
-def _dense(
-    feature: Int64[Tensor, "n_rows k"], value: Float32[Tensor, "n_rows k"], d_sae: int, settings: Settings
-) -> Float[Tensor, "n_rows d_sae"]:
-    """A chunk's code with its zeros written out, as an operand."""
-    dense = settings.operand(value.new_zeros(0)).new_zeros(feature.shape[0], d_sae)
-    return dense.scatter_(1, feature, settings.operand(value))
+def _sparse_gradients(
+    code: SparseCode, ends: tuple[int, ...], extra: Float32[Tensor, " nnz"] | None, x: Float[Tensor, "n_rows d_in"],
+    dy: Float32[Tensor, "n_segments n_rows d_out"], decoder: Float[Tensor, "d_sae d_out"], settings: Settings,
+) -> gpu_launch.CodeGrads:
+    """Every gradient of the weights and values from one by-feature plan."""
+    row = dy_row = code.rows()
+    if dy.shape[0] > 1:
+        segment = torch.bucketize(code.feature, torch.tensor(ends, device=row.device), right=True)
+        dy_row = segment * code.n_rows + row
+    return gpu_launch.code_grads(
+        gpu_launch.plan_by_feature(code.feature, code.value, code.d_sae), row, dy_row, code.value, extra, x,
+        settings.operand(dy.reshape(-1, dy.shape[2])).contiguous(), decoder,
+    )

@@ -21,6 +21,10 @@ Pairs = tuple[Tensor, Tensor, Tensor]
 """Row (int64), feature (int32) and score (fp32) of entries, by row and feature."""
 
 
+DENSE_ABOVE = {"bf16": 1 / 184, "fp32": 1 / 20}
+"""Break-even densities by the memory and tensor (or fp32) rates of an H100 or H200, nothing found in cache."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How the GPU backend computes."""
@@ -30,6 +34,13 @@ class Settings:
     """Most bytes of scores that exist at once (but one row at least)."""
     margin: int = 8
     """bf16: candidates per row beyond k that are scored again in fp32."""
+    dense_above: float | None = None
+    """Density of a code above which it is decoded by GEMMs; None: that of the precision in `DENSE_ABOVE`."""
+
+    def is_dense(self, nnz: int, n_rows: int, d_sae: int) -> bool:
+        """Whether a code goes through `gpu_dense`."""
+        limit = DENSE_ABOVE[self.precision] if self.dense_above is None else self.dense_above
+        return nnz > limit * n_rows * d_sae
 
     def operand(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """A tensor as the GEMMs and gathers of this precision read it."""

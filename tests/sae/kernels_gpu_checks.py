@@ -100,9 +100,18 @@ def close(name: str, got: Tensor, expected: Tensor, tolerance: float = 2e-5) -> 
 def same_as_reference(
     problem: Problem, select: Select, device: str, prefixes: tuple[int, ...] | None = None, chunk_bytes: int = 1 << 30
 ) -> None:
+    """By gathers and by GEMMs."""
+    for dense_above in (1.0, -1.0):
+        kernels = Gpu("fp32", chunk_bytes, dense_above)
+        compare(problem, kernels, select, device, prefixes)
+        assert kernels.last_route == ("sparse" if dense_above > 0 else "dense")
+
+
+def compare(
+    problem: Problem, kernels: Gpu, select: Select, device: str, prefixes: tuple[int, ...] | None
+) -> None:
     exact = problem.leaves(torch.float64)
     problem = problem.leaves()
-    kernels = Gpu("fp32", chunk_bytes=chunk_bytes)
     expected = exact.loss(REFERENCE, on(select, device, torch.float64), prefixes)
     got = problem.loss(kernels, on(select, device, torch.float32), prefixes)
     close("loss", got, expected)
@@ -247,18 +256,31 @@ def check_bf16(device: str) -> None:
     """Values and selection are those of fp32; gradients differ by bf16's rounding of the gathered rows."""
     for mode, select in MODES.items():
         problem = Problem.random(device, 6, 24, 20, 37)
-        kernels = Gpu("bf16", chunk_bytes=4 * 37 * 4)
         args = (problem.x, problem.W_enc, problem.b_enc)
-        code = kernels.encode(*args, on(select, device, torch.float32)).csr()
+        routes = [Gpu("bf16", 4 * 37 * 4, dense_above) for dense_above in (1.0, 0.0)]
+        code = routes[0].encode(*args, on(select, device, torch.float32)).csr()
         expected = REFERENCE.encode(*args, on(select, device, torch.float32)).csr()
         assert torch.equal(code.feature, expected.feature) and torch.equal(code.indptr, expected.indptr), mode
         close(mode, code.value, expected.value)
         exact = problem.leaves(torch.float64)
-        problem.loss(kernels, on(select, device, torch.float32)).backward()
         exact.loss(REFERENCE, on(select, device, torch.float64)).backward()
-        for name, gradient in exact.grads().items():
-            close(f"{mode} {name}", problem.grads()[name], gradient, tolerance=0.02)
-            assert problem.grads()[name].dtype == torch.float32
+        for kernels in routes:
+            problem = problem.leaves()
+            problem.loss(kernels, on(select, device, torch.float32)).backward()
+            for name, gradient in exact.grads().items():
+                close(f"{mode} {name}", problem.grads()[name], gradient, tolerance=0.02)
+                assert problem.grads()[name].dtype == torch.float32
+
+
+@check
+def check_density_decides(device: str) -> None:
+    """GEMMs from the break-even of each precision on; fp64 through the reference."""
+    for precision, k, route in (("fp32", 9, "sparse"), ("fp32", 11, "dense"), ("bf16", 1, "sparse"), ("bf16", 2, "dense")):
+        kernels, problem = Gpu(precision), Problem.random(device, 2, 5, 4, 200)
+        problem.autoencode(kernels, Select("topk", k=k))
+        assert kernels.last_route == route, (precision, k, kernels.last_route)
+    problem.leaves(torch.float64).autoencode(kernels, Select("topk", k=k))
+    assert kernels.last_route == "reference"
 
 
 @check
@@ -277,11 +299,13 @@ def check_bf16_margin(device: str) -> None:
 
 @check
 def check_same_bits(device: str) -> None:
-    for mode, precision in (("topk", "bf16"), ("batch_topk", "fp32"), ("threshold", "bf16")):
+    for mode, precision, dense_above in (
+        ("topk", "bf16", 1.0), ("batch_topk", "fp32", 1.0), ("threshold", "bf16", 1.0), ("threshold", "bf16", 0.0),
+    ):
         runs = []
         for _ in range(2):
             problem = Problem.random(device, 9, 12, 14, 37)
-            problem.loss(Gpu(precision), MODES[mode], (10, 37)).backward()
+            problem.loss(Gpu(precision, dense_above=dense_above), MODES[mode], (10, 37)).backward()
             runs.append(problem.grads())
         for name, gradient in runs[0].items():
             assert torch.equal(gradient, runs[1][name]), (mode, name)
