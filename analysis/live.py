@@ -23,7 +23,8 @@ from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.files import read_json
 from training.config import SiteConfig
-from training.models import Model, load_model
+from training.model import Model
+from training.models import load_model
 from training.pieces import token_bytes
 
 LOCK = threading.RLock()

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sae.errors import SaescopeError
-from training.models import Model, load_model
+from training.model import Model
+from training.models import load_model
 from training.packaged import PACKAGED, packaged_dir, quiet_transformers
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from training import config as configs
 from training.batches import Batches
 from training.calibration import KeepMask, calibrate
+from training.devices import resolve_device
 from training.display import Display
 from training.harvest import open_data
-from training.models import resolve_device
 from training.schedule import Clock
 from training.trainee import Trainee, new_sae
 

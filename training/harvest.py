@@ -9,7 +9,8 @@ from training.acts import ActsDir
 from training.cache import CacheSource, fill, missing_hooks
 from training.config import Config
 from training.display import Display
-from training.models import Model, load_model
+from training.model import Model
+from training.models import load_model
 from training.sources import ActsSource, ModelSource, Source
 from training.synthetic import HOOK, Synthetic
 from training.tokens import Tokens, acts_tokens, make_tokens, synthetic_tokens

@@ -19,7 +19,7 @@ from sae.base import SAE
 from sae.metrics import FVE, bootstrap, recovered
 from training.calibration import KeepMask, input_rows, target_rows
 from training.config import SiteConfig
-from training.models import Model
+from training.model import Model
 from training.sources import Source
 from training.tokens import Tokens
 

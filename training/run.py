@@ -27,6 +27,7 @@ from training.batches import FIRST, Address, Batches
 from training.calibration import KeepMask, calibrate
 from training.checkpoint import Checkpoints, surroundings
 from training.config import Config
+from training.devices import resolve_device
 from training.display import Display
 from training.facts import first_difference
 from training.harvest import Data, open_data
@@ -34,7 +35,6 @@ from training.heldout import HeldOut, Spliced
 from training.locks import locked
 from training.loggers import MetricsFile, Wandb
 from training.loop import Interrupted, Logger, fit
-from training.models import resolve_device
 from training.schedule import Clock
 from training.trainee import Trainee, new_sae
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.errors import SaescopeError
 from training.acts import ActsDir
-from training.models import Model
+from training.model import Model
 from training.tokens import Tokens
 
 NO_NUMBERS = "a wider model.dtype and cache.dtype usually help; if not, the weights themselves are damaged."

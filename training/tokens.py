@@ -25,7 +25,7 @@ from training.arrays import write_array
 from training.config import Config
 from training.facts import first_difference
 from training.locks import locked
-from training.models import Model
+from training.model import Model
 
 FORMAT, FORMAT_VERSION = "saescope-cache", 1
 

@@ -36,10 +36,11 @@ from sae import store as sae_store
 from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.files import atomic_dir, code_version, read_json, read_tensors, write_json
+from training.devices import resolve_device
 from training.display import Display
 from training.facts import first_difference
 from training.locks import locked
-from training.models import Model, resolve_device
+from training.model import Model
 from training.pieces import token_bytes
 
 SHARD_ROWS = 131_072

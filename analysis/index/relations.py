@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analysis.index.encode import Codes
 from sae.base import SAE
-from training.models import Model
+from training.model import Model
 
 N_NEIGHBOURS = 32
 N_TOKENS = 20

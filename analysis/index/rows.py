@@ -23,7 +23,8 @@ from training.calibration import KeepMask
 from training.config import Config
 from training.display import Display
 from training.harvest import Data, open_data
-from training.models import Model, load_model
+from training.model import Model
+from training.models import load_model
 from training.sources import Source
 from training.tokens import Tokens, cache_folder, open_tokens
 

@@ -8,7 +8,8 @@ import torch
 from sae import store
 from sae.base import SAE
 from sae.variants.topk import TopK, TopKVariantConfig
-from training.models import Model, load_model
+from training.model import Model
+from training.models import load_model
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from sae.errors import SaescopeError
-from training.models import OFFLINE_MODELS, Model, load_model
+from training.model import Model
+from training.models import load_model
 from training.packaged import packaged_dir, quiet_transformers
+from training.weights import OFFLINE_MODELS
 
 HOOK = "blocks.9.hook_resid_post"
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -344,7 +346,7 @@ def test_without_a_hub_the_offline_models_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_dtype_is_bf16_only_where_it_is_fast(monkeypatch, fast, dtype):
-    monkeypatch.setattr("training.models.bf16_is_fast", lambda: fast)
+    monkeypatch.setattr("training.devices.bf16_is_fast", lambda: fast)
     model = load_model("native:tiny", dtype="auto")
     assert (model.dtype, model.identity["dtype"]) == (dtype, str(dtype).removeprefix("torch."))
 

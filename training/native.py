@@ -1,0 +1,69 @@
+"""Small models with random weights, for tests: what `native:...` says, their network and their tokenizer."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sae.errors import SaescopeError
+
+TINY = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_vocab": 512, "n_ctx": 128, "seed": 0}
+_N_SPECIAL, _N_BYTES, _MIN_CTX = 3, 256, 16
+
+
+class NativeNetwork(nn.Module):
+    """A native model called as Hugging Face models are."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        """Logits; `use_cache` has no meaning here and must be off."""
+        assert not use_cache
+        return self.network(input_ids)
+
+
+def root_of(network: nn.Module) -> nn.Module:
+    """The module tree that a bridge has a twin of."""
+    return network.network if isinstance(network, NativeNetwork) else network
+
+
+def native_spec(text: str) -> dict[str, int]:
+    """The sizes that `native:TEXT` asks for.
+
+    Raises:
+        SaescopeError: it is not understood, or nothing of this size can be built.
+    """
+    spec = dict(TINY)
+    for item in [] if text == "tiny" else text.split(","):
+        key, _, value = item.partition("=")
+        if key not in spec or not value.isdecimal():
+            raise SaescopeError(
+                f"native:{text} is not understood at {item!r}: write native:tiny, or whole numbers for any of "
+                f"{', '.join(f'{k}={v}' for k, v in TINY.items())}."
+            )
+        spec[key] = int(value)
+    least = {"d_vocab": _N_SPECIAL + _N_BYTES, "n_ctx": _MIN_CTX, "n_layers": 1, "n_heads": 1, "d_model": 1, "seed": 0}
+    low = [key for key, value in least.items() if spec[key] < value]
+    if low or spec["d_model"] % spec["n_heads"]:
+        why = f"{low[0]} is at least {least[low[0]]}" if low else "d_model is a multiple of n_heads"
+        raise SaescopeError(f"native:{text} cannot be built: {why}.")
+    return spec
+
+
+def byte_tokenizer(d_vocab: int, n_ctx: int) -> Any:
+    """A tokenizer made in memory: one token per byte, BOS, EOS and padding before them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<bos>", "<eos>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert len(alphabet) == _N_BYTES and len(special) == _N_SPECIAL
+    vocab = {piece: i for i, piece in enumerate([*special, *alphabet])}
+    assert len(vocab) <= d_vocab
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", model_max_length=n_ctx
+    )
