@@ -6,7 +6,7 @@ PYTHON ?= python3
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saedashboard-times clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saedashboard-times clean
 
 demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -45,6 +45,10 @@ bench-peers: $(VENV)/.done .peers/saelens/.done     ## training steps beside SAE
 	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
 	.peers/saelens/bin/pip install --quiet einops
 	$(SAE) bench kernels --peers .peers/saelens/bin/python --out benchmarks
+
+bench-losses: $(VENV)/.done .peers/saelens/.done    ## losses after the same 200 steps as SAELens and dictionary_learning take
+	$(SAE) bench kernels --shape 2048,768,16384,32 --dead 0 --variants topk --no-compile --no-memory --loss-steps 200 \
+		--peers .peers/saelens/bin/python --out benchmarks/kernel-losses.json
 
 bench-gpu: $(VENV)/.done .peers/saelens/.done       ## the same on a CUDA device, with sparsify, and the kernels' tests there
 	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3 natsort schedulefree
