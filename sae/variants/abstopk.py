@@ -34,7 +34,7 @@ class AbsBatchTopKConfig(TopKConfig):
 
     variant: Literal["absbatchtopk"] = "absbatchtopk"
     threshold_decay: float = Field(default=0.99, gt=0, lt=1)
-    """Decay per step of the average that becomes the inference threshold."""
+    """Decay per step, at most, of the average that becomes the inference threshold."""
 
 
 def signed_step(

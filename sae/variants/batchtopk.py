@@ -3,8 +3,14 @@
     acts = the k · n_rows largest of ReLU(pre) over the batch          x̂, loss and AuxK as in TopK
     inference: acts = pre where pre > θ,    θ = E[min of the active activations of a batch]      (their eq. 6)
 
-θ is an exponential average over training batches. Where the paper is silent: the average is corrected for its start
-(Adam's way), so that it is not biased low early on, and the first `threshold_decay` warms up with k-annealing.
+The paper does not say over which batches the expectation goes. θ that keeps k features moves as long as the weights do:
+over the last third of 300 steps by a tenth, so that an average over the last hundred of them leaves 26 of 32 features.
+Here the average's memory is a thirtieth of the steps so far, and 1 / (1 − `threshold_decay`) batches at most:
+
+    θ ← (w θ d + min) / (w d + 1)     w ← w d + 1     d = min(threshold_decay, 1 − (1 − 1/30) / w),  0 at first
+
+w being the batches it rests on, so that w grows by a thirtieth a step. Nothing is known of how long training will be,
+so that the threshold of a checkpoint is as good as the last one.
 """
 
 from typing import Literal, final
@@ -24,7 +30,11 @@ class BatchTopKConfig(TopKConfig):
 
     variant: Literal["batchtopk"] = "batchtopk"
     threshold_decay: float = Field(default=0.99, gt=0, lt=1)
-    """Decay per step of the average that becomes the inference threshold."""
+    """Decay per step, at most, of the average that becomes the inference threshold: it reaches over 1/30 of the steps."""
+
+
+GROWTH = 1 / 30
+"""By how many batches the memory of a threshold grows a step: the share of the steps so far that it reaches back."""
 
 
 class BatchThreshold(SAE):
@@ -35,7 +45,7 @@ class BatchThreshold(SAE):
 
     def begin_threshold(self) -> None:
         """Add the buffers of the average."""
-        # the average is their quotient
+        # the average is their quotient; the weight counts the batches it rests on
         self.register_buffer("threshold_sum", torch.zeros(()))
         self.register_buffer("threshold_weight", torch.zeros(()))
 
@@ -45,21 +55,22 @@ class BatchThreshold(SAE):
         return (self.threshold_sum / self.threshold_weight.clamp_min(1e-30)).to(self.b_enc.dtype)
 
     @torch.no_grad()
-    def move_threshold(self, step: Step, decay: float) -> None:
-        """Move the average towards this batch's smallest active |value|."""
+    def move_threshold(self, step: Step, longest: float) -> None:
+        """Move the average towards this batch's smallest active |value|; its decay is `longest` at most."""
         size = step.code.value.detach().abs()
         if size.numel() == 0:
             return
         least = torch.where(size > 0, size, torch.inf).min()
         found = least.isfinite()  # not asked of the device, which would have to be waited for
+        decay = (1 - (1 - GROWTH) / self.threshold_weight).clamp(0, longest)
         for total, now in ((self.threshold_sum, least), (self.threshold_weight, torch.ones_like(least))):
-            total.copy_(torch.where(found, total * decay + (1 - decay) * now, total))
+            total.copy_(torch.where(found, total * decay + now, total))
 
     def take_threshold(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """Go on from the threshold of an existing SAE, if it has learnt one in the same way."""
+        """Go on from the threshold of an existing SAE, if it has learnt one in the same way, as if from one batch."""
         if isinstance(old, BatchThreshold) and hasattr(old, "threshold_sum"):
-            self.threshold_sum.copy_(old.threshold_sum * gain)
-            self.threshold_weight.copy_(old.threshold_weight)
+            self.threshold_sum.copy_(old.threshold * gain)
+            self.threshold_weight.copy_(old.threshold_weight.clamp(max=1))
 
 
 @final

@@ -56,7 +56,7 @@ class MatryoshkaConfig(TopKConfig):
     stop_gradient: bool = False
     """A prefix's loss trains only the features it adds to the prefix before."""
     threshold_decay: float = Field(default=0.99, gt=0, lt=1)
-    """Decay per step of the average that becomes the inference threshold (batch bases)."""
+    """Decay per step, at most, of the average that becomes the inference threshold (batch bases)."""
 
     @model_validator(mode="after")
     def _prefixes_fit(self) -> "MatryoshkaConfig":

@@ -1,8 +1,10 @@
 """Losses of every variant against finite differences in fp64, and what the papers promise of each."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -11,9 +13,9 @@ from torch import Tensor, nn
 from sae import losses, store
 from sae.base import SAE, Progress, Step, Transform
 from sae.init import initialise
-from sae.kernels import Select
 from sae.units import Duration
 from sae.variants import VARIANTS
+from tests.sae.toy import Toy, train
 
 D_IN, D_SAE, N = 6, 20, 9
 EXTRA: dict[str, dict] = {
@@ -179,20 +181,34 @@ def test_l1_is_the_length_of_the_features_contribution() -> None:
     torch.testing.assert_close(sae.losses(x, x, no_dead(sae)).terms["l1"], 0.7 * by_hand)
 
 
-def test_batchtopk_threshold_is_the_unbiased_average_of_batch_minima() -> None:
-    sae = make("batchtopk")
-    minima = []
-    for seed in range(5):
+@pytest.mark.parametrize("longest", [0.99, 0.5])
+def test_batchtopk_threshold_is_the_average_of_the_batch_minima_of_late(longest: float) -> None:
+    """With a memory of a thirtieth of n steps the i-th minimum has the weight C(i + 28, 29); a shorter one forgets more."""
+    sae = make("batchtopk", threshold_decay=longest)
+    minima, expected, weight = [], 0.0, 0.0
+    for seed in range(90):
         x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         step: Step = sae.losses(x, x, no_dead(sae))
         sae.observe(step)
         minima.append(step.code.value[step.code.value > 0].min().item())
-    weights = [0.99 ** (4 - i) for i in range(5)]
-    expected = sum(w * m for w, m in zip(weights, minima, strict=True)) / sum(weights)
-    assert sae.threshold.item() == pytest.approx(expected)  # type: ignore[attr-defined]
-    assert isinstance(sae.select(), Select)
+        decay = 0.0 if seed == 0 else min(longest, 1 - (29 / 30) / weight)
+        expected, weight = expected * decay + minima[-1], weight * decay + 1
+        if longest == 0.99:
+            weights = [math.comb(i + 29, 29) for i in range(len(minima))]
+            assert sae.threshold.item() == pytest.approx(np.average(minima, weights=weights))  # type: ignore[attr-defined]
+    assert sae.threshold.item() == pytest.approx(expected / weight)  # type: ignore[attr-defined]
+    assert weight == pytest.approx(1 + 89 / 30 if longest == 0.99 else 2)
     x = torch.randn(4096, D_IN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     assert sae.encode(x).l0().double().mean().item() == pytest.approx(3, rel=0.15)
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.0])
+@pytest.mark.parametrize("variant", ["batchtopk", "absbatchtopk", "matryoshka"])
+def test_after_a_short_training_the_threshold_keeps_k_features_of_training_rows(variant: str, decay: float) -> None:
+    """Also where weights move to the end: an average over the last hundred batches leaves 2.0 to 2.7 of 3 features here."""
+    toy = Toy()
+    sae = train(toy, variant, n_steps=150, lr=1e-3, decay=decay, k=3)
+    assert sae.encode(toy.rows(16_384)).l0().float().mean().item() == pytest.approx(3, rel=0.03)
 
 
 @pytest.mark.parametrize("variant", ALL)

@@ -37,10 +37,13 @@ class Toy:
         return self.scale * (x + 0.05 * torch.randn(x.shape, generator=self.generator))
 
 
-def train(toy: Toy, variant: str, *, n_steps: int = 800, lr: float = 3e-3, d_sae: int = N_TRUE, **fields: object) -> SAE:
-    """A trained SAE; the schedule is that of the configs, made short."""
+def train(
+    toy: Toy, variant: str, *, n_steps: int = 800, lr: float = 3e-3, d_sae: int = N_TRUE, decay: float = 0.3,
+    **fields: object,
+) -> SAE:
+    """A trained SAE; the schedule is that of the configs, made short, its rate falling over the last share `decay`."""
     with one_thread():
-        return _train(toy, variant, n_steps, lr, d_sae, fields)
+        return _train(toy, variant, n_steps, lr, decay, d_sae, fields)
 
 
 @contextmanager
@@ -54,7 +57,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(toy: Toy, variant: str, n_steps: int, lr: float, d_sae: int, fields: dict[str, object]) -> SAE:
+def _train(
+    toy: Toy, variant: str, n_steps: int, lr: float, decay: float, d_sae: int, fields: dict[str, object]
+) -> SAE:
     sae_class, config = VARIANTS[variant]
     sae = sae_class(config.model_validate({"d_sae": d_sae, **fields}), toy.directions.shape[1])
     initialise(sae, toy.rows(1024))
@@ -72,7 +77,7 @@ def _train(toy: Toy, variant: str, n_steps: int, lr: float, d_sae: int, fields: 
         )
         step = sae.losses(x, x, progress)
         step.loss.backward()
-        pace = min(1.0, (n_steps - n) / (0.3 * n_steps))
+        pace = min(1.0, (n_steps - n) / (decay * n_steps)) if decay else 1.0
         sae.kernels.optimizer_step(params, step=n + 1, lr=lr * pace, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
         sae.zero_grad(set_to_none=True)
         sae.observe(step)
