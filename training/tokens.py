@@ -59,6 +59,19 @@ class Tokens:
         """Training rows that the token mask lets through: one epoch."""
         return int(self.eligible[~self.held_out].sum())
 
+    def documents(self) -> Int64[np.ndarray, "n_seqs n_ctx"]:
+        """The number of the document each token is of; BOS counts to what follows it.
+
+        Raises:
+            SaescopeError: a corpus without text.
+        """
+        if self.folder is None:
+            raise SaescopeError("rows without text are of no document; ask this of a corpus with a model.")
+        segments = np.load(self.folder / "segments.npy")
+        ends = segments[:, 0] + segments[:, 1]
+        found = np.searchsorted(ends, np.arange(self.eligible.size), side="right").clip(max=len(segments) - 1)
+        return segments[found, 2].reshape(self.eligible.shape)
+
 
 def made_from(config: Config, model: Model) -> dict[str, Any]:
     """All that determines a cache's content, hooks apart."""
