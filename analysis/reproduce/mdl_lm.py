@@ -4,16 +4,20 @@ Beyond Ayonrinde, Pearce & Sharkey (2410.11179), who select but do not train by 
 train on one stream. Each is measured on the same held-out rows at several FVEs: the bits of its entropy code at the
 coarsest quantisation that keeps that FVE (`sae.description`), and nothing where it does not reach it. The rows
 `best-topk` and `best-mdl` are the least of each sweep, and `saved` the share of TopK's bits that MDL does without.
+`mdl-lm.svg` draws the two over FVE, with the intervals over seeds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from analysis.heldout import heldout_rows
+from analysis.render.lines import Line, lines
 from analysis.reproduce.jobs import Job
-from analysis.reproduce.tables import Row
+from analysis.reproduce.tables import Row, summary
 from analysis.reproduce.together import figures, short_name, train_together
 from sae.description import EPSILON, Encoded
+from sae.files import write_bytes
 
 FVES = (0.78, 0.8, 0.82, 0.84, 0.86, 0.88)
 
@@ -54,6 +58,21 @@ def best(rows: list[Row], levels: tuple[float, ...]) -> list[Row]:
         other = least["topk"][name]
         saved[name] = None if bits is None or other is None else 1 - bits / other
     return [{"setting": f"best-{kind}", **values} for kind, values in least.items()] + [{"setting": "saved", **saved}]
+
+
+def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
+    """The picture: the least bits of each sweep at each FVE that all seeds reach."""
+    levels = tuple(jobs[0].fields.get("fves", FVES))
+    n_seeds = len({job.seed for job in jobs})
+    told = {(row["setting"], row["metric"]): row for row in summary(rows) if row["n_seeds"] == n_seeds}
+    curves = []
+    for kind, name in (("topk", "best of the TopK sweep"), ("mdl", "best of the MDL sweep")):
+        points = {fve: told[key] for fve in levels if (key := (f"best-{kind}", column(fve))) in told}
+        curves.append(Line(
+            name, list(points), *([p[part] for p in points.values()] for part in ("mean", "low", "high")),
+        ))
+    picture = lines(curves, x_title="FVE of held-out rows", y_title="bits per row")
+    write_bytes(out / "mdl-lm.svg", picture.encode())
 
 
 def column(fve: float) -> str:

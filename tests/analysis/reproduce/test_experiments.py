@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.reproduce.jobs import reproduce
+from analysis.reproduce.l0_targets import spread
 
+FVES = (0.3, 0.4, 0.5, 0.6, 0.7)
+"""Of mdl-lm's short form."""
 CONFIGS = Path(__file__).parents[3] / "configs" / "reproduce"
 
 
@@ -31,13 +35,25 @@ def test_active_subspace(short: Any) -> None:
 
 
 def test_l0_targets(short: Any) -> None:
-    """What is told of a target. Its 200 steps reach none: that targets are reached is tested on toys, by variant."""
+    """The targets are reached in 200 steps, and what is told of them agrees."""
     rows = short("l0-targets")
     assert set(rows) == {"jumprelu-6", "relu-6"}
     for row in rows.values():
+        assert row["l0"] == pytest.approx(6, rel=0.1)
         assert row["relative_error"] == pytest.approx(row["l0"] / 6 - 1)
+        assert row["heldout_error"] == pytest.approx(row["heldout_l0"] / 6 - 1)
         assert row["reached"] == (abs(row["relative_error"]) <= 0.05)
-        assert row["target"] == 6 and row["fve"] > 0
+        assert row["target"] == 6 and row["fve"] > 0 and 0 < row["spread"] < 1
+
+
+def test_spread_is_that_of_means_of_draws_without_repetition() -> None:
+    """Documents of one row each: s √(1/m − 1/n). Where a document has most rows, it weighs as much."""
+    value = np.random.default_rng(0).normal(size=60)
+    expected = value.std(ddof=1) * (1 / 12 - 1 / 60) ** 0.5
+    assert spread(value, np.arange(60) * 7, 12, seed=1, draws=4000) == pytest.approx(expected, rel=0.05)
+    assert spread(value, np.arange(60), 60, seed=1) == pytest.approx(0, abs=1e-12)
+    long = spread(np.array([1.0] * 9 + [0.0]), np.array([3] * 9 + [5]), 1, seed=0, draws=4000)
+    assert long == pytest.approx(0.5, rel=0.01), "means 1 and 0, each document as likely as the other"
 
 
 def test_variants(short: Any) -> None:
@@ -52,7 +68,7 @@ def test_variants(short: Any) -> None:
 def test_mdl_lm(short: Any) -> None:
     """The least of each sweep at each FVE is its column's minimum; whoever surpasses that FVE has bits there."""
     rows, compared = short("mdl-lm"), 0
-    for fve in (0.3, 0.4, 0.5, 0.6, 0.7):
+    for fve in FVES:
         column, least = f"bits_at_{fve:g}", {}
         for kind in ("topk", "mdl"):
             of_kind = [row for name, row in rows.items() if name.startswith(kind)]
@@ -65,3 +81,5 @@ def test_mdl_lm(short: Any) -> None:
     assert compared
     for name in ("topk-4", "topk-8", "mdl-10", "mdl-30"):
         assert rows[name]["bits"] > 0 and rows[name]["fve"] > 0
+    drawn = sum(rows[f"best-{kind}"][f"bits_at_{fve:g}"] is not None for kind in ("topk", "mdl") for fve in FVES)
+    assert Path("runs/mdl-lm-short/mdl-lm.svg").read_text().count("<circle") == drawn
