@@ -131,6 +131,15 @@ def documents(sources: Sequence[TextSource], seed: int = 0) -> Iterator[Document
             yield document._replace(label=f"{sources[i].source}: {document.label}")
 
 
+def finer(sources: Sequence[TextSource]) -> str | None:
+    """How to make more and shorter documents of a text, where whole files are documents; None where they are not."""
+    whole = [source.source for source in sources if source.kind == "text" and source.split in (None, "file")]
+    if not whole:
+        return None
+    how = f"'corpus.sources={{source: {whole[0]}, split: blank-line}}'"
+    return f"let paragraphs be documents ({how if len(sources) == 1 else f'split: blank-line for {whole[0]}'})"
+
+
 def identity(sources: Sequence[TextSource]) -> dict[str, Any]:
     """Facts that name the content, for manifests: digests of files, the Python version, a dataset's name and revision.
 

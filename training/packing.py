@@ -119,6 +119,7 @@ def is_held_out(key: str, share: float) -> bool:
 def pack(
     documents: Iterable[Document], tokenizer: Any, *, n_ctx: int, n_tokens: int, prepend_bos: bool, bos_id: int | None,
     special_ids: frozenset[int], held_out: float = 0.05, progress: Callable[[int], None] | None = None,
+    finer: str | None = None,
 ) -> Packed:
     """Tokenise documents and pack them into `n_tokens // n_ctx` sequences, in the order in which these fill up.
 
@@ -136,6 +137,8 @@ def pack(
         special_ids: tokens that are never trained on.
         held_out: share of documents held out, by the hash of `Document.split_key`.
         progress: told of every `n_ctx` tokens done.
+        finer: how the same text could be more and shorter documents, if it could: for the message where one side of
+            the split stays empty.
 
     Raises:
         SaescopeError: too little text, or one side of the split stays empty.
@@ -157,27 +160,42 @@ def pack(
         n_found += len(tokens)
         if out.full:
             break
-    return _checked(out, n_tokens, n_found, held_out)
+    return _checked(out, n_tokens, n_found, held_out, finer)
 
 
-def _checked(out: _Output, n_tokens: int, n_found: int, held_out: float) -> Packed:
+def _checked(out: _Output, n_tokens: int, n_found: int, held_out: float, finer: str | None) -> Packed:
+    one_sided = _one_sided(out, held_out, finer)
     if not out.full:
         enough = f"set corpus.n_tokens={out.n_done * out.n_ctx}, or " if out.n_done > 1 else ""
+        also = f" Then too {one_sided}" if one_sided and out.n_done > 1 else ""
         raise SaescopeError(
             f"the corpus ends after {n_found:,} tokens, which fill {out.n_done:,} of {out.n_seqs:,} sequences of "
-            f"{out.n_ctx}; corpus.n_tokens asks for {n_tokens:,}: {enough}give more text."
+            f"{out.n_ctx}; corpus.n_tokens asks for {n_tokens:,}: {enough}give more text.{also}"
         )
-    for side, name, move in ((True, "held out", "raise"), (False, "for training", "lower")):
-        if not (out.held_out == side).any():
-            raise SaescopeError(
-                f"none of the {out.n_seqs:,} sequences ({len(out.labels):,} documents) is {name}; raise "
-                f"corpus.n_tokens, give more and shorter documents, or {move} corpus.held_out = {held_out:g}."
-            )
+    if one_sided:
+        raise SaescopeError(one_sided)
     if not out.eligible[~out.held_out].any():
         raise SaescopeError("no token is left to train on: no message has a role of chat_roles, or all are special.")
     return Packed(
         out.tokens, out.held_out, out.eligible, np.array(out.segments, dtype=np.int64).reshape(-1, 3), out.labels
     )
+
+
+def _one_sided(out: _Output, held_out: float, finer: str | None) -> str | None:
+    """What to do about a split that has put all complete sequences on one side."""
+    for side, name, move in ((True, "held out", "raise"), (False, "for training", "lower")):
+        if not (out.held_out[: out.n_done] == side).any():
+            more = "raise corpus.n_tokens, " if out.full else ""
+            return (
+                f"none of the {out.n_done:,} sequences ({_documents(len(out.labels))}) is {name}, for a document is held "
+                f"out as a whole or not at all; {more}{finer or 'give more and shorter documents'}, or {move} "
+                f"corpus.held_out = {held_out:g}."
+            )
+    return None
+
+
+def _documents(n: int) -> str:
+    return f"{n:,} document{'' if n == 1 else 's'}"
 
 
 def _encoded(

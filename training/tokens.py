@@ -116,7 +116,7 @@ def make_tokens(config: Config, model: Model) -> Tokens:
 
 
 def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> None:
-    from training.corpus import documents
+    from training.corpus import documents, finer
     from training.packing import pack
 
     corpus = config.corpus
@@ -125,6 +125,7 @@ def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> 
     packed = pack(
         documents(corpus.sources, corpus.seed), model.tokenizer, n_ctx=corpus.n_ctx, n_tokens=corpus.n_tokens,
         prepend_bos=model.prepend_bos, bos_id=model.bos_id, special_ids=model.special_ids, held_out=corpus.held_out,
+        finer=finer(corpus.sources),
     )
     write_tokens(folder, packed.tokens, packed.held_out, packed.eligible, packed.segments, packed.labels, facts)
 

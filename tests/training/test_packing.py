@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from sae.errors import SaescopeError
 from tests.training.toy_tokenizer import TEMPLATE, make_tokenizer
 from training import corpus
+from training.config import resolve
 from training.corpus import Document, TextSource
 from training.models import load_model
 from training.packing import Packed, is_held_out, pack, parts
@@ -162,13 +165,30 @@ def test_progress_counts_tokens_and_reading_stops_when_full():
         ([], {"n_ctx": 4, "n_tokens": 4000}, "corpus ends after 0 tokens.*give more text"),
         (filler(50), {"n_ctx": 64, "n_tokens": 100}, r"fewer than two sequences.*raise corpus.n_tokens to 128"),
         (filler(50), {"n_ctx": 1, "n_tokens": 100}, "fewer than two sequences"),
-        (filler(50), {"n_ctx": 4, "n_tokens": 40, "held_out": 1e-6}, "none of the 10 sequences.*is held out; raise"),
+        (filler(50), {"n_ctx": 4, "n_tokens": 40, "held_out": 1e-6}, "none of the 10 sequences.*is held out, for.*; raise"),
         (filler(50), {"n_ctx": 4, "n_tokens": 40, "held_out": 1 - 1e-6}, "is for training.*lower corpus.held_out"),
     ],
 )
 def test_too_little_text_is_said_clearly(documents, options, message):
     with pytest.raises(SaescopeError, match=message):
         packed(documents, bos=True, **options)
+
+
+def test_one_file_is_refused_with_a_split_that_works(tmp_path):
+    """Both reasons in one sentence, and what it says to type is enough."""
+    (tmp_path / "notes.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(200)))
+    whole = (TextSource(source=f"text:{tmp_path}/notes.txt"),)
+    options = {"n_ctx": 8, "bos": True, "held_out": 0.1}
+    with pytest.raises(SaescopeError, match=r"Then too none of the \d+ sequences \(1 document\) is held out") as refusal:
+        packed(list(corpus.documents(whole)), n_tokens=100_000, finer=corpus.finer(whole), **options)
+    source = re.search(r"'(corpus\.sources=\{.*\})'", str(refusal.value))[1]
+    (config,) = resolve(
+        {"name": "a", "site": "acts", "sae": {"variant": "topk", "d_sae": 8, "k": 1}}, [source]
+    )
+    found = packed(list(corpus.documents(config.corpus.sources)), n_tokens=1600, **options)
+    assert found.held_out.any() and not found.held_out.all()
+    # of paragraphs there is nothing finer to be made
+    assert corpus.finer(config.corpus.sources) is None
 
 
 def test_the_number_of_tokens_that_an_error_suggests_works():
