@@ -11,10 +11,11 @@ in which feature i is sent:
 
 Δ is the coarsest step that costs at most ε of the target's variance, or that keeps a given FVE: the equal distortion at
 which SAEs are compared. Where the paper is silent: one Δ for all features, found by halving and then bisection of its
-logarithm to 1 %; B = log2 of the number of levels between the least and the largest value; the number of features of a
-row is not charged to the bound. Signs are part of q. Frequencies are those of the measured rows, so that `bits` is low
-by about (levels − 1) / (2 n_rows ln 2) per feature; `adaptive` errs to the other side. The decoder is taken as given, as
-in the paper; `decoder_bits` says what sending it would cost.
+logarithm to 1 % (the error need not grow with every step, and a coarser one that happens to keep it is not looked for);
+B = log2 of the number of levels between the least and the largest value; the number of features of a row is not charged
+to the bound. Signs are part of q. Frequencies are those of the measured rows, so that `bits` is low by about
+(levels − 1) / (2 n_rows ln 2) per feature; `adaptive` errs to the other side. The decoder is taken as given, as in the
+paper; `decoder_bits` says what sending it would cost.
 """
 
 import math

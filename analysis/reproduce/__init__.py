@@ -13,5 +13,6 @@ EXPERIMENTS: dict[str, str] = {
     "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",
     "synthetic": "analysis.reproduce.synthetic",
     "mdl-lm": "analysis.reproduce.mdl_lm",
+    "mdl-digits": "analysis.reproduce.mdl_digits",
 }
 """Name on the command line → module."""

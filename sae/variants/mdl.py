@@ -161,7 +161,9 @@ class MDL(LearntThreshold):
 
     def rates(self) -> Float[Tensor, " d_sae"]:
         """p: the share of rows in which each feature has been active of late."""
-        return (self.fired + 0.5) / (self.n_seen + 1)
+        p = (self.fired + 0.5) / (self.n_seen + 1)
+        # one that is always active would have p = 1 after some 10⁷ rows, to rounding, and being off infinite bits
+        return p.clamp(max=1 - torch.finfo(p.dtype).eps)
 
     def mean_excess(self, quantum: float) -> Float[Tensor, " d_sae"]:
         """μ: how far each feature's activations have been above its threshold of late."""

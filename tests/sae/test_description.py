@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,6 +179,32 @@ def test_any_variant_and_any_unit(variant: str) -> None:
     scaled.input, scaled.target = (Transform(torch.zeros(D_IN), torch.tensor(0.125)).double() for _ in range(2))
     other = description_length(scaled.normalised() if variant == "relu" else scaled, 8 * x, 8 * target, epsilon=0.02)
     assert other.bits == pytest.approx(found.bits) and other.step == pytest.approx(8 * found.step)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_everything_against_its_definition_in_dense_fp64(variant: str) -> None:
+    """Codes as a matrix, decoded by a product; entropies from the counts of every column's symbols."""
+    sae = make(variant)
+    sae.observe(sae.losses(rows(), rows(), no_dead(sae)))
+    x = 1.5 * torch.randn(200, D_IN, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    codes = sae.encode(x).to_dense().numpy()
+    directions = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).detach().numpy()
+    for step in (0.02, 0.3):
+        levels = np.rint(codes / step).astype(int)
+        error = ((x.numpy() - sae.bias().detach().numpy() - step * levels @ directions) ** 2).sum()
+        bits = support = 0.0
+        for column in levels.T:
+            _, counts = np.unique(column, return_counts=True)
+            bits -= (counts / 200 * np.log2(counts / 200)).sum()
+            off = (column == 0).mean()
+            support -= sum(p * math.log2(p) for p in (off, 1 - off) if p)
+        found, sent = Encoded(sae, x).at(step), levels[levels != 0]
+        assert found.bits == pytest.approx(bits, abs=1e-9) and found.support == pytest.approx(support, abs=1e-9)
+        assert found.fve_quantised == pytest.approx(1 - error / ((x - x.mean(0)) ** 2).sum().item(), abs=1e-9)
+        assert found.l0 == len(sent) / 200 and found.n_features == int((levels != 0).any(0).sum())
+        low, high = (sent.min(), sent.max()) if len(sent) else (0, 0)
+        flat = math.log2(max(1, high - low + (0 if low < 0 < high else 1)))
+        assert found.bound == pytest.approx(len(sent) / 200 * (flat + math.log2(codes.shape[1])))
 
 
 def test_a_transcoder_is_measured_on_its_target() -> None:

@@ -1,0 +1,81 @@
+"""The pictures of `mdl-digits`: bits over width × k, and what features look like.
+
+    mdl-digits.svg           a map for each account at one FVE, means over seeds where all reach it, the least framed
+    mdl-digits-features.png  four SAEs of the first seed, the features that fire most: the narrowest and densest; that of
+                             the fewest bits; the widest at the same k; the widest and sparsest. Beside them digits
+                             less their mean
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.render.grid import Grid, grids, least
+from analysis.render.png import galleries
+from analysis.reproduce.tables import Row
+from sae import store
+from sae.files import write_bytes
+
+SHOWN, SIDE = 36, 8
+"""Pictures in a panel; pixels along one."""
+TITLES = {
+    "bits_at": "bits per held-out image, FVE {}", "train_at": "bits per training image, FVE {}",
+    "total_at": "the same with the dictionary, FVE {}",
+}
+
+
+def draw(
+    grid: Sequence[Row], images: Float[Tensor, "n d"], folders: dict[str, Path], out: Path, accounts: Sequence[str]
+) -> None:
+    """Both pictures.
+
+    Args:
+        grid: rows of all SAEs.
+        images: training images less their mean.
+        folders: of the first seed's SAEs, by setting.
+        out: where pictures go.
+        accounts: columns to map, that of held-out bits first.
+    """
+    maps = [mean_map(grid, account) for account in accounts]
+    write_bytes(out / "mdl-digits.svg", grids(maps, "k", "features").encode())
+    panels = [features(folders[setting], images) for setting in telling(maps[0])]
+    galleries(out / "mdl-digits-features.png", [*panels, pictures(images[:SHOWN])])
+
+
+def mean_map(grid: Sequence[Row], account: str) -> Grid:
+    """Means over seeds; nothing where a seed has no figure."""
+    widths, ks = (sorted({row[key] for row in grid}) for key in ("d_sae", "k"))
+    values = np.full((len(widths), len(ks)), np.nan)
+    for i, width in enumerate(widths):
+        for j, k in enumerate(ks):
+            found = [row[account] for row in grid if (row["d_sae"], row["k"]) == (width, k)]
+            if found and None not in found:
+                values[i, j] = np.mean(found)
+    kind, _, level = account.rpartition("_")
+    return Grid(TITLES[kind].format(level), [str(w) for w in widths], [str(k) for k in ks], values)
+
+
+def telling(bits: Grid) -> list[str]:
+    """The settings whose features are shown."""
+    at = least(bits) or (0, 0)
+    narrow, wide = bits.rows[0], bits.rows[-1]
+    dense = max((k for k in bits.columns if int(k) <= int(narrow)), key=int)
+    best = bits.columns[at[1]]
+    return [f"d{narrow}-k{dense}", f"d{bits.rows[at[0]]}-k{best}", f"d{wide}-k{best}", f"d{wide}-k{bits.columns[0]}"]
+
+
+def features(run: Path, images: Float[Tensor, "n d"]) -> Float[np.ndarray, "_ side side"]:
+    """Directions of the features of a run that fire on most images, at most `SHOWN`."""
+    sae = store.load(run)
+    counts = sae.encode(images + sae.input.mean).counts()
+    order = torch.argsort(counts, descending=True, stable=True)[:SHOWN]
+    return pictures(sae.W_dec.detach()[order[counts[order] > 0]])
+
+
+def pictures(rows: Float[Tensor, "n d"]) -> Float[np.ndarray, "n side side"]:
+    """Rows of pixels as pictures."""
+    return rows.reshape(-1, SIDE, SIDE).double().numpy()
