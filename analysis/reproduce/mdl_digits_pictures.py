@@ -1,9 +1,9 @@
 """The pictures of `mdl-digits`: bits over width × k, and what features look like.
 
     mdl-digits.svg           a map for each account at one FVE, means over seeds where all reach it, the least framed
-    mdl-digits-features.png  four SAEs of the first seed, the features that fire most: the narrowest and densest; that of
-                             the fewest bits; the widest at the same k; the widest and sparsest. Beside them digits
-                             less their mean
+    mdl-digits-features.png  four SAEs of the first seed: the narrowest and densest; those of the fewest bits, with and
+                             without the dictionary's; the widest and sparsest. Of each, features evenly from the one
+                             that fires most to the one that fires least. Last, digits less their mean
 """
 
 from collections.abc import Sequence
@@ -38,12 +38,12 @@ def draw(
         images: training images less their mean.
         folders: of the first seed's SAEs, by setting.
         out: where pictures go.
-        accounts: columns to map, that of held-out bits first.
+        accounts: columns to map; features are shown of the first's least and of the last's.
     """
     maps = [mean_map(grid, account) for account in accounts]
     write_bytes(out / "mdl-digits.svg", grids(maps, "k", "features").encode())
-    panels = [features(folders[setting], images) for setting in telling(maps[0])]
-    galleries(out / "mdl-digits-features.png", [*panels, pictures(images[:SHOWN])])
+    panels = [features(folders[setting], images) for setting in telling(maps[-1], maps[0])]
+    galleries(out / "mdl-digits-features.png", [*panels, pictures(images[:SHOWN])], pixel=5)
 
 
 def mean_map(grid: Sequence[Row], account: str) -> Grid:
@@ -59,21 +59,21 @@ def mean_map(grid: Sequence[Row], account: str) -> Grid:
     return Grid(TITLES[kind].format(level), [str(w) for w in widths], [str(k) for k in ks], values)
 
 
-def telling(bits: Grid) -> list[str]:
-    """The settings whose features are shown."""
-    at = least(bits) or (0, 0)
-    narrow, wide = bits.rows[0], bits.rows[-1]
-    dense = max((k for k in bits.columns if int(k) <= int(narrow)), key=int)
-    best = bits.columns[at[1]]
-    return [f"d{narrow}-k{dense}", f"d{bits.rows[at[0]]}-k{best}", f"d{wide}-k{best}", f"d{wide}-k{bits.columns[0]}"]
+def telling(*maps: Grid) -> list[str]:
+    """The settings whose features are shown: the narrowest and densest, the least of each map, the widest and sparsest."""
+    narrow, wide = maps[0].rows[0], maps[0].rows[-1]
+    dense = max((k for k in maps[0].columns if int(k) <= int(narrow)), key=int)
+    best = [f"d{one.rows[at[0]]}-k{one.columns[at[1]]}" for one in maps if (at := least(one)) is not None]
+    return [f"d{narrow}-k{dense}", *best, f"d{wide}-k{maps[0].columns[0]}"]
 
 
 def features(run: Path, images: Float[Tensor, "n d"]) -> Float[np.ndarray, "_ side side"]:
-    """Directions of the features of a run that fire on most images, at most `SHOWN`."""
+    """Directions of features of a run, at most `SHOWN` of those that fire, evenly by how often."""
     sae = store.load(run)
     counts = sae.encode(images + sae.input.mean).counts()
-    order = torch.argsort(counts, descending=True, stable=True)[:SHOWN]
-    return pictures(sae.W_dec.detach()[order[counts[order] > 0]])
+    order = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
+    chosen = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)
+    return pictures(sae.W_dec.detach()[order[chosen]])
 
 
 def pictures(rows: Float[Tensor, "n d"]) -> Float[np.ndarray, "n side side"]:

@@ -82,4 +82,6 @@ def test_a_map_is_the_mean_over_seeds_that_all_have() -> None:
     assert (one.rows, one.columns) == (["8", "16"], ["1", "2"])
     np.testing.assert_array_equal(one.values, [[3.0, np.nan], [np.nan, 5.0]])
     values = np.array([[9.0, 9, np.nan], [9, 1, 9], [9, 9, 9]])
-    assert telling(Grid("a", ["2", "16", "32"], ["1", "2", "4"], values)) == ["d2-k2", "d16-k2", "d32-k2", "d32-k1"]
+    first, nothing = (Grid("a", ["2", "16", "32"], ["1", "2", "4"], v) for v in (values, np.full((3, 3), np.nan)))
+    assert telling(first, nothing) == ["d2-k2", "d16-k2", "d32-k1"]
+    assert telling(first, first) == ["d2-k2", "d16-k2", "d16-k2", "d32-k1"]
