@@ -112,7 +112,7 @@ class Trainee:
         self.sae.observe(step)
         l0 = step.code.n_active / step.code.n_rows
         if self.controller.steers:  # reading a number waits for the device
-            self.controller.update(float(l0), pace=lr / self.config.optim.lr)
+            self.controller.update(float(l0))
         residual = (target - step.x_hat).square().sum()
         sums = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums["dense_steps"] = torch.tensor(float(self.sae.kernels.last_route == "dense"))

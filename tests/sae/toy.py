@@ -81,7 +81,7 @@ def _train(
         sae.kernels.optimizer_step(params, step=n + 1, lr=lr * pace, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
         sae.zero_grad(set_to_none=True)
         sae.observe(step)
-        controller.update(float(step.code.n_active / step.code.n_rows), pace)
+        controller.update(float(step.code.n_active / step.code.n_rows))
     return sae
 
 
