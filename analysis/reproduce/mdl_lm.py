@@ -3,7 +3,8 @@
 Beyond Ayonrinde, Pearce & Sharkey (2410.11179), who select but do not train by description length. All SAEs of a seed
 train on one stream. Each is measured on the same held-out rows at several FVEs: the bits of its entropy code at the
 coarsest quantisation that keeps that FVE (`sae.description`), and nothing where it does not reach it. The rows
-`best-topk` and `best-mdl` are the least of each sweep, and `saved` the share of TopK's bits that MDL does without.
+`best-topk` and `best-mdl` are the least of each sweep, and `saved` the share of TopK's bits that MDL does without. A sweep
+has few points, so two SAEs may share the rows, each coding a part of them: their mean FVE takes their mean bits.
 `mdl-lm.svg` draws the two over FVE, with the intervals over seeds.
 """
 
@@ -48,16 +49,25 @@ def best(rows: list[Row], levels: tuple[float, ...]) -> list[Row]:
     """The least bits of each sweep at each FVE, and what MDL saves of TopK's."""
     least: dict[str, Mapping[str, float | None]] = {}
     for kind in ("topk", "mdl"):
-        of_kind = [row for row in rows if row["setting"].startswith(kind)]
-        least[kind] = {
-            column(fve): min((row[column(fve)] for row in of_kind if row[column(fve)] is not None), default=None)
-            for fve in levels
-        }
+        points = [
+            point for row in rows if row["setting"].startswith(kind)
+            for point in ((row["fve"] - EPSILON, row["bits"]), *((fve, row[column(fve)]) for fve in levels))
+            if point[1] is not None
+        ]
+        least[kind] = {column(fve): least_bits(points, fve) for fve in levels}
     saved: dict[str, float | None] = {}
     for name, bits in least["mdl"].items():
         other = least["topk"][name]
         saved[name] = None if bits is None or other is None else 1 - bits / other
     return [{"setting": f"best-{kind}", **values} for kind, values in least.items()] + [{"setting": "saved", **saved}]
+
+
+def least_bits(points: Sequence[tuple[float, float]], fve: float) -> float | None:
+    """What codes of these (FVE, bits) take for an FVE, two of them sharing the rows where that is less; None beyond all."""
+    above = [point for point in points if point[0] >= fve]
+    below = [point for point in points if point[0] < fve]
+    mixed = (low + (fve - a) / (b - a) * (high - low) for a, low in below for b, high in above)
+    return min((*(bits for _, bits in above), *mixed), default=None)
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
