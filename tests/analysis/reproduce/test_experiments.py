@@ -16,12 +16,18 @@ FVES = (0.3, 0.4, 0.5, 0.6, 0.7)
 CONFIGS = Path(__file__).parents[3] / "configs" / "reproduce"
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: their corpus is the same, and reading the library's sources takes longer than a training."""
+    return tmp_path_factory.mktemp("experiments")
+
+
 @pytest.fixture
-def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
+def short(place: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(place)
 
     def run(name: str) -> dict[str, dict[str, Any]]:
-        rows = reproduce(name, configs=CONFIGS, runs=tmp_path / "runs", short=True, quiet=True)
+        rows = reproduce(name, configs=CONFIGS, runs=place / "runs", short=True, quiet=True)
         return {row["setting"]: row for row in rows}
 
     return run
