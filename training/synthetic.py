@@ -27,6 +27,8 @@ from sae.units import Count
 
 DRAWN = 1024
 """Rows drawn together."""
+KEPT_BYTES = 1 << 27
+"""What is drawn stays in memory up to this: every pass over the rows asks for it again."""
 HOOK = "acts"
 
 
@@ -120,7 +122,8 @@ class Synthetic:
         self.directions = config.directions()
         self.parents = config.parents()
         self.widths, self.itemsize = {HOOK: config.d}, 4
-        self._drawn = lru_cache(maxsize=8)(self._draw)
+        kept = KEPT_BYTES // (4 * DRAWN * (config.d + len(self.parents)))
+        self._drawn = lru_cache(maxsize=max(8, kept))(self._draw)
 
     def _draw(self, number: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n n_features"]]:
         """Rows `number · DRAWN` on, and their codes."""
