@@ -3,7 +3,9 @@
 import argparse
 import csv
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,8 @@ fewest at equal distortion (Ayonrinde, Pearce & Sharkey 2410.11179).
 
 Values are rounded to whole multiples of a step, the coarsest that costs the FVE no more than epsilon. Then
   bits      the entropy code: which features are active, each under its own firing rate, and how long they are
-  bound     L0 · (B + log2 d_sae), B being the bits of a value sent flat
+  bound     L0 · (B + log2 d_sae), B being the bits of a value sent flat (where few features are active, the entropy code,
+            which knows nothing of one feature from another, may take more)
   bits at   the same entropy code with each run's values as coarse as one FVE allows, the same for all: only these compare
 """
 _EXAMPLES = """examples:
@@ -87,23 +90,31 @@ def _show(found: "Selection") -> None:
     from training.display import Display
 
     several = len(found.runs) > 1
-    header: tuple[str, ...] = ("run", "features", "FVE", "L0", "step", "bits", "support", "values", "bound")
-    header += (f"bits at {found.fve:.3f}", "L0 there") if several else ()
+    equal = f"bits at\nFVE {found.fve:.3f}"
+    header = ("run", equal, "FVE", "bits", "bound", "L0", "step", "features") if several else (
+        "run", "FVE", "bits", "support", "values", "bound", "L0", "step", "features")
+    names = _names([one.run for one in found.runs])
     rows = []
-    for one in found.runs:
-        own, at = one.own, one.length
-        cells: tuple[str, ...] = (
-            str(one.run), f"{own.n_features:,} of {one.d_sae:,}", f"{one.fve:.3f}", f"{own.l0:.1f}", f"{own.step:.3g}",
-            f"{own.bits:.1f}", f"{own.support:.1f}", f"{own.values:.1f}", f"{own.bound:.1f}",
-        )
-        if several:
-            mark = "← " if one is found.least else ""
-            cells += (f"{mark}{at.bits:.1f}", f"{at.l0:.1f}") if at else ("–", "–")
-        rows.append(cells)
-    own = found.least.own
-    title = f"bits per row, {own.n_rows:,} held-out rows, rounding costs {found.epsilon:g} of the variance"
+    for name, one in zip(names, found.runs, strict=True):
+        own = one.own
+        bits: tuple[str, ...] = (f"{own.bits:.1f}",) if several else (
+            f"{own.bits:.1f}", f"{own.support:.1f}", f"{own.values:.1f}")
+        mark = "← " if one is found.least else ""
+        at = (f"{mark}{one.length.bits:.1f}" if one.length else "–",) if several else ()
+        rows.append((name, *at, f"{one.fve:.3f}", *bits, f"{own.bound:.1f}", f"{own.l0:.1f}", f"{own.step:.3g}",
+                     f"{own.n_features:,}/{one.d_sae:,}"))
+    title = (f"bits per row, {found.least.own.n_rows:,} held-out rows; bits, bound, L0 and step where rounding costs "
+             f"{found.epsilon:g} of the variance")
     Display().table(title, rows, header)
     if several:
         print(f"\nleast at FVE {found.fve:.3f}: {found.least.run}")
-        if missing := [str(one.run) for one in found.runs if one.length is None]:
+        if missing := [name for name, one in zip(names, found.runs, strict=True) if one.length is None]:
             print(f"below FVE {found.fve:.3f} even with exact values: {', '.join(missing)}")
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Several runs by their paths below the folder that all share."""
+    if len(runs) == 1:
+        return [str(runs[0])]
+    common = os.path.commonpath([run.parent for run in runs])
+    return [os.path.relpath(run, common) for run in runs]
