@@ -35,8 +35,8 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
 
-journeys: $(VENV)/.done        ## features in a real browser, all the ways through
-	$(PY) -m pytest -m slow tests/dashboard
+journeys: $(VENV)/.done        ## the ways through the dashboard in a real browser, which `make test` walks too
+	$(PY) -m pytest --durations=10 $(wildcard tests/dashboard/test_*journeys.py)
 
 reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: configs/reproduce/NAME.csv; goes on where it was stopped
 	$(SAE) reproduce $*

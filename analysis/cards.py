@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from analysis.render.feature import Card, Section
+from analysis.render.text import inert
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ EXPORTABLE = 500
 """Cards in one file at most: a browser is to open it."""
 GROUPS = ("top", "q10", "q8", "q6", "q4", "q2", "random", "near")
 """Groups of examples in a card: those of every second tenth, from strong to weak."""
+EVERY_GROUP = ("top", *(f"q{i}" for i in range(10, 0, -1)), "random", "near")
 
 
 def card(
@@ -92,22 +94,16 @@ def as_csv(shown: Sequence[Card]) -> str:
     writer = csv.writer(out)
     writer.writerow(["feature", "label", "side", "group", "context", "position", "token", "value", "is_peak"])
     for one in shown:
-        label = _inert(one.label.text if one.label else "")
+        label = inert(one.label.text if one.label else "")
         for section in one.sections:
             for example in section.examples:
                 for i, (piece, value) in enumerate(zip(example.pieces, example.values, strict=True)):
                     position = example.start + i
                     writer.writerow([
-                        example.feature, label, section.side, section.group.name, example.seq, position, _inert(piece),
+                        example.feature, label, section.side, section.group.name, example.seq, position, inert(piece),
                         value, int(position == example.position),
                     ])
     return out.getvalue()
-
-
-def _inert(text: str) -> str:
-    """Text that no spreadsheet takes for a formula (CSV injection)."""
-    text = text.replace("\x00", "␀").encode("utf-8", "replace").decode()
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def _finite(value: Any) -> Any:

@@ -34,7 +34,7 @@ def number(key: str, low: float, high: float, *, default: float) -> dict[str, An
             raise ValueError(f"{value} lies outside {low} to {high}")
         return value
 
-    return _bound(key, default, read, lambda value: [f"{value:g}"])
+    return _bound(key, default, read, lambda value: [f"{value:.10g}"])
 
 
 def integer(key: str, low: int, high: int, *, default: int, clears: Sequence[str] = ()) -> dict[str, Any]:
@@ -86,18 +86,32 @@ def page(names: Container[str]) -> str:
     return asked if asked in names else RUNS
 
 
-def link(page: str = "", **changes: object) -> str:
+def link(page: str = "", /, **changes: object) -> str:
     """The address of a page: that of `page` with only `run` and `index` kept, or this page's own, with some changes.
 
     Args:
         page: `feature` and the like; empty for this page with all its state.
         **changes: keys of the URL with their new values; None, and an empty text, removes one.
     """
+    return linker(page)(**changes)
+
+
+def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
+    """What spells many addresses that differ a little: as `link`, but the URL is read once, which takes Streamlit long.
+
+    Args:
+        page: as of `link`.
+        **changes: common to all; the function that is returned takes further ones.
+    """
     now = {key: st.query_params.get_all(key) for key in st.query_params}
     kept = {key: values for key, values in now.items() if not page or key in ("run", "index")}
-    named = {"page": page if page != RUNS else None} if page else {}
-    items = {key: value for key, value in {**named, **kept, **changes}.items() if value not in (None, "", [])}
-    return f"./?{urlencode(items, doseq=True)}"
+    common = {**({"page": page if page != RUNS else None} if page else {}), **kept, **changes}
+
+    def spell(**further: object) -> str:
+        items = {key: value for key, value in {**common, **further}.items() if value not in (None, "", [])}
+        return f"./?{urlencode(items, doseq=True)}"
+
+    return spell
 
 
 def follow(href: str) -> None:
@@ -114,6 +128,55 @@ def update(**changes: str | None) -> None:
     """Change some keys of the URL at once, so that they are one step back; None removes one."""
     now = {key: st.query_params.get_all(key) for key in st.query_params}
     st.query_params.from_dict({k: v for k, v in {**now, **changes}.items() if v is not None})
+
+
+class Form:
+    """The fields of a `st.form`: they take their values from the URL, and pressing its button is one step in it.
+
+        form = address.Form()
+        st.text_area("Prompt", **form.text("prompt"))
+        st.form_submit_button("Go", on_click=form.submit)
+    """
+
+    def __init__(self, *clears: str, always: Sequence[str] = ()) -> None:
+        """No fields yet.
+
+        Args:
+            clears: keys of the URL that pressing the button makes meaningless.
+            always: keys that are written even where they are the default, and so say that the button was pressed.
+        """
+        self._clears, self._always = clears, always
+        self._fields: dict[str, tuple[Any, Callable[[Any], list[str]]]] = {}
+
+    def text(self, key: str, *, default: str = "") -> dict[str, Any]:
+        """As the function of the same name; so are the others."""
+        return self._field(key, default, text(key, default=default))
+
+    def number(self, key: str, low: float, high: float, *, default: float) -> dict[str, Any]:
+        """A number."""
+        return self._field(key, default, number(key, low, high, default=default))
+
+    def integer(self, key: str, low: int, high: int, *, default: int) -> dict[str, Any]:
+        """A whole number."""
+        return self._field(key, default, integer(key, low, high, default=default))
+
+    def choice(self, key: str, options: Sequence[str], *, default: str) -> dict[str, Any]:
+        """One of the options."""
+        return self._field(key, default, choice(key, options, default=default))
+
+    def submit(self) -> None:
+        """Put what the fields hold into the URL."""
+        kept = {key: st.query_params.get_all(key) for key in st.query_params if key not in (*self._fields, *self._clears)}
+        for key, (default, write) in self._fields.items():
+            value = st.session_state[key]
+            if value is not None and (value != default or key in self._always):
+                kept[key] = write(value)
+        st.query_params.from_dict(kept)
+
+    def _field(self, key: str, default: Any, bound: dict[str, Any]) -> dict[str, Any]:
+        # what a field in a form tells is heard by its button alone
+        self._fields[key] = default, bound["args"][2]
+        return {"key": key}
 
 
 def _bound(

@@ -12,6 +12,9 @@ from dashboard.settings import RUNS
 from sae.errors import SaescopeError
 
 PORT = 8501
+LATE = ("dashboard.views.features", "dashboard.views.feature", "dashboard.views.runs", "dashboard.views.compare",
+        "dashboard.views.prompt", "analysis.index.read", "pandas", "pyarrow.dataset", "ruamel.yaml", "streamlit.elements")
+"""Modules that a first page would import otherwise, most of them from inside libraries."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -89,9 +92,9 @@ def _serve(options: dict[str, object]) -> None:
     """Run the app until a signal ends it."""
     from streamlit.web import bootstrap
 
-    for page in ("features", "feature"):
+    for module in LATE:
         # what the pages stand on takes seconds to import: here, so that the first visitor does not wait for it
-        importlib.import_module(f"dashboard.views.{page}")
+        importlib.import_module(module)
     script = str(Path(__file__).parent / "app.py")
     bootstrap.load_config_options(options)
     bootstrap.run(script, is_hello=False, args=[], flag_options=options)

@@ -17,14 +17,15 @@ from dashboard.live import all_runs, follow
 from dashboard.settings import runs_folder
 
 TITLES = {
-    "runs": "Runs", "features": "Features", "feature": "Feature", "prompt": "Prompt", "evaluations": "Evaluations",
-    "circuits": "Circuits",
+    "runs": "Runs", "features": "Features", "feature": "Feature", "compare": "Compare", "prompt": "Prompt",
+    "evaluations": "Evaluations", "circuits": "Circuits",
 }
 _STYLE = """
 [data-testid='stMainBlockContainer'] {padding-top: 0.6rem; padding-bottom: 5rem; max-width: 1500px}
 [data-testid='stHeader'] {background: transparent; pointer-events: none}
 [data-testid='stHeader'] * {pointer-events: auto}
 .st-key-hands {height: 0; margin-top: -1rem}
+[class*='st-key-file-'] {position: absolute; height: 0}
 nav.sx-pages {display: flex; flex-wrap: wrap; gap: 0.2rem 0.4rem; align-items: center; padding: 0 8rem 0.4rem 0;
   font-size: 0.95rem; border-bottom: 1px solid var(--sx-rule)}
 nav.sx-pages a {text-decoration: none; padding: 0.35rem 0.7rem; border-radius: 6px}
@@ -58,8 +59,10 @@ def bar(current: str) -> None:
         current: name of the page that is shown.
     """
     st.html(f"<style>{CSS}{_STYLE}</style>")
+    to = address.linker("features")
+    addresses = {name: escape(to(page=None if name == address.RUNS else name), quote=True) for name in TITLES}
     links = "".join(
-        f'<a href="{escape(address.link(name), quote=True)}"{" aria-current=page" if name == current else ""}>{title}</a>'
+        f'<a href="{addresses[name]}"{" aria-current=page" if name == current else ""}>{title}</a>'
         for name, title in TITLES.items()
     )
     st.html(f'<nav class="sx sx-pages" aria-label="Pages"><strong>Saescope</strong>{links}</nav>')

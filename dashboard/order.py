@@ -1,6 +1,6 @@
 """The features in the order and with the filter that the URL names: the table shows them, j and k walk through them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,18 +66,34 @@ def of(chosen: Chosen, only: Sequence[int] | None = None) -> Order:
     return Order(found, sort, descending, problem)
 
 
+def constant(chosen: Chosen) -> frozenset[str]:
+    """Statistics that tell nothing of any feature: decoder norms, where training has kept all of them at one."""
+    return _constant(chosen.key, chosen.index)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _constant(key: tuple[str, ...], _index: Any) -> frozenset[str]:  # noqa: ARG001
+    norms = _index.stats["decoder_norm"].drop_null().to_numpy()
+    return frozenset({"decoder_norm"} if len(norms) and abs(norms - 1).max() < 1e-4 else ())
+
+
 def rows(chosen: Chosen, features: Sequence[int]) -> list[Mapping[str, Any]]:
     """The statistics of some features, in their order."""
     return chosen.index.stats.take(list(features)).to_pylist()
 
 
-def sort_link(order: Order, column: str) -> str:
-    """The address at which the table is sorted by a column; the other way round if it is already."""
-    first = column not in ("feature", "label", "top_token", "promoted_token")
-    descending = not order.descending if column == order.sort else first
-    plain = descending if column != "feature" else not descending
-    return address.link(sort=None if column == "feature" and not descending else column,
-                        asc=None if plain else "false" if column == "feature" else "true", p=None)
+def sort_link(order: Order) -> Callable[[str], str]:
+    """What spells the address at which the table is sorted by a column; the other way round if it is already."""
+    here = address.linker(p=None)
+
+    def spell(column: str) -> str:
+        first = column not in ("feature", "label", "top_token", "promoted_token")
+        descending = not order.descending if column == order.sort else first
+        plain = descending if column != "feature" else not descending
+        return here(sort=None if column == "feature" and not descending else column,
+                    asc=None if plain else "false" if column == "feature" else "true")
+
+    return spell
 
 
 def box() -> tuple[str, str, list[float]] | None:

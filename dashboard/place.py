@@ -1,5 +1,6 @@
 """Where the page Feature stands: one feature of a run, and the links from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import streamlit as st
@@ -17,6 +18,8 @@ class Place:
 
     chosen: Chosen
     feature: int
+    go: Callable[[int | str], str]
+    """The address of the same page for another feature."""
 
     @property
     def index(self) -> Index:
@@ -36,6 +39,7 @@ class Place:
         return self.index.window(self.feature, example.seq, example.position, before=whole, after=whole)
 
 
-def go(feature: int | str) -> str:
-    """The same page for another feature: what belongs to one feature only is left behind."""
-    return address.link(f=feature, open=None)
+def goer() -> Callable[[int | str], str]:
+    """What spells the same page's address for another feature: what belongs to one feature only is left behind."""
+    to = address.linker(open=None, strength=None, also=None)
+    return lambda feature: to(f=feature)

@@ -1,19 +1,23 @@
 """What can be asked of one feature: its label, where it fires with another, own text, steering, exports."""
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
+from html import escape
 
 import streamlit as st
 
+from analysis import cards
 from analysis.render import cofire, steering, tokens
 from analysis.render import feature as drawn
+from analysis.render.feature import Card
 from analysis.render.text import number, shown
 from dashboard import address, frame
 from dashboard.chosen import names, provenance
-from dashboard.lm import encoded
-from dashboard.place import Place, go
+from dashboard.components import save
+from dashboard.lm import encoded, steered
+from dashboard.place import Place
 from sae.errors import SaescopeError
+
+MODES = ("add", "clamp")
 
 
 def label(place: Place) -> None:
@@ -67,15 +71,17 @@ def together(place: Place) -> None:
         "Other feature", 0, place.index.d_sae - 1, width=180,
         **address.integer("with", 0, place.index.d_sae - 1, default=first))
     found = place.index.where(place.feature, int(other), n=20)
-    st.html(f'<div class="sx">{cofire.both(found, place.feature, int(other), names(place.chosen), go)}</div>')
+    beside = escape(address.link("compare", f=place.feature, **{"with": int(other)}), quote=True)
+    st.html(f'<div class="sx"><a href="{beside}">⇄ Compare the two side by side</a>'
+            f"{cofire.both(found, place.feature, int(other), names(place.chosen), place.go)}</div>")
 
 
 def own_text(place: Place) -> None:
     """This feature over a text of one's own."""
+    form = address.Form()
     with st.form("try", border=False):
-        typed = st.text_area("Text", st.query_params.get("text", ""), key="text", height=90, max_chars=address.N_CHARS)
-        if st.form_submit_button("Does it fire?", icon=":material/play_arrow:"):
-            address.update(text=typed or None)
+        st.text_area("Text", **form.text("text"), height=90, max_chars=address.N_CHARS)
+        st.form_submit_button("Does it fire?", icon=":material/play_arrow:", on_click=form.submit)
     text = st.query_params.get("text", "")
     if not text.strip():
         st.caption("The run's language model reads the text on this machine; the first time it has to be loaded.")
@@ -96,105 +102,63 @@ def _fired(place: Place, text: str) -> None:
 
 
 def steer(place: Place) -> None:
-    """A prompt continued without and with this feature."""
-    from analysis.steering import WHERE, Edit, Settings
-    from analysis.steering import steer as steered
+    """A prompt continued without and with this feature, and others if they are named."""
+    from analysis.steering import WHERE
 
     top = max(1.0, abs(place.index.feature(place.feature).max))
+    most = 100 * top
+    form = address.Form(always=("strength",))
     with st.form("steer", border=False):
-        prompt = st.text_area("Prompt", key="steer prompt", height=70, value="The", max_chars=address.N_CHARS)
+        st.text_area("Prompt", **form.text("prompt", default="The"), height=70, max_chars=address.N_CHARS)
         first, second, third = st.columns(3)
-        mode = first.segmented_control("How", ["add", "clamp"], default="add", required=True, key="steer mode",
-                                       help="add: lengthen the feature by the strength; clamp: hold it there")
-        strength = first.number_input("Strength", -100 * top, 100 * top, round(top, 1), key=f"strength {place.feature}",
-                                      help=f"In the feature's own units; its largest value is {number(top)}")
-        where = second.selectbox("Positions", WHERE, key="steer positions")
-        n = second.number_input("Tokens", 1, 128, 24, key="steer tokens")
-        temperature = third.number_input("Temperature", 0.0, 10.0, 0.8, step=0.1, key="steer temperature")
-        seed = third.number_input("Seed", 0, 2**31 - 1, 0, key="steer seed")
-        pressed = st.form_submit_button("Continue both ways", icon=":material/play_arrow:")
-    if not pressed:
-        return
+        first.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"),
+                                help="add: lengthen the feature by the strength; clamp: hold it there")
+        first.number_input("Strength", -most, most, **form.number("strength", -most, most, default=round(top, 1)),
+                           help=f"In the feature's own units; its largest value is {number(top)}")
+        second.selectbox("Positions", WHERE, **form.choice("at", WHERE, default="all"))
+        second.number_input("Tokens", 1, 128, **form.integer("tokens", 1, 128, default=24))
+        third.number_input("Temperature", 0.0, 10.0, step=0.1, **form.number("heat", 0.0, 10.0, default=0.8))
+        third.number_input("Seed", 0, 2**31 - 1, **form.integer("seed", 0, 2**31 - 1, default=0))
+        st.text_input("Further features", **form.text("also"), placeholder="44=0, 920+12.5",
+                      help="44=0 holds feature 44 at 0; 920+12.5 adds 12.5 of feature 920; 7-3 takes 3 of feature 7 away")
+        st.form_submit_button("Continue both ways", icon=":material/play_arrow:", on_click=form.submit)
+    if "strength" in st.query_params:  # the button was pressed, here or by who sent the link
+        _tried(lambda: _steered(place))
 
-    def run() -> None:
-        settings = Settings(max_tokens=int(n), temperature=temperature, seed=int(seed), positions=where)
-        with st.spinner("The model writes twice …"):
-            edit = Edit(place.feature, strength, "clamp" if mode == "clamp" else "add")
-            result = steered(place.chosen.run.folder, prompt, [edit], settings)
-        st.html(f'<div class="sx" data-steered="true">{steering.compared(result, names(place.chosen), go)}</div>')
 
-    _tried(run)
+def _steered(place: Place) -> None:
+    from analysis.edits import edits
+    from analysis.steering import Edit, Settings
+
+    asked = st.session_state
+    settings = Settings(asked["tokens"], asked["heat"], asked["seed"], asked["at"])
+    every = [Edit(place.feature, asked["strength"], asked["mode"]), *edits(asked["also"], place.index.d_sae)]
+    result = steered(place.chosen.run.folder, asked["prompt"], every, settings)
+    st.html(f'<div class="sx" data-steered="true">{steering.compared(result, names(place.chosen), place.go)}</div>')
 
 
 def export(place: Place) -> None:
     """Files of this feature, and what its numbers were made from."""
     feature = place.feature
     with st.container(horizontal=True):
-        st.download_button("JSON", lambda: as_json(place), f"feature-{feature}.json", "application/json",
-                           on_click="ignore", key="feature json", icon=":material/download:")
-        st.download_button("Examples (CSV)", lambda: as_csv(place), f"feature-{feature}.csv", "text/csv",
-                           on_click="ignore", key="feature csv", icon=":material/download:")
-        st.download_button("Page (HTML)", lambda: as_html(place), f"feature-{feature}.html", "text/html",
-                           on_click="ignore", key="feature html", icon=":material/download:",
-                           help="One file that opens without Python and without a network")
+        save.button("JSON", f"feature-{feature}.json", lambda: cards.as_json([whole(place)]))
+        save.button("Examples (CSV)", f"feature-{feature}.csv", lambda: cards.as_csv([whole(place)]))
+        save.button("Page (HTML)", f"feature-{feature}.html", lambda: exported(place),
+                    help="One file that opens without Python and without a network")
     facts = drawn.provenance(provenance(place.chosen)).replace("<details>", "<details open>")
     st.html(f'<div class="sx">{facts}</div>')
 
 
-def _all_examples(place: Place) -> list[tuple[str, str, int, list[object]]]:
-    return [
-        (side, group.name, group.population, list(place.index.examples(place.feature, group.name, side, 50)))
-        for side in place.index.sides for group in place.index.groups(place.feature, side)
-    ]
+def whole(place: Place) -> Card:
+    """All that is known of the feature, with every example that the index keeps."""
+    return cards.card(place.index, place.feature, place.labels, n_top=50, n_each=50, groups=cards.EVERY_GROUP)
 
 
-def as_json(place: Place) -> str:
-    """All that the page shows of a feature."""
-    one = place.labels.get(place.feature)
-    return json.dumps({
-        **asdict(place.index.feature(place.feature)), "label": one.text if one else None,
-        "note": place.labels.note(place.feature), "tags": place.labels.tags(place.feature),
-        "neighbours": {kind: [asdict(n) for n in place.index.neighbours(place.feature, kind)]
-                       for kind in ("decoder", "coactivation")},
-        "examples": [{"side": side, "group": group, "population": n, "examples": [asdict(e) for e in found]}  # type: ignore[call-overload]
-                     for side, group, n, found in _all_examples(place)],
-        "provenance": provenance(place.chosen),
-    }, indent=1, ensure_ascii=False)
+def exported(place: Place) -> str:
+    """The feature as one file."""
+    from analysis.render.export import page
 
-
-def as_csv(place: Place) -> str:
-    """The tokens of all examples, one a line."""
-    import csv
-    import io
-
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("side", "group", "context", "position", "token", "value"))
-    for side, group, _, found in _all_examples(place):
-        for one in found:
-            for i, (piece, value) in enumerate(zip(one.pieces, one.values, strict=True)):  # type: ignore[attr-defined]
-                writer.writerow((side, group, one.seq, one.start + i, piece, repr(value)))  # type: ignore[attr-defined]
-    return out.getvalue()
-
-
-def as_html(place: Place) -> str:
-    """One file of the feature."""
-    from analysis.render.css import CSS
-
-    near = {kind: place.index.neighbours(place.feature, kind)[:10] for kind in ("decoder", "coactivation")}
-    sections = [
-        drawn.Section(side, group, place.index.examples(place.feature, group.name, side, 10))
-        for side in place.index.sides for group in place.index.groups(place.feature, side)
-    ]
-    labels = place.labels
-    whole = drawn.Card(
-        place.index.feature(place.feature), sections, near, labels.get(place.feature), labels.note(place.feature),
-        labels.tags(place.feature), names(place.chosen), provenance(place.chosen))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Feature {place.feature}</title>'
-        '<meta name="color-scheme" content="light dark">'
-        f'<style>body{{font-family:system-ui,sans-serif;margin:2rem}}{CSS}</style><body>{drawn.card(whole)}</body></html>'
-    )
+    return page(cards.cards(place.index, [place.feature], place.labels), f"A feature of {place.chosen.run.name}")
 
 
 def _tried(act: Callable[[], None]) -> None:

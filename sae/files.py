@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -168,6 +168,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise SaescopeError(f"{path}: cannot be read as safetensors ({error}); restore or re-create it.") from error
+
+
+def read_rows(path: Path, name: str, rows: Sequence[int]) -> Tensor:
+    """Some rows of one tensor of a safetensors file, in their order; nothing else is read.
+
+    Raises:
+        SaescopeError: the file is missing, truncated or not safetensors, or has no such tensor or row.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensor = file.get_slice(name)
+            return torch.cat([tensor[row : row + 1] for row in rows])
+    except (OSError, SafetensorError, IndexError) as error:
+        raise SaescopeError(f"{path}: rows of {name} cannot be read ({error}); restore or re-create it.") from error
 
 
 def remove_abandoned(path: Path) -> None:

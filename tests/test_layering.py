@@ -14,7 +14,7 @@ ALLOWED = {
     "sae": {"pydantic", "pydantic_core", "safetensors"},
     "training": {"pydantic", "safetensors", "ruamel", "transformer_lens", "transformers", "tokenizers",
                  "huggingface_hub", "jinja2", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
-    "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "sklearn", "networkx", "plotly", "rich"},
+    "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "re2", "sklearn", "networkx", "plotly", "rich"},
     "dashboard": {"streamlit"},
 }
 KERNELS = {"numba", "llvmlite", "triton", "psutil"}

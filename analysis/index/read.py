@@ -144,6 +144,12 @@ class Index:
         out[position[lo:hi] - first] = value[lo:hi].astype(np.float32) * self.scale[feature]
         return out
 
+    def column(self, feature: int) -> tuple[Int32[np.ndarray, " n_active"], Float32[np.ndarray, " n_active"]]:
+        """Where a feature is active, as `seq · n_ctx + position`, ascending, and its values there."""
+        self._known(feature)
+        position, value = self._column(feature)
+        return position, value.astype(np.float32) * self.scale[feature]
+
     def window(self, feature: int, seq: int, position: int, before: int = 16, after: int = 15) -> Example:
         """The stretch of a context around a token."""
         self._span(seq, position, position + 1)

@@ -1,8 +1,15 @@
-"""Searching the text of all contexts, by a word or a regular expression."""
+"""Searching the text of all contexts, by a word or a regular expression.
+
+Expressions come from addresses that anybody may send, and Python's own engine needs time exponential in the text for some
+of them. RE2 (Cox 2010, "Regular expression matching in the wild") needs time linear in it, and a bounded program.
+"""
 
 import re
+import time
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -11,53 +18,85 @@ from analysis.index.text import Vocabulary
 from analysis.index.types import Hit
 from sae.errors import SaescopeError
 
+LONGEST_PATTERN = 1000
+"""Characters of what is looked for."""
+MEMORY = 1 << 20
+"""Bytes of an expression's program at most: `((a{99}){99}){99}` is refused rather than built."""
+SECONDS = 10.0
+"""A search by an expression that takes longer is given up."""
+Spans = Callable[[bytes], Iterator[tuple[int, int]]]
+"""The matches in a text, as spans of bytes."""
+
 
 class Searcher:
     """The text of every context, put together on the first search and kept."""
 
     def __init__(self, tokens: Int32[np.ndarray, "n_seqs n_ctx"], vocabulary: Vocabulary) -> None:
         self.tokens, self.vocabulary = tokens, vocabulary
-        self._texts: list[str] | None = None
+        self._texts: list[bytes] | None = None
         self._lock = Lock()
 
     def search(self, text: str, *, regex: bool, n: int) -> list[Hit]:
-        """The first n matches in corpus order.
+        """The first n matches in corpus order; an empty match is none.
 
         Raises:
-            SaescopeError: nothing to look for, or no regular expression.
+            SaescopeError: nothing to look for, no regular expression of RE2's syntax, or one that takes too long.
         """
-        if not text:
-            raise SaescopeError("nothing to search for; give a word, or a regular expression.")
-        try:
-            pattern = re.compile(text if regex else re.escape(text))
-        except (re.error, RecursionError) as error:
-            raise SaescopeError(f"{text!r} is no regular expression ({error}).") from None
+        if not text or len(text) > LONGEST_PATTERN:
+            raise SaescopeError(
+                f"{len(text):,} characters to search for; give a word or a regular expression of 1 to {LONGEST_PATTERN:,}.")
+        spans = expression(text) if regex else _word(text)
+        until = time.monotonic() + SECONDS
         hits: list[Hit] = []
         for seq, whole in enumerate(self.texts()):
             if len(hits) >= n:
                 break
-            found = [match.span() for match in pattern.finditer(whole) if match.end() > match.start()]
-            if found:
-                hits += self._hits(seq, whole, found)
+            if regex and time.monotonic() > until:
+                raise SaescopeError(f"{text!r} takes longer than {SECONDS:g} s to search for; give a simpler expression.")
+            if found := list(spans(whole)):
+                hits += self._hits(seq, found)
         return hits[: max(0, n)]
 
-    def texts(self) -> list[str]:
-        """The text of each context; bytes that are no characters are lone surrogates, so that none is lost."""
+    def texts(self) -> list[bytes]:
+        """The text of each context in UTF-8, as far as its bytes are that: none is lost."""
         with self._lock:
             if self._texts is None:
-                parts = (b"".join(self._parts(seq)) for seq in range(len(self.tokens)))
-                self._texts = [whole.decode(errors="surrogateescape") for whole in parts]
+                self._texts = [b"".join(self._parts(seq)) for seq in range(len(self.tokens))]
             return self._texts
 
     def _parts(self, seq: int) -> list[bytes]:
         return [self.vocabulary.bytes_of(t) for t in self.tokens[seq].tolist()]
 
-    def _hits(self, seq: int, whole: str, spans: list[tuple[int, int]]) -> list[Hit]:
-        """Spans of characters as spans of tokens."""
+    def _hits(self, seq: int, spans: list[tuple[int, int]]) -> list[Hit]:
+        """Spans of bytes as spans of tokens."""
         ends = np.array(list(accumulate(len(part) for part in self._parts(seq))))
         hits = []
         for start, stop in spans:
-            first, last = (len(whole[:at].encode(errors="surrogateescape")) for at in (start, stop))
-            position = int(np.searchsorted(ends, first, side="right"))
-            hits.append(Hit(seq, position, int(np.searchsorted(ends, last, side="left")) - position + 1))
+            position = int(np.searchsorted(ends, start, side="right"))
+            hits.append(Hit(seq, position, int(np.searchsorted(ends, stop, side="left")) - position + 1))
         return hits
+
+
+def _word(text: str) -> Spans:
+    pattern = re.compile(re.escape(text.encode(errors="surrogatepass")))
+    return lambda whole: (match.span() for match in pattern.finditer(whole))
+
+
+def expression(text: str) -> Spans:
+    """A regular expression that matches in time linear in the text.
+
+    Raises:
+        SaescopeError: it is none of RE2's syntax, or its program would be too large.
+    """
+    import re2
+
+    options: Any = re2.Options()
+    options.max_mem, options.log_errors = MEMORY, False
+    try:
+        pattern = re2.compile(text, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+        raise SaescopeError(
+            f"{text!r} is no regular expression ({reason}); the syntax is RE2's, without lookaround and backreferences."
+        ) from None
+    return lambda whole: (match.span() for match in pattern.finditer(whole) if match.end() > match.start())

@@ -67,6 +67,7 @@ vertical-align:top}
 .sx-label{font-size:1.05rem;font-weight:600;overflow-wrap:anywhere}
 .sx-tag{display:inline-block;border:1px solid var(--sx-rule);border-radius:999px;padding:0 .55rem;margin:0 .25rem .2rem 0;
 font-size:.75rem;overflow-wrap:anywhere}
+.sx-tag.sx-both{border-width:2px;border-color:currentColor;font-weight:600}
 .sx svg{display:block;width:100%;height:auto;overflow:visible}
 .sx svg text{fill:currentColor;font-size:11px}
 .sx-scroll{overflow-x:auto}

@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analysis.render.palette import fade, style
+from analysis.render.text import plain
 
 N_POINTS = 2000
 """Points a curve is drawn with at most; of more, each stretch keeps its lowest and highest."""
@@ -150,7 +151,7 @@ def _line(i: int, name: str, rows: list[float], values: list[float]) -> go.Scatt
     colour, dash, _ = style(i)
     # one point alone would draw no line
     mode = "lines" if len(rows) > 1 else "markers"
-    return go.Scatter(x=rows, y=values, mode=mode, name=escape(name), line={"color": colour, "dash": dash, "width": 2})
+    return go.Scatter(x=rows, y=values, mode=mode, name=escape(plain(name, limit=None)), line={"color": colour, "dash": dash, "width": 2})
 
 
 def _points(i: int, curve: Curve) -> go.Scatter:
@@ -165,7 +166,7 @@ def _points(i: int, curve: Curve) -> go.Scatter:
             "arrayminus": [v - w for w, v in zip(low, values, strict=True)],
         }
     return go.Scatter(
-        x=[rows for rows, _ in curve.points], y=values, mode="markers", name=f"{escape(curve.name)}, held out",
+        x=[rows for rows, _ in curve.points], y=values, mode="markers", name=f"{escape(plain(curve.name, limit=None))}, held out",
         marker={"color": colour, "symbol": symbol, "size": 8, "line": {"width": 1, "color": "rgba(255,255,255,0.8)"}},
         error_y=error,
     )
@@ -173,7 +174,7 @@ def _points(i: int, curve: Curve) -> go.Scatter:
 
 def alt(metric: str, curves: Sequence[Curve]) -> str:
     """What a figure shows, in words and numbers, for those who do not see it."""
-    ends = [f"{curve.name} ends at {_number(metric, curve.values[-1])}" for curve in curves if len(curve.values)]
+    ends = [f"{plain(curve.name, limit=None)} ends at {_number(metric, curve.values[-1])}" for curve in curves if len(curve.values)]
     return f"{title(metric)} over training tokens: {'; '.join(ends) or 'no values yet'}."
 
 

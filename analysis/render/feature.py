@@ -66,12 +66,14 @@ def card(shown_card: Card, link: Link = lambda _: None) -> str:
     )
 
 
-def header(feature: "Feature", label: "Label | None" = None, tags: Sequence[str] = (), note: str = "") -> str:
-    """Number, label, tags and note, and the feature's figures."""
+def header(
+    feature: "Feature", label: "Label | None" = None, tags: Sequence[str] = (), note: str = "", *, brief: bool = False
+) -> str:
+    """Number, label, tags and note, and unless it is to be brief the feature's figures."""
     name = f'<div class="sx-label">{shown(label.text, limit=300)}</div>{verdict(label)}' if label else ""
     chips = "".join(f'<span class="sx-tag">{shown(tag)}</span>' for tag in tags)
     remark = f'<p class="sx-quiet">{shown(note, limit=2000)}</p>' if note else ""
-    return f"<h2>Feature {feature.feature:,}</h2>{name}{chips}{remark}{facts(feature)}"
+    return f"<h2>Feature {feature.feature:,}</h2>{name}{chips}{remark}{'' if brief else facts(feature)}"
 
 
 def verdict(label: "Label") -> str:
@@ -89,6 +91,8 @@ def facts(feature: "Feature") -> str:
     """Density as k of N with its interval, and the moments of the active values."""
     if feature.dead:
         return f'<p class="sx-quiet">Never active in {count(feature.n_rows, "token")}.</p>'
+    # where training has kept every decoder row at length one, the length tells nothing
+    long = feature.decoder_norm is not None and abs(feature.decoder_norm - 1) > 1e-4
     items = [
         ("fires on", f"{feature.n_active:,} of {count(feature.n_rows, 'token')}"),
         ("density (95 % interval)",
@@ -98,7 +102,7 @@ def facts(feature: "Feature") -> str:
           if feature.n_negative else []),
         ("mean when active", number(feature.mean)), ("standard deviation", number(feature.std)),
         ("skew", number(feature.skew)), ("excess kurtosis", number(feature.kurtosis)),
-        *([("decoder norm", number(feature.decoder_norm))] if feature.decoder_norm is not None else []),
+        *([("decoder norm", number(feature.decoder_norm))] if long else []),
     ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
     return f'<dl class="sx-facts">{cells}</dl>'
@@ -172,19 +176,38 @@ def empty(feature: "Feature") -> str:
     return f'<p class="sx-quiet">No examples: {why}.</p>'
 
 
-def neighbours(kind: str, found: Sequence["Neighbour"], names: Mapping[int, str], link: Link = lambda _: None) -> str:
-    """Features like this one, with their labels and how much alike they are."""
+def neighbours(
+    kind: str, found: Sequence["Neighbour"], names: Mapping[int, str], link: Link = lambda _: None,
+    compare: Link = lambda _: None,
+) -> str:
+    """Features like this one, with their labels and how much alike they are.
+
+    Args:
+        kind: `decoder` or `coactivation`.
+        found: the features, the nearest first.
+        names: labels.
+        link: where a feature's number leads.
+        compare: where both are shown side by side.
+    """
     largest = max((abs(one.score) for one in found), default=1.0)
     rows = "".join(
         f'<tr><th scope="row">{reference(one.feature, names, link)}</th>'
-        f'<td style="width:25%">{bar(one.score, largest)}</td><td class="sx-num">{number(one.score)}</td></tr>'
-        for one in found
+        f'<td style="width:25%">{bar(one.score, largest)}</td><td class="sx-num">{number(one.score)}</td>'
+        f"{_beside(one.feature, compare)}</tr>" for one in found
     )
     means = {"decoder": "cosine of decoder directions", "coactivation": "Jaccard index of the tokens they fire on"}
     return (
         f'<h3>{escape(KINDS.get(kind, kind))}</h3><table class="sx-list"><caption class="sx-hidden">'
         f"{escape(means.get(kind, kind))}</caption><tbody>{rows}</tbody></table>"
     )
+
+
+def _beside(feature: int, compare: Link) -> str:
+    href = compare(feature)
+    if href is None:
+        return ""
+    said = f"compare with feature {feature}"
+    return f'<td class="sx-num"><a href="{escape(href, quote=True)}" title="{said}" aria-label="{said}">⇄</a></td>'
 
 
 def reference(feature: int, names: Mapping[int, str], link: Link) -> str:

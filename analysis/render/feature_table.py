@@ -1,12 +1,15 @@
 """Many features as one table: real HTML, so that it can be searched, copied, read aloud and walked by keyboard."""
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from analysis.render.feature import Link, bar, percent
-from analysis.render.text import number, shown
+from analysis.render.text import inert, number, shown
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ TITLES = {"feature": "Feature", "label": "Label"} | {column.name: column.title f
 def table(
     rows: Sequence[Mapping[str, Any]], *, sort: str, descending: bool, names: Mapping[int, str], link: Link,
     sort_link: Callable[[str], str] | None = None, extra: Mapping[int, str] | None = None, extra_title: str = "",
+    without: Collection[str] = (),
 ) -> str:
     """The table; a column of which no row knows anything is left out.
 
@@ -53,8 +57,10 @@ def table(
         sort_link: where a column's title leads; None for titles that lead nowhere.
         extra: a text for each feature in a further column.
         extra_title: its title.
+        without: columns that are left out.
     """
-    columns = [column for column in COLUMNS if any(row.get(column.name) is not None for row in rows)]
+    columns = [column for column in COLUMNS
+               if column.name not in without and any(row.get(column.name) is not None for row in rows)]
     heads = [_head("feature", "Feature", "Its number", False, sort, descending, sort_link),
              _head("label", "Label", "What it is taken to mean", False, sort, descending, sort_link)]
     if extra is not None:
@@ -102,3 +108,21 @@ def _cell(column: Column, value: Any, densest: float) -> str:
     text = percent(value) if column.kind == "share" else f"{value:,}" if column.kind == "count" else number(value)
     drawn = bar(value, densest) if column.name == "density" else ""
     return f'<td class="sx-num">{text}{drawn}</td>'
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+    """The statistics and labels of features, a line each; cells that a spreadsheet would compute are quoted."""
+    columns = [name for name in (rows[0] if rows else {}) if name != "feature"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["feature", "label", *columns])
+    for row in rows:
+        cells = (row[name] for name in columns)
+        writer.writerow([row["feature"], inert(names.get(row["feature"], "")),
+                         *(inert(cell) if isinstance(cell, str) else cell for cell in cells)])
+    return out.getvalue()
+
+
+def as_json(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+    """The same as a list of objects."""
+    return json.dumps([{**row, "label": names.get(row["feature"])} for row in rows], indent=1, ensure_ascii=False)

@@ -1,9 +1,9 @@
 """Tables and legends as HTML that takes its colours from where it is shown. Every text is escaped."""
 
 from collections.abc import Sequence
-from html import escape
 
 from analysis.render.palette import style
+from analysis.render.text import inner
 
 _CELL = "padding:0.3rem 0.8rem 0.3rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere;border:none;"
 _RULE = "border-bottom:1px solid color-mix(in srgb,currentColor 18%,transparent);"
@@ -18,18 +18,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str)
         caption: what the table holds, for screen readers.
     """
     assert all(len(row) == len(header) for row in rows), "a row is longer or shorter than the header"
-    head = "".join(f'<th scope="col" style="{_CELL}{_RULE}font-weight:600">{escape(text)}</th>' for text in header)
+    head = "".join(f'<th scope="col" style="{_CELL}{_RULE}font-weight:600">{_text(text)}</th>' for text in header)
     body = "".join(f'<tr style="{_RULE}">{_row(row)}</tr>' for row in rows)
     return (
         '<div style="overflow-x:auto"><table style="border-collapse:collapse;width:100%;font-size:0.875rem">'
         f'<caption style="position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)">'
-        f"{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def _row(row: Sequence[str]) -> str:
-    first = f'<th scope="row" style="{_CELL}font-weight:400;opacity:0.75">{escape(row[0])}</th>'
-    return first + "".join(f'<td style="{_CELL}font-variant-numeric:tabular-nums">{escape(c)}</td>' for c in row[1:])
+    first = f'<th scope="row" style="{_CELL}font-weight:400;opacity:0.75">{_text(row[0])}</th>'
+    return first + "".join(f'<td style="{_CELL}font-variant-numeric:tabular-nums">{_text(c)}</td>' for c in row[1:])
+
+
+def _text(text: str) -> str:
+    return inner(text, limit=None) if text else ""
 
 
 def legend(names: Sequence[str]) -> str:
@@ -44,5 +48,5 @@ def _item(i: int, name: str) -> str:
     swatch = f"display:inline-block;width:1.5rem;border-top:3px {line} {colour};vertical-align:middle"
     return (
         f'<span role="listitem" style="overflow-wrap:anywhere"><span aria-hidden="true" style="{swatch}"></span> '
-        f"{escape(name)}</span>"
+        f"{_text(name)}</span>"
     )

@@ -47,6 +47,12 @@ def attribute(text: str, *, spaces: bool = True, limit: int | None = LIMIT) -> s
     return escape(plain(text, spaces=spaces, limit=limit), quote=True)
 
 
+def inert(text: str) -> str:
+    """A text for a cell of a CSV file: no spreadsheet takes it for a formula (CSV injection), every reader reads it."""
+    text = text.replace("\x00", "␀").encode("utf-8", "replace").decode()
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
 def number(value: float | None) -> str:
     """Three digits, a real minus sign, thousands separated; a dash for what is not known or not a number."""
     if value is None or value != value:

@@ -14,7 +14,7 @@ from dashboard import address, order, tools
 from dashboard.chosen import Chosen, choose, names
 from dashboard.components.drawing import drawing
 from dashboard.components.hands import hands
-from dashboard.place import Place, go
+from dashboard.place import Place, goer
 
 TABS: dict[str, tuple[str, Callable[[Place], None]]] = {
     "examples": ("Examples", lambda place: _examples(place)),
@@ -48,12 +48,12 @@ def _body(chosen: Chosen, whose: tuple[str | None, ...]) -> None:
     if _whose() != whose:
         st.rerun()  # a link has led to another page
     now = order.of(chosen)
-    place = Place(chosen, _feature(chosen, now.features))
+    feature = _feature(chosen, now.features)
+    place = Place(chosen, feature, goer())
     _walk(place, list(now.features))
-    feature = place.index.feature(place.feature)
-    label = place.labels.get(place.feature)
-    head = drawn.header(feature, label, place.labels.tags(place.feature), place.labels.note(place.feature))
-    st.html(f'<div class="sx" data-feature="{place.feature}">{head}</div>')
+    labels = place.labels
+    head = drawn.header(place.index.feature(feature), labels.get(feature), labels.tags(feature), labels.note(feature))
+    st.html(f'<div class="sx" data-feature="{feature}">{head}</div>')
     left, right = st.columns([2, 5], gap="large")
     with left:
         _side(place)
@@ -85,16 +85,16 @@ def _walk(place: Place, features: list[int]) -> None:
     at = features.index(place.feature) if place.feature in features else -1
     low = max(0, at - N_WALK)
     near = features[low : at + N_WALK + 1] if at >= 0 else features[: N_WALK + 1]
-    addresses = [go(feature) for feature in near]
+    addresses = [place.go(feature) for feature in near]
     here = at - low if at >= 0 else -1
+    every = address.link("features", **order.state())
     hands(walk=addresses, at=here, keys={
-        "r": go("random"), "b": address.link("features", **order.state()), "e": address.link(tab="label"),
-        "/": address.link("features", **order.state()),
+        "r": place.go("random"), "b": every, "e": address.link(tab="label"), "/": every,
     })
     before = addresses[here - 1] if here > 0 else None
     after = addresses[here + 1] if here + 1 < len(addresses) else None
-    links = [_link("‹ previous", before), _link("next ›", after), _link("random", go("random")),
-             _link("all features", address.link("features", **order.state()))]
+    links = [_link("‹ previous", before), _link("next ›", after), _link("random", place.go("random")),
+             _link("all features", every)]
     by = st.query_params.get("sort", "number")
     said = f"{at + 1:,} of {len(features):,} by {by}" if at >= 0 else "outside the filter"
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="walk"):
@@ -127,7 +127,10 @@ def _side(place: Place) -> None:
             + _link("linear counts" if log_y else "log counts", address.link(logy=None if log_y else "true"))
             + f' · <button data-png=".sx-histogram" data-name="feature-{place.feature}.png">PNG</button>')
         parts += [f'<div class="sx-quiet">{switches}</div>', drawn.promoted(feature)]
-    parts += [drawn.neighbours(kind, place.index.neighbours(place.feature, kind)[:10], names(place.chosen), go)
+
+    beside = address.linker("compare", f=place.feature)
+    parts += [drawn.neighbours(kind, place.index.neighbours(place.feature, kind)[:10], names(place.chosen), place.go,
+                               lambda other: beside(**{"with": other}))
               for kind in ("decoder", "coactivation")]
     st.html(f'<div class="sx">{"".join(parts)}</div>')
 

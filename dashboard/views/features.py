@@ -1,18 +1,16 @@
 """The page Features: all of them as a table, a scatter or a map; found by label, by text or by prompt."""
 
-import csv
-import io
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from analysis import firing
+from analysis import cards, firing
 from analysis.render import feature_table, scatter, tokens
 from analysis.render.text import count, number
 from dashboard import address, frame, order
 from dashboard.chosen import Chosen, choose, names, provenance
+from dashboard.components import save
 from dashboard.components.hands import hands
 from dashboard.lm import encoded
 from dashboard.order import Order
@@ -34,8 +32,8 @@ def page() -> None:
     now = order.of(chosen, found)
     if now.problem:
         st.error(frame.plain(now.problem), icon=":material/filter_alt_off:")
-    hands(keys={"r": address.link("feature", f="random")},
-          walk=[_to(feature) for feature in now.features[:N_ROWS]], at=-1)
+    to = _to()
+    hands(keys={"r": address.link("feature", f="random")}, walk=[to(feature) for feature in now.features[:N_ROWS]], at=-1)
     if view != "table":
         _drawing(chosen, now, view)
     _table(chosen, now, extra)
@@ -119,9 +117,9 @@ def _table(chosen: Chosen, now: Order, extra: dict[int, str] | None) -> None:
         st.html(_pages(page_no, n_pages))
     part = features[(page_no - 1) * N_ROWS : page_no * N_ROWS]
     st.html(feature_table.table(
-        order.rows(chosen, part), sort=now.sort, descending=now.descending, names=names(chosen), link=_to,
-        sort_link=lambda column: order.sort_link(now, column), extra=extra,
-        extra_title="In the prompt" if st.query_params.get("by") == "prompt" else "There"))
+        order.rows(chosen, part), sort=now.sort, descending=now.descending, names=names(chosen), link=_to(),
+        sort_link=order.sort_link(now), extra=extra,
+        extra_title="In the prompt" if st.query_params.get("by") == "prompt" else "There", without=order.constant(chosen)))
 
 
 def _pages(now: int, n_pages: int) -> str:
@@ -141,15 +139,25 @@ def _summary(chosen: Chosen, features: Sequence[int]) -> None:
         shown = f"{len(features):,} of {index.d_sae:,}" if len(features) < index.d_sae else f"{index.d_sae:,}"
         n_dead = sum(index.stats["dead"].to_pylist()) if index.d_sae < 1e6 else 0
         st.text(f"{shown} features · {index.n_rows:,} tokens of {index.name} · {n_dead:,} never fire", width="stretch")
-        st.download_button("CSV", lambda: as_csv(chosen, features), "features.csv", "text/csv", on_click="ignore",
-                           key="csv", icon=":material/download:", help="These features with all their statistics")
-        st.download_button("JSON", lambda: as_json(chosen, features), "features.json", "application/json",
-                           on_click="ignore", key="json", icon=":material/download:")
+        save.button("CSV", "features.csv", lambda: feature_table.as_csv(order.rows(chosen, features), names(chosen)),
+                    help="These features with all their statistics")
+        save.button("JSON", "features.json", lambda: feature_table.as_json(order.rows(chosen, features), names(chosen)))
+        save.button("Pages", "features.html", lambda: exported(chosen, features),
+                    help=f"At most {cards.EXPORTABLE} features in one file that opens without Python and without a network")
+
+
+def exported(chosen: Chosen, features: Sequence[int]) -> str:
+    """The features' cards as one file."""
+    from analysis.render.export import page as whole
+
+    listed = st.query_params.get("list")
+    return whole(cards.cards(chosen.index, features, chosen.labels), listed or f"Features of {chosen.run.name}")
 
 
 def _drawing(chosen: Chosen, now: Order, view: str) -> None:
     stats = chosen.index.stats
-    known = [name for name in AXES if name in stats.column_names and stats[name].null_count < len(stats)]
+    known = [name for name in AXES if name in stats.column_names and stats[name].null_count < len(stats)
+             and name not in order.constant(chosen)]
     if view == "scatter":
         x, y, log_x, log_y = _axes(known)
     else:
@@ -178,7 +186,7 @@ def _drawing(chosen: Chosen, now: Order, view: str) -> None:
         st.caption("Draw a box to list the features in it; click a point to open it.")
     leaving = st.session_state.pop("_open", None)
     if leaving is not None:
-        address.follow(_to(leaving))
+        address.follow(_to()(leaving))
         st.rerun()
 
 
@@ -208,29 +216,13 @@ def _selected(chosen: Chosen, x: str, y: str) -> None:
     address.update(box="~".join([x, y, *(repr(float(bound)) for bound in bounds)]), p=None)
 
 
-def _to(feature: int) -> str:
-    return address.link("feature", f=feature, **order.state())
+def _to() -> Callable[[int], str]:
+    """What spells a feature's address, which keeps the table's order."""
+    to = address.linker("feature", **order.state())
+    return lambda feature: to(f=feature)
 
 
 def _escaped(href: str) -> str:
     from html import escape
 
     return escape(href, quote=True)
-
-
-def as_csv(chosen: Chosen, features: Sequence[int]) -> str:
-    """The statistics and labels of features, a line each."""
-    found, labels = order.rows(chosen, features), names(chosen)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ["feature", "label", *(n for n in chosen.index.stats.column_names if n != "feature")],
-                            lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "label": labels.get(row["feature"], "")} for row in found)
-    return out.getvalue()
-
-
-def as_json(chosen: Chosen, features: Sequence[int]) -> str:
-    """The same as a list of objects."""
-    labels = names(chosen)
-    found = [{**row, "label": labels.get(row["feature"])} for row in order.rows(chosen, features)]
-    return json.dumps(found, indent=1, ensure_ascii=False)

@@ -1,5 +1,6 @@
 """The page Prompt: a text as features by tokens, what fires at one token, and the contexts most like it."""
 
+from collections.abc import Callable
 from html import escape
 
 import streamlit as st
@@ -21,11 +22,10 @@ def page() -> None:
     """Draw the page."""
     chosen = choose("Prompt")
     hands(keys={"/": address.link()})
+    form = address.Form("token", "pick")
     with st.form("prompt", border=False):
-        text = st.text_area("Text", key="text", value=st.query_params.get("text", ""), height=90, max_chars=address.N_CHARS,
-                            placeholder=EXAMPLE)
-        if st.form_submit_button("Which features fire?", icon=":material/play_arrow:"):
-            address.update(text=text or None, token=None, pick=None)
+        st.text_area("Text", **form.text("text"), height=90, max_chars=address.N_CHARS, placeholder=EXAMPLE)
+        st.form_submit_button("Which features fire?", icon=":material/play_arrow:", on_click=form.submit)
     text = st.query_params.get("text", "")
     if not text.strip():
         st.caption("The language model of this run reads the text on this machine; the first time it has to be loaded.")
@@ -57,9 +57,9 @@ def _grid(chosen: Chosen, code: PromptCode) -> None:
     if not top:
         st.text("Nothing fires here: the token is masked, as BOS and outliers are in training.")
     elif layout == "grid":
-        st.html(drawn.grid(code.pieces, code.code, [one.feature for one in top], names(chosen), _pick))
+        st.html(drawn.grid(code.pieces, code.code, [one.feature for one in top], names(chosen), _pick()))
     else:
-        st.html(drawn.by_token(code.pieces, code.code, names(chosen), _pick, n=5))
+        st.html(drawn.by_token(code.pieces, code.code, names(chosen), _pick(), n=5))
 
 
 def _picked(chosen: Chosen, code: PromptCode) -> None:
@@ -96,8 +96,9 @@ def _similar(chosen: Chosen, code: PromptCode) -> None:
             f'feature that is strongest there.</p>{"".join(rows)}</div>' if rows else "<p>No context shares a feature.</p>")
 
 
-def _pick(feature: int) -> str:
-    return address.link(pick=feature)
+def _pick() -> Callable[[int], str]:
+    to = address.linker()
+    return lambda feature: to(pick=feature)
 
 
 def _integer(key: str, below: int) -> int | None:

@@ -12,8 +12,10 @@ import streamlit as st
 from analysis import runs
 from analysis.render import curves, tables
 from analysis.render.curves import Curve
+from analysis.render.text import inert
 from analysis.runs import Run
 from dashboard import address, frame
+from dashboard.components import save
 from dashboard.components.hands import hands
 from dashboard.live import all_runs, follow
 from dashboard.settings import runs_folder
@@ -183,12 +185,9 @@ def _configs(chosen: Sequence[Run]) -> None:
 
 def _downloads(chosen: Sequence[Run]) -> None:
     with st.container(horizontal=True):
-        st.download_button(
-            "Curves (CSV)", lambda: as_csv(chosen), "curves.csv", "text/csv", on_click="ignore", key="csv",
-            icon=":material/download:", help="One line per run, step and metric")
-        st.download_button(
-            "Runs (JSON)", lambda: as_json(chosen), "runs.json", "application/json", on_click="ignore", key="json",
-            icon=":material/download:", help="Config, summary and every line of metrics of the runs that are drawn")
+        save.button("Curves (CSV)", "curves.csv", lambda: as_csv(chosen), help="One line per run, step and metric")
+        save.button("Runs (JSON)", "runs.json", lambda: as_json(chosen),
+                    help="Config, summary and every line of metrics of the runs that are drawn")
 
 
 def as_csv(chosen: Sequence[Run]) -> str:
@@ -200,7 +199,7 @@ def as_csv(chosen: Sequence[Run]) -> str:
         for line in run.lines:
             for key, value in line.items():
                 if key not in ("step", "rows") and isinstance(value, int | float):
-                    writer.writerow((run.name, line.get("step"), line["rows"], key, repr(value)))
+                    writer.writerow((inert(run.name), line.get("step"), line["rows"], key, repr(value)))
     return out.getvalue()
 
 

@@ -4,10 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 import training
 from analysis.index import build
+from analysis.index.text import Vocabulary
+from analysis.labels import Labels
 from sae import store
 from tests.analysis.run_folders import write_run
 from tests.helpers import quick_fields, write_corpus
@@ -42,6 +46,35 @@ def write_states(root: Path) -> Path:
     build(train_tiny(root, "one", sae={"d_sae": 1, "k": 1}), quiet=True)
     write_run(runs, "going", n_lines=25, finished=False, silent_s=-3600)
     return runs
+
+
+NASTY = (
+    "<script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", "\u202eturned\u2066", "a\x00b\x07\x1b[31m",
+    "x" * 5000, '"><svg onload=window.pwned=1>', "**bold** [link](javascript:window.pwned=1) :red[x] $x$",
+    '=HYPERLINK("http://elsewhere")', "\u0301\u0301\u200b\ufeff", "</textarea><style>*{display:none}</style>",
+)
+NASTY_BYTES = (b"\xff\xfe", b"\xf0\x9f", b"\x98\x80", b"\xed\xa0\x80")
+NASTY_NAME = "<img src=x onerror=window.pwned=1> \u202e**x** &amp;"
+
+
+def write_hostile(healthy: Path, runs: Path) -> Path:
+    """A copy of a run in whose name, tokens, labels, notes, tags and lists are texts that want to be more than text."""
+    run = Path(shutil.copytree(healthy, runs / NASTY_NAME))
+    index = run / "index" / "default"
+    n_tokens = len(Vocabulary.read(index / "vocabulary.parquet").tokens)
+    words = [*(text.encode() for text in NASTY), *NASTY_BYTES]
+    Vocabulary([words[i % len(words)] for i in range(n_tokens)]).write(index / "vocabulary.parquet")
+    stats, labels = pq.read_table(index / "stats.parquet"), Labels(run)
+    texts = pa.array([NASTY[i % len(NASTY)] for i in range(len(stats))])
+    for column in ("top_token", "promoted_token"):
+        stats = stats.set_column(stats.column_names.index(column), column, texts)
+    pq.write_table(stats, index / "stats.parquet")
+    for feature, text in enumerate(NASTY):
+        labels.set_label(feature, text[:900])
+        labels.set_note(feature, text)
+        labels.add_tag(feature, text[:90])
+        labels.add_to_list(text[:190], feature)
+    return run
 
 
 def _silence(run: Path) -> None:

@@ -1,6 +1,7 @@
 """A browser and a server for journeys, and what every page promises wherever it is: no errors, no request elsewhere."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Browser, Error, Page, Playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, expect
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
@@ -78,6 +79,13 @@ class Dashboard:
         page.on("request", lambda request: self._note(request.url))
         page.on("websocket", lambda socket: self._note(socket.url))
 
+    def met(self) -> list[str]:
+        """The errors and the requests elsewhere since the last time."""
+        met = [*self.errors, *self.elsewhere]
+        self.errors.clear()
+        self.elsewhere.clear()
+        return met
+
     def _note(self, url: str) -> None:
         if not url.startswith((self.url, self.url.replace("http", "ws"), "data:", "blob:")):
             self.elsewhere.append(url)
@@ -133,3 +141,16 @@ def idle(page: Page) -> None:
     """Wait until the page has been drawn to its end and listens to keys."""
     page.locator("dialog.sx-keys[data-ready]").first.wait_for(state="attached", timeout=TIMEOUT_MS)
     page.locator("[data-testid='stApp'][data-test-script-state='notRunning']").wait_for(timeout=TIMEOUT_MS)
+
+
+def visit(page: Page, dashboard: Dashboard, query: str) -> None:
+    """Follow a deep link."""
+    page.goto(f"{dashboard.url}/?{query}")
+    idle(page)
+
+
+def heading(page: Page, feature: int) -> None:
+    """The feature is shown, and keys walk from there."""
+    expect(page.locator("dialog.sx-keys[data-here]").last).to_have_attribute(
+        "data-here", re.compile(rf"[?&]f={feature}(&|$)"))
+    expect(page.get_by_role("heading", name=f"Feature {feature}", exact=True)).to_be_visible()

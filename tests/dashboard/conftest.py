@@ -1,39 +1,25 @@
-"""The browser, the server and the page of journeys; where there is no browser, the journeys are named as not run."""
+"""The server and the page of journeys, and folders of runs."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from analysis.index import open_index
 from tests.analysis.indexed_runs import write_states
-from tests.dashboard.browser import TIMEOUT_MS, Dashboard, idle, launch, serve
+from tests.dashboard.browser import TIMEOUT_MS, Dashboard, idle, serve
+from tests.dashboard.visitors import browser, found_browser, pytest_terminal_summary, visitor
 
-NOT_RUN: list[str] = []
-
-
-@pytest.fixture(scope="session")
-def found_browser() -> Iterator[Browser | str]:
-    with sync_playwright() as playwright:
-        found = launch(playwright)
-        yield found
-        if isinstance(found, Browser):
-            found.close()
+__all__ = ["browser", "found_browser", "pytest_terminal_summary", "visitor"]  # pytest finds them here
 
 
 @pytest.fixture
-def browser(found_browser: Browser | str, request: pytest.FixtureRequest) -> Browser:
-    if isinstance(found_browser, str):
-        NOT_RUN.append(request.node.nodeid)
-        pytest.skip(found_browser)
-    return found_browser
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if NOT_RUN:
-        terminalreporter.section("journeys not run, for want of a browser")
-        for name in NOT_RUN:
-            terminalreporter.line(name)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of runs, which the pages of this process show."""
+    monkeypatch.setenv("SAESCOPE_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="session")
@@ -42,26 +28,29 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_states(tmp_path_factory.mktemp("states"))
 
 
-@pytest.fixture(scope="module")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """A server of an empty folder of runs."""
-    folder = tmp_path_factory.mktemp("dashboard")
+@pytest.fixture(scope="session")
+def busy(states: Path) -> list[int]:
+    """Features of the healthy run that fire, the most frequent first."""
+    found: list[int] = open_index(states / "healthy").top("n_active", where="n_active > 20")["feature"].to_pylist()
+    return found
+
+
+@pytest.fixture(scope="session")
+def dashboard(states: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """One server of runs in every state for all journeys: add runs, change none."""
+    folder = tmp_path_factory.mktemp("journeys")
+    shutil.copytree(states, folder / "runs")
     with serve(folder / "runs", folder) as running:
         yield running
 
 
 @pytest.fixture
-def page(browser: Browser, dashboard: Dashboard) -> Iterator[Page]:
-    """A fresh visitor; console errors and requests that leave the machine fail the test."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1200})
-    context.set_default_timeout(TIMEOUT_MS)
+def page(browser: Browser, visitor: BrowserContext, dashboard: Dashboard) -> Iterator[Page]:
+    """A fresh page; console errors and requests that leave the machine fail the test."""
     expect.set_options(timeout=TIMEOUT_MS)
-    page = context.new_page()
+    page = visitor.new_page()
     dashboard.watch(page)
     yield page
     idle(page)
-    context.close()
-    errors, elsewhere = list(dashboard.errors), list(dashboard.elsewhere)
-    dashboard.errors.clear()
-    dashboard.elsewhere.clear()
-    assert (errors, elsewhere) == ([], [])
+    page.close()
+    assert dashboard.met() == []

@@ -2,44 +2,14 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from analysis.index import build, open_index
+from analysis.index import build
 from tests.analysis.indexed_runs import HOSTILE
-from tests.dashboard.browser import Dashboard, idle, serve
-
-pytestmark = pytest.mark.slow  # some minutes on two cores: `make journeys`
-
-
-@pytest.fixture(scope="module")
-def dashboard(states: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    folder = tmp_path_factory.mktemp("journeys")
-    shutil.copytree(states, folder / "runs")
-    with serve(folder / "runs", folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def busy(states: Path) -> list[int]:
-    """Features that fire, the most frequent first."""
-    found: list[int] = open_index(states / "healthy").top("n_active", where="n_active > 20")["feature"].to_pylist()
-    return found
-
-
-def visit(page: Page, dashboard: Dashboard, query: str) -> None:
-    page.goto(f"{dashboard.url}/?{query}")
-    idle(page)
-
-
-def heading(page: Page, feature: int) -> None:
-    """The feature is shown, and keys walk from there."""
-    expect(page.locator("dialog.sx-keys[data-here]").last).to_have_attribute(
-        "data-here", re.compile(rf"[?&]f={feature}(&|$)"))
-    expect(page.get_by_role("heading", name=f"Feature {feature}", exact=True)).to_be_visible()
+from tests.dashboard.browser import Dashboard, heading, idle, serve, visit
 
 
 def test_a_deep_link_shows_its_feature_and_survives_a_reload(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
@@ -215,9 +185,10 @@ def test_an_export_opens_without_a_server(
 
 
 def test_a_page_waits_for_its_index(page: Page, dashboard: Dashboard) -> None:
-    visit(page, dashboard, "page=features&run=unindexed")
+    shutil.copytree(dashboard.runs / "unindexed", dashboard.runs / "waiting")
+    visit(page, dashboard, "page=features&run=waiting")
     expect(page.get_by_text("has no index yet")).to_be_visible()
-    build(dashboard.runs / "unindexed", quiet=True)
+    build(dashboard.runs / "waiting", quiet=True)
     expect(page.get_by_text(re.compile("^64 features ·"))).to_be_visible()
 
 
@@ -229,13 +200,13 @@ def test_what_cannot_be_shown_says_what_to_do(page: Page, dashboard: Dashboard, 
 
 
 def test_a_label_is_found_again_after_a_restart_and_another_index(
-    browser: Browser, states: Path, tmp_path: Path, busy: list[int]
+    browser: Browser, visitor: BrowserContext, states: Path, tmp_path: Path, busy: list[int]
 ) -> None:
     """And a hostile one is text everywhere."""
     shutil.copytree(states / "healthy", tmp_path / "runs" / "mine")
     label = f"vowels {HOSTILE}<img src=x onerror=alert(1)>"
     with serve(tmp_path / "runs", tmp_path) as running:
-        page = browser.new_page()
+        page = visitor.new_page()
         running.watch(page)
         visit(page, running, f"page=feature&run=mine&f={busy[0]}")
         page.keyboard.press("e")
@@ -244,13 +215,13 @@ def test_a_label_is_found_again_after_a_restart_and_another_index(
         page.get_by_role("button", name="Save").click()
         expect(page.locator(".sx-label")).to_have_text(label)
         page.close()
-        assert (running.errors, running.elsewhere) == ([], [])
+        assert running.met() == []
     build(tmp_path / "runs" / "mine", quiet=True, again=True)
     with serve(tmp_path / "runs", tmp_path) as running:
-        page = browser.new_page()
+        page = visitor.new_page()
         running.watch(page)
         visit(page, running, "page=features&run=mine&q=vowels")
         expect(page.get_by_text(re.compile("^1 of 64 features"))).to_be_visible()
         expect(page.locator(".sx-features .sx-name")).to_have_text(label)
         page.close()
-        assert (running.errors, running.elsewhere) == ([], [])
+        assert running.met() == []

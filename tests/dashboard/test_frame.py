@@ -5,31 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from dashboard import address
 from tests.analysis.run_folders import write_run
-
-APP = str(Path(__file__).parents[2] / "dashboard" / "app.py")
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SAESCOPE_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-def visit(**query: Any) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=90)
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def html(app: AppTest) -> str:
-    return "".join(element.proto.body for element in app.get("html"))
+from tests.dashboard.pages import html, visit
 
 
 def test_the_bar_carries_the_run_along(root: Path) -> None:

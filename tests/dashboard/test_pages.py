@@ -3,27 +3,21 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from dashboard.frame import TITLES
 from tests.analysis.indexed_runs import HOSTILE, STATES
-from tests.dashboard.test_frame import html, visit
+from tests.dashboard.pages import drawn, html, said, saved, visit
 
 
 @pytest.fixture(autouse=True)
 def root(states: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAESCOPE_RUNS", str(states))
     return states
-
-
-def said(app: AppTest) -> str:
-    """Every text of the page."""
-    kinds = ("text", "error", "warning", "info", "caption", "code", "title")
-    return html(app) + " ".join(str(element.value) for kind in kinds for element in app.get(kind))
 
 
 NEEDS_INDEX = {"going": "going is training, 25% done", "unindexed": "has no index yet", "corrupt": "cannot be read as JSON"}
@@ -34,7 +28,7 @@ NEEDS_INDEX = {"going": "going is training, 25% done", "unindexed": "has no inde
 def test_every_page_over_every_state(page: str, state: str) -> None:
     app = visit(page=page, run=state)
     assert app.title[0].value == TITLES[page]
-    if page in ("features", "feature", "prompt") and state in NEEDS_INDEX:
+    if page in ("features", "feature", "compare", "prompt") and state in NEEDS_INDEX:
         assert NEEDS_INDEX[state] in said(app)
         assert "sae index " in said(app) and f"/{state}" in said(app)
     elif page == "features":
@@ -119,19 +113,90 @@ def test_an_example_is_widened_by_the_url(states: Path) -> None:
 
 def test_downloads_hold_what_the_index_holds(states: Path) -> None:
     from analysis.index import open_index
-    from analysis.labels import Labels
-    from analysis.runs import find
-    from dashboard import tools
-    from dashboard.chosen import Chosen
-    from dashboard.place import Place
 
-    run = next(one for one in find(states) if one.name == "healthy")
-    index = open_index(run.folder)
-    place = Place(Chosen(run, index, Labels(run.folder)), int(index.top("n_active", limit=1)["feature"][0].as_py()))
-    whole: dict[str, Any] = json.loads(tools.as_json(place))
-    assert whole["n_active"] == index.feature(place.feature).n_active
+    index = open_index(states / "healthy")
+    feature = int(index.top("n_active", limit=1)["feature"][0].as_py())
+    app = visit(page="feature", run="healthy", f=str(feature), tab="export")
+
+    def file(label: str) -> str:
+        app.button(key=f"save {label}").click()
+        name, text = saved(drawn(app))
+        assert name.startswith(f"feature-{feature}.")
+        return text
+
+    whole: dict[str, Any] = json.loads(file("JSON"))[0]
+    assert whole["feature"]["n_active"] == index.feature(feature).n_active
     assert whole["provenance"]["run"] == "healthy"
-    lines = list(csv.DictReader(io.StringIO(tools.as_csv(place))))
+    lines = list(csv.DictReader(io.StringIO(file("Examples (CSV)"))))
     assert {line["group"] for line in lines} >= {"top", "q1", "random"}
-    page = tools.as_html(place)
-    assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
+    page = file("Page (HTML)")
+    assert f"Feature {feature}" in page and "<script" not in page and not re.search("https?://(?!www.w3.org)", page)
+
+
+def test_the_table_is_handed_out_as_it_is_filtered() -> None:
+    app = visit(page="features", run="healthy", filter="n_active > 100", sort="n_active")
+    app.button(key="save CSV").click()
+    rows = list(csv.DictReader(io.StringIO(saved(drawn(app))[1])))
+    counts = [int(row["n_active"]) for row in rows]
+    assert len(counts) > 3 and min(counts) > 100 and counts == sorted(counts, reverse=True)
+    app.button(key="save JSON").click()
+    assert [row["n_active"] for row in json.loads(saved(drawn(app))[1])] == counts
+    app.button(key="save Pages").click()
+    assert saved(drawn(app))[1].count("<article") == len(counts)
+
+
+def test_what_is_too_large_to_hand_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.cards.EXPORTABLE", 3)
+    app = visit(page="features", run="healthy")
+    app.button(key="save Pages").click()
+    assert "between 1 and 3 fit into one file" in drawn(app).error[0].value.replace("\\", "")
+    monkeypatch.setattr("dashboard.components.save.LARGEST", 10)
+    app.button(key="save CSV").click()
+    assert "take fewer" in drawn(app).error[0].value
+
+
+def test_steering_is_in_the_url_and_done_for_who_follows_it() -> None:
+    asked = {"page": "feature", "run": "healthy", "f": "3", "tab": "steer"}
+    fresh = visit(**asked)
+    assert "data-steered" not in html(fresh)
+    fresh.text_area(key="prompt").set_value("one day")
+    fresh.number_input(key="tokens").set_value(4)
+    fresh.number_input(key="seed").set_value(7)
+    fresh.text_input(key="also").set_value("4=0, 5+2.5")
+    [button] = [button for button in fresh.button if button.label == "Continue both ways"]
+    button.click()
+    url = dict(drawn(fresh).query_params)
+    strength = fresh.number_input(key="strength").value
+    assert url == asked | {"prompt": "one day", "tokens": "4", "seed": "7", "also": "4=0, 5+2.5",
+                           "strength": f"{strength:g}"}
+    done = html(fresh)
+    assert "data-steered" in done and "#4" in done and "#5" in done
+    followed = visit(**url)
+    assert html(followed) == done
+    assert [followed.number_input(key=key).value for key in ("tokens", "seed")] == [4, 7]
+    wrong = visit(**{**asked, "strength": "1", "also": "what"})
+    assert "is no edit" in wrong.error[0].value.replace("\\", "")
+
+
+def test_two_features_side_by_side(states: Path) -> None:
+    from analysis.index import open_index
+
+    index = open_index(states / "healthy")
+    a, b = index.top("n_active", limit=2)["feature"].to_pylist()
+    page = html(visit(page="compare", run="healthy", f=str(a), **{"with": str(b)}))
+    assert f'data-compared="{a}"' in page and f'data-compared="{b}"' in page
+    assert f"{index.feature(a).n_active:,}" in page and "cosine of decoder directions" in page
+    assert "both in" in page and page.count("sx-ex") > 16
+    near = index.neighbours(a, "decoder")[0].feature
+    assert f'data-compared="{near}"' in html(visit(page="compare", run="healthy", f=str(a)))
+    # from a feature's neighbours there
+    assert f"page=compare&amp;run=healthy&amp;f={a}&amp;with={near}" in html(visit(page="feature", run="healthy", f=str(a)))
+
+
+def test_decoder_norms_that_are_all_one_are_left_out(states: Path) -> None:
+    from analysis.index import open_index
+
+    norms = open_index(states / "healthy").stats["decoder_norm"].to_numpy()
+    assert abs(norms - 1).max() < 1e-4
+    assert "Norm of its decoder row" not in html(visit(page="features", run="healthy"))
+    assert "decoder norm" not in html(visit(page="feature", run="healthy", f="3"))

@@ -2,15 +2,28 @@
 
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.analysis.run_folders import line, write_run
-from tests.dashboard.browser import Dashboard, idle
+from tests.dashboard.browser import Dashboard, idle, serve
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A server of a folder of runs that is empty at first."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    with serve(folder / "runs", folder) as running:
+        yield running
 
 
 def test_from_no_runs_to_a_run_in_progress_that_ends(page: Page, dashboard: Dashboard) -> None:
+    for folder in dashboard.runs.glob("*"):
+        shutil.rmtree(folder)
     page.goto(dashboard.url)
     expect(page.get_by_text("sae train configs/quickstart.yaml")).to_be_visible()
     folder = write_run(dashboard.runs, "live", n_lines=25, finished=False)

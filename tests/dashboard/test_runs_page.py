@@ -6,27 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.analysis.run_folders import line, write_run
-
-APP = str(Path(__file__).parent.parent.parent / "dashboard" / "app.py")
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SAESCOPE_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-def visit(**query: Any) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=90)
-    for key, value in query.items():
-        app.query_params[key] = value
-    app.run()
-    assert not app.exception, app.exception
-    return app
+from tests.dashboard.pages import html, visit
 
 
 def table(app: AppTest) -> list[dict[str, Any]]:
@@ -35,10 +18,6 @@ def table(app: AppTest) -> list[dict[str, Any]]:
 
 def n_charts(app: AppTest) -> int:
     return len(app.get("plotly_chart"))
-
-
-def html(app: AppTest) -> str:
-    return "".join(element.proto.body for element in app.get("html"))
 
 
 def test_no_runs(root: Path) -> None:

@@ -1,5 +1,6 @@
 """Questions to an index, against dense answers."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,36 @@ def test_search(index: Index) -> None:
     for hit in hits[:20]:
         assert "".join(index.pieces(hit.seq, hit.position, hit.position + hit.length)) == "ea"
     assert index.search("e[aeiou]+ ", regex=True, n=3)
-    for bad, regex in (("", False), ("(", True)):
+    for bad, regex in (("", False), ("(", True), ("(?=e)a", True), ("((e{99}){99}){99}", True), ("\ud800", True),
+                       ("e" * 1001, False)):
         with pytest.raises(SaescopeError):
             index.search(bad, regex=regex)
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+!", r"((a?){30}){30}b", r"(.*)*x"])
+def test_no_expression_hangs(tmp_path: Path, pattern: str) -> None:
+    """Python's own engine would need longer than anybody lives for the first two."""
+    tokens = np.zeros((4, 512), np.int64)
+    made = make_index(tmp_path, np.ones((4, 512, 1), np.float32), tokens, words=[b"aaaa", b"b"])
+    begun = time.monotonic()
+    assert pattern == "(a+)+$" or made.search(pattern, regex=True) == []
+    assert made.search("(a+)+$", regex=True)[0].length == 512
+    assert time.monotonic() - begun < 10
+
+
+def test_a_search_that_takes_too_long_is_given_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.index.search.SECONDS", -1.0)
+    with pytest.raises(SaescopeError, match="takes longer"):
+        index.search("nowhere.in.there", regex=True)
+    assert index.search("e")
+
+
+def test_an_expression_sees_characters_and_passes_over_what_is_none(tmp_path: Path) -> None:
+    tokens = np.array([[0, 1, 2, 3, 4, 5, 6, 7]])
+    made = make_index(tmp_path, np.ones((1, 8, 1), np.float32), tokens, words=WORDS)
+    assert [(h.position, h.length) for h in made.search("^aé", regex=True)] == []
+    assert [(h.position, h.length) for h in made.search("^a é.<", regex=True)] == [(0, 5)]  # one character of two tokens
+    assert [(h.position, h.length) for h in made.search(r"\x00", regex=True)] == [(5, 1)]
 
 
 WORDS = [b"a", " é".encode(), b"\xf0\x9f", b"\x98\x80", b"<script>alert(1)</script>", b"\x00", "\u202e".encode(), b"\xff",
