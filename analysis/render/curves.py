@@ -151,7 +151,7 @@ def _line(i: int, name: str, rows: list[float], values: list[float]) -> go.Scatt
     colour, dash, _ = style(i)
     # one point alone would draw no line
     mode = "lines" if len(rows) > 1 else "markers"
-    return go.Scatter(x=rows, y=values, mode=mode, name=escape(plain(name, limit=None)), line={"color": colour, "dash": dash, "width": 2})
+    return go.Scatter(x=rows, y=values, mode=mode, name=_shown(name), line={"color": colour, "dash": dash, "width": 2})
 
 
 def _points(i: int, curve: Curve) -> go.Scatter:
@@ -166,15 +166,21 @@ def _points(i: int, curve: Curve) -> go.Scatter:
             "arrayminus": [v - w for w, v in zip(low, values, strict=True)],
         }
     return go.Scatter(
-        x=[rows for rows, _ in curve.points], y=values, mode="markers", name=f"{escape(plain(curve.name, limit=None))}, held out",
+        x=[rows for rows, _ in curve.points], y=values, mode="markers", name=f"{_shown(curve.name)}, held out",
         marker={"color": colour, "symbol": symbol, "size": 8, "line": {"width": 1, "color": "rgba(255,255,255,0.8)"}},
         error_y=error,
     )
 
 
+def _shown(name: str) -> str:
+    """A run's name where Plotly reads tags."""
+    return escape(plain(name, limit=None))
+
+
 def alt(metric: str, curves: Sequence[Curve]) -> str:
     """What a figure shows, in words and numbers, for those who do not see it."""
-    ends = [f"{plain(curve.name, limit=None)} ends at {_number(metric, curve.values[-1])}" for curve in curves if len(curve.values)]
+    ends = [f"{plain(curve.name, limit=None)} ends at {_number(metric, curve.values[-1])}"
+            for curve in curves if len(curve.values)]
     return f"{title(metric)} over training tokens: {'; '.join(ends) or 'no values yet'}."
 
 

@@ -130,9 +130,45 @@ def test_steering_shows_both_continuations(page: Page, dashboard: Dashboard, bus
     visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}&tab=steer")
     page.get_by_label("Prompt").fill("one day")
     page.get_by_label("Tokens").fill("4")
+    page.get_by_label("Tokens").press("Tab")
     page.get_by_role("button", name="Continue both ways").click()
     expect(page.get_by_role("heading", name="Left alone")).to_be_visible()
     expect(page.get_by_role("heading", name="Steered")).to_be_visible()
+
+
+def test_steering_settings_are_in_the_url_and_back_undoes_them(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
+    asked = f"prompt=one+day&tokens=3&strength=2&also={busy[1]}%3D0"
+    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}&tab=steer&{asked}")
+    steered = page.locator("[data-steered]")
+    expect(steered).to_contain_text(f"#{busy[1]}")
+    page.get_by_label("Seed").fill("5")
+    page.get_by_label("Seed").press("Tab")
+    page.get_by_role("button", name="Continue both ways").click()
+    expect(page).to_have_url(re.compile("seed=5"))
+    expect(steered).to_contain_text("seed 5")
+    page.go_back()
+    expect(steered).to_contain_text("seed 0")
+    expect(page.get_by_label("Seed")).to_have_value("0")
+    expect(page.get_by_label("Prompt")).to_have_value("one day")
+
+
+def test_two_features_side_by_side_from_a_neighbour(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
+    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}")
+    beside = page.get_by_role("link", name=re.compile("^compare with feature ")).first
+    other = re.sub(r"\D", "", beside.get_attribute("aria-label") or "")
+    beside.click()
+    compared = page.locator("[data-compared]")
+    expect(compared.nth(1)).to_have_attribute("data-compared", other)
+    expect(page).to_have_url(re.compile(rf"page=compare.*f={busy[0]}&with={other}"))
+    expect(page.locator("svg.sx-histogram")).to_have_count(2)
+    idle(page)
+    page.keyboard.press("j")
+    expect(compared.nth(1)).not_to_have_attribute("data-compared", other)
+    page.go_back()
+    expect(compared.nth(1)).to_have_attribute("data-compared", other)
+    page.get_by_role("link", name="swap").click()
+    expect(compared.nth(0)).to_have_attribute("data-compared", other)
+    expect(compared.nth(1)).to_have_attribute("data-compared", str(busy[0]))
 
 
 def test_a_prompt_by_tokens_ranked_at_one_and_drilled_into(page: Page, dashboard: Dashboard) -> None:

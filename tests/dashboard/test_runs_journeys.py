@@ -49,7 +49,7 @@ def test_choices_go_into_the_url_and_back_undoes_them(page: Page, dashboard: Das
     expect(page).to_have_url(re.compile("logy=true"))
     page.reload()
     expect(toggle).to_be_checked()
-    expect(page.get_by_text("right", exact=True).first).to_be_visible()
+    expect(page.locator(".st-key-runs").get_by_text("right", exact=True)).to_be_visible()
     page.go_back()
     expect(page).not_to_have_url(re.compile("logy=true"))
     expect(toggle).not_to_be_checked()
@@ -57,7 +57,9 @@ def test_choices_go_into_the_url_and_back_undoes_them(page: Page, dashboard: Das
 
 
 def test_the_curves_can_be_downloaded(page: Page, dashboard: Dashboard) -> None:
+    """The file comes with the page: no request for it that a busy browser could make too late."""
     write_run(dashboard.runs, "kept")
+    page.route(f"{dashboard.url}/media/**", lambda route: route.abort())
     page.goto(f"{dashboard.url}/?runs=kept")
     with page.expect_download() as download:
         page.get_by_role("button", name="Curves (CSV)").click()
