@@ -38,7 +38,8 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx button {font: inherit; font-size: 0.75rem; color: inherit; background: none; border: 1px solid var(--sx-rule);
   border-radius: 4px; padding: 0 0.45rem; cursor: pointer}
 .sx-features {white-space: nowrap}
-.sx-features thead th {position: sticky; top: 0}
+.sx-features thead th {position: sticky; top: 0; background: var(--sx-ground)}
+.sx-tall {max-height: 28rem; overflow: auto}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
 .sx-features .sx-name {white-space: normal; min-width: 10rem; max-width: 22rem}
 .sx-features tbody tr:hover, .sx-ex[data-at]:hover {background: var(--sx-soft)}

@@ -10,7 +10,7 @@ from typing import Any
 import streamlit as st
 
 from analysis import runs
-from analysis.render import curves, tables
+from analysis.render import curves, run_table, tables
 from analysis.render.curves import Curve
 from analysis.render.text import inert
 from analysis.runs import Run
@@ -24,6 +24,8 @@ N_DEFAULT = 6
 """Runs that are drawn when none is chosen: the newest."""
 FIRST = ("loss/reconstruction", "fve", "l0", "dead")
 """Metrics that are drawn when none is chosen."""
+TEXTS = ("run", "status", "variant", "site")
+"""Columns of the table that are sorted from A."""
 GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted"}
 
 
@@ -72,31 +74,19 @@ def _header(found: Sequence[Run]) -> bool:
 
 def _table(found: Sequence[Run]) -> None:
     now = time.time()
-    rows = [_row(run, now) for run in found]
-    number, column = st.column_config.NumberColumn, st.column_config
-    st.dataframe(
-        {key: [row[key] for row in rows] for key in rows[0]}, hide_index=True, key="table", placeholder="–",
-        height="content" if len(rows) < 12 else 440,
-        alt=f"{len(rows)} runs with their figures; the same is in the JSON download.",
-        column_config={
-            "run": column.TextColumn("Run", pinned=True),
-            "status": column.TextColumn(
-                "Status", help="Interrupted: no summary, and silent for far longer than between two of its log lines."),
-            "through": column.ProgressColumn("Done", format="percent", min_value=0, max_value=1, width="small"),
-            "variant": column.TextColumn("Variant"),
-            "d_sae": number("d_sae", help="Number of features", format="localized"),
-            "l0": number("L0", help="Active features per row, held out (in training until there is a held-out figure)",
-                         format="%.1f"),
-            "fve": number("FVE", help="Fraction of variance explained on held-out rows", format="%.3f"),
-            "fve_interval": column.TextColumn("95 % interval", help="Of the held-out FVE, over sequences"),
-            "dead": number("Dead", help="Features that have not fired within the dead window", format="percent"),
-            "ce": number("CE recovered", help="Against mean ablation; known at the end of a training", format="%.3f"),
-            "ce_interval": column.TextColumn("95 % interval", help="Of CE recovered, over sequences"),
-            "tokens": number("Tokens", help="Training rows so far", format="compact"),
-            "site": column.TextColumn("Site", help="The hook that is read, and the one that is reconstructed"),
-            "updated": column.DatetimeColumn("Last change", format="distance"),
-        },
-    )
+    sort = st.query_params.get("sort")
+    sort = sort if sort in run_table.COLUMNS else None
+    # names from A, figures from the largest
+    descending = (sort in TEXTS) == (st.query_params.get("turned") == "true")
+    to, here = address.linker("features"), address.linker()
+
+    def turned(column: str) -> str | None:
+        return "true" if column == sort and st.query_params.get("turned") != "true" else None
+
+    rows = run_table.ordered([_row(run, now) for run in found], sort, descending=descending)
+    st.html(run_table.table(
+        rows, sort=sort, descending=descending, link=lambda name: to(run=name, index=None),
+        sort_link=lambda column: here(sort=column, turned=turned(column))))
 
 
 def _row(run: Run, now: float) -> dict[str, Any]:
@@ -106,16 +96,11 @@ def _row(run: Run, now: float) -> dict[str, Any]:
         "run": run.name, "status": GLYPHS[run.status(now)], "through": run.through,
         "variant": sae.get("variant"), "d_sae": sae.get("d_sae"),
         "l0": run.latest("l0") if l0 is None else l0,
-        "fve": run.latest("heldout/fve"), "fve_interval": _interval(run, "heldout/fve"), "dead": dead,
-        "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": _interval(run, "heldout/ce_recovered_mean"),
+        "fve": run.latest("heldout/fve"), "fve_interval": run.interval("heldout/fve"), "dead": dead,
+        "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": run.interval("heldout/ce_recovered_mean"),
         "tokens": run.n_rows, "site": " → ".join(str(hook) for hook in (site.get("input"), site.get("target")) if hook),
-        "updated": int(run.updated * 1000),
+        "updated": run.updated,
     }
-
-
-def _interval(run: Run, metric: str) -> str | None:
-    found = run.interval(metric)
-    return f"{found[0]:.3f} … {found[1]:.3f}" if found else None
 
 
 def _choice(found: Sequence[Run]) -> list[Run]:
