@@ -9,7 +9,7 @@ A value that is missing from the URL, or that does not fit, is the default; the 
 as HTML changes the state by ordinary links: `link` spells the URL of a page as it would be after a choice.
 """
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -97,7 +97,7 @@ def link(page: str = "", /, **changes: object) -> str:
 
 
 def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
-    """What spells many addresses that differ a little: as `link`, but the URL is read once, which takes Streamlit long.
+    """What spells many addresses that differ a little: as `link`, but the URL is read and spelt once, which takes long.
 
     Args:
         page: as of `link`.
@@ -107,11 +107,19 @@ def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
     kept = {key: values for key, values in now.items() if not page or key in ("run", "index")}
     common = {**({"page": page if page != RUNS else None} if page else {}), **kept, **changes}
 
+    spelt: dict[tuple[str, ...], str] = {}
+
     def spell(**further: object) -> str:
-        items = {key: value for key, value in {**common, **further}.items() if value not in (None, "", [])}
-        return f"./?{urlencode(items, doseq=True)}"
+        keys = tuple(further)
+        if keys not in spelt:
+            spelt[keys] = _spelt({key: value for key, value in common.items() if key not in further})
+        return "./?" + "&".join(filter(None, (spelt[keys], _spelt(further))))
 
     return spell
+
+
+def _spelt(items: Mapping[str, object]) -> str:
+    return urlencode({key: value for key, value in items.items() if value not in (None, "", [])}, doseq=True)
 
 
 def follow(href: str) -> None:

@@ -33,14 +33,11 @@ def choose(title: str) -> Chosen:
     Args:
         title: of the page.
     """
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head"):
-        st.title(title, width="content")
-        run = frame.run()
-        names = [folder.name for folder in indexes(run.folder)]
-        name = names[0] if names else ""
-        if len(names) > 1:
-            name = st.selectbox(
-                "Index", names, width=200, **address.choice("index", names, default=names[0], clears=("p",)))
+    run, row = frame.head(title)
+    names = [folder.name for folder in indexes(run.folder)]
+    name = names[0] if names else ""
+    if len(names) > 1:
+        name = row.selectbox("Index", names, width=200, **address.choice("index", names, default=names[0], clears=("p",)))
     command = f"sae index {frame.shell(run.folder)}"
     if not names:
         _no_index(run, command)

@@ -13,7 +13,7 @@ from sae.errors import SaescopeError
 
 PORT = 8501
 LATE = ("dashboard.views.features", "dashboard.views.feature", "dashboard.views.runs", "dashboard.views.compare",
-        "dashboard.views.prompt", "analysis.index.read", "pandas", "pyarrow.dataset", "ruamel.yaml", "streamlit.elements")
+        "dashboard.views.prompt", "analysis.index.read", "duckdb", "pandas", "pyarrow.dataset", "ruamel.yaml")
 """Modules that a first page would import otherwise, most of them from inside libraries."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 

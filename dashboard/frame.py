@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from analysis.render.css import CSS
 from analysis.runs import Run
@@ -38,6 +39,7 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx button {font: inherit; font-size: 0.75rem; color: inherit; background: none; border: 1px solid var(--sx-rule);
   border-radius: 4px; padding: 0 0.45rem; cursor: pointer}
 .sx-features {white-space: nowrap}
+.sx.sx-low {padding-bottom: 0.6rem}
 .sx-features thead th {position: sticky; top: 0; background: var(--sx-ground)}
 .sx-tall {max-height: 28rem; overflow: auto}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
@@ -69,19 +71,29 @@ def bar(current: str) -> None:
     st.html(f'<nav class="sx sx-pages" aria-label="Pages"><strong>Saescope</strong>{links}</nav>')
 
 
-def run() -> Run:
-    """The run that the URL names, or the newest, with a field to choose another; stops the page where there is none."""
+def head(title: str) -> tuple[Run, DeltaGenerator]:
+    """A page's title and, beside it, the run that the URL names, or the newest, with a field to choose another.
+
+    Args:
+        title: of the page.
+
+    Returns:
+        The run, and the row of the title, for further fields. The page is stopped where there is no run.
+    """
     found = all_runs()
     if not found:
+        st.title(title)
         nothing("No runs yet. This trains one on this machine:", "sae train configs/quickstart.yaml", follow_runs=True)
     names = [one.name for one in found]
     default = next((one.name for one in found if one.finished), names[0])
     asked = st.query_params.get("run")
     if asked is not None and asked not in names:
         st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {default}."), icon=":material/warning:")
-    chosen = st.selectbox(
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head")
+    row.title(title, width="content")
+    chosen = row.selectbox(
         "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320)
-    return next(one for one in found if one.name == chosen)
+    return next(one for one in found if one.name == chosen), row
 
 
 def unfinished(chosen: Run, then: str) -> None:

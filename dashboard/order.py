@@ -53,7 +53,11 @@ def of(chosen: Chosen, only: Sequence[int] | None = None) -> Order:
         where, problem = None, str(error)
     where = " AND ".join(filter(None, (where, _box(chosen)))) or None
     by = "feature" if sort == "label" else sort
-    found = _sorted(chosen.key, by, descending and sort != "label", where, chosen.index)
+    numbers = range(chosen.index.d_sae)
+    if by == "feature" and where is None:
+        found = list(reversed(numbers) if descending and sort != "label" else numbers)
+    else:
+        found = _sorted(chosen.key, by, descending and sort != "label", where, chosen.index)
     listed = chosen.labels.lists().get(st.query_params.get("list", ""))
     for wanted in (listed, only):
         if wanted is not None:

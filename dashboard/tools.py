@@ -72,7 +72,7 @@ def together(place: Place) -> None:
         **address.integer("with", 0, place.index.d_sae - 1, default=first))
     found = place.index.where(place.feature, int(other), n=20)
     beside = escape(address.link("compare", f=place.feature, **{"with": int(other)}), quote=True)
-    st.html(f'<div class="sx"><a href="{beside}">⇄ Compare the two side by side</a>'
+    st.html(f'<div class="sx"><p><a href="{beside}">⇄ Compare the two side by side</a></p>'
             f"{cofire.both(found, place.feature, int(other), names(place.chosen), place.go)}</div>")
 
 
@@ -110,14 +110,15 @@ def steer(place: Place) -> None:
     form = address.Form(always=("strength",))
     with st.form("steer", border=False):
         st.text_area("Prompt", **form.text("prompt", default="The"), height=70, max_chars=address.N_CHARS)
-        first, second, third = st.columns(3)
-        first.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"),
+        first, second, third = st.columns(3, vertical_alignment="bottom")
+        first.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"), width="stretch",
                                 help="add: lengthen the feature by the strength; clamp: hold it there")
+        second.selectbox("Positions", WHERE, **form.choice("at", WHERE, default="all"))
+        third.number_input("Temperature", 0.0, 10.0, step=0.1, **form.number("heat", 0.0, 10.0, default=0.8))
+        first, second, third = st.columns(3, vertical_alignment="bottom")
         first.number_input("Strength", -most, most, **form.number("strength", -most, most, default=round(top, 1)),
                            help=f"In the feature's own units; its largest value is {number(top)}")
-        second.selectbox("Positions", WHERE, **form.choice("at", WHERE, default="all"))
         second.number_input("Tokens", 1, 128, **form.integer("tokens", 1, 128, default=24))
-        third.number_input("Temperature", 0.0, 10.0, step=0.1, **form.number("heat", 0.0, 10.0, default=0.8))
         third.number_input("Seed", 0, 2**31 - 1, **form.integer("seed", 0, 2**31 - 1, default=0))
         st.text_input("Further features", **form.text("also"), placeholder="44=0, 920+12.5",
                       help="44=0 holds feature 44 at 0; 920+12.5 adds 12.5 of feature 920; 7-3 takes 3 of feature 7 away")

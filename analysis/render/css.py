@@ -55,6 +55,7 @@ border-bottom:1px solid var(--sx-rule)}
 .sx-card{display:grid;grid-template-columns:minmax(0,19rem) minmax(0,1fr);gap:0 2rem}
 .sx-card>header{grid-column:1/-1}
 @container (max-width:46rem){.sx-card{grid-template-columns:minmax(0,1fr)}}
+.sx p{font-size:inherit;margin:0 0 .5rem}
 .sx table{font-size:inherit;color:inherit;line-height:inherit}
 .sx-list{border-collapse:collapse;width:100%;margin:0}
 .sx-list th,.sx-list td{padding:.1rem .6rem .1rem 0;text-align:left;border:none;font-weight:400;overflow-wrap:anywhere;
@@ -70,12 +71,14 @@ font-size:.75rem;overflow-wrap:anywhere}
 .sx-tag.sx-both{border-width:2px;border-color:currentColor;font-weight:600}
 .sx svg{display:block;width:100%;height:auto;overflow:visible}
 .sx svg text{fill:currentColor;font-size:11px}
+.sx svg.sx-histogram{max-width:26rem}
 .sx-scroll{overflow-x:auto}
 .sx-grid{border-collapse:separate;border-spacing:0;font-size:.75rem}
 .sx-grid th,.sx-grid td{border:none;border-bottom:1px solid var(--sx-rule);padding:.15rem .3rem;white-space:pre;
 text-align:right;font-variant-numeric:tabular-nums}
 .sx-grid thead th{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-weight:400;
 vertical-align:bottom;max-width:9rem;overflow:hidden;text-overflow:ellipsis}
+.sx-grid thead th:first-child{font-family:inherit;text-align:left}
 .sx-grid tbody th{position:sticky;left:0;text-align:left;font-weight:400;white-space:nowrap;max-width:18rem;
 overflow:hidden;text-overflow:ellipsis;background:var(--sx-ground,Canvas);z-index:1}
 .sx-two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:0 2rem}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from analysis.render.feature import Link, bar, percent
+from analysis.render.feature import Link, percent
 from analysis.render.text import inert, number, shown
 
 
@@ -50,7 +50,7 @@ def table(
 
     Args:
         rows: features with their statistics, in order.
-        sort: the column they are sorted by.
+        sort: the column they are sorted by; "" for another order.
         descending: the largest first.
         names: labels.
         link: where a feature's number leads.
@@ -66,8 +66,7 @@ def table(
     if extra is not None:
         heads.append(f'<th scope="col" class="sx-num">{escape(extra_title)}</th>')
     heads += [_head(c.name, c.title, c.help, c.kind != "text", sort, descending, sort_link) for c in columns]
-    densest = max((row.get("density") or 0.0 for row in rows), default=0.0)
-    body = "".join(_row(row, columns, names, link, extra, densest) for row in rows)
+    body = "".join(_row(row, columns, names, link, extra) for row in rows)
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features"><table class="sx-list sx-features">'
         f'<caption class="sx-hidden">{len(rows)} features and their statistics</caption>'
@@ -88,7 +87,7 @@ def _head(
 
 def _row(
     row: Mapping[str, Any], columns: Sequence[Column], names: Mapping[int, str], link: Link,
-    extra: Mapping[int, str] | None, densest: float,
+    extra: Mapping[int, str] | None,
 ) -> str:
     feature = int(row["feature"])
     href = link(feature)
@@ -96,18 +95,17 @@ def _row(
     label = shown(names[feature], limit=80) if feature in names else ""
     why = shown(extra[feature], limit=40) if extra and feature in extra else ""
     more = "" if extra is None else f'<td class="sx-num">{why}</td>'
-    cells = "".join(_cell(column, row.get(column.name), densest) for column in columns)
+    cells = "".join(_cell(column, row.get(column.name)) for column in columns)
     return f'<tr><th scope="row">{name}</th><td class="sx-name">{label}</td>{more}{cells}</tr>'
 
 
-def _cell(column: Column, value: Any, densest: float) -> str:
+def _cell(column: Column, value: Any) -> str:
     if column.kind == "text":
         return f"<td>{shown(value, spaces=True, limit=20) if value is not None else ''}</td>"
     if value is None:
         return '<td class="sx-num">–</td>'
     text = percent(value) if column.kind == "share" else f"{value:,}" if column.kind == "count" else number(value)
-    drawn = bar(value, densest) if column.name == "density" else ""
-    return f'<td class="sx-num">{text}{drawn}</td>'
+    return f'<td class="sx-num">{text}</td>'
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:

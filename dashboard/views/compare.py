@@ -28,11 +28,12 @@ def page() -> None:
 
     st.html(drawn.summary(found, labels, opened))
     features = [chosen.index.feature(feature) for feature in (a, b)]
+    for column, feature in zip(st.columns(2, gap="large"), features, strict=True):
+        one = feature.feature
+        head = header(feature, chosen.labels.get(one), chosen.labels.tags(one), chosen.labels.note(one), brief=True)
+        column.html(f'<div class="sx" data-compared="{one}">{head}</div>')
     for side, column, feature in zip("ab", st.columns(2, gap="large"), features, strict=True):
         with column:
-            one = feature.feature
-            head = header(feature, chosen.labels.get(one), chosen.labels.tags(one), chosen.labels.note(one), brief=True)
-            st.html(f'<div class="sx" data-compared="{one}">{head}</div>')
             if not feature.dead:
                 drawing(f"<h3>Values when active</h3>{histogram.svg(feature)}", key=f"histogram {side}")
     st.html(drawn.facts(*features) + drawn.promoted(*features))
@@ -53,7 +54,7 @@ def _which(chosen: Chosen) -> tuple[int, int]:
         nearest = near[0].feature if near else min(a + 1, last)
         b = int(st.number_input("with", 0, last, width=150, **address.integer("with", 0, last, default=nearest)))
         swapped = address.link(f=b, **{"with": a})
-        st.html(f'<div class="sx sx-walk"><a href="{_escaped(swapped)}">⇄ swap</a> '
+        st.html(f'<div class="sx sx-walk sx-low"><a href="{_escaped(swapped)}">⇄ swap</a> '
                 '<button data-copy="link">copy link</button></div>')
     return a, b
 

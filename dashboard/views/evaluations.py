@@ -12,8 +12,7 @@ from sae.files import read_json
 
 def page() -> None:
     """Draw the page."""
-    st.title("Evaluations")
-    chosen = frame.run()
+    chosen, _ = frame.head("Evaluations")
     command = f"sae eval {frame.shell(chosen.folder)}"
     files = sorted((chosen.folder / "evals").glob("*.json"))
     if not files:

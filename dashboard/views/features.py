@@ -16,8 +16,10 @@ from dashboard.lm import encoded
 from dashboard.order import Order
 from sae.errors import SaescopeError
 
-N_ROWS = 100
+N_ROWS = 50
 """Features on one page of the table: real HTML, so a few at a time."""
+N_FOUND = 100
+"""Features that a search in texts, or a prompt, finds at most."""
 BY = {"label": "labels, notes, tags", "text": "text", "regex": "regular expression", "prompt": "prompt"}
 N_HITS = 50
 AXES = ("density", "max", "mean", "kurtosis", "skew", "decoder_norm", "decoder_cos", "coact_jaccard", "entropy",
@@ -72,7 +74,7 @@ def _search(chosen: Chosen) -> tuple[list[int] | None, dict[int, str] | None]:
             matches = chosen.labels.search(text)
             return list(dict.fromkeys(match.feature for match in matches)), None
         if by == "prompt":
-            top = encoded(chosen.run.folder, text).top(N_ROWS)
+            top = encoded(chosen.run.folder, text).top(N_FOUND)
             st.html(f'<div class="sx">The {len(top)} strongest features of this prompt. '
                     f'<a href="{_escaped(address.link("prompt", text=text))}">By token</a></div>')
             return [one.feature for one in top], {one.feature: number(one.value) for one in top}
@@ -85,7 +87,7 @@ def _search(chosen: Chosen) -> tuple[list[int] | None, dict[int, str] | None]:
 def _in_contexts(chosen: Chosen, text: str, *, regex: bool) -> tuple[list[int], dict[int, str]]:
     """Features that fire where the text stands in the corpus; the places are shown above them."""
     hits = chosen.index.search(text, regex=regex, n=N_HITS)
-    fires = firing.at_hits(chosen.index, hits, N_ROWS)
+    fires = firing.at_hits(chosen.index, hits, N_FOUND)
     first = "the first " if len(hits) == N_HITS else ""
     st.text(f"Found at {first}{count(len(hits), 'place')}; below, the features that fire there and seldom elsewhere first.")
     rows = []
@@ -103,7 +105,8 @@ def _in_contexts(chosen: Chosen, text: str, *, regex: bool) -> tuple[list[int], 
 
 def _table(chosen: Chosen, now: Order, extra: dict[int, str] | None) -> None:
     features: Sequence[int] = now.features
-    if extra is not None and "sort" not in st.query_params:
+    ranked = extra is not None and "sort" not in st.query_params
+    if extra is not None and ranked:
         place = {feature: i for i, feature in enumerate(extra)}
         features = sorted(features, key=lambda f: place[f])
     n_pages = max(1, math.ceil(len(features) / N_ROWS))
@@ -117,8 +120,8 @@ def _table(chosen: Chosen, now: Order, extra: dict[int, str] | None) -> None:
         st.html(_pages(page_no, n_pages))
     part = features[(page_no - 1) * N_ROWS : page_no * N_ROWS]
     st.html(feature_table.table(
-        order.rows(chosen, part), sort=now.sort, descending=now.descending, names=names(chosen), link=_to(),
-        sort_link=order.sort_link(now), extra=extra,
+        order.rows(chosen, part), sort="" if ranked else now.sort, descending=now.descending, names=names(chosen),
+        link=_to(), sort_link=order.sort_link(now), extra=extra,
         extra_title="In the prompt" if st.query_params.get("by") == "prompt" else "There", without=order.constant(chosen)))
 
 
@@ -138,7 +141,7 @@ def _summary(chosen: Chosen, features: Sequence[int]) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         shown = f"{len(features):,} of {index.d_sae:,}" if len(features) < index.d_sae else f"{index.d_sae:,}"
         n_dead = sum(index.stats["dead"].to_pylist()) if index.d_sae < 1e6 else 0
-        st.text(f"{shown} features · {index.n_rows:,} tokens of {index.name} · {n_dead:,} never fire", width="stretch")
+        st.text(f"{shown} features · {index.n_rows:,} tokens, index {index.name} · {n_dead:,} never fire", width="stretch")
         save.button("CSV", "features.csv", lambda: feature_table.as_csv(order.rows(chosen, features), names(chosen)),
                     help="These features with all their statistics")
         save.button("JSON", "features.json", lambda: feature_table.as_json(order.rows(chosen, features), names(chosen)))
