@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from analysis.render.feature import Link, reference
 from analysis.render.text import attribute, count, inner, number
-from analysis.render.tokens import REST, level
+from analysis.render.tokens import REST, level, run_together
 
 if TYPE_CHECKING:
     from analysis.index.types import Both, Example
@@ -30,7 +30,7 @@ def both(found: "Both", a: int, b: int, names: Mapping[int, str], link: Link = l
 def _pair(first: "Example", second: "Example", scale_a: float, scale_b: float) -> str:
     assert (first.seq, first.start, first.pieces) == (second.seq, second.start, second.pieces), "two different stretches"
     place = f"context {first.seq:,}, token {first.position:,}"
-    spans = "".join(
+    spans = run_together(
         _token(piece, (first.feature, va, level(va, scale_a)), (second.feature, vb, level(vb, scale_b)))
         for piece, va, vb in zip(first.pieces, first.values, second.values, strict=True)
     )
@@ -41,14 +41,14 @@ def _pair(first: "Example", second: "Example", scale_a: float, scale_b: float) -
     )
 
 
-def _token(piece: str, a: tuple[int, float, int], b: tuple[int, float, int]) -> str:
+def _token(piece: str, a: tuple[int, float, int], b: tuple[int, float, int]) -> tuple[bool, str]:
     active = [one for one in (a, b) if one[2]]
     if not active:
-        return f"<bdi>{inner(piece)}</bdi>" if piece else ""
+        return False, inner(piece) if piece else ""
     classes = [f"sx-{'p' if a[1] > 0 else 'n'}{a[2]}"] if a[2] else []
     classes += [f"sx-b{b[2]}"] if b[2] else []
     said = " · ".join(f"#{feature} {number(value)}" for feature, value, _ in active)
-    return (
+    return True, (
         f'<bdi class="{" ".join(classes)}" role="listitem" data-v="{said}" aria-label="{attribute(piece or REST)}, {said}">'
         f"{inner(piece or REST)}</bdi>"
     )

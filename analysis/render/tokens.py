@@ -6,7 +6,8 @@ Depths come in ten classes rather than as a style each, which keeps a window of 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from analysis.render.text import attribute, inner, number
@@ -47,17 +48,34 @@ def heat(
         _token(piece, float(value), scale, is_peak=i == peak, focus=focus_all or i == peak, limit=limit)
         for i, (piece, value) in enumerate(zip(pieces, values, strict=True))
     ]
-    return f'<div class="sx-heat" role="list">{"".join(spans)}</div>'
+    return f'<div class="sx-heat" role="list">{run_together(spans)}</div>'
 
 
-def _token(piece: str, value: float, scale: float, *, is_peak: bool, focus: bool, limit: int | None) -> str:
+def run_together(spans: Iterable[tuple[bool, str]]) -> str:
+    """Tokens as one HTML: those with a ground as they are, what lies between them as one piece of text.
+
+    Most tokens are inactive, and an element for each would be most of what a browser has to check, style and lay out.
+
+    Args:
+        spans: whether a token is an element of its own, and its HTML.
+    """
+    parts = []
+    for alone, group in groupby(spans, key=lambda span: span[0]):
+        text = "".join(html for _, html in group)
+        parts.append(text if alone or not text else f"<bdi>{text}</bdi>")
+    return "".join(parts)
+
+
+def _token(
+    piece: str, value: float, scale: float, *, is_peak: bool, focus: bool, limit: int | None
+) -> tuple[bool, str]:
     depth = level(value, scale)
     if not depth and not is_peak:
-        return f"<bdi>{inner(piece, limit=limit)}</bdi>" if piece else ""
+        return False, inner(piece, limit=limit) if piece else ""
     piece = piece or REST
     kind = ("p" if value > 0 else "n") + str(depth) if depth else "z"
     shown = number(value)
-    return (
+    return True, (
         f'<bdi class="sx-{kind}{" sx-peak" if is_peak else ""}" role="listitem"{" tabindex=0" if focus else ""} '
         f'data-v="{shown}" aria-label="{attribute(piece, limit=limit)}, {shown}">{inner(piece, limit=limit)}</bdi>'
     )

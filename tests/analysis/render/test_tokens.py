@@ -123,3 +123,9 @@ def test_sign_differs_by_more_than_hue() -> None:
 def test_the_style_sheet_asks_for_nothing_from_elsewhere() -> None:
     assert "url(" not in css.CSS and "@import" not in css.CSS and "</" not in css.CSS
     assert css.CSS.count("{") == css.CSS.count("}")
+
+
+def test_inactive_tokens_between_active_ones_are_one_piece_of_text() -> None:
+    page = Page(tokens.heat(["a", "b", "c", "", "d", "e"], [0.0, 0.0, 1.0, 0.0, 0.0, -1.0], scale=1.0))
+    assert [e.text for e in page.having("bdi")] == ["ab", "c", "d", "e"]
+    assert page.text == "abcde"
