@@ -113,7 +113,8 @@ def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
         keys = tuple(further)
         if keys not in spelt:
             spelt[keys] = _spelt({key: value for key, value in common.items() if key not in further})
-        return "./?" + "&".join(filter(None, (spelt[keys], _spelt(further))))
+        first = {"page": further.pop("page")} if "page" in further else {}
+        return "./?" + "&".join(filter(None, (_spelt(first), spelt[keys], _spelt(further))))
 
     return spell
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from analysis.render import text
 from analysis.render.css import CSS
 from analysis.runs import Run
 from dashboard import address
@@ -92,7 +93,8 @@ def head(title: str) -> tuple[Run, DeltaGenerator]:
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head")
     row.title(title, width="content")
     chosen = row.selectbox(
-        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320)
+        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320,
+        format_func=visible)
     return next(one for one in found if one.name == chosen), row
 
 
@@ -112,16 +114,16 @@ def unfinished(chosen: Run, then: str) -> None:
         nothing(f"{said} --resume; then this fills the page:", then, follow_runs=True)
 
 
-def nothing(text: str, command: str, *, follow_runs: bool = False) -> NoReturn:
+def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
     """End the page with a sentence and the command that fills it.
 
     Args:
-        text: shown as it stands.
+        said: shown as it stands.
         command: to copy.
         follow_runs: draw the page again as soon as a run changes.
     """
     hands()
-    st.text(text)
+    st.text(said)
     name = command.split()[1] if command.startswith("sae ") else ""
     st.code(command, language="bash", wrap_lines=True)
     if name and not _has_command(name):
@@ -137,9 +139,14 @@ def shell(path: Path) -> str:
     return shlex.quote(str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole))
 
 
-def plain(text: str) -> str:
+def visible(name: str) -> str:
+    """A name as a field shows it: marks that would turn it round, or that draw nothing, are spelt out."""
+    return text.plain(name, limit=None)
+
+
+def plain(said: str) -> str:
     """Text that Markdown shows as it stands."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in text)
+    return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in said)
 
 
 def _has_command(name: str) -> bool:

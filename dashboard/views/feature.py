@@ -129,9 +129,9 @@ def _side(place: Place) -> None:
         parts += [f'<div class="sx-quiet">{switches}</div>', drawn.promoted(feature)]
 
     beside = address.linker("compare", f=place.feature)
-    parts += [drawn.neighbours(kind, place.index.neighbours(place.feature, kind)[:10], names(place.chosen), place.go,
-                               lambda other: beside(**{"with": other}))
-              for kind in ("decoder", "coactivation")]
+    near = {kind: place.index.neighbours(place.feature, kind)[:10] for kind in ("decoder", "coactivation")}
+    parts += [drawn.neighbours(kind, found, names(place.chosen), place.go, lambda other: beside(**{"with": other}))
+              for kind, found in near.items() if found]
     st.html(f'<div class="sx">{"".join(parts)}</div>')
 
 

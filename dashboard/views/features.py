@@ -56,7 +56,7 @@ def _controls(chosen: Chosen) -> str:
         lists = list(chosen.labels.lists())
         if lists:
             st.selectbox("List", ["", *lists], **address.choice("list", ["", *lists], default="", clears=("p",)), width=200,
-                         format_func=lambda name: name or "all features")
+                         format_func=lambda name: frame.visible(name) if name else "all features")
     return view or "table"
 
 

@@ -107,7 +107,7 @@ def _choice(found: Sequence[Run]) -> list[Run]:
     """The runs that are drawn: those chosen, in that order, so that adding one leaves the others' colours."""
     by_name = {run.name: run for run in found}
     names = st.multiselect(
-        "Runs to draw", list(by_name), **address.several("runs", list(by_name)),
+        "Runs to draw", list(by_name), **address.several("runs", list(by_name)), format_func=frame.visible,
         placeholder=f"the {min(N_DEFAULT, len(found))} newest" if len(found) > 1 else found[0].name,
     )
     return [by_name[name] for name in names] or list(found[:N_DEFAULT])
