@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from analysis.render.feature import percent
 from analysis.render.text import number, shown
 
 COLUMNS = {
@@ -90,5 +91,5 @@ def _text(kind: str, value: Any) -> str:
     if kind == "time":
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
     formats: dict[str, Callable[[Any], str]] = {
-        "count": lambda n: f"{n:,}", "share": lambda x: f"{x:.3f}", "percent": lambda x: f"{x:.1%}", "number": number}
+        "count": lambda n: f"{n:,}", "share": lambda x: f"{x:.3f}", "percent": percent, "number": number}
     return formats[kind](value)
