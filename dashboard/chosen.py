@@ -74,7 +74,7 @@ def provenance(chosen: Chosen) -> dict[str, str]:
     """What the page's numbers were made from, one line a fact."""
     manifest: dict[str, Any] = chosen.index.manifest
     wanted = {key: manifest.get(key, {}) for key in ("about", "counts", "made_from", "notes")}
-    facts = {"run": chosen.run.name, "index": str(chosen.index.folder), "code": str(manifest.get("code", "–"))}
+    facts = {"run": chosen.run.name, "index": frame.shell(chosen.index.folder), "code": str(manifest.get("code", "–"))}
     facts |= {key: value for key, value in flat(wanted).items() if value not in ("null", "{}")}
     return facts | {f"config.{key}": value for key, value in flat(chosen.run.config).items()}
 

@@ -17,7 +17,8 @@ def page() -> None:
     files = sorted((chosen.folder / "evals").glob("*.json"))
     if not files:
         frame.unfinished(chosen, command)
-        frame.nothing(f"No evaluations of {chosen.name} yet. This makes them, in {chosen.folder / 'evals'}:", command)
+        where = frame.shell(chosen.folder / "evals")
+        frame.nothing(f"No evaluations of {chosen.name} yet. This makes them, in {where}:", command)
     hands()
     for file in files:
         st.subheader(frame.plain(file.stem))

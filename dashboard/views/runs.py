@@ -62,7 +62,7 @@ def _header(found: Sequence[Run]) -> bool:
     st.title("Runs")
     going = f", {n_training} training" if n_training else ""
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        st.text(f"{len(found)} run{'s' if len(found) > 1 else ''}{going} in {runs_folder()}", width="content")
+        st.text(f"{len(found)} run{'s' if len(found) > 1 else ''}{going} in {frame.shell(runs_folder())}", width="content")
         # a figure is built anew whenever its data has changed, which ends a zoom; so one can hold the page still
         following = not n_training or st.toggle(
             "follow", **address.flag("follow", default=True), help="Off, the page stands still, to zoom in on a curve.")

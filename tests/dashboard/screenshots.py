@@ -41,8 +41,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=_system(), headless=True, args=FLAGS)
-        folder = Path(name)
-        shoot(browser, args.runs.absolute(), folder, _wanted(PAGES, args.only), args.out)
+        folder, full = Path(name), Path(name) / "full"
+        full.mkdir()
+        (full / "runs").symlink_to(args.runs.absolute())  # so that pictures show no path of this machine
+        shoot(browser, full / "runs", full, _wanted(PAGES, args.only), args.out)
         if empty := _wanted(EMPTY, args.only):
             (folder / "none").mkdir()
             shoot(browser, folder / "none" / "runs", folder / "none", {"no-runs": ""}, args.out)
