@@ -66,7 +66,12 @@ class KeepMask:
             raise SaescopeError(f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus.")
         median = float(counted.median())
         kept = eligible & (norms <= self.data.outlier_multiple * median)
-        return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
+        rows = self.source.rows(hook, self.calib, n_ctx)[kept].float()
+        if bool((rows == rows[:1]).all()):
+            raise SaescopeError(
+                f"{hook}: the {len(rows):,} calibration rows are all the same: they have no variance; check the corpus."
+            )
+        return Frozen(median, fit(rows))
 
     def keep(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Bool[Tensor, " n_rows"]:
         """Which rows of these blocks are kept."""
