@@ -66,12 +66,7 @@ class KeepMask:
             raise SaescopeError(f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus.")
         median = float(counted.median())
         kept = eligible & (norms <= self.data.outlier_multiple * median)
-        rows = self.source.rows(hook, self.calib, n_ctx)[kept].float()
-        if bool((rows == rows[:1]).all()):
-            raise SaescopeError(
-                f"{hook}: the {len(rows):,} calibration rows are all the same: they have no variance; check the corpus."
-            )
-        return Frozen(median, fit(rows))
+        return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
 
     def keep(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Bool[Tensor, " n_rows"]:
         """Which rows of these blocks are kept."""
@@ -155,11 +150,19 @@ def calibrate(site: SiteConfig, mask: KeepMask) -> Calibration:
     """A site's transforms, and the kept rows of the calibration sequences under them.
 
     An update is no hook of its own: its transform is fitted to the differences of the kept rows.
+
+    Raises:
+        SaescopeError: what is to be reconstructed is the same in every row.
     """
     n_ctx = mask.tokens.n_ctx
     keep = mask.keep(mask.calib, n_ctx)
     acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
     rows, targets = input_rows(site, acts), target_rows(site, acts)
+    if bool((targets == targets[:1]).all()):
+        raise SaescopeError(
+            f"{site.target or site.input}: the {len(targets):,} calibration rows to reconstruct are all the same, so there "
+            "is no variance to explain; check the corpus and the site."
+        )
     target = fit(targets) if site.update else mask.frozen(site.target or site.input).transform
     input_ = Transform(target.mean, target.scale) if site.update == "both" else mask.frozen(site.input).transform
     return Calibration(input_, target, input_.normalise(rows), target.normalise(targets))

@@ -60,7 +60,7 @@ def test_a_subspace_larger_than_the_activations(tmp_path: Path) -> None:
 def test_a_constant_corpus(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, a=np.ones((ROWS, 8)))
     for init in ({}, {"init": {"directions": "active_subspace"}}):
-        refused(tmp_path, config(folder, "a", TOPK | init), "a: the .* calibration rows are all the same")
+        refused(tmp_path, config(folder, "a", TOPK | init), "a: the .* calibration rows to reconstruct are all the same")
 
 
 @pytest.mark.parametrize(("update", "x", "target"), [(False, 1.0, 4.0), (True, 1.0, 3.0), ("both", 3.0, 3.0)])
