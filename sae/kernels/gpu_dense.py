@@ -24,7 +24,7 @@ def reconstruct(
     """`Σ value · W[feature] (+ bias)` of each row over the features below each end."""
     out = torch.empty(len(ends), code.n_rows, W.shape[1], device=W.device)
     for rows, entries in chunks(code, settings):
-        acts = settings.operand(written_out(code, code.value, rows, entries))
+        acts = settings.operand(written_out(code, code.value, rows, entries, places(code, rows, entries)))
         total = out.new_zeros(()) if bias is None else bias
         for level, (begin, end) in enumerate(segments(ends)):
             total = total + matmul(acts[:, begin:end], W[begin:end])
@@ -41,17 +41,17 @@ def gradients(
     zeros = code.value.new_zeros
     grads = CodeGrads(zeros(d_sae, x.shape[1]), zeros(d_sae, d_out), zeros(d_sae), zeros(code.value.shape))
     for rows, entries in chunks(code, settings):
-        acts = settings.operand(written_out(code, code.value, rows, entries))
+        place = places(code, rows, entries)
+        acts = settings.operand(written_out(code, code.value, rows, entries, place))
         dacts = zeros(rows.stop - rows.start, d_sae)  # beyond the last end only `extra` arrives
         for level, (begin, end) in enumerate(segments(ends)):
             dy_rows = settings.operand(dy[level, rows])
             grads.W_dec[begin:end] += matmul(acts[:, begin:end].t(), dy_rows)
             dacts[:, begin:end] = matmul(dy_rows, W_dec[begin:end].t())
-        place = places(code, rows, entries)
         dvalue = dacts.view(-1)[place] if extra is None else dacts.view(-1)[place] + extra[entries]
         # padding passes no gradient on
         grads.value[entries] = torch.where(code.value[entries] != 0, dvalue, 0.0)
-        dpre = written_out(code, grads.value, rows, entries)
+        dpre = written_out(code, grads.value, rows, entries, place)
         grads.b_enc.add_(dpre.sum(0))
         grads.W_enc.add_(matmul(settings.operand(dpre).t(), x[rows]))
     return grads
@@ -72,12 +72,15 @@ def segments(ends: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def places(code: SparseCode, rows: slice, entries: slice) -> Int64[Tensor, " n_entries"]:
     """Where in a chunk of rows, written out, its entries lie."""
-    return (code.rows()[entries] - rows.start) * code.d_sae + code.feature[entries]
+    ids = torch.arange(rows.stop - rows.start, device=code.feature.device)
+    lengths = (code.k or 0) if code.indptr is None else code.indptr[rows.start : rows.stop + 1].diff()
+    row = torch.repeat_interleave(ids, lengths, output_size=entries.stop - entries.start)
+    return row * code.d_sae + code.feature[entries]
 
 
 def written_out(
-    code: SparseCode, value: Float32[Tensor, " nnz"], rows: slice, entries: slice
+    code: SparseCode, value: Float32[Tensor, " nnz"], rows: slice, entries: slice, place: Int64[Tensor, " n_entries"]
 ) -> Float32[Tensor, "n_chunk d_sae"]:
     """Values of a chunk's entries among their zeros. No row names a feature twice: it is selected, padding included."""
     dense = value.new_zeros((rows.stop - rows.start) * code.d_sae)
-    return dense.index_put_((places(code, rows, entries),), value[entries]).view(-1, code.d_sae)
+    return dense.index_put_((place,), value[entries]).view(-1, code.d_sae)
