@@ -32,7 +32,7 @@ def dashboard(argv: list[str]) -> int:
         "server.showEmailPrompt": False, "browser.gatherUsageStats": False, "client.toolbarMode": "minimal",
         "client.showErrorLinks": False, "logger.hideWelcomeMessage": True, "logger.level": "warning",
         "runner.magicEnabled": False, "theme.headingFontSizes": ["1.9rem", "1.5rem", "1.25rem", "1.1rem", "1rem", "1rem"],
-        "theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#2B7FBB",
+        "theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#3A90CC",
     })
     return 0
 

@@ -45,6 +45,7 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx-tall {max-height: 28rem; overflow: auto}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
 .sx-features .sx-name {white-space: normal; min-width: 10rem; max-width: 22rem}
+.sx-features .sx-word {white-space: normal; max-width: 11rem}
 .sx-features tbody tr:hover, .sx-ex[data-at]:hover {background: var(--sx-soft)}
 .sx-ex[data-at], th[data-token] {cursor: pointer}
 .st-key-head h1 {padding-bottom: 0.1rem}
@@ -127,7 +128,7 @@ def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
     name = command.split()[1] if command.startswith("sae ") else ""
     st.code(command, language="bash", wrap_lines=True)
     if name and not _has_command(name):
-        st.caption(f"This version of saescope does not have `sae {name}` yet.")
+        st.caption(f"This version of saescope does not have “sae {name}” yet.")
     if follow_runs:
         follow(all_runs())
     st.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from analysis.render.palette import fade, style
-from analysis.render.text import plain
+from analysis.render.text import plain, short
 
 N_POINTS = 2000
 """Points a curve is drawn with at most; of more, each stretch keeps its lowest and highest."""
@@ -136,7 +136,7 @@ def _short(value: float) -> str:
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:g}{letter}"
-    return f"{value:g}"
+    return short(value)
 
 
 def _format(metric: str) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from analysis.render.feature import Link, percent
-from analysis.render.text import inert, number, shown
+from analysis.render.text import count, inert, number, shown
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def table(
     body = "".join(_row(row, columns, names, link, extra) for row in rows)
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features"><table class="sx-list sx-features">'
-        f'<caption class="sx-hidden">{len(rows)} features and their statistics</caption>'
+        f'<caption class="sx-hidden">{count(len(rows), "feature")}, with statistics</caption>'
         f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -101,7 +101,7 @@ def _row(
 
 def _cell(column: Column, value: Any) -> str:
     if column.kind == "text":
-        return f"<td>{shown(value, spaces=True, limit=20) if value is not None else ''}</td>"
+        return f"<td class=\"sx-word\">{shown(value, spaces=True, limit=20) if value is not None else ''}</td>"
     if value is None:
         return '<td class="sx-num">–</td>'
     text = percent(value) if column.kind == "share" else f"{value:,}" if column.kind == "count" else number(value)

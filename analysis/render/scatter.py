@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from analysis.render.curves import log_ticks
 from analysis.render.palette import COLOURS
-from analysis.render.text import count, number, plain
+from analysis.render.text import count, number, plain, short
 
 HOVER_LIMIT = 60
 """Characters of a label that are shown beside a point."""
@@ -44,7 +44,7 @@ def figure(
         ticks = log_ticks(values.tolist()) if log else []
         axes: dict[str, Any] = {"title": {"text": escape(title), "standoff": 6}, "type": "log" if log else "linear"}
         if ticks:
-            axes |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+            axes |= {"tickvals": ticks, "ticktext": [short(tick) for tick in ticks]}
         out.update_layout({f"{axis}axis": axes | {"automargin": True, "exponentformat": "SI"}})
     left_out = int((~fits).sum())
     if left_out:

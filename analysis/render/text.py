@@ -15,6 +15,7 @@ _NAMED = {"\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\x7f": "␡"}
 _ODD = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
 _STACKED = 3
 """Marks over one letter that are drawn; a tower of them would cover the lines around it."""
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # letters and marks that draw nothing
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u2800\u3164\uffa0")
 
@@ -63,7 +64,11 @@ def number(value: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """A round value, a tick's, without zeros at its end."""
+    """A round value, a tick's, without zeros at its end; very small ones as powers of ten."""
+    if 0 < abs(value) < 1e-4:
+        digits, power = f"{value:.2e}".split("e")
+        times = "" if abs(float(digits)) == 1 else f"{abs(float(digits)):g}·"
+        return f"{'−' if value < 0 else ''}{times}10{str(int(power)).translate(_RAISED)}"
     return number(value) if abs(value) >= 1000 else f"{value:g}".replace("-", "−")
 
 

@@ -52,6 +52,7 @@ def test_numbers_read_well() -> None:
     assert {value: text.number(value) for value in cases} == cases
     assert text.number(float("nan")) == text.number(None) == "–"
     assert [text.short(value) for value in (20.0, -0.5, 20_000.0)] == ["20", "−0.5", "20,000"]
+    assert [text.short(value) for value in (1e-4, 1e-5, -2e-5, 1.1e-12)] == ["0.0001", "10⁻⁵", "−2·10⁻⁵", "1.1·10⁻¹²"]
 
 
 def test_an_active_token_says_its_name_and_value() -> None:
