@@ -9,7 +9,7 @@ from analysis.heldout import heldout_rows
 from sae import store
 from sae.description import EPSILON, DescriptionLength, Encoded, compare
 from sae.errors import SaescopeError
-from training import config as configs
+from training import config_read as configs
 from training.config import Config
 
 N_ROWS = 16_384

@@ -18,7 +18,7 @@ ALLOWED = {
     "dashboard": {"streamlit"},
 }
 KERNELS = {"numba", "llvmlite", "triton", "psutil"}
-ONE_FILE = {"transformer_lens": "training/models.py", "wandb": "training/loggers.py", "datasets": "training/corpus.py"}
+ONE_FILE = {"transformer_lens": "training/models.py", "wandb": "training/loggers.py", "datasets": "training/corpus_hub.py"}
 
 
 # a script that the environment of other libraries runs; nothing here imports it

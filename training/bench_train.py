@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from training import config as configs
+from training import config_read as configs
 from training.batches import Batches
 from training.calibration import KeepMask, calibrate
 from training.devices import resolve_device

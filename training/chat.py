@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from sae.errors import SaescopeError
-from training.corpus import Document
+from training.document import Document
 
 # stands for a message's content while its place is looked for; from Unicode's private use area
 _PLACEHOLDER = "\ue000\ue001\ue002"

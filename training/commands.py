@@ -97,7 +97,7 @@ def cache(argv: list[str]) -> int:
 
 
 def _cache_make(args: argparse.Namespace) -> int:
-    from training import config as configs
+    from training import config_read as configs
     from training.display import Display
     from training.harvest import open_data
 

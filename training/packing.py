@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from sae.errors import SaescopeError
 from training.chat import encode_chat
-from training.corpus import Document
+from training.document import Document
 
 # documents are tokenised in batches of about this size, and longer ones in parts: both bound what is in memory
 _BATCH_CHARS = 200_000

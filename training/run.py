@@ -22,7 +22,7 @@ from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.files import read_json, write_bytes, write_json
 from sae.kernels import backend
-from training import config as configs
+from training import config_read as configs
 from training.batches import FIRST, Address, Batches
 from training.calibration import KeepMask, calibrate
 from training.checkpoint import Checkpoints, surroundings

@@ -26,7 +26,8 @@ from sae.variants import VARIANTS
 from training.bench_cache import HOOK
 from training.cache import CacheSource, fill
 from training.calibration import KeepMask
-from training.config import Config, resolve
+from training.config import Config
+from training.config_read import resolve
 from training.display import Display
 from training.harvest import Data
 from training.tokens import Tokens, write_tokens

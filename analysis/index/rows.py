@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae.base import SAE
 from sae.errors import SaescopeError
-from training import config as configs
+from training import config_read as configs
 from training.cache import CacheSource, missing_hooks
 from training.calibration import KeepMask
 from training.config import Config

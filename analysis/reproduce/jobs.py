@@ -27,8 +27,10 @@ from analysis.reproduce import EXPERIMENTS
 from analysis.reproduce.tables import NOT_METRICS, Row, summary, write_table
 from sae.errors import SaescopeError
 from sae.files import read_json, write_json
-from training.config import Section, load_yaml, merged
+from training.config import Section
+from training.config_read import merged
 from training.display import Display
+from training.yaml12 import load_yaml
 
 
 class Plan(Section):

@@ -12,7 +12,7 @@ from analysis.reproduce.jobs import Job
 from sae.base import SAE
 from sae.code import SparseCode
 from sae.metrics import FVE
-from training.config import merged, resolve
+from training.config_read import merged, resolve
 from training.run import train
 from training.synthetic import DRAWN, Synthetic
 

@@ -42,7 +42,8 @@ from sae.base import SAE, Transform
 from sae.description import EPSILON, Encoded, decoder_bits
 from sae.variants.abstopk import AbsTopK, AbsTopKConfig
 from training.arrays import write_array
-from training.config import Config, merged, resolve
+from training.config import Config
+from training.config_read import merged, resolve
 from training.display import Display
 from training.harvest import open_data
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.tables import Row
-from training.config import Config, merged, resolve
+from training.config import Config
+from training.config_read import merged, resolve
 from training.run import Trained, train
 
 

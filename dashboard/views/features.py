@@ -139,9 +139,10 @@ def _pages(now: int, n_pages: int) -> str:
 def _summary(chosen: Chosen, features: Sequence[int]) -> None:
     index = chosen.index
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        shown = f"{len(features):,} of " if len(features) < index.d_sae else ""
+        part = f"{len(features):,} of " if len(features) < index.d_sae else ""
         n_dead = sum(index.stats["dead"].to_pylist()) if index.d_sae < 1e6 else 0
-        st.text(f"{shown}{count(index.d_sae, 'feature')} · {index.n_rows:,} tokens, index {index.name} · {n_dead:,} never fire", width="stretch")
+        whole = f"{count(index.d_sae, 'feature')} · {count(index.n_rows, 'token')}, index {index.name}"
+        st.text(f"{part}{whole} · {n_dead:,} never fire", width="stretch")
         save.button("CSV", "features.csv", lambda: feature_table.as_csv(order.rows(chosen, features), names(chosen)),
                     help="These features with all their statistics")
         save.button("JSON", "features.json", lambda: feature_table.as_json(order.rows(chosen, features), names(chosen)))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.files import write_bytes, write_json
-from training import config as configs
+from training import config_read as configs
 from training.loggers import MetricsFile
 
 

@@ -11,7 +11,8 @@ import torch
 from analysis.heldout import training_rows
 from sae.errors import SaescopeError
 from tests.helpers import HOOK, quick_fields, write_corpus
-from training.config import Config, resolve
+from training.config import Config
+from training.config_read import resolve
 from training.display import Display
 from training.harvest import open_data
 from training.tokens import Tokens

@@ -21,7 +21,7 @@ from sae.cli import main
 from sae.description import Encoded, description_length
 from sae.errors import SaescopeError
 from tests.sae.toy import Toy, train
-from training.config import read, resolve
+from training.config_read import read, resolve
 
 N = 3200
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from training import config as configs
+from training import config_read as configs
 from training.calibration import KeepMask
 from training.display import Display
 from training.harvest import open_data

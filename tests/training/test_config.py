@@ -4,7 +4,7 @@ import pytest
 
 from sae.errors import SaescopeError
 from sae.units import Duration
-from training import config as configs
+from training import config_read as configs
 
 ROOT = Path(__file__).parents[2]
 BASE = {"name": "r", "site": "blocks.0.hook_resid_post", "sae": {"variant": "topk", "d_sae": 64, "k": 4}}

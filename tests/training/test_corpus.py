@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from sae.errors import SaescopeError
-from training.corpus import Document, TextSource, documents, identity
+from training.corpus import documents, identity
+from training.document import Document, TextSource
 from training.stdlib import cut, stdlib_pieces
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +140,8 @@ def test_bad_parquet_and_bad_splits(tmp_path):
 
 def test_a_hub_dataset_without_a_hub_names_what_needs_none():
     code = (
-        "from training.corpus import TextSource, documents\n"
+        "from training.corpus import documents\n"
+        "from training.document import TextSource\n"
         "from sae.errors import SaescopeError\n"
         "try:\n    next(documents([TextSource(source='datasets:nobody/nothing', streaming=False)]))\n"
         "except SaescopeError as error:\n    print(error)\n"
@@ -244,7 +246,8 @@ def test_other_processes_make_the_same_tokens():
     code = (
         "import hashlib\n"
         "from tests.training.toy_tokenizer import make_tokenizer\n"
-        "from training.corpus import TextSource, documents\n"
+        "from training.corpus import documents\n"
+        "from training.document import TextSource\n"
         "from training.packing import pack\n"
         "t = make_tokenizer()\n"
         "p = pack(documents([TextSource(source='python-stdlib')]), t, n_ctx=128, n_tokens=200_000, prepend_bos=True,"

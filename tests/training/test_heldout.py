@@ -11,7 +11,7 @@ import torch
 
 from sae.base import SAE
 from sae.variants.relu import ReLU, ReLUConfig
-from training import config as configs
+from training import config_read as configs
 from training.calibration import KeepMask, calibrate, fit
 from training.config import Config, SiteConfig
 from training.display import Display

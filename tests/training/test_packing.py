@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sae.errors import SaescopeError
 from tests.training.toy_tokenizer import TEMPLATE, make_tokenizer
 from training import corpus
-from training.config import resolve
-from training.corpus import Document, TextSource
+from training.config_read import resolve
+from training.document import Document, TextSource
 from training.models import load_model
 from training.packing import Packed, is_held_out, pack, parts
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae.errors import SaescopeError
-from training import config as configs
+from training import config_read as configs
 from training.run import train
 from training.sources import Source
 from training.synthetic import DRAWN, Synthetic, SyntheticConfig

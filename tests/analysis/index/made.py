@@ -16,7 +16,8 @@ from sae.base import SAE
 from sae.code import from_dense
 from sae.variants import VARIANTS
 from training.calibration import KeepMask
-from training.config import Config, resolve
+from training.config import Config
+from training.config_read import resolve
 from training.display import Display
 from training.harvest import Data
 from training.tokens import Tokens

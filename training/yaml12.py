@@ -1,0 +1,34 @@
+"""YAML 1.2, in which `1e-4` is a number and `off` a word."""
+
+import io
+from typing import Any
+
+from sae.errors import SaescopeError
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None
+    return yaml
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """YAML 1.2 as plain values; `where` names the text in the message about what is wrong with it."""
+    from ruamel.yaml import YAMLError
+
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise SaescopeError(f"{where}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
+
+
+def dump_yaml(values: Any) -> str:
+    """Plain values as YAML, mappings in their own order."""
+    out = io.StringIO()
+    _yaml().dump(values, out)
+    return out.getvalue()
