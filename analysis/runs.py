@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sae.errors import first_line
 from sae.units import Duration
 
 Status = Literal["training", "finished", "interrupted"]
@@ -196,7 +197,7 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
     try:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
-        problems.append(f"{path.name} cannot be read ({_first_line(error)}).")
+        problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):
         problems.append(f"{path.name} holds no mapping.")
@@ -210,16 +211,12 @@ def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        problems.append(f"{path.name} cannot be read ({_first_line(error)}).")
+        problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):
         problems.append(f"{path.name} holds no object.")
         return {}
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

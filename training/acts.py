@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
 
 _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -165,7 +165,7 @@ def _open_npy(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise SaescopeError(
-            f"{path} is no array that can be read ({_first_line(error)}); pickled objects are never opened, and a "
+            f"{path} is no array that can be read ({first_line(error)}); pickled objects are never opened, and a "
             f"truncated file must be written again."
         ) from None
 
@@ -176,7 +176,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise SaescopeError(f"{path} is no safetensors file that can be read ({_first_line(error)}).") from None
+        raise SaescopeError(f"{path} is no safetensors file that can be read ({first_line(error)}).") from None
 
 
 def _rows_of(array: _Array, opened: Any, start: int, stop: int) -> Tensor:
@@ -198,8 +198,3 @@ def _digest(arrays: Sequence[_Array]) -> dict[str, Any]:
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return {"n_files": len(paths), "sha256": whole.hexdigest()}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
+from training import hub
 from training.corpus_files import files_of
 from training.corpus_rows import Row
 from training.document import TextSource
 
 OFFLINE = "python-stdlib, text:PATH, jsonl:PATH and parquet:PATH need no hub"
-_HUB_TIMEOUT_S = 10
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 
 
@@ -61,49 +61,20 @@ def _explained(source: TextSource) -> Iterator[None]:
     try:
         yield
     except _unreadable() as error:
-        hub = source.kind == "datasets" and not is_local(source.rest)
-        hint = OFFLINE if hub else "check subset, split and the files"
-        raise SaescopeError(f"{source.source} cannot be read ({_first_line(error)}); {hint}.") from None
+        remote = source.kind == "datasets" and not is_local(source.rest)
+        hint = OFFLINE if remote else "check subset, split and the files"
+        raise SaescopeError(f"{source.source} cannot be read ({first_line(error)}); {hint}.") from None
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    return ValueError, KeyError, *_http_errors()
+    return ValueError, KeyError, *hub.transport_errors()
 
 
 def _check_hub(source: TextSource) -> None:
-    """Ask the hub once, with a short limit: `datasets` itself would try for half a minute.
-
-    Under HF_HUB_OFFLINE nothing is asked, and `datasets` answers from its cache or refuses at once.
-    """
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.utils import HFValidationError
-
-    try:
-        HfApi().dataset_info(source.rest, revision=source.revision, timeout=_HUB_TIMEOUT_S)
-    except errors.OfflineModeIsEnabled:
-        return
-    except errors.GatedRepoError:
-        reason = "it is gated: accept its terms on the hub and log in with `hf auth login`"
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, HFValidationError):
-        reason = "the hub has no such dataset or revision"
-    except _http_errors() as error:
-        reason = f"the hub does not answer: {_first_line(error)}"
-    else:
-        return
-    raise SaescopeError(
-        f"{source.source} cannot be read ({reason}); {OFFLINE}, and a dataset downloaded before is read with "
-        f"HF_HUB_OFFLINE=1 and streaming: false."
-    )
-
-
-def _http_errors() -> tuple[type[Exception], ...]:
-    """What the hub client raises for an unreachable or refusing host: its HTTP library differs between versions."""
-    from huggingface_hub import errors
-
-    http_error = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-    return http_error, OSError
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """Refuse what the hub does not give. Under HF_HUB_OFFLINE `datasets` answers from its cache or refuses at once."""
+    _, reason = hub.ask(lambda api: api.dataset_info(source.rest, revision=source.revision, timeout=hub.TIMEOUT_S))
+    if reason not in ("", hub.OFFLINE):
+        raise SaescopeError(
+            f"{source.source} cannot be read ({reason}); {OFFLINE}, and a dataset downloaded before is read with "
+            f"HF_HUB_OFFLINE=1 and streaming: false."
+        )

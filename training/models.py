@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
 from training.devices import fast_dtype, resolve_device, torch_dtype
 from training.model import Model
 from training.native import NativeNetwork, byte_tokenizer, native_spec
 from training.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
-from training.weights import OFFLINE_MODELS, first_line, from_hub, from_local, from_pretrained
+from training.weights import OFFLINE_MODELS, from_hub, from_local, from_pretrained
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
+from training import hub
 from training.packaged import PACKAGED, sha256_of
 
 OFFLINE_MODELS: tuple[str, ...] = (*PACKAGED, "native:tiny", "local:DIR")
-
-_HUB_TIMEOUT_S = 10.0
 
 
 def from_pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[nn.Module, Any]:
@@ -58,7 +57,7 @@ def _sha256_cached(stamp: tuple[tuple[str, int, int], ...]) -> str:
 def from_hub(name: str, repo: str, dtype: torch.dtype) -> tuple[dict[str, Any], nn.Module, Any]:
     """Ask the hub once, with a short limit, for the commit; without an answer use what is in the hub's local cache."""
     repo, _, revision = repo.partition("@")
-    commit, reason = _hub_commit(repo, revision or None)
+    commit, reason = hub.ask(lambda api: api.model_info(repo, revision=revision or None, timeout=hub.TIMEOUT_S).sha)
     wanted = commit or revision or "main"
     try:
         network, tokenizer = from_pretrained(repo, dtype, revision=wanted, local_files_only=commit is None)
@@ -77,34 +76,3 @@ def _cached_commit(repo: str, revision: str) -> str:
     config = try_to_load_from_cache(repo, "config.json", revision=revision)
     assert isinstance(config, str)
     return Path(config).parent.name
-
-
-def _hub_commit(repo: str, revision: str | None) -> tuple[str | None, str]:
-    """The commit hash of a hub repository, or None and why."""
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.utils import HFValidationError
-
-    try:
-        return HfApi().model_info(repo, revision=revision, timeout=_HUB_TIMEOUT_S).sha, ""
-    except errors.GatedRepoError:
-        return None, "it is gated: accept its terms on the hub and log in with `hf auth login`"
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, HFValidationError):
-        return None, "the hub has no such repository or revision"
-    except errors.OfflineModeIsEnabled:
-        return None, "HF_HUB_OFFLINE is set and the model is not in the local cache"
-    except _transport_errors() as error:
-        return None, f"the hub does not answer: {first_line(error)}"
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub client raises for an unreachable or refusing host: its HTTP library differs between versions."""
-    from huggingface_hub import errors
-
-    http_error = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-    return http_error, OSError
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, without its full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
