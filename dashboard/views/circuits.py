@@ -15,7 +15,7 @@ def page() -> None:
     folder = runs_folder().absolute().parent / "circuits"
     found = sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
     if not found:
-        said = f"No circuits in {frame.shell(folder)} yet. This traces one:"
+        said = f"No circuits yet (folder: {frame.shell(folder)}). This traces one:"
         frame.nothing(said, 'sae circuit "The capital of France is"')
     hands()
     st.html(tables.table(["circuit"], [[name] for name in found], caption="Circuits"))
