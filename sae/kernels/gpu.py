@@ -83,10 +83,10 @@ class Gpu:
         if W_dec.dtype == torch.float64:
             return self._reference.decode(code, W_dec, b_dec)
         _check_features(code, W_dec.shape[0])
-        from sae.kernels import gpu_launch
+        from sae.kernels import gpu_products
 
         bounds = self._autograd.bounds(code, None)
-        out = gpu_launch.decode(
+        out = gpu_products.decode(
             code.feature.contiguous(), _fp32(code.value), bounds, W_dec.contiguous(), _fp32(b_dec)
         )
         return out[0].to(W_dec.dtype)

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.kernels import ParamState, gpu_launch, gpu_optim
+from sae.code import SparseCode
+from sae.kernels import ParamState, gpu_backward, gpu_launch, gpu_optim, gpu_products, gpu_select
 from sae.kernels.gpu_launch import Launch
 
 
@@ -72,29 +73,33 @@ def launches(shape: Shape) -> list[Launch]:
 def _select(shape: Shape) -> None:
     scores, bias = torch.empty(48, shape.d_sae), torch.empty(shape.d_sae)
     for absolute in (False, True):
-        gpu_launch.select_topk(scores, bias, shape.k, absolute)
+        gpu_select.select_topk(scores, bias, shape.k, absolute)
     listed = torch.empty(48, shape.k + 8, dtype=torch.int32)
-    gpu_launch.select_listed(listed, torch.empty(listed.shape), shape.k, False)
+    gpu_select.select_listed(listed, torch.empty(listed.shape), shape.k, False)
     for threshold, margin, inclusive in (
         (torch.empty(1), None, False), (torch.empty(1), None, True), (bias, torch.empty(48), False),
     ):
-        gpu_launch.compact_above(scores, bias, threshold, False, margin=margin, inclusive=inclusive)
+        gpu_select.compact_above(scores, bias, threshold, False, margin=margin, inclusive=inclusive)
 
 
 def _train(shape: Shape) -> None:
     n, nnz = 48, 48 * shape.k
     feature, value = torch.empty(nnz, dtype=torch.int32), torch.empty(nnz)
-    row = torch.empty(nnz, dtype=torch.int64)
+    indptr = torch.empty(n + 1, dtype=torch.int64)
     x, W_enc = torch.empty(n, shape.d_in), torch.empty(shape.d_sae, shape.d_in)
     W_dec = torch.empty(shape.d_sae, shape.d_out, dtype=shape.dtype)
-    gpu_launch.entry_dots(row, feature, x, W_enc, bias=torch.empty(shape.d_sae))
-    for n_prefixes in (1, 5):
-        bounds = torch.empty(n, n_prefixes + 1, dtype=torch.int64)
-        gpu_launch.decode(feature, value, bounds, W_dec, torch.empty(shape.d_out))
-    plan = gpu_launch.plan_by_feature(feature, value, shape.d_sae)
-    gpu_launch.code_grads(
-        plan, row, row, value, None, x.to(shape.dtype), torch.empty(n, shape.d_out, dtype=shape.dtype), W_dec
-    )
+    for row in (shape.k, torch.empty(nnz, dtype=torch.int64)):
+        gpu_products.entry_dots(row, feature, x, W_enc, bias=torch.empty(shape.d_sae))
+    for bounds in (shape.k, indptr, torch.empty(n, 6, dtype=torch.int64)):
+        gpu_products.decode(feature, value, bounds, W_dec, torch.empty(shape.d_out))
+    for n_segments, extra in ((1, None), (5, value)):
+        dy = torch.empty(n_segments, n, shape.d_out, dtype=shape.dtype)
+        ends = torch.empty(n_segments, dtype=torch.int64) if n_segments > 1 else None
+        for code in (
+            SparseCode(feature, value, n, shape.d_sae, k=shape.k), SparseCode(feature, value, n, shape.d_sae, indptr=indptr)
+        ):
+            plan = gpu_backward.plan_by_feature(code)
+            gpu_backward.code_grads(plan, code, extra, x.to(shape.dtype), dy, W_dec, ends=ends)
 
 
 def _optimise(shape: Shape) -> None:

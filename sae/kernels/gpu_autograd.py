@@ -13,20 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.code import SparseCode
-from sae.kernels import Select, gpu_dense, gpu_launch
+from sae.kernels import Select, gpu_backward, gpu_dense, gpu_products
 from sae.kernels.gpu_encode import Encoder, Settings, encode
 
 
-def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> Int64[Tensor, "n_rows n_prefixes_plus_1"]:
-    """Where each row's entries begin and where each of its prefixes of features ends."""
-    device = code.feature.device
-    if code.indptr is None:
-        assert code.k is not None
-        starts = torch.arange(code.n_rows + 1, device=device) * code.k
-    else:
-        starts = code.indptr
+def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> int | Int64[Tensor, "..."]:
+    """Where each row's entries begin and where each of its prefixes of features ends, as `gpu_products.decode` takes it."""
     if prefixes is None:
-        return torch.stack([starts[:-1], starts[1:]], dim=1)
+        return code.k if code.indptr is None else code.indptr
+    device = code.feature.device
+    starts = torch.arange(code.n_rows + 1, device=device) * code.k if code.indptr is None else code.indptr
     place = code.rows() * code.d_sae + code.feature
     row = torch.arange(code.n_rows, device=device)[:, None] * code.d_sae
     ends = torch.searchsorted(place, row + torch.tensor(prefixes, device=device))
@@ -93,19 +89,14 @@ def _reconstruct(
     """`Σ value · W[feature] (+ bias)` of each row and prefix, by gathers or by GEMMs."""
     if settings.is_dense(code.feature.numel(), code.n_rows, code.d_sae):
         return gpu_dense.reconstruct(code, W, bias, prefixes or (code.d_sae,), settings)
-    return gpu_launch.decode(code.feature, code.value, bounds(code, prefixes), W, bias)
+    return gpu_products.decode(code.feature, code.value, bounds(code, prefixes), W, bias)
 
 
 def _sparse_gradients(
     code: SparseCode, ends: tuple[int, ...], extra: Float32[Tensor, " nnz"] | None, x: Float[Tensor, "n_rows d_in"],
     dy: Float32[Tensor, "n_segments n_rows d_out"], decoder: Float[Tensor, "d_sae d_out"], settings: Settings,
-) -> gpu_launch.CodeGrads:
+) -> gpu_backward.CodeGrads:
     """Every gradient of the weights and values from one by-feature plan."""
-    row = dy_row = code.rows()
-    if dy.shape[0] > 1:
-        segment = torch.bucketize(code.feature, torch.tensor(ends, device=row.device), right=True)
-        dy_row = segment * code.n_rows + row
-    return gpu_launch.code_grads(
-        gpu_launch.plan_by_feature(code.feature, code.value, code.d_sae), row, dy_row, code.value, extra, x,
-        settings.operand(dy.reshape(-1, dy.shape[2])).contiguous(), decoder,
-    )
+    dy = settings.operand(dy).contiguous()
+    limits = torch.tensor(ends, device=dy.device) if len(dy) > 1 else None
+    return gpu_backward.code_grads(gpu_backward.plan_by_feature(code), code, extra, x, dy, decoder, ends=limits)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode
+from sae.kernels.gpu_backward import CodeGrads
 from sae.kernels.gpu_encode import Settings, matmul
-from sae.kernels.gpu_launch import CodeGrads
 
 
 def reconstruct(

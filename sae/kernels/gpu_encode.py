@@ -15,7 +15,8 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
-from sae.kernels import Select, gpu_launch
+from sae.kernels import Select, gpu_products, gpu_select
+from sae.kernels.gpu_launch import power_of_2
 
 Pairs = tuple[Tensor, Tensor, Tensor]
 """Row (int64), feature (int32) and score (fp32) of entries, by row and feature."""
@@ -98,9 +99,11 @@ class Encoder:
         """The GEMM's scores are final."""
         return self.settings.precision == "fp32"
 
-    def rescored(self, row: Int[Tensor, " nnz"], feature: Int32[Tensor, " nnz"]) -> Float32[Tensor, " nnz"]:
-        """The pre-activations of these entries in fp32."""
-        return gpu_launch.entry_dots(row, feature, self.x, self.W, bias=self.b)
+    def rescored(
+        self, row: Int[Tensor, " nnz"] | int, feature: Int32[Tensor, " nnz"], rows: slice = slice(None)
+    ) -> Float32[Tensor, " nnz"]:
+        """The pre-activations of these entries in fp32; `row` counts within `rows`, or is how many each of them has."""
+        return gpu_products.entry_dots(row, feature, self.x[rows], self.W, bias=self.b)
 
 
 def encode(encoder: Encoder, select: Select) -> SparseCode:
@@ -114,19 +117,18 @@ def encode(encoder: Encoder, select: Select) -> SparseCode:
 def _topk(encoder: Encoder, select: Select) -> SparseCode:
     """The k largest of each row, with padding where fewer are positive."""
     n_rows, d_sae = encoder.shape
-    k, device = select.k, encoder.x.device
-    feature = torch.empty(n_rows, k, dtype=torch.int32, device=device)
-    value = torch.empty(n_rows, k, device=device)
+    k = select.k
+    feature, value = gpu_select.empty(n_rows, k, encoder.x.device)
     for rows, scores in encoder.chunks():
+        out = feature[rows], value[rows]
         if encoder.exact:
-            feature[rows], value[rows] = gpu_launch.select_topk(scores, encoder.b, k, select.absolute)
+            gpu_select.select_topk(scores, encoder.b, k, select.absolute, out)
             continue
         n_listed = min(d_sae, k + encoder.settings.margin)
         # scores below 0 are not ranked: in a row of fewer than k positives, those within rounding of 0 may be missed
-        listed, _ = gpu_launch.select_topk(scores, encoder.b, n_listed, select.absolute)
-        row = torch.arange(rows.start, rows.stop, device=device).repeat_interleave(n_listed)
-        exact = encoder.rescored(row, listed.view(-1)).view_as(listed)
-        feature[rows], value[rows] = gpu_launch.select_listed(listed, exact, k, select.absolute)
+        listed, _ = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
+        exact = encoder.rescored(n_listed, listed.view(-1), rows).view_as(listed)
+        gpu_select.select_listed(listed, exact, k, select.absolute, out)
     return SparseCode(feature.view(-1), value.view(-1), n_rows, d_sae, k=k)
 
 
@@ -152,7 +154,7 @@ def _threshold(encoder: Encoder, select: Select) -> Pairs:
     found = []
     for rows, scores in encoder.chunks():
         margin = None if margins is None else margins[rows]
-        row, feature, score = gpu_launch.compact_above(scores, encoder.b, threshold, select.absolute, margin=margin)
+        row, feature, score = gpu_select.compact_above(scores, encoder.b, threshold, select.absolute, margin=margin)
         row = row + rows.start
         if not encoder.exact:
             score = encoder.rescored(row, feature)
@@ -193,7 +195,7 @@ def _batch_topk(encoder: Encoder, select: Select) -> Pairs:
             bound, inclusive = (best[2].abs() if select.absolute else best[2]).min().view(1), False
         else:
             bound, inclusive = _lower_bound(scores, encoder.b, n_listed, select.absolute), True
-        row, feature, score = gpu_launch.compact_above(
+        row, feature, score = gpu_select.compact_above(
             scores, encoder.b, bound, select.absolute, inclusive=inclusive
         )
         best = _largest(_concatenated([best, (row + rows.start, feature, score)], encoder.x.device), n_listed,
@@ -210,8 +212,8 @@ def _batch_topk(encoder: Encoder, select: Select) -> Pairs:
 def _lower_bound(scores: Tensor, bias: Tensor, n: int, absolute: bool) -> Float32[Tensor, "1"]:
     """What at least n scores reach: the n-th largest of their group maxima; 0 where there are too few groups."""
     n_rows, d_sae = scores.shape
-    group = min(64, gpu_launch.power_of_2(n_rows * d_sae // (2 * n) + 1) // 2)
+    group = min(64, power_of_2(n_rows * d_sae // (2 * n) + 1) // 2)
     if group < 16:
         return scores.new_zeros(1)
-    best = gpu_launch.group_maxima(scores, bias, group, absolute).view(-1)
+    best = gpu_select.group_maxima(scores, bias, group, absolute).view(-1)
     return best.sort(descending=True).values[n - 1].view(1)

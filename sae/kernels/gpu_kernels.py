@@ -1,6 +1,6 @@
-"""The Triton kernels of the GPU backend that compute with a chosen code, and the optimiser's.
+"""The Triton kernels of the GPU backend that decode and score a chosen code, and the optimiser's.
 
-Importing this file imports triton; only `sae.kernels.gpu_launch` and `sae.kernels.gpu_optim` do.
+Importing this file imports triton; only the files that launch do.
 
 Rules every kernel here follows, because neither compiler nor interpreter enforces them: whatever is loaded is made
 fp32 at once (the interpreter computes nonsense in bf16), a masked load says what the masked lanes hold, offsets that
@@ -17,18 +17,15 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def entry_dots_kernel(
-    row_ptr, feature_ptr, rows_ptr, weights_ptr, bias_ptr, extra_ptr, dot_ptr, n_entries, d_sae, d,
-    BLOCK_ENTRIES: tl.constexpr, BLOCK_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_EXTRA: tl.constexpr,
+    row_ptr, feature_ptr, rows_ptr, weights_ptr, bias_ptr, extra_ptr, dot_ptr, n_entries, k, d,
+    BLOCK_ENTRIES: tl.constexpr, BLOCK_D: tl.constexpr, FIXED_K: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
 ):
-    """`rows[row] · weights[feature]` of each entry, plus bias[feature] or extra[entry]. Grid (blocks of entries,).
-
-    Entries whose feature is d_sae (padding, in the by-feature order) get 0.
-    """
+    """`rows[row] · weights[feature]` of each entry, plus bias[feature] or extra[entry]. Grid (blocks of entries,)."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK_ENTRIES + tl.arange(0, BLOCK_ENTRIES)
     inside = entry < n_entries
-    feature = tl.load(feature_ptr + entry, mask=inside, other=d_sae).to(tl.int64)
-    inside = inside & (feature < d_sae)
-    row = tl.load(row_ptr + entry, mask=inside, other=0).to(tl.int64)
+    feature = tl.load(feature_ptr + entry, mask=inside, other=0).to(tl.int64)
+    row = entry // k if FIXED_K else tl.load(row_ptr + entry, mask=inside, other=0).to(tl.int64)
     total = tl.zeros([BLOCK_ENTRIES, BLOCK_D], tl.float32)
     for start in range(0, d, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
@@ -41,18 +38,19 @@ def entry_dots_kernel(
         dot += tl.load(bias_ptr + feature, mask=inside, other=0.0)
     if HAS_EXTRA:
         dot += tl.load(extra_ptr + entry, mask=inside, other=0.0)
-    tl.store(dot_ptr + entry, dot, mask=entry < n_entries)
+    tl.store(dot_ptr + entry, dot, mask=inside)
 
 
 @triton.jit
 @no_type_check
 def decode_kernel(
-    feature_ptr, value_ptr, bound_ptr, weights_ptr, bias_ptr, out_ptr, d, prefix_stride, n_prefixes,
-    BLOCK_ENTRIES: tl.constexpr, BLOCK_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    feature_ptr, value_ptr, bound_ptr, weights_ptr, bias_ptr, out_ptr, d, prefix_stride, n_prefixes, bound_stride,
+    BLOCK_ENTRIES: tl.constexpr, BLOCK_D: tl.constexpr, FIXED_K: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):
     """`Σ value · weights[feature]` of each row, stored at the end of each prefix. Grid (n_rows, tiles of d).
 
-    `bound [n_rows, n_prefixes + 1]`: the entries of prefix p end at bound[row, p + 1]. `prefix_stride` is n_rows · d.
+    The entries of a row begin at bound[row · bound_stride], those of its prefix p end at the (p + 1)-th number after
+    that; FIXED_K: every row has bound_stride entries. `prefix_stride` is n_rows · d.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -61,9 +59,12 @@ def decode_kernel(
     if HAS_BIAS:
         total += tl.load(bias_ptr + column, mask=inside, other=0.0)
     place = row * d + column
-    start = tl.load(bound_ptr + row * (n_prefixes + 1))
+    start = row * bound_stride
+    bound_ptr += start
+    if not FIXED_K:
+        start = tl.load(bound_ptr)
     for prefix in range(n_prefixes):
-        end = tl.load(bound_ptr + row * (n_prefixes + 1) + prefix + 1)
+        end = start + bound_stride if FIXED_K else tl.load(bound_ptr + prefix + 1)
         for first in range(start, end, BLOCK_ENTRIES):
             entry = first + tl.arange(0, BLOCK_ENTRIES)
             here = entry < end
@@ -76,87 +77,6 @@ def decode_kernel(
         tl.store(out_ptr + place, total, mask=inside)
         place += prefix_stride
         start = end
-
-
-@triton.jit
-@no_type_check
-def weight_grads_kernel(
-    item_feature_ptr, item_first_ptr, part_first_ptr, entry_first_ptr,
-    row_ptr, dy_row_ptr, value_ptr, extra_ptr, dvalue_ptr, x_ptr, dy_ptr, W_dec_ptr,
-    dW_enc_ptr, dW_dec_ptr, db_enc_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr,
-    d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_IN: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, FUSED: tl.constexpr,
-):
-    """All weight gradients of one feature, or of one chunk of a hot feature's entries. Grid (items, tiles of d).
-
-    dvalue = ⟨dy, W_dec[f]⟩ + extra;  dW_dec[f] = Σ value · dy;  dW_enc[f] = Σ dvalue · x;  db_enc[f] = Σ dvalue.
-    FUSED: one tile spans d_in and d_out, and dvalue is computed here and stored; otherwise `extra` holds all of it.
-    (Two buffers: threads that hold the same entry must not read what another has already written.)
-    Entries (row, dy_row, value, extra, dvalue) lie sorted by feature. An item with all entries of its feature writes
-    the gradients, zeros included; a chunk writes a part, which `sum_parts_kernel` adds up in order.
-    """
-    item = tl.program_id(0)
-    tile = tl.program_id(1)
-    feature = tl.load(item_feature_ptr + item).to(tl.int64)
-    if feature < d_sae:
-        first_item = tl.load(item_first_ptr + feature)
-        whole = tl.load(item_first_ptr + feature + 1) - first_item == 1
-        start = tl.load(entry_first_ptr + feature) + (item - first_item) * CHUNK
-        end = tl.minimum(start + CHUNK, tl.load(entry_first_ptr + feature + 1))
-        column_in = tile * BLOCK_IN + tl.arange(0, BLOCK_IN)
-        column_out = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        in_inside, out_inside = column_in < d_in, column_out < d_out
-        grad_enc = tl.zeros([BLOCK_IN], tl.float32)
-        grad_dec = tl.zeros([BLOCK_OUT], tl.float32)
-        grad_b = tl.zeros([BLOCK_ENTRIES], tl.float32)
-        w = tl.zeros([BLOCK_OUT], tl.float32)
-        if FUSED:
-            w += tl.load(W_dec_ptr + feature * d_out + column_out, mask=out_inside, other=0.0).to(tl.float32)
-        for first in range(start, end, BLOCK_ENTRIES):
-            entry = first + tl.arange(0, BLOCK_ENTRIES)
-            here = entry < end
-            row = tl.load(row_ptr + entry, mask=here, other=0).to(tl.int64)
-            dy_row = tl.load(dy_row_ptr + entry, mask=here, other=0).to(tl.int64)
-            value = tl.load(value_ptr + entry, mask=here, other=0.0)
-            dvalue = tl.load(extra_ptr + entry, mask=here, other=0.0)
-            dy = tl.load(
-                dy_ptr + dy_row[:, None] * d_out + column_out[None, :], mask=here[:, None] & out_inside[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            x = tl.load(
-                x_ptr + row[:, None] * d_in + column_in[None, :], mask=here[:, None] & in_inside[None, :], other=0.0
-            ).to(tl.float32)
-            if FUSED:
-                dvalue += tl.sum(dy * w[None, :], axis=1)
-                tl.store(dvalue_ptr + entry, dvalue, mask=here)
-            grad_dec += tl.sum(value[:, None] * dy, axis=0)
-            grad_enc += tl.sum(dvalue[:, None] * x, axis=0)
-            grad_b += dvalue
-        total_b = tl.sum(grad_b, 0)
-        if whole:
-            tl.store(dW_enc_ptr + feature * d_in + column_in, grad_enc, mask=in_inside)
-            tl.store(dW_dec_ptr + feature * d_out + column_out, grad_dec, mask=out_inside)
-            tl.store(db_enc_ptr + feature, total_b, mask=tile == 0)
-        else:
-            part = tl.load(part_first_ptr + feature) + item - first_item
-            tl.store(part_enc_ptr + part * d_in + column_in, grad_enc, mask=in_inside)
-            tl.store(part_dec_ptr + part * d_out + column_out, grad_dec, mask=out_inside)
-            tl.store(part_b_ptr + part, total_b, mask=tile == 0)
-
-
-@triton.jit
-@no_type_check
-def sum_parts_kernel(hot_ptr, part_first_ptr, part_ptr, out_ptr, d_sae, d, BLOCK_D: tl.constexpr):
-    """The parts of each hot feature, summed in order. Grid (places for hot features, tiles of d)."""
-    feature = tl.load(hot_ptr + tl.program_id(0)).to(tl.int64)
-    if feature < d_sae:
-        column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        inside = column < d
-        first, end = tl.load(part_first_ptr + feature), tl.load(part_first_ptr + feature + 1)
-        total = tl.zeros([BLOCK_D], tl.float32)
-        for part in range(first, end):
-            total += tl.load(part_ptr + part * d + column, mask=inside, other=0.0)
-        tl.store(out_ptr + feature * d + column, total, mask=inside)
 
 
 @triton.jit
@@ -190,8 +110,9 @@ def grad_norm_kernel(
 @triton.jit
 @no_type_check
 def adam_kernel(
-    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, scale_ptr, n_elements, d, lr_over_bias, rest1,
-    beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr,
+    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, norm_ptr, n_elements, d, clip, lr_over_bias,
+    rest1, beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr,
+    CLIP: tl.constexpr,
 ):
     """One Adam step of each row; unit rows lose the radial part of their gradient and are renormalised. Grid (rows,).
 
@@ -199,7 +120,7 @@ def adam_kernel(
     gradient has the squared norm 0 stay as they are.
     """
     row = tl.program_id(0).to(tl.int64)
-    scale = tl.load(scale_ptr)
+    scale = clip / tl.maximum(tl.load(norm_ptr), clip) if CLIP else 1.0
     if SPARSE:
         n_elements = tl.where(tl.load(square_ptr + row) == 0, 0, n_elements)
     radial = 0.0

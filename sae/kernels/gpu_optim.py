@@ -35,31 +35,27 @@ def optimizer_step(
     params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float, clip: float | None
 ) -> Float32[Tensor, ""]:
     """One Adam step, see `sae.kernels.Backend`. Two passes over the gradients (norm, step), no wait for the device."""
-    live = [(p, p.param.grad) for p in params if p.param.grad is not None]
-    shapes, grads, radials, squares = [], [], [], []
-    for p, p_grad in live:
-        d = _row_length(p)
-        n_rows = ceil_div(p.param.numel(), d)
-        block = min(1024, max(16, power_of_2(d)))
+    live = [(p, p.param.grad, _row_length(p)) for p in params if p.param.grad is not None]
+    lengths = [ceil_div(p.param.numel(), d) for p, _, d in live]
+    squares = torch.empty(sum(lengths), device=live[0][0].param.device)
+    work = []
+    for (p, p_grad, d), square in zip(live, squares.split(lengths), strict=True):
         grad, param = _flat(p_grad, p.param), _in_place(p.param, p.param)
-        radial = torch.empty(n_rows, device=param.device) if p.unit_rows else grad
-        square = torch.empty(n_rows, device=param.device)
+        radial = torch.empty_like(square) if p.unit_rows else grad
+        block = min(1024, max(16, power_of_2(d)))
         launch(
-            kernels.grad_norm_kernel, (n_rows,), grad, param, square, radial, param.numel(), d, BLOCK_D=block,
+            kernels.grad_norm_kernel, (square.numel(),), grad, param, square, radial, param.numel(), d, BLOCK_D=block,
             UNIT_ROWS=p.unit_rows,
         )
-        shapes.append((n_rows, d, block))
-        grads.append(grad)
-        radials.append(radial)
-        squares.append(square)
-    norm = torch.stack([square.sum() for square in squares]).sum().sqrt()
-    scale = torch.ones_like(norm) if clip is None else clip / norm.clamp_min(clip)
-    for (p, _), (n_rows, d, block), grad, square, radial in zip(live, shapes, grads, squares, radials, strict=True):
+        work.append((p, d, block, grad, square, radial))
+    norm = squares.sum().sqrt()
+    for p, d, block, grad, square, radial in work:
         param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
         launch(
-            kernels.adam_kernel, (n_rows,), grad, param, mean, var, square, radial, scale, param.numel(), d,
-            lr / (1 - betas[0] ** step), 1 - betas[0], betas[1], 1 - betas[1], 1 / (1 - betas[1] ** step), eps,
-            BLOCK_D=block, UNIT_ROWS=p.unit_rows, SPARSE=p.sparse_axis is not None,
+            kernels.adam_kernel, (square.numel(),), grad, param, mean, var, square, radial, norm, param.numel(), d,
+            0.0 if clip is None else clip, lr / (1 - betas[0] ** step), 1 - betas[0], betas[1], 1 - betas[1],
+            1 / (1 - betas[1] ** step), eps, BLOCK_D=block, UNIT_ROWS=p.unit_rows, SPARSE=p.sparse_axis is not None,
+            CLIP=clip is not None,
         )
         # autograd has to learn that they changed
         torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import ParamState, Select, gpu_launch
+from sae.kernels import ParamState, Select, gpu_backward, gpu_select
 from sae.kernels.gpu import Gpu
 from sae.kernels.reference import Reference
 
@@ -195,19 +195,27 @@ def compare_code_grads(
     value, feature = pre.topk(k, dim=1)
     value = value.relu()
     assert (value == 0).any()
-    dy = torch.sin(torch.arange(x.shape[0] * W_dec.shape[1], device=device)).view(x.shape[0], -1)
-    extra = torch.linspace(-1, 1, value.numel(), device=device)
-    row = torch.arange(x.shape[0], device=device).repeat_interleave(k)
-    flat = feature.reshape(-1).int(), value.reshape(-1)
-    plan = gpu_launch.plan_by_feature(*flat, d_sae, chunk=chunk)
-    grads = gpu_launch.code_grads(plan, row, row, flat[1], extra, x, dy, W_dec, fused_width=fused_width)
-    dvalue = ((dy @ W_dec.t()).gather(1, feature) + extra.view_as(value)) * (value != 0)
-    acts = torch.zeros_like(pre).scatter(1, feature, value)
-    dpre = torch.zeros_like(pre).scatter(1, feature, dvalue)
-    close("value", grads.value, dvalue.view(-1))
-    close("W_enc", grads.W_enc, dpre.t() @ x)
-    close("W_dec", grads.W_dec, acts.t() @ dy)
-    close("b_enc", grads.b_enc, dpre.sum(0))
+    fixed = SparseCode(feature.reshape(-1).int(), value.reshape(-1), x.shape[0], d_sae, k=k)
+    acts = fixed.to_dense()
+    extra_by_feature = torch.cos(torch.arange(acts.numel(), device=device)).view_as(acts)
+    dy = torch.sin(torch.arange(3 * x.shape[0] * W_dec.shape[1], device=device)).view(3, x.shape[0], -1)
+    for code in (fixed, fixed.csr()):
+        plan = gpu_backward.plan_by_feature(code, chunk=chunk)
+        assert torch.equal(plan.counts, code.counts())
+        place = code.rows(), code.feature.long()
+        for limits in (None, (4, 9)):  # segments of the features; beyond the last end there is one more
+            ends = None if limits is None else torch.tensor(limits, device=device)
+            segment = torch.bucketize(torch.arange(d_sae, device=device), torch.tensor(limits or (d_sae,)).to(device), right=True)
+            extra = None if limits is None else extra_by_feature[place]
+            grads = gpu_backward.code_grads(
+                plan, code, extra, x, dy if limits else dy[:1], W_dec, ends=ends, fused_width=fused_width
+            )
+            dacts = torch.einsum("fnd,fd->nf", dy[segment], W_dec) + (0 if limits is None else extra_by_feature)
+            dpre = torch.where(acts != 0, dacts, 0)
+            close("value", grads.value, dacts[place] * code.active)
+            close("W_enc", grads.W_enc, dpre.t() @ x)
+            close("W_dec", grads.W_dec, torch.einsum("nf,fnd->fd", acts, dy[segment]))
+            close("b_enc", grads.b_enc, dpre.sum(0))
     assert torch.equal(plan.counts, (acts != 0).sum(0))
 
 
@@ -231,7 +239,7 @@ def check_selection_is_exact(device: str) -> None:
         ):
             scores = scores.to(device)
             for absolute in (False, True) if d_sae < 9000 else (True,):
-                feature, value = gpu_launch.select_topk(scores, bias, k, absolute)
+                feature, value = gpu_select.select_topk(scores, bias, k, absolute)
                 pre = scores + bias
                 expected = ranked(pre, k, absolute)
                 assert torch.equal(feature.long(), expected), (d_sae, k, absolute)

@@ -79,7 +79,8 @@ def test_on_a_device(name: str) -> None:
 @pytest.mark.gpu
 def test_offsets_beyond_int32() -> None:
     """Weights of more than 2^31 elements: decode and gradients reach their end."""
-    from sae.kernels import gpu_launch
+    from sae.code import SparseCode
+    from sae.kernels import gpu_backward, gpu_products
 
     d_sae, d = 1 << 20, 2304
     weights = torch.zeros(d_sae, d, dtype=torch.bfloat16, device="cuda")
@@ -87,11 +88,11 @@ def test_offsets_beyond_int32() -> None:
     feature = torch.tensor([d_sae - 1, 0], dtype=torch.int32, device="cuda")
     value = torch.tensor([2.0, 1.0], device="cuda")
     bounds = torch.tensor([[0, 1], [1, 2]], device="cuda")
-    out = gpu_launch.decode(feature, value, bounds, weights, None)[0]
+    out = gpu_products.decode(feature, value, bounds, weights, None)[0]
     assert (out[0] == 6).all() and (out[1] == -1).all()
-    ones, row = torch.ones(2, d, dtype=torch.bfloat16, device="cuda"), torch.arange(2, device="cuda")
-    plan = gpu_launch.plan_by_feature(feature, value, d_sae)
-    grads = gpu_launch.code_grads(plan, row, row, value, None, ones, ones, weights)
+    ones = torch.ones(2, d, dtype=torch.bfloat16, device="cuda")
+    code = SparseCode(feature, value, 2, d_sae, k=1)
+    grads = gpu_backward.code_grads(gpu_backward.plan_by_feature(code), code, None, ones, ones[None], weights)
     assert (grads.W_dec[-1] == 2).all() and (grads.W_dec[0] == 1).all() and grads.W_dec[1:-1].count_nonzero() == 0
     assert grads.value.tolist() == [3 * d, -d]
 
