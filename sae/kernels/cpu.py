@@ -57,7 +57,7 @@ class Cpu:
         """How the last pass ran; `dense` where the density was above BREAK_EVEN, `reference` in fp64."""
         self._reference = Reference()
         self._buffers = Buffers()
-        self._open: dict[int, tuple[weakref.ref, weakref.ref, weakref.ref, Pass]] = {}
+        self._open: dict[int, tuple[weakref.ref, ...]] = {}
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without buffers."""
@@ -105,7 +105,7 @@ class Cpu:
         self.last_route = "dense" if done.dense else "sparse"
         value, x_hat = Autoencode.apply(self._buffers, done, x, W_enc, b_enc, W_dec, b_dec, b_pre)
         if value.requires_grad:
-            self._open[threading.get_ident()] = (weakref.ref(value), weakref.ref(W_enc), weakref.ref(W_dec), done)
+            self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, done)),)
         code = done.code
         return Autoencoded(SparseCode(code.feature, value, code.n_rows, code.d_sae, code.indptr, code.k), x_hat)
 
@@ -179,9 +179,9 @@ class Cpu:
         held = self._open.get(threading.get_ident())
         if held is None or not torch.is_grad_enabled():
             return None, None
-        value, enc, dec, done = held
-        alive = value()
-        return (alive, done) if alive is not None and enc() is W_enc and dec() is W_dec else (None, None)
+        value, enc, dec, done = (ref() for ref in held)
+        both = value is not None and done is not None
+        return (value, done) if both and enc is W_enc and dec is W_dec else (None, None)
 
 
 def feature_major(W: Float[Tensor, "d d_sae"]) -> Float[Tensor, "d_sae d"]:

@@ -174,7 +174,8 @@ class Autoencode(torch.autograd.Function):
         ctx.save_for_backward(W_enc, W_dec)  # autograd checks that nobody changes them before the backward
         ctx.buffers, ctx.done = buffers, done
         with lock():
-            return done.code.value, reconstruct(buffers, done, b_dec)
+            # detached: an output that its own node held would keep itself alive
+            return done.code.value.detach(), reconstruct(buffers, done, b_dec)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

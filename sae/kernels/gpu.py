@@ -7,6 +7,8 @@ how the kernels are tested without a device.
 """
 
 import os
+import threading
+import weakref
 from typing import Any, Literal, cast
 
 import torch
@@ -60,6 +62,11 @@ class Gpu:
             precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
         )
         self._reference = Reference()
+        self._open: dict[int, tuple[weakref.ref, ...]] = {}
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles begin without the pass that is open."""
+        return Gpu, (self._settings.precision, self._settings.chunk_bytes, self._settings.dense_above)
 
     @torch.no_grad()
     def encode(
@@ -102,11 +109,14 @@ class Gpu:
         if x.dtype == torch.float64:
             self.last_route = "reference"
             return self._reference.autoencode(x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes)
+        done: list[Any] = []
         with _plain(x):
             value, x_hat, feature, indptr = self._autograd.Autoencode.apply(
                 _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
-                None if b_pre is None else _fp32(b_pre), select, prefixes or None, self._settings,
+                None if b_pre is None else _fp32(b_pre), select, prefixes or None, self._settings, done,
             )
+        if value.requires_grad:
+            self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, *done)),)
         dense = self._settings.is_dense(feature.numel(), x.shape[0], W_enc.shape[1])
         self.last_route = "dense" if dense else "sparse"
         k = select.k if select.mode == "topk" else None
@@ -117,21 +127,26 @@ class Gpu:
         W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
         *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
     ) -> Float[Tensor, "n_rows d_out"]:
-        """Reconstruction from the strongest dead features, over the compacted set of them."""
+        """Reconstruction from the strongest dead features, over the compacted set of them.
+
+        Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
+        the same step, so that no second dense gradient is made and added.
+        """
         _check(None, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
         if x.dtype == torch.float64:
             return self._reference.auxk(x, W_enc, b_enc, W_dec, dead, k_aux, b_pre=b_pre, absolute=absolute)
         ids = dead.nonzero().squeeze(-1)
-        k = min(k_aux, ids.numel())
-        if k == 0:
+        if ids.numel() == 0:
             return x.new_zeros(x.shape[0], W_dec.shape[1])
+        select = Select("topk", k=min(k_aux, ids.numel()), absolute=absolute)
+        ticket, host = self._host(W_enc, W_dec)
+        if host is not None:
+            W_enc, W_dec, b_enc = W_enc.detach(), W_dec.detach(), b_enc.detach()
         with _plain(x):
-            compact = (_fp32(w.index_select(0, ids)) for w in (W_enc.t(), b_enc, W_dec))
-            args = (_fp32(x), *compact)
-            b_pre = None if b_pre is None else _fp32(b_pre)
-            select = Select("topk", k=k, absolute=absolute)
-            zero = args[0].new_zeros(W_dec.shape[1])
-            return self._autograd.Autoencode.apply(*args, zero, b_pre, select, None, self._settings)[1][0]
+            return self._autograd.AuxK.apply(
+                _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), None if b_pre is None else _fp32(b_pre), ids,
+                select, self._settings, host, ticket,
+            )
 
     @torch.no_grad()
     def optimizer_step(
@@ -147,6 +162,15 @@ class Gpu:
         from sae.kernels import gpu_optim
 
         return gpu_optim.optimizer_step(params, **arguments)
+
+    def _host(self, W_enc: Tensor, W_dec: Tensor) -> tuple[Tensor | None, Any]:
+        """The value and the pass of this thread's last `autoencode`, if it was over these weights and is alive."""
+        held = self._open.get(threading.get_ident())
+        if held is None or not torch.is_grad_enabled():
+            return None, None
+        value, enc, dec, done = (ref() for ref in held)
+        both = value is not None and done is not None
+        return (value, done) if both and enc is W_enc and dec is W_dec else (None, None)
 
 
 def _plain(x: Tensor) -> torch.autocast:

@@ -4,7 +4,7 @@ All work with feature-major encoder weights, `W_enc.t() [d_sae, d_in]`. In bf16,
 of x_hat are gathered in bf16; every sum is fp32, as are values and gradients.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,46 +40,126 @@ def suffix_sums(
     return dx_hat if covers_all else torch.cat([dx_hat, torch.zeros_like(dx_hat[:1])])
 
 
+@dataclass
+class Pass:
+    """What a forward pass leaves for its backward pass, the weights aside (these autograd keeps an eye on)."""
+
+    code: SparseCode
+    x: Float[Tensor, "n_rows d_in"]
+    """Input rows as gathers and GEMMs read them."""
+    decoder: Float[Tensor, "d_sae d_out"]
+    """Decoder rows likewise."""
+    ends: tuple[int, ...]
+    settings: Settings
+    extra: list[tuple[Int64[Tensor, " n"], gpu_backward.CodeGrads]] = field(default_factory=list)
+    """Features and their gradients that passes over some of the same weights have left to be added."""
+
+    def gradients(self, dvalue: Tensor | None, dx_hat: Tensor | None) -> gpu_backward.CodeGrads:
+        """Those of the weights and values, from those of the values and reconstructions."""
+        if dx_hat is None:
+            dx_hat = self.code.value.new_zeros(len(self.ends), self.code.n_rows, self.decoder.shape[1])
+        dy = suffix_sums(dx_hat, self.ends[-1] >= self.code.d_sae)
+        dvalue = None if dvalue is None else dvalue.contiguous()
+        if self.settings.is_dense(self.code.feature.numel(), self.code.n_rows, self.code.d_sae):
+            return gpu_dense.gradients(self.code, self.ends, dvalue, self.x, dy, self.decoder, self.settings)
+        dy = self.settings.operand(dy).contiguous()
+        limits = torch.tensor(self.ends, device=dy.device) if len(dy) > 1 else None
+        plan = gpu_backward.plan_by_feature(self.code)
+        return gpu_backward.code_grads(plan, self.code, dvalue, self.x, dy, self.decoder, ends=limits)
+
+    def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor) -> Float32[Tensor, "n_rows d_in"]:
+        """∂x = Σ ∂value · W_enc[:, feature]."""
+        code = replace(self.code, value=dvalue)
+        return _reconstruct(code, self.settings.operand(W_enc_t), None, None, self.settings)[0]
+
+
+def _forward(
+    x: Tensor, W_enc_t: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor | None, b_pre: Tensor | None,
+    select: Select, prefixes: tuple[int, ...] | None, settings: Settings,
+) -> tuple[Pass, Float32[Tensor, "n_prefixes n_rows d_out"]]:
+    """Encode, select, decode."""
+    encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
+    code = encode(encoder, select)
+    decoder = settings.operand(W_dec)
+    x_hat = _reconstruct(code, decoder, b_dec, prefixes, settings)
+    return Pass(code, encoder.x_operand, decoder, prefixes or (code.d_sae,), settings), x_hat
+
+
 class Autoencode(torch.autograd.Function):
-    """(x, weights) → (value, x_hat, feature, indptr)."""
+    """(x, weights) → (value, x_hat, feature, indptr); the pass is put into `done`."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Float32[Tensor, "n_rows d_in"], W_enc_t: Float32[Tensor, "d_sae d_in"],
         b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"], b_dec: Float32[Tensor, " d_out"],
         b_pre: Float32[Tensor, " d_in"] | None, select: Select, prefixes: tuple[int, ...] | None, settings: Settings,
+        done: list[Pass],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Encode, select, decode."""
-        encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
-        code = encode(encoder, select)
-        decoder = settings.operand(W_dec)
-        x_hat = _reconstruct(code, decoder, b_dec, prefixes, settings)
-        ctx.n_rows, ctx.d_sae, ctx.k, ctx.prefixes, ctx.settings = code.n_rows, code.d_sae, code.k, prefixes, settings
-        ctx.save_for_backward(encoder.x_operand, W_enc_t, decoder, code.feature, code.value, code.indptr)
+        ctx.done, x_hat = _forward(x, W_enc_t, b_enc, W_dec, b_dec, b_pre, select, prefixes, settings)
+        done.append(ctx.done)
+        code = ctx.done.code
+        ctx.save_for_backward(W_enc_t, W_dec)
         ctx.mark_non_differentiable(*(t for t in (code.feature, code.indptr) if t is not None))
         ctx.set_materialize_grads(False)
-        return code.value, x_hat, code.feature, code.indptr
+        # an output that its own node held would keep itself alive
+        return code.value.detach(), x_hat, code.feature, code.indptr
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dvalue: Tensor | None, dx_hat: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         """Every gradient from one by-feature plan."""
-        x, W_enc_t, decoder, feature, value, indptr = ctx.saved_tensors
-        code = SparseCode(feature, value, ctx.n_rows, ctx.d_sae, indptr=indptr, k=ctx.k)
-        ends = ctx.prefixes or (ctx.d_sae,)
-        if dx_hat is None:
-            dx_hat = value.new_zeros(len(ends), ctx.n_rows, decoder.shape[1])
-        dy = suffix_sums(dx_hat, ends[-1] >= ctx.d_sae)
-        dvalue = None if dvalue is None else dvalue.contiguous()
-        if ctx.settings.is_dense(feature.numel(), ctx.n_rows, ctx.d_sae):
-            grads = gpu_dense.gradients(code, ends, dvalue, x, dy, decoder, ctx.settings)
+        W_enc_t, _ = ctx.saved_tensors
+        done, needs = ctx.done, ctx.needs_input_grad
+        grads = done.gradients(dvalue, dx_hat)
+        dx = done.input_gradient(grads.value, W_enc_t) if needs[0] else None
+        db_pre = -(grads.b_enc @ W_enc_t) if needs[5] else None
+        db_dec = dx_hat.sum((0, 1)) if needs[4] and dx_hat is not None else None
+        for ids, extra in done.extra:  # each id once, so that every number is added to once
+            grads.W_enc.index_add_(0, ids, extra.W_enc)
+            grads.W_dec.index_add_(0, ids, extra.W_dec)
+            grads.b_enc.index_add_(0, ids, extra.b_enc)
+        done.extra.clear()
+        return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None, None, None
+
+
+class AuxK(torch.autograd.Function):
+    """The reconstruction, without bias, of what a selection among the features `ids` makes active.
+
+    With a `host` (a pass over all features of the same weights, whose value is `ticket`), the gradients of the weights
+    are left with it, so that no second gradient of the size of the weights is made; autograd runs the host's backward
+    afterwards because the ticket is an input here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float32[Tensor, "n_rows d_in"], W_enc_t: Float32[Tensor, "d_sae d_in"],
+        b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"], b_pre: Float32[Tensor, " d_in"] | None,
+        ids: Int64[Tensor, " n"], select: Select, settings: Settings, host: Pass | None, ticket: Tensor | None,  # noqa: ARG004
+    ) -> Float32[Tensor, "n_rows d_out"]:
+        """Over copies of the rows of the weights."""
+        W = W_enc_t[ids]
+        ctx.done, x_hat = _forward(x, W, b_enc[ids], W_dec[ids], None, b_pre, select, None, settings)
+        ctx.save_for_backward(W_enc_t, W_dec)
+        ctx.W, ctx.ids, ctx.host = W, ids, host
+        return x_hat[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx_hat: Float32[Tensor, "n_rows d_out"]) -> tuple[Tensor | None, ...]:
+        """Compact gradients, left with the host or written out."""
+        W_enc_t, W_dec = ctx.saved_tensors
+        needs, grads = ctx.needs_input_grad, ctx.done.gradients(None, dx_hat[None].contiguous())
+        dx = ctx.done.input_gradient(grads.value, ctx.W) if needs[0] else None
+        db_pre = -(grads.b_enc @ ctx.W) if needs[4] else None
+        by_feature: list[Tensor | None] = [None, None, None]
+        if ctx.host is not None:
+            ctx.host.extra.append((ctx.ids, grads))
         else:
-            grads = _sparse_gradients(code, ends, dvalue, x, dy, decoder, ctx.settings)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = _reconstruct(replace(code, value=grads.value), ctx.settings.operand(W_enc_t), None, None, ctx.settings)[0]
-        db_pre = -(grads.b_enc @ W_enc_t) if ctx.needs_input_grad[5] else None
-        return dx, grads.W_enc, grads.b_enc, grads.W_dec, dx_hat.sum((0, 1)), db_pre, None, None, None
+            compact = (grads.W_enc, grads.b_enc, grads.W_dec)
+            by_feature = [g.new_zeros(W_dec.shape[0], *g.shape[1:]).index_copy_(0, ctx.ids, g) for g in compact]
+        ticket = None if ctx.host is None else torch.zeros_like(ctx.host.code.value)
+        return dx, *by_feature, db_pre, None, None, None, None, ticket
 
 
 def _reconstruct(
@@ -90,13 +170,3 @@ def _reconstruct(
     if settings.is_dense(code.feature.numel(), code.n_rows, code.d_sae):
         return gpu_dense.reconstruct(code, W, bias, prefixes or (code.d_sae,), settings)
     return gpu_products.decode(code.feature, code.value, bounds(code, prefixes), W, bias)
-
-
-def _sparse_gradients(
-    code: SparseCode, ends: tuple[int, ...], extra: Float32[Tensor, " nnz"] | None, x: Float[Tensor, "n_rows d_in"],
-    dy: Float32[Tensor, "n_segments n_rows d_out"], decoder: Float[Tensor, "d_sae d_out"], settings: Settings,
-) -> gpu_backward.CodeGrads:
-    """Every gradient of the weights and values from one by-feature plan."""
-    dy = settings.operand(dy).contiguous()
-    limits = torch.tensor(ends, device=dy.device) if len(dy) > 1 else None
-    return gpu_backward.code_grads(gpu_backward.plan_by_feature(code), code, extra, x, dy, decoder, ends=limits)

@@ -5,10 +5,12 @@ On a CUDA device pytest calls them directly; without one this module is run as a
     TRITON_INTERPRET=1 python -m tests.sae.kernels_gpu_checks      JSON: name → "" or what went wrong
 """
 
+import gc
 import json
 import math
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -205,7 +207,8 @@ def compare_code_grads(
         place = code.rows(), code.feature.long()
         for limits in (None, (4, 9)):  # segments of the features; beyond the last end there is one more
             ends = None if limits is None else torch.tensor(limits, device=device)
-            segment = torch.bucketize(torch.arange(d_sae, device=device), torch.tensor(limits or (d_sae,)).to(device), right=True)
+            features = torch.arange(d_sae, device=device)
+            segment = torch.bucketize(features, torch.tensor(limits or (d_sae,), device=device), right=True)
             extra = None if limits is None else extra_by_feature[place]
             grads = gpu_backward.code_grads(
                 plan, code, extra, x, dy if limits else dy[:1], W_dec, ends=ends, fused_width=fused_width
@@ -383,6 +386,42 @@ def compare_auxk(
     for name, gradient in exact.grads().items():
         close(f"auxk {name}", problem.grads()[name], gradient, tolerance)
     assert problem.W_dec.grad[~dead].count_nonzero() == 0
+
+
+@check
+def check_auxk_beside_a_pass(device: str) -> None:
+    """Its weight gradients reach the weights by way of the pass over all features, whichever losses are taken."""
+    for kernels in (Gpu("fp32"), Gpu("fp32", dense_above=1.0)):
+        problem = Problem.random(device, 9, 12, 10, 37)
+        dead = torch.arange(37, device=device) % 3 == 0
+        for weights in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
+            exact, problem = problem.leaves(torch.float64), problem.leaves()
+            for backend, p in ((REFERENCE, exact), (kernels, problem)):
+                out = p.autoencode(backend, MODES["topk"], (20, 37))
+                args = (p.x, p.W_enc, p.b_enc, p.W_dec, dead, 4)
+                aux, signed = (backend.auxk(*args, b_pre=p.b_pre, absolute=absolute) for absolute in (False, True))
+                terms = (out.x_hat - 1).square().sum() + out.code.value.sum(), (aux - 1).square().sum() + signed.sum()
+                loss = sum(w * term for w, term in zip(weights, terms, strict=True) if w)
+                loss.backward()
+            for name, gradient in exact.grads().items():
+                close(f"{weights} {name}", problem.grads()[name], gradient)
+
+
+@check
+def check_what_a_pass_holds_is_let_go(device: str) -> None:
+    """With its outputs, without the garbage collector: nothing refers to itself."""
+    problem, kernels = Problem.random(device, 2, 4, 4, 9), Gpu("fp32")
+    gc.collect()
+    gc.disable()
+    try:
+        out = problem.autoencode(kernels, Select("topk", k=2))
+        value, done = weakref.ref(out.code.value), next(iter(kernels._open.values()))[-1]
+        assert value() is not None and done() is not None
+        out.x_hat.sum().backward()
+        del out
+        assert value() is None and done() is None
+    finally:
+        gc.enable()
 
 
 @check

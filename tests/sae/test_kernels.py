@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import gc
 import itertools
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -230,6 +232,22 @@ def test_auxk_alone_and_beside_another_pass_give_the_same_gradients() -> None:
     assert out.x_hat.requires_grad
     for name in ("W_enc", "b_enc", "W_dec", "b_pre"):
         torch.testing.assert_close(getattr(beside, name).grad, getattr(alone, name).grad)
+
+
+def test_what_a_pass_holds_is_let_go_with_its_outputs() -> None:
+    """Without the garbage collector: nothing refers to itself."""
+    kernels, w = backend("cpu", "cpu", "fp32"), Weights.random(24, 600, 24).leaves()
+    gc.collect()
+    gc.disable()
+    try:
+        out = autoencode(kernels, rows(33, 24), w, Select("topk", k=3))
+        value, done = weakref.ref(out.code.value), next(iter(kernels._open.values()))[-1]
+        assert value() is not None and done() is not None
+        out.x_hat.sum().backward()
+        del out
+        assert value() is None and done() is None
+    finally:
+        gc.enable()
 
 
 def test_bf16_candidates_select_what_fp32_selects() -> None:
