@@ -34,6 +34,8 @@ class Gpu:
             gradients and master weights in fp32) or `auto`: bf16 on devices that multiply it (compute capability ≥ 8).
         chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
         dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
+        fused_adam: gradients of W_enc and W_dec that come from one sparse pass are not written to `.grad` but made in
+            `optimizer_step`, which has to follow each backward pass: see `sae.kernels.gpu_fused`.
 
     Raises:
         SaescopeError: triton is not installed.
@@ -42,7 +44,10 @@ class Gpu:
     name = "gpu"
     last_route: Literal["sparse", "dense", "reference"] = "sparse"
 
-    def __init__(self, precision: str = "auto", chunk_bytes: int = 1 << 30, dense_above: float | None = None) -> None:
+    def __init__(
+        self, precision: str = "auto", chunk_bytes: int = 1 << 30, dense_above: float | None = None,
+        fused_adam: bool = False,
+    ) -> None:
         if precision not in ("auto", "fp32", "bf16"):
             raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
         try:
@@ -63,10 +68,13 @@ class Gpu:
         )
         self._reference = Reference()
         self._open: dict[int, tuple[weakref.ref, ...]] = {}
+        self.fused_adam = fused_adam
+        self._waiting: list[Any] = []
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without the pass that is open."""
-        return Gpu, (self._settings.precision, self._settings.chunk_bytes, self._settings.dense_above)
+        settings = self._settings
+        return Gpu, (settings.precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
 
     @torch.no_grad()
     def encode(
@@ -116,6 +124,10 @@ class Gpu:
                 None if b_pre is None else _fp32(b_pre), select, prefixes or None, self._settings, done,
             )
         if value.requires_grad:
+            if self.fused_adam and _may_wait(W_enc, W_enc.t()) and _may_wait(W_dec, W_dec):
+                from sae.kernels.gpu_fused import Deferred
+
+                done[0].deferred = Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
             self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, *done)),)
         dense = self._settings.is_dense(feature.numel(), x.shape[0], W_enc.shape[1])
         self.last_route = "dense" if dense else "sparse"
@@ -156,12 +168,13 @@ class Gpu:
         """Adam with clipping by global norm and unit-norm rows."""
         tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
         arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip}
-        if any(t.dtype != torch.float32 for t in tensors) or all(p.param.grad is None for p in params):
+        nothing = not self._waiting and all(p.param.grad is None for p in params)
+        if any(t.dtype != torch.float32 for t in tensors) or nothing:
             return self._reference.optimizer_step(params, **arguments)
         _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
         from sae.kernels import gpu_optim
 
-        return gpu_optim.optimizer_step(params, **arguments)
+        return gpu_optim.optimizer_step(params, self._waiting, **arguments)
 
     def _host(self, W_enc: Tensor, W_dec: Tensor) -> tuple[Tensor | None, Any]:
         """The value and the pass of this thread's last `autoencode`, if it was over these weights and is alive."""
@@ -176,6 +189,11 @@ class Gpu:
 def _plain(x: Tensor) -> torch.autocast:
     """Autocast off: precision is the backend's own choice."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+def _may_wait(weight: Tensor, feature_major: Tensor) -> bool:
+    """Whether a weight can be stepped without a gradient in memory: a parameter in fp32, lying feature after feature."""
+    return weight.is_leaf and weight.requires_grad and _fp32(feature_major) is feature_major
 
 
 def _fp32(tensor: Tensor) -> Tensor:

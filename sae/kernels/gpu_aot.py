@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels import ParamState, gpu_backward, gpu_launch, gpu_optim, gpu_products, gpu_select
+from sae.kernels import ParamState, gpu_backward, gpu_fused, gpu_launch, gpu_optim, gpu_products, gpu_select
 from sae.kernels.gpu_launch import Launch
 
 
@@ -99,16 +100,37 @@ def _train(shape: Shape) -> None:
             SparseCode(feature, value, n, shape.d_sae, k=shape.k), SparseCode(feature, value, n, shape.d_sae, indptr=indptr)
         ):
             plan = gpu_backward.plan_by_feature(code)
-            gpu_backward.code_grads(plan, code, extra, x.to(shape.dtype), dy, W_dec, ends=ends)
+            work = gpu_backward.Work(plan, code, x.to(shape.dtype), dy, W_dec, extra, ends)
+            gpu_backward.code_grads(work)
+            if work.fused:
+                _fused(shape, work)
+
+
+def _params(shape: Shape) -> list[ParamState]:
+    enc = [torch.empty(shape.d_sae, shape.d_in).t() for _ in range(3)]
+    dec = [torch.empty(shape.d_sae, shape.d_out) for _ in range(3)]
+    return [ParamState(*enc), ParamState(*dec, unit_rows=True)]
+
+
+def _fused(shape: Shape, work: gpu_backward.Work) -> None:
+    ids = torch.empty(4, dtype=torch.int64)
+    rows = gpu_backward.CodeGrads(torch.empty(4, shape.d_in), torch.empty(4, shape.d_out), torch.empty(4), torch.empty(4))
+    for left in ([], [gpu_backward.Left(ids, rows)]):
+        enc, dec = _params(shape)
+        waiting: list[gpu_fused.Waiting] = []
+        deferred = gpu_fused.Deferred(weakref.ref(enc.param), weakref.ref(dec.param), waiting)
+        deferred.take(work, dec.param, left)
+        gpu_optim.optimizer_step([enc, dec], waiting, **_ADAM)
+
+
+_ADAM: dict[str, Any] = {"step": 1, "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "clip": 1.0}
 
 
 def _optimise(shape: Shape) -> None:
-    params = []
-    for size, unit_rows in (((shape.d_sae, shape.d_out), True), ((shape.d_sae, shape.d_in), False)):
-        param = torch.empty(size)
-        param.grad = torch.empty(size)
-        params.append(ParamState(param, torch.empty(size), torch.empty(size), unit_rows))
-    gpu_optim.optimizer_step(params, step=1, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
+    params = _params(shape)
+    for p in params:
+        p.param.grad = torch.empty_like(p.param)
+    gpu_optim.optimizer_step(params, [], **_ADAM)
 
 
 _TYPES = {

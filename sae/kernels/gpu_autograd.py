@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.code import SparseCode
-from sae.kernels import Select, gpu_backward, gpu_dense, gpu_products
+from sae.kernels import Select, gpu_backward, gpu_dense, gpu_fused, gpu_products
 from sae.kernels.gpu_encode import Encoder, Settings, encode
 
 
@@ -51,11 +51,13 @@ class Pass:
     """Decoder rows likewise."""
     ends: tuple[int, ...]
     settings: Settings
-    extra: list[tuple[Int64[Tensor, " n"], gpu_backward.CodeGrads]] = field(default_factory=list)
-    """Features and their gradients that passes over some of the same weights have left to be added."""
+    left: list[gpu_backward.Left] = field(default_factory=list)
+    """Gradients that passes over some of the same weights have left to be added."""
+    deferred: gpu_fused.Deferred | None = None
+    """Where the gradients of the weights wait for the optimiser, if they are not to be made here."""
 
-    def gradients(self, dvalue: Tensor | None, dx_hat: Tensor | None) -> gpu_backward.CodeGrads:
-        """Those of the weights and values, from those of the values and reconstructions."""
+    def gradients(self, dvalue: Tensor | None, dx_hat: Tensor | None, W_dec: Tensor) -> gpu_backward.CodeGrads:
+        """Those of the weights and values, from those of the values and reconstructions; without what others left."""
         if dx_hat is None:
             dx_hat = self.code.value.new_zeros(len(self.ends), self.code.n_rows, self.decoder.shape[1])
         dy = suffix_sums(dx_hat, self.ends[-1] >= self.code.d_sae)
@@ -65,7 +67,10 @@ class Pass:
         dy = self.settings.operand(dy).contiguous()
         limits = torch.tensor(self.ends, device=dy.device) if len(dy) > 1 else None
         plan = gpu_backward.plan_by_feature(self.code)
-        return gpu_backward.code_grads(plan, self.code, dvalue, self.x, dy, self.decoder, ends=limits)
+        work = gpu_backward.Work(plan, self.code, self.x, dy, self.decoder, dvalue, limits)
+        if self.deferred is not None and work.fused and len(self.left) <= 1:
+            return self.deferred.take(work, W_dec, self.left)
+        return gpu_backward.code_grads(work)
 
     def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor) -> Float32[Tensor, "n_rows d_in"]:
         """∂x = Σ ∂value · W_enc[:, feature]."""
@@ -109,17 +114,15 @@ class Autoencode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dvalue: Tensor | None, dx_hat: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         """Every gradient from one by-feature plan."""
-        W_enc_t, _ = ctx.saved_tensors
+        W_enc_t, W_dec = ctx.saved_tensors
         done, needs = ctx.done, ctx.needs_input_grad
-        grads = done.gradients(dvalue, dx_hat)
+        grads = done.gradients(dvalue, dx_hat, W_dec)
         dx = done.input_gradient(grads.value, W_enc_t) if needs[0] else None
         db_pre = -(grads.b_enc @ W_enc_t) if needs[5] else None
         db_dec = dx_hat.sum((0, 1)) if needs[4] and dx_hat is not None else None
-        for ids, extra in done.extra:  # each id once, so that every number is added to once
-            grads.W_enc.index_add_(0, ids, extra.W_enc)
-            grads.W_dec.index_add_(0, ids, extra.W_dec)
-            grads.b_enc.index_add_(0, ids, extra.b_enc)
-        done.extra.clear()
+        for left in done.left:
+            left.add_to(grads)
+        done.left.clear()
         return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None, None, None
 
 
@@ -148,16 +151,17 @@ class AuxK(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dx_hat: Float32[Tensor, "n_rows d_out"]) -> tuple[Tensor | None, ...]:
         """Compact gradients, left with the host or written out."""
-        W_enc_t, W_dec = ctx.saved_tensors
-        needs, grads = ctx.needs_input_grad, ctx.done.gradients(None, dx_hat[None].contiguous())
+        _, W_dec = ctx.saved_tensors
+        needs, grads = ctx.needs_input_grad, ctx.done.gradients(None, dx_hat[None].contiguous(), W_dec)
         dx = ctx.done.input_gradient(grads.value, ctx.W) if needs[0] else None
         db_pre = -(grads.b_enc @ ctx.W) if needs[4] else None
         by_feature: list[Tensor | None] = [None, None, None]
         if ctx.host is not None:
-            ctx.host.extra.append((ctx.ids, grads))
+            ctx.host.left.append(gpu_backward.Left(ctx.ids, grads))
         else:
-            compact = (grads.W_enc, grads.b_enc, grads.W_dec)
-            by_feature = [g.new_zeros(W_dec.shape[0], *g.shape[1:]).index_copy_(0, ctx.ids, g) for g in compact]
+            for i, grad in enumerate((grads.W_enc, grads.b_enc, grads.W_dec)):
+                assert grad is not None, "only a pass over all features defers"
+                by_feature[i] = grad.new_zeros(W_dec.shape[0], *grad.shape[1:]).index_copy_(0, ctx.ids, grad)
         ticket = None if ctx.host is None else torch.zeros_like(ctx.host.code.value)
         return dx, *by_feature, db_pre, None, None, None, None, ticket
 

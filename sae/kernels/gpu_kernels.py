@@ -109,6 +109,17 @@ def grad_norm_kernel(
 
 @triton.jit
 @no_type_check
+def adam(grad, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps):
+    """Parameter and moments after one step. rest1 = 1 − beta1, rest2 = 1 − beta2: taken in fp64, where the subtraction
+    loses nothing.
+    """
+    mean += rest1 * (grad - mean)
+    var = var * beta2 + rest2 * grad * grad
+    return param - lr_over_bias * mean / (tl.sqrt(var * one_over_bias2) + eps), mean, var
+
+
+@triton.jit
+@no_type_check
 def adam_kernel(
     grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, norm_ptr, n_elements, d, clip, lr_over_bias,
     rest1, beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr,
@@ -116,8 +127,7 @@ def adam_kernel(
 ):
     """One Adam step of each row; unit rows lose the radial part of their gradient and are renormalised. Grid (rows,).
 
-    rest1 = 1 − beta1, rest2 = 1 − beta2: taken in fp64, where the subtraction loses nothing. If SPARSE, rows whose
-    gradient has the squared norm 0 stay as they are.
+    If SPARSE, rows whose gradient has the squared norm 0 stay as they are.
     """
     row = tl.program_id(0).to(tl.int64)
     scale = clip / tl.maximum(tl.load(norm_ptr), clip) if CLIP else 1.0
@@ -139,10 +149,7 @@ def adam_kernel(
         tl.debug_barrier()
         if UNIT_ROWS:
             grad -= radial * param
-        grad *= scale
-        mean += rest1 * (grad - mean)
-        var = var * beta2 + rest2 * grad * grad
-        param -= lr_over_bias * mean / (tl.sqrt(var * one_over_bias2) + eps)
+        param, mean, var = adam(grad * scale, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps)
         tl.store(mean_ptr + at, mean, mask=inside)
         tl.store(var_ptr + at, var, mask=inside)
         tl.store(param_ptr + at, param, mask=inside)

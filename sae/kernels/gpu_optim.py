@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sae.kernels import ParamState
 from sae.kernels import gpu_kernels as kernels
+from sae.kernels.gpu_fused import Waiting, claim, fused_step
 from sae.kernels.gpu_launch import ceil_div, launch, power_of_2
 
 
@@ -32,12 +33,20 @@ def _row_length(p: ParamState) -> int:
 
 
 def optimizer_step(
-    params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float, clip: float | None
+    params: list[ParamState], waiting: list[Waiting], *, step: int, lr: float, betas: tuple[float, float], eps: float,
+    clip: float | None,
 ) -> Float32[Tensor, ""]:
-    """One Adam step, see `sae.kernels.Backend`. Two passes over the gradients (norm, step), no wait for the device."""
+    """One Adam step, see `sae.kernels.Backend`. Two passes over the gradients (norm, step), no wait for the device.
+
+    What waits is stepped with what its gradients are made of, or has its gradients made first.
+    """
+    claimed = claim(waiting, params)
+    numbers = (
+        lr / (1 - betas[0] ** step), 1 - betas[0], betas[1], 1 - betas[1], 1 / (1 - betas[1] ** step), eps,
+    )
     live = [(p, p.param.grad, _row_length(p)) for p in params if p.param.grad is not None]
     lengths = [ceil_div(p.param.numel(), d) for p, _, d in live]
-    squares = torch.empty(sum(lengths), device=live[0][0].param.device)
+    squares = torch.empty(sum(lengths), device=params[0].param.device)
     work = []
     for (p, p_grad, d), square in zip(live, squares.split(lengths), strict=True):
         grad, param = _flat(p_grad, p.param), _in_place(p.param, p.param)
@@ -48,14 +57,18 @@ def optimizer_step(
             UNIT_ROWS=p.unit_rows,
         )
         work.append((p, d, block, grad, square, radial))
-    norm = squares.sum().sqrt()
+    total = squares.sum()
+    if claimed is not None:
+        total = total + claimed[0].squares(claimed[2].unit_rows)
+    norm = total.sqrt()
+    if claimed is not None:
+        fused_step(*claimed, norm, clip, numbers)
     for p, d, block, grad, square, radial in work:
         param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
         launch(
             kernels.adam_kernel, (square.numel(),), grad, param, mean, var, square, radial, norm, param.numel(), d,
-            0.0 if clip is None else clip, lr / (1 - betas[0] ** step), 1 - betas[0], betas[1], 1 - betas[1],
-            1 / (1 - betas[1] ** step), eps, BLOCK_D=block, UNIT_ROWS=p.unit_rows, SPARSE=p.sparse_axis is not None,
-            CLIP=clip is not None,
+            0.0 if clip is None else clip, *numbers, BLOCK_D=block, UNIT_ROWS=p.unit_rows,
+            SPARSE=p.sparse_axis is not None, CLIP=clip is not None,
         )
         # autograd has to learn that they changed
         torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])

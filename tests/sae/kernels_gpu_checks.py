@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import ParamState, Select, gpu_backward, gpu_select
+from sae.kernels import Select, gpu_backward, gpu_select
 from sae.kernels.gpu import Gpu
 from sae.kernels.reference import Reference
 
@@ -210,9 +210,8 @@ def compare_code_grads(
             features = torch.arange(d_sae, device=device)
             segment = torch.bucketize(features, torch.tensor(limits or (d_sae,), device=device), right=True)
             extra = None if limits is None else extra_by_feature[place]
-            grads = gpu_backward.code_grads(
-                plan, code, extra, x, dy if limits else dy[:1], W_dec, ends=ends, fused_width=fused_width
-            )
+            work = gpu_backward.Work(plan, code, x, dy if limits else dy[:1], W_dec, extra, ends, fused_width)
+            grads = gpu_backward.code_grads(work)
             dacts = torch.einsum("fnd,fd->nf", dy[segment], W_dec) + (0 if limits is None else extra_by_feature)
             dpre = torch.where(acts != 0, dacts, 0)
             close("value", grads.value, dacts[place] * code.active)
@@ -389,25 +388,6 @@ def compare_auxk(
 
 
 @check
-def check_auxk_beside_a_pass(device: str) -> None:
-    """Its weight gradients reach the weights by way of the pass over all features, whichever losses are taken."""
-    for kernels in (Gpu("fp32"), Gpu("fp32", dense_above=1.0)):
-        problem = Problem.random(device, 9, 12, 10, 37)
-        dead = torch.arange(37, device=device) % 3 == 0
-        for weights in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
-            exact, problem = problem.leaves(torch.float64), problem.leaves()
-            for backend, p in ((REFERENCE, exact), (kernels, problem)):
-                out = p.autoencode(backend, MODES["topk"], (20, 37))
-                args = (p.x, p.W_enc, p.b_enc, p.W_dec, dead, 4)
-                aux, signed = (backend.auxk(*args, b_pre=p.b_pre, absolute=absolute) for absolute in (False, True))
-                terms = (out.x_hat - 1).square().sum() + out.code.value.sum(), (aux - 1).square().sum() + signed.sum()
-                loss = sum(w * term for w, term in zip(weights, terms, strict=True) if w)
-                loss.backward()
-            for name, gradient in exact.grads().items():
-                close(f"{weights} {name}", problem.grads()[name], gradient)
-
-
-@check
 def check_what_a_pass_holds_is_let_go(device: str) -> None:
     """With its outputs, without the garbage collector: nothing refers to itself."""
     problem, kernels = Problem.random(device, 2, 4, 4, 9), Gpu("fp32")
@@ -422,95 +402,6 @@ def check_what_a_pass_holds_is_let_go(device: str) -> None:
         assert value() is None and done() is None
     finally:
         gc.enable()
-
-
-@check
-def check_optimizer(device: str) -> None:
-    """Against the reference in fp64, over steps: unit rows, feature-major, flat and narrow parameters, with clipping."""
-    for clip in (None, 0.5, 1e6):
-        exact, params = (adam_params(device, dtype) for dtype in (torch.float64, torch.float32))
-        for step in (1, 2, 3):
-            norms = []
-            for kernels, group in ((REFERENCE, exact), (Gpu("fp32"), params)):
-                for i, p in enumerate(group):
-                    if i == 4:
-                        continue
-                    wave = torch.sin(torch.arange(p.param.numel(), device=device) * (step + i) + i)
-                    # the third parameter's gradient lies the other way round than its parameter
-                    p.param.grad = wave.view(p.param.shape).to(p.param.dtype)
-                norms.append(
-                    kernels.optimizer_step(group, step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-8, clip=clip)
-                )
-            close("norm", norms[1], norms[0])
-            for i, (a, b) in enumerate(zip(params, exact, strict=True)):
-                for name in ("param", "exp_avg", "exp_avg_sq"):
-                    close(f"{name} {i}", getattr(a, name), getattr(b, name))
-        assert params[0].param._version > 0, "autograd has been told of the change"
-
-
-@check
-def check_sparse_optimizer(device: str) -> None:
-    """Features without a gradient keep value and moments; in the parameters of every layout."""
-    sizes = {"W_dec": ((9, 21), 0), "W_enc": ((1100, 9), 1), "b_enc": ((9,), 0), "b_dec": ((21,), None)}
-    groups = []
-    for dtype in (torch.float64, torch.float32):
-        draw = torch.Generator().manual_seed(3)
-        group = []
-        for name, (size, axis) in sizes.items():
-            value = torch.randn(size, generator=draw).to(device, dtype)
-            value = value / value.norm(dim=1, keepdim=True) if name == "W_dec" else value
-            value = value.t().contiguous().t() if axis == 1 else value
-            group.append(ParamState(value, torch.zeros_like(value), torch.zeros_like(value), name == "W_dec", axis))
-        groups.append(group)
-    for step in (1, 2, 3):
-        still = torch.arange(9, device=device) % 3 == step - 1
-        before = [p.param[still].clone() for p in groups[1] if p.sparse_axis == 0]
-        for kernels, group in zip((REFERENCE, Gpu("fp32")), groups, strict=True):
-            for i, p in enumerate(group):
-                wave = torch.sin(torch.arange(p.param.numel(), device=device) * (step + i) + i).view(p.param.shape)
-                if p.sparse_axis is not None:
-                    wave = wave.index_fill(p.sparse_axis, still.nonzero().squeeze(-1), 0)
-                p.param.grad = wave.to(p.param.dtype)
-            kernels.optimizer_step(group, step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-8, clip=0.5)
-        for i, (a, b) in enumerate(zip(groups[1], groups[0], strict=True)):
-            for name in ("param", "exp_avg", "exp_avg_sq"):
-                close(f"{name} {i}", getattr(a, name), getattr(b, name))
-        after = [p.param[still] for p in groups[1] if p.sparse_axis == 0]
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "a still feature moved"
-
-
-def adam_params(device: str, dtype: torch.dtype) -> list[ParamState]:
-    draw = torch.Generator().manual_seed(3)
-    values = [torch.randn(s, generator=draw).to(device, dtype) for s in ((9, 21), (5, 1100), (7, 13), (4500,), (6,))]
-    for i in (0, 1):
-        values[i] /= values[i].norm(dim=1, keepdim=True)
-    values[2] = values[2].t().contiguous().t()
-    return [
-        ParamState(v, torch.zeros_like(v), torch.zeros_like(v), unit_rows=i < 2) for i, v in enumerate(values)
-    ]
-
-
-@check
-def check_short_training(device: str) -> None:
-    """Losses of sparse and dense steps from the same weights agree."""
-    losses = []
-    for kernels in (REFERENCE, Gpu("fp32")):
-        problem = Problem.random(device, 8, 10, 10, 37)
-        names = ("W_enc", "b_enc", "W_dec", "b_dec")
-        states = {n: [torch.zeros_like(getattr(problem, n)) for _ in range(2)] for n in names}
-        params = [ParamState(getattr(problem, n), *states[n], unit_rows=n == "W_dec") for n in names]
-        problem.W_dec.data /= problem.W_dec.data.norm(dim=1, keepdim=True)
-        for step in range(1, 9):
-            _, (x_hat,) = problem.autoencode(kernels, MODES["topk"])
-            loss = ((x_hat - problem.x.detach()) ** 2).sum(1).mean()
-            loss.backward()
-            kernels.optimizer_step(params, step=step, lr=0.01, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
-            for p in params:
-                p.param.grad = None
-            losses.append(loss.item())
-    dense, sparse = losses[:8], losses[8:]
-    assert dense[-1] < 0.8 * dense[0], dense
-    assert all(abs(a - b) <= 1e-4 * a for a, b in zip(dense, sparse, strict=True)), (dense, sparse)
 
 
 @check

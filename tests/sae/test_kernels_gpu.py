@@ -14,12 +14,13 @@ from sae.errors import SaescopeError
 from sae.kernels import Select
 
 REPOSITORY = Path(__file__).parents[2]
-CHECKS = re.findall(r"^@check\ndef check_(\w+)", (Path(__file__).parent / "kernels_gpu_checks.py").read_text(), re.M)
+FILES = [Path(__file__).with_name(f"kernels_gpu_{part}checks.py") for part in ("", "training_")]
+CHECKS = re.findall(r"^@check\ndef check_(\w+)", "".join(file.read_text() for file in FILES), re.M)
 WORKER = """
 from jaxtyping import install_import_hook
 install_import_hook("sae", "beartype.beartype")
-from tests.sae.kernels_gpu_checks import main
-main()
+from tests.sae import kernels_gpu_checks, kernels_gpu_training_checks
+kernels_gpu_checks.main()
 """
 
 
@@ -71,9 +72,10 @@ def test_without_triton_the_error_says_what_to_do() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CHECKS)
 def test_on_a_device(name: str) -> None:
-    from tests.sae.kernels_gpu_checks import CHECKS as functions
+    from tests.sae import kernels_gpu_checks, kernels_gpu_training_checks
 
-    functions[name]("cuda")
+    assert kernels_gpu_training_checks.ADAM  # imported for what it adds to the checks
+    kernels_gpu_checks.CHECKS[name]("cuda")
 
 
 @pytest.mark.gpu
@@ -92,7 +94,8 @@ def test_offsets_beyond_int32() -> None:
     assert (out[0] == 6).all() and (out[1] == -1).all()
     ones = torch.ones(2, d, dtype=torch.bfloat16, device="cuda")
     code = SparseCode(feature, value, 2, d_sae, k=1)
-    grads = gpu_backward.code_grads(gpu_backward.plan_by_feature(code), code, None, ones, ones[None], weights)
+    plan = gpu_backward.plan_by_feature(code)
+    grads = gpu_backward.code_grads(gpu_backward.Work(plan, code, ones, ones[None], weights, None, None))
     assert (grads.W_dec[-1] == 2).all() and (grads.W_dec[0] == 1).all() and grads.W_dec[1:-1].count_nonzero() == 0
     assert grads.value.tolist() == [3 * d, -d]
 
