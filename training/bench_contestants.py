@@ -208,9 +208,14 @@ class Peer(Contestant):
         self.process.wait()
 
 
-def ours(setup: Setup, variant: str, precision: str, *, keep_setup: bool = True) -> Ours:
+def ours(
+    setup: Setup, variant: str, precision: str, *, keep_setup: bool = True, fused_adam: bool = False
+) -> Ours:
     """Our own step through the sparse backend of the setup's device."""
     name = {"cpu": "cpu", "cuda": "gpu"}.get(setup.device.type)
     if name is None:
         raise SaescopeError(f"bench: there are sparse kernels for cpu and cuda, not for {setup.device}.")
-    return Ours(setup, variant, precision, backend(setup.device, name, precision), keep_setup=keep_setup)
+    kernels = backend(setup.device, name, precision, fused_adam=fused_adam)
+    contestant = Ours(setup, variant, precision, kernels, keep_setup=keep_setup)
+    contestant.name += " fused Adam" if fused_adam else ""
+    return contestant

@@ -69,6 +69,8 @@ def contestants(
     found: list[Contestant] = [
         ours(setup, variant, precision) for precision in precisions for variant in variants
     ]
+    if setup.device.type == "cuda":
+        found += [ours(setup, "topk", precision, fused_adam=True) for precision in precisions if "topk" in variants]
     # other libraries train in bf16 under autocast, which their code foresees on GPUs only
     formats = precisions if setup.device.type == "cuda" else ("fp32",)
     missing: list[str] = []

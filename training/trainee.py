@@ -46,7 +46,8 @@ class Trainee:
         self.config, self.clock, self.device = config, clock, device
         # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
         self.sae = (sae.normalised() if sae.unit_norm_decoder else sae).to(device)
-        self.sae.kernels = backend(device, config.train.kernels, config.train.precision)
+        train = config.train
+        self.sae.kernels = backend(device, train.kernels, train.precision, fused_adam=train.fused_adam)
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.sae.named_parameters()
         }

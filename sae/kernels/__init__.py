@@ -116,11 +116,14 @@ class Backend(Protocol):
         ...
 
 
-def backend(device: torch.device | str, name: str = "auto", precision: str = "auto") -> Backend:
+def backend(
+    device: torch.device | str, name: str = "auto", precision: str = "auto", *, fused_adam: bool = False
+) -> Backend:
     """The backend for a device, or the one asked for by name (also by the variable SAESCOPE_KERNELS).
 
     `precision` is `fp32`, `bf16` (encoder scores in bf16, values re-scored in fp32) or `auto` (bf16 where the
-    hardware multiplies it faster).
+    hardware multiplies it faster). `fused_adam` lets the gpu backend step weights without gradients of their size; the
+    others take no notice of it.
 
     Raises:
         SaescopeError: the name is unknown, or the backend cannot run on this device.
@@ -144,7 +147,7 @@ def backend(device: torch.device | str, name: str = "auto", precision: str = "au
             raise SaescopeError(
                 f"kernels: the gpu backend runs on CUDA devices, not on {device}; choose kernels=cpu or kernels=reference."
             )
-        return Gpu(precision)
+        return Gpu(precision, fused_adam=fused_adam)
     from sae.kernels.reference import Reference
 
     return Reference()

@@ -7,9 +7,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from sae.base import Progress
+from sae.init import initialise
 from sae.kernels import ParamState, Select, gpu_backward
 from sae.kernels.gpu import Gpu
 from sae.kernels.reference import Reference
+from sae.variants import VARIANTS
 from tests.sae.kernels_gpu_checks import MODES, REFERENCE, Problem, check, close
 
 ADAM = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8}
@@ -127,6 +130,32 @@ def check_fused_adam_makes_gradients_that_it_cannot_step(device: str) -> None:
     ours.kernels.optimizer_step(ours.params[1:2], step=1, clip=None, **ADAM)
     for name in ("W_enc", "W_dec"):
         close(name, getattr(ours.problem, name).grad, getattr(exact.problem, name).grad)
+
+
+@check
+def check_fused_adam_of_every_variant(device: str) -> None:
+    """A step of each variant as the trainer takes them, with some features dead; against steps with gradients."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 8, generator=draw)
+    x = (x / x.norm(dim=1, keepdim=True) * 8**0.5).to(device)
+    for variant, (kind, config) in VARIANTS.items():
+        states = []
+        for fused in (False, True):
+            k = {"k": 2} if "k" in config.model_fields else {"sparsity": {"coefficient": 0.1}}
+            sae = kind(config.model_validate({"d_sae": 16, **k}), 8)
+            initialise(sae, x.cpu())
+            sae.to(device).kernels = Gpu("fp32", dense_above=1.0, fused_adam=fused)
+            named = dict(sae.named_parameters())
+            params = [
+                ParamState(p, torch.zeros_like(p), torch.zeros_like(p), name == "W_dec" and sae.unit_norm_decoder)
+                for name, p in named.items()
+            ]
+            progress = Progress(torch.arange(16, device=device) % 4 == 0, lambda _: 1.0, 0.1, 1)
+            sae.step(x, x, progress).loss.backward()
+            sae.kernels.optimizer_step(params, step=1, clip=1.0, **(ADAM | {"eps": 1e-4}))
+            states.append({name: p.detach().clone() for name, p in named.items()})
+        for name, tensor in states[0].items():
+            close(f"{variant} {name}", states[1][name], tensor)
 
 
 @check
