@@ -107,9 +107,8 @@ def _train(shape: Shape) -> None:
 
 
 def _params(shape: Shape) -> list[ParamState]:
-    enc = [torch.empty(shape.d_sae, shape.d_in).t() for _ in range(3)]
-    dec = [torch.empty(shape.d_sae, shape.d_out) for _ in range(3)]
-    return [ParamState(*enc), ParamState(*dec, unit_rows=True)]
+    enc, dec = torch.empty(shape.d_sae, shape.d_in).t(), torch.empty(shape.d_sae, shape.d_out)
+    return [ParamState(p, torch.empty_like(p), torch.empty_like(p), unit_rows=p is dec) for p in (enc, dec)]
 
 
 def _fused(shape: Shape, work: gpu_backward.Work) -> None:

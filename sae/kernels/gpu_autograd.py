@@ -19,10 +19,16 @@ from sae.kernels.gpu_encode import Encoder, Settings, encode
 
 def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> int | Int64[Tensor, "..."]:
     """Where each row's entries begin and where each of its prefixes of features ends, as `gpu_products.decode` takes it."""
+    if code.indptr is None:
+        assert code.k is not None
+        if prefixes is None:
+            return code.k
+        starts = torch.arange(code.n_rows + 1, device=code.feature.device) * code.k
+    else:
+        starts = code.indptr
     if prefixes is None:
-        return code.k if code.indptr is None else code.indptr
-    device = code.feature.device
-    starts = torch.arange(code.n_rows + 1, device=device) * code.k if code.indptr is None else code.indptr
+        return starts
+    device = starts.device
     place = code.rows() * code.d_sae + code.feature
     row = torch.arange(code.n_rows, device=device)[:, None] * code.d_sae
     ends = torch.searchsorted(place, row + torch.tensor(prefixes, device=device))

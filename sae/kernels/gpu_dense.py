@@ -39,22 +39,23 @@ def gradients(
     """Value, weight and bias gradients; `dy` is what reaches the features between two ends, as `suffix_sums` gives it."""
     d_sae, d_out = W_dec.shape
     zeros = code.value.new_zeros
-    grads = CodeGrads(zeros(d_sae, x.shape[1]), zeros(d_sae, d_out), zeros(d_sae), zeros(code.value.shape))
+    dW_enc, dW_dec, db_enc = zeros(d_sae, x.shape[1]), zeros(d_sae, d_out), zeros(d_sae)
+    dvalue = torch.zeros_like(code.value)
     for rows, entries in chunks(code, settings):
         place = places(code, rows, entries)
         acts = settings.operand(written_out(code, code.value, rows, entries, place))
         dacts = zeros(rows.stop - rows.start, d_sae)  # beyond the last end only `extra` arrives
         for level, (begin, end) in enumerate(segments(ends)):
             dy_rows = settings.operand(dy[level, rows])
-            grads.W_dec[begin:end] += matmul(acts[:, begin:end].t(), dy_rows)
+            dW_dec[begin:end] += matmul(acts[:, begin:end].t(), dy_rows)
             dacts[:, begin:end] = matmul(dy_rows, W_dec[begin:end].t())
-        dvalue = dacts.view(-1)[place] if extra is None else dacts.view(-1)[place] + extra[entries]
+        arrived = dacts.view(-1)[place] if extra is None else dacts.view(-1)[place] + extra[entries]
         # padding passes no gradient on
-        grads.value[entries] = torch.where(code.value[entries] != 0, dvalue, 0.0)
-        dpre = written_out(code, grads.value, rows, entries, place)
-        grads.b_enc.add_(dpre.sum(0))
-        grads.W_enc.add_(matmul(settings.operand(dpre).t(), x[rows]))
-    return grads
+        dvalue[entries] = torch.where(code.value[entries] != 0, arrived, 0.0)
+        dpre = written_out(code, dvalue, rows, entries, place)
+        db_enc += dpre.sum(0)
+        dW_enc += matmul(settings.operand(dpre).t(), x[rows])
+    return CodeGrads(dW_enc, dW_dec, db_enc, dvalue)
 
 
 def chunks(code: SparseCode, settings: Settings) -> Iterator[tuple[slice, slice]]:

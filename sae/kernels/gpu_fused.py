@@ -97,17 +97,22 @@ def left_tensors(work: Work, left: list[Left]) -> tuple[Tensor, Tensor, Tensor]:
 
 def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, ParamState, ParamState] | None:
     """What waits, with its parameters, if the fused step can take it; otherwise the gradients are made."""
-    found = None
     by_id = {id(p.param): p for p in params}
-    if len(waiting) == 1:
-        enc, dec = (by_id.get(id(ref())) for ref in (waiting[0].W_enc, waiting[0].W_dec))
-        fits = enc is not None and dec is not None and enc.param.grad is None and dec.param.grad is None
-        if fits and not enc.unit_rows and (enc.sparse_axis is None) == (dec.sparse_axis is None):
-            found = waiting[0], enc, dec
-    for one in waiting if found is None else ():
-        one.write_out()
+    here = list(waiting)
     waiting.clear()
-    return found
+    if len(here) == 1:
+        enc, dec = (by_id.get(id(ref())) for ref in (here[0].W_enc, here[0].W_dec))
+        if enc is not None and dec is not None and fits(enc, dec):
+            return here[0], enc, dec
+    for one in here:
+        one.write_out()
+    return None
+
+
+def fits(enc: ParamState, dec: ParamState) -> bool:
+    """No gradient from elsewhere, and what `fused_adam_kernel` knows how to do."""
+    alone = enc.param.grad is None and dec.param.grad is None
+    return alone and not enc.unit_rows and (enc.sparse_axis is None) == (dec.sparse_axis is None)
 
 
 def fused_step(
