@@ -45,6 +45,10 @@ class Autoencoded(NamedTuple):
     x_hat: Float[Tensor, "n_prefixes n_rows d_out"]
     """One reconstruction per prefix; without prefixes there is one, of all features."""
 
+    def single(self) -> tuple[SparseCode, Float[Tensor, "n_rows d_out"]]:
+        """Code and reconstruction of a pass without prefixes: a view, whose gradient need not be copied into a stack."""
+        return self.code, self.x_hat.squeeze(0)
+
 
 @dataclass
 class ParamState:

@@ -9,6 +9,9 @@ Machine code kept on disk is known by its own source file alone: a file of loops
 from typing import no_type_check
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from sae.kernels.cpu_run import jit
 
@@ -44,95 +47,97 @@ def four_dots(x, a, b, c, d, out):
     out[0], out[1], out[2], out[3] = sa, sb, sc, sd
 
 
+@intrinsic
+def as_float(_, score):
+    """A score as fp32: itself, or what its bf16 bits stand for."""
+
+    def codegen(context, builder, signature, args):  # noqa: ARG001
+        if signature.args[0] == types.float32:
+            return args[0]
+        bits = builder.shl(builder.zext(args[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(score), codegen
+
+
+# A function for each four strips: the loops do not vectorise otherwise. Four, because a maximum of one strip with what is
+# there is compiled to a store under a mask, which takes processors without AVX512 ten times as long.
+
+
 @jit
 @no_type_check
-def load_row(r, half, scores16, scores32, out):
-    """Row r of the scores as fp32."""
-    if half:
-        bits = out.view(np.uint32)
-        row = scores16[r]
-        for j in range(out.size):
-            bits[j] = np.uint32(row[j]) << np.uint32(16)
-    else:
-        row32 = scores32[r]
-        for j in range(out.size):
-            out[j] = row32[j]
-
-
-# a function for each strip: the loops do not vectorise otherwise
-
-
-@jit
-@no_type_check
-def strip_max(score, bias, peak):
-    """score += bias; peak = max(peak, score). Returns 0, or NaN if a score is not finite."""
-    poison = np.float32(0)
-    for j in range(score.size):
-        v = score[j] + bias[j]
-        score[j] = v
-        poison += v * np.float32(0)
-        peak[j] = v if v > peak[j] else peak[j]
+def strips_max(a, b, c, d, bias_a, bias_b, bias_c, bias_d, peak):
+    """peak = max(peak, score + bias) over four strips. Returns 0, or NaN if a score is not finite."""
+    poison, zero = np.float32(0), np.float32(0)
+    for j in range(peak.size):
+        va, vb = as_float(a[j]) + bias_a[j], as_float(b[j]) + bias_b[j]
+        vc, vd = as_float(c[j]) + bias_c[j], as_float(d[j]) + bias_d[j]
+        poison += (va * zero + vb * zero) + (vc * zero + vd * zero)
+        top = va if va > peak[j] else peak[j]
+        top = vb if vb > top else top
+        top = vc if vc > top else top
+        peak[j] = vd if vd > top else top
     return poison
 
 
 @jit
 @no_type_check
-def strip_max_abs(score, bias, peak):
-    """As `strip_max`, of the absolute score."""
-    poison = np.float32(0)
-    for j in range(score.size):
-        v = score[j] + bias[j]
-        score[j] = v
-        poison += v * np.float32(0)
-        a = abs(v)
-        peak[j] = a if a > peak[j] else peak[j]
+def strips_max_abs(a, b, c, d, bias_a, bias_b, bias_c, bias_d, peak):
+    """As `strips_max`, of the absolute score."""
+    poison, zero = np.float32(0), np.float32(0)
+    for j in range(peak.size):
+        va, vb = abs(as_float(a[j]) + bias_a[j]), abs(as_float(b[j]) + bias_b[j])
+        vc, vd = abs(as_float(c[j]) + bias_c[j]), abs(as_float(d[j]) + bias_d[j])
+        poison += (va * zero + vb * zero) + (vc * zero + vd * zero)
+        top = va if va > peak[j] else peak[j]
+        top = vb if vb > top else top
+        top = vc if vc > top else top
+        peak[j] = vd if vd > top else top
     return poison
+
+
+@jit
+@no_type_check
+def quad(score, i, m):
+    """The four strips of m scores from strip i on; after the last full one that one again."""
+    last = score.size // m - 1
+    j, k, n = min(i + 1, last) * m, min(i + 2, last) * m, min(i + 3, last) * m
+    return score[i * m:i * m + m], score[j:j + m], score[k:k + m], score[n:n + m]
 
 
 @jit
 @no_type_check
 def group_max(score, bias, peak, absolute):
-    """Add the bias; peak[j] = the largest of scores j, j + m, j + 2m, … (m groups). True if all are finite.
+    """peak[j] = the largest of scores (with bias) j, j + m, j + 2m, … (m groups). True if all are finite.
 
     Strided groups make the maximum an element-wise one, which vectorises without shuffles.
     """
-    m, n = peak.size, score.size
-    poison = np.float32(0)
+    m, poison = peak.size, np.float32(0)
+    n_full = score.size // m
     peak[:] = np.float32(-np.inf)
-    for a in range(0, n, m):
-        b = min(a + m, n)
+    for i in range(0, n_full, 4):
         if absolute:
-            poison += strip_max_abs(score[a:b], bias[a:b], peak[: b - a])
+            poison += strips_max_abs(*quad(score, i, m), *quad(bias, i, m), peak)
         else:
-            poison += strip_max(score[a:b], bias[a:b], peak[: b - a])
+            poison += strips_max(*quad(score, i, m), *quad(bias, i, m), peak)
+    s, b = score[n_full * m:], bias[n_full * m:]
+    if absolute:
+        poison += strips_max_abs(s, s, s, s, b, b, b, b, peak[: s.size])
+    else:
+        poison += strips_max(s, s, s, s, b, b, b, b, peak[: s.size])
     return poison == 0
 
 
 @jit
 @no_type_check
-def strip_excess(score, bias, low, slope, w_norm, peak, absolute):
-    """As `strip_max`, of the excess over each feature's bound: score − low + slope · w_norm."""
+def strip_excess(score, bias, low, slope, w_norm, excess, absolute):
+    """Of each score the excess over its feature's bound: score − low + slope · w_norm. Returns 0 or NaN, as above."""
     poison = np.float32(0)
     for j in range(score.size):
-        v = score[j] + bias[j]
-        score[j] = v
+        v = as_float(score[j]) + bias[j]
         poison += v * np.float32(0)
-        a = (abs(v) if absolute else v) - low[j] + slope * w_norm[j]
-        peak[j] = a if a > peak[j] else peak[j]
+        excess[j] = (abs(v) if absolute else v) - low[j] + slope * w_norm[j]
     return poison
-
-
-@jit
-@no_type_check
-def group_excess(score, bias, low, slope, w_norm, peak, absolute):
-    """As `group_max`, of the excess over each feature's bound."""
-    m, n = peak.size, score.size
-    poison = np.float32(0)
-    peak[:] = np.float32(-np.inf)
-    for a in range(0, n, m):
-        b = min(a + m, n)
-        poison += strip_excess(score[a:b], bias[a:b], low[a:b], slope, w_norm[a:b], peak[: b - a], absolute)
-    return poison == 0
 
 
 @jit
@@ -172,15 +177,20 @@ def bound_for(peak, n_wanted, floor):
 
 @jit
 @no_type_check
-def gather_between(score, peak, lo, hi, absolute, index, n):
-    """Append to index[n:] every feature whose (absolute) score lies in [lo, hi); returns the new n."""
+def gather_between(score, bias, peak, lo, hi, absolute, index, found, n):
+    """Append every feature whose (absolute) score lies in [lo, hi) to index[n:], its score to found[n:].
+
+    Returns the new n.
+    """
     m = peak.size
     for j in range(m):
         if peak[j] >= lo:
             for i in range(j, score.size, m):
-                a = abs(score[i]) if absolute else score[i]
+                v = as_float(score[i]) + bias[i]
+                a = abs(v) if absolute else v
                 if lo <= a < hi:
                     index[n] = i
+                    found[n] = v
                     n += 1
     return n
 
@@ -263,8 +273,8 @@ def keep_best(index, value, key, n, k, feature_out, value_out):
 
 @jit
 @no_type_check
-def rescore(x, w, bias, score, index, lo, hi, value):
-    """Exact values of candidates lo:hi; returns the sum of squared errors of their scores."""
+def rescore(x, w, bias, found, index, lo, hi, value):
+    """Exact values of candidates lo:hi; returns the sum of squared errors of the scores by which they were found."""
     q = lo
     while q + 4 <= hi:
         four_dots(x, w[index[q]], w[index[q + 1]], w[index[q + 2]], w[index[q + 3]], value[q:q + 4])
@@ -275,7 +285,7 @@ def rescore(x, w, bias, score, index, lo, hi, value):
     err2 = np.float32(0)
     for q in range(lo, hi):
         value[q] += bias[index[q]]
-        err2 += (value[q] - score[index[q]]) ** 2
+        err2 += (value[q] - found[q]) ** 2
     return err2
 
 
@@ -293,26 +303,30 @@ def select_topk(lo, hi, half, scores16, scores32, x, w, bias, k, n_candidates, n
     lowered until it lies so far below the k-th exact value that no score outside can have been that wrong.
     """
     d_sae = bias.size
-    score = np.empty(d_sae, np.float32)
     peak = np.empty(n_groups, np.float32)
     index = np.empty(d_sae, np.int32)
+    found = np.empty(d_sae, np.float32)
     exact = np.empty(d_sae, np.float32)
     key = np.empty(d_sae, np.int32)
     inf = np.float32(np.inf)
     for r in range(lo, hi):
         row = first + r
-        load_row(r, half, scores16, scores32, score)
-        if not group_max(score, bias, peak, absolute):
-            bad[row] = 1
-            continue
-        bound = bound_for(peak, n_candidates, -inf if half else np.float32(0))
-        n = gather_between(score, peak, bound, inf, absolute, index, 0)
         if not half:
-            for q in range(n):
-                exact[q] = score[index[q]]
+            score32 = scores32[r]
+            if not group_max(score32, bias, peak, absolute):
+                bad[row] = 1
+                continue
+            bound = bound_for(peak, n_candidates, np.float32(0))
+            n = gather_between(score32, bias, peak, bound, inf, absolute, index, exact, 0)
             rank_keys(exact, n, absolute, key)
         else:
-            err2 = rescore(x[row], w, bias, score, index, 0, n, exact)
+            score16 = scores16[r]
+            if not group_max(score16, bias, peak, absolute):
+                bad[row] = 1
+                continue
+            bound = bound_for(peak, n_candidates, -inf)
+            n = gather_between(score16, bias, peak, bound, inf, absolute, index, found, 0)
+            err2 = rescore(x[row], w, bias, found, index, 0, n, exact)
             rank_keys(exact, n, absolute, key)
             while n < d_sae:
                 kth = key[n:n + 1]  # scratch: one integer, read back as the float it stands for
@@ -320,8 +334,8 @@ def select_topk(lo, hi, half, scores16, scores32, x, w, bias, k, n_candidates, n
                 safe = kth.view(np.float32)[0] - SIGMAS * np.float32(np.sqrt(err2 / max(n, 1)))
                 if bound <= safe:
                     break
-                n_more = gather_between(score, peak, safe, bound, absolute, index, n)
-                err2 += rescore(x[row], w, bias, score, index, n, n_more, exact)
+                n_more = gather_between(score16, bias, peak, safe, bound, absolute, index, found, n)
+                err2 += rescore(x[row], w, bias, found, index, n, n_more, exact)
                 n, bound = n_more, safe
                 rank_keys(exact, n, absolute, key)
         keep_best(index, exact, key, n, k, feature[row], value[row])
@@ -332,12 +346,11 @@ def select_topk(lo, hi, half, scores16, scores32, x, w, bias, k, n_candidates, n
 def peak_histogram(lo, hi, half, scores16, scores32, bias, n_groups, absolute, first, bad):
     """How many group maxima have each upper half of a positive fp32 number."""
     histogram = np.zeros(1 << 15, np.int32)
-    score = np.empty(bias.size, np.float32)
     peak = np.empty(n_groups, np.float32)
     bits = peak.view(np.int32)
     for r in range(lo, hi):
-        load_row(r, half, scores16, scores32, score)
-        if not group_max(score, bias, peak, absolute):
+        finite = group_max(scores16[r], bias, peak, absolute) if half else group_max(scores32[r], bias, peak, absolute)
+        if not finite:
             bad[first + r] = 1
             continue
         for j in range(n_groups):
@@ -359,6 +372,29 @@ def grown(array, n):
 
 @jit
 @no_type_check
+def find_above(score, bias, excess, peak, index, found):
+    """Features whose excess is positive, and their scores.
+
+    Returns how many, and whether they ascend: so they do if all features were looked at; where few groups have any, they
+    come group by group.
+    """
+    d_sae, n_groups = bias.size, peak.size
+    n_hit, n = 0, 0
+    for j in range(n_groups):
+        n_hit += peak[j] > 0
+    ascending = n_hit * 4 > n_groups
+    for j in range(1 if ascending else n_groups):
+        if ascending or peak[j] > 0:
+            for f in range(j, d_sae, 1 if ascending else n_groups):
+                if excess[f] > 0:
+                    index[n] = f
+                    found[n] = as_float(score[f]) + bias[f]
+                    n += 1
+    return n, ascending
+
+
+@jit
+@no_type_check
 def select_above(lo, hi, half, scores16, scores32, x, x_norm, w, w_norm, bias, low, threshold, trust, n_groups,
                  absolute, first, bad):
     """Active entries of rows lo:hi, CSR: features, values, entries per row, and the worst share of BF16 seen.
@@ -367,9 +403,10 @@ def select_above(lo, hi, half, scores16, scores32, x, x_norm, w, w_norm, bias, l
     value exceeds the threshold.
     """
     d_sae = bias.size
-    score = np.empty(d_sae, np.float32)
     peak = np.empty(n_groups, np.float32)
     index = np.empty(d_sae, np.int32)
+    found = np.empty(d_sae, np.float32)
+    excess, zeros = np.empty(d_sae, np.float32), np.zeros(d_sae, np.float32)
     feature = np.empty(64 * (hi - lo) + 64, np.int32)
     value = np.empty(feature.size, np.float32)
     counts = np.zeros(hi - lo, np.int64)
@@ -377,45 +414,34 @@ def select_above(lo, hi, half, scores16, scores32, x, x_norm, w, w_norm, bias, l
     worst = np.float32(0)
     for r in range(lo, hi):
         row = first + r
-        load_row(r, half, scores16, scores32, score)
         unit = BF16 * x_norm[row] if half else np.float32(0)
         slope = trust * unit
-        if not group_excess(score, bias, low, slope, w_norm, peak, absolute):
+        if half:
+            poison = strip_excess(scores16[r], bias, low, slope, w_norm, excess, absolute)
+        else:
+            poison = strip_excess(scores32[r], bias, low, slope, w_norm, excess, absolute)
+        if poison != 0:
             bad[row] = 1
             continue
-        n_hit = 0
-        for j in range(n_groups):
-            n_hit += peak[j] > 0
-        n = 0
-        if n_hit * 4 > n_groups:
-            for f in range(d_sae):
-                a = abs(score[f]) if absolute else score[f]
-                if a - low[f] + slope * w_norm[f] > 0:
-                    index[n] = f
-                    n += 1
+        group_max(excess, zeros, peak, False)
+        if half:
+            n, ascending = find_above(scores16[r], bias, excess, peak, index, found)
         else:
-            for j in range(n_groups):
-                if peak[j] > 0:
-                    for f in range(j, d_sae, n_groups):
-                        a = abs(score[f]) if absolute else score[f]
-                        if a - low[f] + slope * w_norm[f] > 0:
-                            index[n] = f
-                            n += 1
+            n, ascending = find_above(scores32[r], bias, excess, peak, index, found)
         feature = grown(feature, n_kept + n)
         value = grown(value, n_kept + n)
         before = n_kept
         for q in range(n):
-            f = index[q]
-            v = score[f]
+            f, v = index[q], found[q]
             if half:
                 v = dot(x[row], w[f]) + bias[f]
-                worst = max(worst, abs(v - score[f]) / (unit * w_norm[f] + np.float32(1e-30)))
+                worst = max(worst, abs(v - found[q]) / (unit * w_norm[f] + np.float32(1e-30)))
             a = abs(v) if absolute else v
             if a > threshold[f]:
                 feature[n_kept] = f
                 value[n_kept] = v
                 n_kept += 1
         counts[r - lo] = n_kept - before
-        if n_hit * 4 <= n_groups:
+        if not ascending:
             sort_row(feature[before:n_kept], value[before:n_kept], n_kept - before)
     return feature[:n_kept], value[:n_kept], counts, worst

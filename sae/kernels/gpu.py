@@ -35,7 +35,8 @@ class Gpu:
         chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
         dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
         fused_adam: gradients of W_enc and W_dec that come from one sparse pass are not written to `.grad` but made in
-            `optimizer_step`, which has to follow each backward pass: see `sae.kernels.gpu_fused`.
+            `optimizer_step`, which has to follow each backward pass (`zero_grad` undoes none): see
+            `sae.kernels.gpu_fused`.
 
     Raises:
         SaescopeError: triton is not installed.
@@ -142,7 +143,7 @@ class Gpu:
         """Reconstruction from the strongest dead features, over the compacted set of them.
 
         Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
-        the same step, so that no second dense gradient is made and added.
+        the same step, so that no second dense gradient is made and added: both losses then go into one backward.
         """
         _check(None, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
         if x.dtype == torch.float64:
@@ -168,8 +169,10 @@ class Gpu:
         """Adam with clipping by global norm and unit-norm rows."""
         tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
         arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip}
-        nothing = not self._waiting and all(p.param.grad is None for p in params)
-        if any(t.dtype != torch.float32 for t in tensors) or nothing:
+        other = any(t.dtype != torch.float32 for t in tensors)
+        while other and self._waiting:
+            self._waiting.pop().write_out()
+        if other or (not self._waiting and all(p.param.grad is None for p in params)):
             return self._reference.optimizer_step(params, **arguments)
         _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
         from sae.kernels import gpu_optim
@@ -182,8 +185,8 @@ class Gpu:
         if held is None or not torch.is_grad_enabled():
             return None, None
         value, enc, dec, done = (ref() for ref in held)
-        both = value is not None and done is not None
-        return (value, done) if both and enc is W_enc and dec is W_dec else (None, None)
+        usable = value is not None and done is not None and not done.spent
+        return (value, done) if usable and enc is W_enc and dec is W_dec else (None, None)
 
 
 def _plain(x: Tensor) -> torch.autocast:

@@ -141,18 +141,18 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tupl
     """Types, constants and divisibility of the arguments, as triton's own launcher would specialise them."""
     names = launch.kernel.arg_names
     types: dict[str, str] = {}
-    constants = dict(launch.constants)
+    constants, plain = dict(launch.constants), launch.kernel.do_not_specialize
     aligned: dict[tuple[int], list[list[Any]]] = {}
     for i, (name, arg) in enumerate(zip(names, launch.args, strict=False)):
         if isinstance(arg, Tensor):
             types[name] = _TYPES[arg.dtype]
         elif isinstance(arg, float):
             types[name] = "fp32"
-        elif arg == 1:
+        elif arg == 1 and name not in plain:
             types[name], constants[name] = "constexpr", 1
         else:
             types[name] = "i32" if -(2**31) <= arg < 2**31 else "i64"
-        if isinstance(arg, Tensor) or (isinstance(arg, int) and arg != 1 and arg % 16 == 0):
+        if isinstance(arg, Tensor) or (isinstance(arg, int) and arg != 1 and arg % 16 == 0 and name not in plain):
             aligned[(i,)] = [["tt.divisibility", 16]]
     return {name: types.get(name, "constexpr") for name in names}, constants, aligned
 

@@ -11,6 +11,9 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+SIZES = ["n_windows", "n_entries"]
+"""Differ from step to step in codes without a fixed k: no machine code is made for multiples of 16 of them."""
+
 
 @triton.jit
 @no_type_check
@@ -89,7 +92,7 @@ def sum_entries(
     return grad_enc, grad_dec, tl.sum(grad_b, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def weight_grads_kernel(
     feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr, dy_ptr, W_dec_ptr,
@@ -132,7 +135,7 @@ def sum_parts(part_ptr, column, window, last_window, d, BLOCK_D: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def sum_parts_kernel(
     feature_ptr, first_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, n_windows,

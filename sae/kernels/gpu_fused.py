@@ -3,10 +3,13 @@
 The backward pass makes the value gradients and what clipping has to know, the norms. The optimiser step then sums each
 feature's gradients once more, in registers, and steps its rows: 8 · d_sae · (d_in + d_out) bytes of traffic and half of
 that in memory are saved, for gathering the active rows twice. In time that pays where a feature has few entries
-(n_rows · k < 4 · d_sae, if nothing is found in cache); in memory always.
+(n_rows · k < 4 · d_sae, if nothing is found in cache). In memory it pays for up to some 60 entries a feature: inputs,
+their gradients and the pieces of hot features wait, (d_in + d_out) / 32 bytes for each entry.
 
 Until the optimiser step, `.grad` of both weights holds only what other terms of the loss have put there. If there is
-anything, or several passes wait for the same weights, the gradients are made after all and added.
+anything, or several passes wait for the same weights, the gradients are made after all and added. What waits stays
+until an optimiser step: every backward pass over the weights (also `torch.autograd.grad`, whatever it asks for) is to be
+followed by one.
 """
 
 import weakref
@@ -16,6 +19,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from sae.errors import SaescopeError
 from sae.kernels import ParamState
 from sae.kernels import gpu_fused_kernels as kernels
 from sae.kernels.gpu_backward import CodeGrads, Left, Work, code_grads
@@ -32,8 +36,29 @@ class Waiting:
     left: list[Left]
     dvalue: Float32[Tensor, " nnz"]
     parts: list[Tensor]
+    left_rows: tuple[Tensor, Tensor, Tensor]
     stats: Float32[Tensor, "4 d_sae"]
     """Of each feature's gradients: see `gpu_fused_kernels.store_stats`."""
+    versions: list[int] = field(default_factory=list)
+    """Of the tensors that the step reads, as autograd counts them."""
+
+    def read(self) -> list[Tensor]:
+        """The tensors that the step reads and others could have changed."""
+        work, weights = self.work, (self.W_enc(), self.W_dec())
+        tensors = [work.x, work.dy, work.code.value, work.code.feature, *weights]
+        return [t for t in tensors if t is not None]
+
+    def check(self) -> None:
+        """Nobody has changed them since.
+
+        Raises:
+            SaescopeError: somebody has.
+        """
+        if [t._version for t in self.read()] != self.versions:
+            raise SaescopeError(
+                "kernels: weights or activations were changed between the backward pass and the optimiser step, which "
+                "with fused_adam still reads them; change them afterwards, or set train.fused_adam=false."
+            )
 
     def squares(self, unit_rows: bool) -> Float32[Tensor, ""]:
         """The squared norm of both gradients."""
@@ -65,12 +90,11 @@ class Deferred:
         d_sae, device = W_dec.shape[0], W_dec.device
         waiting = Waiting(
             self.W_enc, self.W_dec, work, list(left), torch.zeros_like(work.code.value), work.parts(),
-            torch.empty(4, d_sae, device=device),
+            left_tensors(work, left), torch.empty(4, d_sae, device=device),
         )
-        self.waiting.append(waiting)
         b_enc = torch.empty(d_sae, device=device)
         tensors, constants, plan = work.tensors(waiting.dvalue), work.constants(), work.plan
-        tail = (*left_tensors(work, left), W_dec, b_enc, waiting.stats, *waiting.parts)
+        tail = (*waiting.left_rows, W_dec, b_enc, waiting.stats, *waiting.parts)
         launch(
             kernels.grad_stats_kernel, (2 * plan.n_windows + d_sae,), *tensors, *tail, *work.numbers(), **constants,
             HAS_LEFT=bool(left),
@@ -81,6 +105,8 @@ class Deferred:
             BLOCK_IN=constants["BLOCK_IN"], BLOCK_OUT=constants["BLOCK_OUT"], HAS_LEFT=bool(left),
             num_warps=constants["num_warps"],
         )
+        waiting.versions = [t._version for t in waiting.read()]
+        self.waiting.append(waiting)
         return CodeGrads(None, None, b_enc, waiting.dvalue)
 
 
@@ -98,8 +124,9 @@ def left_tensors(work: Work, left: list[Left]) -> tuple[Tensor, Tensor, Tensor]:
 def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, ParamState, ParamState] | None:
     """What waits, with its parameters, if the fused step can take it; otherwise the gradients are made."""
     by_id = {id(p.param): p for p in params}
-    here = list(waiting)
-    waiting.clear()
+    here = [waiting.pop() for _ in range(len(waiting))]
+    for one in here:
+        one.check()
     if len(here) == 1:
         enc, dec = (by_id.get(id(ref())) for ref in (here[0].W_enc, here[0].W_dec))
         if enc is not None and dec is not None and fits(enc, dec):
@@ -125,7 +152,7 @@ def fused_step(
     assert all(t.t().is_contiguous() for t in states[0]) and all(t.is_contiguous() for t in states[1])
     launch(
         kernels.fused_adam_kernel, (2 * work.plan.n_windows + work.code.d_sae,), *work.tensors(waiting.dvalue),
-        *left_tensors(work, waiting.left), *states[0], *states[1], waiting.stats, *waiting.parts[:2], norm,
+        *waiting.left_rows, *states[0], *states[1], waiting.stats, *waiting.parts[:2], norm,
         *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(), HAS_LEFT=bool(waiting.left),
         UNIT_ROWS=dec.unit_rows, SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
     )

@@ -8,7 +8,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from sae.kernels.gpu_backward_kernels import find_piece, sum_entries, sum_parts
+from sae.kernels.gpu_backward_kernels import SIZES, find_piece, sum_entries, sum_parts
 from sae.kernels.gpu_kernels import adam
 
 
@@ -45,7 +45,7 @@ def store_stats(
     tl.store(db_ptr + feature, grad_b)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def grad_stats_kernel(
     feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr, dy_ptr, decoder_ptr,
@@ -76,7 +76,7 @@ def grad_stats_kernel(
             tl.store(part_b_ptr + part, grad_b)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def hot_stats_kernel(
     feature_ptr, first_ptr, left_row_ptr, left_enc_ptr, left_dec_ptr, W_ptr, db_ptr, stat_ptr, part_enc_ptr,
@@ -122,7 +122,7 @@ def step_row(
     tl.store(param_ptr + at, param, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 @no_type_check
 def fused_adam_kernel(
     feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr, dy_ptr, decoder_ptr,
@@ -153,7 +153,7 @@ def fused_adam_kernel(
             grad_dec = sum_parts(part_dec_ptr, column_out, window, last, d_out, BLOCK_OUT)
         grad_enc += left_row(left_row_ptr, left_enc_ptr, feature, column_in, d_in, BLOCK_IN, HAS_LEFT)
         grad_dec += left_row(left_row_ptr, left_dec_ptr, feature, column_out, d_out, BLOCK_OUT, HAS_LEFT)
-        scale = clip / tl.maximum(tl.load(norm_ptr), clip) if CLIP else 1.0
+        scale = clip / tl.maximum(tl.load(norm_ptr), clip, propagate_nan=tl.PropagateNan.ALL) if CLIP else 1.0
         radial = tl.load(stat_ptr + 2 * d_sae + feature) if UNIT_ROWS else 0.0
         square_dec_ptr = stat_ptr + (3 * d_sae if UNIT_ROWS else d_sae)
         step_row(

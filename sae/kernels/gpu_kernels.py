@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_entries"])
 @no_type_check
 def entry_dots_kernel(
     row_ptr, feature_ptr, rows_ptr, weights_ptr, bias_ptr, extra_ptr, dot_ptr, n_entries, k, d,
@@ -130,7 +130,7 @@ def adam_kernel(
     If SPARSE, rows whose gradient has the squared norm 0 stay as they are.
     """
     row = tl.program_id(0).to(tl.int64)
-    scale = clip / tl.maximum(tl.load(norm_ptr), clip) if CLIP else 1.0
+    scale = clip / tl.maximum(tl.load(norm_ptr), clip, propagate_nan=tl.PropagateNan.ALL) if CLIP else 1.0
     if SPARSE:
         n_elements = tl.where(tl.load(square_ptr + row) == 0, 0, n_elements)
     radial = 0.0

@@ -42,7 +42,7 @@ def signed_step(
     target: Float[Tensor, "n_rows d_out"], progress: Progress,
 ) -> Step:
     """Reconstruction and AuxK with signed activations."""
-    code, (x_hat,) = sae.kernels.autoencode(x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, select, b_pre=sae.b_pre)
+    code, x_hat = sae.kernels.autoencode(x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, select, b_pre=sae.b_pre).single()
     terms = {"reconstruction": losses.reconstruction(target, x_hat)}
     terms |= auxk_term(sae, config.auxk, x, target - x_hat, progress.dead, absolute=True)
     return Step(terms, code, x_hat)

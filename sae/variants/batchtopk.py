@@ -95,9 +95,9 @@ class BatchTopK(BatchThreshold):
     ) -> Step:
         """Reconstruction and AuxK."""
         select = Select("batch_topk", k=self.config.k_at(progress))
-        code, (x_hat,) = self.kernels.autoencode(
+        code, x_hat = self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre
-        )
+        ).single()
         terms = {"reconstruction": losses.reconstruction(target, x_hat)}
         terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
         return Step(terms, code, x_hat)

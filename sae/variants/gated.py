@@ -63,12 +63,12 @@ class Gated(SAE):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction, the penalty on the gate, the auxiliary reconstruction, and AuxK if asked for."""
-        code, (x_hat,) = self.kernels.autoencode(
+        code, x_hat = self.kernels.autoencode(
             x, *self.encoder(), self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        )
-        gate, (frozen,) = self.kernels.autoencode(
+        ).single()
+        gate, frozen = self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec.detach(), self.b_dec.detach(), Select("threshold"), b_pre=self.b_pre
-        )
+        ).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat),

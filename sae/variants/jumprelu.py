@@ -174,9 +174,9 @@ class JumpReLU(LearntThreshold):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction, the L0 penalty, and AuxK if asked for."""
-        code, (x_hat,) = self.kernels.autoencode(
+        code, x_hat = self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        )
+        ).single()
         l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
         x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
         penalty, coefficient = self.penalty(l0, progress)

@@ -176,9 +176,9 @@ class MDL(LearntThreshold):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction, the bits at their price with what rounding adds, and AuxK if asked for."""
-        code, (x_hat,) = self.kernels.autoencode(
+        code, x_hat = self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        )
+        ).single()
         share, coefficient = progress.through(self.config.warmup), progress.coefficient
         quantum, price, n = self.quantum(coefficient), self.price(coefficient), code.n_rows
         bits = code_bits(self.rates(), self.mean_excess(quantum), quantum)

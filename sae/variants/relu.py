@@ -38,9 +38,9 @@ class ReLU(SAE):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction and the L1 penalty."""
-        code, (x_hat,) = self.kernels.autoencode(
+        code, x_hat = self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        )
+        ).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat),
