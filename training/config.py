@@ -167,8 +167,8 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Encoder scores: bf16 candidates re-scored in fp32 where that pays, or fp32 throughout."""
     fused_adam: bool = False
-    """On a GPU: make the gradients of W_enc and W_dec inside the optimiser step, a row at a time. 8 bytes less memory for
-    each pair of weights, for gathering active rows twice; faster where rows · k is less than about 4 · d_sae."""
+    """On a GPU: make the gradients of W_enc and W_dec inside the optimiser step, a row at a time. 4 bytes less memory for
+    each of their numbers, for gathering active rows twice; faster where rows · k is less than about 4 · d_sae."""
     checkpoint_every: Duration = Duration(10, "%")
     """How often the whole state is saved."""
     log_every: Duration = Duration(1, "%")

@@ -154,7 +154,7 @@ class Gpu:
         select = Select("topk", k=min(k_aux, ids.numel()), absolute=absolute)
         ticket, host = self._host(W_enc, W_dec)
         if host is not None:
-            W_enc, W_dec, b_enc = W_enc.detach(), W_dec.detach(), b_enc.detach()
+            W_enc, W_dec = W_enc.detach(), W_dec.detach()
         with _plain(x):
             return self._autograd.AuxK.apply(
                 _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), None if b_pre is None else _fp32(b_pre), ids,

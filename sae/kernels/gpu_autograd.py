@@ -188,15 +188,17 @@ class AuxK(torch.autograd.Function):
         grads = ctx.done.gradients(None, dx_hat[None].contiguous(), saved)
         dx = ctx.done.input_gradient(grads.value, W, saved) if needs[0] else None
         db_pre = -(grads.b_enc @ W) if needs[4] else None
-        by_feature: list[Tensor | None] = [None, None, None]
         if host is not None:
             host.left.append(gpu_backward.Left(ids, grads))
-        else:
-            for i, grad in enumerate((grads.W_enc, grads.b_enc, grads.W_dec)):
-                assert grad is not None, "only a pass over all features defers"
-                by_feature[i] = grad.new_zeros(ctx.d_sae, *grad.shape[1:]).index_copy_(0, ids, grad)
+        wanted = zip((grads.W_enc, grads.b_enc, grads.W_dec), needs[1:4], strict=True)
+        by_feature = [scattered(ids, grad, ctx.d_sae) if grad is not None and need else None for grad, need in wanted]
         ticket = None if host is None else dx_hat.new_zeros(host.nnz)
         return dx, *by_feature, db_pre, None, None, None, None, ticket
+
+
+def scattered(ids: Int64[Tensor, " n"], rows: Float32[Tensor, "n *d"], d_sae: int) -> Float32[Tensor, "d_sae *d"]:
+    """The gradients of some features among zeros."""
+    return rows.new_zeros(d_sae, *rows.shape[1:]).index_copy_(0, ids, rows)
 
 
 def _reconstruct(

@@ -62,14 +62,14 @@ class CodeGrads:
 
 @dataclass(frozen=True)
 class Left:
-    """Gradients of some features."""
+    """Gradients of some features' weights."""
 
     ids: Int64[Tensor, " n"]
     grads: CodeGrads
 
     def add_to(self, total: CodeGrads) -> None:
         """Add them to those of all features, where these are made."""
-        for name in ("W_enc", "W_dec", "b_enc"):
+        for name in ("W_enc", "W_dec"):
             if (all_of_them := getattr(total, name)) is not None:
                 # each id is there once, so every number is added to once: the bits do not depend on an order
                 all_of_them.index_add_(0, self.ids, getattr(self.grads, name))

@@ -66,6 +66,7 @@ class Waiting:
 
     def write_out(self) -> None:
         """Make the gradients after all."""
+        self.check()
         W_enc, W_dec = self.W_enc(), self.W_dec()
         if W_enc is None or W_dec is None:
             return
@@ -125,11 +126,10 @@ def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, Pa
     """What waits, with its parameters, if the fused step can take it; otherwise the gradients are made."""
     by_id = {id(p.param): p for p in params}
     here = [waiting.pop() for _ in range(len(waiting))]
-    for one in here:
-        one.check()
     if len(here) == 1:
         enc, dec = (by_id.get(id(ref())) for ref in (here[0].W_enc, here[0].W_dec))
         if enc is not None and dec is not None and fits(enc, dec):
+            here[0].check()
             return here[0], enc, dec
     for one in here:
         one.write_out()
