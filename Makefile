@@ -53,11 +53,11 @@ bench-losses: $(VENV)/.done .peers/saelens/.done    ## losses after the same 200
 bench-gpu: $(VENV)/.done .peers/saelens/.done       ## the same on a CUDA device, with sparsify, and the kernels' tests there
 	.peers/saelens/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3 natsort schedulefree
 	.peers/saelens/bin/pip install --quiet einops
-	$(PY) -m pytest -m gpu tests/sae/test_kernels_gpu.py tests/training/test_bench_kernels.py
+	$(PY) -m pytest -m gpu tests/sae/kernels/test_gpu.py tests/training/bench/test_kernels.py
 	$(SAE) bench kernels --device cuda --peers .peers/saelens/bin/python --out benchmarks
 
 bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 features
-	$(PY) -m pytest -s -m slow tests/training/test_bench_kernels.py
+	$(PY) -m pytest -s -m slow tests/training/bench/test_kernels.py
 
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json

@@ -105,7 +105,7 @@ def bench_index(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args(argv)
     from analysis.index import bench
-    from sae.files import write_json
+    from sae.io.files import write_json
     from training.display import Display
 
     figures = bench.bench_index(n_rows=args.rows, d_sae=args.d_sae, n_values=args.values)

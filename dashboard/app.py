@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 import streamlit as st
 
-from dashboard import address, frame
+from dashboard import frame
+from dashboard.state import address
 
 # a data URL, because the browser would fetch Streamlit's named icons from the network
 ICON = "data:image/svg+xml," + quote(

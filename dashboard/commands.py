@@ -12,7 +12,7 @@ from dashboard.settings import RUNS
 from sae.errors import SaescopeError
 
 PORT = 8501
-LATE = ("dashboard.views.features", "dashboard.views.feature", "dashboard.views.runs", "dashboard.views.compare",
+LATE = ("dashboard.views.features", "dashboard.views.feature.page", "dashboard.views.runs", "dashboard.views.compare",
         "dashboard.views.prompt", "analysis.index.read", "duckdb", "pandas", "pyarrow.dataset", "ruamel.yaml")
 """Modules that a first page would import otherwise, most of them from inside libraries."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -13,10 +13,10 @@ from streamlit.delta_generator import DeltaGenerator
 from analysis.render import text
 from analysis.render.css import CSS
 from analysis.runs import Run
-from dashboard import address
-from dashboard.components.hands import hands
-from dashboard.live import all_runs, follow
+from dashboard.components.navigation import navigation
 from dashboard.settings import runs_folder
+from dashboard.state import address
+from dashboard.state.watched_runs import all_runs, follow
 
 TITLES = {
     "runs": "Runs", "features": "Features", "feature": "Feature", "compare": "Compare", "prompt": "Prompt",
@@ -26,7 +26,7 @@ _STYLE = """
 [data-testid='stMainBlockContainer'] {padding-top: 0.6rem; padding-bottom: 5rem; max-width: 1500px}
 [data-testid='stHeader'] {background: transparent; pointer-events: none}
 [data-testid='stHeader'] * {pointer-events: auto}
-.st-key-hands {height: 0; margin-top: -1rem}
+.st-key-navigation {height: 0; margin-top: -1rem}
 [class*='st-key-file-'] {position: absolute; height: 0}
 nav.sx-pages {display: flex; flex-wrap: wrap; gap: 0.2rem 0.4rem; align-items: center; padding: 0 8rem 0.4rem 0;
   font-size: 0.95rem; border-bottom: 1px solid var(--sx-rule)}
@@ -123,7 +123,7 @@ def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
         command: to copy.
         follow_runs: draw the page again as soon as a run changes.
     """
-    hands()
+    navigation()
     st.text(said)
     name = command.split()[1] if command.startswith("sae ") else ""
     st.code(command, language="bash", wrap_lines=True)

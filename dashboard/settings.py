@@ -1,4 +1,4 @@
-"""What the command hands to the pages: they run in another thread, long after the arguments were read."""
+"""What the command passes to the pages: they run in another thread, long after the arguments were read."""
 
 import os
 from pathlib import Path

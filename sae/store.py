@@ -2,7 +2,7 @@
 
 The saved form has unit decoder rows, so that an activation is a length in the model's own units, and no times: equal
 SAEs make equal bytes, and saving what was loaded makes the same bytes again. `load` reads that, a run folder that has
-it in `final/`, and any SAELens v6 folder (`sae.saelens`).
+it in `final/`, and any SAELens v6 folder (`sae.formats.saelens`).
 """
 
 import hashlib
@@ -14,9 +14,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from sae import files, saelens
 from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
+from sae.formats import saelens
+from sae.io import files
 from sae.kernels import backend
 from sae.variants import VARIANTS
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a group of trainees: one folder each, complete when it has its final name.
+"""Checkpoints of a group of trainers: one folder each, complete when it has its final name.
 
     checkpoints/step-00000120/state.json              address of the next batch, counters, versions
                               MEMBER.safetensors      weights, Adam's averages, thresholds, dead counters
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from sae.errors import SaescopeError
-from sae.files import atomic_dir, code_version, read_json, read_tensors, write_json, write_tensors
-from training.batches import Address
-from training.facts import first_difference
-from training.trainee import Trainee
+from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json, write_tensors
+from training.activations.batches import Address
+from training.provenance import first_difference
+from training.trainer import Trainer
 
 FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 1, 2
 _WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
@@ -42,16 +42,16 @@ class Checkpoints:
     folder: Path
     made_from: dict[str, Any]
 
-    def save(self, trainees: Sequence[Trainee], next_batch: Address) -> None:
+    def save(self, trainers: Sequence[Trainer], next_batch: Address) -> None:
         """Write a checkpoint and drop all but the last two."""
-        n_steps = trainees[0].n_steps
+        n_steps = trainers[0].n_steps
         with atomic_dir(self.folder / f"step-{n_steps:08d}") as part:
-            for i, trainee in enumerate(trainees):
-                write_tensors(part / f"{i:03d}.safetensors", trainee.tensors())
+            for i, trainer in enumerate(trainers):
+                write_tensors(part / f"{i:03d}.safetensors", trainer.tensors())
             write_json(part / "state.json", {
                 "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": n_steps, "next_batch": list(next_batch),
-                "members": [t.config.name for t in trainees], "numbers": [t.numbers() for t in trainees],
-                "sha256": [_digest(part / f"{i:03d}.safetensors") for i in range(len(trainees))],
+                "members": [t.config.name for t in trainers], "numbers": [t.numbers() for t in trainers],
+                "sha256": [_digest(part / f"{i:03d}.safetensors") for i in range(len(trainers))],
                 "made_from": self.made_from, "surroundings": surroundings(),
             })
         for old in self.finished()[:-KEPT]:
@@ -61,8 +61,8 @@ class Checkpoints:
         """The whole checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
 
-    def load(self, trainees: Sequence[Trainee]) -> tuple[Address, list[str]] | None:
-        """Put the last checkpoint's state into trainees: the next batch's address and warnings; None if there is none.
+    def load(self, trainers: Sequence[Trainer]) -> tuple[Address, list[str]] | None:
+        """Put the last checkpoint's state into trainers: the next batch's address and warnings; None if there is none.
 
         Raises:
             SaescopeError: the checkpoint is damaged, or the data are no longer those of the training.
@@ -71,7 +71,7 @@ class Checkpoints:
         if not there:
             return None
         try:
-            return self._load(there[-1], trainees)
+            return self._load(there[-1], trainers)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise SaescopeError(
@@ -79,10 +79,10 @@ class Checkpoints:
                 f"activations, have changed; {_WHAT_THEN}"
             ) from error
 
-    def _load(self, place: Path, trainees: Sequence[Trainee]) -> tuple[Address, list[str]]:
+    def _load(self, place: Path, trainers: Sequence[Trainer]) -> tuple[Address, list[str]]:
         try:
             state = read_json(place / "state.json")
-            tensors = [read_tensors(place / f"{i:03d}.safetensors") for i in range(len(trainees))]
+            tensors = [read_tensors(place / f"{i:03d}.safetensors") for i in range(len(trainers))]
         except SaescopeError as error:
             raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
         if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
@@ -94,8 +94,8 @@ class Checkpoints:
             raise SaescopeError(
                 f"{place} was trained on other data ({key}); bring them back, or start a new run under another name."
             )
-        for trainee, theirs, numbers in zip(trainees, tensors, state["numbers"], strict=True):
-            trainee.load(theirs, numbers)
+        for trainer, theirs, numbers in zip(trainers, tensors, state["numbers"], strict=True):
+            trainer.load(theirs, numbers)
         was, now = state["surroundings"], surroundings()
         changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
         return Address(*state["next_batch"]), changed

@@ -47,7 +47,7 @@ def train(argv: list[str]) -> int:
 
 def _fields() -> str:
     """Every key with type, default and meaning, variants' own keys included."""
-    from training.describe import fields
+    from training.config.field_reference import fields
 
     return fields()
 
@@ -97,9 +97,9 @@ def cache(argv: list[str]) -> int:
 
 
 def _cache_make(args: argparse.Namespace) -> int:
-    from training import config_read as configs
+    from training.activations.harvest import open_data
+    from training.config import reading as configs
     from training.display import Display
-    from training.harvest import open_data
 
     members = configs.read(args.config, args.overrides)
     if members[0].cache.mode != "disk" or not members[0].corpus.needs_model:
@@ -126,7 +126,7 @@ def _cache_names(root: Path) -> list[str]:
 
 
 def _cache_verify(args: argparse.Namespace) -> int:
-    from training.cache import verify
+    from training.activations.cache import verify
 
     folder = _cache_folder(args)
     problems = verify(folder)
@@ -153,7 +153,7 @@ def _cache_ls(args: argparse.Namespace) -> int:
 def _cache_rm(args: argparse.Namespace) -> int:
     import shutil
 
-    from training.locks import locked
+    from sae.io.locks import locked
 
     folder = _cache_folder(args)
     with locked(folder):
@@ -200,8 +200,8 @@ def bench(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     figures = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole}[args.what](args)
     if args.out is not None:
-        from sae.files import write_json
-        from training.bench_setup import file_name, machine
+        from sae.io.files import write_json
+        from training.bench.setup import file_name, machine
 
         figures = {"machine": machine()} | figures
         write_json(args.out / file_name(args.what, figures) if args.out.is_dir() else args.out, figures)
@@ -209,19 +209,19 @@ def bench(argv: list[str]) -> int:
 
 
 def _harvest(args: argparse.Namespace) -> dict[str, Any]:
-    from training.bench_harvest import bench_harvest
+    from training.bench.harvest import bench_harvest
 
     return _printed(bench_harvest(args.model, args.hook, args.dtype, repeats=args.repeats))
 
 
 def _reading(args: argparse.Namespace) -> dict[str, Any]:
-    from training.bench_cache import bench_cache
+    from training.bench.cache import bench_cache
 
     return _printed(bench_cache(n_rows=args.rows, d_in=args.d_in, repeats=args.repeats))
 
 
 def _whole(args: argparse.Namespace) -> dict[str, Any]:
-    from training.bench_train import bench_train
+    from training.bench.train import bench_train
 
     return _printed(bench_train(args.config, n_steps=args.steps))
 
@@ -229,9 +229,9 @@ def _whole(args: argparse.Namespace) -> dict[str, Any]:
 def _kernels(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
-    from training.bench_kernels import bench_kernels
-    from training.bench_setup import Shape
-    from training.bench_show import show
+    from training.bench.kernels import bench_kernels
+    from training.bench.setup import Shape
+    from training.bench.show import show
 
     try:
         shapes = [Shape(*map(int, text.split(","))) for text in args.shape] if args.shape else None

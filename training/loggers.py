@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import SaescopeError
-from sae.files import refusing_full_disk, write_bytes, write_json
+from sae.io.files import refusing_full_disk, write_bytes, write_json
 
 
 class MetricsFile:

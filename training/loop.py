@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from sae.errors import SaescopeError
-from training.batches import Address, Batches
+from training.activations.batches import Address, Batches
 from training.checkpoint import Checkpoints
-from training.config import TrainConfig
+from training.config.schema import TrainConfig
 from training.display import Task
-from training.heldout import HeldOut
+from training.evaluate import HeldOut
 from training.schedule import Clock
-from training.trainee import Trainee
+from training.trainer import Trainer
 
 
 class Interrupted(SaescopeError):
@@ -33,32 +33,32 @@ class Logger(Protocol):
 
 
 def fit(
-    trainees: Sequence[Trainee], batches: Batches, start: Address, clock: Clock, *, config: TrainConfig,
+    trainers: Sequence[Trainer], batches: Batches, start: Address, clock: Clock, *, config: TrainConfig,
     eval_steps: int, prefetch: int, heldout: HeldOut, loggers: Sequence[Sequence[Logger]], checkpoints: Checkpoints,
     task: Task,
 ) -> None:
-    """Train every trainee on one stream of batches until the budget is spent.
+    """Train every trainer on one stream of batches until the budget is spent.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; everything is saved.
     """
     log_steps, save_steps = clock.steps(config.log_every), clock.steps(config.checkpoint_every)
     stream = batches.stream(start, prefetch=prefetch)
-    n_steps = trainees[0].n_steps
+    n_steps = trainers[0].n_steps
     with _signals() as interrupted:
         while n_steps < clock.n_steps:
             batch = next(stream)
-            for trainee in trainees:
-                trainee.step(batch.acts)
+            for trainer in trainers:
+                trainer.step(batch.acts)
             n_steps += 1
             task.advance(clock.batch_rows)
             last = n_steps == clock.n_steps
             if n_steps % log_steps == 0 or last:
-                _log(trainees, loggers, task, n_steps, clock)
+                _log(trainers, loggers, task, n_steps, clock)
             if n_steps % eval_steps == 0 and not last:
-                _evaluate(trainees, heldout, loggers, n_steps, clock)
+                _evaluate(trainers, heldout, loggers, n_steps, clock)
             if n_steps % save_steps == 0 or last or interrupted():
-                checkpoints.save(trainees, _after(batch.address))
+                checkpoints.save(trainers, _after(batch.address))
             if interrupted() and not last:
                 stream.close()
                 raise Interrupted(f"stopped by a signal after step {n_steps} of {clock.n_steps}; everything is saved.")
@@ -71,10 +71,10 @@ def _after(address: Address) -> Address:
 
 
 def _log(
-    trainees: Sequence[Trainee], loggers: Sequence[Sequence[Logger]], task: Task, n_steps: int, clock: Clock
+    trainers: Sequence[Trainer], loggers: Sequence[Sequence[Logger]], task: Task, n_steps: int, clock: Clock
 ) -> None:
-    for trainee, outs in zip(trainees, loggers, strict=True):
-        metrics = trainee.metrics()
+    for trainer, outs in zip(trainers, loggers, strict=True):
+        metrics = trainer.metrics()
         line = {"step": n_steps, "rows": n_steps * clock.batch_rows, **metrics, "tokens_per_s": task.per_second()}
         for out in outs:
             out.log(line)
@@ -83,10 +83,10 @@ def _log(
 
 
 def _evaluate(
-    trainees: Sequence[Trainee], heldout: HeldOut, loggers: Sequence[Sequence[Logger]], n_steps: int, clock: Clock
+    trainers: Sequence[Trainer], heldout: HeldOut, loggers: Sequence[Sequence[Logger]], n_steps: int, clock: Clock
 ) -> None:
-    for trainee, outs in zip(trainees, loggers, strict=True):
-        measured = heldout.measure(trainee.sae, trainee.config.site)
+    for trainer, outs in zip(trainers, loggers, strict=True):
+        measured = heldout.measure(trainer.sae, trainer.config.site)
         line = {"step": n_steps, "rows": n_steps * clock.batch_rows}
         for out in outs:
             out.log(line | {f"heldout/{key}": value for key, value in measured.items()})

@@ -17,26 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae import saelens, store
+from sae import store
 from sae.base import SAE
 from sae.errors import SaescopeError
-from sae.files import read_json, write_bytes, write_json
+from sae.formats import saelens
+from sae.io.files import read_json, write_bytes, write_json
+from sae.io.locks import locked
 from sae.kernels import backend
-from training import config_read as configs
-from training.batches import FIRST, Address, Batches
-from training.calibration import KeepMask, calibrate
+from training.activations.batches import FIRST, Address, Batches
+from training.activations.calibration import KeepMask, calibrate
+from training.activations.harvest import Data, open_data
 from training.checkpoint import Checkpoints, surroundings
-from training.config import Config
-from training.devices import resolve_device
+from training.config import reading as configs
+from training.config.schema import Config
 from training.display import Display
-from training.facts import first_difference
-from training.harvest import Data, open_data
-from training.heldout import HeldOut, Spliced
-from training.locks import locked
+from training.evaluate import HeldOut, Spliced
 from training.loggers import MetricsFile, Wandb
 from training.loop import Interrupted, Logger, fit
+from training.model.devices import resolve_device
+from training.provenance import first_difference
 from training.schedule import Clock
-from training.trainee import Trainee, new_sae
+from training.trainer import Trainer, new_sae
 
 
 @dataclass(frozen=True)
@@ -127,37 +128,37 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
         f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
     )
     heldout = HeldOut(data.source, data.tokens, mask, hooks, first.eval.n_rows)
-    trainees = [Trainee(m, new_sae(m, calibrate(m.site, mask)), clock, device) for m in members]
+    trainers = [Trainer(m, new_sae(m, calibrate(m.site, mask)), clock, device) for m in members]
     # a sweep's members lie in one folder, and so do their checkpoints
     group = folders[0] if len(members) == 1 else folders[0].parent
     checkpoints = Checkpoints(group / "checkpoints", data.tokens.made_from)
-    start = _continue(checkpoints, trainees, display) if resume else FIRST
-    loggers = [_loggers(m, f, t.n_steps) for m, f, t in zip(members, folders, trainees, strict=True)]
+    start = _continue(checkpoints, trainers, display) if resume else FIRST
+    loggers = [_loggers(m, f, t.n_steps) for m, f, t in zip(members, folders, trainers, strict=True)]
     # not before everything is known to fit: a name is taken by its config
     for member, folder in zip(members, folders, strict=True):
         write_bytes(folder / "config.yaml", member.yaml().encode())
     with display.task("training", clock.n_steps * clock.batch_rows) as task:
-        task.skip(trainees[0].rows_seen)
+        task.skip(trainers[0].rows_seen)
         try:
             fit(
-                trainees, batches, start, clock, config=first.train, eval_steps=clock.steps(first.eval.every),
+                trainers, batches, start, clock, config=first.train, eval_steps=clock.steps(first.eval.every),
                 prefetch=first.data.prefetch, heldout=heldout, loggers=loggers, checkpoints=checkpoints, task=task,
             )
         except Interrupted as stop:
             raise Interrupted(f"{stop} Continue with --resume.") from None
         speed = task.per_second()
     timing = {"tokens_per_s": speed, "seconds": time.monotonic() - began}
-    return _finish(members, folders, trainees, data, mask, heldout, loggers, display, timing)
+    return _finish(members, folders, trainers, data, mask, heldout, loggers, display, timing)
 
 
-def _continue(checkpoints: Checkpoints, trainees: list[Trainee], display: Display) -> Address:
-    found = checkpoints.load(trainees)
+def _continue(checkpoints: Checkpoints, trainers: list[Trainer], display: Display) -> Address:
+    found = checkpoints.load(trainers)
     if found is None:
         return FIRST
     address, changed = found
     for line in changed:
         display.say(f"warning: {line} since the checkpoint; the run will not continue bit for bit")
-    display.say(f"continuing after step {trainees[0].n_steps}")
+    display.say(f"continuing after step {trainers[0].n_steps}")
     return address
 
 
@@ -170,7 +171,7 @@ def _loggers(member: Config, folder: Path, n_steps: int) -> list[Logger]:
 
 
 def _finish(
-    members: list[Config], folders: list[Path], trainees: list[Trainee], data: Data, mask: KeepMask, heldout: HeldOut,
+    members: list[Config], folders: list[Path], trainers: list[Trainer], data: Data, mask: KeepMask, heldout: HeldOut,
     loggers: list[list[Logger]], display: Display, timing: dict[str, float],
 ) -> list[Trained]:
     """Evaluate, save, summarise."""
@@ -178,24 +179,24 @@ def _finish(
     if data.model is not None and members[0].eval.n_tokens:
         measure = Spliced(data.model, data.source, data.tokens, mask, members[0].eval.n_tokens)
         with display.task("splicing", len(measure.seqs) * (data.tokens.n_ctx - 1)) as task:
-            sites = [(t.sae, m.site) for t, m in zip(trainees, members, strict=True)]
+            sites = [(t.sae, m.site) for t, m in zip(trainers, members, strict=True)]
             spliced = measure.measure(sites, task.advance)
     dropped = mask.dropped()
     out: list[Trained] = []
-    for member, folder, trainee, ce, logs in zip(members, folders, trainees, spliced, loggers, strict=True):
-        dead = trainee.dead()
+    for member, folder, trainer, ce, logs in zip(members, folders, trainers, spliced, loggers, strict=True):
+        dead = trainer.dead()
         facts = _provenance(member, data)
-        digest = store.save(trainee.sae, folder / "final", provenance=facts)
-        trained = store.load(folder / "final", device=str(trainee.device), kernels=member.train.kernels)
+        digest = store.save(trainer.sae, folder / "final", provenance=facts)
+        trained = store.load(folder / "final", device=str(trainer.device), kernels=member.train.kernels)
         refusal = saelens.export(trained, folder, metadata=facts)
         held: dict[str, Any] = heldout.measure(trained, member.site) | ce
         summary: dict[str, Any] = {
             "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae, "weights_sha256": digest,
             "heldout": held,
             "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
-                     "window_rows": trainee.clock.rows(member.train.dead_window)},
-            "mask": dropped, "n_rows_trained": trainee.rows_seen, "n_steps": trainee.n_steps,
-            "timing": timing | _pace(trainee),
+                     "window_rows": trainer.clock.rows(member.train.dead_window)},
+            "mask": dropped, "n_rows_trained": trainer.rows_seen, "n_steps": trainer.n_steps,
+            "timing": timing | _pace(trainer),
             "saelens": "cfg.json" if refusal is None else refusal, "surroundings": surroundings(),
         }
         write_json(folder / "summary.json", summary)
@@ -205,10 +206,10 @@ def _finish(
     return out
 
 
-def _pace(trainee: Trainee) -> dict[str, float | None]:
+def _pace(trainer: Trainer) -> dict[str, float | None]:
     """Rows per CPU second of the training thread; meaningful on a CPU with one thread, where steps wait for nothing."""
-    n_steps, seconds = trainee.pace
-    return {"tokens_per_cpu_s": n_steps * trainee.clock.batch_rows / seconds if seconds else None}
+    n_steps, seconds = trainer.pace
+    return {"tokens_per_cpu_s": n_steps * trainer.clock.batch_rows / seconds if seconds else None}
 
 
 def _provenance(member: Config, data: Data) -> dict[str, Any]:

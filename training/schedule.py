@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sae.errors import SaescopeError
 from sae.units import Duration
-from training.config import OptimConfig
+from training.config.schema import OptimConfig
 
 
 @dataclass(frozen=True)

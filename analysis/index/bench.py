@@ -23,14 +23,14 @@ from sae.base import SAE
 from sae.init import initialise
 from sae.kernels import backend
 from sae.variants import VARIANTS
-from training.bench_cache import HOOK
-from training.cache import CacheSource, fill
-from training.calibration import KeepMask
-from training.config import Config
-from training.config_read import resolve
+from training.activations.cache import CacheSource, fill
+from training.activations.calibration import KeepMask
+from training.activations.harvest import Data
+from training.bench.cache import HOOK
+from training.config.reading import resolve
+from training.config.schema import Config
+from training.corpus.tokens import Tokens, write_tokens
 from training.display import Display
-from training.harvest import Data
-from training.tokens import Tokens, write_tokens
 
 N_CTX, N_VOCAB, BUDGET = 256, 16_384, 1_000_000_000
 N_QUERIES = 300

@@ -17,8 +17,7 @@ from jaxtyping import Float
 from analysis.index import store
 from analysis.index.columns import Columns, Context, write_columns
 from analysis.index.encode import BLOCK_ROWS, Codes, encode
-from analysis.index.read import Index, open_index
-from analysis.index.relations import (
+from analysis.index.neighbours import (
     MAX_PAIRS,
     Coactive,
     Decoder,
@@ -29,19 +28,20 @@ from analysis.index.relations import (
     plane,
     promoted_tokens,
 )
+from analysis.index.read import Index, open_index
 from analysis.index.rows import Rows, describe, open_rows
 from analysis.index.table import write_stats
 from analysis.index.text import Vocabulary
 from sae import store as sae_store
 from sae.base import SAE
 from sae.errors import SaescopeError
-from sae.files import atomic_dir, code_version, read_json, read_tensors, write_json
-from training.devices import resolve_device
+from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json
+from sae.io.locks import locked
 from training.display import Display
-from training.facts import first_difference
-from training.locks import locked
-from training.model import Model
-from training.pieces import token_bytes
+from training.model.devices import resolve_device
+from training.model.language_model import Model
+from training.model.token_bytes import token_bytes
+from training.provenance import first_difference
 
 SHARD_ROWS = 131_072
 """Rows after which progress is made safe."""

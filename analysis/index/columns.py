@@ -73,8 +73,8 @@ def write_columns(
         memory: bytes that a tile may take; a single column may take more.
         advance: told of features that are done.
     """
-    from sae.kernels import cpu_run
-    from sae.kernels.columns import SUMMARY
+    from sae.kernels.columns.values import SUMMARY
+    from sae.kernels.cpu import runtime
 
     counts, edges = _survey(codes, d_sae)
     indptr = np.zeros(d_sae + 1, np.int64)
@@ -82,7 +82,7 @@ def write_columns(
     out = _Outputs(writer, indptr, edges, context.n_sides, len(SUMMARY))
     norms = np.zeros(context.n_seqs)
     first_kept, by_token = context.first_kept(), context.by_token()
-    with cpu_run.LOCK:
+    with runtime.LOCK:
         for lo, hi in _tiles(counts, memory // BYTES_PER_VALUE):
             tile = _column_tile(codes, indptr, lo, hi)
             out.tile(lo, hi, tile, context, edges, first_kept, by_token, norms)
@@ -134,7 +134,8 @@ class _Tile(NamedTuple):
 
 def _column_tile(codes: Codes, indptr: Int64[np.ndarray, " d_sae_plus_1"], lo: int, hi: int) -> _Tile:
     """The columns of features lo to hi, by a counting sort of all entries."""
-    from sae.kernels import columns, cpu_run
+    from sae.kernels.columns import values as columns
+    from sae.kernels.cpu import runtime
 
     mine = indptr[lo : hi + 1] - indptr[lo]
     position, value = np.empty(int(mine[-1]), np.int32), np.empty(int(mine[-1]), np.float32)
@@ -144,7 +145,7 @@ def _column_tile(codes: Codes, indptr: Int64[np.ndarray, " d_sae_plus_1"], lo: i
     for first in range(0, len(codes.indptr) - 1, step):
         bounds = codes.indptr[first : first + step + 1]
         entries = slice(int(bounds[0]), int(bounds[-1]))
-        cpu_run.run(
+        runtime.run(
             columns.scatter, _by_work(mine, n_threads), lo, first, bounds - bounds[0],
             np.asarray(codes.feature[entries]), np.asarray(codes.value[entries]), cursor, position, value,
         )
@@ -187,21 +188,23 @@ class _Outputs:
         norms: Float64[np.ndarray, " n_seqs"],
     ) -> None:
         """Fill the rows of features lo to hi."""
-        from sae.kernels import columns, columns_chosen, cpu_run
+        from sae.kernels.columns import examples as columns_chosen
+        from sae.kernels.columns import values as columns
+        from sae.kernels.cpu import runtime
 
         ranges = _by_work(tile.indptr, 32)
         summary = np.zeros((hi - lo, self.summary.shape[1]))
-        cpu_run.run(columns.summarise, ranges, *tile, context.n_ctx, first_kept, summary)
+        runtime.run(columns.summarise, ranges, *tile, context.n_ctx, first_kept, summary)
         self.summary[lo:hi] = summary
         counts = np.zeros((hi - lo, 2, len(edges) - 1), np.int64)
-        cpu_run.run(columns.histogram, ranges, tile.indptr, tile.value, edges, counts)
+        runtime.run(columns.histogram, ranges, tile.indptr, tile.value, edges, counts)
         self.histogram[lo:hi] = counts
         n_sides = context.n_sides
         tenth_edges = np.zeros((hi - lo, n_sides, 11), np.float32)
         population = np.zeros((hi - lo, n_sides, 13), np.int64)
         examples = np.full((hi - lo, n_sides, 13, 20), -1, np.int32)
         tokens = np.zeros(1, np.int32) if context.tokens is None else context.tokens
-        cpu_run.run(
+        runtime.run(
             columns_chosen.choose, ranges, lo, *tile, context.n_ctx, n_sides, SEED, tokens, context.tokens is not None,
             *by_token, tenth_edges, population, examples, self.top_token[lo:hi], self.entropy[lo:hi],
         )
@@ -211,10 +214,11 @@ class _Outputs:
         self._pooled(lo, hi, tile, ranges, summary, context.n_ctx, norms)
 
     def _halves(self, lo: int, hi: int, tile: _Tile, ranges: list[int]) -> None:
-        from sae.kernels import columns, cpu_run
+        from sae.kernels.columns import values as columns
+        from sae.kernels.cpu import runtime
 
         scaled = np.empty_like(tile.value)
-        cpu_run.run(columns.divide_columns, ranges, tile.indptr, tile.value, self.scale[lo:hi], scaled)
+        runtime.run(columns.divide_columns, ranges, tile.indptr, tile.value, self.scale[lo:hi], scaled)
         mine = slice(int(self.indptr[lo]), int(self.indptr[hi]))
         self.position[mine] = tile.position
         self.value[mine] = _half(scaled)
@@ -224,16 +228,17 @@ class _Outputs:
         norms: Float64[np.ndarray, " n_seqs"],
     ) -> None:
         """The peak of each context; and the squares of what is kept of it, summed up by context."""
-        from sae.kernels import columns, cpu_run
+        from sae.kernels.columns import values as columns
+        from sae.kernels.cpu import runtime
 
         n_contexts = summary[:, columns.SUMMARY.index("n_contexts")].astype(np.int64)
         indptr = np.zeros(hi - lo + 1, np.int64)
         np.cumsum(n_contexts, out=indptr[1:])
         seq, offset = np.empty(int(indptr[-1]), np.int32), np.empty(int(indptr[-1]), np.int32)
         peak = np.empty(int(indptr[-1]), np.float32)
-        cpu_run.run(columns.pool, ranges, *tile, n_ctx, indptr, seq, offset, peak)
+        runtime.run(columns.pool, ranges, *tile, n_ctx, indptr, seq, offset, peak)
         scaled = np.empty_like(peak)
-        cpu_run.run(columns.divide_columns, ranges, indptr, peak, self.scale[lo:hi], scaled)
+        runtime.run(columns.divide_columns, ranges, indptr, peak, self.scale[lo:hi], scaled)
         half = _half(scaled)
         rounded = half.astype(np.float64) * np.repeat(self.scale[lo:hi].astype(np.float64), n_contexts)
         # one addition after the other, by feature: the sums do not depend on the tiles
@@ -243,7 +248,7 @@ class _Outputs:
 
     def finish(self, norms: Float64[np.ndarray, " n_seqs"]) -> None:
         """Write what had to wait for all tiles."""
-        from sae.kernels.columns import SUMMARY
+        from sae.kernels.columns.values import SUMMARY
 
         n_contexts = self.summary[:, SUMMARY.index("n_contexts")].astype(np.int64)
         indptr = np.zeros(len(self.scale) + 1, np.int64)
@@ -270,7 +275,8 @@ def _half(scaled: Float32[np.ndarray, " n"]) -> np.ndarray:
 
 def _write_rows(codes: Codes, scale: Float32[np.ndarray, " d_sae"], writer: Writer) -> None:
     """The code by row, values in half precision."""
-    from sae.kernels import columns, cpu_run
+    from sae.kernels.columns import values as columns
+    from sae.kernels.cpu import runtime
 
     writer.save("row_indptr", codes.indptr)
     feature = writer.array("row_feature", codes.feature.shape)
@@ -278,7 +284,7 @@ def _write_rows(codes: Codes, scale: Float32[np.ndarray, " d_sae"], writer: Writ
     for chunk in _chunks(len(codes.value)):
         features, values = np.asarray(codes.feature[chunk]), np.asarray(codes.value[chunk])
         scaled = np.empty_like(values)
-        cpu_run.run(columns.divide_entries, cpu_run.even(len(values)), features, values, scale, scaled)
+        runtime.run(columns.divide_entries, runtime.even(len(values)), features, values, scale, scaled)
         feature[chunk] = features
         value[chunk] = _half(scaled)
     flush(feature)

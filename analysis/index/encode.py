@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 
 from analysis.index.rows import Rows
 from sae.base import SAE
-from sae.files import json_bytes, refusing_full_disk, write_bytes, write_json
+from sae.io.files import json_bytes, refusing_full_disk, write_bytes, write_json
 
 BLOCK_ROWS = 4096
 """Rows that are encoded together, rounded down to whole sequences."""

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32
 
-from analysis.index import joint, store
-from analysis.index.query import Stats
-from analysis.index.search import Searcher
+from analysis.index import store
+from analysis.index.queries import cooccurrence
+from analysis.index.queries.search import Searcher
+from analysis.index.queries.table import Stats
 from analysis.index.text import Vocabulary
 from analysis.index.types import (
     Both,
@@ -30,7 +31,7 @@ from analysis.index.types import (
     Token,
 )
 from sae.errors import SaescopeError
-from sae.files import read_json
+from sae.io.files import read_json
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -248,14 +249,14 @@ class Index:
         """Where two features are active: at the same token and in the same context; examples of the latter."""
         self._known(a)
         self._known(b)
-        return joint.where(self, a, b, n)
+        return cooccurrence.where(self, a, b, n)
 
     def similar(self, code: "SparseCode", n: int = 20) -> list[Similar]:
         """The contexts whose code is most like a prompt's, by the cosine of their peaks; exact.
 
         A context's (and the prompt's) code is, of each feature, the value of largest size among its rows.
         """
-        return joint.similar(self, code, n)
+        return cooccurrence.similar(self, code, n)
 
     def search(self, text: str, regex: bool = False, n: int = 50) -> list[Hit]:
         """Places whose text holds `text`, or matches it as a regular expression; the first n in corpus order."""

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from sae.base import SAE
 from sae.errors import SaescopeError
-from training import config_read as configs
-from training.cache import CacheSource, missing_hooks
-from training.calibration import KeepMask
-from training.config import Config
+from training.activations.cache import CacheSource, missing_hooks
+from training.activations.calibration import KeepMask
+from training.activations.harvest import Data, open_data
+from training.activations.sources import Source
+from training.config import reading as configs
+from training.config.schema import Config
+from training.corpus.tokens import Tokens, cache_folder, open_tokens
 from training.display import Display
-from training.harvest import Data, open_data
-from training.model import Model
-from training.models import load_model
-from training.sources import Source
-from training.tokens import Tokens, cache_folder, open_tokens
+from training.model.language_model import Model
+from training.model.load import load_model
 
 OVERRIDABLE = ("corpus", "cache", "model")
 """Sections of a run's config that an index over another corpus may change."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sae.errors import SaescopeError
-from sae.files import read_json
+from sae.io.files import read_json
 
 FORMAT, FORMAT_VERSION = "saescope-index", 1
 MANIFEST, STATS, VOCABULARY = "manifest.json", "stats.parquet", "vocabulary.parquet"

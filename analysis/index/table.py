@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float64, Int32
 
 from analysis.index.columns import Columns
-from analysis.index.relations import Coactive, Decoder
+from analysis.index.neighbours import Coactive, Decoder
 
 Z = 1.959963984540054
 """The standard normal quantile of a 95 % interval."""
@@ -40,7 +40,7 @@ def write_stats(
         texts: of the vocabulary.
         promoted: token ids, the most promoted first.
     """
-    from sae.kernels.columns import SUMMARY
+    from sae.kernels.columns.values import SUMMARY
 
     n_active = np.diff(columns.indptr)
     d_sae = len(n_active)

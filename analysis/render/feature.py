@@ -10,7 +10,7 @@ from analysis.render.text import attribute, count, number, plain, shown
 
 if TYPE_CHECKING:
     from analysis.index.types import Example, Feature, Group, Neighbour, Side, Token
-    from analysis.labels import Label
+    from analysis.labels.store import Label
 
 Link = Callable[[int], str | None]
 """Where a feature's number leads; None where it leads nowhere."""
@@ -49,7 +49,7 @@ class Card:
 
 def card(shown_card: Card, link: Link = lambda _: None) -> str:
     """The whole feature: facts, histogram, tokens and neighbours on the left, examples on the right."""
-    from analysis.render import histogram
+    from analysis.render.figures import histogram
 
     feature = shown_card.feature
     drawing = "" if feature.dead else f"<h3>Values when active</h3>{histogram.svg(feature)}"

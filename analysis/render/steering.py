@@ -8,7 +8,7 @@ from analysis.render.feature import Link, percent, reference
 from analysis.render.text import attribute, count, inner, number, shown
 
 if TYPE_CHECKING:
-    from analysis.steering import Edit, Generated, Steered
+    from analysis.steering.generate import Edit, Generated, Steered
 
 
 def compared(result: "Steered", names: Mapping[int, str], link: Link = lambda _: None) -> str:

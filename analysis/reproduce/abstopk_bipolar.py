@@ -5,7 +5,7 @@ table has FVE by width, and the share of features that carry both signs (the rar
 """
 
 from analysis.reproduce.jobs import Job
-from analysis.reproduce.known import both_signs, fit, measure
+from analysis.reproduce.known_features import both_signs, fit, measure
 from analysis.reproduce.tables import Row
 
 

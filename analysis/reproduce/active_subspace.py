@@ -9,13 +9,13 @@ for each seed.
 import numpy as np
 
 from analysis.reproduce.jobs import Job
+from analysis.reproduce.shared_stream import figures, members, short_name, train_together
 from analysis.reproduce.tables import Row
-from analysis.reproduce.together import figures, members, short_name, train_together
 from sae.subspace import Subspace
-from training.calibration import KeepMask
-from training.config import Config
+from training.activations.calibration import KeepMask
+from training.activations.harvest import open_data
+from training.config.schema import Config
 from training.display import Display
-from training.harvest import open_data
 
 SHARES = (0.9, 0.99)
 

@@ -26,11 +26,11 @@ from pydantic import Field, ValidationError
 from analysis.reproduce import EXPERIMENTS
 from analysis.reproduce.tables import NOT_METRICS, Row, summary, write_table
 from sae.errors import SaescopeError
-from sae.files import read_json, write_json
-from training.config import Section
-from training.config_read import merged
+from sae.io.files import read_json, write_json
+from training.config.reading import merged
+from training.config.schema import Section
+from training.config.yaml12 import load_yaml
 from training.display import Display
-from training.yaml12 import load_yaml
 
 
 class Plan(Section):

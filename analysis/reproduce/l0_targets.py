@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from analysis.heldout import training_rows
+from analysis.heldout_rows import training_rows
 from analysis.reproduce.jobs import Job
+from analysis.reproduce.shared_stream import figures, short_name, train_together
 from analysis.reproduce.tables import Row
-from analysis.reproduce.together import figures, short_name, train_together
 from sae.base import SAE
 
 REACHED = 0.05

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.evals.recovery import cosines, match
-from analysis.render.png import heat_maps
+from analysis.render.figures.png import heat_maps
 from analysis.reproduce.jobs import Job
-from analysis.reproduce.known import fit, measure, ordered
+from analysis.reproduce.known_features import fit, measure, ordered
 from analysis.reproduce.tables import Row
 
 

@@ -4,8 +4,8 @@ Ayonrinde, Pearce & Sharkey's claim: too wide and sparse a dictionary remembers 
 fragments, and the least description length lies between, with strokes. Here scikit-learn's 1,797 digits of 8 × 8 pixels,
 a fifth held out, and TopK SAEs of every width and k of a grid, all ks of a width on one stream of batches.
 
-Bits are those of `sae.description` per image, at the coarsest quantisation that keeps an FVE which is the same for all:
-nothing where an SAE does not reach it. Three accounts at each FVE:
+Bits are those of `analysis.mdl.description_length` per image, at the coarsest quantisation that keeps an FVE which is
+the same for all: nothing where an SAE does not reach it. Three accounts at each FVE:
 
     bits_at    the codes of held-out images, the dictionary given: the paper's, where data are plenty
     train_at   the codes of the training images, the dictionary given
@@ -34,18 +34,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from analysis.mdl.description_length import EPSILON, Encoded, decoder_bits
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.mdl_digits_pictures import draw
+from analysis.reproduce.shared_stream import short_name, train_together
 from analysis.reproduce.tables import Row, write_table
-from analysis.reproduce.together import short_name, train_together
 from sae.base import SAE, Transform
-from sae.description import EPSILON, Encoded, decoder_bits
+from sae.io.arrays import write_array
 from sae.variants.abstopk import AbsTopK, AbsTopKConfig
-from training.arrays import write_array
-from training.config import Config
-from training.config_read import merged, resolve
+from training.activations.harvest import open_data
+from training.config.reading import merged, resolve
+from training.config.schema import Config
 from training.display import Display
-from training.harvest import open_data
 
 WEIGHT_BITS = 8.0
 """Of the dictionary in `total_at`."""

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.render.grid import Grid, grids, least
-from analysis.render.png import galleries
+from analysis.render.figures.grid import Grid, grids, least
+from analysis.render.figures.png import galleries
 from analysis.reproduce.tables import Row
 from sae import store
-from sae.files import write_bytes
+from sae.io.files import write_bytes
 
 SHOWN, SIDE = 36, 8
 """Pictures in a panel; pixels along one."""

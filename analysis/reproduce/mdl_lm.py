@@ -2,23 +2,23 @@
 
 Beyond Ayonrinde, Pearce & Sharkey (2410.11179), who select but do not train by description length. All SAEs of a seed
 train on one stream. Each is measured on the same held-out rows at several FVEs: the bits of its entropy code at the
-coarsest quantisation that keeps that FVE (`sae.description`), and nothing where it does not reach it. The rows
-`best-topk` and `best-mdl` are the least of each sweep, and `saved` the share of TopK's bits that MDL does without. A sweep
-has few points, so two SAEs may share the rows, each coding a part of them: their mean FVE takes their mean bits.
-`mdl-lm.svg` draws the two over FVE, with the intervals over seeds.
+coarsest quantisation that keeps that FVE (`analysis.mdl.description_length`), and nothing where it does not reach it.
+The rows `best-topk` and `best-mdl` are the least of each sweep, and `saved` the share of TopK's bits that MDL does
+without. A sweep has few points, so two SAEs may share the rows, each coding a part of them: their mean FVE takes their
+mean bits. `mdl-lm.svg` draws the two over FVE, with the intervals over seeds.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.heldout import heldout_rows
-from analysis.render.lines import Line, lines
+from analysis.heldout_rows import heldout_rows
+from analysis.mdl.description_length import EPSILON, Encoded
+from analysis.render.figures.lines import Line, lines
 from analysis.reproduce.jobs import Job
+from analysis.reproduce.shared_stream import figures, short_name, train_together
 from analysis.reproduce.tables import Row, summary
-from analysis.reproduce.together import figures, short_name, train_together
-from sae.description import EPSILON, Encoded
-from sae.files import write_bytes
+from sae.io.files import write_bytes
 
 FVES = (0.78, 0.8, 0.82, 0.84, 0.86, 0.88)
 

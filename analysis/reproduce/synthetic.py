@@ -1,15 +1,16 @@
 """Every variant at equal L0 on one synthetic world: hierarchy, correlated and bipolar features, noise.
 
-Description length is in bits per row, at the coarsest step that costs 0.5 % of the variance (see sae.description).
+Description length is in bits per row, at the coarsest step that costs 0.5 % of the variance (see
+`analysis.mdl.description_length`).
 """
 
 import numpy as np
 
+from analysis.mdl.description_length import description_length
 from analysis.reproduce.jobs import Job
-from analysis.reproduce.known import N_ROWS, fit, measure
+from analysis.reproduce.known_features import N_ROWS, fit, measure
 from analysis.reproduce.tables import Row
-from sae.description import description_length
-from training.synthetic import DRAWN
+from training.activations.synthetic import DRAWN
 
 
 def run(job: Job) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sae.files import write_bytes
+from sae.io.files import write_bytes
 
 Row = dict[str, Any]
 """`seed`, `setting` and metrics by name: numbers, words, or None where a figure is undefined."""

@@ -1,15 +1,15 @@
 """All variants at one L0 on one stream of batches for each seed: what each keeps, what it costs.
 
-`bits` is the description length (`sae.description`) of each one's codes with values as coarse as half a per cent of the
-variance allows; `bits_equal` the same where all are coarsened to the distortion that the worst of them reaches, so that
-they compare. Both are entropy codes, in bits per row.
+`bits` is the description length (`analysis.mdl.description_length`) of each one's codes with values as
+coarse as half a per cent of the variance allows; `bits_equal` the same where all are coarsened to the distortion that
+the worst of them reaches, so that they compare. Both are entropy codes, in bits per row.
 """
 
-from analysis.heldout import heldout_rows
+from analysis.heldout_rows import heldout_rows
+from analysis.mdl.description_length import EPSILON, Encoded, compare
 from analysis.reproduce.jobs import Job
+from analysis.reproduce.shared_stream import figures, short_name, train_together
 from analysis.reproduce.tables import Row
-from analysis.reproduce.together import figures, short_name, train_together
-from sae.description import EPSILON, Encoded, compare
 
 
 def run(job: Job) -> list[Row]:

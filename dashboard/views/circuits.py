@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from analysis.render import tables
+from analysis.render.tables import plain
 from dashboard import frame
-from dashboard.components.hands import hands
+from dashboard.components.navigation import navigation
 from dashboard.settings import runs_folder
 
 
@@ -17,5 +17,5 @@ def page() -> None:
     if not found:
         said = f"No circuits yet (folder: {frame.shell(folder)}). This traces one:"
         frame.nothing(said, 'sae circuit "The capital of France is"')
-    hands()
-    st.html(tables.table(["circuit"], [[name] for name in found], caption="Circuits"))
+    navigation()
+    st.html(plain.table(["circuit"], [[name] for name in found], caption="Circuits"))

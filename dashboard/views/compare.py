@@ -2,14 +2,15 @@
 
 import streamlit as st
 
-from analysis.compare import compare
-from analysis.render import cofire, histogram
+from analysis.index.queries.compare import compare
+from analysis.render import cofire
 from analysis.render import compare as drawn
 from analysis.render.feature import header
-from dashboard import address
-from dashboard.chosen import Chosen, choose, names
+from analysis.render.figures import histogram
 from dashboard.components.drawing import drawing
-from dashboard.components.hands import hands
+from dashboard.components.navigation import navigation
+from dashboard.state import address
+from dashboard.state.selection import Chosen, choose, names
 
 N_EXAMPLES = 8
 
@@ -63,7 +64,7 @@ def _walk(chosen: Chosen, a: int, b: int) -> None:
     """j and k take the first feature's neighbours in turn."""
     near = [one.feature for one in chosen.index.neighbours(a, "decoder")]
     here, every = address.linker(), address.link("features")
-    hands(walk=[here(**{"with": feature}) for feature in near], at=near.index(b) if b in near else -1,
+    navigation(walk=[here(**{"with": feature}) for feature in near], at=near.index(b) if b in near else -1,
           keys={"b": every, "/": every})
 
 

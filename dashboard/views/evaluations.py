@@ -3,11 +3,11 @@
 import streamlit as st
 
 from analysis import runs
-from analysis.render import tables
+from analysis.render.tables import plain as tables
 from dashboard import frame
-from dashboard.components.hands import hands
+from dashboard.components.navigation import navigation
 from sae.errors import SaescopeError
-from sae.files import read_json
+from sae.io.files import read_json
 
 
 def page() -> None:
@@ -19,7 +19,7 @@ def page() -> None:
         frame.unfinished(chosen, command)
         where = frame.shell(chosen.folder / "evals")
         frame.nothing(f"No evaluations of {chosen.name} yet. This makes them, in {where}:", command)
-    hands()
+    navigation()
     for file in files:
         st.subheader(frame.plain(file.stem))
         try:

@@ -5,15 +5,19 @@ from collections.abc import Callable, Sequence
 
 import streamlit as st
 
-from analysis import cards, firing
-from analysis.render import feature_table, scatter, tokens
+from analysis.export import cards
+from analysis.index.queries import firing
+from analysis.render import tokens
+from analysis.render.figures import scatter
+from analysis.render.tables import features as feature_table
 from analysis.render.text import count, number
-from dashboard import address, frame, order
-from dashboard.chosen import Chosen, choose, names, provenance
+from dashboard import frame
 from dashboard.components import save
-from dashboard.components.hands import hands
-from dashboard.lm import encoded
-from dashboard.order import Order
+from dashboard.components.navigation import navigation
+from dashboard.state import address, order
+from dashboard.state.model_results import encoded
+from dashboard.state.order import Order
+from dashboard.state.selection import Chosen, choose, names, provenance
 from sae.errors import SaescopeError
 
 N_ROWS = 50
@@ -35,7 +39,8 @@ def page() -> None:
     if now.problem:
         st.error(frame.plain(now.problem), icon=":material/filter_alt_off:")
     to = _to()
-    hands(keys={"r": address.link("feature", f="random")}, walk=[to(feature) for feature in now.features[:N_ROWS]], at=-1)
+    walk = [to(feature) for feature in now.features[:N_ROWS]]
+    navigation(keys={"r": address.link("feature", f="random")}, walk=walk, at=-1)
     if view != "table":
         _drawing(chosen, now, view)
     _table(chosen, now, extra)

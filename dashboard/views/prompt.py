@@ -5,14 +5,15 @@ from html import escape
 
 import streamlit as st
 
-from analysis.live import PromptCode
 from analysis.render import prompt as drawn
 from analysis.render import tokens
 from analysis.render.text import count, number, shown
-from dashboard import address, frame
-from dashboard.chosen import Chosen, choose, names
-from dashboard.components.hands import hands
-from dashboard.lm import encoded
+from analysis.trained import PromptCode
+from dashboard import frame
+from dashboard.components.navigation import navigation
+from dashboard.state import address
+from dashboard.state.model_results import encoded
+from dashboard.state.selection import Chosen, choose, names
 from sae.errors import SaescopeError
 
 EXAMPLE = "The quick brown fox jumps over the lazy dog."
@@ -21,7 +22,7 @@ EXAMPLE = "The quick brown fox jumps over the lazy dog."
 def page() -> None:
     """Draw the page."""
     chosen = choose("Prompt")
-    hands(keys={"/": address.link()})
+    navigation(keys={"/": address.link()})
     form = address.Form("token", "pick")
     with st.form("prompt", border=False):
         st.text_area("Text", **form.text("text"), height=90, max_chars=address.N_CHARS, placeholder=EXAMPLE)

@@ -10,15 +10,18 @@ from typing import Any
 import streamlit as st
 
 from analysis import runs
-from analysis.render import curves, run_table, tables
-from analysis.render.curves import Curve
+from analysis.render.figures import curves
+from analysis.render.figures.curves import Curve
+from analysis.render.tables import plain as tables
+from analysis.render.tables import runs as run_table
 from analysis.render.text import inert
 from analysis.runs import Run
-from dashboard import address, frame
+from dashboard import frame
 from dashboard.components import save
-from dashboard.components.hands import hands
-from dashboard.live import all_runs, follow
+from dashboard.components.navigation import navigation
 from dashboard.settings import runs_folder
+from dashboard.state import address
+from dashboard.state.watched_runs import all_runs, follow
 
 N_DEFAULT = 6
 """Runs that are drawn when none is chosen: the newest."""
@@ -32,7 +35,7 @@ GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted":
 def page() -> None:
     """Draw the page."""
     found = all_runs()
-    hands()
+    navigation()
     following = True
     if found:
         following = _header(found)

@@ -141,11 +141,11 @@ def backend(
     if name == "cpu":
         if device.type != "cpu":
             raise SaescopeError(f"kernels: the cpu backend cannot run on {device}; take kernels=auto.")
-        from sae.kernels.cpu import Cpu
+        from sae.kernels.cpu.backend import Cpu
 
         return Cpu(precision)
     if name == "gpu":
-        from sae.kernels.gpu import Gpu, interpreted
+        from sae.kernels.gpu.backend import Gpu, interpreted
 
         if device.type != "cuda" and not interpreted():
             raise SaescopeError(

@@ -11,7 +11,7 @@ import torch
 import training
 from analysis.index import build
 from analysis.index.text import Vocabulary
-from analysis.labels import Labels
+from analysis.labels.store import Labels
 from sae import store
 from tests.analysis.run_folders import write_run
 from tests.helpers import quick_fields, write_corpus

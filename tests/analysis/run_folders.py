@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sae.files import write_bytes, write_json
-from training import config_read as configs
+from sae.io.files import write_bytes, write_json
+from training.config import reading as configs
 from training.loggers import MetricsFile
 
 

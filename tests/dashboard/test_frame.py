@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dashboard import address
+from dashboard.state import address
 from tests.analysis.run_folders import write_run
 from tests.dashboard.pages import html, visit
 

@@ -153,7 +153,7 @@ def test_the_table_is_handed_out_as_it_is_filtered() -> None:
 
 
 def test_what_is_too_large_to_hand_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.cards.EXPORTABLE", 3)
+    monkeypatch.setattr("analysis.export.cards.EXPORTABLE", 3)
     app = visit(page="features", run="healthy")
     app.button(key="save Pages").click()
     assert "between 1 and 3 fit into one file" in drawn(app).error[0].value.replace("\\", "")

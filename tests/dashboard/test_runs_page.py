@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-from analysis.render import run_table
+from analysis.render.tables import runs as run_table
 from tests.analysis.run_folders import line, write_run
 from tests.dashboard.pages import html, visit
 

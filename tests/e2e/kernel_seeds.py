@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sae.files import write_json
-from training.bench_setup import machine
+from sae.io.files import write_json
+from training.bench.setup import machine
 from training.run import train
 
 CONFIG = Path("configs/quickstart.yaml")

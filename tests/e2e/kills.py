@@ -94,9 +94,9 @@ def ended(child: int) -> int | None:
 
 def main(kills: int, seed: int) -> None:
     """Lives of four kills, two while caching and two while training, each then run to its end and compared."""
-    import training.cache
+    import training.activations.cache
     import training.loggers
-    import training.models
+    import training.model.load
     import training.run  # noqa: F401  (imported before forking, so that an attempt begins at once)
 
     rng, hits = random.Random(seed), dict.fromkeys(STAGES, 0)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from training import config_read as configs
-from training.calibration import KeepMask
+from training.activations.calibration import KeepMask
+from training.activations.harvest import open_data
+from training.config import reading as configs
 from training.display import Display
-from training.harvest import open_data
-from training.heldout import HeldOut
+from training.evaluate import HeldOut
 
 N_ROWS = 2048
 

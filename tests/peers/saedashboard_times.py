@@ -23,7 +23,7 @@ import torch
 import sae
 from analysis.index import build
 from analysis.index.rows import open_rows
-from sae.files import write_json
+from sae.io.files import write_json
 from training.display import Display
 
 N_TOKENS, MINIBATCH, PER_BATCH = 300_000, 64, 256

@@ -166,7 +166,8 @@ def our_saes() -> list[tuple[str, object, torch.Tensor]]:
 
 
 def ours(folder: Path, runs: list[Path], rows: Path | None) -> None:
-    from sae import load, saelens
+    from sae import load
+    from sae.formats import saelens
 
     given = load_file(rows)["x"].float() if rows else None
     for i, (name, sae, x) in enumerate(our_saes()):

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import sae as package
-from sae import files, store
+from sae import store
 from sae.base import SAE, Transform
 from sae.errors import SaescopeError
+from sae.io import files
 from sae.variants import VARIANTS
 
 D, N = 12, 40

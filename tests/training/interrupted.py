@@ -8,19 +8,19 @@ from pathlib import Path
 
 from sae.errors import SaescopeError
 from training.run import train
-from training.trainee import Trainee
+from training.trainer import Trainer
 
 
 def main(config: str, runs: str, at_step: str) -> int:
     """Send SIGTERM to this process while step `at_step` is under way."""
-    step = Trainee.step
+    step = Trainer.step
 
-    def step_and_signal(self: Trainee, acts: dict) -> None:
+    def step_and_signal(self: Trainer, acts: dict) -> None:
         step(self, acts)
         if self.n_steps == int(at_step):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    Trainee.step = step_and_signal  # type: ignore[method-assign]
+    Trainer.step = step_and_signal  # type: ignore[method-assign]
     try:
         train(json.loads(Path(config).read_text()), runs=runs, quiet=True)
     except SaescopeError as error:

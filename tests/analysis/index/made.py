@@ -15,12 +15,12 @@ from sae import store
 from sae.base import SAE
 from sae.code import from_dense
 from sae.variants import VARIANTS
-from training.calibration import KeepMask
-from training.config import Config
-from training.config_read import resolve
+from training.activations.calibration import KeepMask
+from training.activations.harvest import Data
+from training.config.reading import resolve
+from training.config.schema import Config
+from training.corpus.tokens import Tokens
 from training.display import Display
-from training.harvest import Data
-from training.tokens import Tokens
 
 
 class NoRows:

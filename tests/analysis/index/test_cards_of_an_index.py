@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.cards import card
+from analysis.export.cards import card
 from analysis.index import Index, open_index
-from analysis.label_commands import export, label
-from analysis.labels import Labels
+from analysis.labels.commands import export, label
+from analysis.labels.store import Labels
 from sae.errors import SaescopeError
 from tests.analysis.markup import Page
 

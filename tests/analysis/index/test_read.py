@@ -105,7 +105,7 @@ def test_no_expression_hangs(tmp_path: Path, pattern: str) -> None:
 
 
 def test_a_search_that_takes_too_long_is_given_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analysis.index.search.SECONDS", -1.0)
+    monkeypatch.setattr("analysis.index.queries.search.SECONDS", -1.0)
     with pytest.raises(SaescopeError, match="takes longer"):
         index.search("nowhere.in.there", regex=True)
     assert index.search("e")

@@ -11,11 +11,11 @@ import torch
 import sae
 from analysis.index import Index
 from analysis.index.encode import Codes
-from analysis.index.relations import coactivation, sample_contexts
+from analysis.index.neighbours import coactivation, sample_contexts
 from sae.code import from_dense
 from tests.analysis.index.dense import Dense
 from tests.analysis.index.made import make_index, random_codes
-from training.models import load_model
+from training.model.load import load_model
 
 
 def test_the_dense_code_is_the_indexed_one(index: Index, dense: Dense) -> None:

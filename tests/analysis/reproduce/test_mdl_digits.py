@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.render.grid import Grid
+from analysis.render.figures.grid import Grid
 from analysis.reproduce import mdl_digits
 from analysis.reproduce.jobs import reproduce
 from analysis.reproduce.mdl_digits_pictures import mean_map, telling

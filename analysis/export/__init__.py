@@ -1,0 +1,1 @@
+"""Features as files: JSON, CSV and HTML pages."""

@@ -1,0 +1,1 @@
+"""Questions an open index answers."""

@@ -1,0 +1,119 @@
+"""Questions about several features at once: contexts in which two fire, contexts whose code is like a prompt's.
+
+Both read the peaks by context, `context_*`: for each feature the contexts it is active in, ascending, with its value of
+largest size there. They are the block maxima of an inverted index whose blocks are the contexts.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
+
+from analysis.index.types import Both, Similar
+from sae.errors import SaescopeError
+
+if TYPE_CHECKING:
+    from analysis.index.read import Index
+    from sae.code import SparseCode
+
+BEFORE, AFTER = 12, 11
+"""Tokens shown around the two peaks."""
+BITMAP_FROM = 16
+"""Rows of the longer list for each of the shorter below which a bitmap is faster than binary search."""
+
+
+def where(index: "Index", a: int, b: int, n: int) -> Both:
+    """Counts of shared rows and contexts, and the contexts in which the weaker of the two is strongest.
+
+    Strength is relative to the feature's own largest size; of equals the first context. Each example spans both peaks.
+    """
+    rows_a, rows_b = (index._column(f)[0] for f in (a, b))
+    seq_a, offset_a, size_a = _peaks(index, a)
+    seq_b, offset_b, size_b = _peaks(index, b)
+    in_a, in_b = shared(seq_a, seq_b, index.n_seqs)
+    weaker = np.minimum(size_a[in_a], size_b[in_b])
+    best = np.lexsort((seq_a[in_a], -weaker))[: max(0, n)]
+    examples = []
+    for i in best.tolist():
+        seq, at_a, at_b = int(seq_a[in_a[i]]), int(offset_a[in_a[i]]), int(offset_b[in_b[i]])
+        start, stop = max(0, min(at_a, at_b) - BEFORE), min(index.n_ctx, max(at_a, at_b) + AFTER + 1)
+        seen_by_a = index._example(a, seq, at_a, start, stop)
+        values = index.values(b, seq, start, stop).tolist()
+        seen_by_b = replace(seen_by_a, feature=b, position=at_b, values=values, value=values[at_b - start])
+        examples.append((seen_by_a, seen_by_b))
+    n_both = len(shared(rows_a, rows_b, index.n_seqs * index.n_ctx)[0])
+    return Both(n_both, len(in_a), examples)
+
+
+def _peaks(index: "Index", feature: int) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " n"]]:
+    """Contexts, places and relative sizes of a feature's peaks."""
+    lo, hi = (int(x) for x in index.arrays["context_indptr"][feature : feature + 2])
+    size = np.abs(index.arrays["context_value"][lo:hi].astype(np.float32))
+    return index.arrays["context_seq"][lo:hi], index.arrays["context_offset"][lo:hi], size / max(size.max(initial=0), 1e-30)
+
+
+def shared(
+    a: Int32[np.ndarray, " n"], b: Int32[np.ndarray, " m"], n_all: int
+) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
+    """Where the common members of two ascending lists of numbers below n_all stand in each."""
+    if len(a) > len(b):
+        in_b, in_a = shared(b, a, n_all)
+        return in_a, in_b
+    if len(b) > BITMAP_FROM * len(a) or 4 * len(b) < n_all // 64:
+        place = np.searchsorted(b, a)
+        found = b[np.minimum(place, len(b) - 1)] == a if len(b) else np.zeros(len(a), bool)
+        return np.flatnonzero(found), place[found]
+    return _marked(a, b, n_all), _marked(b, a, n_all)
+
+
+def _marked(a: Int32[np.ndarray, " n"], b: Int32[np.ndarray, " m"], n_all: int) -> Int64[np.ndarray, " k"]:
+    """Which of a are in b, by marking b."""
+    marks: Bool[np.ndarray, " n_all"] = np.zeros(n_all, bool)
+    marks[b] = True
+    return np.flatnonzero(marks[a])
+
+
+def similar(index: "Index", code: "SparseCode", n: int) -> list[Similar]:
+    """A scan of the peaks of the prompt's features: every context that shares one gets its exact cosine."""
+    if code.d_sae != index.d_sae:
+        raise SaescopeError(f"the code has {code.d_sae} features and the index {index.d_sae}: they are of different SAEs.")
+    features, values = pooled(code)
+    norm = float(np.sqrt((values**2).sum()))
+    if norm == 0:
+        return []
+    dots = _dots(index, features, values)
+    norms = np.asarray(index.arrays["context_norm"])
+    cosine = np.divide(dots, norms * norm, out=np.zeros_like(dots), where=norms > 0)
+    touched = np.flatnonzero(dots)
+    order = touched[np.lexsort((touched, -cosine[touched]))][: max(0, n)]
+    return [Similar(int(seq), float(cosine[seq])) for seq in order]
+
+
+def _dots(
+    index: "Index", features: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, " n_seqs"]:
+    """Products of the prompt's peaks with every context's, features ascending."""
+    from sae.kernels.columns import pairs
+    from sae.kernels.cpu import runtime
+
+    arrays, dots = index.arrays, np.zeros(index.n_seqs)
+    bounds = np.asarray(arrays["context_indptr"])
+    factors = values * arrays["scale"][features].astype(np.float64)
+    bits = np.asarray(arrays["context_value"]).view(np.uint16)
+    with runtime.LOCK:
+        pairs.add_products(
+            bounds[features], bounds[features + 1], factors, np.asarray(arrays["context_seq"]), bits,
+            pairs.HALVES, dots,
+        )
+    return dots
+
+
+def pooled(code: "SparseCode") -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Of each feature in a code the value of largest size; features ascending."""
+    code = code.csr()
+    feature, value = code.feature.cpu().numpy().astype(np.int64), code.value.detach().double().cpu().numpy()
+    order = np.lexsort((-np.abs(value), feature))
+    feature, value = feature[order], value[order]
+    first = np.concatenate([[True], feature[1:] != feature[:-1]]) if len(feature) else np.zeros(0, bool)
+    return feature[first], value[first]

@@ -1,0 +1,1 @@
+"""Labels, notes, tags and lists of a run's features, and automatic labels."""

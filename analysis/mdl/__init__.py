@@ -1,0 +1,1 @@
+"""Description length: bits per row of a trained SAE's codes."""

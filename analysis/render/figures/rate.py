@@ -1,0 +1,67 @@
+"""Bits against the share of variance that they keep: what each run's codes cost, from coarse to fine values."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from analysis.render.palette import style
+from sae.errors import SaescopeError
+from sae.io.files import write_bytes
+
+SUFFIXES = (".html", ".png", ".svg")
+
+
+def figure(curves: Mapping[str, Sequence[tuple[float, float]]], level: float | None = None) -> go.Figure:
+    """Bits per row over FVE, a curve a run; lower is better.
+
+    Args:
+        curves: (FVE, bits) by name, the i-th in the i-th style of the palette.
+        level: an FVE to mark: that at which they are compared.
+    """
+    out = go.Figure()
+    for i, (name, points) in enumerate(curves.items()):
+        colour, dash, symbol = style(i)
+        out.add_trace(go.Scatter(
+            x=[fve for fve, _ in points], y=[bits for _, bits in points], name=name, mode="lines+markers",
+            line={"color": colour, "dash": dash}, marker={"symbol": symbol, "size": 6},
+            hovertemplate="%{fullData.name}: %{y:.1f} bits at FVE %{x:.3f}<extra></extra>",
+        ))
+    if level is not None:
+        out.add_vline(x=level, line={"dash": "dot", "width": 1})
+    out.update_layout(
+        xaxis={"title": {"text": "FVE with quantised values"}, "automargin": True},
+        yaxis={"title": {"text": "bits per row"}, "rangemode": "tozero", "automargin": True},
+        hovermode="closest", showlegend=True,
+    )
+    return out
+
+
+def check(path: Path) -> None:
+    """Refuse a file whose kind cannot be drawn, before any work.
+
+    Raises:
+        SaescopeError: another suffix than .html, .png or .svg.
+    """
+    if path.suffix not in SUFFIXES:
+        raise SaescopeError(f"{path}: cannot draw a {path.suffix or 'file without suffix'}; take {', '.join(SUFFIXES)}.")
+
+
+def write(path: Path, drawn: go.Figure) -> None:
+    """A figure as a file: an HTML page that needs no network, or a picture if kaleido and a browser are there.
+
+    Raises:
+        SaescopeError: a picture was asked for and cannot be drawn.
+    """
+    check(path)
+    if path.suffix == ".html":
+        write_bytes(path, drawn.to_html(include_plotlyjs=True).encode())
+        return
+    try:
+        picture = drawn.to_image(format=path.suffix[1:], width=900, height=540)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SaescopeError(
+            f"{path}: plotly cannot draw a picture here ({reason}); install kaleido and Chrome, or take .html."
+        ) from None
+    write_bytes(path, picture)

@@ -1,0 +1,1 @@
+"""Text generated with features added, clamped or ablated."""

@@ -1,0 +1,279 @@
+"""Generation with features turned up, down or held, beside the same generation left alone.
+
+A feature's direction d is its unit decoder row, and a strength s is a length in the model's own units, as `sae.encode`
+gives them. *Add* makes x + s·d at the chosen positions. *Clamp* makes x + (s − c)·d where c is the feature's value at that
+position as the SAE encodes it (0 where inactive): the SAE's error and all other features stay as they are, which putting
+an edited reconstruction in place of x would not do. Several features are added at once, each c read from the unedited x.
+At a transcoder's site c is read at its input and the direction added to its target.
+
+Both texts draw from the same noise (Gumbel-max with one noise vector per step: Maddison et al. 2014), so that they part
+only where the edit changes what would be drawn; with strength 0 they are the same.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analysis.trained import LOCK, Live, live
+from sae.errors import SaescopeError
+
+MAX_NEW_TOKENS = 256
+MAX_EDITS = 32
+N_ALTERNATIVES = 5
+"""Next tokens whose probabilities are compared."""
+
+Mode = Literal["add", "clamp"]
+WHERE = ("all", "prompt", "generated")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to one feature."""
+
+    feature: int
+    strength: float
+    """Length in the model's units: what is added, or what the value is held at."""
+    mode: Mode = "add"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How text is generated."""
+
+    max_tokens: int = 40
+    temperature: float = 0.8
+    """0 takes the likeliest token each time."""
+    seed: int = 0
+    positions: str | Sequence[int] = "all"
+    """Where edits act: `all`, the `prompt`, what is `generated`, or given positions (0 is the first token). Special
+    tokens are left alone unless they are given by position."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be generated."""
+        if not 1 <= self.max_tokens <= MAX_NEW_TOKENS:
+            raise SaescopeError(f"max_tokens = {self.max_tokens}; between 1 and {MAX_NEW_TOKENS} can be generated.")
+        if not 0 <= self.temperature <= 10:
+            raise SaescopeError(f"temperature = {self.temperature:g}; it lies between 0 and 10.")
+        if isinstance(self.positions, str) and self.positions not in WHERE:
+            raise SaescopeError(f"positions = {self.positions!r}; write all, prompt, generated or a list of numbers.")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One continuation."""
+
+    tokens: list[int]
+    pieces: list[str]
+    text: str
+    logprobs: list[float]
+    """Of each token under the model as it was run here, in nats, at temperature 1."""
+    ended: bool
+    """Whether the model ended the text itself."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A next token after the prompt and how likely it is without and with the edits."""
+
+    piece: str
+    baseline: float
+    steered: float
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A prompt continued without and with the edits."""
+
+    prompt: list[str]
+    baseline: Generated
+    steered: Generated
+    edits: Sequence[Edit]
+    settings: Settings
+    parted: int | None
+    """The first generated token that differs; None if none does."""
+    alternatives: list[Alternative] = field(default_factory=list)
+    """The likeliest next tokens of either."""
+
+    @property
+    def baseline_text(self) -> str:
+        """The continuation left alone."""
+        return self.baseline.text
+
+    @property
+    def steered_text(self) -> str:
+        """The continuation with the edits."""
+        return self.steered.text
+
+
+class Editor:
+    """Splices edits into a model while text passes through it bit by bit."""
+
+    def __init__(self, loaded: Live, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]) -> None:
+        self.loaded, self.edits, self.settings, self.n_prompt = loaded, edits, settings, len(tokens)
+        self.special = loaded.special(tokens)
+        self.start = 0
+        """Position of the first token that the model sees next."""
+        rows = [edit.feature for edit in edits]
+        directions = loaded.sae.W_dec.detach()[rows].float()
+        self.directions: Float[Tensor, "n_edits d_out"] = directions / directions.norm(dim=1, keepdim=True)
+
+    @contextmanager
+    def spliced(self) -> Iterator[None]:
+        """While open, the model runs with the edits."""
+        site = self.loaded.site
+        with ExitStack() as stack:
+            if site.target not in (None, site.input):
+                seen: list[Tensor] = []
+
+                def look(acts: Tensor) -> Tensor:
+                    seen[:] = [acts]
+                    return acts
+
+                stack.enter_context(self.loaded.model.splice(site.input, look))
+                stack.enter_context(self.loaded.model.splice(str(site.target), lambda acts: self.edit(acts, seen[0])))
+            else:
+                stack.enter_context(self.loaded.model.splice(site.input, lambda acts: self.edit(acts, acts)))
+            yield
+
+    def chosen(self, n: int) -> list[int]:
+        """Which of the next `n` tokens are edited."""
+        at = range(self.start, self.start + n)
+        where = self.settings.positions
+        if not isinstance(where, str):
+            wanted = set(where)
+            return [i for i, position in enumerate(at) if position in wanted]
+        in_prompt = [position < self.n_prompt for position in at]
+        allowed = {"all": (True, True), "prompt": (False, True), "generated": (True, False)}[where]
+        return [
+            i for i, position in enumerate(at)
+            if allowed[in_prompt[i]] and not (in_prompt[i] and bool(self.special[position]))
+        ]
+
+    def edit(self, acts: Float[Tensor, "1 n d_out"], source: Float[Tensor, "1 n d_in"]) -> Float[Tensor, "1 n d_out"]:
+        """The activations with what the edits add, computed in fp32."""
+        rows = self.chosen(acts.shape[1])
+        if not rows or not self.edits:
+            return acts
+        change = self.lengths(source[0, rows].float()) @ self.directions.to(acts.device)
+        out = acts.clone()
+        out[0, rows] = (acts[0, rows].float() + change).to(acts.dtype)
+        return out
+
+    def lengths(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n n_edits"]:
+        """How far each edit moves each row along its direction."""
+        strengths = torch.tensor([edit.strength for edit in self.edits], device=x.device).expand(len(x), -1)
+        clamped = torch.tensor([edit.mode == "clamp" for edit in self.edits], device=x.device)
+        if not clamped.any():
+            return strengths
+        code = self.loaded.sae.encode(x.to(self.loaded.sae.W_dec.device)).to_dense()
+        current = code[:, [edit.feature for edit in self.edits]].to(x.device)
+        return torch.where(clamped, strengths - current, strengths)
+
+
+def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None) -> Steered:
+    """Continue a prompt without and with edits, from the same noise.
+
+    Args:
+        run: the run's folder.
+        prompt: the text to continue.
+        edits: up to `MAX_EDITS`, each of another feature.
+        settings: how to generate.
+
+    Raises:
+        SaescopeError: edits that cannot be made, a prompt that is empty or too long, or no language model here.
+    """
+    settings = settings or Settings()
+    with LOCK:
+        loaded = live(run)
+        _check(edits, loaded)
+        tokens = loaded.tokens(prompt)
+        room = loaded.model.n_ctx_max - len(tokens)
+        if room < settings.max_tokens:
+            raise SaescopeError(
+                f"The prompt has {len(tokens):,} tokens and {loaded.model.name} takes {loaded.model.n_ctx_max:,}: only "
+                f"{room} more can be generated; lower max_tokens or shorten the prompt."
+            )
+        baseline, before = generate(loaded, tokens, Editor(loaded, (), settings, tokens))
+        steered, after = generate(loaded, tokens, Editor(loaded, edits, settings, tokens))
+    pairs = zip(baseline.tokens, steered.tokens, strict=False)
+    parted = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if parted is None and len(baseline.tokens) != len(steered.tokens):
+        parted = min(len(baseline.tokens), len(steered.tokens))
+    return Steered(
+        loaded.pieces(tokens.tolist()), baseline, steered, tuple(edits), settings, parted,
+        _alternatives(loaded, before, after),
+    )
+
+
+@torch.no_grad()
+def generate(
+    loaded: Live, tokens: Int[Tensor, " n_prompt"], editor: Editor
+) -> tuple[Generated, Float[Tensor, " d_vocab"]]:
+    """A continuation under an editor, and the logits after the prompt."""
+    settings, past = editor.settings, None
+    out: list[int] = []
+    logprobs: list[float] = []
+    first: Tensor | None = None
+    noise = _noise(settings.seed)
+    stop = loaded.model.tokenizer.eos_token_id
+    step = tokens
+    with editor.spliced():
+        for _ in range(settings.max_tokens):
+            done = len(tokens) + len(out)
+            editor.start = done - len(step) if loaded.model.keeps_past else 0
+            logits, past = loaded.model.extend(step[None], past)
+            logits = logits[0].float().cpu()
+            first = logits if first is None else first
+            chosen = _choose(logits, settings.temperature, noise)
+            if chosen == stop:
+                break
+            out.append(chosen)
+            logprobs.append(float(logits.log_softmax(-1)[chosen]))
+            step = torch.tensor([chosen])
+    assert first is not None
+    # the pieces of a continuation may begin within a character, so prompt and continuation are dealt together
+    pieces = loaded.pieces([*tokens.tolist(), *out])[len(tokens) :]
+    return Generated(out, pieces, "".join(pieces), logprobs, len(out) < settings.max_tokens), first
+
+
+def _noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
+    """Gumbel noise, a fresh vector each call, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+
+    def draw(n: int) -> Tensor:
+        uniform = torch.rand(n, generator=generator, dtype=torch.float64).clamp_min(1e-300)
+        return -(-uniform.log()).log()
+
+    return draw
+
+
+def _choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callable[[int], Tensor]) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    return int((logits.double() / temperature + noise(len(logits))).argmax())
+
+
+def _check(edits: Sequence[Edit], loaded: Live) -> None:
+    if len(edits) > MAX_EDITS:
+        raise SaescopeError(f"{len(edits)} features are to be steered; at most {MAX_EDITS} can be at once.")
+    if len({edit.feature for edit in edits}) < len(edits):
+        raise SaescopeError("A feature is to be steered twice; give each feature once.")
+    for edit in edits:
+        if not 0 <= edit.feature < loaded.sae.d_sae:
+            raise SaescopeError(f"There is no feature {edit.feature}; this run has 0 to {loaded.sae.d_sae - 1}.")
+        if edit.mode not in ("add", "clamp"):
+            raise SaescopeError(f"The mode of feature {edit.feature} is {edit.mode!r}; it is add or clamp.")
+        if abs(edit.strength) > 1e6 or edit.strength != edit.strength:
+            raise SaescopeError(f"The strength of feature {edit.feature} is {edit.strength}; it lies within ±1,000,000.")
+
+
+def _alternatives(loaded: Live, before: Tensor, after: Tensor) -> list[Alternative]:
+    p, q = before.softmax(-1), after.softmax(-1)
+    ids = torch.maximum(p, q).topk(min(N_ALTERNATIVES, len(p))).indices.tolist()
+    return [Alternative(loaded.vocabulary.text(i), float(p[i]), float(q[i])) for i in ids]

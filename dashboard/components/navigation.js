@@ -1,0 +1,155 @@
+// See navigation.py. One instance a page; listeners on the document are removed with it.
+export default function (component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const dialog = parentElement.querySelector("dialog");
+  const status = parentElement.querySelector("[role=status]");
+  parentElement.release?.();  // this function runs again whenever the page has been drawn
+  // keys that are pressed quickly run ahead of what the server has drawn
+  const ahead = performance.now() - (parentElement.asked?.when ?? -1e9) < 2000 ? data.walk.indexOf(parentElement.asked.href) : -1;
+  let at = ahead >= 0 ? ahead : data.at;
+
+  const typing = (target) => target.closest && target.closest(
+    "input, textarea, select, [contenteditable=true], [role=combobox], [role=listbox], [role=slider], [role=dialog]");
+  const say = (text) => { status.textContent = text; };
+
+  function go(href) {
+    const url = new URL(href, location.href);
+    setTriggerValue("to", url.search || "?");
+  }
+
+  function onClick(event) {
+    if (event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    const copy = event.target.closest("[data-copy]"), png = event.target.closest("[data-png]");
+    if (copy) return void copyText(copy);
+    if (png) return void savePng(png);
+    const example = event.target.closest("[data-at]");
+    const anchor = event.target.closest(".sx a[href]");
+    if (anchor) {
+      const url = new URL(anchor.href, location.href);
+      if (url.origin !== location.origin || url.pathname !== location.pathname || url.hash || anchor.target) return;
+      event.preventDefault();
+      go(anchor.href);
+    } else if (example && !String(getSelection())) {
+      widen(example);
+    } else if (event.target.closest("thead th[data-token]")) {
+      rank(event.target.closest("th[data-token]").dataset.token);
+    }
+  }
+
+  function rank(token) {
+    const url = new URL(location.href);
+    if (url.searchParams.get("token") === token) url.searchParams.delete("token");
+    else url.searchParams.set("token", token);
+    go(url.href);
+  }
+
+  function widen(example) {
+    const url = new URL(location.href), open = url.searchParams.getAll("open"), place = example.dataset.at;
+    url.searchParams.delete("open");
+    for (const one of open.includes(place) ? open.filter((o) => o !== place) : [...open, place]) {
+      url.searchParams.append("open", one);
+    }
+    go(url.href);
+  }
+
+  function onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    const target = event.target;
+    if (event.key === "Escape") {
+      if (dialog.open) dialog.close();
+      else if (typing(target) && target.blur) target.blur();
+      return;
+    }
+    if (typing(target) || dialog.open) return;
+    const heat = target.closest && target.closest(".sx-heat");
+    if (heat && token(event, target, heat)) return event.preventDefault();
+    const step = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 }[event.key];
+    if (step && data.walk.length) {
+      const next = at + step;
+      if (next < 0 || next >= data.walk.length) return say("There is no further feature.");
+      at = next;
+      parentElement.asked = { href: data.walk[at], when: performance.now() };
+      event.preventDefault();
+      go(data.walk[at]);
+    } else if (event.key === "?") {
+      event.preventDefault();
+      showKeys();
+    } else if (event.key === "/") {
+      const field = document.querySelector(".st-key-q input, .st-key-text textarea");
+      event.preventDefault();
+      if (field) { field.focus(); field.select(); } else if (data.keys["/"]) go(data.keys["/"]);
+    } else if (data.keys[event.key]) {
+      event.preventDefault();
+      go(data.keys[event.key]);
+    }
+  }
+
+  function token(event, target, heat) {
+    if (event.key === "Enter" && target.closest("[data-at]")) return widen(target.closest("[data-at]")), true;
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return false;
+    const active = [...heat.querySelectorAll("[data-v]")], next = active[active.indexOf(target) + step];
+    if (next) { next.tabIndex = 0; next.focus(); }
+    return true;
+  }
+
+  function showKeys() {
+    const list = document.createElement("dl");
+    for (const [key, means] of Object.entries(data.help)) {
+      const term = document.createElement("dt"), text = document.createElement("dd");
+      term.textContent = key; text.textContent = means;
+      list.append(term, text);
+    }
+    const close = document.createElement("button");
+    close.textContent = "Close"; close.onclick = () => dialog.close();
+    dialog.replaceChildren(list, close);
+    dialog.showModal();
+  }
+
+  async function copyText(button) {
+    const from = button.dataset.copy;
+    const text = from === "link" ? location.href : document.querySelector(from)?.innerText ?? "";
+    try { await navigator.clipboard.writeText(text); say("Copied."); flash(button, "copied"); }
+    catch { say("The browser does not let this page copy."); flash(button, "not allowed"); }
+  }
+
+  function flash(button, text) {
+    const before = button.textContent;
+    button.textContent = text;
+    setTimeout(() => { button.textContent = before; }, 1200);
+  }
+
+  function savePng(button) {
+    const drawing = document.querySelector(button.dataset.png);
+    if (!drawing) return;
+    const box = drawing.getBoundingClientRect(), style = getComputedStyle(drawing), copy = drawing.cloneNode(true);
+    const ground = getComputedStyle(app).backgroundColor;
+    copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    copy.setAttribute("width", box.width); copy.setAttribute("height", box.height);
+    copy.setAttribute("style", `color:${style.color};font:11px ${style.fontFamily.replace(/"/g, "'")};background:${ground}`);
+    for (const text of copy.querySelectorAll("text")) text.setAttribute("fill", style.color);
+    const image = new Image();
+    image.onload = () => {
+      const canvas = document.createElement("canvas");
+      canvas.width = 3 * box.width; canvas.height = 3 * box.height;
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      const link = document.createElement("a");
+      link.download = button.dataset.name || "figure.png";
+      link.href = canvas.toDataURL("image/png");
+      link.click();
+    };
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(copy));
+  }
+
+  const app = document.querySelector("[data-testid=stApp]");
+  document.documentElement.style.setProperty("--sx-ground", getComputedStyle(app).backgroundColor);
+  document.addEventListener("click", onClick);
+  document.addEventListener("keydown", onKey);
+  dialog.dataset.ready = "true";
+  dialog.dataset.here = data.walk[data.at] ?? "";
+  parentElement.release = () => {
+    document.removeEventListener("click", onClick);
+    document.removeEventListener("keydown", onKey);
+  };
+  return parentElement.release;
+}

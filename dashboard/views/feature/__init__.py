@@ -1,0 +1,1 @@
+"""The Feature page and its tabs."""

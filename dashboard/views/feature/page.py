@@ -1,0 +1,163 @@
+"""The page Feature: everything that is known of one, and what can be asked of it. A fragment, so that the next is quick."""
+
+import random
+from collections.abc import Callable
+from html import escape
+
+import streamlit as st
+
+from analysis.render import feature as drawn
+from analysis.render.feature import Section
+from analysis.render.figures import histogram
+from analysis.render.tokens import legend
+from dashboard.components.drawing import drawing
+from dashboard.components.navigation import navigation
+from dashboard.state import address, order
+from dashboard.state.current_feature import Place, goer
+from dashboard.state.selection import Chosen, choose, names
+from dashboard.views.feature import tabs
+
+TABS: dict[str, tuple[str, Callable[[Place], None]]] = {
+    "examples": ("Examples", lambda place: _examples(place)),
+    "label": ("Label and notes", tabs.label),
+    "with": ("Fires with", tabs.together),
+    "try": ("Own text", tabs.own_text),
+    "steer": ("Steer", tabs.steer),
+    "export": ("Export and provenance", tabs.export),
+}
+N_WALK = 25
+"""Features to either side that j and k reach without asking the server."""
+OVERVIEW = {"top": 10, "q9": 3, "q7": 3, "q5": 3, "q3": 3, "q1": 3, "random": 4, "near": 3}
+GROUPS = {
+    "overview": "Overview", "top": "Strongest", **{f"q{i}": f"Tenth {i}" for i in range(10, 0, -1)}, "random": "Random",
+    "near": "Near misses",
+}
+
+
+def page() -> None:
+    """Draw the page."""
+    chosen = choose("Feature")
+    _body(chosen, _whose())
+
+
+def _whose() -> tuple[str | None, ...]:
+    return tuple(st.query_params.get(key) for key in ("page", "run", "index"))
+
+
+@st.fragment
+def _body(chosen: Chosen, whose: tuple[str | None, ...]) -> None:
+    if _whose() != whose:
+        st.rerun()  # a link has led to another page
+    now = order.of(chosen)
+    feature = _feature(chosen, now.features)
+    place = Place(chosen, feature, goer())
+    _walk(place, list(now.features))
+    labels = place.labels
+    head = drawn.header(place.index.feature(feature), labels.get(feature), labels.tags(feature), labels.note(feature))
+    st.html(f'<div class="sx" data-feature="{feature}">{head}</div>')
+    left, right = st.columns([2, 5], gap="large")
+    with left:
+        _side(place)
+    with right:
+        tab = st.segmented_control("Show", list(TABS), required=True, label_visibility="collapsed",
+                                   format_func=lambda name: TABS[name][0],
+                                   **address.choice("tab", list(TABS), default="examples"))
+        TABS[tab or "examples"][1](place)
+
+
+def _feature(chosen: Chosen, features: object) -> int:
+    """The feature that the URL names; a random one that fires for `f=random`; the first of the order for none."""
+    asked = st.query_params.get("f", "")
+    if asked == "random":
+        alive = chosen.index.top("feature", False, "n_active > 0", limit=chosen.index.d_sae, columns=["feature"])
+        numbers = alive["feature"].to_pylist() or [0]
+        asked = str(random.choice(numbers))
+        address.update(f=asked)
+    if asked.isdecimal() and int(asked) < chosen.index.d_sae:
+        return int(asked)
+    if asked:
+        st.warning(f"This run has features 0 to {chosen.index.d_sae - 1}; there is no other.")
+    first = list(features)[:1] if isinstance(features, list) else []
+    return first[0] if first else 0
+
+
+def _walk(place: Place, features: list[int]) -> None:
+    """Previous, next and random, as links and as keys."""
+    at = features.index(place.feature) if place.feature in features else -1
+    low = max(0, at - N_WALK)
+    near = features[low : at + N_WALK + 1] if at >= 0 else features[: N_WALK + 1]
+    addresses = [place.go(feature) for feature in near]
+    here = at - low if at >= 0 else -1
+    every = address.link("features", **order.state())
+    navigation(walk=addresses, at=here, keys={
+        "r": place.go("random"), "b": every, "e": address.link(tab="label"), "/": every,
+    })
+    before = addresses[here - 1] if here > 0 else None
+    after = addresses[here + 1] if here + 1 < len(addresses) else None
+    links = [_link("‹ previous", before), _link("next ›", after), _link("random", place.go("random")),
+             _link("all features", every)]
+    by = st.query_params.get("sort", "number")
+    said = f"{at + 1:,} of {len(features):,} by {by}" if at >= 0 else "outside the filter"
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="walk"):
+        st.number_input("Feature", 0, place.index.d_sae - 1, label_visibility="collapsed", width=130,
+                        **address.integer("f", 0, place.index.d_sae - 1, default=-1, clears=("open",))
+                        | _shown(place.feature))
+        st.html(f'<div class="sx sx-walk">{"".join(links)}<span class="sx-quiet">{said}</span> '
+                '<button data-copy="link">copy link</button></div>')
+
+
+def _shown(feature: int) -> dict[str, str]:
+    """The field shows the feature that is drawn, whatever the URL says."""
+    st.session_state["f"] = feature
+    return {"key": "f"}
+
+
+def _link(text: str, href: str | None) -> str:
+    return f'<a href="{escape(href, quote=True)}">{text}</a>' if href else f'<span class="sx-quiet">{text}</span>'
+
+
+def _side(place: Place) -> None:
+    """Histogram, promoted tokens, neighbours."""
+    feature = place.index.feature(place.feature)
+    log_x, log_y = st.query_params.get("logx") != "false", st.query_params.get("logy") == "true"
+    parts = []
+    if not feature.dead:
+        drawing(f"<h3>Values when active</h3>{histogram.svg(feature, log_x=log_x, log_y=log_y)}", key="histogram")
+        switches = (
+            _link("linear values" if log_x else "log values", address.link(logx="false" if log_x else None)) + " · "
+            + _link("linear counts" if log_y else "log counts", address.link(logy=None if log_y else "true"))
+            + f' · <button data-png=".sx-histogram" data-name="feature-{place.feature}.png">PNG</button>')
+        parts += [f'<div class="sx-quiet">{switches}</div>', drawn.promoted(feature)]
+
+    beside = address.linker("compare", f=place.feature)
+    near = {kind: place.index.neighbours(place.feature, kind)[:10] for kind in ("decoder", "coactivation")}
+    parts += [drawn.neighbours(kind, found, names(place.chosen), place.go, lambda other: beside(**{"with": other}))
+              for kind, found in near.items() if found]
+    st.html(f'<div class="sx">{"".join(parts)}</div>')
+
+
+def _examples(place: Place) -> None:
+    index, feature = place.index, place.index.feature(place.feature)
+    if feature.dead:
+        st.html(f'<div class="sx">{drawn.empty(feature)}</div>')
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        group = st.selectbox("Group", list(GROUPS), format_func=GROUPS.__getitem__, label_visibility="collapsed", width=150,
+                             **address.choice("group", list(GROUPS), default="overview"))
+        sides = list(index.sides)
+        side = sides[0] if len(sides) == 1 else st.segmented_control(
+            "Side", sides, required=True, label_visibility="collapsed", width="content",
+            format_func={"+": "+ positive", "-": "− negative"}.__getitem__,
+            **address.choice("side", sides, default="-" if feature.max <= 0 else "+"))
+        numbers = st.toggle("numbers", **address.flag("numbers"))
+        breaks = st.toggle("line breaks", **address.flag("breaks"))
+    wanted = OVERVIEW if group == "overview" else {group: 50}
+    about = {one.name: one for one in index.groups(place.feature, side)}
+    sections = [
+        Section(side, about[name], [place.widened(one) for one in index.examples(place.feature, name, side, n)])
+        for name, n in wanted.items()
+    ]
+    rows = "".join(drawn.group(section, feature) for section in sections if section.examples)
+    classes = "sx" + (" sx-numbers" if numbers else "") + (" sx-breaks" if breaks else "")
+    scale = legend(max(abs(feature.max), abs(feature.min)), signed=index.signed)
+    st.html(f'<div class="{classes}" id="examples">{scale}{rows or drawn.empty(feature)}</div>')

@@ -1,0 +1,152 @@
+"""Writing a folder that SAELens opens: everything in the model's units, decoder rows of unit norm."""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.base import SAE
+from sae.formats.saelens.imported import Imported
+from sae.formats.saelens.names import CONFIG, SAELENS_VERSION, WEIGHTS
+from sae.io import files
+from sae.variants.gated import Gated
+
+
+def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
+    """Write `cfg.json` and `sae_weights.safetensors` for SAELens 6.54 into `folder`.
+
+    BatchTopK becomes `jumprelu` with its threshold repeated, the form SAELens itself saves.
+
+    Args:
+        sae: any variant.
+        folder: the run's folder.
+        metadata: SAELens' metadata: hook_name, hook_name_out, hook_head_index, model_name, model_class_name,
+            context_size, prepend_bos, dataset_path, seqpos_slice, ... `hook_z[3]` names one head; `hook_z` alone
+            marks activations with a head axis, which SAELens flattens.
+
+    Returns:
+        None, or the reason why SAELens has no form for this SAE; nothing is written then.
+    """
+    hook, update = metadata.get("hook_name"), (metadata.get("site") or {}).get("update", False)
+    if update == "both":
+        return "its input is the difference of two hooks, and an SAE of SAELens reads one"
+    cross = sae.d_in != sae.d_out or (metadata.get("hook_name_out") or hook) != hook or sae.config.skip
+    skips = sae.config.skip or bool(update)
+    metadata = _with_heads(metadata)
+    architecture, reason = _architecture(sae, cross, skips)
+    if reason is None and (reason := unfoldable(sae)) is not None:
+        reason = f"SAELens' form has unit decoder rows: {reason}"
+    if reason is not None:
+        return reason
+    cfg = {
+        "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": not cross, "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": {"sae_lens_version": SAELENS_VERSION, "saescope_version": files.code_version()} | metadata,
+    }
+    if cross:
+        cfg["d_out"] = sae.d_out
+    elif str(metadata.get("hook_name")).endswith("hook_z") and metadata.get("hook_head_index") is None:
+        cfg["reshape_activations"] = "hook_z"
+    if architecture in ("topk", "abstopk"):
+        cfg |= {"k": sae.select().k, "rescale_acts_by_decoder_norm": False}
+    tensors = folded(sae, subtracts_b_dec=not cross)
+    if update:
+        # the block's output is its input and the update
+        tensors["W_skip"] = tensors.get("W_skip", torch.zeros(sae.d_out, sae.d_in)) + torch.eye(sae.d_in)
+    if architecture == "gated":
+        tensors |= _gate(tensors, cast(Gated, sae).r_mag.detach().cpu())
+        del tensors["b_enc"]
+    if "jumprelu" not in architecture:
+        del tensors["threshold"]
+    files.write_tensors(Path(folder) / WEIGHTS, tensors)
+    files.write_json(Path(folder) / CONFIG, cfg)
+    return None
+
+
+def _gate(tensors: dict[str, Tensor], r_mag: Float[Tensor, " d_sae"]) -> dict[str, Tensor]:
+    """The gate whose magnitudes have this encoder and open above this threshold."""
+    shrunk = (-r_mag.double()).exp()
+    b_gate = (tensors["b_enc"].double() - tensors["threshold"].double()) * shrunk
+    return {
+        "W_enc": (tensors["W_enc"].double() * shrunk).float().contiguous(), "b_gate": b_gate.float(),
+        "b_mag": tensors["b_enc"], "r_mag": r_mag.float().contiguous(),
+    }
+
+
+def _with_heads(metadata: dict[str, Any]) -> dict[str, Any]:
+    """SAELens keeps the head of `hook_z[3]` in a field of its own."""
+    split = dict(metadata)
+    for suffix in ("", "_out"):
+        match = re.fullmatch(r"(.*)\[(\d+)\]", str(metadata.get(f"hook_name{suffix}")))
+        if match is not None:
+            split |= {f"hook_name{suffix}": match[1], f"hook_head_index{suffix}": int(match[2])}
+    return split
+
+
+def _architecture(sae: SAE, cross: bool, skips: bool) -> tuple[str, str | None]:
+    """SAELens' name for what this SAE computes, or the reason why it has none."""
+    if isinstance(sae, Imported) and sae.config.row_norm != "none":
+        return "", "rows are decoded around points of their own; the folder it was read from is its SAELens form"
+    select = sae.select()
+    if select.mode == "topk":
+        if cross:
+            return "", "SAELens has no transcoder with a fixed number of active features per row"
+        return ("abstopk" if select.absolute else "topk"), None
+    if select.mode == "batch_topk" or select.absolute:
+        return "", f"SAELens has no architecture that selects by {select.mode} with absolute={select.absolute}"
+    if isinstance(sae, Gated) and not cross:
+        return "gated", None
+    plain = not isinstance(select.threshold, Tensor) and select.threshold == 0
+    if cross:
+        return ("" if plain else "jumprelu_") + ("skip_transcoder" if skips else "transcoder"), None
+    return ("standard" if plain else "jumprelu"), None
+
+
+@torch.no_grad()
+def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
+    """The parameters of the same function over raw activations, in fp32, with unit decoder rows.
+
+    Folded in fp64. Where b_dec is subtracted from the input, the encoder never sees the activations' common mean
+    (which would cost its digits), and what rounding b_dec to fp32 loses is made up in b_enc.
+    """
+    scale_in, scale_out = sae.input.scale.double().cpu(), sae.target.scale.double().cpu()
+    norms = sae.W_dec.cpu().norm(dim=1)
+    # as in SAE.normalised: rows that are unit to rounding stay as they are
+    norms = torch.where((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps, 1, norms).double()
+    gain = norms / scale_out
+    weights, biases = sae.encoder()
+    W_enc = (weights.cpu().double() * (scale_in * gain)).float()
+    b_dec = (sae.b_dec.cpu().double() / scale_out + sae.target.mean.cpu().double()).float()
+    centre = sae.input.mean.cpu().double()
+    if sae.b_pre is not None:
+        centre = centre + sae.b_pre.cpu().double() / scale_in
+    subtracted = b_dec.double() if subtracts_b_dec else torch.zeros_like(centre)
+    b_enc = biases.cpu().double() * gain + (subtracted - centre) @ W_enc.double()
+    threshold = torch.as_tensor(sae.select().threshold).detach().cpu().double() * gain
+    skip: dict[str, Tensor] = {}
+    if sae.config.skip:
+        skip["W_skip"] = (sae.W_skip.cpu().double() * (scale_in / scale_out)).float()
+        # the path takes centred rows here, raw ones there
+        b_dec = (b_dec.double() - skip["W_skip"].double() @ sae.input.mean.cpu().double()).float()
+    return skip | {
+        "W_enc": W_enc.contiguous(), "b_enc": b_enc.float(), "b_dec": b_dec, "threshold": threshold.float(),
+        "W_dec": (sae.W_dec.cpu().double() / norms.clamp_min(1e-12)[:, None]).float(),
+    }
+
+
+def unfoldable(sae: SAE) -> str | None:
+    """Why decoder norms cannot be folded into the encoder without changing which features are active, if so."""
+    norms = sae.W_dec.detach().norm(dim=1)
+    if bool(((norms - 1).abs() <= 1e-4).all()):
+        return None
+    select = sae.select()
+    scalar = not isinstance(select.threshold, Tensor) or select.threshold.ndim == 0
+    if select.mode == "threshold" and (not scalar or float(select.threshold) == 0):
+        return None
+    return (
+        f"its rows have norms from {float(norms.min()):.4g} to {float(norms.max()):.4g}, and its active features are "
+        "chosen by comparing activations that folding these norms would scale"
+    )

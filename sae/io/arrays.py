@@ -1,0 +1,24 @@
+"""npy files, written atomically with the sha256 of their bytes."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from sae.io.files import atomic_file
+
+
+def write_array(path: Path, array: np.ndarray) -> str:
+    """Write an array as .npy beside its final name, rename it, and return the sha256 of the file."""
+    header = io.BytesIO()
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    digest = hashlib.sha256(header.getvalue())
+    with atomic_file(path) as file:
+        file.write(header.getvalue())
+        if array.size:
+            data = array.reshape(-1).view(np.uint8).data
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Compiled loops over the columns of a code, one feature after the other: what an index is made of."""

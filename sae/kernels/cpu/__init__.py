@@ -1,0 +1,1 @@
+"""The cpu backend: torch for matrix products, numba for everything sparse."""

@@ -1,0 +1,189 @@
+"""The cpu backend: torch for the matrix product of the encoder, compiled loops for everything sparse.
+
+*Encode.* Scores `x @ W_enc` are computed a chunk of rows at a time. With bf16 they only nominate candidates: these are
+scored again in fp32, and the margin is widened until the measured error of the scores cannot have hidden a better one,
+so that values are fp32-exact and the selected set is that of fp32. Ties go to the lowest feature.
+
+*Backward.* One autograd function for the whole pass. A stable counting sort of the active entries by feature is the
+one plan from which every weight gradient, bias gradient and value gradient follows, without atomics and in a fixed
+order: results are bit-identical from run to run and for any number of threads.
+
+*Density.* Above `BREAK_EVEN` the same results come from dense products; `last_route` says which way the last pass took.
+
+Numbers that are not finite: a row with a NaN or infinite pre-activation is answered with a SaescopeError.
+fp64 tensors are served by the reference.
+"""
+
+import threading
+import weakref
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.code import SparseCode
+from sae.errors import SaescopeError
+from sae.kernels import Autoencoded, ParamState, Select
+from sae.kernels.cpu.backward import Autoencode, AuxK, lock
+from sae.kernels.cpu.checks import check_code, check_prefixes, check_shapes, takes
+from sae.kernels.cpu.optimizer import step_params
+from sae.kernels.cpu.select import RESCORE_SHARE, Encoder
+from sae.kernels.cpu.state import Buffers, Pass, decode, indptr_of
+from sae.kernels.reference import Reference
+
+BREAK_EVEN = 0.1
+"""Share of active features above which dense products are faster than the sparse loops."""
+
+
+def bf16_is_fast() -> bool:
+    """Whether this processor multiplies bf16 matrices in hardware."""
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.backends.mkldnn.is_available() and any(probe is not None and bool(probe()) for probe in probes)
+
+
+class Cpu:
+    """torch and compiled loops; see `sae.kernels.Backend` for what each operation means."""
+
+    name = "cpu"
+
+    def __init__(self, precision: str = "auto") -> None:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise SaescopeError(f"kernels: no precision called {precision!r}; there are auto, fp32 and bf16.")
+        self.precision: str = precision
+        self.half: bool = precision == "bf16" or (precision == "auto" and bf16_is_fast())
+        """Whether encoder scores are computed in bf16."""
+        self.last_route: Literal["sparse", "dense", "reference"] = "sparse"
+        """How the last pass ran; `dense` where the density was above BREAK_EVEN, `reference` in fp64."""
+        self._reference = Reference()
+        self._buffers = Buffers()
+        self._open: dict[int, tuple[weakref.ref, ...]] = {}
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles begin without buffers."""
+        return Cpu, (self.precision,)
+
+    # -- the operations -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        select: Select,
+    ) -> SparseCode:
+        """Select over `x @ W_enc + b_enc`."""
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc)
+        if not takes(x=x, W_enc=W_enc, b_enc=b_enc):
+            return self._reference.encode(x, W_enc, b_enc, select)
+        with lock():
+            return self._code(x.detach().contiguous(), feature_major(W_enc), b_enc, select, W_enc)
+
+    @torch.no_grad()
+    def decode(
+        self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """`Σ value · W_dec[feature] + b_dec` per row."""
+        check_code(code, W_dec.shape[0])
+        check_shapes(W_dec=W_dec, b_dec=b_dec)
+        if not takes(value=code.value, W_dec=W_dec, b_dec=b_dec):
+            return self._reference.decode(code, W_dec, b_dec)
+        with lock():
+            return decode(code, W_dec.detach().contiguous(), b_dec, (W_dec.shape[0],))[0]
+
+    def autoencode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+    ) -> Autoencoded:
+        """Encode `x − b_pre`, select, decode each prefix; `code.value` and `x_hat` carry gradient."""
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre)
+        ends = check_prefixes(prefixes, W_dec.shape[0])
+        if not takes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre):
+            self.last_route = "reference"
+            return self._reference.autoencode(x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes)
+        with lock(), torch.no_grad():
+            done = self._pass(x, feature_major(W_enc), b_enc, W_dec, select, b_pre, ends, W_enc)
+        self.last_route = "dense" if done.dense else "sparse"
+        value, x_hat = Autoencode.apply(self._buffers, done, x, W_enc, b_enc, W_dec, b_dec, b_pre)
+        if value.requires_grad:
+            self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, done)),)
+        code = done.code
+        return Autoencoded(SparseCode(code.feature, value, code.n_rows, code.d_sae, code.indptr, code.k), x_hat)
+
+    def auxk(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """Reconstruction from the strongest dead features: the same pass over the compacted set of them.
+
+        Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
+        the same step, so that no second dense gradient is made and added.
+        """
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
+        if not takes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre):
+            return self._reference.auxk(x, W_enc, b_enc, W_dec, dead, k_aux, b_pre=b_pre, absolute=absolute)
+        ids = dead.nonzero().squeeze(-1)
+        if ids.numel() == 0:
+            return x.new_zeros(x.shape[0], W_dec.shape[1])
+        select = Select("topk", k=min(k_aux, ids.numel()), absolute=absolute)
+        with lock(), torch.no_grad():
+            w_enc, w_dec = W_enc.detach().t()[ids].contiguous(), W_dec.detach()[ids]
+            done = self._pass(x, w_enc, b_enc.detach()[ids], w_dec, select, b_pre, (ids.numel(),), None)
+        ticket, host = self._host(W_enc, W_dec)
+        if host is not None:
+            W_enc, W_dec = W_enc.detach(), W_dec.detach()
+        return AuxK.apply(self._buffers, done, ids, host, x, W_enc, b_enc, W_dec, b_pre, ticket)
+
+    @torch.no_grad()
+    def optimizer_step(
+        self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
+        clip: float | None,
+    ) -> Float[Tensor, ""]:
+        """One pass over each matrix: clipping, Adam, unit rows, and the bf16 copy the next encode needs.
+
+        The gradients of parameters are taken away (`param.grad` is None afterwards): their memory serves the next
+        backward.
+        """
+        live = [p for p in params if p.param.grad is not None]
+        if not live or not all(takes(param=p.param, grad=p.param.grad) for p in live):
+            return self._reference.optimizer_step(live, step=step, lr=lr, betas=betas, eps=eps, clip=clip)
+        with lock():
+            return step_params(self._buffers, live, step, lr, betas, eps, clip, self.half)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _code(
+        self, x: Float[Tensor, "n_rows d_in"], w: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"],
+        select: Select, W_enc: Tensor | None,
+    ) -> SparseCode:
+        """Select over `x @ w.T + b_enc`; `W_enc` is the tensor that w is a view of, if it may be remembered."""
+        half = None
+        if self.half and (select.mode == "threshold" or select.k <= RESCORE_SHARE * w.shape[0]):
+            half = self._buffers.half_of(w, W_enc)
+        return Encoder(self._buffers, x, w, b_enc.detach().contiguous(), half).code(select)
+
+    def _pass(
+        self, x: Tensor, w_enc: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], select: Select, b_pre: Tensor | None, ends: tuple[int, ...],
+        W_enc: Tensor | None,
+    ) -> Pass:
+        """Encode and select; the reconstruction is left to the autograd functions."""
+        x = x.detach() if b_pre is None else x.detach() - b_pre.detach()
+        x = x.contiguous()
+        code = self._code(x, w_enc, b_enc, select, W_enc)
+        dense = code.feature.numel() > BREAK_EVEN * code.n_rows * code.d_sae
+        return Pass(x, w_enc, W_dec.detach().contiguous(), code, indptr_of(code), ends, dense)
+
+    def _host(self, W_enc: Tensor, W_dec: Tensor) -> tuple[Tensor | None, Pass | None]:
+        """The value and the pass of this thread's last `autoencode`, if it was over these weights and is alive."""
+        held = self._open.get(threading.get_ident())
+        if held is None or not torch.is_grad_enabled():
+            return None, None
+        value, enc, dec, done = (ref() for ref in held)
+        both = value is not None and done is not None
+        return (value, done) if both and enc is W_enc and dec is W_dec else (None, None)
+
+
+def feature_major(W: Float[Tensor, "d d_sae"]) -> Float[Tensor, "d_sae d"]:
+    """The transpose, contiguous; no copy for weights in their usual layout."""
+    return W.detach().t().contiguous()

@@ -1,0 +1,238 @@
+"""Gradients of a pass: the fused sparse backward, the dense one, and the autograd functions around them."""
+
+import contextlib
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.code import SparseCode
+from sae.kernels.cpu import loops as cpu_loops
+from sae.kernels.cpu import runtime
+from sae.kernels.cpu.state import SCORE_BYTES, Buffers, Gradients, Pass, decode, ordered_sum, sum_rows
+
+
+def lock() -> contextlib.AbstractContextManager:
+    """The process-wide lock (looked up anew: a forked child gets its own)."""
+    return runtime.LOCK
+
+
+# -- both directions, either way --------------------------------------------------------------------------------------
+
+
+def reconstruct(
+    buffers: Buffers, done: Pass, b_dec: Float[Tensor, " d_out"]
+) -> Float[Tensor, "n_prefixes n_rows d_out"]:
+    """The reconstruction of each prefix."""
+    if not done.dense:
+        return decode(done.code, done.w_dec, b_dec, done.ends)
+    out = b_dec.detach().repeat(len(done.ends), done.code.n_rows, 1)
+    for lo, hi in row_chunks(done):
+        acts = written_out(buffers, done, lo, hi)
+        for level, (begin, end) in enumerate(done.blocks()):
+            if level:
+                out[level, lo:hi] = out[level - 1, lo:hi]
+            with runtime.columns(out.shape[2]):
+                out[level, lo:hi].addmm_(acts[:, begin:end], done.w_dec[begin:end])
+    return out
+
+
+def row_chunks(done: Pass) -> list[tuple[int, int]]:
+    """Ranges of rows whose activations fit the buffer."""
+    n_chunk = max(1, SCORE_BYTES // (4 * done.code.d_sae))
+    return [(lo, min(lo + n_chunk, done.code.n_rows)) for lo in range(0, done.code.n_rows, n_chunk)]
+
+
+def written_out(buffers: Buffers, done: Pass, lo: int, hi: int) -> Float[Tensor, "n_chunk d_sae"]:
+    """The activations of some rows with their zeros."""
+    acts = buffers.space("acts", (hi - lo, done.code.d_sae))
+    runtime.run(cpu_loops.densify, runtime.even(hi - lo), *done.entries, lo, acts.numpy())
+    return acts
+
+
+def suffix_sums(
+    buffers: Buffers, done: Pass, g_x_hat: Float[Tensor, "n_prefixes n_rows d_out"] | None
+) -> Float[Tensor, "n_prefixes n_rows d_out"]:
+    """What reaches a feature from the reconstructions: it is part of its own prefix and of all that are longer."""
+    shape = (len(done.ends), done.code.n_rows, done.w_dec.shape[1])
+    if g_x_hat is None:
+        return torch.zeros(shape)
+    if len(done.ends) == 1:
+        return g_x_hat.contiguous()
+    sums = buffers.space("suffix_sums", (shape[0] * shape[1], shape[2])).view(shape)
+    sums[-1] = g_x_hat[-1]
+    for level in range(len(done.ends) - 2, -1, -1):
+        torch.add(g_x_hat[level], sums[level + 1], out=sums[level])
+    return sums
+
+
+def gradients(
+    buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz"] | None,
+    by_level: Float[Tensor, "n_prefixes n_rows d_out"],
+) -> Gradients:
+    """Every gradient of a pass, from those of its value and (as `suffix_sums`) of its reconstructions."""
+    compute = dense_gradients if done.dense else sparse_gradients
+    return compute(buffers, done, torch.empty(0) if g_value is None else g_value.contiguous(), by_level)
+
+
+def sparse_gradients(
+    buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz_or_none"],
+    by_level: Float[Tensor, "n_prefixes n_rows d_out"],
+) -> Gradients:
+    """By the plan: one visit to each active entry."""
+    (d_sae, d_in), nnz = done.w_enc.shape, done.code.feature.numel()
+    indptr, feature, value = done.entries
+    starts, order, rows = np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int64), np.empty(nnz, np.int32)
+    with runtime.timed("plan_by_feature"):
+        cpu_loops.plan_by_feature(indptr, feature, value, d_sae, starts, order, rows)
+    work = starts[:-1] + np.arange(d_sae)
+    n_ranges = min(64, d_sae)
+    bounds = [*np.searchsorted(work, np.arange(n_ranges) * (starts[-1] + d_sae) / n_ranges).tolist(), d_sae]
+    g_entry = torch.zeros(nnz)
+    g = Gradients(
+        buffers.take_spare((d_sae, d_in)), buffers.take_spare(tuple(done.w_dec.shape)), torch.empty(d_sae),
+        torch.zeros(d_in), g_entry, torch.empty(d_sae), torch.empty(d_sae, 2), torch.empty(d_sae),
+    )
+    levels = np.searchsorted(np.array(done.ends), np.arange(d_sae), side="right").astype(np.int32)
+    levels[levels == len(done.ends)] = -1
+    g_pre = runtime.run(
+        cpu_loops.backward_features, bounds, starts, order, rows, value, g_value.numpy(), bool(g_value.numel()),
+        by_level.numpy(), levels, done.x.numpy(), done.w_enc.numpy(), done.w_dec.numpy(), g.g_enc.numpy(),
+        g.g_dec.numpy(), g.g_bias.numpy(), g_entry.numpy(), *stats_of(g),
+    )
+    g.g_pre = ordered_sum(g_pre)
+    return g
+
+
+def stats_of(g: Gradients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The row statistics as the loops take them."""
+    assert g.enc2 is not None and g.dec2 is not None and g.radial is not None
+    return g.enc2.numpy(), g.dec2.numpy(), g.radial.numpy()
+
+
+def dense_gradients(
+    buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz_or_none"],
+    by_level: Float[Tensor, "n_prefixes n_rows d_out"],
+) -> Gradients:
+    """By dense products, a chunk of rows at a time."""
+    d_sae = done.code.d_sae
+    g = Gradients(
+        buffers.take_spare(tuple(done.w_enc.shape)).zero_(), buffers.take_spare(tuple(done.w_dec.shape)).zero_(),
+        torch.zeros(d_sae), torch.zeros(done.x.shape[1]), torch.zeros(done.code.feature.numel()),
+    )
+    has_value = bool(g_value.numel())
+    for lo, hi in row_chunks(done):
+        acts = written_out(buffers, done, lo, hi)
+        for level, (begin, end) in enumerate(done.blocks()):
+            with runtime.columns(by_level.shape[2]):
+                g.g_dec[begin:end].addmm_(acts[:, begin:end].t(), by_level[level, lo:hi])
+        g_acts = acts.zero_()  # beyond the last prefix nothing but the value's own gradient arrives
+        for level, (begin, end) in enumerate(done.blocks()):
+            with runtime.columns(end - begin):
+                g_acts[:, begin:end] = by_level[level, lo:hi] @ done.w_dec[begin:end].t()
+        runtime.run(
+            cpu_loops.pick_entries, runtime.even(hi - lo), *done.entries, lo, g_acts.numpy(), g_value.numpy(),
+            has_value, g.g_entry.numpy(),
+        )
+        with runtime.columns(done.x.shape[1]):
+            g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
+        g.g_bias += g_acts.sum(0)
+    g.g_pre = -(g.g_bias @ done.w_enc)
+    return g
+
+
+def add_extra(done: Pass, g: Gradients) -> None:
+    """Add the gradient rows that other passes have left with this one."""
+    for ids, g_enc, g_dec in done.extra:
+        if g.enc2 is None:
+            g.g_enc.index_add_(0, ids, g_enc)
+            g.g_dec.index_add_(0, ids, g_dec)
+            continue
+        runtime.run(
+            cpu_loops.add_rows, runtime.even(ids.numel()), ids.numpy(), g_enc.numpy(), g_dec.numpy(), g.g_enc.numpy(),
+            g.g_dec.numpy(), done.w_dec.numpy(), *stats_of(g),
+        )
+    done.extra.clear()
+
+
+def input_gradient(done: Pass, g: Gradients) -> Float[Tensor, "n_rows d_in"]:
+    """∂x = Σ ∂value · W_enc[:, feature]."""
+    code = SparseCode(done.code.feature, g.g_entry, done.code.n_rows, done.code.d_sae, done.code.indptr, done.code.k)
+    return decode(code, done.w_enc, torch.zeros(done.x.shape[1]), (done.code.d_sae,))[0]
+
+
+# -- autograd ---------------------------------------------------------------------------------------------------------
+
+
+class Autoencode(torch.autograd.Function):
+    """(value, x_hat) of a finished pass, with the gradients of both."""
+
+    @staticmethod
+    def forward(ctx, buffers, done, x, W_enc, b_enc, W_dec, b_dec, b_pre):  # noqa: ARG004
+        """Decode; the code has been selected already."""
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(W_enc, W_dec)  # autograd checks that nobody changes them before the backward
+        ctx.buffers, ctx.done = buffers, done
+        with lock():
+            # detached: an output that its own node held would keep itself alive
+            return done.code.value.detach(), reconstruct(buffers, done, b_dec)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g_value, g_x_hat):
+        """All gradients at once."""
+        _, W_dec = ctx.saved_tensors
+        buffers, done, needs = ctx.buffers, ctx.done, ctx.needs_input_grad[2:]
+        with lock():
+            by_level = suffix_sums(buffers, done, g_x_hat)
+            g = gradients(buffers, done, g_value, by_level)
+            add_extra(done, g)
+            g_x = input_gradient(done, g) if needs[0] else None
+            g_b_dec = sum_rows(by_level[0]) if needs[4] else None
+        g_W_enc = g.g_enc.t()
+        buffers.forget_stats()
+        if g.enc2 is not None and g.dec2 is not None and g.radial is not None:
+            buffers.keep_stats(g_W_enc, W_dec, g.enc2, g.radial)
+            buffers.keep_stats(g.g_dec, W_dec, g.dec2, g.radial)
+        grads = (g_x, g_W_enc, g.g_bias, g.g_dec, g_b_dec, g.g_pre)
+        del g
+        return None, None, *(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+
+class AuxK(torch.autograd.Function):
+    """The reconstruction of a finished pass over the features `ids`.
+
+    With a `host` (a pass over all features of the same weights, whose value is `ticket`), the gradient rows of the
+    weights are left with it; autograd runs the host's backward afterwards because the ticket is an input here.
+    """
+
+    @staticmethod
+    def forward(ctx, buffers, done, ids, host, x, W_enc, b_enc, W_dec, b_pre, ticket):  # noqa: ARG004
+        """Decode, without bias."""
+        ctx.save_for_backward(W_enc, W_dec)
+        ctx.buffers, ctx.done, ctx.ids, ctx.host = buffers, done, ids, host
+        with lock():
+            return reconstruct(buffers, done, torch.zeros(W_dec.shape[1]))[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g_aux_hat):
+        """Compact gradients, left with the host or written out."""
+        W_enc, W_dec = ctx.saved_tensors
+        done, ids, needs = ctx.done, ctx.ids, ctx.needs_input_grad[4:]
+        with lock():
+            g = gradients(ctx.buffers, done, None, g_aux_hat[None].contiguous())
+            g_x = input_gradient(done, g) if needs[0] else None
+        if ctx.host is not None:
+            ctx.host.extra.append((ids, g.g_enc, g.g_dec))
+        g_b_enc = torch.zeros(W_enc.shape[1]).index_copy_(0, ids, g.g_bias) if needs[2] else None
+        g_W_enc = scattered(ids, g.g_enc, W_enc.shape[1]).t() if needs[1] else None
+        g_W_dec = scattered(ids, g.g_dec, W_dec.shape[0]) if needs[3] else None
+        g_ticket = torch.zeros(ctx.host.code.value.shape) if ctx.host is not None else None
+        return None, None, None, None, g_x, g_W_enc, g_b_enc, g_W_dec, g.g_pre if needs[4] else None, g_ticket
+
+
+def scattered(ids: Tensor, rows: Float[Tensor, "n d"], n_rows: int) -> Float[Tensor, "n_rows d"]:
+    """A matrix of zeros but for these rows."""
+    return torch.zeros(n_rows, rows.shape[1]).index_copy_(0, ids, rows)

@@ -1,0 +1,193 @@
+"""What the parts of the cpu backend share: a finished forward pass, gradients, and buffers that outlive a step."""
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sae.code import SparseCode
+from sae.kernels.cpu import adam, runtime
+from sae.kernels.cpu import loops as cpu_loops
+
+SCORE_BYTES = 2**27
+"""Scores (or activations with their zeros written out) held at a time."""
+
+
+class Half(NamedTuple):
+    """The bf16 copy of an encoder, feature-major, and its rows' norms."""
+
+    w16: Tensor
+    norms: Tensor
+
+
+@dataclass
+class Pass:
+    """One forward pass, with what its backward needs. Weights are feature-major and detached."""
+
+    x: Float[Tensor, "n_rows d_in"]
+    """The rows as encoded: without b_pre."""
+    w_enc: Float[Tensor, "d_sae d_in"]
+    w_dec: Float[Tensor, "d_sae d_out"]
+    code: SparseCode
+    indptr: Int64[Tensor, " n_rows_plus_1"]
+    ends: tuple[int, ...]
+    """Where each prefix of features ends."""
+    dense: bool
+    extra: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """(features, gradient rows of the encoder, of the decoder) that other passes over these weights leave here."""
+
+    @property
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """indptr, feature and value as the loops take them."""
+        return self.indptr.numpy(), self.code.feature.numpy(), self.code.value.detach().numpy()
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """The features each prefix adds to the one before."""
+        yield from zip((0, *self.ends[:-1]), self.ends, strict=True)
+
+
+@dataclass
+class Gradients:
+    """What one backward pass produces; weights feature-major."""
+
+    g_enc: Float[Tensor, "d_sae d_in"]
+    g_dec: Float[Tensor, "d_sae d_out"]
+    g_bias: Float[Tensor, " d_sae"]
+    g_pre: Float[Tensor, " d_in"]
+    """The gradient of `b_pre`."""
+    g_entry: Float[Tensor, " nnz"]
+    """The gradient of each entry's pre-activation; 0 for padding."""
+    enc2: Float[Tensor, " d_sae"] | None = None
+    """‖g_enc‖² of each feature; None if not known, like the following."""
+    dec2: Float[Tensor, "d_sae 2"] | None = None
+    """‖g_dec‖² of each feature, without its part along the decoder row, and with it."""
+    radial: Float[Tensor, " d_sae"] | None = None
+    """⟨g_dec, W_dec⟩ of each feature."""
+
+
+def roomy(shape: tuple[int, ...], dtype: type) -> Tensor:
+    """An uninitialised tensor from numpy, which asks for huge pages; it begins at a cache line."""
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(n_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[start:start + n_bytes].view(dtype).reshape(shape))
+
+
+class Buffers:
+    """Memory kept from step to step: fresh pages cost more than the arithmetic that fills them."""
+
+    def __init__(self) -> None:
+        self._spaces: dict[str, Tensor] = {}
+        self._spare: dict[tuple[int, ...], list[Tensor]] = {}
+        self._stats: dict[int, tuple[Tensor, int, Tensor, int, Tensor, Tensor]] = {}
+        self._half: tuple[weakref.ref[Tensor], int, Half] | None = None
+
+    def space(self, name: str, shape: tuple[int, int], half: bool = False) -> Tensor:
+        """An uninitialised matrix of fp32 (or bf16), the same memory on each call."""
+        n = math.prod(shape)
+        held = self._spaces.get(name)
+        if held is None or held.numel() < n:
+            held = roomy((n,), np.uint16).view(torch.bfloat16) if half else roomy((n,), np.float32)
+            self._spaces[name] = held
+        return held[:n].view(shape)
+
+    # -- gradients ----------------------------------------------------------------------------------------------------
+
+    def take_spare(self, shape: tuple[int, ...]) -> Tensor:
+        """A gradient buffer, uninitialised; one that the optimiser has consumed if there is one."""
+        spare = self._spare.get(shape)
+        return spare.pop() if spare else roomy(shape, np.float32)
+
+    def give_spare(self, buffer: Tensor) -> None:
+        """Keep a consumed gradient for the next backward."""
+        spare = self._spare.setdefault(tuple(buffer.shape), [])
+        if len(spare) < 2:
+            spare.append(buffer)
+
+    def forget_stats(self) -> None:
+        """Drop row statistics that no optimiser step has asked for."""
+        self._stats.clear()
+
+    def keep_stats(self, grad: Tensor, weights: Tensor, squares: Tensor, radial: Tensor) -> None:
+        """Remember the row statistics of a gradient, valid while neither it nor the weights change."""
+        # an alias: with a second reference to the tensor itself autograd would copy it
+        alias = grad.detach()
+        self._stats[grad.data_ptr()] = (alias, alias._version, weights, weights._version, squares, radial)
+
+    def kept_stats(self, grad: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Squares and radial parts of this gradient's rows, if they still hold."""
+        kept = self._stats.pop(grad.data_ptr(), None)
+        if kept is None or kept[0].numel() != grad.numel() or kept[2] is not weights:
+            return None
+        alias, version, of, of_version, squares, radial = kept
+        return (squares, radial) if (alias._version, of._version) == (version, of_version) else None
+
+    # -- the bf16 encoder ---------------------------------------------------------------------------------------------
+
+    def half_space(self, shape: tuple[int, ...]) -> Half:
+        """Memory for a bf16 copy: that of the one remembered, if its shape fits."""
+        if self._half is not None and self._half[2].w16.shape == shape:
+            return self._half[2]
+        return Half(roomy(shape, np.uint16).view(torch.bfloat16), torch.empty(shape[0]))
+
+    def keep_half(self, W_enc: Tensor, half: Half) -> None:
+        """Remember the bf16 copy of the weights as they are now."""
+        self._half = (weakref.ref(W_enc), W_enc._version, half)
+
+    def half_of(self, w: Float[Tensor, "d_sae d_in"], W_enc: Tensor | None) -> Half:
+        """The bf16 copy of feature-major weights.
+
+        That of a parameter `W_enc` is kept, and made anew once autograd's counter says that the parameter has changed
+        (writes through `.data` escape it, here as in autograd).
+        """
+        if W_enc is not None and self._half is not None:
+            ref, version, half = self._half
+            if ref() is W_enc and version == W_enc._version:
+                return half
+        half = Half(torch.empty(w.shape, dtype=torch.bfloat16), torch.empty(w.shape[0]))
+        if W_enc is not None:
+            half = self.half_space(tuple(w.shape))
+            self.keep_half(W_enc, half)
+        bits = half.w16.view(torch.uint16).numpy()
+        runtime.run(adam.to_half, runtime.even(w.shape[0]), w.numpy(), bits, half.norms.numpy())
+        return half
+
+
+def indptr_of(code: SparseCode) -> Int64[Tensor, " n_rows_plus_1"]:
+    """Where each row's entries begin, in either layout."""
+    if code.indptr is not None:
+        return code.indptr
+    assert code.k is not None
+    return torch.arange(code.n_rows + 1) * code.k
+
+
+def decode(
+    code: SparseCode, w_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], ends: tuple[int, ...]
+) -> Float[Tensor, "n_prefixes n_rows d_out"]:
+    """The reconstruction of each prefix, by the sparse loop."""
+    out = torch.empty(len(ends), code.n_rows, w_dec.shape[1])
+    runtime.run(
+        cpu_loops.decode_rows, runtime.even(code.n_rows), indptr_of(code).numpy(), code.feature.contiguous().numpy(),
+        code.value.detach().contiguous().numpy(), w_dec.numpy(), b_dec.detach().contiguous().numpy(), np.array(ends),
+        out.numpy(),
+    )
+    return out
+
+
+def sum_rows(g: Float[Tensor, "n_rows d"]) -> Float[Tensor, " d"]:
+    """Σ over rows, in an order that does not depend on the number of threads."""
+    return ordered_sum(runtime.run(cpu_loops.sum_rows, runtime.even(g.shape[0]), g.contiguous().numpy()))
+
+
+def ordered_sum(parts: list[np.ndarray]) -> Float[Tensor, " d"]:
+    """Σ of partial sums, first to last."""
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return torch.from_numpy(total)

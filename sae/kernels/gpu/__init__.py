@@ -1,0 +1,1 @@
+"""The gpu backend: cuBLAS for matrix products, Triton for everything sparse."""

@@ -1,0 +1,236 @@
+"""The GPU backend: cuBLAS for the encoder, Triton for everything sparse. Same bits from run to run.
+
+Below some density of a code (0.5 % in bf16, 5 % in fp32) a gather beats a GEMM; denser ones are decoded and
+differentiated by GEMMs (`dense`), and `last_route` says which way the last pass took. Work in fp64 goes to the
+reference. Where triton interprets (TRITON_INTERPRET=1 set before triton is imported), tensors lie on the CPU; that is
+how the kernels are tested without a device.
+"""
+
+import os
+import threading
+import weakref
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae.code import SparseCode
+from sae.errors import SaescopeError
+from sae.kernels import Autoencoded, ParamState, Select
+from sae.kernels.reference import Reference
+
+
+def interpreted() -> bool:
+    """Whether kernels are interpreted, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Gpu:
+    """cuBLAS and Triton; see `sae.kernels.Backend` for what each operation means.
+
+    Args:
+        precision: `fp32`, `bf16` (GEMMs and gathers for training in bf16, values scored again in fp32; sums, values,
+            gradients and master weights in fp32) or `auto`: bf16 on devices that multiply it (compute capability ≥ 8).
+        chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
+        dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
+        fused_adam: gradients of W_enc and W_dec that come from one sparse pass are not written to `.grad` but made in
+            `optimizer_step`, which has to follow each backward pass (`zero_grad` undoes none): see
+            `sae.kernels.gpu.fused`.
+
+    Raises:
+        SaescopeError: triton is not installed.
+    """
+
+    name = "gpu"
+    last_route: Literal["sparse", "dense", "reference"] = "sparse"
+
+    def __init__(
+        self, precision: str = "auto", chunk_bytes: int = 1 << 30, dense_above: float | None = None,
+        fused_adam: bool = False,
+    ) -> None:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
+        try:
+            from sae.kernels.gpu import autograd
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise SaescopeError(
+                "kernels: the gpu backend needs triton, which is not installed; "
+                "run `pip install 'saescope[gpu]'` or choose kernels=reference."
+            ) from error
+        if precision == "auto":
+            fast = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+            precision = "bf16" if fast else "fp32"
+        self._autograd: Any = gpu_autograd
+        self._settings = autograd.Settings(
+            precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
+        )
+        self._reference = Reference()
+        self._open: dict[int, tuple[weakref.ref, ...]] = {}
+        self.fused_adam = fused_adam
+        self._waiting: list[Any] = []
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles begin without the pass that is open."""
+        settings = self._settings
+        return Gpu, (settings.precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
+
+    @torch.no_grad()
+    def encode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        select: Select,
+    ) -> SparseCode:
+        """Select over `x @ W_enc + b_enc`."""
+        _check(select, x=x, W_enc=W_enc, b_enc=b_enc)
+        if x.dtype == torch.float64:
+            return self._reference.encode(x, W_enc, b_enc, select)
+        with _plain(x):
+            encoder = self._autograd.Encoder.of(_fp32(x), _fp32(W_enc.t()), _fp32(b_enc), self._settings)
+            return self._autograd.encode(encoder, select)
+
+    @torch.no_grad()
+    def decode(
+        self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """`Σ value · W_dec[feature] + b_dec` per row, from the weights as they are."""
+        _check(None, W_dec=W_dec, b_dec=b_dec, value=code.value, feature=code.feature)
+        if W_dec.dtype == torch.float64:
+            return self._reference.decode(code, W_dec, b_dec)
+        _check_features(code, W_dec.shape[0])
+        from sae.kernels.gpu import products
+
+        bounds = self._autograd.bounds(code, None)
+        out = products.decode(
+            code.feature.contiguous(), _fp32(code.value), bounds, W_dec.contiguous(), _fp32(b_dec)
+        )
+        return out[0].to(W_dec.dtype)
+
+    def autoencode(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+    ) -> Autoencoded:
+        """Encode `x − b_pre`, select, decode each prefix. Prefixes ascend."""
+        _check(select, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre)
+        assert prefixes is None or list(prefixes) == sorted(prefixes), prefixes
+        if x.dtype == torch.float64:
+            self.last_route = "reference"
+            return self._reference.autoencode(x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes)
+        done: list[Any] = []
+        with _plain(x):
+            value, x_hat, feature, indptr = self._autograd.Autoencode.apply(
+                _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
+                None if b_pre is None else _fp32(b_pre), select, prefixes or None, self._settings, done,
+            )
+        if value.requires_grad:
+            if self.fused_adam and _may_wait(W_enc, W_enc.t()) and _may_wait(W_dec, W_dec):
+                from sae.kernels.gpu.fused import Deferred
+
+                done[0].deferred = Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
+            self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, *done)),)
+        dense = self._settings.is_dense(feature.numel(), x.shape[0], W_enc.shape[1])
+        self.last_route = "dense" if dense else "sparse"
+        k = select.k if select.mode == "topk" else None
+        return Autoencoded(SparseCode(feature, value, x.shape[0], W_enc.shape[1], indptr=indptr, k=k), x_hat)
+
+    def auxk(
+        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
+        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
+    ) -> Float[Tensor, "n_rows d_out"]:
+        """Reconstruction from the strongest dead features, over the compacted set of them.
+
+        Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
+        the same step, so that no second dense gradient is made and added: both losses then go into one backward.
+        """
+        _check(None, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
+        if x.dtype == torch.float64:
+            return self._reference.auxk(x, W_enc, b_enc, W_dec, dead, k_aux, b_pre=b_pre, absolute=absolute)
+        ids = dead.nonzero().squeeze(-1)
+        if ids.numel() == 0:
+            return x.new_zeros(x.shape[0], W_dec.shape[1])
+        select = Select("topk", k=min(k_aux, ids.numel()), absolute=absolute)
+        ticket, host = self._host(W_enc, W_dec)
+        if host is not None:
+            W_enc, W_dec = W_enc.detach(), W_dec.detach()
+        with _plain(x):
+            return self._autograd.AuxK.apply(
+                _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), None if b_pre is None else _fp32(b_pre), ids,
+                select, self._settings, host, ticket,
+            )
+
+    @torch.no_grad()
+    def optimizer_step(
+        self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
+        clip: float | None,
+    ) -> Float[Tensor, ""]:
+        """Adam with clipping by global norm and unit-norm rows."""
+        tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
+        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip}
+        other = any(t.dtype != torch.float32 for t in tensors)
+        while other and self._waiting:
+            self._waiting.pop().write_out()
+        if other or (not self._waiting and all(p.param.grad is None for p in params)):
+            return self._reference.optimizer_step(params, **arguments)
+        _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
+        from sae.kernels.gpu import optimizer
+
+        return optimizer.optimizer_step(params, self._waiting, **arguments)
+
+    def _host(self, W_enc: Tensor, W_dec: Tensor) -> tuple[Tensor | None, Any]:
+        """The value and the pass of this thread's last `autoencode`, if it was over these weights and is alive."""
+        held = self._open.get(threading.get_ident())
+        if held is None or not torch.is_grad_enabled():
+            return None, None
+        value, enc, dec, done = (ref() for ref in held)
+        usable = value is not None and done is not None and not done.spent
+        return (value, done) if usable and enc is W_enc and dec is W_dec else (None, None)
+
+
+def _plain(x: Tensor) -> torch.autocast:
+    """Autocast off: precision is the backend's own choice."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _may_wait(weight: Tensor, feature_major: Tensor) -> bool:
+    """Whether a weight can be stepped without a gradient in memory: a parameter in fp32, lying feature after feature."""
+    return weight.is_leaf and weight.requires_grad and _fp32(feature_major) is feature_major
+
+
+def _fp32(tensor: Tensor) -> Tensor:
+    """In fp32 and contiguous; the tensor itself where it already is."""
+    return tensor.float().contiguous()
+
+
+def _check(select: Select | None, **tensors: Tensor | None) -> None:
+    """One device that can run the kernels, and dtypes that agree; jaxtyping-free, for it guards users' calls."""
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    devices = {tensor.device for tensor in present.values()}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
+        raise SaescopeError(f"kernels: all tensors of a call lie on one device, but there are {where}.")
+    if devices and next(iter(devices)).type != "cuda" and not interpreted():
+        raise SaescopeError(
+            f"kernels: the gpu backend runs on CUDA devices, and these tensors lie on {next(iter(devices))}; "
+            "choose kernels=cpu or kernels=reference."
+        )
+    kinds = {tensor.dtype for tensor in present.values() if tensor.is_floating_point()}
+    if torch.float64 in kinds and len(kinds) > 1:
+        raise SaescopeError(f"kernels: fp64 is not mixed with other dtypes, but there are {sorted(map(str, kinds))}.")
+    if select is not None and select.mode != "threshold" and not 0 < select.k <= present["b_enc"].shape[0]:
+        raise SaescopeError(f"kernels: k = {select.k}, but a row has 1 to {present['b_enc'].shape[0]} active features.")
+
+
+def _check_features(code: SparseCode, d_sae: int) -> None:
+    """Indices in range: a code may come from a file, and a kernel would read whatever lies there."""
+    if code.indptr is not None and (
+        int(code.indptr[0]) != 0 or int(code.indptr[-1]) != code.feature.numel() or bool((code.indptr.diff() < 0).any())
+    ):
+        raise SaescopeError(f"kernels: the code's row bounds do not ascend from 0 to its {code.feature.numel()} entries.")
+    if code.feature.numel() == 0:
+        return
+    low, high = code.feature.aminmax()
+    if int(low) < 0 or int(high) >= d_sae:
+        raise SaescopeError(f"kernels: the code names features {int(low)} to {int(high)}, but there are {d_sae}.")

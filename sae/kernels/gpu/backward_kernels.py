@@ -1,0 +1,155 @@
+"""The Triton kernels of the GPU backend's backward pass: see `sae.kernels.gpu.code_kernels` for the rules that all follow.
+
+Entries lie sorted by feature. One program sums those of one feature. A *hot* feature, one with more than CHUNK entries,
+is cut where windows of CHUNK sorted entries end, and its pieces are summed in order afterwards. A window holds at most
+one hot feature that goes on into it and one that begins in it, so pieces have fixed places (2 per window), and nothing
+has to be counted beforehand.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+SIZES = ["n_windows", "n_entries"]
+"""Differ from step to step in codes without a fixed k: no machine code is made for multiples of 16 of them."""
+
+
+@triton.jit
+@no_type_check
+def find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK: tl.constexpr):
+    """The work of one item: feature (d_sae for no work), first and last entry.
+
+    Items: two places per window (a hot feature that goes on, one that begins), then all features, of which the hot have
+    been dealt with.
+    """
+    is_whole = item >= 2 * n_windows
+    begins = item % 2 == 1
+    opening = (item // 2).to(tl.int64) * CHUNK
+    closing = tl.minimum(opening + CHUNK, n_entries)
+    named = tl.load(feature_ptr + tl.where(begins, closing - 1, opening), mask=item < 2 * n_windows, other=0)
+    feature = tl.where(is_whole, item - 2 * n_windows, named).to(tl.int64)
+    named_one = feature < d_sae
+    first = tl.load(first_ptr + feature, mask=named_one, other=0)
+    last = tl.load(first_ptr + feature + 1, mask=named_one, other=0)
+    hot = last - first > CHUNK
+    mine = named_one & tl.where(is_whole, hot == 0, hot & ((first >= opening) == begins))
+    start = tl.where(is_whole, first, tl.maximum(first, opening))
+    end = tl.where(is_whole, last, tl.minimum(last, closing))
+    return tl.where(mine, feature, d_sae), start, end
+
+
+@triton.jit
+@no_type_check
+def sum_entries(
+    feature, start, end, column_in, column_out, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr,
+    dy_ptr, W_dec_ptr, k, n_ends, dy_stride, d_in, d_out, BLOCK_ENTRIES: tl.constexpr, BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, FUSED: tl.constexpr, FIXED_K: tl.constexpr, HAS_EXTRA: tl.constexpr,
+):
+    """Gradients of one feature from its entries `start` to `end`: a tile of dW_enc, one of dW_dec, and db_enc.
+
+    dvalue = ⟨dy, W_dec[f]⟩ + extra;  dW_dec[f] = Σ value · dy;  dW_enc[f] = Σ dvalue · x;  db_enc[f] = Σ dvalue.
+    FUSED: the tiles span d_in and d_out, and dvalue is computed here and stored; otherwise it is there already.
+    Rows, values and their gradients lie by position, of which `order` holds each entry's; FIXED_K: k to a row. The
+    gradient of features between two ends of prefixes is the part of dy after as many `dy_stride`.
+    """
+    in_inside, out_inside = column_in < d_in, column_out < d_out
+    segment = tl.zeros([], tl.int64)
+    for i in range(n_ends):
+        segment += (tl.load(end_ptr + i) <= feature).to(tl.int64)
+    dy_ptr += segment * dy_stride
+    grad_enc = tl.zeros([BLOCK_IN], tl.float32)
+    grad_dec = tl.zeros([BLOCK_OUT], tl.float32)
+    grad_b = tl.zeros([BLOCK_ENTRIES], tl.float32)
+    w = tl.zeros([BLOCK_OUT], tl.float32)
+    if FUSED:
+        w += tl.load(W_dec_ptr + feature * d_out + column_out, mask=out_inside, other=0.0).to(tl.float32)
+    for first in range(start, end, BLOCK_ENTRIES):
+        entry = first + tl.arange(0, BLOCK_ENTRIES)
+        here = entry < end
+        position = tl.load(order_ptr + entry, mask=here, other=0)
+        if FIXED_K:
+            row = (position.to(tl.int32) // k).to(tl.int64)
+        else:
+            row = tl.load(row_ptr + position, mask=here, other=0).to(tl.int64)
+        dy = tl.load(
+            dy_ptr + row[:, None] * d_out + column_out[None, :], mask=here[:, None] & out_inside[None, :], other=0.0
+        ).to(tl.float32)
+        x = tl.load(
+            x_ptr + row[:, None] * d_in + column_in[None, :], mask=here[:, None] & in_inside[None, :], other=0.0
+        ).to(tl.float32)
+        value = tl.load(value_ptr + position, mask=here, other=0.0)
+        if FUSED:
+            dvalue = tl.sum(dy * w[None, :], axis=1)
+            if HAS_EXTRA:
+                dvalue += tl.load(extra_ptr + position, mask=here, other=0.0)
+            tl.store(dvalue_ptr + position, dvalue, mask=here)
+        else:
+            dvalue = tl.load(dvalue_ptr + position, mask=here, other=0.0)
+        grad_dec += tl.sum(value[:, None] * dy, axis=0)
+        grad_enc += tl.sum(dvalue[:, None] * x, axis=0)
+        grad_b += dvalue
+    return grad_enc, grad_dec, tl.sum(grad_b, 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def weight_grads_kernel(
+    feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr, dy_ptr, W_dec_ptr,
+    dW_enc_ptr, dW_dec_ptr, db_enc_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr,
+    n_windows, n_entries, k, n_ends, dy_stride, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, FUSED: tl.constexpr, FIXED_K: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
+):
+    """All weight gradients of one feature, zeros included, or of one piece of a hot feature. Grid (items, tiles of d)."""
+    item, tile = tl.program_id(0), tl.program_id(1)
+    feature, start, end = find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK)
+    if feature < d_sae:
+        column_in = tile * BLOCK_IN + tl.arange(0, BLOCK_IN)
+        column_out = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+        grad_enc, grad_dec, grad_b = sum_entries(
+            feature, start, end, column_in, column_out, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr,
+            x_ptr, dy_ptr, W_dec_ptr, k, n_ends, dy_stride, d_in, d_out, BLOCK_ENTRIES, BLOCK_IN, BLOCK_OUT, FUSED,
+            FIXED_K, HAS_EXTRA,
+        )
+        if item >= 2 * n_windows:
+            tl.store(dW_enc_ptr + feature * d_in + column_in, grad_enc, mask=column_in < d_in)
+            tl.store(dW_dec_ptr + feature * d_out + column_out, grad_dec, mask=column_out < d_out)
+            tl.store(db_enc_ptr + feature, grad_b, mask=tile == 0)
+        else:
+            part = item.to(tl.int64)
+            tl.store(part_enc_ptr + part * d_in + column_in, grad_enc, mask=column_in < d_in)
+            tl.store(part_dec_ptr + part * d_out + column_out, grad_dec, mask=column_out < d_out)
+            tl.store(part_b_ptr + part, grad_b, mask=tile == 0)
+
+
+@triton.jit
+@no_type_check
+def sum_parts(part_ptr, column, window, last_window, d, BLOCK_D: tl.constexpr):
+    """The pieces of the hot feature that begins in a window, in order."""
+    inside = column < d
+    total = tl.zeros([BLOCK_D], tl.float32)
+    total += tl.load(part_ptr + (2 * window + 1) * d + column, mask=inside, other=0.0)
+    for later in range(window + 1, last_window + 1):
+        total += tl.load(part_ptr + 2 * later * d + column, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=SIZES)
+@no_type_check
+def sum_parts_kernel(
+    feature_ptr, first_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, n_windows,
+    n_entries, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
+):
+    """The gradients of the hot feature that begins in a window, if one does. Grid (windows, tiles of d)."""
+    window, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    feature, _, _ = find_piece(feature_ptr, first_ptr, 2 * window + 1, n_windows, n_entries, d_sae, CHUNK)
+    if feature < d_sae:
+        last = (tl.load(first_ptr + feature + 1) - 1) // CHUNK
+        column = tile * BLOCK_D + tl.arange(0, BLOCK_D)
+        enc = sum_parts(part_enc_ptr, column, window, last, d_in, BLOCK_D)
+        tl.store(dW_enc_ptr + feature * d_in + column, enc, mask=column < d_in)
+        dec = sum_parts(part_dec_ptr, column, window, last, d_out, BLOCK_D)
+        tl.store(dW_dec_ptr + feature * d_out + column, dec, mask=column < d_out)
+        b = sum_parts(part_b_ptr, column, window, last, 1, BLOCK_D)
+        tl.store(db_enc_ptr + feature + column, b, mask=column < 1)

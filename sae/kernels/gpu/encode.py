@@ -1,0 +1,221 @@
+"""Encode and select on the GPU, chunk by chunk of rows: no n_rows × d_sae tensor larger than a chunk ever exists.
+
+Scores are fp32. In fp32 they are the product of fp32 (TF32 only where the process has allowed it to torch). In bf16 the
+GEMM multiplies bf16 and accumulates and returns fp32; what it selects, and a margin beyond, is scored again in fp32,
+and the final selection is among these: values are those of fp32, and so is the selected set unless bf16 has misplaced
+a feature by more than the margin.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float32, Int, Int32
+from torch import Tensor
+
+from sae.code import SparseCode, from_pairs
+from sae.kernels import Select
+from sae.kernels.gpu import products
+from sae.kernels.gpu import select as gpu_select
+from sae.kernels.gpu.launch import power_of_2
+
+Pairs = tuple[Tensor, Tensor, Tensor]
+"""Row (int64), feature (int32) and score (fp32) of entries, by row and feature."""
+
+
+DENSE_ABOVE = {"bf16": 1 / 184, "fp32": 1 / 20}
+"""Break-even densities by the memory and tensor (or fp32) rates of an H100 or H200, nothing found in cache."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the GPU backend computes."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    chunk_bytes: int = 1 << 30
+    """Most bytes of scores that exist at once (but one row at least)."""
+    margin: int = 8
+    """bf16: candidates per row beyond k that are scored again in fp32."""
+    dense_above: float | None = None
+    """Density of a code above which it is decoded by GEMMs; None: that of the precision in `DENSE_ABOVE`."""
+
+    def is_dense(self, nnz: int, n_rows: int, d_sae: int) -> bool:
+        """Whether a code goes through `dense`."""
+        limit = DENSE_ABOVE[self.precision] if self.dense_above is None else self.dense_above
+        return nnz > limit * n_rows * d_sae
+
+    def operand(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """A tensor as the GEMMs and gathers of this precision read it."""
+        return tensor.bfloat16() if self.precision == "bf16" else tensor
+
+    def chunks(self, n_rows: int, d_sae: int) -> Iterator[slice]:
+        """The rows, in chunks whose scores fit."""
+        step = max(1, self.chunk_bytes // (4 * d_sae))
+        return (slice(first, min(first + step, n_rows)) for first in range(0, n_rows, step))
+
+
+def matmul(a: Float[Tensor, "n m"], b: Float[Tensor, "m p"]) -> Float32[Tensor, "n p"]:
+    """a @ b in fp32; operands in bf16 are multiplied as such and accumulated in fp32.
+
+    torch < 2.8 and CPUs have no such product: there the operands are made fp32 first (equal numbers, slower).
+    """
+    if a.dtype != torch.bfloat16:
+        return torch.mm(a, b)
+    if a.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The encoder of one call: input rows and feature-major weights, in fp32 and as operands of the GEMM."""
+
+    x: Float32[Tensor, "n_rows d_in"]
+    W: Float32[Tensor, "d_sae d_in"]
+    b: Float32[Tensor, " d_sae"]
+    settings: Settings
+    x_operand: Float[Tensor, "n_rows d_in"]
+    W_operand: Float[Tensor, "d_sae d_in"]
+
+    @classmethod
+    def of(
+        cls, x: Float32[Tensor, "n_rows d_in"], W: Float32[Tensor, "d_sae d_in"], b: Float32[Tensor, " d_sae"],
+        settings: Settings,
+    ) -> "Encoder":
+        """With the operands made once."""
+        return cls(x, W, b, settings, settings.operand(x), settings.operand(W))
+
+    def chunks(self) -> Iterator[tuple[slice, Float32[Tensor, "n_chunk d_sae"]]]:
+        """Each chunk of rows with its scores, without bias."""
+        for rows in self.settings.chunks(*self.shape):
+            yield rows, matmul(self.x_operand[rows], self.W_operand.t())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_rows, d_sae)."""
+        return self.x.shape[0], self.W.shape[0]
+
+    @property
+    def exact(self) -> bool:
+        """The GEMM's scores are final."""
+        return self.settings.precision == "fp32"
+
+    def rescored(
+        self, row: Int[Tensor, " nnz"] | int, feature: Int32[Tensor, " nnz"], rows: slice = slice(None)
+    ) -> Float32[Tensor, " nnz"]:
+        """The pre-activations of these entries in fp32; `row` counts within `rows`, or is how many each of them has."""
+        return products.entry_dots(row, feature, self.x[rows], self.W, bias=self.b)
+
+
+def encode(encoder: Encoder, select: Select) -> SparseCode:
+    """The selected features of every row, ascending in each row."""
+    if select.mode == "topk":
+        return _topk(encoder, select)
+    pairs = _batch_topk(encoder, select) if select.mode == "batch_topk" else _threshold(encoder, select)
+    return from_pairs(*pairs, *encoder.shape)
+
+
+def _topk(encoder: Encoder, select: Select) -> SparseCode:
+    """The k largest of each row, with padding where fewer are positive."""
+    n_rows, d_sae = encoder.shape
+    k = select.k
+    feature, value = gpu_select.empty(n_rows, k, encoder.x.device)
+    for rows, scores in encoder.chunks():
+        out = feature[rows], value[rows]
+        if encoder.exact:
+            gpu_select.select_topk(scores, encoder.b, k, select.absolute, out)
+            continue
+        n_listed = min(d_sae, k + encoder.settings.margin)
+        # scores below 0 are not ranked: in a row of fewer than k positives, those within rounding of 0 may be missed
+        listed, _ = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
+        exact = encoder.rescored(n_listed, listed.view(-1), rows).view_as(listed)
+        gpu_select.select_listed(listed, exact, k, select.absolute, out)
+    return SparseCode(feature.view(-1), value.view(-1), n_rows, d_sae, k=k)
+
+
+def _is_active(feature: Tensor, score: Tensor, select: Select, threshold: Tensor | None) -> Tensor:
+    """Which exact scores are active."""
+    strength = score.abs() if select.absolute else score
+    active = strength > 0
+    if threshold is not None:
+        active &= strength > (threshold[feature.long()] if threshold.numel() > 1 else threshold)
+    return active | score.isnan()
+
+
+def _threshold(encoder: Encoder, select: Select) -> Pairs:
+    """Everything above the threshold."""
+    d_in, d_sae = encoder.x.shape[1], encoder.shape[1]
+    threshold = torch.as_tensor(select.threshold, dtype=torch.float32, device=encoder.x.device).reshape(-1).contiguous()
+    assert threshold.numel() in (1, d_sae), threshold.shape
+    margins = None
+    if not encoder.exact:
+        # rounding each factor to bf16 errs by 2^-9 on average, so a sum of d_in independent errors by about
+        # 2^-9 ‖x‖ ‖w‖ / √d_in; eight times that
+        margins = encoder.x.norm(dim=1) * (encoder.W.norm(dim=1).max() * 2**-6 / d_in**0.5)
+    found = []
+    for rows, scores in encoder.chunks():
+        margin = None if margins is None else margins[rows]
+        row, feature, score = gpu_select.compact_above(scores, encoder.b, threshold, select.absolute, margin=margin)
+        row = row + rows.start
+        if not encoder.exact:
+            score = encoder.rescored(row, feature)
+            active = _is_active(feature, score, select, threshold)
+            row, feature, score = row[active], feature[active], score[active]
+        found.append((row, feature, score))
+    return _concatenated(found, encoder.x.device)
+
+
+def _concatenated(found: list[Pairs], device: torch.device) -> Pairs:
+    """Pairs of successive chunks."""
+    if not found:
+        empty = torch.empty(0, device=device)
+        return empty.long(), empty.int(), empty
+    row, feature, score = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return row, feature, score
+
+
+def _largest(pairs: Pairs, n: int, absolute: bool) -> Pairs:
+    """The n largest, in the order in which they lie; among equals those that come first."""
+    row, feature, score = pairs
+    if score.numel() <= n:
+        return pairs
+    strength = score.abs() if absolute else score
+    kept = torch.sort(strength, descending=True, stable=True).indices[:n].sort().values
+    return row[kept], feature[kept], score[kept]
+
+
+def _batch_topk(encoder: Encoder, select: Select) -> Pairs:
+    """The k · n_rows largest of the batch: a running list of the largest so far, whose end bounds what follows."""
+    n_rows, d_sae = encoder.shape
+    extra = 0 if encoder.exact else encoder.settings.margin
+    n_listed = min((select.k + extra) * n_rows, n_rows * d_sae)
+    best = _concatenated([], encoder.x.device)
+    for rows, scores in encoder.chunks():
+        if best[2].numel() == n_listed:
+            # equals of the last one come later in the order, so they are out
+            bound, inclusive = (best[2].abs() if select.absolute else best[2]).min().view(1), False
+        else:
+            bound, inclusive = _lower_bound(scores, encoder.b, n_listed, select.absolute), True
+        row, feature, score = gpu_select.compact_above(
+            scores, encoder.b, bound, select.absolute, inclusive=inclusive
+        )
+        best = _largest(_concatenated([best, (row + rows.start, feature, score)], encoder.x.device), n_listed,
+                        select.absolute)
+    if encoder.exact:
+        return best
+    row, feature, _ = best
+    score = encoder.rescored(row, feature)
+    active = _is_active(feature, score, select, None)
+    n_kept = min(select.k * n_rows, n_rows * d_sae)
+    return _largest((row[active], feature[active], score[active]), n_kept, select.absolute)
+
+
+def _lower_bound(scores: Tensor, bias: Tensor, n: int, absolute: bool) -> Float32[Tensor, "1"]:
+    """What at least n scores reach: the n-th largest of their group maxima; 0 where there are too few groups."""
+    n_rows, d_sae = scores.shape
+    group = min(64, power_of_2(n_rows * d_sae // (2 * n) + 1) // 2)
+    if group < 16:
+        return scores.new_zeros(1)
+    best = gpu_select.group_maxima(scores, bias, group, absolute).view(-1)
+    return best.sort(descending=True).values[n - 1].view(1)

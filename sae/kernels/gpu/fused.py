@@ -1,0 +1,159 @@
+"""Stepping W_enc and W_dec without a gradient of their size in memory: the backward pass and Adam in one.
+
+The backward pass makes the value gradients and what clipping has to know, the norms. The optimiser step then sums each
+feature's gradients once more, in registers, and steps its rows: 8 · d_sae · (d_in + d_out) bytes of traffic and half of
+that in memory are saved, for gathering the active rows twice. In time that pays where a feature has few entries
+(n_rows · k < 4 · d_sae, if nothing is found in cache). In memory it pays for up to some 60 entries a feature: inputs,
+their gradients and the pieces of hot features wait, (d_in + d_out) / 32 bytes for each entry.
+
+Until the optimiser step, `.grad` of both weights holds only what other terms of the loss have put there. If there is
+anything, or several passes wait for the same weights, the gradients are made after all and added. What waits stays
+until an optimiser step: every backward pass over the weights (also `torch.autograd.grad`, whatever it asks for) is to be
+followed by one.
+"""
+
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from sae.errors import SaescopeError
+from sae.kernels import ParamState
+from sae.kernels.gpu import fused_kernels as kernels
+from sae.kernels.gpu.backward import CodeGrads, Left, Work, code_grads
+from sae.kernels.gpu.launch import launch
+
+
+@dataclass
+class Waiting:
+    """The gradients of two weights, not yet made."""
+
+    W_enc: weakref.ref
+    W_dec: weakref.ref
+    work: Work
+    left: list[Left]
+    dvalue: Float32[Tensor, " nnz"]
+    parts: list[Tensor]
+    left_rows: tuple[Tensor, Tensor, Tensor]
+    stats: Float32[Tensor, "4 d_sae"]
+    """Of each feature's gradients: see `gpu_fused_kernels.store_stats`."""
+    versions: list[int] = field(default_factory=list)
+    """Of the tensors that the step reads, as autograd counts them."""
+
+    def read(self) -> list[Tensor]:
+        """The tensors that the step reads and others could have changed."""
+        work, weights = self.work, (self.W_enc(), self.W_dec())
+        tensors = [work.x, work.dy, work.code.value, work.code.feature, *weights]
+        return [t for t in tensors if t is not None]
+
+    def check(self) -> None:
+        """Nobody has changed them since.
+
+        Raises:
+            SaescopeError: somebody has.
+        """
+        if [t._version for t in self.read()] != self.versions:
+            raise SaescopeError(
+                "kernels: weights or activations were changed between the backward pass and the optimiser step, which "
+                "with fused_adam still reads them; change them afterwards, or set train.fused_adam=false."
+            )
+
+    def squares(self, unit_rows: bool) -> Float32[Tensor, ""]:
+        """The squared norm of both gradients."""
+        return self.stats[0].sum() + self.stats[3 if unit_rows else 1].sum()
+
+    def write_out(self) -> None:
+        """Make the gradients after all."""
+        self.check()
+        W_enc, W_dec = self.W_enc(), self.W_dec()
+        if W_enc is None or W_dec is None:
+            return
+        grads = code_grads(self.work)
+        for left in self.left:
+            left.add_to(grads)
+        assert grads.W_enc is not None and grads.W_dec is not None
+        for weight, grad in ((W_enc, grads.W_enc.t()), (W_dec, grads.W_dec)):
+            weight.grad = grad if weight.grad is None else weight.grad + grad
+
+
+@dataclass
+class Deferred:
+    """Where the gradients of two weights go that a backward pass does not make."""
+
+    W_enc: weakref.ref
+    W_dec: weakref.ref
+    waiting: list[Waiting] = field(repr=False)
+
+    def take(self, work: Work, W_dec: Float32[Tensor, "d_sae d_out"], left: list[Left]) -> CodeGrads:
+        """The gradients of values and biases; those of the weights wait."""
+        d_sae, device = W_dec.shape[0], W_dec.device
+        waiting = Waiting(
+            self.W_enc, self.W_dec, work, list(left), torch.zeros_like(work.code.value), work.parts(),
+            left_tensors(work, left), torch.empty(4, d_sae, device=device),
+        )
+        b_enc = torch.empty(d_sae, device=device)
+        tensors, constants, plan = work.tensors(waiting.dvalue), work.constants(), work.plan
+        tail = (*waiting.left_rows, W_dec, b_enc, waiting.stats, *waiting.parts)
+        launch(
+            kernels.grad_stats_kernel, (2 * plan.n_windows + d_sae,), *tensors, *tail, *work.numbers(), **constants,
+            HAS_LEFT=bool(left),
+        )
+        launch(
+            kernels.hot_stats_kernel, (plan.n_windows,), plan.feature, plan.first, *tail, plan.n_windows,
+            plan.order.numel(), d_sae, work.x.shape[1], work.W_dec.shape[1], CHUNK=plan.chunk,
+            BLOCK_IN=constants["BLOCK_IN"], BLOCK_OUT=constants["BLOCK_OUT"], HAS_LEFT=bool(left),
+            num_warps=constants["num_warps"],
+        )
+        waiting.versions = [t._version for t in waiting.read()]
+        self.waiting.append(waiting)
+        return CodeGrads(None, None, b_enc, waiting.dvalue)
+
+
+def left_tensors(work: Work, left: list[Left]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which row of what another pass left belongs to each feature (−1: none), and that pass's weight gradients."""
+    if not left:
+        return work.plan.first, work.dy, work.dy
+    (one,) = left
+    row = torch.full((work.code.d_sae,), -1, dtype=torch.int32, device=work.dy.device)
+    row[one.ids] = torch.arange(one.ids.numel(), dtype=torch.int32, device=row.device)
+    assert one.grads.W_enc is not None and one.grads.W_dec is not None
+    return row, one.grads.W_enc, one.grads.W_dec
+
+
+def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, ParamState, ParamState] | None:
+    """What waits, with its parameters, if the fused step can take it; otherwise the gradients are made."""
+    by_id = {id(p.param): p for p in params}
+    here = [waiting.pop() for _ in range(len(waiting))]
+    if len(here) == 1:
+        enc, dec = (by_id.get(id(ref())) for ref in (here[0].W_enc, here[0].W_dec))
+        if enc is not None and dec is not None and fits(enc, dec):
+            here[0].check()
+            return here[0], enc, dec
+    for one in here:
+        one.write_out()
+    return None
+
+
+def fits(enc: ParamState, dec: ParamState) -> bool:
+    """No gradient from elsewhere, and what `fused_adam_kernel` knows how to do."""
+    alone = enc.param.grad is None and dec.param.grad is None
+    return alone and not enc.unit_rows and (enc.sparse_axis is None) == (dec.sparse_axis is None)
+
+
+def fused_step(
+    waiting: Waiting, enc: ParamState, dec: ParamState, norm: Float32[Tensor, ""], clip: float | None,
+    numbers: tuple[float, ...],
+) -> None:
+    """One Adam step of both weights; `numbers` are those of `optimizer.adam`."""
+    work = waiting.work
+    states = [(p.param, p.exp_avg, p.exp_avg_sq) for p in (enc, dec)]
+    assert all(t.t().is_contiguous() for t in states[0]) and all(t.is_contiguous() for t in states[1])
+    launch(
+        kernels.fused_adam_kernel, (2 * work.plan.n_windows + work.code.d_sae,), *work.tensors(waiting.dvalue),
+        *waiting.left_rows, *states[0], *states[1], waiting.stats, *waiting.parts[:2], norm,
+        *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(), HAS_LEFT=bool(waiting.left),
+        UNIT_ROWS=dec.unit_rows, SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
+    )
+    torch.autograd.graph.increment_version([*states[0], *states[1]])

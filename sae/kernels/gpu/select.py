@@ -1,0 +1,119 @@
+"""Selection on the GPU: how its Triton kernels are launched. One function per operation, tensors in, tensors out."""
+
+import math
+
+import torch
+from jaxtyping import Float32, Int32, Int64
+from torch import Tensor
+
+from sae.kernels.gpu import select_kernels as kernels
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, recording
+
+PLAIN, GROUPS, LISTED = 0, 1, 2
+"""Where a row's candidates lie: see `gpu_select_kernels.load_candidates`."""
+ONE_TILE = 8192
+"""Candidates of a row that are selected from within registers; more are read again for each bit."""
+
+Selected = tuple[Int32[Tensor, "n_rows k"], Float32[Tensor, "n_rows k"]]
+"""Features and their values."""
+
+
+def empty(n_rows: int, k: int, device: torch.device) -> Selected:
+    """Room for k features of each row."""
+    return torch.empty(n_rows, k, dtype=torch.int32, device=device), torch.empty(n_rows, k, device=device)
+
+
+def group_size(d_sae: int, k: int) -> int:
+    """Features per group that make the two short selections (of groups, of features in them) about equally long."""
+    return min(256, max(16, power_of_2(math.isqrt(d_sae // k))))
+
+
+def group_maxima(
+    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
+) -> Float32[Tensor, "n_rows n_groups"]:
+    """The largest max(score + bias, 0) (or |score + bias|) of each group of neighbouring features."""
+    n_rows, d_sae = scores.shape
+    n_groups = ceil_div(d_sae, group)
+    best = torch.empty(n_rows, n_groups, device=scores.device)
+    block = max(1, 2048 // group)
+    launch(
+        kernels.group_max_kernel, (n_rows, ceil_div(n_groups, block)), scores, bias, best, d_sae, n_groups,
+        GROUP=group, BLOCK_GROUPS=block, ABSOLUTE=absolute,
+    )
+    return best
+
+
+def _select_rows(
+    scores: Tensor, bias: Tensor | None, listed: Tensor | None, feature: Tensor, value: Tensor | None,
+    n_candidates: int, source: int, group: int, absolute: bool,
+) -> None:
+    """Select from each row's candidates into `feature [n_rows, k]` and `value`."""
+    n_rows, k = feature.shape
+    one_tile = n_candidates <= ONE_TILE
+    block = max(16, power_of_2(n_candidates)) if one_tile else 4096
+    launch(
+        kernels.select_rows_kernel, (n_rows,), scores, scores if bias is None else bias,
+        feature if listed is None else listed, feature, scores if value is None else value,
+        n_candidates, scores.shape[1], k, SOURCE=source, GROUP=group, BLOCK=block, ONE_TILE=one_tile,
+        ABSOLUTE=absolute, HAS_BIAS=bias is not None, WRITE_VALUE=value is not None,
+        num_warps=8 if block >= 4096 else 4,
+    )
+
+
+def select_topk(
+    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
+    out: Selected | None = None,
+) -> Selected:
+    """The k largest of each row, exactly, features ascending; among equals the lower feature. Reads the scores once.
+
+    The k largest lie in the k groups with the largest maxima, so only these are looked at again.
+    """
+    n_rows, d_sae = scores.shape
+    feature, value = out or empty(n_rows, k, scores.device)
+    group = group_size(d_sae, k)
+    if d_sae <= 1024 or 2 * k * group > d_sae:
+        _select_rows(scores, bias, None, feature, value, d_sae, PLAIN, 1, absolute)
+        return feature, value
+    best = group_maxima(scores, bias, group, absolute)
+    groups = torch.empty_like(feature)
+    _select_rows(best, None, None, groups, None, best.shape[1], PLAIN, 1, False)
+    _select_rows(scores, bias, groups, feature, value, k * group, GROUPS, group, absolute)
+    return feature, value
+
+
+def select_listed(
+    listed: Int32[Tensor, "n_rows n_listed"], scores: Float32[Tensor, "n_rows n_listed"], k: int, absolute: bool,
+    out: Selected | None = None,
+) -> Selected:
+    """The k largest of each row's listed features, in the order of the list."""
+    feature, value = out or empty(listed.shape[0], k, scores.device)
+    _select_rows(scores, None, listed, feature, value, listed.shape[1], LISTED, 1, absolute)
+    return feature, value
+
+
+def compact_above(
+    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], threshold: Float32[Tensor, " n"],
+    absolute: bool, *, margin: Float32[Tensor, " n_rows"] | None = None, inclusive: bool = False,
+) -> tuple[Int64[Tensor, " nnz"], Int32[Tensor, " nnz"], Float32[Tensor, " nnz"]]:
+    """Row, feature and score of all that is active above a threshold (one, or one per feature), by row and feature.
+
+    With a margin, whatever may be active once it is scored more precisely. Waits for the device: nnz is data.
+    """
+    n_rows, d_sae = scores.shape
+    block = min(2048, max(16, power_of_2(d_sae)))
+    n_tiles = ceil_div(d_sae, block)
+    counts = torch.empty(n_rows, n_tiles, dtype=torch.int32, device=scores.device)
+    constants = {
+        "BLOCK": block, "ABSOLUTE": absolute, "PER_FEATURE": int(threshold.numel() > 1),
+        "HAS_MARGIN": margin is not None, "INCLUSIVE": inclusive,
+    }
+    args = (scores, bias, threshold, scores if margin is None else margin)
+    launch(kernels.count_above_kernel, (n_rows, n_tiles), *args, counts, d_sae, **constants)
+    ends = counts.view(-1).cumsum(0, dtype=torch.int64)
+    n_active = 0 if recording() else int(ends[-1])
+    feature = torch.empty(n_active, dtype=torch.int32, device=scores.device)
+    value = torch.empty(n_active, device=scores.device)
+    if n_active > 0 or recording():
+        launch(kernels.compact_above_kernel, (n_rows, n_tiles), *args, ends, feature, value, d_sae, **constants)
+    ids = torch.arange(n_rows, device=scores.device)
+    return ids.repeat_interleave(counts.sum(1), output_size=n_active), feature, value

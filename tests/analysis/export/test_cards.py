@@ -1,0 +1,87 @@
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.export import cards
+from analysis.labels.commands import numbers
+from analysis.labels.store import Judged, Label
+from analysis.render import feature as render
+from analysis.render.export import page
+from sae.errors import SaescopeError
+from tests.analysis.markup import Page, check_visible
+from tests.analysis.samples import HOSTILE, card, dead, example, feature
+
+
+def test_a_file_needs_nothing_from_elsewhere() -> None:
+    html = page([card(), card(feature=feature(feature=12))], "Two")
+    assert "http" not in html.replace("http-equiv", "") and "<script" not in html and "url(" not in html
+    parsed = Page(html)
+    (policy,) = [e for e in parsed.having("meta") if "http-equiv" in e.attributes]
+    assert policy.attributes["content"].startswith("default-src 'none'")
+    # the neighbour that is in the file is linked, the other is not
+    assert [e.attributes["href"] for e in parsed.having("a")] == ["#f7", "#f12", "#f12", "#f12"]
+    assert parsed.having("div", id="f12") and parsed.having("title")[0].text == "Two"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_titles_and_labels(text: str) -> None:
+    judged = (Judged(1, 1, 0, [text, text], [0.0, 1.0], active=True, said=False),)
+    one = card(label=Label(7, text, "auto", 0.75, 0.5, judged))
+    html = page([one, one], text)
+    for element in Page(html).elements:
+        if element.tag in ("h1", "nav", "title"):
+            check_visible(element.text)
+    check_visible(Page(render.judged(one.label)).text)
+    json.loads(cards.as_json([one]))
+    cards.as_csv([one]).encode("utf-8")
+
+
+def test_the_judged_examples_are_shown() -> None:
+    judged = (
+        Judged(1, 5, 4, ["a", "b"], [0.0, 2.0], active=True, said=True),
+        Judged(3, 4, 4, ["c", "d"], [0.0, 0.0], active=False, said=True),
+    )
+    parsed = Page(render.card(card(label=Label(7, "token `b`", "auto", 0.5, 0.25, judged))))
+    assert "accuracy 0.50 on 2 held-out examples (another feature’s label on the same examples: 0.25)" in parsed.text
+    assert [e.text for e in parsed.having(class_="sx-right")] == ["active"]
+    assert [e.text for e in parsed.having(class_="sx-wrong")] == ["inactive"]
+    assert "your label" in Page(render.card(card(label=Label(7, "mine")))).text
+
+
+def test_csv_has_every_token_and_no_formula() -> None:
+    one = card(sections=[replace(card().sections[0], examples=[example(["=1+1", "\x00", "b\n"], [0.0, 2.5, -1.0])])],
+               label=Label(7, "@x"))
+    rows = list(csv.DictReader(io.StringIO(cards.as_csv([one]))))
+    assert [row["token"] for row in rows] == ["'=1+1", "␀", "b\n"]
+    assert [(row["position"], row["value"], row["is_peak"]) for row in rows] == [("10", "0.0", "0"), ("11", "2.5", "1"),
+                                                                            ("12", "-1.0", "0")]
+    assert {row["label"] for row in rows} == {"'@x"}
+
+
+def test_json_is_the_card() -> None:
+    (found,) = json.loads(cards.as_json([card(feature=replace(dead(), max=float("nan")))]))
+    assert found["feature"]["max"] is None and found["names"] == {"12": "after seem"}
+    assert found["sections"][0]["examples"][0]["pieces"] == ["def", " import", "\n", " os"]
+
+
+def test_numbers_of_features() -> None:
+    assert numbers("3, 5-7,6", 10) == [3, 5, 6, 7]
+    wrong = {"a": "'a' is no feature", "10": "no feature 10", "5-12": "no feature 12", "": "no feature or"}
+    for text, message in wrong.items():
+        with pytest.raises(SaescopeError, match=message):
+            numbers(text, 10)
+
+
+def test_too_many_for_one_file() -> None:
+    with pytest.raises(SaescopeError, match="501 features"):
+        cards.cards(None, list(range(501)))  # type: ignore[arg-type]
+
+
+def test_the_file_opens_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    path.write_text(page([card()], "One"), encoding="utf-8")
+    assert path.stat().st_size < 50_000

@@ -1,0 +1,56 @@
+"""Rows that a training is judged on, against reading tokens and activations by hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.heldout_rows import training_rows
+from sae.errors import SaescopeError
+from tests.helpers import HOOK, quick_fields, write_corpus
+from training.activations.harvest import open_data
+from training.config.reading import resolve
+from training.config.schema import Config
+from training.corpus.tokens import Tokens
+from training.display import Display
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "corpus")
+    yield resolve(quick_fields())[0]
+
+
+def test_training_rows_with_their_documents(config: Config) -> None:
+    x, document, n_held_out = training_rows(config, 1000, seed=3)
+    data = open_data(config, (HOOK,), Display(quiet=True))
+    tokens, n_ctx = data.tokens, config.corpus.n_ctx
+    of_row = {}
+    for first, n, number in np.load(tokens.folder / "segments.npy"):  # type: ignore[operator]
+        of_row |= dict.fromkeys(range(first, first + n), number)
+    seqs = np.sort(np.random.default_rng(3).permutation(tokens.sequences(held_out=False))[:32])
+    assert len(seqs) == 32 and not tokens.held_out[seqs].any()
+    kept = [row for seq in seqs for row in range(seq * n_ctx, (seq + 1) * n_ctx) if tokens.eligible.flat[row]]
+    assert document.tolist() == [of_row[row] for row in kept]
+    every = data.source.rows(HOOK, np.arange(tokens.n_seqs), n_ctx)
+    assert torch.equal(x, every[kept])
+    held = tokens.sequences(held_out=True)[:8]
+    assert n_held_out == len({of_row[row] for seq in held for row in range(seq * n_ctx, (seq + 1) * n_ctx)
+                              if tokens.eligible.flat[row]})
+
+
+def test_every_token_is_of_the_document_that_has_it(config: Config) -> None:
+    tokens = open_data(config, (HOOK,), Display(quiet=True)).tokens
+    assert tokens.folder is not None
+    lines = [json.loads(line) for line in (tokens.folder / "documents.jsonl").read_text().splitlines()]
+    found = tokens.documents()
+    assert np.bincount(found[tokens.eligible], minlength=len(lines)).tolist() == [line["n_tokens"] for line in lines]
+    for number, line in enumerate(lines):
+        assert (tokens.held_out[(found == number).any(1)] == line["held_out"]).all()
+    plain = Tokens(tokens.held_out, tokens.eligible, None, {})
+    with pytest.raises(SaescopeError, match=r"rows without text are of no document"):
+        plain.documents()

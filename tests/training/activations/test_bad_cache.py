@@ -1,0 +1,244 @@
+"""Damaged, foreign and contested caches, and activations that are no numbers, at the command."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import HOOK, ended, refusal, run_sae, start_sae, train, tree, write_config, write_corpus
+from training.model.load import load_model
+
+ACTS = Path("cache/c/acts") / HOOK
+SHARD = ACTS / "shard-00001.npy"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training and its cache."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_config(folder, cache={"name": "c"})
+    assert train(folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def place(finished: Path, tmp_path: Path) -> Path:
+    """A copy without the run, file times kept."""
+    return shutil.copytree(finished, tmp_path / "place", ignore=shutil.ignore_patterns("runs"))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def garble(text: str) -> Callable[[Path], None]:
+    return lambda path: (path.write_text(text), None)[1]
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        (SHARD, truncate, r"shard-00001\.npy is truncated or altered.*remove this hook's folder and run `sae cache make`"),
+        (SHARD, flip, r"shard-00001\.npy is truncated or altered"),
+        (SHARD, Path.unlink, r"shard-00001\.npy is missing; remove this hook's folder"),
+        (ACTS / "norms-00001.npy", Path.unlink, r"norms-00001\.npy is missing"),
+        (ACTS / "manifest.json", Path.unlink, r"hook_resid_post lacks its manifest\.json, so it is not whole; remove it"),
+        (ACTS / "manifest.json", garble("{"), r"manifest\.json is not JSON: the file was altered; remove cache/c/acts"),
+        (ACTS / "manifest.json", garble('{"format": "saescope-cache", "format_version": 1}'), r"lacks 'hook'.*remove"),
+        (Path("cache/c/manifest.json"), garble("[]"), r"is not the manifest of a Saescope cache"),
+        (Path("cache/c/manifest.json"), garble('{"format": "saescope-cache", "format_version": 2}'), r"lacks 'made_from'"),
+        (Path("cache/c/manifest.json"), Path.unlink, r"cache/c is there but is no cache.*remove it, or choose another"),
+        (Path("cache/c/tokens.npy"), flip, r"tokens\.npy is missing or altered.*`sae cache rm c`"),
+        (Path("cache/c/split.npy"), Path.unlink, r"split\.npy is missing or altered"),
+    ],
+)
+def test_a_damaged_cache(place: Path, name: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(place / name)
+    before = tree(place / "cache")
+    said = refusal(train(place))
+    assert re.search(message, said), said
+    assert not tree(place / "runs") and tree(place / "cache") == before
+
+
+def test_an_alteration_that_keeps_size_and_time_is_left_to_verify(place: Path) -> None:
+    """Opening trusts a file of the size and time that once passed: reading it all each time would cost minutes."""
+    stat = (place / SHARD).stat()
+    flip(place / SHARD)
+    os.utime(place / SHARD, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert train(place).code == 0
+    assert "shard-00001.npy is truncated or altered" in refusal(run_sae(place, "cache", "verify", "c"), "cache")
+
+
+def test_a_lost_note_of_what_was_checked_costs_a_check_and_no_more(place: Path) -> None:
+    (place / "cache/.c.checked.json").write_text("{")
+    assert train(place).code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=native:d_model=16"], r"cache/c was made from model\.d_model = 32, this config asks for 16; choose"),
+        (["model.dtype=bfloat16"], r"made from model\.dtype = 'float32', this config asks for 'bfloat16'"),
+        (["corpus.n_ctx=64"], r"made from packing\.n_ctx = 32, this config asks for 64"),
+        (["cache.dtype=bfloat16"], r"made from rows_dtype = 'float32'"),
+        (["corpus.sources=text:other/*.txt"], r"made from corpus\.sources\.0\.sha256 = '\w+', this config asks for '\w+'"),
+    ],
+)
+def test_a_cache_of_another_model_or_corpus(place: Path, overrides: list[str], message: str) -> None:
+    write_corpus(place / "other", seed=1)
+    said = refusal(train(place, *overrides))
+    assert re.search(message, said), said
+    assert "choose another cache.name or leave it out" in said
+    assert not tree(place / "runs")
+
+
+def test_a_cache_of_another_hook_or_of_other_tokens(place: Path) -> None:
+    other = HOOK.replace("0", "1")
+    shutil.copytree(place / ACTS, place / ACTS.with_name(other))
+    said = refusal(train(place, f"site={other}"))
+    assert said == f"cache/c/acts/{other} holds activations of {HOOK}, not of {other}; remove it and make it again."
+    manifest = place / ACTS / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"tokens_sha256": "', '"tokens_sha256": "0'))
+    assert f"cache/c/acts/{HOOK} was made from other tokens than cache/c holds" in refusal(train(place))
+
+
+def test_what_is_no_cache_is_not_replaced_by_one(tmp_path: Path) -> None:
+    write_config(tmp_path, cache={"dir": ".", "name": "corpus"})
+    before = tree(tmp_path)
+    assert "corpus is there but is no cache" in refusal(train(tmp_path))
+    assert tree(tmp_path) == before
+
+
+# --- NaN and infinity
+
+
+def spoilt_model(folder: Path, spoil: Callable[[torch.nn.Module], object]) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, vocab_size=512))
+        spoil(model)
+    model.save_pretrained(folder)
+    load_model("native:tiny").tokenizer.save_pretrained(folder)
+
+
+def nan_embedding(model: torch.nn.Module) -> None:
+    model.get_parameter("transformer.wte.weight")[ord("e") - ord("!") + 3] = float("nan")
+
+
+def nan_everywhere(model: torch.nn.Module) -> None:
+    model.get_parameter("transformer.h.0.mlp.c_fc.weight")[0, 0] = float("nan")
+
+
+def beyond_fp16(model: torch.nn.Module) -> None:
+    model.get_parameter("transformer.h.0.mlp.c_proj.bias").fill_(70_000.0)
+
+
+@pytest.mark.parametrize("mode", ["disk", "stream"])
+@pytest.mark.parametrize(
+    ("spoil", "override"),
+    [(nan_embedding, "model.dtype=float32"), (nan_everywhere, "model.dtype=float32"), (beyond_fp16, "model.dtype=float16"),
+     (beyond_fp16, "cache.dtype=float16")],
+)
+def test_activations_of_a_model_that_are_no_numbers(
+    tmp_path: Path, mode: str, spoil: Callable[[torch.nn.Module], object], override: str
+) -> None:
+    spoilt_model(tmp_path / "model", spoil)
+    write_config(tmp_path, model={"name": "local:model"}, cache={"mode": mode, "name": "c"})
+    said = refusal(train(tmp_path, override))
+    where = r"sequence \d+, position \d+"
+    if mode == "disk":
+        where = r"shard 0, sequence 0, position \d+ \(\d+ rows of the shard\)"
+    assert re.search(rf"{HOOK}: NaN or infinite activations in {where}; a wider model\.dtype and cache\.dtype", said), said
+    assert not tree(tmp_path / "runs") and not (tmp_path / ACTS).exists()
+
+
+def write_acts(folder: Path, bad_row: int | None = None, d: int = 8) -> None:
+    rows = np.random.default_rng(0).standard_normal((1280, d)).astype(np.float32)
+    if bad_row is not None:
+        rows[bad_row, 3] = np.inf
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "a.npy", rows[:700])
+    np.save(folder / "b.npy", rows[700:])
+
+
+def test_rows_of_ones_own_that_are_no_numbers(tmp_path: Path) -> None:
+    write_acts(tmp_path / "own", bad_row=1000)
+    write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
+    said = refusal(train(tmp_path))
+    assert said == (
+        "acts: NaN or infinite values in own/b.npy, row 300 (row 1000 of all); clean the file and start again."
+    )
+    assert not (tmp_path / "runs/quick/final").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["site=act"], r"own has no hook 'act'; it has acts: set site\.input"),
+        (["corpus.n_ctx=1024"], r"acts:own has 1280 rows, 1 sequences of n_ctx = 1024: too few .*lower corpus\.n_ctx"),
+        (["corpus.sources=acts:nowhere"], r"acts:nowhere: no such folder"),
+        (["corpus.sources=acts:empty"], r"empty holds no \.npy or \.safetensors file; put rows"),
+        (["corpus.sources=acts:widths"], r"a\.npy has rows of width 8, widths/c\.npy of 3; a hook has one width"),
+        (["corpus.sources=acts:short"], r"short/a\.npy is no array that can be read .*truncated file must be written"),
+    ],
+)
+def test_rows_of_ones_own_that_do_not_fit(tmp_path: Path, overrides: list[str], message: str) -> None:
+    for name in ("own", "widths", "short"):
+        write_acts(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "widths/c.npy", np.zeros((5, 3), dtype=np.float32))
+    truncate(tmp_path / "short/a.npy")
+    write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
+    said = refusal(train(tmp_path, *overrides))
+    assert re.search(message, said), said
+    assert not tree(tmp_path / "runs")
+
+
+# --- two processes
+
+
+def paused_in_the_middle(folder: Path) -> "subprocess.Popen[str]":
+    """A training that stands still while it writes its cache."""
+    process = start_sae(folder, "train", "quick.yaml", "cache.shard_rows=128")
+    first = folder / "cache/c/acts" / f"{HOOK}.partial" / "shard-00000.json"
+    deadline = time.monotonic() + 60
+    while not first.exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the first shard did not come"
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def test_two_processes_and_one_cache_or_run(tmp_path: Path) -> None:
+    write_config(tmp_path, cache={"name": "c"})
+    process = paused_in_the_middle(tmp_path)
+    try:
+        hooks = tmp_path / "cache/c/acts"
+        assert not (hooks / HOOK).exists(), "the other process was faster than its pause"
+        said = refusal(train(tmp_path, "name=other"))
+        assert said == f"process {process.pid} is writing cache/c/acts; wait for it to end, or use another name."
+        said = refusal(train(tmp_path))
+        assert said == f"process {process.pid} is writing runs/quick; wait for it to end, or use another name."
+        assert "is writing cache/c/acts" in refusal(run_sae(tmp_path, "cache", "make", "quick.yaml"), "cache")
+        assert not tree(tmp_path / "runs")
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert ended(process).code == 0
+    assert train(tmp_path, "name=other").code == 0
+    assert run_sae(tmp_path, "cache", "verify", "c").code == 0

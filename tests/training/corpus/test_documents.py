@@ -1,0 +1,312 @@
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+from pydantic import ValidationError
+
+from sae.errors import SaescopeError
+from training.corpus.document import Document, TextSource
+from training.corpus.documents import documents, identity
+from training.corpus.stdlib import cut, stdlib_pieces
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """What `datasets` prepares goes to the test's folder; no test may reach a hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(*sources: TextSource | str, seed: int = 0) -> list[Document]:
+    return list(documents([TextSource(source=s) if isinstance(s, str) else s for s in sources], seed))
+
+
+# --- text
+
+
+def test_a_text_file_is_a_document(tmp_path):
+    for name in ("b.txt", "a.txt", "deep/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"Text of {name},\r\nné\n", encoding="utf-8-sig")
+    found = read(f"text:{tmp_path}/**/*.txt")
+    assert [d.label for d in found] == ["a.txt", "b.txt", "deep/c.txt"]
+    assert found[0].text == "Text of a.txt,\nné\n"
+    assert [d.label for d in read(f"text:{tmp_path}/b.txt")] == ["b.txt"]
+
+
+def test_relative_patterns(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    assert [d.label for d in read("text:*.txt")] == ["a.txt"]
+
+
+def test_a_text_file_in_paragraphs_or_lines(tmp_path):
+    (tmp_path / "a.txt").write_text("\none\ntwo\n\n \nthree\n")
+    by_paragraph = read(TextSource(source=f"text:{tmp_path}/a.txt", split="blank-line"))
+    assert [(d.text, d.label) for d in by_paragraph] == [("one\ntwo", "a.txt:2"), ("three", "a.txt:6")]
+    by_line = read(TextSource(source=f"text:{tmp_path}/a.txt", split="line"))
+    assert [(d.text, d.label) for d in by_line] == [("one", "a.txt:2"), ("two", "a.txt:3"), ("three", "a.txt:6")]
+
+
+def test_bad_text_files(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"good\nna\xefve\n")
+    with pytest.raises(SaescopeError, match=r"latin\.txt, line 2: not UTF-8.*0xef"):
+        read(f"text:{tmp_path}/latin.txt")
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(SaescopeError, match="holds no text"):
+        read(f"text:{tmp_path}/empty.txt")
+    with pytest.raises(SaescopeError, match="no such file"):
+        read(f"text:{tmp_path}/missing.txt")
+    with pytest.raises(SaescopeError, match=r"is a folder; name its files"):
+        read(f"text:{tmp_path}")
+
+
+# --- rows
+
+
+ROWS = [{"text": "one", "title": "A", "n": 1}, {"text": "two", "title": "B", "n": 2}, {"text": None, "title": "", "n": 3}]
+
+
+@pytest.fixture(params=["jsonl", "parquet", "datasets file", "datasets folder", "datasets saved", "datasets whole"])
+def rows_source(request, tmp_path):
+    path = write_jsonl(tmp_path / "data" / "rows.jsonl", ROWS)
+    if request.param == "parquet":
+        datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
+        return {"source": f"parquet:{tmp_path}/*.parquet"}
+    if request.param == "datasets saved":
+        datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+        return {"source": f"datasets:{tmp_path}/saved"}
+    name = {"jsonl": f"jsonl:{path}", "datasets file": f"datasets:{path}"}.get(request.param, f"datasets:{path.parent}")
+    return {"source": name, "streaming": False} if request.param == "datasets whole" else {"source": name}
+
+
+def test_rows_of_every_kind(rows_source):
+    assert [d.text for d in read(TextSource(**rows_source))] == ["one", "two"]
+    found = read(TextSource(**rows_source, field="title", label_field="n"))
+    assert [(d.text, d.label) for d in found] == [("A", "1"), ("B", "2")]
+    with pytest.raises(SaescopeError, match="no field 'body'; it has text, title, n"):
+        read(TextSource(**rows_source, field="body"))
+    with pytest.raises(SaescopeError, match="'n' is no text but a int"):
+        read(TextSource(**rows_source, field="n"))
+
+
+def test_rows_are_labelled_by_where_they_stand(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    assert [d.label for d in read(f"jsonl:{path}")] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert [d.label for d in read(f"datasets:{path}")] == ["row 0", "row 1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{bad", "line 2: not JSON"), ("[1]", "line 2: a JSON object was expected, found list"),
+     ('{"text": ["a"]}', "line 2: 'text' is no text but a list; for messages set chat_roles")],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
+    with pytest.raises(SaescopeError, match=message):
+        read(f"jsonl:{tmp_path}/a.jsonl")
+
+
+def test_lone_surrogates_do_not_reach_the_tokenizer(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d"}\n')
+    assert [d.text for d in read(f"jsonl:{tmp_path}/a.jsonl")] == ["half ?"]
+
+
+def test_bad_parquet_and_bad_splits(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"hello")
+    with pytest.raises(SaescopeError, match=r"parquet:.*cannot be read.*check"):
+        read(f"parquet:{tmp_path}/a.parquet")
+    write_jsonl(tmp_path / "data" / "rows.jsonl", ROWS)
+    with pytest.raises(SaescopeError, match=r"split.*check subset, split"):
+        read(TextSource(source=f"datasets:{tmp_path}/data", split="tset"))
+    with pytest.raises(SaescopeError, match="no such file"):
+        read(f"datasets:{tmp_path}/missing")
+
+
+def test_a_hub_dataset_without_a_hub_names_what_needs_none():
+    code = (
+        "from training.corpus.documents import documents\n"
+        "from training.corpus.document import TextSource\n"
+        "from sae.errors import SaescopeError\n"
+        "try:\n    next(documents([TextSource(source='datasets:nobody/nothing', streaming=False)]))\n"
+        "except SaescopeError as error:\n    print(error)\n"
+    )
+    # the second run finds a port at which nobody listens
+    for settings in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
+        environment = {**os.environ, **settings}
+        answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+                                timeout=60, check=True)
+        assert "datasets:nobody/nothing cannot be read" in answer.stdout
+        assert "python-stdlib, text:PATH, jsonl:PATH and parquet:PATH need no hub" in answer.stdout
+
+
+# --- conversations
+
+
+def test_messages_and_roles(tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": turns}])
+    for name in (f"jsonl:{path}", f"datasets:{path}"):
+        [found] = read(TextSource(source=name, field="messages", chat_roles=("assistant",)))
+        assert found.messages == tuple(turns)
+        assert found.roles == ("assistant",)
+        assert found.split_key == "user: hi\n\nassistant: hello"
+
+
+@pytest.mark.parametrize("value", ["hi", [{"role": "user"}], [{"role": "user", "content": [{"image": 1}]}], ["hi"]])
+def test_what_is_not_messages_is_refused(tmp_path, value):
+    path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": value}])
+    with pytest.raises(SaescopeError, match="line 1: 'messages' does not hold messages"):
+        read(TextSource(source=f"jsonl:{path}", field="messages", chat_roles=("assistant",)))
+
+
+# --- mixtures
+
+
+def test_mixtures_keep_their_proportions_and_go_on_when_one_ends(tmp_path):
+    for name, n in (("a", 3000), ("b", 3000), ("c", 20)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}"} for i in range(n)])
+    a, b, c = (f"jsonl:{tmp_path}/{name}.jsonl" for name in "abc")
+    sources = [TextSource(source=a, weight=3), TextSource(source=b), TextSource(source=c, weight=0.5)]
+    mixed = list(documents(sources, seed=1))
+    assert len(mixed) == 6020
+    assert len({d.text for d in mixed}) == 6020
+    counts = Counter(d.text[0] for d in mixed[1000:3000])
+    assert counts["a"] / counts["b"] == pytest.approx(3, rel=0.15)
+    assert [d.text for d in mixed if d.text[0] == "a"][:3] == ["a 0", "a 1", "a 2"]
+    assert mixed[-1].label == f"{b}: b.jsonl:3000"
+    assert mixed == list(documents(sources, seed=1))
+    assert mixed != list(documents(sources, seed=2))
+
+
+def test_a_missing_part_of_a_mixture_is_found_first(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(SaescopeError, match=r"missing\.jsonl: no such file"):
+        next(documents([TextSource(source=f"jsonl:{path}"), TextSource(source=f"jsonl:{tmp_path}/missing.jsonl")]))
+
+
+# --- the built-in corpus
+
+
+def test_the_standard_library_is_long_varied_and_of_both_kinds():
+    found = read("python-stdlib")
+    assert sum(len(d.text) for d in found) > 4_000_000
+    assert min(len(d.text) for d in found) > 500
+    first = found[:150]
+    assert len({d.group for d in first}) > 90
+    assert sum("docstrings" in d.label for d in first) > 15
+    assert not any(word in d.group for d in found for word in ("/test/", "idlelib", "site-packages", "_sysconfigdata"))
+    group = {d.label: d.group for d in found}
+    assert group["json/decoder.py:1"] == group["json/decoder.py docstrings"] == "python-stdlib/json/decoder.py"
+    manual = [d.text for d in found if d.group == "python-stdlib/pydoc_data/topics.py"]
+    assert any('The "with" statement\n***' in text for text in manual)
+
+
+def test_the_seed_orders_the_pieces_and_tables_and_tests_are_left_out(tmp_path, monkeypatch):
+    body = '"""A module. """\n' + "x = 'a long line of no meaning'\n\n" * 600
+    for name in ("a.py", "b/c.py", "test/d.py", "b/tests/e.py", "site-packages/f.py", "_sysconfigdata_x.py", "bad.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(body if name != "bad.py" else body + "def")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    first, other = ([piece.label for piece in stdlib_pieces(seed)] for seed in (0, 1))
+    assert first != other
+    assert sorted(first) == sorted(other)
+    assert {label.partition(":")[0] for label in first} == {"a.py", "b/c.py"}
+    assert len(first) == len(set(first)) > 4
+    (tmp_path / "a.py").unlink()
+    assert [piece.label for piece in stdlib_pieces(0)] == [label for label in first if not label.startswith("a.py")]
+
+
+def test_pieces_of_a_text_make_it_whole_and_know_their_lines():
+    text = "\n".join(f"line {i}" + "\n" * (i % 5 == 0) for i in range(1, 2000))
+    pieces = cut(text, 2000)
+    assert "".join(piece for _, piece in pieces) == text
+    assert len(pieces) > 4
+    lines = text.split("\n")
+    assert all(piece.startswith(lines[line - 1]) for line, piece in pieces)
+    assert cut("short", 2000) == []
+
+
+def test_other_processes_make_the_same_tokens():
+    code = (
+        "import hashlib\n"
+        "from tests.training.corpus.toy_tokenizer import make_tokenizer\n"
+        "from training.corpus.documents import documents\n"
+        "from training.corpus.document import TextSource\n"
+        "from training.corpus.packing import pack\n"
+        "t = make_tokenizer()\n"
+        "p = pack(documents([TextSource(source='python-stdlib')]), t, n_ctx=128, n_tokens=200_000, prepend_bos=True,"
+        " bos_id=0, special_ids=frozenset({0, 1}), held_out=0.1)\n"
+        "print(hashlib.sha256(p.tokens.tobytes() + p.segments.tobytes()).hexdigest())\n"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         env={**os.environ, "PYTHONHASHSEED": seed}, text=True)
+        for seed in ("1", "2")
+    ]
+    answers = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], answers
+    assert answers[0] == answers[1]
+    assert answers[0][1] == "", "nothing is said on stderr"
+
+
+# --- identity and config
+
+
+def test_identity_follows_content_and_not_place(tmp_path):
+    one = write_jsonl(tmp_path / "one" / "a.jsonl", ROWS)
+    two = write_jsonl(tmp_path / "two" / "b.jsonl", ROWS)
+    first, second = (identity([TextSource(source=f"jsonl:{path}")]) for path in (one, two))
+    assert first == second
+    assert first != identity([TextSource(source=f"jsonl:{one}", field="title")])
+    write_jsonl(two, ROWS[:2])
+    assert first != identity([TextSource(source=f"jsonl:{two}")])
+    json.dumps(identity([TextSource(source=f"datasets:{tmp_path}/one"), TextSource(source="python-stdlib")]))
+
+
+def test_identity_of_the_standard_library_and_the_hub():
+    [stdlib, hub] = identity([TextSource(source="python-stdlib"), TextSource(source="datasets:org/name", subset="en")])[
+        "sources"
+    ]
+    assert stdlib["python"] == sys.version.split()[0]
+    assert (hub["name"], hub["subset"], hub["split"]) == ("org/name", "en", "train")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"source": "jsnl:a"}, "did you mean jsonl:"),
+        ({"source": "python-stdlb"}, "did you mean python-stdlib"),
+        ({"source": "text:"}, "is no source"),
+        ({"source": "text:a", "subset": "en"}, "subset and revision belong to datasets:NAME"),
+        ({"source": "jsonl:a", "split": "test"}, "split belongs to text: and datasets:"),
+        ({"source": "text:a", "split": "words"}, "file, blank-line or line"),
+        ({"source": "text:a", "chat_roles": ["user"]}, "chat_roles names"),
+        ({"source": "jsonl:a", "chat_roles": []}, "chat_roles names at least one role"),
+        ({"source": "jsonl:a", "weight": 0}, "greater than 0"),
+        ({"source": "jsonl:a", "feild": "x"}, "Extra inputs"),
+    ],
+)
+def test_bad_sources_are_refused_with_a_hint(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        TextSource(**fields)
+
+
+def test_activations_are_no_text():
+    with pytest.raises(SaescopeError, match="holds activations, not text"):
+        read("acts:somewhere")

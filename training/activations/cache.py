@@ -1,0 +1,285 @@
+"""Activations on disk: one folder per hook below the tokens' cache, filled by one forward pass for all hooks.
+
+    cache/NAME/acts/HOOK/manifest.json        width, dtype, shards with sha256, sha256 of the tokens
+                         shard-00000.npy      rows in corpus order, [n_seqs_of_shard, n_ctx, d]; bfloat16 as uint16
+                         norms-00000.npy      fp32 norm of each row, [n_seqs_of_shard, n_ctx]
+                         shard-00000.json     written when both are whole
+                         plan.json            what an interrupted attempt must agree with to be continued
+
+Row r is token `r % n_ctx` of sequence `r // n_ctx`. Rows are raw. While it is being filled the folder is called
+`HOOK.partial`; an interrupted cache goes on behind its last whole shard.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sae.errors import SaescopeError
+from sae.io.arrays import write_array
+from sae.io.files import code_version, write_json
+from sae.io.locks import locked
+from training.activations.sources import NO_NUMBERS, row_norms
+from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
+
+# bfloat16 has no numpy type: its bits are stored as uint16
+_STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+
+
+def hook_folder(folder: Path, hook: str) -> Path:
+    """Where a cache keeps the activations of a hook."""
+    return folder / "acts" / hook
+
+
+def missing_hooks(folder: Path, hooks: Sequence[str]) -> list[str]:
+    """The hooks that are not there whole."""
+    return [hook for hook in hooks if not (hook_folder(folder, hook) / "manifest.json").exists()]
+
+
+def bytes_needed(tokens: Tokens, widths: dict[str, int], dtype: str) -> int:
+    """Bytes that the activations of these hooks take on disk, norms included."""
+    return tokens.n_seqs * tokens.n_ctx * sum(d * np.dtype(_STORED[dtype]).itemsize + 4 for d in widths.values())
+
+
+def check_space(folder: Path, needed: int, say: Callable[[str], None]) -> None:
+    """Say what a cache needs and what is free; refuse if it does not fit."""
+    free = shutil.disk_usage(folder).free
+    say(f"cache: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free in {folder}")
+    if needed > free:
+        raise SaescopeError(
+            f"the cache needs {needed / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free; free some, choose another "
+            f"cache.dir, or recompute activations while training with cache.mode=stream."
+        )
+
+
+def shard_bounds(n_seqs: int, n_ctx: int, shard_rows: int) -> list[tuple[int, int]]:
+    """First and last-plus-one sequence of each shard."""
+    step = max(1, shard_rows // n_ctx)
+    return list(pairwise([*range(0, n_seqs, step), n_seqs]))
+
+
+def fill(
+    tokens: Tokens, compute: Callable[[Int64[np.ndarray, " n"]], dict[str, Tensor]], widths: dict[str, int], *,
+    dtype: str, shard_rows: int, say: Callable[[str], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None, skip: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write the activations of `widths`' hooks, going on behind the last whole shard of an earlier attempt.
+
+    `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype; `advance(n_tokens)` is told of
+    progress, `skip(n_tokens)` of what was there.
+    Several hooks are filled in step. A kill at any moment leaves whole shards only.
+
+    Raises:
+        SaescopeError: another process is writing, too little space, or NaN or infinite activations.
+    """
+    assert tokens.folder is not None
+    with locked(tokens.folder / "acts"):
+        hooks = missing_hooks(tokens.folder, list(widths))
+        for place in (hook_folder(tokens.folder, hook) for hook in hooks):
+            if place.exists():
+                raise SaescopeError(f"{place} lacks its manifest.json, so it is not whole; remove it and start again.")
+        parts = {hook: hook_folder(tokens.folder, hook).with_name(f"{hook}.partial") for hook in hooks}
+        for part in parts.values():
+            part.mkdir(parents=True, exist_ok=True)
+        bounds = shard_bounds(tokens.n_seqs, tokens.n_ctx, shard_rows)
+        plan = {"tokens": _tokens_digest(tokens.folder), "dtype": dtype, "shard_rows": shard_rows}
+        for hook, part in parts.items():
+            _restart_unless(part, plan | {"d": widths[hook]})
+        done = sum(f.stat().st_size for part in parts.values() for f in part.glob("*.npy"))
+        check_space(tokens.folder, bytes_needed(tokens, {h: widths[h] for h in hooks}, dtype) - done, say)
+        for i, (start, stop) in enumerate(bounds):
+            todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
+            if todo:
+                acts = compute(np.arange(start, stop))
+                for hook in todo:
+                    _write_shard(parts[hook], i, acts[hook], start, hook)
+            (advance if todo else skip)((stop - start) * tokens.n_ctx)
+        for hook, part in parts.items():
+            _finish(part, hook_folder(tokens.folder, hook), hook, widths[hook], dtype, len(bounds), str(plan["tokens"]))
+
+
+def _tokens_digest(folder: Path) -> str:
+    return str(read_manifest(folder)["sha256"]["tokens.npy"])
+
+
+def _restart_unless(part: Path, plan: dict[str, Any]) -> None:
+    """Forget earlier shards if they were written under another plan."""
+    path = part / "plan.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+        return
+    shutil.rmtree(part)
+    part.mkdir(parents=True)
+    write_json(path, plan)
+
+
+def _write_shard(part: Path, i: int, acts: Float[Tensor, "n n_ctx d"], first_seq: int, hook: str) -> None:
+    norms = row_norms(acts.flatten(0, 1)).view(acts.shape[:2])
+    bad = ~norms.isfinite()
+    if bad.any():
+        seq, position = (int(v) for v in bad.nonzero()[0])
+        raise SaescopeError(
+            f"{hook}: NaN or infinite activations in shard {i}, sequence {first_seq + seq}, position {position} "
+            f"({int(bad.sum())} rows of the shard); {NO_NUMBERS}"
+        )
+    record = {
+        "n_seqs": acts.shape[0],
+        "sha256": write_array(part / f"shard-{i:05d}.npy", to_stored(acts)),
+        "norms_sha256": write_array(part / f"norms-{i:05d}.npy", norms.numpy()),
+    }
+    write_json(part / f"shard-{i:05d}.json", record)
+
+
+def _finish(part: Path, final: Path, hook: str, d: int, dtype: str, n_shards: int, tokens_digest: str) -> None:
+    """The manifest, from the shards' records; then the final name."""
+    records = [part / f"shard-{i:05d}.json" for i in range(n_shards)]
+    write_json(part / "manifest.json", {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "hook": hook, "d": d, "dtype": dtype,
+        "tokens_sha256": tokens_digest, "shards": [json.loads(r.read_text(encoding="utf-8")) for r in records],
+    })
+    part.rename(final)
+
+
+def to_stored(acts: Float[Tensor, "*shape"]) -> np.ndarray:
+    """A tensor as the array that is written."""
+    acts = acts.contiguous()
+    return (acts.view(torch.uint16) if acts.dtype == torch.bfloat16 else acts).numpy()
+
+
+def from_stored(array: np.ndarray, dtype: str) -> Tensor:
+    """The tensor that an array on disk stands for."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+class CacheSource:
+    """Reads blocks of rows of finished hooks; opened only if every shard is there and unaltered."""
+
+    def __init__(self, folder: Path, hooks: Sequence[str], *, say: Callable[[str], None] = lambda _: None) -> None:
+        """Open hooks of the cache at `folder`.
+
+        Raises:
+            SaescopeError: a hook is missing or half-written, or a shard is missing, truncated, altered or of other
+                tokens.
+        """
+        self.manifests = {hook: _checked(folder, hook, say) for hook in hooks}
+        self.widths = {hook: int(m["d"]) for hook, m in self.manifests.items()}
+        self.itemsize = max(np.dtype(_STORED[m["dtype"]]).itemsize for m in self.manifests.values())
+        self._shards = {
+            hook: [np.load(hook_folder(folder, hook) / f"shard-{i:05d}.npy", mmap_mode="r")
+                   for i in range(len(m["shards"]))]
+            for hook, m in self.manifests.items()
+        }
+        self._norms = {
+            hook: np.concatenate([np.load(hook_folder(folder, hook) / f"norms-{i:05d}.npy").reshape(-1)
+                                  for i in range(len(m["shards"]))])
+            for hook, m in self.manifests.items()
+        }
+
+    def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
+        """The rows of these blocks (block b is rows `b·block_rows …`), in the order given."""
+        shards = self._shards[hook]
+        first = np.cumsum([0] + [s.shape[0] * s.shape[1] // block_rows for s in shards])
+        out = np.empty((len(blocks), block_rows, self.widths[hook]), dtype=shards[0].dtype)
+        owner = np.searchsorted(first, blocks, side="right") - 1
+        for i in np.unique(owner):
+            mine = np.flatnonzero(owner == i)
+            out[mine] = shards[i].reshape(-1, block_rows, self.widths[hook])[blocks[mine] - first[i]]
+        return from_stored(out.reshape(-1, self.widths[hook]), self.manifests[hook]["dtype"])
+
+    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
+        """The fp32 norms of the same rows."""
+        return torch.from_numpy(self._norms[hook].reshape(-1, block_rows)[blocks].reshape(-1))
+
+
+def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The manifest of a hook whose every file is as it was written.
+
+    Checksums are read once; a note beside the cache remembers size and time of each file that passed.
+    """
+    place = hook_folder(folder, hook)
+    if not place.exists():
+        there = sorted(p.name for p in (folder / "acts").glob("*") if not p.name.startswith("."))
+        raise SaescopeError(
+            f"cache {folder} has no activations of {hook} (it has {', '.join(there) or 'none'}); run `sae cache make`."
+        )
+    manifest = read_manifest(place, "hook", "d", "dtype", "tokens_sha256", "shards")
+    if manifest["hook"] != hook:
+        raise SaescopeError(f"{place} holds activations of {manifest['hook']}, not of {hook}; remove it and make it again.")
+    if manifest["tokens_sha256"] != _tokens_digest(folder):
+        raise SaescopeError(f"{place} was made from other tokens than {folder} holds; remove it and make it again.")
+    note_path = folder.parent / f".{folder.name}.checked.json"
+    note = _read_note(note_path)
+    fresh = dict(note)
+    files = _files(place, manifest)
+    if any("/".join(path.parts[-3:]) not in note for path, _ in files):
+        say(f"comparing {hook} with its checksums")
+    for path, digest in files:
+        _check_file(path, digest, fresh)
+    if fresh != note:
+        write_json(note_path, fresh)
+    return manifest
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """What passed before; nothing, if that cannot be read."""
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _files(place: Path, manifest: dict[str, Any]) -> list[tuple[Path, str]]:
+    pairs = [("shard", "sha256"), ("norms", "norms_sha256")]
+    return [
+        (place / f"{kind}-{i:05d}.npy", record[key])
+        for i, record in enumerate(manifest["shards"]) for kind, key in pairs
+    ]
+
+
+def _check_file(path: Path, digest: str, note: dict[str, Any]) -> None:
+    """Compare a file with its checksum unless the note says it passed and has not been touched since."""
+    key = "/".join(path.parts[-3:])
+    if not path.is_file():
+        raise SaescopeError(f"{path} is missing; remove this hook's folder and run `sae cache make` again.")
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns, digest]
+    if note.get(key) == state:
+        return
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise SaescopeError(
+                f"{path} is truncated or altered: its checksum is not the manifest's; remove this hook's folder and "
+                f"run `sae cache make` again."
+            )
+    note[key] = state
+
+
+def verify(folder: Path) -> list[str]:
+    """Read every byte of a cache; the problems found, none if it is whole."""
+    from training.corpus.tokens import open_tokens
+
+    note_path = folder.parent / f".{folder.name}.checked.json"
+    note_path.unlink(missing_ok=True)
+    problems = []
+    try:
+        open_tokens(folder)
+    except SaescopeError as error:
+        return [str(error)]
+    for place in sorted((folder / "acts").glob("*")):
+        if place.name.endswith(".partial"):
+            problems.append(f"{place} is half-written; `sae cache make` with the same config goes on with it.")
+        elif place.is_dir():
+            try:
+                _checked(folder, place.name, lambda _: None)
+            except SaescopeError as error:
+                problems.append(str(error))
+    return problems

@@ -1,0 +1,168 @@
+"""What is fixed once from the first training sequences: mean, scale and median norm of a hook.
+
+They alone define normalisation and, with the token mask, which rows are kept, for cache and stream alike. Once measured
+they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTIPLE.json`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from sae.base import Transform
+from sae.errors import SaescopeError
+from sae.io.files import code_version, read_json, write_json
+from training.activations.cache import CacheSource
+from training.activations.sources import Source
+from training.config.schema import DataConfig, SiteConfig
+from training.corpus.tokens import Tokens
+
+FORMAT, FORMAT_VERSION = "saescope-calibration", 1
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The calibration of one hook."""
+
+    median_norm: float
+    """Over eligible rows of the calibration sequences that are not all zeros: sparse rows may mostly be."""
+    transform: Transform
+    """Fitted on those of them whose norm is at most `outlier_multiple` times the median."""
+
+
+class KeepMask:
+    """Which rows are kept: eligible tokens whose norm at every mask hook is at most a multiple of the median."""
+
+    def __init__(
+        self, source: Source, tokens: Tokens, data: DataConfig, limits: dict[str, float] | None = None
+    ) -> None:
+        """Reads or measures the calibration of each mask hook; `limits` are norms set by another corpus' calibration."""
+        assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
+        self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
+        self.calib = tokens.sequences(held_out=False)[: data.n_calib]
+        self.limits = limits or {hook: data.outlier_multiple * self.frozen(hook).median_norm for hook in self.hooks}
+
+    def frozen(self, hook: str) -> Frozen:
+        """The calibration of a hook: as it was frozen, or measured now and frozen if there is a cache to keep it."""
+        if self.tokens.folder is None:
+            return self._measure(hook)
+        name = f"{hook}-{self.data.n_calib}-{self.data.outlier_multiple:g}.json"
+        path = self.tokens.folder / "calibration" / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, _plain(hook, self.data, self._measure(hook)))
+        return _read(path)
+
+    def _measure(self, hook: str) -> Frozen:
+        n_ctx = self.tokens.n_ctx
+        eligible = torch.from_numpy(self.tokens.eligible[self.calib].reshape(-1))
+        norms = self.source.norms(hook, self.calib, n_ctx)
+        counted = norms[eligible & (norms > 0)]
+        if not len(counted):
+            raise SaescopeError(f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus.")
+        median = float(counted.median())
+        kept = eligible & (norms <= self.data.outlier_multiple * median)
+        return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
+
+    def keep(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Bool[Tensor, " n_rows"]:
+        """Which rows of these blocks are kept."""
+        eligible = self.tokens.eligible.reshape(-1, block_rows)[blocks].reshape(-1)
+        keep = torch.from_numpy(eligible.copy())
+        for hook in self.hooks:
+            keep &= self.source.norms(hook, blocks, block_rows) <= self.limits[hook]
+        return keep
+
+    def dropped(self) -> dict[str, float | int]:
+        """The share of rows dropped at positions other than the first, over all sequences a cache can tell of.
+
+        Norms of a stream's rows are not stored anywhere: there the calibration sequences stand for all.
+        """
+        seqs = np.arange(self.tokens.n_seqs) if isinstance(self.source, CacheSource) else self.calib
+        keep = self.keep(seqs, self.tokens.n_ctx).view(len(seqs), self.tokens.n_ctx)[:, 1:]
+        return {"dropped_beyond_first": 1 - float(keep.double().mean()), "n_rows": keep.numel()}
+
+
+def _plain(hook: str, data: DataConfig, frozen: Frozen) -> dict[str, Any]:
+    """As JSON, which keeps every bit of an fp32 number."""
+    return {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "hook": hook,
+        "n_calib": data.n_calib, "outlier_multiple": data.outlier_multiple, "median_norm": frozen.median_norm,
+        "mean": frozen.transform.mean.tolist(), "scale": float(frozen.transform.scale),
+    }
+
+
+def _read(path: Path) -> Frozen:
+    facts = read_json(path)
+    if facts.get("format") != FORMAT or facts.get("format_version", 0) > FORMAT_VERSION:
+        raise SaescopeError(f"{path} is not a calibration this code can read; remove it, and it is measured again.")
+    transform = Transform(torch.tensor(facts["mean"], dtype=torch.float32), torch.tensor(facts["scale"]))
+    return Frozen(facts["median_norm"], transform)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A site's transforms and the normalised calibration rows that initialisation may look at."""
+
+    input: Transform
+    target: Transform
+    rows: Float[Tensor, "n_rows d_in"]
+    targets: Float[Tensor, "n_rows d_out"]
+
+
+def input_rows(site: SiteConfig, acts: dict[str, Tensor]) -> Float[Tensor, "n_rows d_in"]:
+    """What is encoded: the input hook, or a block's update."""
+    return target_rows(site, acts) if site.update == "both" else acts[site.input]
+
+
+def target_rows(site: SiteConfig, acts: dict[str, Tensor]) -> Float[Tensor, "n_rows d_out"]:
+    """What is reconstructed: the target hook, or its difference from the input.
+
+    Raises:
+        SaescopeError: the difference of hooks of different widths.
+    """
+    input_, target = acts[site.input], acts[site.target or site.input]
+    if not site.update:
+        return target
+    if input_.shape != target.shape:
+        raise SaescopeError(
+            f"site.update: {site.target} has {len(target)} rows of width {target.shape[1]}, {site.input} has "
+            f"{len(input_)} of {input_.shape[1]}, so they have no difference; name hooks of one width, or leave update out."
+        )
+    return target.float() - input_.float()
+
+
+def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
+    """Centre on the mean; scale to mean squared norm d. Sums are in fp64.
+
+    Constant rows have no scale: theirs is 1.
+    """
+    mean = rows.double().mean(0)
+    mean_square = (rows.double() - mean).square().sum(1).mean()
+    scale = (rows.shape[1] / mean_square).sqrt() if mean_square > 0 else torch.ones((), dtype=torch.float64)
+    return Transform(mean.float(), scale.float())
+
+
+def calibrate(site: SiteConfig, mask: KeepMask) -> Calibration:
+    """A site's transforms, and the kept rows of the calibration sequences under them.
+
+    An update is no hook of its own: its transform is fitted to the differences of the kept rows.
+
+    Raises:
+        SaescopeError: what is to be reconstructed is the same in every row.
+    """
+    n_ctx = mask.tokens.n_ctx
+    keep = mask.keep(mask.calib, n_ctx)
+    acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
+    rows, targets = input_rows(site, acts), target_rows(site, acts)
+    if bool((targets == targets[:1]).all()):
+        raise SaescopeError(
+            f"{site.target or site.input}: the {len(targets):,} calibration rows to reconstruct are all the same, so there "
+            "is no variance to explain; check the corpus and the site."
+        )
+    target = fit(targets) if site.update else mask.frozen(site.target or site.input).transform
+    input_ = Transform(target.mean, target.scale) if site.update == "both" else mask.frozen(site.input).transform
+    return Calibration(input_, target, input_.normalise(rows), target.normalise(targets))

@@ -1,0 +1,178 @@
+"""Rows whose features are known: sums of directions with hierarchy, correlation, signs and noise, and their true codes.
+
+    x_r = Σ_f code_rf direction_f + noise_r
+
+Any row is a pure function of the config and the row's number: rows are drawn `DRAWN` at a time from a generator of
+(seed, row // DRAWN). As the corpus of a training, `corpus: {synthetic: {...}}` without a model, they are read by batches,
+calibration and evaluation like any others; the hook is called `acts`.
+
+Features are trees in depth-first order. A root is present with probability `density` (by rank, if `zipf` is set); a
+present parent has with probability `child` a present child, one and only one (`exclusive`), or each by itself with
+`child` over their number. Roots of one group are correlated: they are thresholds of normal variables with correlation
+`correlation`. A bipolar feature is present with either sign, by a fair coin.
+"""
+
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from sae.code import SparseCode, from_dense
+from sae.units import Count
+
+DRAWN = 1024
+"""Rows drawn together."""
+KEPT_BYTES = 1 << 27
+"""What is drawn stays in memory up to this: every pass over the rows asks for it again."""
+HOOK = "acts"
+
+
+class SyntheticConfig(BaseModel):
+    """Features and how they occur."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seed: int = Field(default=0, ge=0)
+    """Of directions and rows."""
+    d: Count = Field(default=64, gt=0)
+    """Width of a row."""
+    roots: Count = Field(default=128, gt=0)
+    """Trees; without branching, features."""
+    branching: tuple[Annotated[Count, Field(gt=0)], ...] = ()
+    """Children of each feature, level by level: (3, 2) makes trees of 1 + 3 + 6 features."""
+    density: float = Field(default=0.03, gt=0, lt=1)
+    """Probability that a root is present; with zipf, its mean over roots."""
+    zipf: float = Field(default=0.0, ge=0)
+    """The i-th root is present in proportion to i^−zipf."""
+    child: float = Field(default=0.8, ge=0, le=1)
+    """Probability that a present feature has a present child."""
+    exclusive: bool = True
+    """At most one child of a feature is present."""
+    group: Count = Field(default=1, gt=0)
+    """Neighbouring roots that are correlated with each other."""
+    correlation: float = Field(default=0.0, ge=0, lt=1)
+    """Correlation of the normal variables behind the roots of a group."""
+    bipolar: float = Field(default=0.0, ge=0, le=1)
+    """Share of features that carry both signs, evenly spread over the features."""
+    spread: float = Field(default=0.5, ge=0, lt=1)
+    """A present feature's length is uniform in 1 ± spread."""
+    noise: float = Field(default=0.05, ge=0)
+    """Root mean square norm of the noise; a feature has length 1."""
+    orthogonal: bool = False
+    """Directions are orthogonal, not drawn from the unit sphere."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SyntheticConfig":
+        if self.orthogonal and self.n_features > self.d:
+            raise ValueError(f"{self.n_features} features cannot be orthogonal in d = {self.d} dimensions")
+        if (most := float(self.root_density().max())) >= 1:
+            raise ValueError(f"the first root would be present with probability {most:.2f}; lower density or zipf")
+        if self.roots % self.group:
+            raise ValueError(f"group = {self.group} does not divide roots = {self.roots}")
+        if self.correlation and self.group == 1:
+            raise ValueError("correlation needs a group of at least 2 roots")
+        return self
+
+    @property
+    def n_features(self) -> int:
+        """All features of all trees."""
+        return len(self.parents())
+
+    def parents(self) -> list[int]:
+        """The parent of each feature, −1 for roots; depth first, so that a parent comes before its children."""
+        out: list[int] = []
+
+        def grow(parent: int, level: int) -> None:
+            out.append(parent)
+            me = len(out) - 1
+            for _ in range(self.branching[level] if level < len(self.branching) else 0):
+                grow(me, level + 1)
+
+        for _ in range(self.roots):
+            grow(-1, 0)
+        return out
+
+    def root_density(self) -> Float[np.ndarray, " roots"]:
+        """Probability of each root."""
+        weights = np.arange(1, self.roots + 1, dtype=np.float64) ** -self.zipf
+        return self.density * weights / weights.mean()
+
+    def is_bipolar(self) -> Bool[np.ndarray, " n_features"]:
+        """Which features carry both signs."""
+        steps = np.floor(self.bipolar * np.arange(self.n_features + 1) + 1e-9)
+        return np.diff(steps) > 0
+
+    def directions(self) -> Float[Tensor, "n_features d"]:
+        """Unit directions."""
+        drawn = np.random.default_rng([self.seed, 0]).standard_normal((self.n_features, self.d))
+        rows = np.linalg.qr(drawn.T)[0].T if self.orthogonal else drawn
+        return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
+
+
+class Synthetic:
+    """The rows of a config, and what they are made of. A `training.activations.sources.Source`."""
+
+    def __init__(self, config: SyntheticConfig) -> None:
+        self.config = config
+        self.directions = config.directions()
+        self.parents = config.parents()
+        self.widths, self.itemsize = {HOOK: config.d}, 4
+        kept = KEPT_BYTES // (4 * DRAWN * (config.d + len(self.parents)))
+        self._drawn = lru_cache(maxsize=max(8, kept))(self._draw)
+
+    def _draw(self, number: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n n_features"]]:
+        """Rows `number · DRAWN` on, and their codes."""
+        config, rng = self.config, np.random.default_rng([self.config.seed, 1, number])
+        present = self._present(rng)
+        lengths = 1 + config.spread * rng.uniform(-1, 1, present.shape)
+        signs = np.where(config.is_bipolar() & (rng.random(present.shape) < 0.5), -1, 1)
+        codes = torch.from_numpy(present * lengths * signs).float()
+        noise = config.noise / config.d**0.5 * rng.standard_normal((DRAWN, config.d))
+        return codes @ self.directions + torch.from_numpy(noise).float(), codes
+
+    def _present(self, rng: np.random.Generator) -> Bool[np.ndarray, "n n_features"]:
+        config = self.config
+        shared = rng.standard_normal((DRAWN, config.roots // config.group)).repeat(config.group, axis=1)
+        own = rng.standard_normal((DRAWN, config.roots))
+        normal = config.correlation**0.5 * shared + (1 - config.correlation) ** 0.5 * own
+        limits = np.array([NormalDist().inv_cdf(1 - p) for p in config.root_density()])
+        chance = rng.random((DRAWN, len(self.parents)))
+        out = np.zeros(chance.shape, dtype=bool)
+        parents = np.array(self.parents)
+        out[:, parents < 0] = normal > limits
+        for parent in sorted(set(self.parents) - {-1}):
+            children = np.flatnonzero(parents == parent)
+            # one number decides between the children that exclude each other
+            which = chance[:, children[:1]] * len(children) / max(config.child, 1e-12)
+            has = (np.floor(which) == np.arange(len(children))) if config.exclusive else (
+                chance[:, children] < config.child / len(children))
+            out[:, children] = out[:, [parent]] & has & (config.child > 0)
+        return out
+
+    def part(self, start: int, stop: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n n_features"]]:
+        """Rows `start` to `stop` and their codes."""
+        drawn = [self._drawn(number) for number in range(start // DRAWN, -(-stop // DRAWN))]
+        here = slice(start % DRAWN, start % DRAWN + stop - start)
+        return torch.cat([x for x, _ in drawn])[here], torch.cat([c for _, c in drawn])[here]
+
+    def _blocks(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, which: int) -> Tensor:
+        parts = [self.part(int(b) * block_rows, (int(b) + 1) * block_rows)[which] for b in blocks]
+        return torch.cat(parts) if parts else torch.zeros(0, (self.config.d, len(self.parents))[which])
+
+    def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
+        """The rows of these blocks."""
+        assert hook == HOOK, hook
+        return self._blocks(blocks, block_rows, 0)
+
+    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
+        """Their norms."""
+        return self.rows(hook, blocks, block_rows).norm(dim=1)
+
+    def codes(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> SparseCode:
+        """What the rows of these blocks are made of."""
+        return from_dense(self._blocks(blocks, block_rows, 1))

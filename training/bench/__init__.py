@@ -1,0 +1,1 @@
+"""Benchmarks of harvesting, caching, kernels and training steps."""

@@ -1,0 +1,221 @@
+"""Who takes part in the kernel benchmark: our own steps, dense steps, and other libraries in processes of their own.
+
+One step is forward, loss, backward, clipping, Adam, unit decoder rows where the method has them, and firing counts.
+"""
+
+import json
+import subprocess
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae.errors import SaescopeError
+from sae.kernels import Backend, ParamState, Select, backend
+from training.bench.setup import BETAS, CLIP, EPS, LR, Setup, Stopwatch
+
+WORKER = Path(__file__).with_name("peers.py")
+N_PREFIXES = 5
+
+
+class Taken(NamedTuple):
+    """One step that was taken."""
+
+    laps: dict[str, float]
+    """Milliseconds of its parts; their sum is the step."""
+    loss: float
+    """Squared reconstruction error, mean over rows."""
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds of the step."""
+        return sum(self.laps.values())
+
+
+class Contestant(ABC):
+    """Something that takes training steps."""
+
+    name: str
+    precision: str = "fp32"
+
+    @abstractmethod
+    def step(self, batch: int) -> Taken:
+        """One step on the batch of this number."""
+
+    def close(self) -> None:  # noqa: B027  (most have no process to let go of)
+        """Let go of processes."""
+
+
+class Ours(Contestant):
+    """A step as the trainer takes it, through one of the backends."""
+
+    def __init__(
+        self, setup: Setup, variant: str, precision: str, kernels: Backend, *, keep_setup: bool = True
+    ) -> None:
+        self.name, self.precision = f"saescope {variant} {precision}", precision
+        self.setup, self.variant, self.kernels = setup, variant, kernels
+        self.select = Select(
+            "batch_topk" if variant == "batchtopk" else "topk", k=setup.shape.k, absolute=variant == "abstopk"
+        )
+        d_sae, device = setup.shape.d_sae, setup.device
+        self.prefixes = tuple(d_sae >> n for n in reversed(range(N_PREFIXES))) if variant == "matryoshka" else None
+        weights = setup.W_enc, setup.W_dec
+        if keep_setup:
+            weights = weights[0].t().clone().t(), weights[1].clone()
+        self.W_enc, self.W_dec = (w.requires_grad_() for w in weights)
+        self.b_enc = torch.zeros(d_sae, device=device, requires_grad=True)
+        self.b_dec = torch.zeros(setup.shape.d_in, device=device, requires_grad=True)
+        self.params = [
+            ParamState(p, torch.zeros_like(p), torch.zeros_like(p), unit_rows=p is self.W_dec)
+            for p in (self.W_enc, self.W_dec, self.b_enc, self.b_dec)
+        ]
+        self.fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.n_steps = 0
+
+    def step(self, batch: int) -> Taken:
+        """Forward, loss, backward, optimiser, counts."""
+        x = self.setup.batches[batch]
+        watch = Stopwatch(x.device)
+        self.n_steps += 1
+        out = self.kernels.autoencode(
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select, b_pre=self.b_dec, prefixes=self.prefixes
+        )
+        target = x.expand_as(out.x_hat)
+        # the square and its gradient in one pass each; written out, x_hat would be read and written five times
+        loss = F.mse_loss(out.x_hat, target, reduction="sum") / (len(target) * len(x))
+        if self.setup.dead is not None:
+            loss = loss + self.auxk(x, x - out.x_hat[-1])
+        watch.lap("forward")
+        loss.backward()
+        watch.lap("backward")
+        self.kernels.optimizer_step(
+            self.params, step=self.n_steps, lr=LR, betas=BETAS, eps=EPS, clip=CLIP
+        )
+        for p in self.params:
+            p.param.grad = None
+        watch.lap("optimiser")
+        self.fired += out.code.counts()
+        watch.lap("counts")
+        return Taken(watch.laps(), float((x - out.x_hat[-1].detach()).square().sum() / len(x)))
+
+    def auxk(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The auxiliary loss over the dead."""
+        dead = self.setup.dead
+        assert dead is not None
+        k_aux = min(x.shape[1] // 2, int(dead.sum()))
+        aux = self.kernels.auxk(x, self.W_enc, self.b_enc, self.W_dec, dead, k_aux, b_pre=self.b_dec)
+        return (residual.detach() - aux).square().sum() / len(x) / 32
+
+
+class Dense(Contestant):
+    """A careful dense step in torch: one product each way, foreach clipping, fused Adam.
+
+    Args:
+        precision: `bf16` runs the passes under autocast.
+        compiled: forward and backward through torch.compile; the first step then holds the compilation.
+    """
+
+    def __init__(self, setup: Setup, precision: str = "fp32", *, compiled: bool = False) -> None:
+        self.name = f"dense {'torch.compile' if compiled else 'eager'} {precision}"
+        self.setup, self.precision, self.compiled = setup, precision, compiled
+        device = setup.device
+        self.weight = setup.W_enc.t().clone().requires_grad_()
+        self.W_dec = setup.W_dec.clone().requires_grad_()
+        self.b_enc = torch.zeros(setup.shape.d_sae, device=device, requires_grad=True)
+        self.b_dec = torch.zeros(setup.shape.d_in, device=device, requires_grad=True)
+        self.params = [self.weight, self.W_dec, self.b_enc, self.b_dec]
+        self.optimizer = torch.optim.Adam(self.params, lr=LR, betas=BETAS, eps=EPS, fused=True)
+        self.fired = torch.zeros(setup.shape.d_sae, dtype=torch.int64, device=device)
+        self.dead_ids = None if setup.dead is None else setup.dead.nonzero().squeeze(-1)
+        self.losses = torch.compile(self.forward) if compiled else self.forward
+
+    def step(self, batch: int) -> Taken:
+        """Forward, loss, backward, optimiser, counts."""
+        x = self.setup.batches[batch]
+        watch = Stopwatch(x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss, reconstruction, indices = self.losses(x)
+        watch.lap("forward")
+        loss.backward()
+        watch.lap("backward")
+        with torch.no_grad():
+            grad = self.W_dec.grad
+            assert grad is not None
+            grad.sub_((grad * self.W_dec).sum(1, keepdim=True) * self.W_dec)
+            torch.nn.utils.clip_grad_norm_(self.params, CLIP)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+            watch.lap("optimiser")
+            self.fired += torch.bincount(indices.view(-1), minlength=len(self.fired))
+            watch.lap("counts")
+        return Taken(watch.laps(), float(reconstruction.detach()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, its reconstruction term, and the active features."""
+        top = F.linear(x - self.b_dec, self.weight, self.b_enc).relu().topk(self.setup.shape.k, dim=1, sorted=False)
+        acts = torch.zeros(len(x), len(self.weight), dtype=top.values.dtype, device=x.device)
+        residual = x - (acts.scatter(1, top.indices, top.values) @ self.W_dec + self.b_dec)
+        reconstruction = residual.float().square().sum() / len(x)
+        loss = reconstruction if self.dead_ids is None else reconstruction + self.auxk(x, residual)
+        return loss, reconstruction, top.indices
+
+    def auxk(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The auxiliary loss over the compacted dead."""
+        ids = self.dead_ids
+        assert ids is not None
+        pre = F.linear(x - self.b_dec, self.weight[ids], self.b_enc[ids]).relu()
+        top = pre.topk(min(x.shape[1] // 2, len(ids)), dim=1, sorted=False)
+        acts = torch.zeros_like(pre).scatter(1, top.indices, top.values)
+        return (residual.detach() - acts @ self.W_dec[ids]).float().square().sum() / len(x) / 32
+
+
+class Peer(Contestant):
+    """Another library's step, in a process of its own."""
+
+    def __init__(self, name: str, setup_file: Path, python: Path, precision: str = "fp32") -> None:
+        self.name, self.precision = name, precision
+        self.process = subprocess.Popen(
+            [str(python), "-P", str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.answer = self.ask(start=name, setup=str(setup_file), precision=precision)
+        if "missing" not in self.answer:
+            self.name = f"{name} {self.answer['version']} {precision}"
+
+    def ask(self, **request: object) -> dict[str, Any]:
+        """One request and its answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SaescopeError(f"bench: the process of {self.name} ended; see its message above.")
+        return json.loads(line)
+
+    def step(self, batch: int) -> Taken:
+        """One step, timed over there."""
+        answer = self.ask(step=batch)
+        return Taken({"step": answer["ms"]}, answer["loss"])
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def ours(
+    setup: Setup, variant: str, precision: str, *, keep_setup: bool = True, fused_adam: bool = False
+) -> Ours:
+    """Our own step through the sparse backend of the setup's device."""
+    name = {"cpu": "cpu", "cuda": "gpu"}.get(setup.device.type)
+    if name is None:
+        raise SaescopeError(f"bench: there are sparse kernels for cpu and cuda, not for {setup.device}.")
+    kernels = backend(setup.device, name, precision, fused_adam=fused_adam)
+    contestant = Ours(setup, variant, precision, kernels, keep_setup=keep_setup)
+    contestant.name += " fused Adam" if fused_adam else ""
+    return contestant

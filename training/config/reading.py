@@ -1,0 +1,158 @@
+"""How a config is read: from YAML, overridden by dotted keys (`sae.k=64`), a sweep taken apart, mistakes explained.
+
+A sweep is a list of overrides; its members share one stream of batches.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae.errors import SaescopeError
+from sae.variants import variant_config
+from training.config.schema import Config
+from training.config.yaml12 import load_yaml
+
+SWEPT = ("sae", "site", "optim")
+"""Sections in which the members of a sweep may differ: everything else feeds the shared stream."""
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
+    """The trainings a YAML file describes, resolved: one, or one per entry of `sweep`.
+
+    Raises:
+        SaescopeError: no such file, bad YAML, an unknown key, or a value that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no .yaml file"
+        raise SaescopeError(f"no config at {path}; {path.parent} holds {there}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
+    fields = load_yaml(text, str(path))
+    if not isinstance(fields, dict):
+        found = "nothing" if fields is None else f"a {type(fields).__name__}"
+        raise SaescopeError(f"{path}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
+    return resolve(fields, overrides, str(path))
+
+
+def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> list[Config]:
+    """The trainings that plain fields and dotted overrides (`sae.k=64`) describe."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise SaescopeError(f"{override!r} is not an override; write KEY=VALUE, for example sae.k=64.")
+        fields = merged(fields, _nested(key.strip(), load_yaml(value, override)))
+    entries = fields.get("sweep")
+    base = {key: value for key, value in fields.items() if key != "sweep"}
+    if entries is None:
+        return [_validated(base, where)]
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries) or not entries:
+        raise SaescopeError(f"{where}: sweep is a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
+    members = list(_members(base, entries, where))
+    return _shared_mask([_validated(fields, f"{where}, sweep member {fields['name']}") for fields in members])
+
+
+def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
+    names: set[str] = set()
+    for i, entry in enumerate(entries):
+        fields = base
+        for key, value in entry.items():
+            if key != "name" and key.split(".")[0] not in SWEPT:
+                raise SaescopeError(
+                    f"{where}: sweep entry {i + 1} changes {key}, but members of a sweep share one stream of batches; "
+                    f"only {', '.join(SWEPT)} may differ."
+                )
+            fields = fields if key == "name" else merged(fields, _nested(key, value))
+        name = str(entry.get("name", f"{i:02d}"))
+        if name in names or "/" in name or not name.strip("."):
+            raise SaescopeError(
+                f"{where}: sweep entry {i + 1} is called {name!r}; names must differ, not be empty and hold no slash."
+            )
+        names.add(name)
+        yield {**fields, "name": f"{base.get('name')}/{name}"}
+
+
+def _shared_mask(configs: list[Config]) -> list[Config]:
+    """Members with the union of their hooks as mask, so that each can be trained alone on the same rows."""
+    hooks = tuple(dict.fromkeys(hook for c in configs for hook in (c.data.mask_hooks or c.site.hooks)))
+    return [c.model_copy(update={"data": c.data.model_copy(update={"mask_hooks": hooks})}) for c in configs]
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def merged(base: Any, over: Any) -> Any:
+    """`over` laid on `base`, mapping by mapping; a name that stands for a section gives way to the section."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
+
+
+def _validated(fields: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(fields)
+    except ValidationError as error:
+        raise SaescopeError(f"{where}: {_explained(error, fields)}") from None
+    except SaescopeError as error:
+        raise SaescopeError(f"{where}: {error}") from None
+
+
+def _explained(error: ValidationError, fields: dict[str, Any]) -> str:
+    """The first problem in one sentence; a misspelled key with the nearest right one."""
+    # what a misspelled key should have been is often missing too: the misspelling explains both
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    # a variant's own config is validated apart, so its path lacks the section
+    path = [str(p) for p in first["loc"]]
+    if error.title not in (Config.__name__, ""):
+        path = ["sae", *path]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(path, fields)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
+        return f"unknown key {key!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{key} is missing."
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}." if key else f"{message}."
+    wanted = first["msg"].partition(", unable")[0]
+    if first["type"] == "model_type":
+        wanted = "Input should be a mapping of keys"
+    gap = " " if wanted.startswith("Input should") else ": "
+    return f"{key}{gap}{wanted.removeprefix('Input ')}, found {_short(first['input'])}."
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _keys_beside(path: list[str], fields: dict[str, Any]) -> list[str]:
+    """The keys that could have stood where the unknown one stands."""
+    model: Any = Config
+    for i, part in enumerate(path[:-1]):
+        if i == 0 and part == "sae":
+            model = variant_config(fields["sae"])
+            continue
+        info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = next((a for a in _annotations(info) if hasattr(a, "model_fields")), model) if info else model
+    return [f.alias or name for name, f in model.model_fields.items()] + (["sweep"] if model is Config else [])
+
+
+def _annotations(info: Any) -> list[Any]:
+    """A field's type and the types inside it."""
+    found, open_ = [], [info.annotation]
+    while open_:
+        annotation = open_.pop()
+        found.append(annotation)
+        open_ += list(getattr(annotation, "__args__", ()))
+    return found

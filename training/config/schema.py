@@ -1,0 +1,278 @@
+"""The config of a training, section by section: frozen, validated before any work, saved as resolved."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from sae.base import SAEConfig
+from sae.units import Count, Duration
+from sae.variants import variant_config
+from training.activations.synthetic import SyntheticConfig
+from training.config.yaml12 import dump_yaml
+from training.corpus.document import TextSource
+
+
+class Section(BaseModel):
+    """A part of a config: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The language model whose activations are taken."""
+
+    name: str = "smollm2-135m"
+    """`smollm2-135m`, `gemma3-270m` (packaged, offline), `hub:ORG/NAME`, `local:DIR` or `native:tiny`."""
+    device: str = "auto"
+    """Where it runs: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision it computes in; `auto` is bfloat16 where the device multiplies it in hardware, else float32."""
+    batch_seqs: Count = Field(default=16, gt=0)
+    """Sequences per forward pass."""
+
+
+class CorpusConfig(Section):
+    """The text, tokenised and packed; or `acts:DIR`, rows of your own."""
+
+    sources: tuple[TextSource, ...] = (TextSource(source="python-stdlib"),)
+    """One source or a weighted mixture; a single name may stand for itself."""
+    n_ctx: Count = Field(default=256, gt=1)
+    """Tokens per sequence."""
+    n_tokens: Count = Field(default=320_000, gt=0)
+    """Tokens in all, held-out ones included."""
+    held_out: float = Field(default=0.05, gt=0, lt=1)
+    """Share of documents that no training or calibration sees."""
+    seed: int = 0
+    """Order of the draws from a mixture."""
+    synthetic: SyntheticConfig | None = None
+    """Instead of text: `n_tokens` rows of known features."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        many = value if isinstance(value, list | tuple) else [value]
+        if not many:
+            raise ValueError("no source is named; write for example python-stdlib")
+        return tuple({"source": v} if isinstance(v, str) else v for v in many)
+
+    @property
+    def acts_dir(self) -> str | None:
+        """The folder of the user's own activations, if that is the source."""
+        names = [s.source for s in self.sources if s.source.startswith("acts:")]
+        return names[0].removeprefix("acts:") if names else None
+
+    @property
+    def needs_model(self) -> bool:
+        """Rows come from a language model."""
+        return self.acts_dir is None and self.synthetic is None
+
+    @model_validator(mode="after")
+    def _acts_alone(self) -> "CorpusConfig":
+        if self.acts_dir is not None and len(self.sources) > 1:
+            raise ValueError("acts:DIR cannot be mixed with other sources")
+        return self
+
+
+class CacheConfig(Section):
+    """Where activations live between model and trainer."""
+
+    mode: Literal["disk", "stream"] = "disk"
+    """`disk` writes activations once and reads them back; `stream` recomputes them, in the same order."""
+    dir: str = "cache"
+    """Folder of all caches."""
+    name: str | None = None
+    """This cache's folder; null names it after what it is made from."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Precision of the rows, on disk and in the stream alike."""
+    shard_rows: Count = Field(default=65_536, gt=0)
+    """Rows per shard, rounded down to whole sequences."""
+
+
+class SiteConfig(Section):
+    """What is read and what is reconstructed."""
+
+    input: str = "acts"
+    """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head."""
+    target: str | None = None
+    """Hook it reconstructs: null is the input (an SAE), another hook makes a transcoder."""
+    update: bool | Literal["both"] = False
+    """Reconstruct target − input instead of target; `both` reads it too (an SAE of a block's update, 2410.22366)."""
+
+    @model_validator(mode="after")
+    def _update_has_target(self) -> "SiteConfig":
+        if self.update and self.target in (None, self.input):
+            raise ValueError("an update site needs a target other than its input")
+        return self
+
+    @property
+    def cross(self) -> bool:
+        """What is reconstructed is not what is read: a transcoder."""
+        return len(self.hooks) > 1 and self.update != "both"
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """The hooks a batch must hold."""
+        return (self.input,) if self.target in (None, self.input) else (self.input, str(self.target))
+
+
+class DataConfig(Section):
+    """Order, batches and which rows are kept."""
+
+    seed: int = Field(default=0, ge=0)
+    """Order of the rows."""
+    batch_rows: Count = Field(default=4096, gt=0)
+    """Rows per training step."""
+    superblock_rows: Count = Field(default=1_048_576, gt=0)
+    """Rows shuffled together in memory; larger mixes more and takes more RAM."""
+    block_rows: Count = Field(default=32, gt=0)
+    """Contiguous rows that are read together from disk; a divisor of n_ctx. A stream reads whole sequences."""
+    prefetch: int = Field(default=1, ge=0)
+    """Superblocks prepared ahead while training; 0 prepares each when it is needed."""
+    n_calib: Count = Field(default=64, gt=0)
+    """Training sequences, the first ones, that fix mean, scale and median norm."""
+    outlier_multiple: float = Field(default=10.0, gt=1)
+    """Rows whose norm exceeds this multiple of the median are dropped (attention sinks)."""
+    mask_hooks: tuple[str, ...] | None = None
+    """Hooks whose norms decide which rows are kept; null means those of this training (of its whole sweep)."""
+
+
+class OptimConfig(Section):
+    """Adam and its schedule."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    """Learning rate after warm-up."""
+    warmup: Duration = Duration(5, "%")
+    """Linear rise from 0."""
+    decay: Duration = Duration(20, "%")
+    """Linear fall to 0 at the end."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decays of Adam's averages."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's denominator offset."""
+    sparse: bool = False
+    """Sparse Adam (2508.16929): weights and averages of features without a gradient in the step stay as they are."""
+
+
+class TrainConfig(Section):
+    """How long, where, and how often to look."""
+
+    budget: Duration = Duration(1, "epochs")
+    """Length of the training; an epoch is one pass over the eligible training rows."""
+    dead_window: Duration = Duration(300_000, "tokens")
+    """A feature is dead if it has not fired for this long."""
+    device: str = "auto"
+    """Where the SAEs live; may differ from the model's."""
+    kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
+    """Sparse kernels: by device, or forced."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Encoder scores: bf16 candidates re-scored in fp32 where that pays, or fp32 throughout."""
+    fused_adam: bool = False
+    """On a GPU: make the gradients of W_enc and W_dec inside the optimiser step, a row at a time. 4 bytes less memory for
+    each of their numbers, for gathering active rows twice; faster where rows · k is less than about 4 · d_sae."""
+    checkpoint_every: Duration = Duration(10, "%")
+    """How often the whole state is saved."""
+    log_every: Duration = Duration(1, "%")
+    """How often a line goes to metrics.jsonl."""
+    wandb: str | None = None
+    """A wandb project that gets the metrics too."""
+
+    @field_validator("budget")
+    @classmethod
+    def _no_share_of_itself(cls, value: Duration) -> Duration:
+        if value.unit == "%":
+            raise ValueError(f"{value} would be a share of itself; write for example '4 epochs' or '2M tokens'")
+        return value
+
+
+class EvalConfig(Section):
+    """Held-out evaluation."""
+
+    every: Duration = Duration(20, "%")
+    """How often held-out L0, FVE, dead and dense features are measured while training."""
+    n_rows: Count = Field(default=16_384, gt=0)
+    """Held-out rows for that, at most."""
+    n_tokens: Count = Field(default=20_480, ge=0)
+    """Held-out tokens at the end for CE recovered and KL (four forward passes each); 0 leaves them out."""
+
+
+class Config(Section):
+    """One training: one SAE, or a sweep of several on one stream."""
+
+    name: str
+    """The run's folder below runs/."""
+    model: ModelConfig | None = ModelConfig()
+    """Null for acts:DIR, which needs no model."""
+    corpus: CorpusConfig = CorpusConfig()
+    cache: CacheConfig = CacheConfig()
+    site: SiteConfig
+    data: DataConfig = DataConfig()
+    sae: SerializeAsAny[SAEConfig]
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _below_runs(cls, value: str) -> str:
+        if value.startswith("/") or not value.strip("./") or ".." in value.split("/"):
+            raise ValueError(f"{value!r} names no folder below runs/; write for example 'quickstart'")
+        return value
+
+    @field_validator("site", mode="before")
+    @classmethod
+    def _hook_name(cls, value: object) -> object:
+        return {"input": value} if isinstance(value, str) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _corpus_name(cls, value: object) -> object:
+        return {"sources": value} if isinstance(value, str) else value
+
+    @field_validator("sae", mode="before")
+    @classmethod
+    def _variant(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        if not isinstance(value.get("variant", ""), str):
+            raise ValueError(f"variant is a name such as topk, not {value['variant']!r}")
+        return variant_config(value).model_validate(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.corpus.n_ctx % self.data.block_rows and self.cache.mode == "disk":
+            raise ValueError(f"data.block_rows = {self.data.block_rows} must divide corpus.n_ctx = {self.corpus.n_ctx}")
+        if self.data.superblock_rows < self.data.batch_rows:
+            raise ValueError(
+                f"data.superblock_rows = {self.data.superblock_rows} is less than one batch of {self.data.batch_rows}"
+            )
+        budget = self.train.budget
+        if budget.unit == "tokens" and budget.value < self.data.batch_rows:
+            raise ValueError(f"train.budget = {budget} is less than one batch of data.batch_rows = {self.data.batch_rows}")
+        if self.sae.skip and not self.site.cross:
+            raise ValueError(
+                "sae.skip is a linear path from input to target, and where the two are equal it would copy it; give the "
+                "site a target of its own (site={input: HOOK, target: HOOK}) or set sae.skip=false"
+            )
+        if self.model is None and self.corpus.needs_model:
+            raise ValueError("model is null, but only acts:DIR and corpus.synthetic can do without a model")
+        if self.model is not None and self.corpus.synthetic is not None:
+            raise ValueError("corpus.synthetic has no model; write model: null")
+        return self
+
+    @property
+    def block_rows(self) -> int:
+        """Contiguous rows that stay together until a superblock is shuffled."""
+        return self.data.block_rows if self.cache.mode == "disk" else self.corpus.n_ctx
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for YAML and JSON."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def yaml(self) -> str:
+        """As YAML 1.2, readable by `training.config.reading`."""
+        return dump_yaml(self.plain())

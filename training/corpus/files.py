@@ -1,0 +1,80 @@
+"""The files of a corpus: which a pattern names, what they are called in labels, and their texts, UTF-8 line by line."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sae.errors import SaescopeError
+from training.corpus.document import Document, TextSource
+
+
+def files_of(source: TextSource) -> list[Path]:
+    """The files of a source, by path."""
+    path = Path(source.rest).expanduser()
+    if path.is_dir() and source.kind != "datasets":
+        raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
+    if path.is_dir():
+        found = list(path.rglob("[!.]*"))
+    else:
+        found = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise SaescopeError(f"{source.source}: no such file, seen from {Path.cwd()}; check the path.")
+    return files
+
+
+def names(files: Sequence[Path]) -> list[str]:
+    """Files as labels: their paths below the folder that all share."""
+    if len(files) == 1:
+        return [files[0].name]
+    common = os.path.commonpath([path.parent for path in files])
+    return [path.relative_to(common).as_posix() for path in files]
+
+
+def read_text(files: Sequence[Path], split: str) -> Iterator[Document]:
+    """The documents of text files; `split` says what one is: `file`, `blank-line` or `line`."""
+    for path, name in zip(files, names(files), strict=True):
+        if split == "file":
+            yield Document("".join(line for _, line in lines(path)), name)
+        elif split == "line":
+            yield from (Document(line.rstrip("\n"), f"{name}:{number}") for number, line in lines(path))
+        else:
+            yield from _paragraphs(path, name)
+
+
+def _paragraphs(path: Path, name: str) -> Iterator[Document]:
+    """What lies between blank lines."""
+    held: list[str] = []
+    first = 1
+    for number, line in lines(path):
+        if line.strip():
+            first = first if held else number
+            held.append(line)
+        elif held:
+            yield Document("".join(held).rstrip("\n"), f"{name}:{first}")
+            held = []
+    if held:
+        yield Document("".join(held).rstrip("\n"), f"{name}:{first}")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers, from 1."""
+    number = 0
+    with opened(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").replace("\r\n", "\n")
+            except UnicodeDecodeError as error:
+                raise SaescopeError(
+                    f"{path}, line {number}: not UTF-8 ({error.reason}, byte {error.object[error.start]:#04x}); "
+                    f"convert the file to UTF-8."
+                ) from None
+
+
+def opened(path: Path) -> io.BufferedReader:
+    """The file, to be read as bytes."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise SaescopeError(f"{path} cannot be read ({error.strerror}).") from None

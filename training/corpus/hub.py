@@ -1,0 +1,80 @@
+"""Rows that the library `datasets` reads: of the hub, or of local files. The only file that imports it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sae.errors import SaescopeError, first_line
+from training.corpus.document import TextSource
+from training.corpus.files import files_of
+from training.corpus.rows import Row
+from training.model import hub
+
+OFFLINE = "python-stdlib, text:PATH, jsonl:PATH and parquet:PATH need no hub"
+_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+def is_local(name: str) -> bool:
+    """Whether the name of a dataset is a path of this machine."""
+    return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~"))
+
+
+def builder(source: TextSource) -> tuple[str, list[Path] | None]:
+    """What `datasets` is asked for: a name, or a way to read and the files."""
+    if not is_local(source.rest):
+        return source.rest, None
+    files = files_of(source)
+    path = Path(source.rest).expanduser()
+    if path.is_dir():
+        return str(path), None
+    if path.suffix not in _BUILDERS:
+        raise SaescopeError(f"{source.source}: cannot tell how to read {path.suffix!r}; known: {', '.join(_BUILDERS)}.")
+    return _BUILDERS[path.suffix], files
+
+
+def dataset_rows(source: TextSource, name: str, files: list[Path] | None) -> Iterator[Row]:
+    """The rows of a dataset in its order."""
+    if source.kind == "datasets" and not is_local(source.rest):
+        _check_hub(source)
+    with _explained(source):
+        for i, fields in enumerate(_load(source, name, files)):
+            yield Row(fields, f"{source.source}, row {i}", f"row {i}")
+
+
+def _load(source: TextSource, name: str, files: list[Path] | None) -> Any:
+    import datasets
+
+    folder = Path(name)
+    if folder.is_dir() and {"state.json", "dataset_dict.json"} & {path.name for path in folder.iterdir()}:
+        saved = datasets.load_from_disk(name)
+        return saved[source.split or "train"] if isinstance(saved, datasets.DatasetDict) else saved
+    return datasets.load_dataset(
+        name, source.subset, data_files=[str(path) for path in files] if files else None,
+        split=source.split or "train", streaming=source.streaming or source.kind == "parquet", revision=source.revision,
+    )
+
+
+@contextlib.contextmanager
+def _explained(source: TextSource) -> Iterator[None]:
+    """Turn what `datasets` raises for bad input into one sentence."""
+    try:
+        yield
+    except _unreadable() as error:
+        remote = source.kind == "datasets" and not is_local(source.rest)
+        hint = OFFLINE if remote else "check subset, split and the files"
+        raise SaescopeError(f"{source.source} cannot be read ({first_line(error)}); {hint}.") from None
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    return ValueError, KeyError, *hub.transport_errors()
+
+
+def _check_hub(source: TextSource) -> None:
+    """Refuse what the hub does not give. Under HF_HUB_OFFLINE `datasets` answers from its cache or refuses at once."""
+    _, reason = hub.ask(lambda api: api.dataset_info(source.rest, revision=source.revision, timeout=hub.TIMEOUT_S))
+    if reason not in ("", hub.OFFLINE):
+        raise SaescopeError(
+            f"{source.source} cannot be read ({reason}); {OFFLINE}, and a dataset downloaded before is read with "
+            f"HF_HUB_OFFLINE=1 and streaming: false."
+        )

@@ -1,0 +1,224 @@
+"""The tokens of a cache: made once, before any activation, and the same whatever is then done with them.
+
+    cache/NAME/manifest.json     what it was made from, counts, sha256 of each file below
+               tokens.npy        int32 [n_seqs, n_ctx]
+               split.npy         bool  [n_seqs]           True: held out
+               eligible.npy      bool  [n_seqs, n_ctx]    False: BOS, special, padding, roles not chosen
+               segments.npy      int64 [n_segments, 3]    first row, tokens, document; in row order
+               documents.jsonl   one line a document: label, held_out, n_tokens
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from sae.errors import SaescopeError
+from sae.io.arrays import write_array
+from sae.io.files import atomic_dir, code_version, write_bytes, write_json
+from sae.io.locks import locked
+from training.activations.folder import ActsDir
+from training.config.schema import Config
+from training.model.language_model import Model
+from training.provenance import first_difference
+
+FORMAT, FORMAT_VERSION = "saescope-cache", 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The sequences of a corpus; rows of activations are their tokens in order."""
+
+    held_out: Bool[np.ndarray, " n_seqs"]
+    eligible: Bool[np.ndarray, "n_seqs n_ctx"]
+    tokens: Int32[np.ndarray, "n_seqs n_ctx"] | None
+    """None for acts:DIR."""
+    made_from: dict[str, Any]
+    folder: Path | None = None
+
+    @property
+    def n_seqs(self) -> int:
+        """Number of sequences."""
+        return len(self.held_out)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens per sequence."""
+        return self.eligible.shape[1]
+
+    def sequences(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
+        """The numbers of the training or of the held-out sequences, in corpus order."""
+        return np.flatnonzero(self.held_out == held_out)
+
+    def n_eligible(self) -> int:
+        """Training rows that the token mask lets through: one epoch."""
+        return int(self.eligible[~self.held_out].sum())
+
+    def documents(self) -> Int64[np.ndarray, "n_seqs n_ctx"]:
+        """The number of the document each token is of; BOS counts to what follows it.
+
+        Raises:
+            SaescopeError: a corpus without text.
+        """
+        if self.folder is None:
+            raise SaescopeError("rows without text are of no document; ask this of a corpus with a model.")
+        segments = np.load(self.folder / "segments.npy")
+        ends = segments[:, 0] + segments[:, 1]
+        found = np.searchsorted(ends, np.arange(self.eligible.size), side="right").clip(max=len(segments) - 1)
+        return segments[found, 2].reshape(self.eligible.shape)
+
+
+def made_from(config: Config, model: Model) -> dict[str, Any]:
+    """All that determines a cache's content, hooks apart."""
+    from training.corpus.documents import identity
+
+    corpus = config.corpus
+    return {
+        "model": model.identity,
+        "corpus": identity(corpus.sources),
+        "packing": {
+            "n_ctx": corpus.n_ctx, "n_tokens": corpus.n_tokens, "held_out": corpus.held_out, "seed": corpus.seed,
+            "prepend_bos": model.prepend_bos,
+        },
+        "rows_dtype": config.cache.dtype,
+    }
+
+
+def cache_folder(config: Config, facts: dict[str, Any]) -> Path:
+    """Where this cache lives: its given name, or one made of model, corpus and a hash of everything."""
+    if config.cache.name is not None:
+        return Path(config.cache.dir) / config.cache.name
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+    words = [facts["model"]["name"], *(source.source for source in config.corpus.sources)]
+    slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word.split("/")[-1]).strip("-") for word in words)
+    return Path(config.cache.dir) / f"{slug[:80]}-{digest}"
+
+
+def make_tokens(config: Config, model: Model) -> Tokens:
+    """Open the tokens of this config, making them first if they are not there."""
+    facts = made_from(config, model)
+    folder = cache_folder(config, facts)
+    if not (folder / "manifest.json").exists():
+        with locked(folder):
+            if not (folder / "manifest.json").exists():
+                if folder.exists():  # a cache gets its name when it is whole: this is something else, not to be replaced
+                    raise SaescopeError(
+                        f"{folder} is there but is no cache (it holds no manifest.json); remove it, or choose another "
+                        f"cache.name."
+                    )
+                _pack(config, model, facts, folder)
+    return open_tokens(folder, facts)
+
+
+def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> None:
+    from training.corpus.documents import documents, finer
+    from training.corpus.packing import pack
+
+    corpus = config.corpus
+    if corpus.n_ctx > model.n_ctx_max:
+        raise SaescopeError(f"corpus.n_ctx = {corpus.n_ctx}, but {model.name} sees at most {model.n_ctx_max} tokens.")
+    packed = pack(
+        documents(corpus.sources, corpus.seed), model.tokenizer, n_ctx=corpus.n_ctx, n_tokens=corpus.n_tokens,
+        prepend_bos=model.prepend_bos, bos_id=model.bos_id, special_ids=model.special_ids, held_out=corpus.held_out,
+        finer=finer(corpus.sources),
+    )
+    write_tokens(folder, packed.tokens, packed.held_out, packed.eligible, packed.segments, packed.labels, facts)
+
+
+def write_tokens(
+    folder: Path, tokens: Int32[np.ndarray, "n_seqs n_ctx"], held_out: Bool[np.ndarray, " n_seqs"],
+    eligible: Bool[np.ndarray, "n_seqs n_ctx"], segments: Int64[np.ndarray, "n_segments 3"], labels: list[dict],
+    facts: dict[str, Any],
+) -> Tokens:
+    """Write the tokens of a cache and open them."""
+    with atomic_dir(folder) as part:
+        arrays = {"tokens": tokens, "split": held_out, "eligible": eligible, "segments": segments}
+        digests = {f"{name}.npy": write_array(part / f"{name}.npy", array) for name, array in arrays.items()}
+        lines = "".join(json.dumps(label, sort_keys=True) + "\n" for label in labels).encode()
+        write_bytes(part / "documents.jsonl", lines)
+        digests["documents.jsonl"] = hashlib.sha256(lines).hexdigest()
+        write_json(part / "manifest.json", {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "made_from": facts,
+            "n_seqs": len(tokens), "n_ctx": tokens.shape[1], "n_documents": len(labels),
+            "n_held_out_seqs": int(held_out.sum()), "sha256": digests,
+        })
+    return open_tokens(folder, facts)
+
+
+def read_manifest(folder: Path, *entries: str) -> dict[str, Any]:
+    """A manifest, refused if it is of another format or a later version, or lacks one of `entries`."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SaescopeError(f"{folder} holds no manifest.json: it is not a finished cache; make it again.") from None
+    except ValueError:
+        raise SaescopeError(f"{path} is not JSON: the file was altered; remove {folder} and make it again.") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise SaescopeError(f"{path} is not the manifest of a Saescope cache; name another one, or remove {folder}.")
+    if lacking := [entry for entry in ("format_version", *entries) if entry not in manifest]:
+        raise SaescopeError(f"{path} lacks {lacking[0]!r}: the file was altered; remove {folder} and make it again.")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise SaescopeError(
+            f"{path} has format version {manifest['format_version']}, this code reads up to {FORMAT_VERSION}; update it."
+        )
+    return manifest
+
+
+def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
+    """Read the tokens of a cache, checked against what the config says they were made from."""
+    manifest = read_manifest(folder, "made_from", "sha256")
+    if facts is not None:
+        check_made_from(folder, manifest["made_from"], facts)
+    for name, digest in manifest["sha256"].items():
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise SaescopeError(
+                f"{file} is missing or altered (its checksum is not the manifest's); remove the cache with "
+                f"`sae cache rm {folder.name}` and make it again."
+            )
+    return Tokens(
+        np.load(folder / "split.npy"), np.load(folder / "eligible.npy"), np.load(folder / "tokens.npy"),
+        manifest["made_from"], folder,
+    )
+
+
+def check_made_from(folder: Path, there: Any, asked: Any) -> None:
+    """Refuse a cache made from something else, naming the first difference."""
+    if (other := first_difference(there, asked)) is not None:
+        raise SaescopeError(
+            f"cache {folder} was made from {other.path} = {other.was!r}, this config asks for {other.now!r}; choose "
+            f"another cache.name or leave it out."
+        )
+
+
+def acts_tokens(config: Config, acts: ActsDir) -> Tokens:
+    """The user's own rows as sequences of n_ctx consecutive rows; a shorter rest at the end is left out."""
+    return _rows_as_tokens(config, acts.n_rows, config.corpus.sources[0].source, {"acts": acts.identity})
+
+
+def synthetic_tokens(config: Config) -> Tokens:
+    """Likewise the first n_tokens synthetic rows."""
+    assert config.corpus.synthetic is not None
+    facts = {"synthetic": config.corpus.synthetic.model_dump(mode="json"), "n_rows": config.corpus.n_tokens}
+    return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts)
+
+
+def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any]) -> Tokens:
+    """Rows without text. A sequence is held out by the hash of its number, so that the split depends on nothing else."""
+    n_ctx = config.corpus.n_ctx
+    n_seqs = n_rows // n_ctx
+    digests = [hashlib.sha256(f"sequence {i}".encode()).digest() for i in range(n_seqs)]
+    held_out = np.array([int.from_bytes(d[:8], "big") / 2**64 < config.corpus.held_out for d in digests], dtype=bool)
+    if not n_seqs or held_out.all() or not held_out.any():
+        raise SaescopeError(
+            f"{name} has {n_rows} rows, {n_seqs} sequences of n_ctx = {n_ctx}: too few to train on some and hold out "
+            f"others; lower corpus.n_ctx or give more rows."
+        )
+    facts |= {"n_ctx": n_ctx, "held_out": config.corpus.held_out}
+    return Tokens(held_out, np.ones((n_seqs, n_ctx), dtype=bool), None, facts)

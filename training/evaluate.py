@@ -1,0 +1,234 @@
+"""Held-out evaluation: rows that no training or calibration has seen.
+
+L0, FVE, density on rows; CE recovered and KL by splicing the reconstruction into the model's forward pass, with masked
+rows (BOS, special tokens, outliers) passing unchanged. Intervals are over sequences.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from sae.base import SAE
+from sae.metrics import FVE, bootstrap, recovered
+from training.activations.calibration import KeepMask, input_rows, target_rows
+from training.activations.sources import Source
+from training.config.schema import SiteConfig
+from training.corpus.tokens import Tokens
+from training.model.language_model import Model
+
+CHUNK_ROWS = 4096
+CHUNK_TOKENS = 64
+RESIDUAL = re.compile(r"blocks\.\d+\.hook_resid_(pre|mid|post)")
+DENSE = 0.1
+"""A feature that fires on more than this share of rows counts as dense."""
+
+
+class HeldOut:
+    """Kept rows of held-out sequences, read once and kept in memory."""
+
+    def __init__(self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], n_rows: int) -> None:
+        """The first held-out sequences that hold `n_rows` rows (all, if there are fewer)."""
+        self.seqs = tokens.sequences(held_out=True)[: -(-n_rows // tokens.n_ctx)]
+        keep = mask.keep(self.seqs, tokens.n_ctx)
+        seq = torch.arange(len(self.seqs)).repeat_interleave(tokens.n_ctx)
+        self.seq = seq[keep]
+        self.acts = {hook: source.rows(hook, self.seqs, tokens.n_ctx)[keep] for hook in hooks}
+
+    @property
+    def n_rows(self) -> int:
+        """Rows evaluated."""
+        return len(self.seq)
+
+    @torch.no_grad()
+    def measure(self, sae: SAE, site: SiteConfig) -> dict[str, Any]:
+        """L0, FVE, cosine of target and reconstruction about the training mean, share of dense features, over all rows."""
+        device = sae.W_dec.device
+        fve = FVE(len(self.seqs), sae.target.mean.cpu())
+        counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+        l0, cosine = np.zeros(len(self.seqs)), np.zeros(len(self.seqs))
+        for start in range(0, self.n_rows, CHUNK_ROWS):
+            chunk = slice(start, start + CHUNK_ROWS)
+            acts = {hook: self.acts[hook][chunk].to(device).float() for hook in site.hooks}
+            code = sae.encode(input_rows(site, acts))
+            counts += code.counts()
+            np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
+            target, x_hat = target_rows(site, acts), sae.decode(code)
+            fve.add(self.seq[chunk], target, x_hat)
+            turn = functional.cosine_similarity(target - sae.target.mean, x_hat - sae.target.mean)
+            np.add.at(cosine, self.seq[chunk].numpy(), turn.cpu().numpy())
+        per_seq = fve.rows.numpy()
+        active = bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
+        turned = bootstrap(lambda w: float(w @ cosine / (w @ per_seq)), len(l0))
+        density = counts / self.n_rows
+        return {
+            **fve.interval().named("fve"), **active.named("l0"), **turned.named("cosine"),
+            "dense": float((density > DENSE).float().mean()), "silent": float((counts == 0).float().mean()),
+            "n_rows": self.n_rows, "n_seqs": len(self.seqs),
+        }
+
+
+class Spliced:
+    """Per-sequence cross-entropy of the model: clean, with each SAE, and with the site ablated to mean and zero."""
+
+    def __init__(
+        self, model: Model, source: Source, tokens: Tokens, mask: KeepMask, n_tokens: int, *, batch_seqs: int = 8
+    ) -> None:
+        """Held-out sequences with at least `n_tokens` predicted tokens, or all; those masked alike are neighbours."""
+        assert tokens.tokens is not None
+        self.model, self.source, self.mask, self.tokens = model, source, mask, tokens
+        seqs = tokens.sequences(held_out=True)[: -(-n_tokens // (tokens.n_ctx - 1))]
+        masks = mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
+        self.seqs = seqs[sorted(range(len(seqs)), key=lambda i: masks[i].tobytes())]
+        self.batch_seqs = batch_seqs
+
+    @torch.no_grad()
+    def measure(
+        self, members: Sequence[tuple[SAE, SiteConfig]], advance: Callable[[int], None] = lambda _: None
+    ) -> list[dict[str, Any]]:
+        """CE recovered against mean and zero ablation, and KL(clean ‖ spliced) in nats per token, for each SAE."""
+        sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
+        hooks = [hook for _, site in members for hook in site.hooks]
+        for start in range(0, len(self.seqs), self.batch_seqs):
+            seqs = self.seqs[start : start + self.batch_seqs]
+            with self.model.replayed(hooks):
+                self._measure(seqs, members, sums)
+            advance(len(seqs) * (self.tokens.n_ctx - 1))
+        return [self._summary({name: np.concatenate(parts) for name, parts in out.items()}) for out in sums]
+
+    def _measure(
+        self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[SAE, SiteConfig]],
+        sums: Sequence[dict[str, list[np.ndarray]]],
+    ) -> None:
+        """Add what a batch of sequences gives to each member's sums."""
+        n_ctx = self.tokens.n_ctx
+        ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
+        keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
+        clean = self.model.logits(ids)
+        ce_clean = _cross_entropy(clean, ids)
+        shared: dict[Any, np.ndarray] = {}
+        for (sae, site), out in zip(members, sums, strict=True):
+            # members at one site share its ablations
+            key = (site.input, site.target, site.update)
+            for name, fn in _ablations(sae).items():
+                if (key, name) not in shared:
+                    shared[key, name] = self._ablated(ids, keep, site, fn)
+                out.setdefault(name, []).append(shared[key, name])
+            spliced = self._replaced(ids, keep, site, _reconstruct(sae))
+            out.setdefault("clean", []).append(ce_clean)
+            out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
+            out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
+
+    def _ablated(
+        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
+        fn: Callable[[Tensor], Tensor],
+    ) -> Float[np.ndarray, " n_seqs"]:
+        """Cross-entropy with kept rows ablated to a constant.
+
+        What follows the residual stream depends on nothing else, so there sequences that the ablation makes equal share
+        a run; most are, for they differ only in which rows are masked.
+        """
+        if site.hooks != (site.input,) or not RESIDUAL.fullmatch(site.input):
+            return _cross_entropy(self._replaced(ids, keep, site, fn), ids)
+        acts = self.model.activations(ids, [site.input])[site.input].clone()
+        acts[keep] = fn(acts[keep].float()).to(acts)
+        digests = [hashlib.sha256(rows.float().cpu().numpy().tobytes()).digest() for rows in acts]
+        groups = [[i for i, other in enumerate(digests) if other == digest] for digest in dict.fromkeys(digests)]
+        first = [group[0] for group in groups]
+        with self.model.splice(site.input, lambda _: acts[first]):
+            logits = self.model.logits(ids[first])
+        sums = np.zeros(len(ids))
+        for group, mine in zip(groups, logits, strict=True):
+            sums[group] = _cross_entropy(mine.expand(len(group), -1, -1), ids[group])
+        return sums
+
+    def _replaced(
+        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
+        fn: Callable[[Tensor], Tensor],
+    ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
+        """Logits with kept rows of the target replaced by `fn` of the input's rows."""
+        seen: dict[str, Tensor] = {}
+
+        def look(acts: Tensor) -> Tensor:
+            seen["input"] = acts
+            return acts
+
+        def replace(acts: Tensor) -> Tensor:
+            x = seen.get("input", acts)[keep].float()
+            new = fn(acts[keep].float() - x if site.update == "both" else x).to(acts.device)
+            new = new + x if site.update else new
+            out = acts.clone()
+            out[keep] = new.to(acts.dtype)
+            return out
+
+        if site.hooks == (site.input,):
+            with self.model.splice(site.input, replace):
+                return self.model.logits(ids)
+        with self.model.splice(site.input, look), self.model.splice(str(site.target), replace):
+            return self.model.logits(ids)
+
+    def _summary(self, ce: dict[str, np.ndarray]) -> dict[str, Any]:
+        n_tokens = len(self.seqs) * (self.tokens.n_ctx - 1)
+        out: dict[str, Any] = {"ce_n_tokens": n_tokens}
+        for name in ("clean", "spliced", "mean", "zero"):
+            out[f"ce_{name}"] = float(ce[name].sum() / n_tokens)
+        out["kl"] = float(ce["kl"].sum() / n_tokens)
+        for name in ("mean", "zero"):
+            out |= recovered(ce["clean"], ce["spliced"], ce[name]).named(f"ce_recovered_{name}")
+        return out
+
+
+def _ablations(sae: SAE) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What the reconstruction is compared with: the target's training mean, and nothing at all."""
+    mean = sae.target.mean
+    return {
+        "mean": lambda rows: mean.expand(len(rows), -1),
+        "zero": lambda rows: torch.zeros(len(rows), sae.d_out),
+    }
+
+
+def _reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
+    """Rows on any device to their reconstruction on the SAE's."""
+    return lambda rows: sae(rows.to(sae.W_dec.device))
+
+
+def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slice]]:
+    """(sequence, positions that predict, positions predicted), a few tokens at a time.
+
+    Logits become fp32 one chunk at a time: the vocabulary is wide, and arrays of a whole batch would cost more than
+    the model.
+    """
+    last = ids.shape[1] - 1
+    for seq in range(len(ids)):
+        for start in range(0, last, CHUNK_TOKENS):
+            stop = min(start + CHUNK_TOKENS, last)
+            yield seq, slice(start, stop), slice(start + 1, stop + 1)
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "n_seqs n_ctx d_vocab"], ids: Int[Tensor, "n_seqs n_ctx"]
+) -> Float[np.ndarray, " n_seqs"]:
+    """Summed over the predicted tokens of each sequence, in nats."""
+    sums = np.zeros(len(ids))
+    for seq, here, after in _chunks(ids):
+        chunk = logits[seq, here].float()
+        sums[seq] += float((chunk.logsumexp(-1) - chunk.gather(-1, ids[seq, after, None]).squeeze(-1)).sum())
+    return sums
+
+
+def _divergence(
+    clean: Float[Tensor, "n_seqs n_ctx d_vocab"], other: Float[Tensor, "n_seqs n_ctx d_vocab"],
+    ids: Int[Tensor, "n_seqs n_ctx"],
+) -> Float[np.ndarray, " n_seqs"]:
+    """KL(clean ‖ other) summed over the predicted tokens of each sequence, in nats."""
+    sums = np.zeros(len(ids))
+    for seq, here, _ in _chunks(ids):
+        p, q = (logits[seq, here].float().log_softmax(-1) for logits in (clean, other))
+        sums[seq] += float(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True))
+    return sums

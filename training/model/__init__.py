@@ -1,0 +1,1 @@
+"""Language models with named hooks: loading them, reading activations and replacing them."""

@@ -1,0 +1,176 @@
+"""Where hooks live in a Hugging Face module tree, and reading and writing there.
+
+A location is found by asking the `TransformerBridge` which module stands behind a hook, and kept only if one short forward
+through each shows equal values: see `find_locations`.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.model.native import root_of
+
+_PROBE_SEQS = 2
+# Two correct attention kernels in bf16 differ by far less than this, two different tensors by far more.
+_PROBE_TOLERANCE = 0.1
+
+Replace = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ModuleLocation:
+    """Where a hook lives in the Hugging Face module tree.
+
+    Attributes:
+        module: the module whose input or output it is.
+        is_input: the input, else the output.
+        shape: of one token's feature axes as TransformerLens shows them, (576,) or (9, 64).
+        block: for `hook_resid_mid` the block, whose skip connection carries the same tensor past the module.
+    """
+
+    module: nn.Module
+    is_input: bool
+    shape: tuple[int, ...]
+    block: nn.Module | None
+
+
+def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None]) -> Any:
+    """Call `fn` with the flattened activation of a location in each forward; a tensor it returns replaces it."""
+
+    def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
+        if args and isinstance(args[0], Tensor):
+            new = fn(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        key = next(k for k in ("hidden_states", "input", "x", "inputs_embeds") if isinstance(kwargs.get(k), Tensor))
+        new = fn(kwargs[key])
+        return None if new is None else (args, {**kwargs, key: new})
+
+    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG001
+        first = output[0] if isinstance(output, tuple) else output
+        new = fn(first)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    if location.is_input:
+        return location.module.register_forward_pre_hook(on_input, with_kwargs=True)
+    return location.module.register_forward_hook(on_output)
+
+
+def replaced(acts: Tensor, taken: slice, fn: Replace) -> Tensor:
+    """`acts` with its columns `taken` replaced by `fn` of them."""
+    new = fn(acts[..., taken])
+    if taken == slice(None):
+        return new
+    return torch.cat([acts[..., : taken.start], new, acts[..., taken.stop :]], dim=-1)
+
+
+def once(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward pass that gives its first result again for the first input; another input runs as ever."""
+    kept: list[Any] = []
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        hidden = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point())
+        if not kept:
+            kept.extend((hidden, forward(*args, **kwargs)))
+        elif hidden.shape != kept[0].shape or not torch.equal(hidden, kept[0]):
+            return forward(*args, **kwargs)
+        return kept[1]
+
+    return run
+
+
+def find_locations(bridge: Any, network: nn.Module, device: torch.device) -> dict[str, ModuleLocation]:
+    """Every hook of the bridge that is the input or output of a module of `network`, checked by value.
+
+    One short forward through each; a hook stays if the module's value equals the bridge's up to rounding.
+    """
+    root = root_of(network)
+    n_ctx = _probe_length(bridge.cfg)
+    tokens = (torch.arange(_PROBE_SEQS * n_ctx, device=device) % bridge.cfg.d_vocab).view(_PROBE_SEQS, n_ctx)
+    points = {id(point): name for name, point in bridge.hook_dict.items() if point.name == name}
+    places = {name: place for name in points.values() if (place := module_of(bridge, root, name)) is not None}
+    expected = _read_bridge(bridge, list(places), tokens)
+    locations = {
+        name: ModuleLocation(*places[name], shape=tuple(value.shape[2:]), block=None) for name, value in expected.items()
+    }
+    found = _read_network(network, locations, tokens)
+    locations = {n: location for n, location in locations.items() if n in found and _agree(found[n], expected[n])}
+    named: dict[str, ModuleLocation] = {}
+    for name, point in bridge.hook_dict.items():
+        location = locations.get(points.get(id(point), ""))
+        if location is not None:
+            named[name] = _with_skip(name, location, bridge, root)
+    return named
+
+
+def _probe_length(cfg: Any) -> int:
+    """A sequence length unlike any number of heads or sequences, so that shapes tell the axes apart."""
+    taken = {_PROBE_SEQS, cfg.n_heads, getattr(cfg, "n_key_value_heads", None), cfg.d_head}
+    return next(n for n in range(5, 16) if n not in taken)
+
+
+def module_of(bridge: Any, root: nn.Module, hook: str) -> tuple[nn.Module, bool] | None:
+    """The module of the network whose input (True) or output (False) a canonical hook name means."""
+    owner, _, end = hook.rpartition(".")
+    if end not in ("hook_in", "hook_out") or not owner:
+        return None
+    component = bridge.get_submodule(owner)
+    path = bridge.saescope_paths.get(id(getattr(component, "original_component", None)))
+    return None if path is None else (root.get_submodule(path), end == "hook_in")
+
+
+@torch.no_grad()
+def _read_bridge(bridge: Any, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
+    """The floating point values `[n_seqs, n_ctx, ...]` that the bridge shows at its hooks."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def read(value: Any, hook: Any) -> None:  # noqa: ARG001 (the bridge passes it by name)
+            if isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == tokens.shape:
+                found.setdefault(name, value.detach().clone())
+
+        return read
+
+    with warnings.catch_warnings(), bridge.hooks(fwd_hooks=[(name, keep(name)) for name in names]):
+        warnings.simplefilter("ignore")
+        bridge(tokens, return_type=None)
+    return {name: value for name, value in found.items() if value.ndim in (3, 4)}
+
+
+@torch.no_grad()
+def _read_network(network: nn.Module, locations: dict[str, ModuleLocation], tokens: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        return lambda acts: found.__setitem__(name, acts.clone())
+
+    with ExitStack() as stack:
+        for name, location in locations.items():
+            stack.callback(attach(location, keep(name)).remove)
+        network(input_ids=tokens, use_cache=False)
+    return found
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    if found.numel() != expected.numel():
+        return False
+    found, expected = found.float().flatten(), expected.float().flatten()
+    # NaN weights must not make hooks vanish: whoever reads the activations is told
+    finite = found.isfinite() & expected.isfinite()
+    found, expected = found[finite], expected[finite]
+    return bool((found - expected).norm() <= _PROBE_TOLERANCE * expected.norm())
+
+
+def _with_skip(name: str, location: ModuleLocation, bridge: Any, root: nn.Module) -> ModuleLocation:
+    """`hook_resid_mid` is read by the MLP branch and by the skip connection: name the block that adds the latter."""
+    if not name.endswith(".hook_resid_mid"):
+        return location
+    place = module_of(bridge, root, name.removesuffix("hook_resid_mid") + "hook_out")
+    assert place is not None
+    return ModuleLocation(location.module, location.is_input, location.shape, block=place[0])
