@@ -1,20 +1,15 @@
 """What all pages share: the bar with the pages' links, and what a page says while there is nothing to show yet."""
 
 import importlib.metadata
-import shlex
 import time
 from html import escape
-from pathlib import Path
 from typing import NoReturn
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from analysis.render import text
 from analysis.render.css import CSS
 from analysis.runs import Run
 from dashboard.components.navigation import navigation
-from dashboard.settings import runs_folder
 from dashboard.state import address
 from dashboard.state.watched_runs import all_runs, follow
 
@@ -73,32 +68,6 @@ def bar(current: str) -> None:
     st.html(f'<nav class="sx sx-pages" aria-label="Pages"><strong>Saescope</strong>{links}</nav>')
 
 
-def head(title: str) -> tuple[Run, DeltaGenerator]:
-    """A page's title and, beside it, the run that the URL names, or the newest, with a field to choose another.
-
-    Args:
-        title: of the page.
-
-    Returns:
-        The run, and the row of the title, for further fields. The page is stopped where there is no run.
-    """
-    found = all_runs()
-    if not found:
-        st.title(title)
-        nothing("No runs yet. This trains one on this machine:", "sae train configs/quickstart.yaml", follow_runs=True)
-    names = [one.name for one in found]
-    default = next((one.name for one in found if one.finished), names[0])
-    asked = st.query_params.get("run")
-    if asked is not None and asked not in names:
-        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {default}."), icon=":material/warning:")
-    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head")
-    row.title(title, width="content")
-    chosen = row.selectbox(
-        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320,
-        format_func=visible)
-    return next(one for one in found if one.name == chosen), row
-
-
 def unfinished(chosen: Run, then: str) -> None:
     """Stop the page if the run is not finished, and say what happens next.
 
@@ -132,22 +101,6 @@ def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
     if follow_runs:
         follow(all_runs())
     st.stop()
-
-
-def shell(path: Path) -> str:
-    """A path as a shell takes it, relative to the current folder where it lies below it."""
-    whole = path.absolute()
-    return shlex.quote(str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole))
-
-
-def visible(name: str) -> str:
-    """A name as a field shows it: marks that would turn it round, or that draw nothing, are spelt out."""
-    return text.plain(name, limit=None)
-
-
-def plain(said: str) -> str:
-    """Text that Markdown shows as it stands."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in said)
 
 
 def _has_command(name: str) -> bool:

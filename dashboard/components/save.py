@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import streamlit as st
 
-from dashboard.frame import plain
+from dashboard.escaping import plain
 from sae.errors import SaescopeError
 
 LARGEST = 100_000_000

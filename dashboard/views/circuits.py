@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analysis.render.tables import plain
-from dashboard import frame
+from dashboard import escaping, frame
 from dashboard.components.navigation import navigation
 from dashboard.settings import runs_folder
 
@@ -15,7 +15,7 @@ def page() -> None:
     folder = runs_folder().absolute().parent / "circuits"
     found = sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
     if not found:
-        said = f"No circuits yet (folder: {frame.shell(folder)}). This traces one:"
+        said = f"No circuits yet (folder: {escaping.shell(folder)}). This traces one:"
         frame.nothing(said, 'sae circuit "The capital of France is"')
     navigation()
     st.html(plain.table(["circuit"], [[name] for name in found], caption="Circuits"))

@@ -9,8 +9,9 @@ from analysis.render.feature import header
 from analysis.render.figures import histogram
 from dashboard.components.drawing import drawing
 from dashboard.components.navigation import navigation
+from dashboard.heading import choose
 from dashboard.state import address
-from dashboard.state.selection import Chosen, choose, names
+from dashboard.state.selection import Chosen, names
 
 N_EXAMPLES = 8
 

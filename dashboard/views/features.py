@@ -11,13 +11,14 @@ from analysis.render import tokens
 from analysis.render.figures import scatter
 from analysis.render.tables import features as feature_table
 from analysis.render.text import count, number
-from dashboard import frame
+from dashboard import escaping
 from dashboard.components import save
 from dashboard.components.navigation import navigation
+from dashboard.heading import choose
 from dashboard.state import address, order
 from dashboard.state.model_results import encoded
 from dashboard.state.order import Order
-from dashboard.state.selection import Chosen, choose, names, provenance
+from dashboard.state.selection import Chosen, names, provenance
 from sae.errors import SaescopeError
 
 N_ROWS = 50
@@ -37,7 +38,7 @@ def page() -> None:
     view = _controls(chosen)
     now = order.of(chosen, found)
     if now.problem:
-        st.error(frame.plain(now.problem), icon=":material/filter_alt_off:")
+        st.error(escaping.plain(now.problem), icon=":material/filter_alt_off:")
     to = _to()
     walk = [to(feature) for feature in now.features[:N_ROWS]]
     navigation(keys={"r": address.link("feature", f="random")}, walk=walk, at=-1)
@@ -61,7 +62,7 @@ def _controls(chosen: Chosen) -> str:
         lists = list(chosen.labels.lists())
         if lists:
             st.selectbox("List", ["", *lists], **address.choice("list", ["", *lists], default="", clears=("p",)), width=200,
-                         format_func=lambda name: frame.visible(name) if name else "all features")
+                         format_func=lambda name: escaping.visible(name) if name else "all features")
     return view or "table"
 
 
@@ -85,7 +86,7 @@ def _search(chosen: Chosen) -> tuple[list[int] | None, dict[int, str] | None]:
             return [one.feature for one in top], {one.feature: number(one.value) for one in top}
         return _in_contexts(chosen, text, regex=by == "regex")
     except SaescopeError as error:
-        st.error(frame.plain(str(error)), icon=":material/error:")
+        st.error(escaping.plain(str(error)), icon=":material/error:")
         return [], None
 
 

@@ -9,11 +9,12 @@ from analysis.render import prompt as drawn
 from analysis.render import tokens
 from analysis.render.text import count, number, shown
 from analysis.trained import PromptCode
-from dashboard import frame
+from dashboard import escaping
 from dashboard.components.navigation import navigation
+from dashboard.heading import choose
 from dashboard.state import address
 from dashboard.state.model_results import encoded
-from dashboard.state.selection import Chosen, choose, names
+from dashboard.state.selection import Chosen, names
 from sae.errors import SaescopeError
 
 EXAMPLE = "The quick brown fox jumps over the lazy dog."
@@ -34,7 +35,7 @@ def page() -> None:
     try:
         code = encoded(chosen.run.folder, text)
     except SaescopeError as error:
-        st.error(frame.plain(str(error)), icon=":material/error:")
+        st.error(escaping.plain(str(error)), icon=":material/error:")
         return
     _grid(chosen, code)
     _picked(chosen, code)

@@ -16,7 +16,7 @@ from analysis.render.tables import plain as tables
 from analysis.render.tables import runs as run_table
 from analysis.render.text import inert
 from analysis.runs import Run
-from dashboard import frame
+from dashboard import escaping
 from dashboard.components import save
 from dashboard.components.navigation import navigation
 from dashboard.settings import runs_folder
@@ -65,13 +65,14 @@ def _header(found: Sequence[Run]) -> bool:
     st.title("Runs")
     going = f", {n_training} training" if n_training else ""
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        st.text(f"{len(found)} run{'s' if len(found) > 1 else ''}{going} in {frame.shell(runs_folder())}", width="content")
+        n_runs = f"{len(found)} run{'s' if len(found) > 1 else ''}"
+        st.text(f"{n_runs}{going} in {escaping.shell(runs_folder())}", width="content")
         # a figure is built anew whenever its data has changed, which ends a zoom; so one can hold the page still
         following = not n_training or st.toggle(
             "follow", **address.flag("follow", default=True), help="Off, the page stands still, to zoom in on a curve.")
     for run in found:
         if run.problems:
-            st.warning(frame.plain(f"{run.name}: {' '.join(run.problems)}"), icon=":material/warning:")
+            st.warning(escaping.plain(f"{run.name}: {' '.join(run.problems)}"), icon=":material/warning:")
     return following
 
 
@@ -110,7 +111,7 @@ def _choice(found: Sequence[Run]) -> list[Run]:
     """The runs that are drawn: those chosen, in that order, so that adding one leaves the others' colours."""
     by_name = {run.name: run for run in found}
     names = st.multiselect(
-        "Runs to draw", list(by_name), **address.several("runs", list(by_name)), format_func=frame.visible,
+        "Runs to draw", list(by_name), **address.several("runs", list(by_name)), format_func=escaping.visible,
         placeholder=f"the {min(N_DEFAULT, len(found))} newest" if len(found) > 1 else found[0].name,
     )
     return [by_name[name] for name in names] or list(found[:N_DEFAULT])

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae.code import SparseCode, from_dense
-from sae.kernels import Autoencoded, ParamState, Select
+from sae.kernels.interface import Autoencoded, ParamState, Select
 
 
 def select_dense(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> Float[Tensor, "n_rows d_sae"]:

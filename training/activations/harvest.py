@@ -7,10 +7,11 @@ import torch
 from sae.errors import SaescopeError
 from training.activations.cache import CacheSource, fill, missing_hooks
 from training.activations.folder import ActsDir
+from training.activations.row_sequences import acts_tokens, synthetic_tokens
 from training.activations.sources import ActsSource, ModelSource, Source
 from training.activations.synthetic import HOOK, Synthetic
 from training.config.schema import Config
-from training.corpus.tokens import Tokens, acts_tokens, make_tokens, synthetic_tokens
+from training.corpus.tokens import Tokens, make_tokens
 from training.display import Display
 from training.model.language_model import Model
 from training.model.load import load_model

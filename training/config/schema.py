@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 from sae.base import SAEConfig
 from sae.units import Count, Duration
 from sae.variants import variant_config
-from training.activations.synthetic import SyntheticConfig
+from training.config.synthetic import SyntheticConfig
+from training.config.text_source import TextSource
 from training.config.yaml12 import dump_yaml
-from training.corpus.document import TextSource
 
 
 class Section(BaseModel):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import SaescopeError
-from training.corpus.document import Document, TextSource
+from training.config.text_source import TextSource
+from training.corpus.document import Document
 from training.corpus.files import files_of, opened, read_text
 from training.corpus.hub import builder, dataset_rows, is_local
 from training.corpus.rows import from_rows, jsonl_rows

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae.errors import SaescopeError
-from training.corpus.document import Document, TextSource
+from training.config.text_source import TextSource
+from training.corpus.document import Document
 
 
 def files_of(source: TextSource) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import SaescopeError, first_line
-from training.corpus.document import TextSource
+from training.config.text_source import TextSource
 from training.corpus.files import files_of
 from training.corpus.rows import Row
 from training.model import hub

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae.errors import SaescopeError
-from training.corpus.document import Document, TextSource
+from training.config.text_source import TextSource
+from training.corpus.document import Document
 from training.corpus.files import lines, names
 
 

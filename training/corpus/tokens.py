@@ -22,7 +22,6 @@ from sae.errors import SaescopeError
 from sae.io.arrays import write_array
 from sae.io.files import atomic_dir, code_version, write_bytes, write_json
 from sae.io.locks import locked
-from training.activations.folder import ActsDir
 from training.config.schema import Config
 from training.model.language_model import Model
 from training.provenance import first_difference
@@ -195,30 +194,3 @@ def check_made_from(folder: Path, there: Any, asked: Any) -> None:
             f"cache {folder} was made from {other.path} = {other.was!r}, this config asks for {other.now!r}; choose "
             f"another cache.name or leave it out."
         )
-
-
-def acts_tokens(config: Config, acts: ActsDir) -> Tokens:
-    """The user's own rows as sequences of n_ctx consecutive rows; a shorter rest at the end is left out."""
-    return _rows_as_tokens(config, acts.n_rows, config.corpus.sources[0].source, {"acts": acts.identity})
-
-
-def synthetic_tokens(config: Config) -> Tokens:
-    """Likewise the first n_tokens synthetic rows."""
-    assert config.corpus.synthetic is not None
-    facts = {"synthetic": config.corpus.synthetic.model_dump(mode="json"), "n_rows": config.corpus.n_tokens}
-    return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts)
-
-
-def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any]) -> Tokens:
-    """Rows without text. A sequence is held out by the hash of its number, so that the split depends on nothing else."""
-    n_ctx = config.corpus.n_ctx
-    n_seqs = n_rows // n_ctx
-    digests = [hashlib.sha256(f"sequence {i}".encode()).digest() for i in range(n_seqs)]
-    held_out = np.array([int.from_bytes(d[:8], "big") / 2**64 < config.corpus.held_out for d in digests], dtype=bool)
-    if not n_seqs or held_out.all() or not held_out.any():
-        raise SaescopeError(
-            f"{name} has {n_rows} rows, {n_seqs} sequences of n_ctx = {n_ctx}: too few to train on some and hold out "
-            f"others; lower corpus.n_ctx or give more rows."
-        )
-    facts |= {"n_ctx": n_ctx, "held_out": config.corpus.held_out}
-    return Tokens(held_out, np.ones((n_seqs, n_ctx), dtype=bool), None, facts)

@@ -12,9 +12,10 @@ from analysis.render.figures import histogram
 from analysis.render.tokens import legend
 from dashboard.components.drawing import drawing
 from dashboard.components.navigation import navigation
+from dashboard.heading import choose
 from dashboard.state import address, order
 from dashboard.state.current_feature import Place, goer
-from dashboard.state.selection import Chosen, choose, names
+from dashboard.state.selection import Chosen, names
 from dashboard.views.feature import tabs
 
 TABS: dict[str, tuple[str, Callable[[Place], None]]] = {

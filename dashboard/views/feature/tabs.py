@@ -10,7 +10,7 @@ from analysis.render import cofire, steering, tokens
 from analysis.render import feature as drawn
 from analysis.render.feature import Card
 from analysis.render.text import number, shown
-from dashboard import frame
+from dashboard import escaping
 from dashboard.components import save
 from dashboard.state import address
 from dashboard.state.current_feature import Place
@@ -40,7 +40,7 @@ def label(place: Place) -> None:
     automatic = next((one for one in labels.every(feature) if one.author == "auto"), None)
     if automatic is None:
         st.caption("No automatic label yet; this makes them for all features:")
-        st.code(f"sae label {frame.shell(place.chosen.run.folder)}", language="bash")
+        st.code(f"sae label {escaping.shell(place.chosen.run.folder)}", language="bash")
     else:
         st.html(f'<div class="sx"><h3>Automatic label</h3>{shown(automatic.text, limit=300)}{drawn.verdict(automatic)}'
                 f"{drawn.judged(automatic)}</div>")
@@ -168,4 +168,4 @@ def _tried(act: Callable[[], None]) -> None:
     try:
         act()
     except SaescopeError as error:
-        st.error(frame.plain(str(error)), icon=":material/error:")
+        st.error(escaping.plain(str(error)), icon=":material/error:")

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import Autoencoded, ParamState, Select
 from sae.kernels.cpu.backward import Autoencode, AuxK, lock
 from sae.kernels.cpu.checks import check_code, check_prefixes, check_shapes, takes
 from sae.kernels.cpu.optimizer import step_params
 from sae.kernels.cpu.select import RESCORE_SHARE, Encoder
 from sae.kernels.cpu.state import Buffers, Pass, decode, indptr_of
+from sae.kernels.interface import Autoencoded, ParamState, Select
 from sae.kernels.reference import Reference
 
 BREAK_EVEN = 0.1

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.kernels import ParamState
 from sae.kernels.cpu import adam, runtime
 from sae.kernels.cpu.state import Buffers, Half
+from sae.kernels.interface import ParamState
 from sae.kernels.reference import Still, remove_radial_
 
 

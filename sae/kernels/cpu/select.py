@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import Select
 from sae.kernels.cpu import runtime, select_loops
 from sae.kernels.cpu.state import SCORE_BYTES, Buffers, Half, indptr_of
+from sae.kernels.interface import Select
 
 MARGIN = 4
 """Candidates beyond k that bf16 scores nominate at first."""

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels import ParamState
 from sae.kernels.gpu import backward, optimizer, products, select
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu import launch as gpu_launch
 from sae.kernels.gpu.launch import Launch
+from sae.kernels.interface import ParamState
 
 
 @dataclass(frozen=True)

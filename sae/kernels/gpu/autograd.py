@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.code import SparseCode
-from sae.kernels import Select
 from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import dense, products
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu.encode import Encoder, Settings, encode
+from sae.kernels.interface import Select
 
 
 @functools.lru_cache

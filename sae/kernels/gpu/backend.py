@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import Autoencoded, ParamState, Select
+from sae.kernels.interface import Autoencoded, ParamState, Select
 from sae.kernels.reference import Reference
 
 
@@ -63,7 +63,7 @@ class Gpu:
         if precision == "auto":
             fast = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
             precision = "bf16" if fast else "fp32"
-        self._autograd: Any = gpu_autograd
+        self._autograd: Any = autograd
         self._settings = autograd.Settings(
             precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
         )

@@ -15,10 +15,10 @@ from jaxtyping import Float, Float32, Int, Int32
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
-from sae.kernels import Select
 from sae.kernels.gpu import products
 from sae.kernels.gpu import select as gpu_select
 from sae.kernels.gpu.launch import power_of_2
+from sae.kernels.interface import Select
 
 Pairs = tuple[Tensor, Tensor, Tensor]
 """Row (int64), feature (int32) and score (fp32) of entries, by row and feature."""

@@ -20,10 +20,10 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from sae.errors import SaescopeError
-from sae.kernels import ParamState
 from sae.kernels.gpu import fused_kernels as kernels
 from sae.kernels.gpu.backward import CodeGrads, Left, Work, code_grads
 from sae.kernels.gpu.launch import launch
+from sae.kernels.interface import ParamState
 
 
 @dataclass

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from sae.kernels import ParamState
 from sae.kernels.gpu import code_kernels as kernels
 from sae.kernels.gpu.fused import Waiting, claim, fused_step
 from sae.kernels.gpu.launch import ceil_div, launch, power_of_2
+from sae.kernels.interface import ParamState
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:

@@ -8,7 +8,8 @@ from sklearn.metrics import matthews_corrcoef
 
 from analysis.evals.recovery import cosines, match, recovery
 from sae.code import from_dense
-from training.activations.synthetic import Synthetic, SyntheticConfig
+from training.activations.synthetic import Synthetic
+from training.config.synthetic import SyntheticConfig
 
 
 def world(**fields: object) -> tuple[Synthetic, torch.Tensor]:

@@ -15,6 +15,7 @@ from sae.base import Progress
 from sae.init import initialise
 from sae.kernels import ParamState, Select
 from sae.kernels.gpu import backward as gpu_backward
+from sae.kernels.gpu import optimizer as gpu_optimizer
 from sae.kernels.gpu import products as gpu_products
 from sae.kernels.gpu import select as gpu_select
 from sae.kernels.gpu.backend import Gpu
@@ -266,7 +267,7 @@ def check_few_launches(device: str) -> None:
     def launch(kernel, *_, **__) -> None:
         launched.append(kernel.__name__)  # what it would compute is not looked at
 
-    users = (gpu_products, gpu_select, gpu_backward, gpu_optim)
+    users = (gpu_products, gpu_select, gpu_backward, gpu_optimizer)
     with contextlib.ExitStack() as stack:
         for user in users:
             stack.enter_context(mock.patch.object(user, "launch", launch))

@@ -8,8 +8,9 @@ import torch
 
 from sae.errors import SaescopeError
 from training.activations.sources import Source
-from training.activations.synthetic import DRAWN, Synthetic, SyntheticConfig
+from training.activations.synthetic import DRAWN, Synthetic
 from training.config import reading as configs
+from training.config.synthetic import SyntheticConfig
 from training.run import train
 
 FIELDS = {

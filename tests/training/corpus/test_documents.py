@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from sae.errors import SaescopeError
-from training.corpus.document import Document, TextSource
+from training.config.text_source import TextSource
+from training.corpus.document import Document
 from training.corpus.documents import documents, identity
 from training.corpus.stdlib import cut, stdlib_pieces
 
@@ -141,7 +142,7 @@ def test_bad_parquet_and_bad_splits(tmp_path):
 def test_a_hub_dataset_without_a_hub_names_what_needs_none():
     code = (
         "from training.corpus.documents import documents\n"
-        "from training.corpus.document import TextSource\n"
+        "from training.config.text_source import TextSource\n"
         "from sae.errors import SaescopeError\n"
         "try:\n    next(documents([TextSource(source='datasets:nobody/nothing', streaming=False)]))\n"
         "except SaescopeError as error:\n    print(error)\n"
@@ -247,7 +248,7 @@ def test_other_processes_make_the_same_tokens():
         "import hashlib\n"
         "from tests.training.corpus.toy_tokenizer import make_tokenizer\n"
         "from training.corpus.documents import documents\n"
-        "from training.corpus.document import TextSource\n"
+        "from training.config.text_source import TextSource\n"
         "from training.corpus.packing import pack\n"
         "t = make_tokenizer()\n"
         "p = pack(documents([TextSource(source='python-stdlib')]), t, n_ctx=128, n_tokens=200_000, prepend_bos=True,"

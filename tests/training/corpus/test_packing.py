@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from sae.errors import SaescopeError
 from tests.training.corpus.toy_tokenizer import TEMPLATE, make_tokenizer
 from training.config.reading import resolve
+from training.config.text_source import TextSource
 from training.corpus import documents as corpus
-from training.corpus.document import Document, TextSource
+from training.corpus.document import Document
 from training.corpus.packing import Packed, is_held_out, pack, parts
 from training.model.load import load_model
 

@@ -1,0 +1,86 @@
+"""The head of a page: its title and the fields that select a run and an index; or what to do where there is none yet."""
+
+from pathlib import Path
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from analysis.index import indexes
+from analysis.runs import Run
+from dashboard import frame
+from dashboard.escaping import plain, shell, visible
+from dashboard.settings import runs_folder
+from dashboard.state import address
+from dashboard.state.selection import Chosen, labels, opened, stamp
+from dashboard.state.watched_runs import all_runs
+from sae.errors import SaescopeError
+
+
+def head(title: str) -> tuple[Run, DeltaGenerator]:
+    """A page's title and, beside it, the run that the URL names, or the newest, with a field to choose another.
+
+    Args:
+        title: of the page.
+
+    Returns:
+        The run, and the row of the title, for further fields. The page is stopped where there is no run.
+    """
+    found = all_runs()
+    if not found:
+        st.title(title)
+        said = "No runs yet. This trains one on this machine:"
+        frame.nothing(said, "sae train configs/quickstart.yaml", follow_runs=True)
+    names = [one.name for one in found]
+    default = next((one.name for one in found if one.finished), names[0])
+    asked = st.query_params.get("run")
+    if asked is not None and asked not in names:
+        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {default}."), icon=":material/warning:")
+    row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head")
+    row.title(title, width="content")
+    chosen = row.selectbox(
+        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320,
+        format_func=visible)
+    return next(one for one in found if one.name == chosen), row
+
+
+def choose(title: str) -> Chosen:
+    """The page's head: title, run and index; stops the page where there is no index to show.
+
+    Args:
+        title: of the page.
+    """
+    run, row = head(title)
+    names = [folder.name for folder in indexes(run.folder)]
+    name = names[0] if names else ""
+    if len(names) > 1:
+        name = row.selectbox("Index", names, width=200, **address.choice("index", names, default=names[0], clears=("p",)))
+    command = f"sae index {shell(run.folder)}"
+    if not names:
+        _no_index(run, command)
+    folder = run.folder / "index" / name
+    try:
+        index = opened(folder, stamp(folder / "manifest.json"))
+        own = labels(run.folder, stamp(run.folder / "final" / "sae.json"))
+    except SaescopeError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        frame.nothing("This makes the index anew; labels are kept:", f"{command} --again")
+    if index.stale:
+        st.warning(plain(f"This index is stale: {index.stale}"), icon=":material/history:")
+    return Chosen(run, index, own)
+
+
+def _no_index(run: Run, command: str) -> None:
+    going = list((run.folder / "index").glob("*.partial")) if (run.folder / "index").is_dir() else []
+    if going:
+        _until_indexed(run.folder)
+        frame.nothing(f"An index of {run.name} is being made, or was interrupted; this goes on where it was:", command)
+    frame.unfinished(run, command)
+    _until_indexed(run.folder)
+    frame.nothing(f"{run.name} is trained but has no index yet. This makes one:", command)
+
+
+@st.fragment(run_every=2.0)
+def _until_indexed(folder: Path) -> None:
+    """Draw the page again once the run has an index."""
+    if indexes(folder):
+        st.rerun()

@@ -1,0 +1,93 @@
+"""The config of synthetic rows: features in trees, how often they occur, and their directions."""
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from sae.units import Count
+
+
+class SyntheticConfig(BaseModel):
+    """Features and how they occur."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    seed: int = Field(default=0, ge=0)
+    """Of directions and rows."""
+    d: Count = Field(default=64, gt=0)
+    """Width of a row."""
+    roots: Count = Field(default=128, gt=0)
+    """Trees; without branching, features."""
+    branching: tuple[Annotated[Count, Field(gt=0)], ...] = ()
+    """Children of each feature, level by level: (3, 2) makes trees of 1 + 3 + 6 features."""
+    density: float = Field(default=0.03, gt=0, lt=1)
+    """Probability that a root is present; with zipf, its mean over roots."""
+    zipf: float = Field(default=0.0, ge=0)
+    """The i-th root is present in proportion to i^−zipf."""
+    child: float = Field(default=0.8, ge=0, le=1)
+    """Probability that a present feature has a present child."""
+    exclusive: bool = True
+    """At most one child of a feature is present."""
+    group: Count = Field(default=1, gt=0)
+    """Neighbouring roots that are correlated with each other."""
+    correlation: float = Field(default=0.0, ge=0, lt=1)
+    """Correlation of the normal variables behind the roots of a group."""
+    bipolar: float = Field(default=0.0, ge=0, le=1)
+    """Share of features that carry both signs, evenly spread over the features."""
+    spread: float = Field(default=0.5, ge=0, lt=1)
+    """A present feature's length is uniform in 1 ± spread."""
+    noise: float = Field(default=0.05, ge=0)
+    """Root mean square norm of the noise; a feature has length 1."""
+    orthogonal: bool = False
+    """Directions are orthogonal, not drawn from the unit sphere."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SyntheticConfig":
+        if self.orthogonal and self.n_features > self.d:
+            raise ValueError(f"{self.n_features} features cannot be orthogonal in d = {self.d} dimensions")
+        if (most := float(self.root_density().max())) >= 1:
+            raise ValueError(f"the first root would be present with probability {most:.2f}; lower density or zipf")
+        if self.roots % self.group:
+            raise ValueError(f"group = {self.group} does not divide roots = {self.roots}")
+        if self.correlation and self.group == 1:
+            raise ValueError("correlation needs a group of at least 2 roots")
+        return self
+
+    @property
+    def n_features(self) -> int:
+        """All features of all trees."""
+        return len(self.parents())
+
+    def parents(self) -> list[int]:
+        """The parent of each feature, −1 for roots; depth first, so that a parent comes before its children."""
+        out: list[int] = []
+
+        def grow(parent: int, level: int) -> None:
+            out.append(parent)
+            me = len(out) - 1
+            for _ in range(self.branching[level] if level < len(self.branching) else 0):
+                grow(me, level + 1)
+
+        for _ in range(self.roots):
+            grow(-1, 0)
+        return out
+
+    def root_density(self) -> Float[np.ndarray, " roots"]:
+        """Probability of each root."""
+        weights = np.arange(1, self.roots + 1, dtype=np.float64) ** -self.zipf
+        return self.density * weights / weights.mean()
+
+    def is_bipolar(self) -> Bool[np.ndarray, " n_features"]:
+        """Which features carry both signs."""
+        steps = np.floor(self.bipolar * np.arange(self.n_features + 1) + 1e-9)
+        return np.diff(steps) > 0
+
+    def directions(self) -> Float[Tensor, "n_features d"]:
+        """Unit directions."""
+        drawn = np.random.default_rng([self.seed, 0]).standard_normal((self.n_features, self.d))
+        rows = np.linalg.qr(drawn.T)[0].T if self.orthogonal else drawn
+        return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
