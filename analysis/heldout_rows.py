@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from training.activations.calibration import KeepMask, input_rows, target_rows
+from training.activations.calibration import KeepMask
 from training.activations.harvest import Data, open_data
 from training.config.schema import Config
 from training.display import Display
@@ -24,7 +24,7 @@ def heldout_rows(
     data, mask = _opened(config, quiet=quiet)
     held = HeldOut(data.source, data.tokens, mask, config.site.hooks, n_rows or config.eval.n_rows)
     acts = {hook: rows.float() for hook, rows in held.acts.items()}
-    return input_rows(config.site, acts), target_rows(config.site, acts)
+    return config.site.rows(acts)
 
 
 def training_rows(
@@ -46,7 +46,7 @@ def training_rows(
     acts = {hook: data.source.rows(hook, seqs, tokens.n_ctx)[keep].float() for hook in config.site.hooks}
     evaluated = tokens.sequences(held_out=True)[: -(-config.eval.n_rows // tokens.n_ctx)]
     n_held_out = len(np.unique(documents[evaluated]))
-    return input_rows(config.site, acts), documents[seqs].reshape(-1)[keep.numpy()], n_held_out
+    return config.site.rows(acts).x, documents[seqs].reshape(-1)[keep.numpy()], n_held_out
 
 
 def _opened(config: Config, *, quiet: bool) -> tuple[Data, KeepMask]:

@@ -22,10 +22,10 @@ from sae.base import SAE
 from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.io.files import read_json
-from training.config.schema import SiteConfig
 from training.model.language_model import Model
 from training.model.load import load_model
 from training.model.token_bytes import token_bytes
+from training.site import Site
 
 LOCK = threading.RLock()
 """Held by whatever runs a model here."""
@@ -39,7 +39,7 @@ class Live:
 
     model: Model
     sae: SAE
-    site: SiteConfig
+    site: Site
     vocabulary: Vocabulary
 
     def tokens(self, text: str, limit: int = MAX_TOKENS) -> Int[Tensor, " n"]:
@@ -170,7 +170,7 @@ def live(run: str | Path) -> Live:
             raise SaescopeError(f"{name} was trained on activations that came without a language model: it reads no text.")
         model, vocabulary = _model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
         _check_same(facts["made_from"]["model"], model, name)
-        return Live(model, sae, SiteConfig.model_validate(facts["site"]), vocabulary)
+        return Live(model, sae, Site.model_validate(facts["site"]), vocabulary)
 
 
 @lru_cache(maxsize=4)

@@ -3,8 +3,10 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -94,3 +96,60 @@ def test_help_loads_neither_torch_nor_a_command() -> None:
     assert "train" in run.stdout and "Train the SAE" in run.stdout
 
 
+def top_level_imports() -> set[tuple[str, str]]:
+    """Pairs (importer, imported) of modules of this repository; imports inside functions are exempt."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in python_files()}
+    found = set()
+    for name, path in modules.items():
+        for node in _statements(ast.parse(path.read_text()).body):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [one if one in modules else node.module for one in whole]
+            else:
+                continue
+            found |= {(name, target) for target in targets if target in modules and target != name}
+    return found
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _statements(getattr(node, part, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _statements(handler.body)
+
+
+def cycles(edges: set[tuple[str, str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other."""
+    return [sorted(group) for group in networkx.strongly_connected_components(networkx.DiGraph(edges)) if len(group) > 1]
+
+
+def below(folder: str, module: str) -> str | None:
+    """The file or folder directly in `folder` that holds a module; None if it lies elsewhere or is the folder itself."""
+    prefix = f"{folder}." if folder else ""
+    return prefix + module[len(prefix) :].split(".")[0] if module.startswith(prefix) else None
+
+
+def test_no_cycle_joins_files() -> None:
+    assert not cycles(top_level_imports())
+
+
+def test_no_cycle_joins_the_files_and_folders_of_a_folder() -> None:
+    imported = top_level_imports()
+    folders = {module.rpartition(".")[0] for edge in imported for module in edge}
+    for folder in folders:
+        joined = {(below(folder, a), below(folder, b)) for a, b in imported}
+        assert not cycles({(a, b) for a, b in joined if a and b and a != b}), folder
+
+
+def test_a_cycle_would_be_found() -> None:
+    assert cycles({("a.x", "b.y"), ("b.z", "a.w")}) == []
+    assert cycles({("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")}) == [["a", "b", "c"]]
+    assert below("training", "training.model.load") == "training.model" and below("training.model", "training.run") is None

@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from sae.base import SAE
 from sae.metrics import FVE, bootstrap, recovered
-from training.activations.calibration import KeepMask, input_rows, target_rows
+from training.activations.calibration import KeepMask
 from training.activations.sources import Source
-from training.config.schema import SiteConfig
 from training.corpus.tokens import Tokens
 from training.model.language_model import Model
+from training.site import Site
 
 CHUNK_ROWS = 4096
 CHUNK_TOKENS = 64
@@ -47,7 +47,7 @@ class HeldOut:
         return len(self.seq)
 
     @torch.no_grad()
-    def measure(self, sae: SAE, site: SiteConfig) -> dict[str, Any]:
+    def measure(self, sae: SAE, site: Site) -> dict[str, Any]:
         """L0, FVE, cosine of target and reconstruction about the training mean, share of dense features, over all rows."""
         device = sae.W_dec.device
         fve = FVE(len(self.seqs), sae.target.mean.cpu())
@@ -56,10 +56,11 @@ class HeldOut:
         for start in range(0, self.n_rows, CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
             acts = {hook: self.acts[hook][chunk].to(device).float() for hook in site.hooks}
-            code = sae.encode(input_rows(site, acts))
+            x, target = site.rows(acts)
+            code = sae.encode(x)
             counts += code.counts()
             np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
-            target, x_hat = target_rows(site, acts), sae.decode(code)
+            x_hat = sae.decode(code)
             fve.add(self.seq[chunk], target, x_hat)
             turn = functional.cosine_similarity(target - sae.target.mean, x_hat - sae.target.mean)
             np.add.at(cosine, self.seq[chunk].numpy(), turn.cpu().numpy())
@@ -90,7 +91,7 @@ class Spliced:
 
     @torch.no_grad()
     def measure(
-        self, members: Sequence[tuple[SAE, SiteConfig]], advance: Callable[[int], None] = lambda _: None
+        self, members: Sequence[tuple[SAE, Site]], advance: Callable[[int], None] = lambda _: None
     ) -> list[dict[str, Any]]:
         """CE recovered against mean and zero ablation, and KL(clean ‖ spliced) in nats per token, for each SAE."""
         sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
@@ -103,7 +104,7 @@ class Spliced:
         return [self._summary({name: np.concatenate(parts) for name, parts in out.items()}) for out in sums]
 
     def _measure(
-        self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[SAE, SiteConfig]],
+        self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[SAE, Site]],
         sums: Sequence[dict[str, list[np.ndarray]]],
     ) -> None:
         """Add what a batch of sequences gives to each member's sums."""
@@ -126,7 +127,7 @@ class Spliced:
             out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
 
     def _ablated(
-        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
+        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,
         fn: Callable[[Tensor], Tensor],
     ) -> Float[np.ndarray, " n_seqs"]:
         """Cross-entropy with kept rows ablated to a constant.
@@ -149,7 +150,7 @@ class Spliced:
         return sums
 
     def _replaced(
-        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: SiteConfig,
+        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,
         fn: Callable[[Tensor], Tensor],
     ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
         """Logits with kept rows of the target replaced by `fn` of the input's rows."""

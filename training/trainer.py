@@ -13,7 +13,7 @@ from sae.errors import SaescopeError
 from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.variants import VARIANTS
-from training.activations.calibration import Calibration, input_rows, target_rows
+from training.activations.calibration import Calibration
 from training.config.schema import Config
 from training.schedule import Clock, learning_rate
 
@@ -99,11 +99,9 @@ class Trainer:
 
     def _normalised(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         site = self.config.site
-        acts = {hook: acts[hook].to(self.device) for hook in site.hooks}
-        x = self.sae.input.normalise(input_rows(site, acts))
-        if not site.cross:
-            return x, x
-        return x, self.sae.target.normalise(target_rows(site, acts))
+        x, target = site.rows({hook: acts[hook].to(self.device) for hook in site.hooks})
+        normalised = self.sae.input.normalise(x)
+        return normalised, self.sae.target.normalise(target) if site.cross else normalised
 
     @torch.no_grad()
     def _count(self, step: Step, target: Tensor, lr: float, norm: Tensor) -> None:

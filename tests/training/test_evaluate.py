@@ -14,9 +14,10 @@ from sae.variants.relu import ReLU, ReLUConfig
 from training.activations.calibration import KeepMask, calibrate, fit
 from training.activations.harvest import Data, open_data
 from training.config import reading as configs
-from training.config.schema import Config, SiteConfig
+from training.config.schema import Config
 from training.display import Display
 from training.evaluate import HeldOut, Spliced
+from training.site import Site
 
 HOOK = "blocks.1.hook_resid_pre"
 D = 32
@@ -109,7 +110,7 @@ def test_sequences_that_an_ablation_makes_equal_share_a_run(
 ) -> None:
     assert data.model is not None
     spliced = Spliced(data.model, data.source, data.tokens, mask, 1500)
-    members, n_run = [(silent(config, mask), SiteConfig(input=hook))], []
+    members, n_run = [(silent(config, mask), Site(input=hook))], []
     logits = data.model.logits
     with monkeypatch.context() as patch:
         patch.setattr(data.model, "logits", lambda ids: n_run.append(len(ids)) or logits(ids))
@@ -132,7 +133,7 @@ def test_an_update_site_adds_the_reconstruction_to_the_input(
     update: bool | str, config: Config, data: Data, tmp_path: Path
 ) -> None:
     """A silent update SAE with mean zero leaves the block's input in place of its output."""
-    site = SiteConfig(input="blocks.1.hook_resid_pre", target="blocks.1.hook_resid_post", update=update)
+    site = Site(input="blocks.1.hook_resid_pre", target="blocks.1.hook_resid_post", update=update)
     both = open_data(config, site.hooks, Display(quiet=True))
     data_config = config.data.model_copy(update={"mask_hooks": site.hooks})
     mask = KeepMask(both.source, both.tokens, data_config)

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from sae.errors import SaescopeError
-from training.activations.calibration import input_rows, target_rows
-from training.config.schema import SiteConfig
 from training.run import train
+from training.site import Site
 
 ROWS = 4096
 TOPK = {"variant": "topk", "d_sae": 64, "k": 4}
@@ -66,6 +65,31 @@ def test_a_constant_corpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("update", "x", "target"), [(False, 1.0, 4.0), (True, 1.0, 3.0), ("both", 3.0, 3.0)])
 def test_what_a_site_reads_and_reconstructs(update: bool | str, x: float, target: float) -> None:
     acts = {"a": torch.full((2, 3), 1.0), "b": torch.full((2, 3), 4.0)}
-    site = SiteConfig(input="a", target="b", update=update)
-    assert torch.equal(input_rows(site, acts), torch.full((2, 3), x))
-    assert torch.equal(target_rows(site, acts), torch.full((2, 3), target))
+    rows = Site(input="a", target="b", update=update).rows(acts)
+    assert torch.equal(rows.x, torch.full((2, 3), x))
+    assert torch.equal(rows.target, torch.full((2, 3), target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("update", [False, True, "both"])
+@pytest.mark.parametrize("target", ["a", "b", None])
+def test_a_perfect_reconstruction_gives_the_activation_back(
+    target: str | None, update: bool | str, dtype: torch.dtype
+) -> None:
+    if update and target != "b":
+        with pytest.raises(ValueError, match="target other than its input"):
+            Site(input="a", target=target, update=update)
+        return
+    site = Site(input="a", target=target, update=update)
+    acts = {name: torch.randn(2, 3, 5).to(dtype) for name in site.hooks}
+    wide = torch.promote_types(dtype, torch.float32)
+    back = site.activation(site.rows(acts).target.to(wide), acts)
+    assert back.dtype == wide
+    torch.testing.assert_close(back, acts[site.output].to(wide))
+
+
+def test_one_tensor_where_what_is_read_is_reconstructed() -> None:
+    acts = {"a": torch.randn(2, 3), "b": torch.randn(2, 3)}
+    for site in (Site(input="a"), Site(input="a", target="b", update="both")):
+        rows = site.rows(acts)
+        assert rows.x is rows.target and not site.cross

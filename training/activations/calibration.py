@@ -18,8 +18,9 @@ from sae.errors import SaescopeError
 from sae.io.files import code_version, read_json, write_json
 from training.activations.cache import CacheSource
 from training.activations.sources import Source
-from training.config.schema import DataConfig, SiteConfig
+from training.config.schema import DataConfig
 from training.corpus.tokens import Tokens
+from training.site import Site
 
 FORMAT, FORMAT_VERSION = "saescope-calibration", 1
 
@@ -113,28 +114,6 @@ class Calibration:
     targets: Float[Tensor, "n_rows d_out"]
 
 
-def input_rows(site: SiteConfig, acts: dict[str, Tensor]) -> Float[Tensor, "n_rows d_in"]:
-    """What is encoded: the input hook, or a block's update."""
-    return target_rows(site, acts) if site.update == "both" else acts[site.input]
-
-
-def target_rows(site: SiteConfig, acts: dict[str, Tensor]) -> Float[Tensor, "n_rows d_out"]:
-    """What is reconstructed: the target hook, or its difference from the input.
-
-    Raises:
-        SaescopeError: the difference of hooks of different widths.
-    """
-    input_, target = acts[site.input], acts[site.target or site.input]
-    if not site.update:
-        return target
-    if input_.shape != target.shape:
-        raise SaescopeError(
-            f"site.update: {site.target} has {len(target)} rows of width {target.shape[1]}, {site.input} has "
-            f"{len(input_)} of {input_.shape[1]}, so they have no difference; name hooks of one width, or leave update out."
-        )
-    return target.float() - input_.float()
-
-
 def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
     """Centre on the mean; scale to mean squared norm d. Sums are in fp64.
 
@@ -146,7 +125,7 @@ def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
     return Transform(mean.float(), scale.float())
 
 
-def calibrate(site: SiteConfig, mask: KeepMask) -> Calibration:
+def calibrate(site: Site, mask: KeepMask) -> Calibration:
     """A site's transforms, and the kept rows of the calibration sequences under them.
 
     An update is no hook of its own: its transform is fitted to the differences of the kept rows.
@@ -157,12 +136,12 @@ def calibrate(site: SiteConfig, mask: KeepMask) -> Calibration:
     n_ctx = mask.tokens.n_ctx
     keep = mask.keep(mask.calib, n_ctx)
     acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
-    rows, targets = input_rows(site, acts), target_rows(site, acts)
+    rows, targets = site.rows(acts)
     if bool((targets == targets[:1]).all()):
         raise SaescopeError(
-            f"{site.target or site.input}: the {len(targets):,} calibration rows to reconstruct are all the same, so there "
+            f"{site.output}: the {len(targets):,} calibration rows to reconstruct are all the same, so there "
             "is no variance to explain; check the corpus and the site."
         )
-    target = fit(targets) if site.update else mask.frozen(site.target or site.input).transform
+    target = fit(targets) if site.update else mask.frozen(site.output).transform
     input_ = Transform(target.mean, target.scale) if site.update == "both" else mask.frozen(site.input).transform
     return Calibration(input_, target, input_.normalise(rows), target.normalise(targets))

@@ -10,6 +10,7 @@ from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TextSource
 from training.config.yaml12 import dump_yaml
+from training.site import Site
 
 
 class Section(BaseModel):
@@ -86,33 +87,6 @@ class CacheConfig(Section):
     """Precision of the rows, on disk and in the stream alike."""
     shard_rows: Count = Field(default=65_536, gt=0)
     """Rows per shard, rounded down to whole sequences."""
-
-
-class SiteConfig(Section):
-    """What is read and what is reconstructed."""
-
-    input: str = "acts"
-    """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head."""
-    target: str | None = None
-    """Hook it reconstructs: null is the input (an SAE), another hook makes a transcoder."""
-    update: bool | Literal["both"] = False
-    """Reconstruct target − input instead of target; `both` reads it too (an SAE of a block's update, 2410.22366)."""
-
-    @model_validator(mode="after")
-    def _update_has_target(self) -> "SiteConfig":
-        if self.update and self.target in (None, self.input):
-            raise ValueError("an update site needs a target other than its input")
-        return self
-
-    @property
-    def cross(self) -> bool:
-        """What is reconstructed is not what is read: a transcoder."""
-        return len(self.hooks) > 1 and self.update != "both"
-
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        """The hooks a batch must hold."""
-        return (self.input,) if self.target in (None, self.input) else (self.input, str(self.target))
 
 
 class DataConfig(Section):
@@ -204,7 +178,7 @@ class Config(Section):
     """Null for acts:DIR, which needs no model."""
     corpus: CorpusConfig = CorpusConfig()
     cache: CacheConfig = CacheConfig()
-    site: SiteConfig
+    site: Site
     data: DataConfig = DataConfig()
     sae: SerializeAsAny[SAEConfig]
     optim: OptimConfig = OptimConfig()
