@@ -15,6 +15,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class FrozenModel:
         found: dict[str, Tensor] = {}
         with torch.no_grad(), ExitStack() as stack:
             for name in names:
-                stack.enter_context(_hooked(model.bridge, name, lambda acts, name=name: found.__setitem__(name, acts)))
+                stack.enter_context(_hooked(model.bridge, name, partial(found.__setitem__, name)))
             _run(model, tokens)
         return cls(model, found, (tokens.shape[0], tokens.shape[1]))
 
@@ -77,9 +78,7 @@ class FrozenModel:
         with ExitStack() as stack:
             for name, value in self.held.items():
                 # before whatever else hooks in there, so that a splice can take the held value's place
-                stack.enter_context(
-                    _hooked(self.model.bridge, name, lambda acts, v=value: v.expand(acts.shape), first=True)
-                )
+                stack.enter_context(_hooked(self.model.bridge, name, partial(_held, value), first=True))
             return _run(self.model, tokens)
 
     @contextmanager
@@ -115,6 +114,14 @@ class FrozenModel:
                 # first: the block's output is not whole before
                 stack.enter_context(_hooked(bridge, out, lambda acts: acts + change.pop(), first=True))
             yield
+
+
+def _held(value: Tensor, acts: Tensor) -> Tensor:
+    return value.expand(acts.shape)
+
+
+def _note_silence(silenced: dict[str, bool], block: str, z: Tensor) -> None:
+    silenced[block] = not bool(z.any())
 
 
 @contextmanager
@@ -178,8 +185,7 @@ def _find_attention_hooks(model: Model) -> list[str]:
         for block in blocks:
             stack.enter_context(_hooked(model.bridge, f"{block}.hook_pattern", torch.zeros_like))
             if f"{block}.hook_z" in points:
-                look = lambda z, block=block: silenced.__setitem__(block, not bool(z.any()))  # noqa: E731
-                stack.enter_context(_hooked(model.bridge, f"{block}.hook_z", look))
+                stack.enter_context(_hooked(model.bridge, f"{block}.hook_z", partial(_note_silence, silenced, block)))
         model.bridge(torch.arange(4, device=model.device)[None], return_type=None)
     hooks: list[str] = []
     for block in blocks:

@@ -13,18 +13,18 @@ Gradients. With gradients enabled, `Run.at[site]` holds nodes of the graph, to b
 SAE reads it, `code.value` as it is decoded, `error`. Weights take none. ∂/∂error is ∂/∂x', so that it also gives the
 gradient of features that are not active: `sae.feature_gradients(grad_error)`. What passes on to earlier layers is chosen:
 
-    upstream = "features"   through the values (active ones follow their encoder row) and the skip path; errors are constants
-    upstream = "model"      as if nothing were spliced in: ∂x'/∂target = 1, and values and errors are taken apart from it
+    upstream = "features"   through the values (an active one follows its encoder row) and the skip path; errors are fixed
+    upstream = "model"      as if nothing were spliced in: ∂x'/∂target = 1, and values and errors stand beside it
                             (the pass-through of Sparse Feature Circuits, 2403.19647, App. A)
     upstream = "none"       values and errors are constants; only a skip path, or the block's input of an update site, goes
                             on (direct effects: the edges of attribution graphs)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -38,26 +38,16 @@ from training.model.frozen import FrozenModel
 from training.model.language_model import Model
 from training.site import Site, SiteRows
 
+Forward = Model | FrozenModel
+"""What can be spliced: the fast forward or the linear one."""
 Upstream = Literal["features", "model", "none"]
 Errors = Literal["kept", "dropped"] | Mapping[Site, Tensor]
 Reconstruct = Callable[[SiteRows, Bool[Tensor, "n_seqs n_ctx"]], Tensor]
 Keep = Bool[Tensor, "n_seqs n_ctx"] | None
 
 
-class Spliceable(Protocol):
-    """A forward that can be spliced: `Model` (the fast one) or `FrozenModel` (the linear one)."""
-
-    def logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        """Next-token logits."""
-        ...
-
-    def splice(self, hook: str, fn: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-        """While open, `fn` replaces the activation at a hook."""
-        ...
-
-
 @contextmanager
-def at_sites(forward: Spliceable, targets: Mapping[Site, Reconstruct], keep: Keep = None) -> Iterator[None]:
+def at_sites(forward: Forward, targets: Mapping[Site, Reconstruct], keep: Keep = None) -> Iterator[None]:
     """While open, kept rows of each site's target become `fn` of the site's rows; all else passes unchanged.
 
     Args:
@@ -189,8 +179,10 @@ class SplicedModel:
             keep: rows that are spliced, None for all.
             edits: what is done to features, in this order.
             values: sites whose values are given instead of found; edits act on these.
-            errors: `kept` as found in this run before edits, so that in a run without edits x' is what was there;
-                `dropped`; or given by site (`Run.errors` of a clean run), those not named being kept.
+            errors: `kept` as found in this run before edits: without edits that is the clean pass; with edits at an
+                earlier site the errors make up for what they changed here, so that all of it passes. Given by site
+                (`Run.errors` of the clean pass), later sites answer an edit with their features alone; sites not named
+                keep theirs. Or `dropped`.
             upstream: what gradient passes on to earlier layers, see the head of this file.
             freeze: None runs the fast forward. Otherwise the linear one: what is held, of `frozen.HELD`, at a clean
                 run of these tokens; or a `FrozenModel` that holds it already.
@@ -216,21 +208,21 @@ class SplicedModel:
             raise SaescopeError(f"The forward of {self.model.name} that was run never reaches the hook {silent[0]}.")
         return Run(logits, at, keep, watched)
 
-    def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Spliceable:
+    def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Forward:
         if freeze is None:
             return self.model
         return freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
 
     @contextmanager
     def spliced(
-        self, forward: Spliceable | None = None, *, keep: Keep = None, edits: Sequence[Edit] = (),
+        self, forward: Forward | None = None, *, keep: Keep = None, edits: Sequence[Edit] = (),
         values: Mapping[Site, SparseCode] | None = None, errors: Errors = "kept", upstream: Upstream = "features",
         record: bool = True,
     ) -> Iterator[dict[Site, Part]]:
         """While open, runs of the model are spliced; yields what ran last at each site. Arguments as in `run`.
 
-        `record=False` computes no more than the splice needs: where errors are kept, no site that nothing edits, and
-        where all edits add, no code.
+        `record=False` computes no more than the splice needs, and no gradients: where errors are kept, no site that
+        nothing edits, and where all edits add, no code.
         """
         values = values or {}
         for site in [*(edit.site for edit in edits), *values, *(errors if isinstance(errors, Mapping) else ())]:
@@ -240,6 +232,7 @@ class SplicedModel:
         targets: dict[Site, Reconstruct] = {}
         for site in self.saes:
             mine = [edit for edit in edits if edit.site == site]
+            given: Tensor | Literal["kept", "dropped"]
             given = errors.get(site, "kept") if isinstance(errors, Mapping) else errors
             if record or mine or site in values or not isinstance(given, str) or given != "kept":
                 job = _Job(self._frozen[site], mine, values.get(site), given, upstream, record)
@@ -276,7 +269,8 @@ def _reconstruct(
             raise SaescopeError(f"The {what} given for {site.output} have {given} rows; this run keeps {len(rows.x)}.")
     device = job.sae.W_dec.device
     moved = SiteRows(rows.x.to(device), rows.target.to(device))
-    new, part = (_with_nodes if torch.is_grad_enabled() else _without_nodes)(job, moved, mask)
+    with_nodes = job.record and torch.is_grad_enabled()
+    new, part = (_with_nodes if with_nodes else _without_nodes)(job, moved, mask)
     if part is not None:
         at[site] = part
     return rows.target if new is moved.target else new
