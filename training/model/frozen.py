@@ -29,7 +29,7 @@ from training.model.language_model import Model
 HELD = ("attention", "norms", "mlps")
 """What can be held."""
 _NORM_NOTE = r"A forward hook edited hook_scale|Backward hooks on hook_scale"
-_attention: "weakref.WeakKeyDictionary[Model, list[str]]" = weakref.WeakKeyDictionary()
+_live: "weakref.WeakKeyDictionary[Model, dict[str, bool]]" = weakref.WeakKeyDictionary()
 
 
 class FrozenModel:
@@ -43,6 +43,7 @@ class FrozenModel:
 
     def __init__(self, model: Model, held: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
         self.model, self.held, self.shape = model, dict(held), shape
+        self._live = live_patterns(model)
 
     @classmethod
     def at(cls, model: Model, tokens: Int[Tensor, "n_seqs n_ctx"], freeze: Iterable[str] = HELD) -> "FrozenModel":
@@ -90,10 +91,14 @@ class FrozenModel:
         Args:
             hook: a name from `model.hooks()`, or one head; or any other of the bridge, whose activation comes unflattened.
             fn: activation → its replacement, of the same shape and dtype.
+
+        Raises:
+            SaescopeError: there is no such hook, or what it shows takes no part in the forward.
         """
         bridge = self.model.bridge
         name = re.sub(r"\[\d+\]$", "", hook)
         if name not in self.model.hooks() and name in bridge.hook_dict:
+            self._refuse_decoration(name)
             with _hooked(bridge, name, fn):
                 yield
             return
@@ -116,12 +121,22 @@ class FrozenModel:
             yield
 
 
+    def _refuse_decoration(self, name: str) -> None:
+        """Patterns and scores that the bridge shows behind an attention that is computed in one piece."""
+        block, _, end = name.rpartition(".")
+        if end in ("hook_pattern", "hook_attn_scores") and not self._live.get(block):
+            raise SaescopeError(
+                f"{name} of {self.model.name} takes no part in its forward: TransformerLens runs this attention in one "
+                f"piece; {block}.hook_q, hook_k, hook_v and hook_z do take part."
+            )
+
+
 def _held(value: Tensor, acts: Tensor) -> Tensor:
     return value.expand(acts.shape)
 
 
-def _note_silence(silenced: dict[str, bool], block: str, z: Tensor) -> None:
-    silenced[block] = not bool(z.any())
+def _note_silence(silent: dict[str, bool], block: str, z: Tensor) -> None:
+    silent[block] = not bool(z.any())
 
 
 @contextmanager
@@ -165,32 +180,38 @@ def _hooks_of(model: Model, part: str) -> Sequence[str]:
 def attention_hooks(model: Model) -> list[str]:
     """The hooks that, held, make attention constant: patterns where they take part in the forward, else queries and keys.
 
-    Found by value: patterns set to zero must make the heads' outputs zero.
-
     Raises:
         SaescopeError: a block has neither.
     """
-    if model not in _attention:
-        _attention[model] = _find_attention_hooks(model)
-    return _attention[model]
+    hooks: list[str] = []
+    for block, live in live_patterns(model).items():
+        names = [f"{block}.hook_pattern"] if live else [f"{block}.hook_q", f"{block}.hook_k"]
+        if not set(names) <= set(model.bridge.hook_dict):
+            raise SaescopeError(f"{model.name}: the attention patterns of {block} cannot be held.")
+        hooks += names
+    return hooks
+
+
+def live_patterns(model: Model) -> dict[str, bool]:
+    """Each block's attention, and whether its pattern is read by what follows rather than only shown.
+
+    Found by value, once: a pattern set to zero must make the heads' outputs zero.
+    """
+    if model not in _live:
+        _live[model] = _find_live_patterns(model)
+    return _live[model]
 
 
 @torch.no_grad()
-def _find_attention_hooks(model: Model) -> list[str]:
+def _find_live_patterns(model: Model) -> dict[str, bool]:
     points = model.bridge.hook_dict
-    blocks = sorted({name.rpartition(".")[0] for name in points if name.endswith(".attn.hook_pattern")})
-    silenced: dict[str, bool] = {}
+    blocks = [name.removesuffix(".hook_pattern") for name in points if name.endswith(".attn.hook_pattern")]
+    live = dict.fromkeys(blocks, False)
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in blocks:
             stack.enter_context(_hooked(model.bridge, f"{block}.hook_pattern", torch.zeros_like))
             if f"{block}.hook_z" in points:
-                stack.enter_context(_hooked(model.bridge, f"{block}.hook_z", partial(_note_silence, silenced, block)))
+                stack.enter_context(_hooked(model.bridge, f"{block}.hook_z", partial(_note_silence, live, block)))
         model.bridge(torch.arange(4, device=model.device)[None], return_type=None)
-    hooks: list[str] = []
-    for block in blocks:
-        names = [f"{block}.hook_pattern"] if silenced.get(block) else [f"{block}.hook_q", f"{block}.hook_k"]
-        if not set(names) <= set(points):
-            raise SaescopeError(f"{model.name}: the attention patterns of {block} cannot be held.")
-        hooks += names
-    return hooks
+    return live

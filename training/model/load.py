@@ -21,7 +21,7 @@ from torch import nn
 from sae.errors import SaescopeError, first_line
 from training.model.devices import fast_dtype, resolve_device, torch_dtype
 from training.model.language_model import Model
-from training.model.native import NativeNetwork, byte_tokenizer, native_spec
+from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
 from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_pretrained
 
@@ -99,6 +99,8 @@ def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype)
         dtype=dtype,
         device=device,
     )
+    for block in bridge.blocks:
+        show_scores(block.attn)
     _mark_paths(bridge, paths)
     dtype_name = str(dtype).removeprefix("torch.")
     identity = {"name": "native", **spec, "dtype": dtype_name}

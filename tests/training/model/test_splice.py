@@ -139,7 +139,7 @@ class Dense:
         error = self.error[site] = (target - x_hat).detach().requires_grad_()
         new = x_hat + error
         if self.upstream == "model":  # the model's own gradient passes, beside what values and errors give
-            new = target + (new - (target if False else target.detach()))
+            new = target + (new - target.detach())
         return new + before if site.update else new
 
 
@@ -322,8 +322,11 @@ def doubled(
         after = [spliced.saes[s].pre_activations(moved.at[s].x, clean.at[s].code) for s in below]
     out = {}
     for site, before, now in zip(below, pres, after, strict=True):
-        shares = [torch.autograd.grad(one, code.value, retain_graph=True)[0][entry] for one in before]
-        out[site] = (now - before.detach(), torch.stack(shares) * code.value.detach()[entry])
+        # the derivative of ⟨weight, ∂⟨weight, pre⟩⟩: one column of the Jacobian in two backward passes
+        weight = torch.zeros_like(before, requires_grad=True)
+        (back,) = torch.autograd.grad((before * weight).sum(), code.value, create_graph=True)
+        (column,) = torch.autograd.grad(back[entry], weight, retain_graph=True)
+        out[site] = (now - before.detach(), column * code.value.detach()[entry])
     return out, moved.logits
 
 
@@ -418,6 +421,31 @@ def test_the_linear_forward_shows_what_circuits_need(tmp_path: Path) -> None:
     assert float(torch.autograd.grad(scores[0, 1, 7, 3], value, retain_graph=True)[0].abs().max()) > 0
     grads = torch.autograd.grad(metric(run.logits), [pattern, v, z])
     assert all(float(g.abs().max()) > 0 for g in grads)
+
+
+def test_native_models_show_scores_and_take_them_back(model: Model) -> None:
+    ids, name = tokens(1), "blocks.1.attn.hook_attn_scores"
+    run = SplicedModel(model, {PLAIN: random_sae(0)}).run(ids, freeze=(), watch=[name, "blocks.1.attn.hook_pattern"])
+    scores, pattern = run.watched.values()
+    torch.testing.assert_close(scores.softmax(-1), pattern)
+    assert bool((scores.triu(1)[..., 0, 1:] == -torch.inf).all()) and bool((scores[..., 1, 0] < 0).any())
+    linear = FrozenModel.at(model, ids, ())
+    with linear.splice(name, lambda acts: torch.where(acts.isinf(), acts, 0)):
+        uniform = linear.logits(ids)
+    mean = torch.ones(12, 12, dtype=torch.float64).tril() / torch.arange(1, 13)[:, None]
+    with linear.splice("blocks.1.attn.hook_pattern", lambda acts: mean.expand(acts.shape)):
+        torch.testing.assert_close(linear.logits(ids), uniform)
+
+
+def test_attention_in_one_piece_shows_no_patterns(tmp_path: Path) -> None:
+    save_random(tmp_path, configs()["gptj"])
+    model = load_model(f"local:{tmp_path}")
+    assert attention_hooks(model)[:2] == ["blocks.0.attn.hook_q", "blocks.0.attn.hook_k"]
+    spliced = SplicedModel(model, {PLAIN: random_sae(0).float()})
+    with pytest.raises(SaescopeError, match="takes no part"):
+        spliced.run(tokens(), freeze=(), watch=["blocks.0.attn.hook_attn_scores"])
+    watched = spliced.run(tokens(), freeze=HELD, watch=["blocks.1.attn.hook_z"]).watched
+    assert watched["blocks.1.attn.hook_z"].shape == (2, 12, 32)
 
 
 @pytest.mark.parametrize("freeze", [None, HELD])
