@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sae.base import SAE, Transform
 from sae.code import from_dense
@@ -305,7 +306,8 @@ def doubled(
 ) -> tuple[dict[Site, tuple[Tensor, Tensor]], Tensor]:
     """By downstream site: how far pre-activations move when one feature is doubled, and the share its gradient predicts."""
     forward = freeze if freeze is None else FrozenModel.at(spliced.model, ids, freeze)
-    clean = spliced.run(ids, freeze=forward, upstream="none")
+    with sdpa_kernel(SDPBackend.MATH):  # the only one that is differentiated twice
+        clean = spliced.run(ids, freeze=forward, upstream="none")
     code = clean.at[source].code
     entry = int(code.value.abs().argsort(descending=True)[pick])
     row, feature = int(code.rows()[entry]), int(code.feature[entry])
@@ -331,8 +333,11 @@ def doubled(
 
 
 def worst(moves: dict[Site, tuple[Tensor, Tensor]]) -> float:
-    """The largest error relative to the largest predicted share of a site."""
-    return max(float((moved - share).abs().max() / share.abs().max()) for moved, share in moves.values())
+    """The largest error relative to its predicted share (or to a millionth of the site's largest, where that is more)."""
+    return max(
+        float(((moved - share) / share.abs().clamp_min(1e-6 * float(share.abs().max()))).abs().max())
+        for moved, share in moves.values()
+    )
 
 
 def test_doubling_a_feature_moves_each_pre_activation_by_its_share(model: Model) -> None:
@@ -341,7 +346,7 @@ def test_doubling_a_feature_moves_each_pre_activation_by_its_share(model: Model)
     source = next(iter(saes))
     moves, _ = doubled(spliced, ids, HELD, source)
     assert all(float(share.abs().max()) > 1e-4 for _, share in moves.values())
-    assert worst(moves) < 1e-9
+    assert worst(moves) < 1e-6
     # nothing held: the prediction fails, as does holding only a part
     for freeze in (None, (), ("attention",), ("norms",)):
         assert worst(doubled(spliced, ids, freeze, source)[0]) > 1e-3, freeze
@@ -468,16 +473,15 @@ def smol() -> Model:
     return load_model("smollm2-135m")
 
 
-def smol_sae(seed: int, d: int = 576, **fields: Any) -> SAE:
-    """Random directions, the encoder their transpose, 32 of 1,024 features active."""
-    sae = random_sae(seed, d_in=d, d_out=d, **fields)
+def smol_sae(seed: int, d: int = 576, *, skip: bool = False) -> SAE:
+    """Random directions, the encoder along them, 32 of 1,024 features active."""
     generator = torch.Generator().manual_seed(seed)
-    wide = TopK(TopKVariantConfig(d_sae=1024, k=32, skip=sae.config.skip), d, d)
+    wide = TopK(TopKVariantConfig(d_sae=1024, k=32, skip=skip), d, d)
     rows = torch.randn(1024, d, generator=generator)
     with torch.no_grad():
         wide.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-        wide.W_enc.copy_(wide.W_dec.t())
-        if sae.config.skip:
+        wide.W_enc.copy_(20 * wide.W_dec.t())  # effects well above the rounding of fp32; errors make up for it
+        if skip:
             wide.W_skip.copy_(0.02 * torch.randn(d, d, generator=generator))
     return wide
 
@@ -505,16 +509,17 @@ def test_errors_kept_give_the_clean_logits_of_a_language_model(smol: Model, free
     assert float((dropped.logits - clean).abs().max()) > 1
 
 
-def test_doubling_a_feature_of_a_language_model(smol: Model) -> None:
+def test_doubling_a_feature_of_a_language_model() -> None:
     """Transcoders in four blocks, all other MLPs held: every pre-activation moves by its share."""
+    model = load_model("smollm2-135m", dtype="float64")
     saes = {
-        Site(input=f"blocks.{i}.mlp.hook_in", target=f"blocks.{i}.hook_mlp_out"): smol_sae(i, skip=True)
+        Site(input=f"blocks.{i}.mlp.hook_in", target=f"blocks.{i}.hook_mlp_out"): smol_sae(i, skip=True).double()
         for i in (5, 9, 17, 26)
     }
-    spliced, ids = SplicedModel(smol, saes), prompt(smol)
+    spliced, ids = SplicedModel(model, saes), prompt(model)[:, :8]
     source = next(iter(saes))
     moves, _ = doubled(spliced, ids, HELD, source)
-    assert all(len(share) > 20 and float(share.abs().max()) > 1e-3 for _, share in moves.values())
+    assert all(int((share != 0).sum()) > 20 and float(share.abs().max()) > 0.01 for _, share in moves.values())
     assert worst(moves) < 1e-3
     assert worst(doubled(spliced, ids, None, source)[0]) > 0.05
 
