@@ -38,7 +38,7 @@ kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare 
 journeys: $(VENV)/.done        ## the ways through the dashboard in a real browser, which `make test` walks too
 	$(PY) -m pytest --durations=10 $(wildcard tests/dashboard/test_*journeys.py)
 
-reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: configs/reproduce/NAME.csv; goes on where it was stopped
+reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: docs/results/NAME.csv; goes on where it was stopped
 	$(SAE) reproduce $*
 
 bench-peers: $(VENV)/.done .peers/saelens/.done     ## training steps beside SAELens and dictionary_learning
