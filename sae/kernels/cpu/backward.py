@@ -138,7 +138,8 @@ def dense_gradients(
         with runtime.columns(done.x.shape[1]):
             g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
         g.g_bias += g_acts.sum(0)
-    g.g_pre = -(g.g_bias @ done.w_enc)
+    with runtime.columns(1):  # one thread: a product with a vector is summed in an order that depends on their number
+        g.g_pre = -(g.g_bias @ done.w_enc)
     return g
 
 
