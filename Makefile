@@ -3,6 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SAE := $(VENV)/bin/sae
 PYTHON ?= python3
+WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
@@ -13,8 +14,9 @@ demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-
 	$(SAE) index runs/quickstart
 	@echo "look at it with: make dashboard   (or: $(SAE) dashboard)"
 
+# tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
 test: $(VENV)/.done            ## the whole quick test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
