@@ -260,11 +260,17 @@ class SAE(nn.Module, ABC):
         """Why a training cannot begin from these weights (init.from), if it cannot."""
         return None
 
-    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
-        """Take over what else an existing SAE has learnt, times `gain` where it is an activation.
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """Begin with the support of an existing SAE: features whose pre-activation exceeds these thresholds.
 
-        W_enc and b_enc hold the old SAE's `encoder()` by then, re-expressed under this one's input transform.
+        W_enc and b_enc hold the old SAE's `encoder()` by then, re-expressed under this one's input transform. A variant
+        without thresholds of its own takes them off b_enc, as here: exactly the same features are active in every row,
+        and each value is shorter by its feature's threshold.
         """
+        self.b_enc.sub_(threshold)
+
+    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
+        """Take over what else an existing SAE has learnt, times `gain` where it is an activation; after the thresholds."""
 
 
 class AuxK(BaseModel):

@@ -58,6 +58,9 @@ class AbsTopK(SAE):
         """The k largest of each row by absolute value."""
         return Select("topk", k=self.config.k, absolute=True)
 
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """None: both ends of a feature compete alike, for one of k places."""
+
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
@@ -93,7 +96,3 @@ class AbsBatchTopK(BatchThreshold):
     def observe(self, step: Step) -> None:
         """Advance the inference threshold."""
         self.move_threshold(step, self.config.threshold_decay)
-
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The threshold of an existing SAE that chose over the batch."""
-        self.take_threshold(old, gain)

@@ -66,11 +66,16 @@ class BatchThreshold(SAE):
         for total, now in ((self.threshold_sum, least), (self.threshold_weight, torch.ones_like(least))):
             total.copy_(torch.where(found, total * decay + now, total))
 
-    def take_threshold(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """Go on from the threshold of an existing SAE, if it has learnt one in the same way, as if from one batch."""
-        if isinstance(old, BatchThreshold) and hasattr(old, "threshold_sum"):
-            self.threshold_sum.copy_(old.threshold * gain)
-            self.threshold_weight.copy_(old.threshold_weight.clamp(max=1))
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """The least of them as if it were from one batch; by how much the others exceed it is taken off b_enc.
+
+        Signed values have no such offset: both ends of a feature compete alike.
+        """
+        least = threshold.min()
+        if not self.select().absolute:
+            self.b_enc.sub_(threshold - least)
+        self.threshold_sum.copy_(least)
+        self.threshold_weight.copy_(least > 0)
 
 
 @final
@@ -105,7 +110,3 @@ class BatchTopK(BatchThreshold):
     def observe(self, step: Step) -> None:
         """Advance the inference threshold."""
         self.move_threshold(step, self.config.threshold_decay)
-
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The threshold of an existing SAE that chose over the batch."""
-        self.take_threshold(old, gain)

@@ -83,14 +83,15 @@ class Gated(SAE):
         """The bias of the magnitudes; their gain over the gate is a ratio."""
         self.b_mag.mul_(norms)
 
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """Split an encoder with thresholds into gate and magnitudes; with a gain of its own where the old one has it."""
-        select = old.select()
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """The gate opens where the magnitude exceeds them."""
         self.b_mag.copy_(self.b_enc)
+        self.b_enc.sub_(threshold)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """The gain of the magnitudes over the gate, where the old one has it too."""
         if isinstance(old, Gated):
-            self.b_enc.sub_(old.boundary() * gain)
             self.r_mag.copy_(old.r_mag)
+            # a gate may open where the magnitude is still below zero
+            self.b_enc.copy_((self.b_mag - old.boundary() * gain) / self.r_mag.exp())
             self.W_enc.div_(self.r_mag.exp())
-            self.b_enc.div_(self.r_mag.exp())
-        elif select.mode == "threshold" and not select.absolute:
-            self.b_enc.sub_(torch.as_tensor(select.threshold).to(self.b_enc) * gain)

@@ -150,11 +150,9 @@ class LearntThreshold(SAE):
         """Thresholds live in units of the activation."""
         self.theta.mul_(norms)
 
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The thresholds of any existing SAE that has some."""
-        select = old.select()
-        if select.mode == "threshold" and not select.absolute:
-            self.theta.copy_(torch.as_tensor(select.threshold) * gain / self.threshold_lr)
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """Each feature has its own."""
+        self.theta.copy_(threshold / self.threshold_lr)
 
 
 @final

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from sae import losses
-from sae.base import SAE, Progress, Step, TopKConfig, Transform, auxk_term
+from sae.base import Progress, Step, TopKConfig, Transform, auxk_term
 from sae.kernels import Select
 from sae.units import Count
 from sae.variants.batchtopk import BatchThreshold
@@ -157,7 +157,9 @@ class Matryoshka(BatchThreshold):
         if self.config.over_batch:
             self.move_threshold(step, self.config.threshold_decay)
 
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The threshold of an existing SAE that chose over the batch."""
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """As the base variant."""
         if self.config.over_batch:
-            self.take_threshold(old, gain)
+            super().take_thresholds(threshold)
+        elif not self.config.absolute:
+            self.b_enc.sub_(threshold - threshold.min())

@@ -231,14 +231,13 @@ class MDL(LearntThreshold):
         self.excess.mul_(norms)
 
     def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The thresholds of any existing SAE that has some, and what one of this kind knows of its features."""
+        """What one of this kind knows of its features."""
         if not isinstance(old, MDL):
-            return super().take_extras(old, gain)
+            return
         self.theta.copy_(old.theta * old.threshold_lr * gain / self.threshold_lr)
         self.excess.copy_(old.excess * gain)
         for name in ("n_seen", "fired", "pruned"):
             getattr(self, name).copy_(getattr(old, name))
-        return None
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ class TopK(SAE):
         """The k largest of each row."""
         return Select("topk", k=self.config.k)
 
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """By how much they differ: a row keeps the k features that exceed theirs by most."""
+        self.b_enc.sub_(threshold - threshold.min())
+
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
