@@ -323,7 +323,8 @@ class SteeredConfig(SAEConfig):
     """What the variants have in common whose sparsity is a penalty of the loss."""
 
     sparsity: Sparsity = Sparsity(target_l0=32)
-    """The penalty's coefficient λ, or the L0 it should reach."""
+    """The penalty's coefficient λ, or the L0 it should reach. λ weighs the penalty beside the squared error, both in
+    normalised units, where a row's mean squared norm is d_out."""
     warmup: Duration = Duration(5, "%")
     """A penalty that no controller steers rises linearly from 0 over this stretch, so that features are not killed before
     they mean anything."""

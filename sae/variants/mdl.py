@@ -67,7 +67,7 @@ class MDLConfig(SteeredConfig):
     start_l0: float | None = Field(default=None, gt=0)
     """Active features per row that the first θ is set for; null: 64, or an eighth of d_sae where that is less."""
     bandwidth: float | None = Field(default=None, gt=0)
-    """ε, the width of the window around θ, in normalised units; null: a tenth of the first θ."""
+    """ε, the width of the window around θ, in normalised units; null: as in jumprelu."""
     threshold_lr: float = Field(default=5.0, gt=0)
     """Learning rate of θ, as a multiple of the one of all else."""
     memory: float = Field(default=0.99, gt=0, lt=1)
