@@ -36,10 +36,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae import losses
-from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
+from sae.base import SAE, Progress, Step
 from sae.code import SparseCode, sum_by_feature
 from sae.controller import Sparsity
 from sae.kernels import Select
+from sae.variants.auxk import AuxK
+from sae.variants.steered import SteeredConfig
 
 PAPER_START = 0.05
 """The paper's first θ and its ε, 0.001 for rows of unit mean squared norm, in normalised units at its models' widths."""
@@ -171,25 +173,22 @@ class JumpReLU(LearntThreshold):
 
     config: JumpReLUConfig
 
-    def __init__(
-        self, config: JumpReLUConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
-        self.begin_thresholds(config.start(), config.bandwidth, config.threshold_lr)
+    def add_tensors(self) -> None:
+        """θ."""
+        self.begin_thresholds(self.config.start(), self.config.bandwidth, self.config.threshold_lr)
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction, the L0 penalty, and AuxK if asked for."""
-        code, x_hat = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        ).single()
+        auxk = self.config.auxk
+        out = self.autoencode(x, self.select(), auxk=auxk.revival(progress.dead, self.d_in))
+        code, x_hat = out.single()
         l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
         x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
         penalty, coefficient = self.penalty(l0, progress)
         terms = {"reconstruction": losses.reconstruction(target, x_hat), "l0": penalty}
-        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
+        terms |= auxk.term(target - x_hat, out.aux_hat)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float]:
