@@ -212,8 +212,7 @@ def _take_from(sae: "SAE", path: str, rows: Float[Tensor, "n_rows d_in"]) -> Non
         raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")
     if old.config.skip and not sae.config.skip:
         raise SaescopeError(f"init.from: {path} has a skip path, and without one it is not the same; take sae.skip=true.")
-    device = sae.W_dec.device
-    old = old.to(device)
+    old = old.to(sae.W_dec)
     # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale
     gain = sae.target.scale / old.target.scale
     weights, biases = old.encoder()

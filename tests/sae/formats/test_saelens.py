@@ -14,9 +14,10 @@ from sae.base import Progress, Transform
 from sae.code import SparseCode
 from sae.errors import SaescopeError
 from sae.formats import saelens
+from sae.init import initialise
 from sae.variants.gated import Gated
 from sae.variants.jumprelu import JumpReLU
-from sae.variants.relu import ReLU
+from sae.variants.relu import ReLU, ReLUConfig
 from sae.variants.topk import BatchTopKConfig, TopK, TopKConfig
 from tests.sae.test_store import FIELDS, make, rows
 
@@ -293,3 +294,14 @@ def test_a_large_common_mean_costs_no_digits(tmp_path: Path):
     sae, scale = sae.requires_grad_(False), float(sae.input.scale)
     exact = (((x.double() - mean.double()) * scale - sae.b_dec.double()) @ sae.W_enc.double()) / scale
     assert float((theirs - exact).abs().max() / exact.abs().amax(1).min()) < 1e-6
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "gated"])
+def test_what_begins_with_an_import_has_its_support(tmp_path: Path, architecture: str):
+    """A ReLU has no thresholds, and does not drop those of the file: rows have the features active that the file says."""
+    folder_of(tmp_path, architecture)
+    old, x = saelens.read(tmp_path).double(), torch.randn(200, D, generator=torch.Generator().manual_seed(4)).double()
+    sae = ReLU(ReLUConfig(d_sae=N, sparsity={"coefficient": 1}, init={"from": str(tmp_path)}), D).double()
+    initialise(sae, x)
+    expected = old.encode(x).to_dense() != 0
+    assert torch.equal(sae.encode(x).to_dense() != 0, expected) and 0.1 < expected.double().mean() < 0.45
