@@ -4,21 +4,19 @@ from pydantic import BaseModel
 
 from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
-from sae.variants.abstopk import AbsBatchTopK, AbsBatchTopKConfig, AbsTopK, AbsTopKConfig
-from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
 from sae.variants.gated import Gated, GatedConfig
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.matryoshka import Matryoshka, MatryoshkaConfig
 from sae.variants.mdl import MDL, MDLConfig
 from sae.variants.relu import ReLU, ReLUConfig
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import AbsBatchTopKConfig, AbsTopKConfig, BatchTopKConfig, TopK, TopKConfig
 
 VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
-    "topk": (TopK, TopKVariantConfig),
-    "batchtopk": (BatchTopK, BatchTopKConfig),
+    "topk": (TopK, TopKConfig),
+    "batchtopk": (TopK, BatchTopKConfig),
     "relu": (ReLU, ReLUConfig),
-    "abstopk": (AbsTopK, AbsTopKConfig),
-    "absbatchtopk": (AbsBatchTopK, AbsBatchTopKConfig),
+    "abstopk": (TopK, AbsTopKConfig),
+    "absbatchtopk": (TopK, AbsBatchTopKConfig),
     "matryoshka": (Matryoshka, MatryoshkaConfig),
     "jumprelu": (JumpReLU, JumpReLUConfig),
     "gated": (Gated, GatedConfig),
