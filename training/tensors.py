@@ -29,7 +29,7 @@ UNNAMED = "tensors"
 def train_on(
     rows: Any, sae: Mapping[str, Any] | SAEConfig, *, site: str | Mapping[str, Any] | Site | None = None,
     name: str | None = None, runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
-    **sections: Mapping[str, Any],
+    **sections: Any,
 ) -> Result:
     """Train an SAE on rows that are given here.
 
@@ -107,7 +107,7 @@ def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
 
 
 def _defaults(
-    first: object, site: Site, sections: Mapping[str, Mapping[str, Any]], *, batches: bool, what: str
+    first: object, site: Site, sections: Mapping[str, Any], *, batches: bool, what: str
 ) -> dict[str, Any]:
     """What the rows themselves say: sequences of their own length, blocks that divide it, batches as they come."""
     arrays = by_hook(first, site.hooks, what).values()
