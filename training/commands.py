@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
-    from training.run import Trained
+    from training.finish import Result
 
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -37,11 +37,11 @@ def train(argv: list[str]) -> int:
         return 0
     if args.config is None:
         parser.error("which config? for example configs/quickstart.yaml")
-    from training.run import train as train_
+    from training.run import sweep
 
-    trained = train_(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
+    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
     if not args.quiet:
-        _report(trained)
+        _report(results)
     return 0
 
 
@@ -52,19 +52,19 @@ def _fields() -> str:
     return fields()
 
 
-def _report(trained: "list[Trained]") -> None:
+def _report(results: "list[Result]") -> None:
     """The summary table, and what to type next."""
     from training.display import Display
 
     header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
-    Display().table("Held out", [_row(t) for t in trained], header)
-    for one in trained[:1]:
-        print(f"\nsummary    {one.folder / 'summary.json'}\nbrowse     make dashboard   (or: sae dashboard)")
+    Display().table("Held out", [_row(one) for one in results], header)
+    for one in results[:1]:
+        print(f"\nsummary    {one.folder}/summary.json\nbrowse     make dashboard   (or: sae dashboard)")
         print(f"in Python  import sae; sae.load({str(one.folder)!r})")
 
 
-def _row(trained: "Trained") -> tuple[str, ...]:
-    held = trained.summary["heldout"]
+def _row(result: "Result") -> tuple[str, ...]:
+    held = result.summary["heldout"]
 
     def with_interval(key: str) -> str:
         if held.get(key) is None:
@@ -73,7 +73,7 @@ def _row(trained: "Trained") -> tuple[str, ...]:
         return f"{held[key]:.3f}\n[{low:.3f}, {high:.3f}]"
 
     return (
-        trained.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{trained.summary['dead']['share']:.2%}",
+        result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{result.summary['dead']['share']:.2%}",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         f"{held['kl']:.3f}" if "kl" in held else "–",
     )

@@ -26,7 +26,7 @@ def test_a_real_training_is_read(tmp_path: Path) -> None:
         "site": "acts", "sae": {"variant": "topk", "d_sae": 16, "k": 2}, "data": {"batch_rows": 256, "n_calib": 16},
         "cache": {"dir": str(tmp_path / "cache")}, "train": {"budget": "20 steps", "kernels": "reference"},
     }
-    trained = training.train(config, runs=tmp_path / "runs", quiet=True)[0]
+    trained = training.train(config, runs=tmp_path / "runs", quiet=True)
     run = one(tmp_path / "runs")
     assert (run.name, run.status(time.time()), run.through, run.problems) == ("real", "finished", 1.0, ())
     assert run.n_rows == 20 * 256

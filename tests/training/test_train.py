@@ -16,7 +16,8 @@ import torch
 
 import sae
 from sae.errors import SaescopeError
-from training.run import Trained, train
+from training.finish import Result
+from training.run import sweep, train
 
 HOOK = "blocks.0.hook_resid_post"
 BASE: dict[str, Any] = {
@@ -45,8 +46,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(config: dict[str, Any], runs: Path, *overrides: str, **options: Any) -> list[Trained]:
-    return train(config, overrides, runs=runs, quiet=True, **options)
+def run(config: dict[str, Any], runs: Path, *overrides: str, **options: Any) -> list[Result]:
+    return sweep(config, overrides, runs=runs, quiet=True, **options)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -171,8 +172,8 @@ def test_a_member_of_a_sweep_trained_alone_is_byte_identical(base: dict[str, Any
     assert [m.summary["name"] for m in members] == ["sweep/topk", "sweep/batch", "sweep/relu", "sweep/heads"]
     for name in ("batch", "relu"):
         alone = train(tmp_path / "sweep" / name / "config.yaml", ["name=alone"], runs=tmp_path / name, quiet=True)
-        assert weights(alone[0].folder) == weights(tmp_path / "sweep" / name)
-        assert weights(alone[0].folder)
+        assert alone.folder is not None and weights(alone.folder) == weights(tmp_path / "sweep" / name)
+        assert weights(alone.folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -41,8 +41,13 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
         source = ActsSource(acts)
         for hook in hooks:
             if hook not in source.widths:
-                raise SaescopeError(f"{acts.path} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
+                raise SaescopeError(f"{acts.name} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
         return Data(source, acts_tokens(config, acts), None)
+    if not config.corpus.needs_model:
+        raise SaescopeError(
+            "the rows of this training were given in Python and are on no disk; give them again (training.train_on), or "
+            "write them as .npy into a folder and set corpus.sources=acts:FOLDER."
+        )
     assert config.model is not None
     model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
     for hook in hooks:
