@@ -185,7 +185,7 @@ def _finish(
     out: list[Trained] = []
     for member, folder, trainer, ce, logs in zip(members, folders, trainers, spliced, loggers, strict=True):
         dead = trainer.dead()
-        facts = _provenance(member, data)
+        facts = _provenance(member, data, mask)
         digest = store.save(trainer.sae, folder / "final", provenance=facts)
         trained = store.load(folder / "final", device=str(trainer.device), kernels=member.train.kernels)
         refusal = saelens.export(trained, folder, metadata=facts)
@@ -212,10 +212,10 @@ def _pace(trainer: Trainer) -> dict[str, float | None]:
     return {"tokens_per_cpu_s": n_steps * trainer.clock.batch_rows / seconds if seconds else None}
 
 
-def _provenance(member: Config, data: Data) -> dict[str, Any]:
+def _provenance(member: Config, data: Data, mask: KeepMask) -> dict[str, Any]:
     """What the weights were made from, beside their config; no times, no paths of this machine."""
     return {
-        "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from,
+        "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from, "mask": {"limits": mask.limits},
         "config": {k: v for k, v in member.plain().items() if k in ("corpus", "data", "optim", "sae", "model")},
         "hook_name": member.site.input, "hook_name_out": member.site.target,
         "model_name": None if data.model is None else data.model.name,
