@@ -1,6 +1,7 @@
 """An index at each kind of site, against rows put together by hand from the cache's files; and an index made before."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import sae
+from analysis.corpus_rows import open_rows
 from analysis.index import build, open_index
 from analysis.prompt import encode_text
 from analysis.trained import open_trained
@@ -79,21 +81,12 @@ def test_every_row_is_encoded_as_the_site_says_and_explains_what_the_training_sa
     said = index.manifest["fidelity"]
     assert said["held_out"] and said["n_rows"] == summary["n_rows"] == judged.sum()
     assert said["fve"] == pytest.approx(fve, abs=1e-6) and said["fve"] == pytest.approx(summary["fve"], abs=1e-6)
-    assert said["fve"] > 0.1
 
 
-def test_rows_the_site_does_not_give_are_refused(place: Path, tmp_path: Path) -> None:
-    """An SAE that says it reads the widths of another site."""
-    run = tmp_path / "runs/wrong"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text((place / "runs/both/config.yaml").read_text())
+def test_rows_the_site_does_not_give_are_refused(place: Path) -> None:
     wide = sae.load(place / "runs/both")
     wide.d_in = 16
     trained = open_trained(place / "runs/both")
-    from dataclasses import replace
-
-    from analysis.corpus_rows import open_rows
-
     with pytest.raises(SaescopeError, match=r"width 16 to rows of width 32, .* gives 32 and 32"):
         open_rows(replace(trained, sae=wide))
 
@@ -120,14 +113,12 @@ def test_an_index_of_the_version_before_is_refused_with_the_command_that_makes_i
     assert again == manifest
 
 
-def test_a_corpus_that_holds_nothing_out_is_explained_whole(place: Path) -> None:
-    (place / "notes").mkdir()
-    for i in range(8):
-        (place / f"notes/{i}.txt").write_text(f"strange notes about other things, {i} " * 2)
-    words = ["corpus.sources=text:notes/*.txt", "corpus.n_tokens=600", "corpus.held_out=0"]
-    outcome = run_sae(place, "index", "runs/sae", "--name", "notes", *words)
-    assert outcome.code == 0, outcome
-    said = open_index(place / "runs/sae/index/notes").manifest
-    assert said["fidelity"]["n_rows"] == said["counts"]["n_rows"] and not said["fidelity"]["held_out"]
-    assert 0 < said["fidelity"]["fve"] < 1
-    assert said["made_from"]["rows"]["mask"]["limits"] == open_trained(place / "runs/sae").limits
+def test_rows_of_which_none_is_held_out_are_explained_whole(place: Path) -> None:
+    rows, run = by_hand(place, "sae"), place / "runs/sae"
+    n_rows = int(rows.held_out.argmax())
+    said = build(run, name="few", n_rows=n_rows, quiet=True).manifest
+    assert n_rows > 0 and said["fidelity"]["n_rows"] == said["counts"]["n_rows"] == rows.kept[:n_rows].sum()
+    judged = np.flatnonzero(rows.kept[:n_rows])
+    target, x_hat = rows.target[judged].double(), sae.load(run)(rows.x[judged]).detach().double()
+    fve = 1 - float((target - x_hat).square().sum() / (target - target.mean(0)).square().sum())
+    assert not said["fidelity"]["held_out"] and said["fidelity"]["fve"] == pytest.approx(fve, abs=1e-6)
