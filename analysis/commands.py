@@ -48,9 +48,12 @@ def index(argv: list[str]) -> int:
         quiet=args.quiet, again=args.again,
     )
     if not args.quiet:
-        counts = made.manifest["counts"]
+        counts, explained = made.manifest["counts"], made.manifest["fidelity"]
         print(f"{made.folder}: {counts['d_sae']:,} features ({counts['n_dead']:,} dead) over {counts['n_rows']:,} rows, "
               f"{counts['n_values']:,} values")
+        if explained["fve"] is not None:
+            which = "held-out" if explained["held_out"] else "indexed"
+            print(f"FVE {explained['fve']:.3f} on {explained['n_rows']:,} {which} rows")
         print(f"browse     sae dashboard --runs {Path(args.run).resolve().parent}\nin Python  from analysis.index import "
               f"open_index; open_index({str(made.folder)!r})")
     return 0

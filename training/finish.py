@@ -10,6 +10,7 @@ from sae.base import SAE
 from sae.formats import saelens
 from sae.io.files import read_json, write_json
 from sae.kernels import backend
+from training.activations.calibration import KeepMask
 from training.activations.harvest import Data
 from training.checkpoint import surroundings
 from training.config.schema import Config
@@ -45,7 +46,7 @@ def finish(
     dropped = shared.mask.dropped()
     results = []
     for member, folder, trainer, ce in zip(members, folders, trainers, spliced, strict=True):
-        saved = _saved(member, folder, trainer, provenance(member, shared.data))
+        saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask))
         held: dict[str, Any] = shared.heldout.measure(saved.sae, member.site) | ce
         summary = saved.summary | _figures(member, trainer) | {
             "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
@@ -97,10 +98,10 @@ def _pace(trainer: Trainer) -> dict[str, float | None]:
     return {"tokens_per_cpu_s": n_steps * trainer.clock.batch_rows / seconds if seconds else None}
 
 
-def provenance(member: Config, data: Data) -> dict[str, Any]:
+def provenance(member: Config, data: Data, mask: KeepMask) -> dict[str, Any]:
     """What the weights were made from, beside their config; no times, no paths of this machine."""
     return {
-        "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from,
+        "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from, "mask": {"limits": mask.limits},
         "config": {k: v for k, v in member.plain().items() if k in ("corpus", "data", "optim", "sae", "model")},
         "hook_name": member.site.input, "hook_name_out": member.site.target,
         "model_name": None if data.model is None else data.model.name,

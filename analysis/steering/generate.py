@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.trained import LOCK, Live, live
+from analysis.trained import LOCK, TrainedSAE, open_trained
 from sae.errors import SaescopeError
 
 MAX_NEW_TOKENS = 256
@@ -114,7 +114,9 @@ class Steered:
 class Editor:
     """Splices edits into a model while text passes through it bit by bit."""
 
-    def __init__(self, loaded: Live, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]) -> None:
+    def __init__(
+        self, loaded: TrainedSAE, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]
+    ) -> None:
         self.loaded, self.edits, self.settings, self.n_prompt = loaded, edits, settings, len(tokens)
         self.special = loaded.special(tokens)
         self.start = 0
@@ -190,7 +192,7 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
     """
     settings = settings or Settings()
     with LOCK:
-        loaded = live(run)
+        loaded = open_trained(run)
         _check(edits, loaded)
         tokens = loaded.tokens(prompt)
         room = loaded.model.n_ctx_max - len(tokens)
@@ -213,7 +215,7 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
 
 @torch.no_grad()
 def generate(
-    loaded: Live, tokens: Int[Tensor, " n_prompt"], editor: Editor
+    loaded: TrainedSAE, tokens: Int[Tensor, " n_prompt"], editor: Editor
 ) -> tuple[Generated, Float[Tensor, " d_vocab"]]:
     """A continuation under an editor, and the logits after the prompt."""
     settings, past = editor.settings, None
@@ -259,7 +261,7 @@ def _choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callab
     return int((logits.double() / temperature + noise(len(logits))).argmax())
 
 
-def _check(edits: Sequence[Edit], loaded: Live) -> None:
+def _check(edits: Sequence[Edit], loaded: TrainedSAE) -> None:
     if len(edits) > MAX_EDITS:
         raise SaescopeError(f"{len(edits)} features are to be steered; at most {MAX_EDITS} can be at once.")
     if len({edit.feature for edit in edits}) < len(edits):
@@ -273,7 +275,7 @@ def _check(edits: Sequence[Edit], loaded: Live) -> None:
             raise SaescopeError(f"The strength of feature {edit.feature} is {edit.strength}; it lies within ±1,000,000.")
 
 
-def _alternatives(loaded: Live, before: Tensor, after: Tensor) -> list[Alternative]:
+def _alternatives(loaded: TrainedSAE, before: Tensor, after: Tensor) -> list[Alternative]:
     p, q = before.softmax(-1), after.softmax(-1)
     ids = torch.maximum(p, q).topk(min(N_ALTERNATIVES, len(p))).indices.tolist()
     return [Alternative(loaded.vocabulary.text(i), float(p[i]), float(q[i])) for i in ids]

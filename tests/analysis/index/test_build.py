@@ -74,7 +74,7 @@ def test_the_command_says_what_it_did(folder: Path, index: Index) -> None:
     assert "features 0 to 63" in refusal(run_sae(folder, "show", "runs/quick", "64"), "show")
 
 
-def test_another_text_through_the_model(folder: Path) -> None:
+def test_another_text_through_the_model(folder: Path, index: Index) -> None:
     (folder / "notes").mkdir(exist_ok=True)
     for i in range(20):
         (folder / f"notes/{i}.txt").write_text(f"strange notes about other things, {i} " * 2)

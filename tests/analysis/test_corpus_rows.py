@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.heldout_rows import training_rows
+from analysis.corpus_rows import open_rows
+from analysis.trained import open_trained
 from sae.errors import SaescopeError
 from tests.helpers import HOOK, quick_fields, write_corpus
 from training.activations.harvest import open_data
@@ -16,6 +17,7 @@ from training.config.reading import resolve
 from training.config.schema import Config
 from training.corpus.tokens import Tokens
 from training.display import Display
+from training.run import train
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Config]:
 
 
 def test_training_rows_with_their_documents(config: Config) -> None:
-    x, document, n_held_out = training_rows(config, 1000, seed=3)
+    train(config, quiet=True)
+    x, document, n_held_out = open_rows(open_trained("runs/quick")).training(1000, seed=3)
     data = open_data(config, (HOOK,), Display(quiet=True))
     tokens, n_ctx = data.tokens, config.corpus.n_ctx
     of_row = {}
