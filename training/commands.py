@@ -57,7 +57,9 @@ def _report(trained: "list[Trained]") -> None:
     from training.display import Display
 
     header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
-    Display().table("Held out", [_row(t) for t in trained], header)
+    held = trained[0].summary["heldout"]
+    title = f"Held out: {held['n_units']} {held['interval_unit']}s" if "n_units" in held else "Held out"
+    Display().table(title, [_row(t) for t in trained], header)
     for one in trained[:1]:
         print(f"\nsummary    {one.folder / 'summary.json'}\nbrowse     make dashboard   (or: sae dashboard)")
         print(f"in Python  import sae; sae.load({str(one.folder)!r})")
@@ -69,13 +71,12 @@ def _row(trained: "Trained") -> tuple[str, ...]:
     def with_interval(key: str) -> str:
         if held.get(key) is None:
             return "–"
-        low, high = held[f"{key}_interval"]
-        return f"{held[key]:.3f}\n[{low:.3f}, {high:.3f}]"
+        interval = held.get(f"{key}_interval")
+        return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
         trained.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{trained.summary['dead']['share']:.2%}",
-        with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
-        f"{held['kl']:.3f}" if "kl" in held else "–",
+        with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"), with_interval("kl"),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from training.activations.calibration import KeepMask
-from training.activations.harvest import open_data
+from training.activations.harvest import open_data, open_heldout
 from training.config import reading as configs
 from training.display import Display
 from training.evaluate import HeldOut
@@ -23,7 +23,8 @@ def main(run: str, out: str) -> None:
     mask_hooks = config.data.mask_hooks or config.site.hooks
     data = open_data(config, tuple(dict.fromkeys((*config.site.hooks, *mask_hooks))), Display())
     mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
-    heldout = HeldOut(data.source, data.tokens, mask, config.site.hooks, N_ROWS)
+    held, held_mask = open_heldout(config, data, mask, Display())
+    heldout = HeldOut(held.source, held.tokens, held_mask, config.site.hooks, N_ROWS)
     save_file({"x": heldout.acts[config.site.input].float().contiguous()}, out)
 
 

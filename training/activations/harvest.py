@@ -6,11 +6,13 @@ import torch
 
 from sae.errors import SaescopeError
 from training.activations.cache import CacheSource, fill, missing_hooks
+from training.activations.calibration import KeepMask
 from training.activations.folder import ActsDir
 from training.activations.row_sequences import acts_tokens, synthetic_tokens
 from training.activations.sources import ActsSource, ModelSource, Source
 from training.activations.synthetic import HOOK, Synthetic
 from training.config.schema import Config
+from training.corpus.heldout import heldout_tokens
 from training.corpus.tokens import Tokens, make_tokens
 from training.display import Display
 from training.model.language_model import Model
@@ -55,8 +57,36 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
     return Data(CacheSource(tokens.folder, hooks, say=display.say), tokens, model)
 
 
+def open_heldout(
+    config: Config, data: Data, mask: KeepMask, display: Display, n_rows: int | None = None
+) -> tuple[Data, KeepMask]:
+    """What a training is evaluated on, and the training's mask over it.
+
+    Of text these are sequences of their own, of as many held-out documents as they can be
+    (`training.corpus.heldout`); rows without text are those that `data` holds out.
+
+    Args:
+        config: of the run.
+        data: of the training; its hooks are opened.
+        mask: of the training.
+        display: told if activations must be made.
+        n_rows: more rows than the config's evaluation takes, before masked ones are left out.
+    """
+    if data.model is None:
+        return data, mask
+    rows, n_ctx = max(n_rows or 0, config.eval.n_rows), data.tokens.n_ctx
+    n_seqs = max(-(-rows // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
+    tokens, hooks = heldout_tokens(config, data.model, data.tokens, n_seqs), tuple(data.source.widths)
+    source: Source = _model_source(config, data.model, tokens, hooks)
+    if config.cache.mode == "disk":
+        assert tokens.folder is not None
+        make_cache(config, data.model, tokens, hooks, display)
+        source = CacheSource(tokens.folder, hooks, say=display.say)
+    return Data(source, tokens, data.model), mask.over(source, tokens)
+
+
 def make_cache(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, ...], display: Display) -> None:
-    """Write the activations that are not there yet, all hooks in one pass of the model."""
+    """Write the activations of these tokens that are not there yet, all hooks in one pass of the model."""
     assert tokens.folder is not None
     missing = missing_hooks(tokens.folder, hooks)
     if not missing:
