@@ -21,9 +21,10 @@ def heldout_rows(
         n_rows: rounded up to whole sequences, before masked rows are left out; None for those its own evaluation took.
         quiet: say nothing where activations must be made.
     """
-    data, mask = open_heldout(config, *_opened(config, quiet=quiet), Display(quiet=quiet), n_rows)
-    held = HeldOut(data.source, data.tokens, mask, config.site.hooks, n_rows or config.eval.n_rows)
-    acts = {hook: rows.float() for hook, rows in held.acts.items()}
+    data, mask = _opened(config, quiet=quiet)
+    held = open_heldout(config, data, Display(quiet=quiet), n_rows or 0)
+    heldout = HeldOut(held.source, held.tokens, mask, config.site.hooks, n_rows or config.eval.n_rows)
+    acts = {hook: rows.float() for hook, rows in heldout.acts.items()}
     return config.site.rows(acts)
 
 
@@ -44,8 +45,8 @@ def training_rows(
     seqs = np.sort(drawn)
     keep = mask.keep(seqs, tokens.n_ctx)
     acts = {hook: data.source.rows(hook, seqs, tokens.n_ctx)[keep].float() for hook in config.site.hooks}
-    held, held_mask = open_heldout(config, data, mask, Display(quiet=quiet))
-    evaluated = HeldOut(held.source, held.tokens, held_mask, config.site.hooks, config.eval.n_rows)
+    held = open_heldout(config, data, Display(quiet=quiet))
+    evaluated = HeldOut(held.source, held.tokens, mask, config.site.hooks, config.eval.n_rows)
     n_held_out = len(np.unique(held.tokens.documents()[evaluated.seqs]))
     return config.site.rows(acts).x, documents[seqs].reshape(-1)[keep.numpy()], n_held_out
 

@@ -31,8 +31,8 @@ class Interval:
         """`{name: value, name_interval: [low, high]}` for JSON; None where either is undefined (no variance, say)."""
         if not math.isfinite(self.value):
             return {name: None, f"{name}_interval": None}
-        known = self.low is not None and self.high is not None and math.isfinite(self.low) and math.isfinite(self.high)
-        return {name: self.value, f"{name}_interval": [self.low, self.high] if known else None}
+        known = self.low is not None and self.high is not None and math.isfinite(self.high - self.low)
+        return {name: self.value, f"{name}_interval": [self.low, self.high] if known else None}  # type: ignore[list-item]
 
 
 def jackknife(

@@ -98,7 +98,7 @@ def cache(argv: list[str]) -> int:
 
 
 def _cache_make(args: argparse.Namespace) -> int:
-    from training.activations.harvest import open_data
+    from training.activations.harvest import open_data, open_heldout
     from training.config import reading as configs
     from training.display import Display
 
@@ -109,6 +109,7 @@ def _cache_make(args: argparse.Namespace) -> int:
         )
     hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
     data = open_data(members[0], hooks, Display())
+    open_heldout(members[0], data, Display())
     print(data.tokens.folder)
     return 0
 

@@ -35,10 +35,18 @@ class HeldOut:
     """Kept rows of held-out sequences, read once and kept in memory."""
 
     def __init__(self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], n_rows: int) -> None:
-        """Held-out sequences that hold `n_rows` rows (all, if there are fewer), spread over those there are."""
-        self.source, self.tokens, self.mask = source, tokens, mask
+        """Held-out sequences that hold `n_rows` rows (all, if there are fewer), spread over those there are.
+
+        Args:
+            source: of the rows to evaluate on (`training.activations.harvest.open_heldout`), as are `tokens`.
+            tokens: theirs.
+            mask: of the training.
+            hooks: those that are read.
+            n_rows: before masked rows are left out.
+        """
+        self.source, self.tokens = source, tokens
         self.seqs = spread(tokens.sequences(held_out=True), -(-n_rows // tokens.n_ctx))
-        keep = mask.keep(self.seqs, tokens.n_ctx)
+        keep = mask.over(source, tokens).keep(self.seqs, tokens.n_ctx)
         self.units = _Units(tokens, self.seqs, keep.view(-1, tokens.n_ctx).numpy())
         self.acts = {hook: source.rows(hook, self.seqs, tokens.n_ctx)[keep] for hook in hooks}
 
@@ -104,12 +112,13 @@ class Spliced:
     ) -> None:
         """Held-out sequences with at least `n_tokens` predicted tokens, or all, spread over those there are.
 
-        Those masked alike are neighbours.
+        Those masked alike are neighbours. `source`, `tokens` and `mask` are as in `HeldOut`.
         """
         assert tokens.tokens is not None
-        self.model, self.source, self.mask, self.tokens = model, source, mask, tokens
+        self.model, self.source, self.tokens = model, source, tokens
+        self.mask = mask.over(source, tokens)
         seqs = spread(tokens.sequences(held_out=True), -(-n_tokens // (tokens.n_ctx - 1)))
-        masks = mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
+        masks = self.mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
         self.seqs = seqs[sorted(range(len(seqs)), key=lambda i: masks[i].tobytes())]
         self.batch_seqs = batch_seqs
 

@@ -127,8 +127,8 @@ def _train(members: list[Config], folders: list[Path], display: Display, *, resu
         f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} "
         f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
     )
-    held, held_mask = open_heldout(first, data, mask, display)
-    heldout = HeldOut(held.source, held.tokens, held_mask, hooks, first.eval.n_rows)
+    held = open_heldout(first, data, display)
+    heldout = HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
     trainers = [Trainer(m, new_sae(m, calibrate(m.site, mask)), clock, device) for m in members]
     # a sweep's members lie in one folder, and so do their checkpoints
     group = folders[0] if len(members) == 1 else folders[0].parent
@@ -178,7 +178,7 @@ def _finish(
     """Evaluate, save, summarise."""
     spliced: list[dict[str, Any]] = [{} for _ in members]
     if data.model is not None and members[0].eval.n_tokens:
-        measure = Spliced(data.model, heldout.source, heldout.tokens, heldout.mask, members[0].eval.n_tokens)
+        measure = Spliced(data.model, heldout.source, heldout.tokens, mask, members[0].eval.n_tokens)
         with display.task("splicing", len(measure.seqs) * (data.tokens.n_ctx - 1)) as task:
             sites = [(t.sae, m.site) for t, m in zip(trainers, members, strict=True)]
             spliced = measure.measure(sites, task.advance)

@@ -23,8 +23,8 @@ def main(run: str, out: str) -> None:
     mask_hooks = config.data.mask_hooks or config.site.hooks
     data = open_data(config, tuple(dict.fromkeys((*config.site.hooks, *mask_hooks))), Display())
     mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
-    held, held_mask = open_heldout(config, data, mask, Display())
-    heldout = HeldOut(held.source, held.tokens, held_mask, config.site.hooks, N_ROWS)
+    held = open_heldout(config, data, Display())
+    heldout = HeldOut(held.source, held.tokens, mask, config.site.hooks, N_ROWS)
     save_file({"x": heldout.acts[config.site.input].float().contiguous()}, out)
 
 

@@ -80,10 +80,10 @@ def test_rows_of_a_perfect_and_of_a_silent_sae(config: Config, data: Data, mask:
 
 
 @pytest.fixture(scope="module")
-def mixed(config: Config, data: Data) -> tuple[Data, KeepMask]:
+def mixed(config: Config, data: Data) -> Data:
     """Sequences of which most hold pieces of several documents."""
-    held = open_heldout(config, data, KeepMask(data.source, data.tokens, config.data), Display(quiet=True), n_rows=1500)
-    documents = held[0].tokens.documents()
+    held = open_heldout(config, data, Display(quiet=True), 1500)
+    documents = held.tokens.documents()
     assert (documents != documents[:, :1]).any(1).mean() > 0.5
     return held
 
@@ -105,9 +105,10 @@ def over_documents(sums: list[tuple[float, float]]) -> tuple[float, float, float
     return value, value - half, value + half
 
 
-def test_rows_count_to_their_own_document_not_to_their_sequence(config: Config, mixed: tuple[Data, KeepMask]) -> None:
-    data, mask = mixed
+def test_rows_count_to_their_own_document_not_to_their_sequence(config: Config, mixed: Data, mask: KeepMask) -> None:
+    data = mixed
     heldout = HeldOut(data.source, data.tokens, mask, [HOOK], 1500)
+    mask = mask.over(data.source, data.tokens)
     sae = half()
     measured = heldout.measure(sae, config.site)
     document = data.tokens.documents()[heldout.seqs].reshape(-1)
@@ -125,15 +126,15 @@ def test_rows_count_to_their_own_document_not_to_their_sequence(config: Config, 
     assert measured["fve_interval"][0] < measured["fve"] < measured["fve_interval"][1]
 
 
-def test_predicted_tokens_count_to_their_own_document(config: Config, mixed: tuple[Data, KeepMask]) -> None:
-    data, mask = mixed
+def test_predicted_tokens_count_to_their_own_document(config: Config, mixed: Data, mask: KeepMask) -> None:
+    data = mixed
     assert data.model is not None and data.tokens.tokens is not None
     spliced = Spliced(data.model, data.source, data.tokens, mask, 1200)
     (measured,) = spliced.measure([(half(), config.site)])
     ids = torch.from_numpy(data.tokens.tokens[spliced.seqs]).long()
     document = data.tokens.documents()[spliced.seqs][:, 1:]
     clean = data.model.logits(ids)[:, :-1].log_softmax(-1)
-    keep = mask.keep(spliced.seqs, 32).view(len(ids), 32, 1)
+    keep = mask.over(data.source, data.tokens).keep(spliced.seqs, 32).view(len(ids), 32, 1)
     with data.model.splice(HOOK, lambda acts: torch.where(keep, acts / 2, acts)):
         halved = data.model.logits(ids)[:, :-1].log_softmax(-1)
     with data.model.splice(HOOK, lambda acts: torch.where(keep, torch.zeros(()), acts)):
@@ -152,17 +153,15 @@ def test_predicted_tokens_count_to_their_own_document(config: Config, mixed: tup
     assert measured["ce_n_units"] == len(masks)
 
 
-def test_evaluation_has_documents_that_the_cache_has_not(config: Config, data: Data, mask: KeepMask) -> None:
-    held, held_mask = open_heldout(config, data, mask, Display(quiet=True))
-    assert held_mask.limits == mask.limits
+def test_what_is_evaluated_on_lies_beside_the_cache(config: Config, data: Data, mask: KeepMask) -> None:
+    held = open_heldout(config, data, Display(quiet=True))
+    assert mask.over(held.source, held.tokens).limits == mask.limits
     few = config.model_copy(update={"eval": EvalConfig(n_rows=64, n_tokens=0)})
-    assert open_heldout(few, data, mask, Display(quiet=True))[0].tokens.n_seqs == 2
+    assert open_heldout(few, data, Display(quiet=True)).tokens.n_seqs == 2
     # as streamed, bit for bit
     assert data.model is not None and held.tokens.folder is not None
-    streamed, _ = open_heldout(
-        config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})}), data, mask,
-        Display(quiet=True),
-    )
+    stream = config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})})
+    streamed = open_heldout(stream, data, Display(quiet=True))
     seqs = held.tokens.sequences(held_out=True)
     assert len(seqs) == held.tokens.n_seqs
     assert torch.equal(held.source.rows(HOOK, seqs, 32), streamed.source.rows(HOOK, seqs, 32))

@@ -6,7 +6,6 @@ import torch
 
 from sae.errors import SaescopeError
 from training.activations.cache import CacheSource, fill, missing_hooks
-from training.activations.calibration import KeepMask
 from training.activations.folder import ActsDir
 from training.activations.row_sequences import acts_tokens, synthetic_tokens
 from training.activations.sources import ActsSource, ModelSource, Source
@@ -57,32 +56,29 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
     return Data(CacheSource(tokens.folder, hooks, say=display.say), tokens, model)
 
 
-def open_heldout(
-    config: Config, data: Data, mask: KeepMask, display: Display, n_rows: int | None = None
-) -> tuple[Data, KeepMask]:
-    """What a training is evaluated on, and the training's mask over it.
+def open_heldout(config: Config, data: Data, display: Display, n_rows: int = 0) -> Data:
+    """What a training on `data` is evaluated on, at the same hooks.
 
     Of text these are sequences of their own, of as many held-out documents as they can be
     (`training.corpus.heldout`); rows without text are those that `data` holds out.
 
     Args:
         config: of the run.
-        data: of the training; its hooks are opened.
-        mask: of the training.
+        data: of the training.
         display: told if activations must be made.
-        n_rows: more rows than the config's evaluation takes, before masked ones are left out.
+        n_rows: how many there must be if that is more than the config's evaluation takes, masked ones included.
     """
     if data.model is None:
-        return data, mask
-    rows, n_ctx = max(n_rows or 0, config.eval.n_rows), data.tokens.n_ctx
-    n_seqs = max(-(-rows // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
+        return data
+    n_ctx = data.tokens.n_ctx
+    n_seqs = max(-(-max(n_rows, config.eval.n_rows) // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
     tokens, hooks = heldout_tokens(config, data.model, data.tokens, n_seqs), tuple(data.source.widths)
     source: Source = _model_source(config, data.model, tokens, hooks)
     if config.cache.mode == "disk":
         assert tokens.folder is not None
         make_cache(config, data.model, tokens, hooks, display)
         source = CacheSource(tokens.folder, hooks, say=display.say)
-    return Data(source, tokens, data.model), mask.over(source, tokens)
+    return Data(source, tokens, data.model)
 
 
 def make_cache(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, ...], display: Display) -> None:

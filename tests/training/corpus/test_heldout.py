@@ -16,7 +16,7 @@ from training.corpus.document import Document
 from training.corpus.documents import documents
 from training.corpus.heldout import heldout_tokens, sample
 from training.corpus.packing import Packed, is_held_out
-from training.corpus.tokens import Tokens, make_tokens, spread
+from training.corpus.tokens import Tokens, make_tokens, spread, write_tokens
 from training.model.language_model import Model
 from training.model.load import load_model
 
@@ -153,18 +153,22 @@ def test_equal_inputs_make_equal_files(tmp_path: Path, model: Model) -> None:
     assert made[0] == made[1] and "manifest.json" in made[0]
 
 
-def test_the_built_in_corpus_has_64_documents_and_the_modules_are_the_units(tmp_path: Path, model: Model) -> None:
-    fields = quick_fields(
-        corpus={"sources": "python-stdlib", "n_ctx": 64, "n_tokens": 200_000, "held_out": 0.1},
-        cache={"dir": str(tmp_path)},
+def test_the_built_in_corpus_has_64_documents_of_which_modules_are_groups() -> None:
+    result = sampled(documents([TextSource(source="python-stdlib")]), 80, held_out=0.1)
+    assert len(result.tokens) == 80 and len(result.labels) >= 64
+    assert 10 <= len({label["group"] for label in result.labels}) < len(result.labels)
+
+
+def test_documents_of_a_group_are_one_unit(tmp_path: Path) -> None:
+    result = sampled(corpus(200, groups=40), 30)
+    tokens = write_tokens(
+        tmp_path / "heldout", result.tokens, result.held_out, result.eligible, result.segments, result.labels, {}
     )
-    config = resolve(fields)[0]
-    assert config.corpus.sources == (TextSource(source="python-stdlib"),)
-    found = heldout_tokens(config, model, make_tokens(config, model), 80)
-    kind, unit = found.units()
-    assert kind == "group" and found.n_seqs == 80
-    assert len(np.unique(found.documents())) >= 64
-    assert 10 <= len(np.unique(unit)) < len(np.unique(found.documents()))
+    kind, unit = tokens.units()
+    assert kind == "group"
+    groups = np.array([label["group"] for label in result.labels])[tokens.documents()]
+    pairs = {(int(u), str(g)) for u, g in zip(unit.reshape(-1), groups.reshape(-1), strict=True)}
+    assert len(pairs) == len({u for u, _ in pairs}) == len({g for _, g in pairs}) >= 5
 
 
 def test_sequences_without_text_are_their_own_units() -> None:
