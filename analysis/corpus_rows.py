@@ -19,7 +19,7 @@ from analysis.trained import TrainedSAE
 from sae.errors import SaescopeError
 from training.activations.cache import CacheSource, missing_hooks
 from training.activations.calibration import KeepMask
-from training.activations.harvest import Data, open_data
+from training.activations.harvest import Data, open_data, open_heldout
 from training.config import reading as configs
 from training.config.schema import Config
 from training.corpus.tokens import cache_folder, open_tokens
@@ -71,9 +71,13 @@ class CorpusRows:
             n_rows: rounded up to whole sequences, before masked rows are left out; None for those the run's own
                 evaluation took.
         """
-        data, hooks = self.data, self.trained.site.hooks
-        held = HeldOut(data.source, data.tokens, self.mask, hooks, n_rows or self.config.eval.n_rows)
-        return self.trained.rows(held.acts)
+        return self.trained.rows(self._held_out(n_rows)[1].acts)
+
+    def _held_out(self, n_rows: int | None = None) -> tuple[Data, HeldOut]:
+        """What a training on these rows is evaluated on, and its kept rows; sequences of text are made for it alone."""
+        data = open_heldout(self.config, self.data, Display(quiet=True), n_rows or 0, self.model)
+        rows = n_rows or self.config.eval.n_rows
+        return data, HeldOut(data.source, data.tokens, self.mask, self.trained.site.hooks, rows)
 
     def training(
         self, n_rows: int, *, seed: int = 0
@@ -91,8 +95,9 @@ class CorpusRows:
         drawn = np.random.default_rng(seed).permutation(tokens.sequences(held_out=False))[: -(-n_rows // tokens.n_ctx)]
         seqs = np.sort(drawn)
         keep = self.mask.keep(seqs, tokens.n_ctx).numpy()
-        evaluated = tokens.sequences(held_out=True)[: -(-self.config.eval.n_rows // tokens.n_ctx)]
-        return self.kept(seqs).x, documents[seqs].reshape(-1)[keep], len(np.unique(documents[evaluated]))
+        data, evaluated = self._held_out()
+        n_evaluated = len(np.unique(data.tokens.documents()[evaluated.seqs]))
+        return self.kept(seqs).x, documents[seqs].reshape(-1)[keep], n_evaluated
 
     def facts(self) -> dict[str, Any]:
         """What determines the rows, by hash."""

@@ -77,11 +77,13 @@ class Run:
         return values[-1] if values else None
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        """The 95 % interval of the last value of a held-out metric, where it has one."""
-        key = f"{metric}_interval"
-        after = _mapping(self.summary.get("heldout")).get(key.removeprefix("heldout/"))
-        found = [after] if after else [line[key] for line in self.lines if key in line]
-        return (float(found[-1][0]), float(found[-1][1])) if found else None
+        """The 95 % interval of the value that `latest` gives, where it has one: not of few documents."""
+        name, after = metric.removeprefix("heldout/"), _mapping(self.summary.get("heldout"))
+        lines = [{name: line[metric], f"{name}_interval": line.get(f"{metric}_interval")}
+                 for line in self.lines if isinstance(line.get(metric), int | float)]
+        found = [after] if isinstance(after.get(name), int | float) else lines
+        interval = found[-1].get(f"{name}_interval") if found else None
+        return (float(interval[0]), float(interval[1])) if interval else None
 
 
 def find(root: Path) -> list[Run]:
@@ -153,7 +155,7 @@ def metrics(runs: Sequence[Run]) -> list[str]:
     """Every metric that can be drawn, losses first, held-out ones last."""
     names = {
         key for run in runs for line in run.lines for key, value in line.items()
-        if isinstance(value, int | float) and key not in ("step", "rows", "heldout/n_rows", "heldout/n_seqs")
+        if isinstance(value, int | float) and key not in ("step", "rows") and not key.startswith("heldout/n_")
     }
     return sorted(names, key=lambda name: (name.startswith("heldout/"), not name.startswith("loss/"), name))
 

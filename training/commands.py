@@ -57,7 +57,9 @@ def _report(results: "list[Result]") -> None:
     from training.display import Display
 
     header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
-    Display().table("Held out", [_row(one) for one in results], header)
+    held = results[0].summary["heldout"]
+    title = f"Held out: {held['n_units']} {held['interval_unit']}s" if "n_units" in held else "Held out"
+    Display().table(title, [_row(one) for one in results], header)
     for one in results[:1]:
         print(f"\nsummary    {one.folder}/summary.json\nbrowse     make dashboard   (or: sae dashboard)")
         print(f"in Python  import sae; sae.load({str(one.folder)!r})")
@@ -69,13 +71,13 @@ def _row(result: "Result") -> tuple[str, ...]:
     def with_interval(key: str) -> str:
         if held.get(key) is None:
             return "–"
-        low, high = held[f"{key}_interval"]
-        return f"{held[key]:.3f}\n[{low:.3f}, {high:.3f}]"
+        interval = held.get(f"{key}_interval")
+        return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
         result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{result.summary['dead']['share']:.2%}",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
-        f"{held['kl']:.3f}" if "kl" in held else "–",
+        with_interval("kl"),
     )
 
 
@@ -97,7 +99,7 @@ def cache(argv: list[str]) -> int:
 
 
 def _cache_make(args: argparse.Namespace) -> int:
-    from training.activations.harvest import open_data
+    from training.activations.harvest import open_data, open_heldout
     from training.config import reading as configs
     from training.display import Display
 
@@ -108,6 +110,7 @@ def _cache_make(args: argparse.Namespace) -> int:
         )
     hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
     data = open_data(members[0], hooks, Display())
+    open_heldout(members[0], data, Display())
     print(data.tokens.folder)
     return 0
 

@@ -64,8 +64,9 @@ def _spliced(
     data = shared.data
     if data.model is None or not members[0].eval.n_tokens:
         return [{} for _ in members]
-    measure = Spliced(data.model, data.source, data.tokens, shared.mask, members[0].eval.n_tokens)
-    with display.task("splicing", len(measure.seqs) * (data.tokens.n_ctx - 1)) as task:
+    held = shared.evaluated
+    measure = Spliced(data.model, held.source, held.tokens, shared.mask, members[0].eval.n_tokens)
+    with display.task("splicing", len(measure.seqs) * (held.tokens.n_ctx - 1)) as task:
         return measure.measure([(t.sae, m.site) for t, m in zip(trainers, members, strict=True)], task.advance)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.activations.batches import FIRST, Address, Batch, Batches
 from training.activations.calibration import KeepMask
-from training.activations.harvest import Data
+from training.activations.harvest import Data, open_heldout
 from training.config.schema import Config
 from training.display import Display
 from training.evaluate import HeldOut
@@ -30,6 +30,8 @@ class Shared:
     """Everything that feeds the trainers."""
 
     data: Data
+    evaluated: Data
+    """Where held-out rows come from; `heldout` has them in memory."""
     mask: KeepMask
     clock: Clock
     batches: BatchStream
@@ -64,7 +66,9 @@ def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
         f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} "
         f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
     )
-    return Shared(data, mask, clock, batches, HeldOut(data.source, data.tokens, mask, hooks, first.eval.n_rows))
+    held = open_heldout(first, data, display)
+    heldout = HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
+    return Shared(data, held, mask, clock, batches, heldout)
 
 
 class Reader:

@@ -2,8 +2,8 @@
 
 A controller sees training rows. So what decides is the L0 of the finished SAE on many rows it was trained on, drawn
 anew: its relative error is that L0 / target − 1, and it is `reached` at 5 % at most. Held-out rows are of other
-documents, and few: `heldout_error` is theirs. How far so few documents are from the mean of all is `spread`: the standard
-deviation of the L0, relative to the target, over draws of as many documents from those trained on.
+documents, and of fewer: `heldout_error` is theirs. How far so few documents are from the mean of all is `spread`: the
+standard deviation of the L0, relative to the target, over draws of as many documents from those trained on.
 """
 
 import numpy as np

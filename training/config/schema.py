@@ -104,7 +104,7 @@ class DataConfig(Section):
     prefetch: int = Field(default=1, ge=0)
     """Superblocks prepared ahead while training; 0 prepares each when it is needed."""
     n_calib: Count = Field(default=64, gt=0)
-    """Training sequences, the first ones, that fix mean, scale and median norm."""
+    """Training sequences, spread over the corpus, that fix mean, scale and median norm."""
     outlier_multiple: float = Field(default=10.0, gt=1)
     """Rows whose norm exceeds this multiple of the median are dropped (attention sinks)."""
     mask_hooks: tuple[str, ...] | None = None
@@ -160,7 +160,10 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """Held-out evaluation."""
+    """Held-out evaluation, on one sequence of each of as many held-out documents as there are.
+
+    A sequence has n_ctx rows: figures of 64 documents and more need that many times n_ctx.
+    """
 
     every: Duration = Duration(20, "%")
     """How often held-out L0, FVE, dead and dense features are measured while training."""
