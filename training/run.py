@@ -185,7 +185,7 @@ def _finish(
     out: list[Trained] = []
     for member, folder, trainer, ce, logs in zip(members, folders, trainers, spliced, loggers, strict=True):
         dead = trainer.dead()
-        facts = _provenance(member, data)
+        facts = provenance(member, data)
         digest = store.save(trainer.sae, folder / "final", provenance=facts)
         trained = store.load(folder / "final", device=str(trainer.device), kernels=member.train.kernels)
         refusal = saelens.export(trained, folder, metadata=facts)
@@ -212,7 +212,7 @@ def _pace(trainer: Trainer) -> dict[str, float | None]:
     return {"tokens_per_cpu_s": n_steps * trainer.clock.batch_rows / seconds if seconds else None}
 
 
-def _provenance(member: Config, data: Data) -> dict[str, Any]:
+def provenance(member: Config, data: Data) -> dict[str, Any]:
     """What the weights were made from, beside their config; no times, no paths of this machine."""
     return {
         "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from,

@@ -17,6 +17,7 @@ from sae.formats import saelens
 from sae.variants.abstopk import AbsTopK
 from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
 from sae.variants.gated import Gated
+from sae.variants.imported import Imported
 from sae.variants.jumprelu import JumpReLU
 from sae.variants.relu import ReLU
 from sae.variants.topk import TopK, TopKVariantConfig
@@ -130,7 +131,7 @@ def test_known_architectures_become_variants(tmp_path: Path):
         folder_of(tmp_path, architecture)
         assert type(saelens.read(tmp_path)) is variant
     folder_of(tmp_path, "gated", normalize_activations="layer_norm")
-    assert type(saelens.read(tmp_path)) is saelens.Imported
+    assert type(saelens.read(tmp_path)) is Imported
 
 
 def test_what_needs_its_input_to_be_decoded_says_so(tmp_path: Path):
