@@ -12,7 +12,7 @@ def recentred(sae: SAE, mean: Float[Tensor, " d_out"]) -> SAE:
     """Move the target's mean, in place; every feature and reconstruction stays what it was, up to rounding.
 
     x̂ = z / scale + b_dec / scale + mean, so b_dec takes up what the mean gives; where the encoder reads x − b_dec, the
-    input's mean moves by as much. FVE and mean ablation are about the target's mean: an SAE from elsewhere has none.
+    input's mean moves by as much. Mean ablation is to the target's mean, which an SAE from elsewhere does not have.
 
     Args:
         sae: any variant, its transforms not shared with another SAE.

@@ -5,9 +5,10 @@
               cfg.json, sae_weights.safetensors    for SAELens, where it has the architecture
               summary.json    held-out figures; `imported`: where from, and what was chosen here
 
-The SAE computes what it did. Its target's mean becomes that of the corpus' calibration rows, as in an SAE trained here: FVE
-and mean ablation are about it (`sae.recentre`). Which rows its training kept is not known; figures and index are over those
-that a training here would keep: no BOS, special or padding token, no norm above `data.outlier_multiple` × the median.
+The SAE computes what it did. Its target's mean becomes that of the corpus' calibration rows, as in an SAE trained here:
+mean ablation and cosine are about it (`sae.recentre`). Which rows its training kept is not known; figures and index are
+over those that a training here would keep: no BOS, special or padding token, no norm above `data.outlier_multiple` × the
+median.
 """
 
 from collections.abc import Sequence
