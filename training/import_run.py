@@ -12,6 +12,7 @@ median.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,58 +155,67 @@ def _check_width(sae: SAE, config: Config, model: Model) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The rows and tokens that figures of a run are of, and the mask over its corpus."""
+
+    data: Data
+    mask: KeepMask
+    rows: HeldOut
+    tokens: Spliced | None
+    """None where `eval.n_tokens` is 0."""
+
+    def measure(self, sae: SAE, config: Config, display: Display) -> dict[str, Any]:
+        """Held-out figures, as at the end of a training."""
+        figures = self.rows.measure(sae, config.site)
+        if self.tokens is None:
+            return figures
+        with display.task("splicing", len(self.tokens.seqs) * (self.data.tokens.n_ctx - 1)) as task:
+            (spliced,) = self.tokens.measure([(sae, config.site)], task.advance)
+        return figures | spliced
+
+
+def judged(config: Config, model: Model, display: Display) -> Judged:
+    """Open what an import is judged on: the run's cache if it is there, else straight from the model.
+
+    Held-out figures need few of the corpus' rows, so no cache is made for them; the first index makes it.
+    """
+    mask_hooks = config.data.mask_hooks or config.site.hooks
+    hooks = tuple(dict.fromkeys((*config.site.hooks, *mask_hooks)))
+    if config.cache.mode == "disk" and missing_hooks(cache_folder(config, made_from(config, model)), hooks):
+        config = config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})})
+    data = open_data(config, hooks, display, model)
+    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
+    display.say(f"reading {', '.join(config.site.hooks)}: {len(mask.calib)} sequences for mean and norms, then held-out")
+    rows = HeldOut(data.source, data.tokens, mask, config.site.hooks, config.eval.n_rows)
+    n_tokens = config.eval.n_tokens
+    return Judged(data, mask, rows, Spliced(model, data.source, data.tokens, mask, n_tokens) if n_tokens else None)
+
+
 def _write(
     source: ImportSource, config: Config, folder: Path, model: Model | None, reason: str, display: Display
 ) -> Trained:
     """Measure, then write everything at once."""
     sae, facts = source.sae, _known(source, config)
     sae.config = config.sae
-    heldout: dict[str, Any] = {}
-    dropped: dict[str, Any] | None = None
-    if model is not None:
-        data = _data(config, model, display)
-        mask_hooks = config.data.mask_hooks or config.site.hooks
-        mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
-        display.say(f"the mean and the norms of {', '.join(config.site.hooks)} on {len(mask.calib)} sequences")
-        recentred(sae, calibrate(config.site, mask).target.mean)
-        facts = provenance(config, data) | facts
-        dropped = mask.dropped()
+    found = None if model is None else judged(config, model, display)
+    if found is not None:
+        recentred(sae, calibrate(config.site, found.mask).target.mean)
+        facts = provenance(config, found.data) | facts
     with atomic_dir(folder) as part:
         digest = store.save(sae, part / "final", provenance=facts)
         saved = store.load(part / "final", kernels=config.train.kernels)
         refusal = saelens.export(saved, part, metadata=facts)
-        if model is not None:
-            heldout = _measured(saved, config, data, mask, display)
         summary = {
             "name": config.name, "variant": config.sae.variant, "d_sae": config.sae.d_sae, "weights_sha256": digest,
-            "heldout": heldout, "dead": None, "mask": dropped, "n_rows_trained": None, "n_steps": None, "timing": None,
+            "heldout": found.measure(saved, config, display) if found else {}, "dead": None,
+            "mask": found.mask.dropped() if found else None, "n_rows_trained": None, "n_steps": None, "timing": None,
             "saelens": "cfg.json" if refusal is None else refusal, "surroundings": surroundings(),
             "imported": facts["imported"] | {"not_evaluated": reason or None},
         }
         write_bytes(part / "config.yaml", dump_yaml(_plain(config)).encode())
         write_json(part / "summary.json", summary)
     return Trained(store.load(folder), summary, folder)
-
-
-def _data(config: Config, model: Model, display: Display) -> Data:
-    """Rows from the run's cache if it is there, else straight from the model: held-out figures need few of them."""
-    hooks = tuple(dict.fromkeys((*config.site.hooks, *(config.data.mask_hooks or ()))))
-    cache = cache_folder(config, made_from(config, model))
-    if config.cache.mode == "disk" and missing_hooks(cache, hooks):
-        config = config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})})
-    return open_data(config, hooks, display, model)
-
-
-def _measured(sae: SAE, config: Config, data: Data, mask: KeepMask, display: Display) -> dict[str, Any]:
-    """Held-out figures, as at the end of a training."""
-    assert data.model is not None
-    held = HeldOut(data.source, data.tokens, mask, config.site.hooks, config.eval.n_rows).measure(sae, config.site)
-    if not config.eval.n_tokens:
-        return held
-    measure = Spliced(data.model, data.source, data.tokens, mask, config.eval.n_tokens)
-    with display.task("splicing", len(measure.seqs) * (data.tokens.n_ctx - 1)) as task:
-        (spliced,) = measure.measure([(sae, config.site)], task.advance)
-    return held | spliced
 
 
 def _known(source: ImportSource, config: Config) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_the_terminal_shows_a_feature(run: Trained) -> None:
 
 
 def test_bits_prompts_and_steering(run: Trained) -> None:
-    selection = least_description([run.folder], n_rows=256)
+    selection = least_description([run.folder], n_rows=640)
     assert selection.least.fve == pytest.approx(run.summary["heldout"]["fve"], abs=1e-4)
     code = Prompt(run.folder).encode("the tree has leaves")
     assert code.code.n_active > 0

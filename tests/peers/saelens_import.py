@@ -72,33 +72,23 @@ def write_rows(folder: Path) -> None:
 def write_judged(folder: Path, run: Path) -> None:
     """Tokens, mask and rows that the run's summary is of, and the mean it is about."""
     from sae import load
-    from training.activations.calibration import KeepMask
-    from training.activations.harvest import open_data
     from training.config import reading as configs
     from training.display import Display
-    from training.evaluate import HeldOut, Spliced
+    from training.import_run import judged
+    from training.model.load import load_model
     from training.model.packaged import packaged_dir
 
     (config,) = configs.read(run / "config.yaml")
-    data = open_data(config, (HOOK,), Display(quiet=True))
-    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": (HOOK,)}))
-    held = HeldOut(data.source, data.tokens, mask, (HOOK,), config.eval.n_rows)
-    model = data.model or load_again(config)
-    spliced = Spliced(model, data.source, data.tokens, mask, config.eval.n_tokens)
-    assert data.tokens.tokens is not None
-    tokens = torch.from_numpy(data.tokens.tokens[spliced.seqs]).long()
+    model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
+    found = judged(config, model, Display(quiet=True))
+    spliced = found.tokens
+    tokens = torch.from_numpy(spliced.tokens.tokens[spliced.seqs]).long()
     save_file({
-        "x": held.acts[HOOK].float().contiguous(), "mean": load(run).target.mean.clone(), "tokens": tokens,
-        "keep": mask.keep(spliced.seqs, data.tokens.n_ctx).view(tokens.shape),
+        "x": found.rows.acts[HOOK].float().contiguous(), "mean": load(run).target.mean.clone(), "tokens": tokens,
+        "keep": spliced.mask.keep(spliced.seqs, tokens.shape[1]).view(tokens.shape),
         "special": torch.tensor(sorted(model.special_ids)),
     }, folder / "judged.safetensors")
     (folder / "model.json").write_text(json.dumps(str(packaged_dir("smollm2-135m"))))
-
-
-def load_again(config):
-    from training.model.load import load_model
-
-    return load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
 
 
 def browse(run: Path) -> None:

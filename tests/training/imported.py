@@ -88,7 +88,7 @@ def imported(root: Path, path: Path | str, *overrides: str, **options: Any) -> T
     if not (root / "corpus").exists():
         write_corpus(root / "corpus")
     small = [
-        "corpus.n_ctx=32", "corpus.n_tokens=4096", "corpus.held_out=0.2", "eval.n_rows=256", "eval.n_tokens=248",
+        "corpus.n_ctx=32", "corpus.n_tokens=4096", "corpus.held_out=0.2", "eval.n_rows=640", "eval.n_tokens=620",
         "data.n_calib=8", "model.device=cpu", "model.dtype=float32", "cache.dtype=float32", f"cache.dir={root / 'cache'}",
     ]
     return import_run(

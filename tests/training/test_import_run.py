@@ -10,12 +10,11 @@ from sae.errors import SaescopeError
 from sae.io.files import read_json
 from tests.helpers import HOOK, write_corpus
 from tests.training.imported import OUT, D, dense, gemma_scope_folder, imported, saelens_folder, weights
-from training.activations.calibration import KeepMask, calibrate
-from training.activations.harvest import open_data
 from training.commands import import_
 from training.config import reading as configs
+from training.config.schema import Config
 from training.display import Display
-from training.evaluate import HeldOut
+from training.import_run import Judged, judged
 from training.model.load import load_model
 from training.run import Trained
 
@@ -31,21 +30,23 @@ def given(architecture: str) -> dict[str, Tensor]:
     return weights("jumprelu" if architecture == "gemma-scope" else architecture)
 
 
-def judged(run: Trained) -> tuple[Tensor, Tensor, Tensor]:
-    """x and target of the rows the figures are of, and the mean of the calibration rows' target."""
+def reopened(run: Trained) -> tuple[Config, Judged]:
+    """What the run's figures are of, opened anew."""
     config = configs.read(run.folder / "config.yaml")[0]
-    data = open_data(config, config.site.hooks, Display(quiet=True))
-    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": config.site.hooks}))
-    held = HeldOut(data.source, data.tokens, mask, config.site.hooks, config.eval.n_rows)
-    x, target = config.site.rows({hook: rows.float() for hook, rows in held.acts.items()})
-    return x, target, calibrate(config.site, mask).target.mean
+    return config, judged(config, load_model("native:tiny"), Display(quiet=True))
+
+
+def rows_of(run: Trained) -> tuple[Tensor, Tensor]:
+    """x and target of the rows that FVE is of."""
+    config, found = reopened(run)
+    return config.site.rows({hook: rows.float() for hook, rows in found.rows.acts.items()})
 
 
 @pytest.mark.parametrize("architecture", SAES + TRANSCODERS)
 def test_figures_are_those_of_the_formulas(tmp_path: Path, architecture: str) -> None:
     options = {"model": "native:tiny", "hook": HOOK} if architecture == "gemma-scope" else {}
     run = imported(tmp_path, source(tmp_path / "theirs", architecture), **options)
-    x, target, _ = judged(run)
+    x, target = rows_of(run)
     x_hat = dense(architecture, given(architecture), x)
     torch.testing.assert_close(run.sae(x).double(), x_hat, atol=2e-5, rtol=1e-4)
     held = run.summary["heldout"]
@@ -58,14 +59,12 @@ def test_figures_are_those_of_the_formulas(tmp_path: Path, architecture: str) ->
 
 def test_cross_entropy_is_that_of_the_model_with_the_formula_in_it(tmp_path: Path) -> None:
     run = imported(tmp_path, saelens_folder(tmp_path / "theirs", "standard"))
-    config = configs.read(run.folder / "config.yaml")[0]
-    data = open_data(config, (HOOK,), Display(quiet=True))
-    assert data.tokens.tokens is not None
-    seqs = data.tokens.sequences(held_out=True)[:8]
-    ids = torch.from_numpy(data.tokens.tokens[seqs]).long()
-    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": (HOOK,)}))
-    keep = mask.keep(seqs, 32).view(len(seqs), 32)
-    mean = calibrate(config.site, mask).target.mean
+    _config, found = reopened(run)
+    tokens = found.tokens
+    assert tokens is not None and tokens.tokens.tokens is not None
+    ids = torch.from_numpy(tokens.tokens.tokens[tokens.seqs]).long()
+    keep = tokens.mask.keep(tokens.seqs, 32).view(ids.shape)
+    mean = found.mask.source.rows(HOOK, found.mask.calib, 32)[found.mask.keep(found.mask.calib, 32)].double().mean(0)
     model = load_model("native:tiny")
 
     def ce(new: object) -> float:
@@ -116,13 +115,13 @@ def test_a_run_exported_to_saelens_comes_back_as_the_same_function(tmp_path: Pat
     for name in ("cfg.json", "sae_weights.safetensors"):
         (alone / name).write_bytes((first.folder / name).read_bytes())
     again = imported(tmp_path, alone, name="again")
-    x = judged(first)[0]
+    x = rows_of(first)[0]
     torch.testing.assert_close(again.sae(x), first.sae(x), atol=2e-5, rtol=1e-5)
 
 
 def test_a_gemma_scope_transcoder(tmp_path: Path) -> None:
     run = imported(tmp_path, gemma_scope_folder(tmp_path / "layer_1"), model="native:tiny", hook=HOOK, target=OUT)
-    x, target, _ = judged(run)
+    x, target = rows_of(run)
     x_hat = dense("gemma-scope", weights("jumprelu"), x)
     fve = 1 - (target.double() - x_hat).square().sum() / (target - target.mean(0)).double().square().sum()
     assert run.summary["heldout"]["fve"] == pytest.approx(float(fve), abs=1e-5)
