@@ -59,7 +59,7 @@ def test_figures_are_those_of_the_formulas(tmp_path: Path, architecture: str) ->
 
 def test_cross_entropy_is_that_of_the_model_with_the_formula_in_it(tmp_path: Path) -> None:
     run = imported(tmp_path, saelens_folder(tmp_path / "theirs", "standard"))
-    _config, found = reopened(run)
+    found = reopened(run)[1]
     tokens = found.tokens
     assert tokens is not None and tokens.tokens.tokens is not None
     ids = torch.from_numpy(tokens.tokens.tokens[tokens.seqs]).long()
