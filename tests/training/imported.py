@@ -86,9 +86,9 @@ def dense(architecture: str, w: dict[str, Tensor], x: Tensor) -> Tensor:
 def imported(root: Path, path: Path | str, *overrides: str, **options: Any) -> Trained:
     """`sae import` of it below `root`, on a small corpus of made-up words, in about a second."""
     if not (root / "corpus").exists():
-        write_corpus(root / "corpus")
+        write_corpus(root / "corpus", n_files=120)
     small = [
-        "corpus.n_ctx=32", "corpus.n_tokens=4096", "corpus.held_out=0.2", "eval.n_rows=640", "eval.n_tokens=620",
+        "corpus.n_ctx=32", "corpus.n_tokens=8192", "corpus.held_out=0.25", "eval.n_rows=640", "eval.n_tokens=620",
         "data.n_calib=8", "model.device=cpu", "model.dtype=float32", "cache.dtype=float32", f"cache.dir={root / 'cache'}",
     ]
     return import_run(
