@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saedashboard-times clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times clean
 
 demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -71,6 +71,9 @@ saedashboard-times: $(VENV)/.done .peers/saedashboard/.done     ## sae index bes
 saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens, and SAELens' SAEs here
 	$(PY) -m tests.peers.rows $(firstword $(RUNS)) .peers/rows.safetensors
 	$(PY) -m tests.peers.saelens_check --saelens .peers/saelens/bin/python --rows .peers/rows.safetensors $(RUNS)
+
+saelens-import: $(VENV)/.done .peers/saelens/.done  ## an SAE that SAELens trains, imported: its own figures, and its pages
+	$(PY) -m tests.peers.saelens_import --saelens .peers/saelens/bin/python
 
 .peers/saelens/.done:
 	$(PYTHON) -m venv .peers/saelens

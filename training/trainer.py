@@ -21,6 +21,11 @@ from training.schedule import Clock, learning_rate
 
 def new_sae(config: Config, calibration: Calibration) -> SAE:
     """The SAE a config describes, with its initial weights."""
+    if config.sae.variant not in VARIANTS:
+        raise SaescopeError(
+            f"sae.variant: {config.sae.variant} is what was read from elsewhere, and has no loss here; train one of "
+            f"{', '.join(VARIANTS)}, with init.from to begin from it."
+        )
     rows, targets = calibration.rows, calibration.targets
     cross = config.site.cross
     # b_dec lies in the target's space, which is not the input's

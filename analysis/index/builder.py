@@ -258,7 +258,7 @@ def _decoder_norms(run: Path, sae: SAE) -> np.ndarray | None:
 
     Saved rows have unit norm in every format, so that only a checkpoint knows.
     """
-    if type(sae).unit_norm_decoder and sae.config.variant != "imported":
+    if type(sae).unit_norm_decoder and "imported" not in sae.provenance:
         return np.ones(sae.d_sae)
     for place in (run, run.parent):
         for state_path in sorted((place / "checkpoints").glob("step-*/state.json"), reverse=True):

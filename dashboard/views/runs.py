@@ -29,7 +29,7 @@ FIRST = ("loss/reconstruction", "fve", "l0", "dead")
 """Metrics that are drawn when none is chosen."""
 TEXTS = ("run", "status", "variant", "site")
 """Columns of the table that are sorted from A."""
-GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted"}
+GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted", "imported": "⇥ imported"}
 
 
 def page() -> None:
@@ -102,7 +102,8 @@ def _row(run: Run, now: float) -> dict[str, Any]:
         "l0": run.latest("l0") if l0 is None else l0,
         "fve": run.latest("heldout/fve"), "fve_interval": run.interval("heldout/fve"), "dead": dead,
         "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": run.interval("heldout/ce_recovered_mean"),
-        "tokens": run.n_rows, "site": " → ".join(str(hook) for hook in (site.get("input"), site.get("target")) if hook),
+        "tokens": None if run.imported else run.n_rows,
+        "site": " → ".join(str(hook) for hook in (site.get("input"), site.get("target")) if hook),
         "updated": run.updated,
     }
 
@@ -120,6 +121,9 @@ def _choice(found: Sequence[Run]) -> list[Run]:
 def _curves(chosen: Sequence[Run]) -> None:
     st.subheader("Curves")
     names = runs.metrics(chosen)
+    if all(run.imported for run in chosen):
+        st.info("Trained elsewhere: there are no curves.", icon=":material/input:")
+        return
     wanted, smoothing, log_x, log_y = _controls(names)
     if not names:
         st.info("No metrics yet; lines come at every `train.log_every`.", icon=":material/hourglass_top:")

@@ -1,10 +1,11 @@
-"""The variants: one small file each, and this literal table of them."""
+"""The variants: one small file each, and these literal tables of them."""
 
 from pydantic import BaseModel
 
 from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
 from sae.variants.gated import Gated, GatedConfig
+from sae.variants.imported import Imported, ImportedConfig
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.matryoshka import Matryoshka, MatryoshkaConfig
 from sae.variants.mdl import MDL, MDLConfig
@@ -22,6 +23,10 @@ VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
     "gated": (Gated, GatedConfig),
     "mdl": (MDL, MDLConfig),
 }
+"""What can be trained."""
+
+READABLE: dict[str, tuple[type[SAE], type[SAEConfig]]] = VARIANTS | {"imported": (Imported, ImportedConfig)}
+"""What a saved SAE or a run may be."""
 
 
 def variant_config(fields: dict) -> type[BaseModel]:
@@ -31,6 +36,6 @@ def variant_config(fields: dict) -> type[BaseModel]:
         SaescopeError: no such variant; the message lists those there are.
     """
     name = fields.get("variant")
-    if name not in VARIANTS:
+    if name not in READABLE:
         raise SaescopeError(f"sae.variant: no variant called {name!r}; there are {', '.join(VARIANTS)}.")
-    return VARIANTS[name][1]
+    return READABLE[name][1]

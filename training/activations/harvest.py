@@ -29,8 +29,8 @@ class Data:
     model: Model | None
 
 
-def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
-    """Whatever it takes to read rows of these hooks.
+def open_data(config: Config, hooks: tuple[str, ...], display: Display, model: Model | None = None) -> Data:
+    """Whatever it takes to read rows of these hooks; `model` is the config's, if it is loaded already.
 
     Raises:
         SaescopeError: a model, corpus, hook or cache that is not there or does not fit.
@@ -52,7 +52,8 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
             "write them as .npy into a folder and set corpus.sources=acts:FOLDER."
         )
     assert config.model is not None
-    model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
+    if model is None:
+        model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
     for hook in hooks:
         model.d_hook(hook)
     tokens = make_tokens(config, model)

@@ -10,10 +10,10 @@ from torch import Tensor
 from sae.base import SAE, Transform
 from sae.controller import Sparsity
 from sae.errors import SaescopeError
-from sae.formats.saelens.imported import Imported, ImportedConfig, RowNorm
 from sae.formats.saelens.names import CONFIG, SCALER, WEIGHTS
 from sae.io import files
 from sae.variants.gated import Gated, GatedConfig
+from sae.variants.imported import Imported, ImportedConfig, RowNorm
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.relu import ReLU, ReLUConfig
 from sae.variants.steered import SteeredConfig
@@ -49,7 +49,17 @@ def read(folder: Path) -> SAE:
     folder = Path(folder)
     cfg = _modern(files.read_json(folder / CONFIG))
     _refuse_unknown(folder, cfg)
-    tensors = _checked(folder, cfg, files.read_tensors(folder / WEIGHTS))
+    return of_tensors(folder, cfg, _checked(folder, cfg, files.read_tensors(folder / WEIGHTS)))
+
+
+def of_tensors(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
+    """The SAE that a config of SAELens 6 and its tensors, in fp64, describe.
+
+    Args:
+        folder: where a checkpoint's `activation_scaler.json` would lie.
+        cfg: `cfg.json`.
+        tensors: complete, of the right shapes.
+    """
     sae = _empty(folder, cfg)
     places = sae.state_dict()
     for name, value in _expressed(type(sae), cfg, tensors).items():

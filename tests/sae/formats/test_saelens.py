@@ -16,6 +16,7 @@ from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.init import initialise
 from sae.variants.gated import Gated
+from sae.variants.imported import Imported
 from sae.variants.jumprelu import JumpReLU
 from sae.variants.relu import ReLU, ReLUConfig
 from sae.variants.topk import BatchTopKConfig, TopK, TopKConfig
@@ -131,7 +132,7 @@ def test_known_architectures_become_variants(tmp_path: Path):
         assert type(sae) is variant
         assert variant is not TopK or sae.config.variant == architecture
     folder_of(tmp_path, "gated", normalize_activations="layer_norm")
-    assert type(saelens.read(tmp_path)) is saelens.Imported
+    assert type(saelens.read(tmp_path)) is Imported
 
 
 def test_what_needs_its_input_to_be_decoded_says_so(tmp_path: Path):

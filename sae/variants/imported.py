@@ -1,4 +1,4 @@
-"""What SAELens knows and no variant here does: read for inference, or to start a training from."""
+"""What SAELens knows and no variant here trains: read for inference, or to start a training from."""
 
 from dataclasses import replace
 from typing import ClassVar, Literal, final
