@@ -8,16 +8,18 @@ path, linear and beside the features (Paulo et al. 2501.18823):
     x̂ = acts W_dec + b_dec + x W_skipᵀ        in normalised units; W_skip begins at zero
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sae import products
 from sae.code import OffsetCode, SparseCode
 from sae.errors import SaescopeError
 from sae.init import InitConfig
@@ -198,17 +200,39 @@ class SAE(nn.Module, ABC):
 
         With a skip path the code carries to `decode` what that adds.
         """
+        return self.encode_traced(x)
+
+    def encode_traced(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
+        """`encode` under autograd: values and offsets carry gradient to x, and to the parameters that require it.
+
+        Which features are active is held as it is found; an active value is its pre-activation, so that its derivative
+        is the feature's encoder row. What falls below a threshold has no gradient (`feature_gradients` has those).
+        """
         code = self.active(x)
         return OffsetCode.around(code, self.bias() + self.bypass(x)) if self.has_offsets else code
 
-    @torch.no_grad()
     def active(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """`encode`, of the features alone."""
-        x = self.input.normalise(x)
-        code = self.kernels.encode(x if self.b_pre is None else x - self.b_pre, *self.encoder(), self.select())
-        return code.csr().scaled(self.lengths())
+        """`encode_traced`, of the features alone."""
+        x = self._before_encoder(x)
+        weights, biases = self.encoder()
+        code = self.kernels.encode(x, weights, biases, self.select()).csr()
+        if torch.is_grad_enabled():
+            code = replace(code, value=products.read(x, weights.t(), code) + biases[code.feature.long()])
+        return code.scaled(self.lengths())
 
-    @torch.no_grad()
+    def pre_activations(self, x: Float[Tensor, "n_rows d_in"], where: SparseCode) -> Float[Tensor, " nnz"]:
+        """Pre-activations of raw activations at the entries of a CSR code, active or not, in the model's units.
+
+        Under autograd they carry gradient to x.
+        """
+        x, feature = self._before_encoder(x), where.feature.long()
+        weights, biases = self.encoder()
+        return (products.read(x, weights.t(), where) + biases[feature]) * self.lengths()[feature]
+
+    def _before_encoder(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_in"]:
+        x = self.input.normalise(x)
+        return x if self.b_pre is None else x - self.b_pre
+
     def bypass(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
         """What the skip path adds for raw activations, in the model's units."""
         return self.input.normalise(x) @ self.W_skip.t() / self.target.scale
@@ -225,14 +249,55 @@ class SAE(nn.Module, ABC):
             SaescopeError: rows have offsets (`has_offsets`) and this code does not carry them.
         """
         directions = self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        centre = self.centre(code)
+        if centre.ndim == 1:
+            return self.kernels.decode(code, directions, centre)
+        return self.kernels.decode(code, directions, torch.zeros_like(self.b_dec)) + centre
+
+    def decode_traced(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
+        """`decode` of a CSR code under autograd: gradients to values and offsets, and to parameters that require it.
+
+        Raises:
+            SaescopeError: as `decode`.
+        """
+        return self.decode_features(code) + self.centre(code)
+
+    def decode_features(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
+        """Σ value · unit decoder row, without any bias: what a CSR code's features add, differentiable in its values."""
+        used, which = code.feature.long().unique(return_inverse=True)
+        norms = self.W_dec[used].norm(dim=1).clamp_min(1e-12)
+        return products.mix(replace(code, value=code.value / norms[which]), self.W_dec)
+
+    def feature_gradients(
+        self, grad: Float[Tensor, "n_rows d_out"], features: Int[Tensor, " n"] | slice = slice(None)
+    ) -> Float[Tensor, "n_rows n"]:
+        """The gradient of feature values, active or not, from the gradient of the reconstruction: ⟨grad, unit row⟩.
+
+        What a metric would gain per unit that a feature were to add. Dense: give features, or few rows.
+        """
+        rows = self.W_dec.detach()[features]
+        return grad @ (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)).t()
+
+    def centre(self, code: SparseCode) -> Float[Tensor, " d_out"] | Float[Tensor, "n_rows d_out"]:
+        """The point around which a code is decoded: the bias, or each row's own offset.
+
+        Raises:
+            SaescopeError: rows have offsets (`has_offsets`) and this code does not carry them.
+        """
         if not self.has_offsets:
-            return self.kernels.decode(code, directions, self.bias())
+            return self.bias()
         if not isinstance(code, OffsetCode) or code.offset is None:
             raise SaescopeError(
                 f"This {self.config.variant} decodes each row around a point that depends on its input (a skip path, or "
                 "rows normalised one by one), which this code does not carry; pass on the code that encode(x) returned."
             )
-        return self.kernels.decode(code, directions, torch.zeros_like(self.b_dec)) + code.offset
+        return code.offset
+
+    def frozen(self) -> "SAE":
+        """The same SAE over the same memory, whose weights take no gradient."""
+        twin = copy.copy(self)
+        twin._parameters = {name: p if p is None else p.detach() for name, p in self._parameters.items()}  # type: ignore[misc]
+        return twin
 
     def forward(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
         """Raw activations to their raw reconstruction."""

@@ -22,6 +22,7 @@ from training.activations.calibration import KeepMask
 from training.activations.sources import Source
 from training.corpus.tokens import Tokens, spread
 from training.model.language_model import Model
+from training.model.splice import Reconstruct, SplicedModel, at_sites
 from training.site import Site
 
 CHUNK_ROWS = 4096
@@ -149,28 +150,31 @@ class Spliced:
         for (sae, site), out in zip(members, sums, strict=True):
             # members at one site share its ablations
             key = (site.input, site.target, site.update)
-            for name, fn in _ablations(sae).items():
+            for name, constant in _ablations(sae).items():
                 if (key, name) not in shared:
-                    shared[key, name] = self._ablated(ids, keep, site, fn)
+                    shared[key, name] = self._ablated(ids, keep, site, constant)
                 out.setdefault(name, []).append(shared[key, name])
-            spliced = self._replaced(ids, keep, site, _reconstruct(sae))
+            with SplicedModel(self.model, {site: sae}).spliced(keep=keep, errors="dropped", record=False):
+                spliced = self.model.logits(ids)
             out.setdefault("clean", []).append(ce_clean)
             out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
             out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
 
     def _ablated(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,
-        fn: Callable[[Tensor], Tensor],
+        constant: Float[Tensor, " d_out"],
     ) -> Float[np.ndarray, "n_seqs n_predicted"]:
-        """Cross-entropy with kept rows ablated to a constant.
+        """Cross-entropy with the target of kept rows ablated to a constant.
 
         What follows the residual stream depends on nothing else, so there sequences that the ablation makes equal share
         a run; most are, for they differ only in which rows are masked.
         """
+        ablate: Reconstruct = lambda rows, _: constant.expand(rows.target.shape)  # noqa: E731
         if site.hooks != (site.input,) or not RESIDUAL.fullmatch(site.input):
-            return _cross_entropy(self._replaced(ids, keep, site, fn), ids)
+            with at_sites(self.model, {site: ablate}, keep):
+                return _cross_entropy(self.model.logits(ids), ids)
         acts = self.model.activations(ids, [site.input])[site.input].clone()
-        acts[keep] = fn(acts[keep].float()).to(acts)
+        acts[keep] = constant.to(acts)
         digests = [hashlib.sha256(rows.float().cpu().numpy().tobytes()).digest() for rows in acts]
         groups = [[i for i, other in enumerate(digests) if other == digest] for digest in dict.fromkeys(digests)]
         first = [group[0] for group in groups]
@@ -180,31 +184,6 @@ class Spliced:
         for group, mine in zip(groups, logits, strict=True):
             nats[group] = _cross_entropy(mine.expand(len(group), -1, -1), ids[group])
         return nats
-
-    def _replaced(
-        self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,
-        fn: Callable[[Tensor], Tensor],
-    ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        """Logits with kept rows of the target replaced by `fn` of the input's rows."""
-        seen: dict[str, Tensor] = {}
-
-        def look(acts: Tensor) -> Tensor:
-            seen["input"] = acts
-            return acts
-
-        def replace(acts: Tensor) -> Tensor:
-            x = seen.get("input", acts)[keep].float()
-            new = fn(acts[keep].float() - x if site.update == "both" else x).to(acts.device)
-            new = new + x if site.update else new
-            out = acts.clone()
-            out[keep] = new.to(acts.dtype)
-            return out
-
-        if site.hooks == (site.input,):
-            with self.model.splice(site.input, replace):
-                return self.model.logits(ids)
-        with self.model.splice(site.input, look), self.model.splice(str(site.target), replace):
-            return self.model.logits(ids)
 
     def _summary(self, nats: dict[str, Float[np.ndarray, "n_seqs n_predicted"]]) -> dict[str, Any]:
         """From what each predicted token costs: a token counts to its own unit, whatever stands before it."""
@@ -221,18 +200,9 @@ class Spliced:
         return out
 
 
-def _ablations(sae: SAE) -> dict[str, Callable[[Tensor], Tensor]]:
+def _ablations(sae: SAE) -> dict[str, Float[Tensor, " d_out"]]:
     """What the reconstruction is compared with: the target's training mean, and nothing at all."""
-    mean = sae.target.mean
-    return {
-        "mean": lambda rows: mean.expand(len(rows), -1),
-        "zero": lambda rows: torch.zeros(len(rows), sae.d_out),
-    }
-
-
-def _reconstruct(sae: SAE) -> Callable[[Tensor], Tensor]:
-    """Rows on any device to their reconstruction on the SAE's."""
-    return lambda rows: sae(rows.to(sae.W_dec.device))
+    return {"mean": sae.target.mean, "zero": torch.zeros_like(sae.target.mean)}
 
 
 def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slice]]:

@@ -4,14 +4,14 @@ A feature's direction d is its unit decoder row, and a strength s is a length in
 gives them. *Add* makes x + s·d at the chosen positions. *Clamp* makes x + (s − c)·d where c is the feature's value at that
 position as the SAE encodes it (0 where inactive): the SAE's error and all other features stay as they are, which putting
 an edited reconstruction in place of x would not do. Several features are added at once, each c read from the unedited x.
-At a transcoder's site c is read at its input and the direction added to its target.
+x is what the SAE's site reads and the activation moved is what it writes: `training.model.splice` with errors kept.
 
 Both texts draw from the same noise (Gumbel-max with one noise vector per step: Maddison et al. 2014), so that they part
 only where the edit changes what would be drawn; with strength 0 they are the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from analysis.trained import LOCK, TrainedSAE, open_trained
 from sae.errors import SaescopeError
+from training.model import edits as splice
+from training.model.splice import SplicedModel
 
 MAX_NEW_TOKENS = 256
 MAX_EDITS = 32
@@ -117,35 +119,22 @@ class Editor:
     def __init__(
         self, loaded: TrainedSAE, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]
     ) -> None:
-        self.loaded, self.edits, self.settings, self.n_prompt = loaded, edits, settings, len(tokens)
-        self.special = loaded.special(tokens)
-        self.start = 0
-        """Position of the first token that the model sees next."""
-        rows = [edit.feature for edit in edits]
-        directions = loaded.sae.W_dec.detach()[rows].float()
-        self.directions: Float[Tensor, "n_edits d_out"] = directions / directions.norm(dim=1, keepdim=True)
+        self.settings, self.n_prompt, self.special = settings, len(tokens), loaded.special(tokens)
+        self.model = SplicedModel(loaded.model, {loaded.site: loaded.sae})
+        modes: dict[Mode, Literal["add", "set"]] = {"add": "add", "clamp": "set"}
+        self.edits = [splice.Edit(loaded.site, (e.feature,), e.strength, modes[e.mode]) for e in edits]
 
     @contextmanager
-    def spliced(self) -> Iterator[None]:
-        """While open, the model runs with the edits."""
-        site = self.loaded.site
-        with ExitStack() as stack:
-            if site.target not in (None, site.input):
-                seen: list[Tensor] = []
-
-                def look(acts: Tensor) -> Tensor:
-                    seen[:] = [acts]
-                    return acts
-
-                stack.enter_context(self.loaded.model.splice(site.input, look))
-                stack.enter_context(self.loaded.model.splice(str(site.target), lambda acts: self.edit(acts, seen[0])))
-            else:
-                stack.enter_context(self.loaded.model.splice(site.input, lambda acts: self.edit(acts, acts)))
+    def spliced(self, n: int, start: int = 0) -> Iterator[None]:
+        """While open, the model runs `n` tokens of one text, from position `start` on, with the edits."""
+        mask = torch.zeros(1, n, dtype=torch.bool)
+        mask[0, self.chosen(start, n)] = True
+        with self.model.spliced(keep=mask, edits=self.edits if mask.any() else (), record=False):
             yield
 
-    def chosen(self, n: int) -> list[int]:
-        """Which of the next `n` tokens are edited."""
-        at = range(self.start, self.start + n)
+    def chosen(self, start: int, n: int) -> list[int]:
+        """Which of the `n` tokens from position `start` on are edited, counted from there."""
+        at = range(start, start + n)
         where = self.settings.positions
         if not isinstance(where, str):
             wanted = set(where)
@@ -156,26 +145,6 @@ class Editor:
             i for i, position in enumerate(at)
             if allowed[in_prompt[i]] and not (in_prompt[i] and bool(self.special[position]))
         ]
-
-    def edit(self, acts: Float[Tensor, "1 n d_out"], source: Float[Tensor, "1 n d_in"]) -> Float[Tensor, "1 n d_out"]:
-        """The activations with what the edits add, computed in fp32."""
-        rows = self.chosen(acts.shape[1])
-        if not rows or not self.edits:
-            return acts
-        change = self.lengths(source[0, rows].float()) @ self.directions.to(acts.device)
-        out = acts.clone()
-        out[0, rows] = (acts[0, rows].float() + change).to(acts.dtype)
-        return out
-
-    def lengths(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n n_edits"]:
-        """How far each edit moves each row along its direction."""
-        strengths = torch.tensor([edit.strength for edit in self.edits], device=x.device).expand(len(x), -1)
-        clamped = torch.tensor([edit.mode == "clamp" for edit in self.edits], device=x.device)
-        if not clamped.any():
-            return strengths
-        code = self.loaded.sae.encode(x.to(self.loaded.sae.W_dec.device)).to_dense()
-        current = code[:, [edit.feature for edit in self.edits]].to(x.device)
-        return torch.where(clamped, strengths - current, strengths)
 
 
 def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None) -> Steered:
@@ -225,19 +194,19 @@ def generate(
     noise = _noise(settings.seed)
     stop = loaded.model.tokenizer.eos_token_id
     step = tokens
-    with editor.spliced():
-        for _ in range(settings.max_tokens):
-            done = len(tokens) + len(out)
-            editor.start = done - len(step) if loaded.model.keeps_past else 0
+    for _ in range(settings.max_tokens):
+        done = len(tokens) + len(out)
+        n_run = len(step) if loaded.model.keeps_past else done
+        with editor.spliced(n_run, done - n_run):
             logits, past = loaded.model.extend(step[None], past)
-            logits = logits[0].float().cpu()
-            first = logits if first is None else first
-            chosen = _choose(logits, settings.temperature, noise)
-            if chosen == stop:
-                break
-            out.append(chosen)
-            logprobs.append(float(logits.log_softmax(-1)[chosen]))
-            step = torch.tensor([chosen])
+        logits = logits[0].float().cpu()
+        first = logits if first is None else first
+        chosen = _choose(logits, settings.temperature, noise)
+        if chosen == stop:
+            break
+        out.append(chosen)
+        logprobs.append(float(logits.log_softmax(-1)[chosen]))
+        step = torch.tensor([chosen])
     assert first is not None
     # the pieces of a continuation may begin within a character, so prompt and continuation are dealt together
     pieces = loaded.pieces([*tokens.tolist(), *out])[len(tokens) :]

@@ -57,9 +57,8 @@ class Imported(SAE):
             return Select("threshold", threshold=self.threshold)
         return Select("topk", k=self.config.k, absolute=self.config.absolute)
 
-    @torch.no_grad()
-    def encode(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """As for any SAE; where rows have offsets, the code carries them to `decode`."""
+    def encode_traced(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
+        """As for any SAE, through the statistics of each row too; where rows have offsets, the code carries them."""
         inner, spread, centre = row_statistics(x.to(self.W_enc.dtype), self.config.row_norm)
         code = self.active(inner)
         if not self.has_offsets:
@@ -69,6 +68,12 @@ class Imported(SAE):
             offset = offset * spread + centre
             code = replace(code, value=code.value * spread[code.rows(), 0])
         return OffsetCode.around(code, offset + self.bypass(x) if self.config.skip else offset)
+
+    def pre_activations(self, x: Float[Tensor, "n_rows d_in"], where: SparseCode) -> Float[Tensor, " nnz"]:
+        """As for any SAE, of rows normalised by themselves."""
+        inner, spread, _ = row_statistics(x.to(self.W_enc.dtype), self.config.row_norm)
+        found = super().pre_activations(inner, where)
+        return found * spread[where.rows(), 0] if self.config.denormalise else found
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress

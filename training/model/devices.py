@@ -5,7 +5,9 @@ import torch
 from sae.errors import SaescopeError
 from sae.kernels.cpu.backend import bf16_is_fast
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64,
+}
 
 
 def resolve_device(name: str) -> torch.device:

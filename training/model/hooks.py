@@ -39,8 +39,11 @@ class ModuleLocation:
     block: nn.Module | None
 
 
-def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None]) -> Any:
-    """Call `fn` with the flattened activation of a location in each forward; a tensor it returns replaces it."""
+def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None], *, first: bool = False) -> Any:
+    """Call `fn` with the flattened activation of a location in each forward; a tensor it returns replaces it.
+
+    `first`: before what was attached there earlier.
+    """
 
     def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
         if args and isinstance(args[0], Tensor):
@@ -58,8 +61,8 @@ def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None]) -> A
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     if location.is_input:
-        return location.module.register_forward_pre_hook(on_input, with_kwargs=True)
-    return location.module.register_forward_hook(on_output)
+        return location.module.register_forward_pre_hook(on_input, with_kwargs=True, prepend=first)
+    return location.module.register_forward_hook(on_output, prepend=first)
 
 
 def replaced(acts: Tensor, taken: slice, fn: Replace) -> Tensor:

@@ -77,7 +77,7 @@ class Model:
         Raises:
             SaescopeError: the model has no such hook, or the hook no such head.
         """
-        location, taken = self._resolve(hook)
+        location, taken = self.location(hook)
         return len(range(*taken.indices(math.prod(location.shape))))
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class Model:
         Raises:
             SaescopeError: unknown hook.
         """
-        locations = {hook: self._resolve(hook) for hook in hooks}
+        locations = {hook: self.location(hook) for hook in hooks}
         if n_seqs_per_forward is None or len(tokens) == 0:
             return self._run(tokens, locations)
         filler = tokens[-1:].expand(-len(tokens) % n_seqs_per_forward, -1)
@@ -159,7 +159,7 @@ class Model:
             tokens = tokens if past is None else torch.cat([past, tokens], dim=1)
             return _logits(self._forward(tokens))[:, -1], tokens
         n_past = past.get_seq_length() if past is not None else 0
-        self._check_length(n_past + tokens.shape[1])
+        self.check_length(n_past + tokens.shape[1])
         out = self._network(
             input_ids=tokens.to(self.device, torch.long), past_key_values=past, use_cache=True
         )
@@ -179,7 +179,7 @@ class Model:
         Raises:
             SaescopeError: unknown hook.
         """
-        location, taken = self._resolve(hook)
+        location, taken = self.location(hook)
         handles = []
         if location.block is None:
             handles.append(attach(location, lambda acts: replaced(acts, taken, fn)))
@@ -193,7 +193,8 @@ class Model:
 
             handles.append(attach(location, into_branch))
             out_of_block = ModuleLocation(location.block, is_input=False, shape=location.shape, block=None)
-            handles.append(attach(out_of_block, lambda acts: acts + change.pop()))
+            # first: the block's output is not whole before, and splices there are to see it whole
+            handles.append(attach(out_of_block, lambda acts: acts + change.pop(), first=True))
         try:
             yield
         finally:
@@ -212,7 +213,7 @@ class Model:
         """
         numbers = [re.match(r"blocks\.(\d+)\.", hook) for hook in hooks]
         n_before = min((int(found[1]) if found else 0 for found in numbers), default=0)
-        blocks = [self._resolve(f"blocks.{i}.hook_resid_post")[0].module for i in range(n_before)]
+        blocks = [self.location(f"blocks.{i}.hook_resid_post")[0].module for i in range(n_before)]
         try:
             for block in blocks:
                 block.forward = once(block.forward)  # type: ignore[method-assign]
@@ -240,17 +241,22 @@ class Model:
         return {hook: found[hook] for hook in locations}
 
     def _forward(self, tokens: Tensor) -> Any:
-        self._check_length(tokens.shape[1])
+        self.check_length(tokens.shape[1])
         return self._network(input_ids=tokens.to(self.device, torch.long), use_cache=False)
 
-    def _check_length(self, n: int) -> None:
+    def check_length(self, n: int) -> None:
+        """Refuse sequences of more tokens than the model takes."""
         if n > self.n_ctx_max:
             raise SaescopeError(
                 f"A sequence of {n} tokens is longer than {self.name} takes ({self.n_ctx_max}): lower n_ctx."
             )
 
-    def _resolve(self, hook: str) -> tuple[ModuleLocation, slice]:
-        """The location of a hook and the columns of it that are meant."""
+    def location(self, hook: str) -> tuple[ModuleLocation, slice]:
+        """The location of a hook, and the columns of it that are meant: one head's, or all.
+
+        Raises:
+            SaescopeError: unknown hook, or no such head.
+        """
         match = re.fullmatch(r"(.+)\[(\d+)\]", hook)
         name, head = (match[1], int(match[2])) if match else (hook, None)
         location = self._locations.get(name)

@@ -21,7 +21,7 @@ from torch import nn
 from sae.errors import SaescopeError, first_line
 from training.model.devices import fast_dtype, resolve_device, torch_dtype
 from training.model.language_model import Model
-from training.model.native import NativeNetwork, byte_tokenizer, native_spec
+from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
 from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_pretrained
 
@@ -34,7 +34,8 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
             `hub:org/name@revision`, `local:DIR` (a transformers directory), `native:tiny` (random weights, for tests)
             or `native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=0` with any of these left out.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best there is.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto` for what the device is fast at: weights and computation.
+        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto` for what the device is fast at: weights and
+            computation. In `float64` some Hugging Face models still normalise in fp32 (RMSNorm); native ones do not.
 
     Raises:
         SaescopeError: unknown name, device or dtype, or weights that cannot be had.
@@ -108,6 +109,8 @@ def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype)
         dtype=dtype,
         device=device,
     )
+    for block in bridge.blocks:
+        show_scores(block.attn)
     _mark_paths(bridge, paths)
     dtype_name = str(dtype).removeprefix("torch.")
     identity = {"name": "native", **spec, "dtype": dtype_name}

@@ -1,5 +1,6 @@
 """Small models with random weights, for tests: what `native:...` says, their network and their tokenizer."""
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +27,30 @@ class NativeNetwork(nn.Module):
 def root_of(network: nn.Module) -> nn.Module:
     """The module tree that a bridge has a twin of."""
     return network.network if isinstance(network, NativeNetwork) else network
+
+
+def show_scores(attention: Any) -> None:
+    """Make a native model's bridged attention show its scores before the softmax, and take them back edited.
+
+    TransformerLens fires `hook_attn_scores` of native models behind the attention, with the pattern.
+
+    Args:
+        attention: the bridge's attention of a block, causal and without rotary positions.
+    """
+    inner = attention.original_component
+    assert inner.causal and inner.rotary is None and inner.kv_repeats == 1
+
+    def forward(hidden_states: Tensor, pattern_fn: Any, **_: Any) -> tuple[Tensor, None]:
+        q, k, v = (
+            part(hidden_states).unflatten(-1, (inner.n_heads, inner.d_head)).transpose(1, 2)
+            for part in (inner.q, inner.k, inner.v)
+        )
+        n = hidden_states.shape[1]
+        scores = (q @ k.mT / inner.scale).masked_fill(inner.causal_mask[:n, :n], -math.inf)
+        pattern = pattern_fn(attention.hook_attn_scores(scores).softmax(-1))
+        return inner.o((pattern @ v).transpose(1, 2).flatten(2)), None
+
+    inner.forward = forward
 
 
 def native_spec(text: str) -> dict[str, int]:

@@ -38,7 +38,7 @@ def residual(loaded: TrainedSAE, tokens: torch.Tensor, editor: Editor | None, ho
             with loaded.model.splice(hook, capture):
                 loaded.model.logits(tokens[None])
         else:
-            with editor.spliced(), loaded.model.splice(hook, capture):
+            with editor.spliced(len(tokens)), loaded.model.splice(hook, capture):
                 loaded.model.logits(tokens[None])
     return found[0]
 
@@ -46,7 +46,7 @@ def residual(loaded: TrainedSAE, tokens: torch.Tensor, editor: Editor | None, ho
 def test_nothing_added_changes_no_bit(loaded: TrainedSAE) -> None:
     tokens = loaded.tokens(TEXT)
     plain = loaded.model.logits(tokens[None])
-    with Editor(loaded, [Edit(3, 0.0), Edit(5, 0.0)], Settings(), tokens).spliced():
+    with Editor(loaded, [Edit(3, 0.0), Edit(5, 0.0)], Settings(), tokens).spliced(len(tokens)):
         assert torch.equal(loaded.model.logits(tokens[None]), plain)
     assert torch.equal(loaded.model.logits(tokens[None]), plain)
 
@@ -114,6 +114,24 @@ def test_at_a_transcoders_site_the_input_is_read_and_the_target_moved(tmp_path: 
     torch.testing.assert_close(moved[1:] - at_target[1:], (2.0 - current[1:])[:, None] * direction, atol=1e-5, rtol=1e-5)
     assert torch.equal(residual(loaded, tokens, editor, HOOK), at_input)
     assert model.name == "native:tiny"
+
+
+@pytest.mark.parametrize("update", [True, "both"])
+def test_clamping_an_update_reads_what_its_sae_reads(update: bool | str, tmp_path: Path) -> None:
+    """With `both` a feature's value is that of the update, not of the block's input."""
+    after = "blocks.1.hook_resid_post"
+    folder, sae, _ = write_live_run(tmp_path, target=after, site={"input": HOOK, "target": after, "update": update})
+    loaded = open_trained(folder)
+    tokens = loaded.tokens(TEXT)
+    before_block, behind = (residual(loaded, tokens, None, hook) for hook in (HOOK, after))
+    code = sae.encode(behind - before_block if update == "both" else before_block).to_dense()
+    other = sae.encode(before_block if update == "both" else behind - before_block).to_dense()
+    feature = int((code[1:] - other[1:]).abs().sum(0).argmax())
+    held = residual(loaded, tokens, Editor(loaded, [Edit(feature, 1.5, "clamp")], Settings(), tokens), after)
+    direction = sae.W_dec[feature] / sae.W_dec[feature].norm()
+    expected = behind[1:] + (1.5 - code[1:, feature])[:, None] * direction
+    torch.testing.assert_close(held[1:], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(held[0], behind[0])
 
 
 def test_strength_zero_gives_the_same_text(run: Path) -> None:

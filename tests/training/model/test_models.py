@@ -186,10 +186,34 @@ def test_nested_splices_and_gradients_through_a_splice(tiny):
     assert not tiny.logits(tokens).requires_grad
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_splice_behind_a_block_sees_what_one_in_its_middle_did(tiny, order):
+    tokens, seen = tiny_tokens(), []
+    pre, mlp = (tiny.activations(tokens, [h])[h] for h in ("blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out"))
+
+    def look(acts):
+        seen.append(acts)
+        return acts
+
+    splices = [("blocks.0.hook_resid_mid", torch.zeros_like), ("blocks.0.hook_resid_post", look)][::order]
+    with tiny.splice(*splices[0]), tiny.splice(*splices[1]):
+        tiny.logits(tokens)
+        alone = tiny.activations(tokens, ["blocks.0.hook_mlp_out"])["blocks.0.hook_mlp_out"]
+    torch.testing.assert_close(seen[0], alone)  # the stream was zeroed, so that the MLP's output is all there is
+    assert not torch.allclose(alone, mlp) and not torch.allclose(alone, pre)
+
+
+def test_models_load_in_fp64():
+    model = load_model("native:tiny", dtype="float64")
+    tokens = tiny_tokens()
+    assert model.dtype == model.logits(tokens).dtype == torch.float64 and model.identity["dtype"] == "float64"
+    torch.testing.assert_close(model.logits(tokens).float(), load_model("native:tiny").logits(tokens), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("hook", ["blocks.9.hook_resid_post", "blocks.9.hook_resid_mid", "blocks.3.attn.hook_z[2]"])
 def test_replayed_blocks_run_once_and_change_nothing(smol, hook):
     tokens, runs = sentence(smol), []
-    attention = smol._resolve("blocks.0.hook_resid_post")[0].module.self_attn
+    attention = smol.location("blocks.0.hook_resid_post")[0].module.self_attn
     handle = attention.register_forward_pre_hook(lambda *_: runs.append("block 0"))
     with torch.no_grad(), smol.splice(hook, lambda a: a * 0.5):
         spliced = smol.logits(tokens)
@@ -352,8 +376,8 @@ def test_auto_dtype_is_bf16_only_where_it_is_fast(monkeypatch, fast, dtype):
 
 
 def test_unknown_dtype_and_device():
-    with pytest.raises(SaescopeError, match="float64"):
-        load_model("native:tiny", dtype="float64")
+    with pytest.raises(SaescopeError, match="float8"):
+        load_model("native:tiny", dtype="float8")
     with pytest.raises(SaescopeError, match="cpuu"):
         load_model("native:tiny", device="cpuu")
 

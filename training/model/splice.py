@@ -1,0 +1,338 @@
+"""Running a model with SAEs, transcoders and update SAEs spliced in: the one mechanism behind CE recovered, steering,
+ablations and circuits.
+
+At each site the target's activation is taken apart and put together again, row by row,
+
+    x' = Σ_f value_f · W_dec,f + bias + error          error = target − (Σ_f value_f · W_dec,f + bias)   as found
+
+(bias with the skip path's part; W_dec with unit rows; all in the model's units), and takes its place in the model through
+`Site`. Where nothing is edited and errors are kept, x' is what was there. Values may be edited (`Edit`) or given, errors
+kept, given or dropped. Rows outside the keep-mask pass unchanged. Only active features exist in memory.
+
+Gradients. With gradients enabled, `Run.at[site]` holds nodes of the graph, to be given to `torch.autograd.grad`: `x` as the
+SAE reads it, `code.value` as it is decoded, `error`. Weights take none. ∂/∂error is ∂/∂x', so that it also gives the
+gradient of features that are not active: `sae.feature_gradients(grad_error)`. What passes on to earlier layers is chosen:
+
+    upstream = "features"   through the values (an active one follows its encoder row) and the skip path; errors are fixed
+    upstream = "model"      as if nothing were spliced in: ∂x'/∂target = 1, and values and errors stand beside it
+                            (the pass-through of Sparse Feature Circuits, 2403.19647, App. A)
+    upstream = "none"       values and errors are constants; only a skip path, or the block's input of an update site, goes
+                            on (direct effects: the edges of attribution graphs)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+from sae.base import SAE
+from sae.code import OffsetCode, SparseCode
+from sae.errors import SaescopeError
+from training.model.edits import Edit, difference, empty
+from training.model.frozen import FrozenModel
+from training.model.language_model import Model
+from training.site import Site, SiteRows
+
+Forward = Model | FrozenModel
+"""What can be spliced: the fast forward or the linear one."""
+Upstream = Literal["features", "model", "none"]
+Errors = Literal["kept", "dropped"] | Mapping[Site, Tensor]
+Reconstruct = Callable[[SiteRows, Bool[Tensor, "n_seqs n_ctx"]], Tensor]
+Keep = Bool[Tensor, "n_seqs n_ctx"] | None
+
+
+@contextmanager
+def at_sites(forward: Forward, targets: Mapping[Site, Reconstruct], keep: Keep = None) -> Iterator[None]:
+    """While open, kept rows of each site's target become `fn` of the site's rows; all else passes unchanged.
+
+    Args:
+        forward: what runs.
+        targets: site → fn of its raw rows `(x [n_kept, d_in], target [n_kept, d_out])`, in fp32 or wider, and of the
+            mask, giving the new target `[n_kept, d_out]` on any device; given back as it is, nothing is changed.
+        keep: the mask; None keeps all rows.
+    """
+    with ExitStack() as stack:
+        reading: list[tuple[str, Callable[[Tensor], Tensor]]] = []
+        for site, fn in targets.items():
+            seen: list[Tensor] = []
+            stack.enter_context(forward.splice(site.output, partial(_write, site, fn, keep, seen)))
+            if len(site.hooks) > 1:
+                reading.append((site.input, partial(_look, seen)))
+        # readers come last, so that they see what the others write at their hook
+        for hook, look in reading:
+            stack.enter_context(forward.splice(hook, look))
+        yield
+
+
+def _look(seen: list[Tensor], acts: Tensor) -> Tensor:
+    seen[:] = [acts]
+    return acts
+
+
+def _write(site: Site, fn: Reconstruct, keep: Keep, seen: list[Tensor], acts: Tensor) -> Tensor:
+    mine = torch.ones(acts.shape[:2], dtype=torch.bool, device=acts.device) if keep is None else keep.to(acts.device)
+    if mine.shape != acts.shape[:2]:
+        raise SaescopeError(f"The mask has shape {list(mine.shape)}, and the run's tokens {list(acts.shape[:2])}.")
+    wide = torch.promote_types(acts.dtype, torch.float32)
+    after = acts[mine].to(wide)
+    before = seen.pop()[mine].to(wide) if len(site.hooks) > 1 else after
+    both = {site.input: before, site.output: after}
+    rows = site.rows(both)
+    new = fn(rows, mine)
+    if new is rows.target:
+        return acts
+    out = acts.clone()
+    out[mine] = site.activation(new.to(acts.device, wide), both).to(acts.dtype)
+    return out
+
+
+@dataclass(frozen=True)
+class Part:
+    """What ran at one site; rows are the kept ones, in the order of the mask.
+
+    Attributes:
+        x: `[n_kept, d_in]` as the SAE read it.
+        found: the code that the SAE gave, before edits.
+        code: the code that was decoded (CSR); an empty one where it was not asked for.
+        error: `[n_kept, d_out]` as it was added.
+    """
+
+    x: Float[Tensor, "n_kept d_in"]
+    found: SparseCode
+    code: SparseCode
+    error: Float[Tensor, "n_kept d_out"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a spliced model.
+
+    Attributes:
+        logits: `[n_seqs, n_ctx, d_vocab]`.
+        at: what ran at each site.
+        watched: activations at the hooks asked for, as the forward shows them.
+        keep: the mask.
+    """
+
+    logits: Float[Tensor, "n_seqs n_ctx d_vocab"]
+    at: dict[Site, Part]
+    keep: Bool[Tensor, "n_seqs n_ctx"]
+    watched: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> dict[Site, Tensor]:
+        """Each site's error, to be given to another run."""
+        return {site: part.error.detach() for site, part in self.at.items()}
+
+    @property
+    def codes(self) -> dict[Site, SparseCode]:
+        """Each site's code, to be given to another run or patched from."""
+        return {site: part.code.detach() for site, part in self.at.items()}
+
+    @property
+    def positions(self) -> Int64[Tensor, "n_kept 2"]:
+        """(sequence, position) of each row."""
+        return self.keep.nonzero()
+
+
+class SplicedModel:
+    """A language model with SAEs spliced in; see the head of this file."""
+
+    def __init__(self, model: Model, saes: Mapping[Site, SAE]) -> None:
+        """Load nothing, change nothing.
+
+        Args:
+            model: any model.
+            saes: site → its SAE; one for each hook that is written. Sites without one are left alone.
+
+        Raises:
+            SaescopeError: widths that do not fit, or two SAEs that write at one hook.
+        """
+        for site, sae in saes.items():
+            widths = (model.d_hook(site.input), model.d_hook(site.output))
+            if widths != (sae.d_in, sae.d_out):
+                raise SaescopeError(
+                    f"The SAE of {site.output} reads {sae.d_in} and writes {sae.d_out} numbers per row, and the model has "
+                    f"{widths[0]} at {site.input} and {widths[1]} at {site.output}."
+                )
+        outputs = [site.output for site in saes]
+        twice = sorted({hook for hook in outputs if outputs.count(hook) > 1})
+        if twice:
+            raise SaescopeError(f"Two SAEs write at {twice[0]}; one hook takes one.")
+        self.model, self.saes = model, dict(saes)
+        self._frozen = {site: sae.frozen() for site, sae in saes.items()}
+
+    def run(
+        self, tokens: Int[Tensor, "n_seqs n_ctx"], *, keep: Keep = None, edits: Sequence[Edit] = (),
+        values: Mapping[Site, SparseCode] | None = None, errors: Errors = "kept", upstream: Upstream = "features",
+        freeze: Sequence[str] | FrozenModel | None = None, watch: Sequence[str] = (),
+    ) -> Run:
+        """One run of the model.
+
+        Args:
+            tokens: without padding.
+            keep: rows that are spliced, None for all.
+            edits: what is done to features, in this order.
+            values: sites whose values are given instead of found; edits act on these.
+            errors: `kept` as found in this run before edits: without edits that is the clean pass; with edits at an
+                earlier site the errors make up for what they changed here, so that all of it passes. Given by site
+                (`Run.errors` of the clean pass), later sites answer an edit with their features alone; sites not named
+                keep theirs. Or `dropped`.
+            upstream: what gradient passes on to earlier layers, see the head of this file.
+            freeze: None runs the fast forward. Otherwise the linear one: what is held, of `frozen.HELD`, at a clean
+                run of these tokens; or a `FrozenModel` that holds it already.
+            watch: hooks whose activations are wanted, as they are behind the splices. In the linear forward any of the
+                bridge's, such as `blocks.3.attn.hook_pattern`. With gradients enabled they are nodes of the graph.
+
+        Raises:
+            SaescopeError: an edit of a site that is not spliced, a hook that is not there or never ran, rows that do not
+                fit.
+        """
+        keep = torch.ones(tokens.shape, dtype=torch.bool) if keep is None else keep
+        forward = self._forward(tokens, freeze)
+        watched: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            at = stack.enter_context(
+                self.spliced(forward, keep=keep, edits=edits, values=values, errors=errors, upstream=upstream)
+            )
+            for hook in watch:
+                stack.enter_context(forward.splice(hook, partial(_watch, watched, hook)))
+            logits = forward.logits(tokens)
+        silent = [*(hook for hook in watch if hook not in watched), *(s.output for s in self.saes if s not in at)]
+        if silent:
+            raise SaescopeError(f"The forward of {self.model.name} that was run never reaches the hook {silent[0]}.")
+        return Run(logits, at, keep, watched)
+
+    def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Forward:
+        if freeze is None:
+            return self.model
+        return freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
+
+    @contextmanager
+    def spliced(
+        self, forward: Forward | None = None, *, keep: Keep = None, edits: Sequence[Edit] = (),
+        values: Mapping[Site, SparseCode] | None = None, errors: Errors = "kept", upstream: Upstream = "features",
+        record: bool = True,
+    ) -> Iterator[dict[Site, Part]]:
+        """While open, runs of the model are spliced; yields what ran last at each site. Arguments as in `run`.
+
+        `record=False` computes no more than the splice needs, and no gradients: where errors are kept, no site that
+        nothing edits, and where all edits add, no code.
+        """
+        values = values or {}
+        for site in [*(edit.site for edit in edits), *values, *(errors if isinstance(errors, Mapping) else ())]:
+            if site not in self.saes:
+                raise SaescopeError(f"No SAE is spliced in at {site.output}: {site} names none of this model's sites.")
+        at: dict[Site, Part] = {}
+        targets: dict[Site, Reconstruct] = {}
+        for site in self.saes:
+            mine = [edit for edit in edits if edit.site == site]
+            given: Tensor | Literal["kept", "dropped"]
+            given = errors.get(site, "kept") if isinstance(errors, Mapping) else errors
+            if record or mine or site in values or not isinstance(given, str) or given != "kept":
+                job = _Job(self._frozen[site], mine, values.get(site), given, upstream, record)
+                targets[site] = partial(_reconstruct, job, site, at)
+        with at_sites(forward or self.model, targets, keep):
+            yield at
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done at one site."""
+
+    sae: SAE
+    edits: Sequence[Edit]
+    values: SparseCode | None
+    error: Tensor | Literal["kept", "dropped"]
+    upstream: Upstream
+    record: bool
+
+    def edited(self, found: SparseCode, mask: Bool[Tensor, "n_seqs n_ctx"]) -> SparseCode:
+        """The code that is to be decoded: the one given or the one found, with the edits."""
+        code = found if self.values is None else with_offset(self.values.csr(), found)
+        for edit in self.edits:
+            code = edit.apply(code, edit.chosen(mask).to(code.feature.device))
+        return code
+
+
+def _reconstruct(
+    job: _Job, site: Site, at: dict[Site, Part], rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]
+) -> Tensor:
+    """x' of a site's kept rows, computed where the SAE is."""
+    for what, given in (("values", job.values and job.values.n_rows), ("errors", _length(job.error))):
+        if given is not None and given != len(rows.x):
+            raise SaescopeError(f"The {what} given for {site.output} have {given} rows; this run keeps {len(rows.x)}.")
+    device = job.sae.W_dec.device
+    moved = SiteRows(rows.x.to(device), rows.target.to(device))
+    with_nodes = job.record and torch.is_grad_enabled()
+    new, part = (_with_nodes if with_nodes else _without_nodes)(job, moved, mask)
+    if part is not None:
+        at[site] = part
+    return rows.target if new is moved.target else new
+
+
+def _length(error: Tensor | str) -> int | None:
+    return len(error) if isinstance(error, Tensor) else None
+
+
+def _without_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> tuple[Tensor, Part | None]:
+    """Without gradients. With errors kept, x' = target + Σ (value' − value) · W_dec: the same without its rounding."""
+    sae, x, kept = job.sae, rows.x, isinstance(job.error, str) and job.error == "kept"
+    adds_only = kept and job.values is None and all(edit.mode == "add" for edit in job.edits)
+    found = empty(len(x), sae.d_sae, sae.W_dec) if adds_only and not job.record else sae.encode(x)
+    code = job.edited(found, mask)
+    if kept:
+        new = rows.target if code is found else rows.target + sae.decode_features(difference(code, found))
+        return new, Part(x, found, code, rows.target - sae.decode(found)) if job.record else None
+    x_hat = sae.decode(code)
+    error = job.error.to(x_hat) if isinstance(job.error, Tensor) else torch.zeros_like(x_hat)
+    new = x_hat + error if isinstance(job.error, Tensor) else x_hat
+    return new, Part(x, found, code, error) if job.record else None
+
+
+def _with_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> tuple[Tensor, Part]:
+    """With gradients: x' = Σ value · W_dec + bias + error with nodes for values, error and x."""
+    sae = job.sae
+    x = rows.x.view_as(rows.x) if rows.x.requires_grad else rows.x.detach().requires_grad_()
+    found = sae.encode_traced(x if job.upstream == "features" else x.detach())
+    code = job.edited(found, mask)
+    if job.upstream != "features" or not code.value.requires_grad:
+        code = with_value(code, code.value.detach().requires_grad_())
+    if isinstance(job.error, Tensor):
+        error = job.error.to(sae.W_dec)
+        error = error if error.requires_grad else error.detach().requires_grad_()
+    elif job.error == "dropped":
+        error = torch.zeros_like(rows.target, dtype=sae.W_dec.dtype).requires_grad_()
+    else:
+        error = (rows.target - sae.decode_traced(found)).detach().requires_grad_()
+    part = Part(x, found, code, error)
+    if job.upstream == "model":
+        x_hat = sae.decode_traced(code) + error
+        return rows.target + (x_hat - x_hat.detach()) + (x_hat - rows.target).detach(), part
+    if sae.has_offsets and job.upstream == "none":
+        code = with_offset(code, sae.encode_traced(x))
+    return sae.decode_traced(code) + error, part
+
+
+def with_offset(code: SparseCode, source: SparseCode) -> SparseCode:
+    """A code's entries around the points of another code."""
+    offset = source.offset if isinstance(source, OffsetCode) else None
+    plain = SparseCode(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k)
+    return plain if offset is None else OffsetCode.around(plain, offset)
+
+
+def with_value(code: SparseCode, value: Tensor) -> SparseCode:
+    """A code with other values for its entries."""
+    return with_offset(SparseCode(code.feature, value, code.n_rows, code.d_sae, code.indptr, code.k), code)
+
+
+def _watch(watched: dict[str, Tensor], hook: str, acts: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and not acts.requires_grad and acts.is_floating_point():
+        acts = acts.detach().requires_grad_()
+    watched[hook] = acts
+    return acts
