@@ -7,6 +7,7 @@ from typing import Any
 
 from sae import store
 from sae.base import SAE
+from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.io.files import read_json, write_json
 from sae.kernels import backend
@@ -30,6 +31,17 @@ class Result:
     """Held-out figures with intervals, dead features, what the mask dropped; as in summary.json."""
     folder: Path | None
     """The run's folder; None if nothing was written."""
+
+    @property
+    def run(self) -> Path:
+        """The run's folder, where there is one.
+
+        Raises:
+            SaescopeError: nothing was written.
+        """
+        if self.folder is None:
+            raise SaescopeError("nothing was written of this training; give it a name to keep it as a run.")
+        return self.folder
 
 
 def finished(folder: Path) -> Result:

@@ -26,7 +26,7 @@ N_ROWS, CHUNK_ROWS, DRAWS = 65_536, 4096, 400
 def run(job: Job) -> list[Row]:
     """A row for each variant and target."""
     done = train_together(job)
-    x, document, n_held_out = open_rows(open_trained(done[0][1].folder)).training(N_ROWS, seed=job.seed)
+    x, document, n_held_out = open_rows(open_trained(done[0][1].run)).training(N_ROWS, seed=job.seed)
     rows = []
     for config, trained in done:
         target = config.sae.sparsity.target_l0  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ def run(job: Job) -> list[Row]:
     """Train one seed's sweep, or go on with it, and measure it."""
     levels = tuple(job.fields.get("fves", FVES))
     done = train_together(replace(job, fields={k: v for k, v in job.fields.items() if k != "fves"}))
-    rows, target = open_rows(open_trained(done[0][1].folder)).held_out()
+    rows, target = open_rows(open_trained(done[0][1].run)).held_out()
     out: list[Row] = [
         {"setting": short_name(config), **figures(trained), **bits(Encoded(trained.sae, rows, target), levels)}
         for config, trained in done

@@ -16,7 +16,7 @@ from analysis.trained import open_trained
 def run(job: Job) -> list[Row]:
     """A row for each variant."""
     done = train_together(job)
-    x, target = open_rows(open_trained(done[0][1].folder)).held_out()
+    x, target = open_rows(open_trained(done[0][1].run)).held_out()
     encoded = {short_name(config): Encoded(trained.sae, x, target) for config, trained in done}
     level, equal = compare(encoded)
     rows = []

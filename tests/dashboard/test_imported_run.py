@@ -16,8 +16,8 @@ from tests.dashboard.pages import html, said, visit
 from tests.dashboard.test_runs_page import table
 from tests.helpers import HOOK, run_sae
 from tests.training.imported import imported, saelens_folder
+from training.finish import Result
 from training.model.load import load_model
-from training.run import Trained
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(root: Path) -> Trained:
+def run(root: Path) -> Result:
     return imported(root, saelens_folder(root / "theirs", "jumprelu"), name="theirs")
 
 
 @pytest.fixture(scope="module")
-def index(run: Trained) -> Index:
+def index(run: Result) -> Index:
     return build(run.folder, quiet=True)
 
 
@@ -40,7 +40,7 @@ def pages(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAESCOPE_RUNS", str(root / "runs"))
 
 
-def test_the_index_holds_what_the_sae_computes(run: Trained, index: Index) -> None:
+def test_the_index_holds_what_the_sae_computes(run: Result, index: Index) -> None:
     tokens = torch.from_numpy(index.tokens[:4].copy()).long()
     rows = load_model("native:tiny").activations(tokens, [HOOK])[HOOK].flatten(0, 1)
     acts = run.sae.encode(rows).to_dense() * torch.from_numpy(np.load(index.folder / "kept.npy")[:4].reshape(-1, 1))
@@ -69,7 +69,7 @@ def test_every_tab_of_a_feature(tab: str) -> None:
 
 
 @pytest.mark.usefixtures("pages")
-def test_the_runs_page_claims_no_training(run: Trained) -> None:
+def test_the_runs_page_claims_no_training(run: Result) -> None:
     row = table(visit(page="runs"))[0]
     assert "imported" in row["status"]
     assert (row["run"], row["through"], row["tokens"], row["dead"], row["variant"]) == ("theirs", "–", "–", "–", "jumprelu")
@@ -79,12 +79,12 @@ def test_the_runs_page_claims_no_training(run: Trained) -> None:
 
 
 @pytest.mark.usefixtures("index")
-def test_the_terminal_shows_a_feature(run: Trained) -> None:
+def test_the_terminal_shows_a_feature(run: Result) -> None:
     shown = run_sae(run.folder, "show", run.folder, "3", "--n", "1")
     assert shown.code == 0 and "3" in shown.out
 
 
-def test_bits_and_steering(run: Trained) -> None:
+def test_bits_and_steering(run: Result) -> None:
     selection = least_description([run.folder], n_rows=640)
     assert selection.least.fve == pytest.approx(run.summary["heldout"]["fve"], abs=1e-4)
     settings = Settings(seed=1, max_tokens=4)
@@ -92,7 +92,7 @@ def test_bits_and_steering(run: Trained) -> None:
         run.folder, "the tree", [], settings).steered_text
 
 
-def test_a_training_can_begin_from_it_but_not_be_one(run: Trained, root: Path) -> None:
+def test_a_training_can_begin_from_it_but_not_be_one(run: Result, root: Path) -> None:
     assert store.load(run.folder).unfit_as_start() is None
     again = run_sae(root, "train", run.folder / "config.yaml", "--runs", root / "runs")
     assert again.code == 2 and "theirs" in again.err

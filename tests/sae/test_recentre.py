@@ -7,7 +7,7 @@ from sae.base import Transform
 from sae.recentre import recentred
 from sae.variants.gated import Gated, GatedConfig
 from sae.variants.relu import ReLU, ReLUConfig
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import TopK, TopKConfig
 
 D, N = 12, 40
 
@@ -18,7 +18,7 @@ def test_nothing_but_the_mean_changes(name: str, subtracts: bool) -> None:
     generator = torch.Generator().manual_seed(7)
     transform = {"input": Transform(torch.randn(D, generator=generator), torch.tensor(0.7))}
     if name == "topk":
-        sae = TopK(TopKVariantConfig(d_sae=N, k=5, apply_b_dec_to_input=subtracts), D, **transform)
+        sae = TopK(TopKConfig(d_sae=N, k=5, apply_b_dec_to_input=subtracts), D, **transform)
     elif name == "transcoder":
         config = ReLUConfig(d_sae=N, skip=True, apply_b_dec_to_input=False)
         sae = ReLU(config, D, 9, target=Transform(torch.randn(9, generator=generator), torch.tensor(1.3)), **transform)

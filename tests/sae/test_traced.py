@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from sae.formats.saelens.imported import Imported, ImportedConfig, row_statistics
 from torch import Tensor
 
 from sae import products
@@ -13,6 +12,7 @@ from sae.code import from_dense
 from sae.kernels import backend
 from sae.kernels.reference import select_dense
 from sae.variants import VARIANTS
+from sae.variants.imported import Imported, ImportedConfig, row_statistics
 
 D, N, ROWS = 10, 40, 7
 

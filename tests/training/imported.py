@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.helpers import HOOK, write_corpus
+from training.finish import Result
 from training.importing.run import import_run
-from training.run import Trained
 
 D, N, K = 32, 64, 4
 OUT = "blocks.1.hook_mlp_out"
@@ -83,7 +83,7 @@ def dense(architecture: str, w: dict[str, Tensor], x: Tensor) -> Tensor:
     return x_hat + x @ w["W_skip"].t() if "W_skip" in w else x_hat
 
 
-def imported(root: Path, path: Path | str, *overrides: str, **options: Any) -> Trained:
+def imported(root: Path, path: Path | str, *overrides: str, **options: Any) -> Result:
     """`sae import` of it below `root`, on a small corpus of made-up words, in about a second."""
     if not (root / "corpus").exists():
         write_corpus(root / "corpus", n_files=120)

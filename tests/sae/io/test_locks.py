@@ -33,9 +33,9 @@ def test_the_holder_is_named_and_a_killed_one_holds_nothing(tmp_path: Path) -> N
 
 
 def test_this_process_holds_it_too(tmp_path: Path) -> None:
-    refused = pytest.raises(SaescopeError, match=rf"process {os.getpid()} ")
-    with locked(tmp_path / "run"), refused, locked(tmp_path / "run"):
-        pass
+    again = locked(tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(SaescopeError, match=rf"process {os.getpid()} "):
+        again.__enter__()
     with locked(tmp_path / "run"), locked(tmp_path / "other"):
         pass
 

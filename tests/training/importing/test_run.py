@@ -14,9 +14,9 @@ from training.commands import import_
 from training.config import reading as configs
 from training.config.schema import Config
 from training.display import Display
+from training.finish import Result
 from training.importing.run import Judged, judged
 from training.model.load import load_model
-from training.run import Trained
 
 SAES = ("standard", "jumprelu", "topk", "abstopk", "gated", "gemma-scope")
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder")
@@ -30,13 +30,13 @@ def given(architecture: str) -> dict[str, Tensor]:
     return weights("jumprelu" if architecture == "gemma-scope" else architecture)
 
 
-def reopened(run: Trained) -> tuple[Config, Judged]:
+def reopened(run: Result) -> tuple[Config, Judged]:
     """What the run's figures are of, opened anew."""
     config = configs.read(run.folder / "config.yaml")[0]
     return config, judged(config, load_model("native:tiny"), Display(quiet=True))
 
 
-def rows_of(run: Trained) -> tuple[Tensor, Tensor]:
+def rows_of(run: Result) -> tuple[Tensor, Tensor]:
     """x and target of the rows that FVE is of."""
     config, found = reopened(run)
     return config.site.rows({hook: rows.float() for hook, rows in found.rows.acts.items()})
