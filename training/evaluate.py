@@ -45,6 +45,7 @@ class HeldOut:
             hooks: those that are read.
             n_rows: before masked rows are left out.
         """
+        self.source, self.tokens = source, tokens
         self.seqs = spread(tokens.sequences(held_out=True), -(-n_rows // tokens.n_ctx))
         keep = mask.over(source, tokens).keep(self.seqs, tokens.n_ctx)
         self.units = _Units(tokens, self.seqs, keep.view(-1, tokens.n_ctx).numpy())
