@@ -32,7 +32,6 @@ from analysis.index.neighbours import (
 )
 from analysis.index.read import Index, open_index
 from analysis.index.table import write_stats
-from analysis.labels.store import FILE as LABELS
 from analysis.trained import open_trained
 from analysis.vocabulary import Vocabulary
 from sae import store as sae_store
@@ -83,9 +82,7 @@ def build(
         if changed is None:
             display.say(f"{folder} is up to date")
             return open_index(folder)
-        display.say(f"{folder} is out of date ({changed}) and is made again")
-        if (run / LABELS).exists():
-            display.say(f"automatic labels are still those of the old index; `sae label {run}` makes them again")
+        display.say(f"{folder} is out of date ({changed}) and is made again; automatic labels are by `sae label {run}`")
     make(folder, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows)
     return open_index(folder)
 
