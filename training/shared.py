@@ -30,8 +30,6 @@ class Shared:
     """Everything that feeds the trainers."""
 
     data: Data
-    evaluated: Data
-    """Where held-out rows come from; `heldout` has them in memory."""
     mask: KeepMask
     clock: Clock
     batches: BatchStream
@@ -68,7 +66,7 @@ def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
     )
     held = open_heldout(first, data, display)
     heldout = HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
-    return Shared(data, held, mask, clock, batches, heldout)
+    return Shared(data, mask, clock, batches, heldout)
 
 
 class Reader:

@@ -148,7 +148,7 @@ def _loader(members: Sequence[Config], given: Any, begun: Opened, display: Displ
     clock = _clock(config, loader, len(held_out) * tokens.n_ctx)
     batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows)
     heldout = HeldOut(data.source, tokens, mask, site_hooks(members), config.eval.n_rows)
-    return Shared(data, data, mask, clock, batches, heldout)
+    return Shared(data, mask, clock, batches, heldout)
 
 
 def _stretch_rows(config: Config) -> int:
