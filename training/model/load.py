@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sae.errors import SaescopeError, first_line
 from training.model.devices import fast_dtype, resolve_device, torch_dtype
@@ -134,8 +134,23 @@ def bridged(name: str, identity: dict[str, Any], network: nn.Module, tokenizer: 
         )
     except (ValueError, NotImplementedError) as error:
         raise SaescopeError(f"TransformerLens cannot host the model {name} ({first_line(error)}).") from None
+    for block in bridge.blocks:
+        _show_rotated(getattr(block, "attn", None))
     _mark_paths(bridge, paths)
     return Model(name, identity, network, tokenizer, bridge)
+
+
+def _show_rotated(attention: Any) -> None:
+    """Fire `hook_rot_q` and `hook_rot_k` in fused attention (GPT-NeoX), where TransformerLens has them and never does."""
+    rotate = getattr(attention, "_apply_rotary_pos_emb", None)
+    if rotate is None or not hasattr(attention, "hook_rot_q"):
+        return
+
+    def shown(*args: Any) -> tuple[Tensor, Tensor]:
+        q, k = rotate(*args)
+        return attention.hook_rot_q(q), attention.hook_rot_k(k)
+
+    object.__setattr__(attention, "_apply_rotary_pos_emb", shown)
 
 
 def _for_bridge(tokenizer: Any) -> Any:

@@ -11,7 +11,8 @@ kept, given or dropped. Rows outside the keep-mask pass unchanged. Only active f
 
 Gradients. With gradients enabled, `Run.at[site]` holds nodes of the graph, to be given to `torch.autograd.grad`: `x` as the
 SAE reads it, `code.value` as it is decoded, `error`. Weights take none. ∂/∂error is ∂/∂x', so that it also gives the
-gradient of features that are not active: `sae.feature_gradients(grad_error)`. What passes on to earlier layers is chosen:
+gradient of features that are not active: `sae.feature_gradients(grad_error)`. Pre-activations of a later site, as what is
+to be explained, are `sae.frozen().pre_activations(part.x, part.code)`. What passes on to earlier layers is chosen:
 
     upstream = "features"   through the values (an active one follows its encoder row) and the skip path; errors are fixed
     upstream = "model"      as if nothing were spliced in: ∂x'/∂target = 1, and values and errors stand beside it
@@ -22,7 +23,7 @@ gradient of features that are not active: `sae.feature_gradients(grad_error)`. W
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -80,6 +81,8 @@ def _write(site: Site, fn: Reconstruct, keep: Keep, seen: list[Tensor], acts: Te
         raise SaescopeError(f"The mask has shape {list(mine.shape)}, and the run's tokens {list(acts.shape[:2])}.")
     wide = torch.promote_types(acts.dtype, torch.float32)
     after = acts[mine].to(wide)
+    if len(site.hooks) > 1 and not seen:
+        raise SaescopeError(f"The model reaches {site.output} before {site.input}: a site's target lies behind its input.")
     before = seen.pop()[mine].to(wide) if len(site.hooks) > 1 else after
     both = {site.input: before, site.output: after}
     rows = site.rows(both)
@@ -96,7 +99,8 @@ class Part:
     """What ran at one site; rows are the kept ones, in the order of the mask.
 
     Attributes:
-        x: `[n_kept, d_in]` as the SAE read it.
+        x: `[n_kept, d_in]` as the SAE read it; its gradient is what comes through the SAE, skip path included (with
+            upstream "model", and without a skip path "none", nothing does).
         found: the code that the SAE gave, before edits.
         code: the code that was decoded (CSR); an empty one where it was not asked for.
         error: `[n_kept, d_out]` as it was added.
@@ -211,7 +215,10 @@ class SplicedModel:
     def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Forward:
         if freeze is None:
             return self.model
-        return freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
+        frozen = freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
+        if frozen.model is not self.model:
+            raise SaescopeError(f"The frozen model is {frozen.model.name}, loaded apart from the one that is spliced.")
+        return frozen
 
     @contextmanager
     def spliced(
@@ -254,7 +261,7 @@ class _Job:
 
     def edited(self, found: SparseCode, mask: Bool[Tensor, "n_seqs n_ctx"]) -> SparseCode:
         """The code that is to be decoded: the one given or the one found, with the edits."""
-        code = found if self.values is None else with_offset(self.values.csr(), found)
+        code = found if self.values is None else _with_offset(self.values.csr(), found)
         for edit in self.edits:
             code = edit.apply(code, edit.chosen(mask).to(code.feature.device))
         return code
@@ -302,7 +309,7 @@ def _with_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -
     found = sae.encode_traced(x if job.upstream == "features" else x.detach())
     code = job.edited(found, mask)
     if job.upstream != "features" or not code.value.requires_grad:
-        code = with_value(code, code.value.detach().requires_grad_())
+        code = replace(code, value=code.value.detach().requires_grad_())
     if isinstance(job.error, Tensor):
         error = job.error.to(sae.W_dec)
         error = error if error.requires_grad else error.detach().requires_grad_()
@@ -315,20 +322,15 @@ def _with_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -
         x_hat = sae.decode_traced(code) + error
         return rows.target + (x_hat - x_hat.detach()) + (x_hat - rows.target).detach(), part
     if sae.has_offsets and job.upstream == "none":
-        code = with_offset(code, sae.encode_traced(x))
+        code = _with_offset(code, sae.encode_traced(x))
     return sae.decode_traced(code) + error, part
 
 
-def with_offset(code: SparseCode, source: SparseCode) -> SparseCode:
+def _with_offset(code: SparseCode, source: SparseCode) -> SparseCode:
     """A code's entries around the points of another code."""
     offset = source.offset if isinstance(source, OffsetCode) else None
     plain = SparseCode(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k)
     return plain if offset is None else OffsetCode.around(plain, offset)
-
-
-def with_value(code: SparseCode, value: Tensor) -> SparseCode:
-    """A code with other values for its entries."""
-    return with_offset(SparseCode(code.feature, value, code.n_rows, code.d_sae, code.indptr, code.k), code)
 
 
 def _watch(watched: dict[str, Tensor], hook: str, acts: Tensor) -> Tensor:
