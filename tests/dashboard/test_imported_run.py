@@ -96,3 +96,13 @@ def test_a_training_can_begin_from_it_but_not_be_one(run: Result, root: Path) ->
     assert store.load(run.folder).unfit_as_start() is None
     again = run_sae(root, "train", run.folder / "config.yaml", "--runs", root / "runs")
     assert again.code == 2 and "theirs" in again.err
+
+
+def test_a_transcoder_is_indexed_by_what_it_reads(root: Path) -> None:
+    run = imported(root, saelens_folder(root / "skipping", "skip_transcoder"))
+    index = build(run.folder, quiet=True)
+    tokens = torch.from_numpy(index.tokens[:4].copy()).long()
+    acts = run.sae.encode(load_model("native:tiny").activations(tokens, [HOOK])[HOOK].flatten(0, 1)).to_dense()
+    kept = torch.from_numpy(np.load(index.folder / "kept.npy")[:4].reshape(-1, 1))
+    feature = int((acts * kept > 0).sum(0).argmax())
+    assert index.examples(feature, n=1)[0].value >= float((acts * kept)[:, feature].max()) * (1 - 1e-2)

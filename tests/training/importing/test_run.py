@@ -17,6 +17,7 @@ from training.display import Display
 from training.finish import Result
 from training.importing.run import Judged, judged
 from training.model.load import load_model
+from training.run import train
 
 SAES = ("standard", "jumprelu", "topk", "abstopk", "gated", "gemma-scope")
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder")
@@ -193,3 +194,36 @@ def test_the_command_prints_the_figures_and_what_is_next(tmp_path: Path, capsys:
     assert "ce_spliced" not in held
     assert import_([str(folder), "--runs", str(tmp_path / "runs"), "--no-eval", "--quiet"]) == 0
     assert "--no-eval" in read_json(tmp_path / "runs" / "theirs" / "summary.json")["imported"]["not_evaluated"]
+
+
+def test_rows_that_saelens_normalises_one_by_one(tmp_path: Path) -> None:
+    """No variant here does that: it is read for inference, and its config is a run's like any other."""
+    folder = saelens_folder(tmp_path / "theirs", "standard")
+    cfg = folder / "cfg.json"
+    cfg.write_text(cfg.read_text().replace('"normalize_activations": "none"', '"normalize_activations": "layer_norm"'))
+    run = imported(tmp_path, folder)
+    x, target = rows_of(run)
+    centre, spread = x.double().mean(1, keepdim=True), x.double().std(1, keepdim=True)
+    x_hat = dense("standard", given("standard"), (x.double() - centre) / (spread + 1e-5)) * spread + centre
+    fve = 1 - (target - x_hat).square().sum() / (target - target.mean(0)).double().square().sum()
+    assert run.summary["heldout"]["fve"] == pytest.approx(float(fve), abs=1e-5)
+    config = configs.read(run.folder / "config.yaml")[0]
+    assert config.sae == run.sae.config and config.sae.variant == "imported"
+    with pytest.raises(SaescopeError, match="imported"):
+        train(run.folder / "config.yaml", ["name=again", "data.batch_rows=128"], runs=tmp_path / "runs", quiet=True)
+
+
+@pytest.mark.parametrize("architecture", [*SAES[:5], *TRANSCODERS])
+def test_its_config_reads_back_as_it_was(tmp_path: Path, architecture: str) -> None:
+    run = imported(tmp_path, saelens_folder(tmp_path / "theirs", architecture), "data.block_rows=16", evaluate=False)
+    config = configs.read(run.folder / "config.yaml")[0]
+    assert config.sae == run.sae.config and config.data.block_rows == 16
+    assert run.sae.provenance["site"] == config.site.model_dump()
+
+
+def test_ranked_features_with_decoder_rows_of_several_lengths(tmp_path: Path) -> None:
+    w = weights("topk")
+    w["W_dec"][0] *= 3
+    with pytest.raises(SaescopeError, match="norms from 1 to 3"):
+        imported(tmp_path, saelens_folder(tmp_path / "theirs", "topk", w))
+    assert not (tmp_path / "runs" / "theirs").exists()
