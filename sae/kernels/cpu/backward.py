@@ -138,7 +138,9 @@ def dense_gradients(
         with runtime.columns(done.x.shape[1]):
             g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
         g.g_bias += g_acts.sum(0)
-    g.g_pre = -(g.g_bias @ done.w_enc)
+    # of a product with a vector math libraries deal the rows to threads, at any width
+    with runtime.columns(1):
+        g.g_pre = -(g.g_bias @ done.w_enc)
     return g
 
 
