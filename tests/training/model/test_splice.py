@@ -227,6 +227,19 @@ def test_edits_are_those_of_a_dense_code(model: Model, saes: dict[Site, SAE]) ->
                 torch.testing.assert_close(run.at[UPDATE].x.detach(), new, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_with_every_feature_ablated_bias_and_skip_path_remain(model: Model, saes: dict[Site, SAE], grad: bool) -> None:
+    sae, last = saes[CODER], Site(input="blocks.2.hook_resid_post")
+    spliced = SplicedModel(model, {CODER: sae, last: random_sae(8)})
+    with torch.set_grad_enabled(grad):
+        run = spliced.run(tokens(), edits=[Edit(CODER, range(N))], errors={CODER: torch.zeros(24, D)})
+    part = run.at[CODER]
+    assert len(part.found.value) > 0 and len(part.code.value) == 0
+    mid = model.activations(tokens(), ["blocks.2.hook_resid_mid"])["blocks.2.hook_resid_mid"].flatten(0, 1)
+    expected = mid + (sae.bias() + sae.bypass(part.x)).detach()
+    torch.testing.assert_close(run.at[last].x.detach(), expected, rtol=1e-10, atol=1e-10)
+
+
 def directions(sae: SAE) -> Tensor:
     return (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).detach()
 
