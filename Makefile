@@ -16,7 +16,7 @@ demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-
 
 # tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
 test: $(VENV)/.done            ## the whole quick test suite
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
