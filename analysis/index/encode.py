@@ -65,7 +65,7 @@ def encode(
             files = {name: stack.enter_context((work / f"{name}.bin").open("ab")) for name in FILES}
             for start in range(first, stop, batch):
                 seqs = np.arange(start, min(start + batch, stop))
-                for name, array in _encode_batch(rows, seqs, block).items():
+                for name, array in encode_batch(rows, seqs, block).items():
                     with refusing_full_disk(work):
                         files[name].write(array.tobytes())
                 advance(len(seqs) * n_ctx)
@@ -78,7 +78,7 @@ def encode(
     return open_codes(work)
 
 
-def _encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) -> dict[str, np.ndarray]:
+def encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) -> dict[str, np.ndarray]:
     """The code of some sequences, block by block."""
     acts, keep = rows.read(seqs)
     n_ctx = rows.n_ctx

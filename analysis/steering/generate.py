@@ -191,7 +191,7 @@ def generate(
     out: list[int] = []
     logprobs: list[float] = []
     first: Tensor | None = None
-    noise = _noise(settings.seed)
+    noise = gumbel_noise(settings.seed)
     stop = loaded.model.tokenizer.eos_token_id
     step = tokens
     for _ in range(settings.max_tokens):
@@ -201,7 +201,7 @@ def generate(
             logits, past = loaded.model.extend(step[None], past)
         logits = logits[0].float().cpu()
         first = logits if first is None else first
-        chosen = _choose(logits, settings.temperature, noise)
+        chosen = choose(logits, settings.temperature, noise)
         if chosen == stop:
             break
         out.append(chosen)
@@ -213,7 +213,7 @@ def generate(
     return Generated(out, pieces, "".join(pieces), logprobs, len(out) < settings.max_tokens), first
 
 
-def _noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
+def gumbel_noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
     """Gumbel noise, a fresh vector each call, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed % 2**63)
 
@@ -224,7 +224,8 @@ def _noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
     return draw
 
 
-def _choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callable[[int], Tensor]) -> int:
+def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callable[[int], Tensor]) -> int:
+    """The next token: the likeliest at temperature 0, else drawn by Gumbel-max."""
     if temperature == 0:
         return int(logits.argmax())
     return int((logits.double() / temperature + noise(len(logits))).argmax())

@@ -102,12 +102,12 @@ def _row(run: Run, now: float) -> dict[str, Any]:
         "l0": run.latest("l0") if l0 is None else l0,
         "fve": run.latest("heldout/fve"), "fve_interval": run.interval("heldout/fve"), "dead": dead,
         "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": run.interval("heldout/ce_recovered_mean"),
-        "tokens": None if run.imported else run.n_rows, "site": _site(run.config.get("site") or {}),
+        "tokens": None if run.imported else run.n_rows, "site": site_text(run.config.get("site") or {}),
         "updated": run.updated,
     }
 
 
-def _site(site: Mapping[str, Any]) -> str:
+def site_text(site: Mapping[str, Any]) -> str:
     """What is read → what is reconstructed, once where they are the same."""
     before, after, update = site.get("input"), site.get("target"), site.get("update")
     target = f"{after} − {before}" if update else after

@@ -11,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis.render.tables import runs as run_table
-from dashboard.views.runs import _site
+from dashboard.views.runs import site_text
 from tests.analysis.run_folders import line, write_run
 from tests.dashboard.pages import html, visit
 
@@ -187,4 +187,4 @@ def test_downloads_hold_every_number(root: Path) -> None:
     ({"input": "a", "target": "b", "update": "both"}, "b − a"), ({}, ""),
 ])
 def test_a_site_is_told_as_what_is_read_and_reconstructed(site: dict[str, Any], told: str) -> None:
-    assert _site(site) == told
+    assert site_text(site) == told

@@ -30,7 +30,7 @@ def test_batches_shards_and_memory_leave_no_trace(folder: Path) -> None:
 def test_an_interrupted_index_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder / "runs/quick"
     whole = tree(build(run, name="whole", quiet=True, batch_rows=256, shard_rows=512).folder)
-    real, calls = encode._encode_batch, []
+    real, calls = encode.encode_batch, []
 
     def dies(*args: object) -> object:
         calls.append(args)
@@ -38,7 +38,7 @@ def test_an_interrupted_index_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(encode, "_encode_batch", dies)
+    monkeypatch.setattr(encode, "encode_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         build(run, name="torn", quiet=True, batch_rows=256, shard_rows=512)
     assert "torn" not in [p.name for p in indexes(run)]

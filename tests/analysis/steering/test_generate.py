@@ -162,11 +162,11 @@ def test_greedy_generation_is_the_models_own(loaded: TrainedSAE, run: Path) -> N
 
 
 def test_sampling_follows_the_models_probabilities() -> None:
-    from analysis.steering.generate import _choose, _noise
+    from analysis.steering.generate import choose, gumbel_noise
 
     logits = torch.tensor([1.0, 0.0, -1.0])
-    noise = _noise(1)
-    counts = torch.bincount(torch.tensor([_choose(logits, 2.0, noise) for _ in range(4000)]), minlength=3) / 4000
+    noise = gumbel_noise(1)
+    counts = torch.bincount(torch.tensor([choose(logits, 2.0, noise) for _ in range(4000)]), minlength=3) / 4000
     expected = (logits / 2).softmax(-1)
     assert (counts - expected).abs().max() < 4 * float((expected * (1 - expected) / 4000).sqrt().max())
 
