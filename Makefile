@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times clean
 
 demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -57,6 +57,9 @@ bench-gpu: $(VENV)/.done .peers/saelens/.done       ## the same on a CUDA device
 	.peers/saelens/bin/pip install --quiet einops
 	$(PY) -m pytest -m gpu tests/sae/kernels/test_gpu.py tests/training/bench/test_kernels.py
 	$(SAE) bench kernels --device cuda --peers .peers/saelens/bin/python --out benchmarks
+
+gpu-kernels: $(VENV)/.done     ## compile every Triton kernel ahead of time for sm_80 too (make test: sm_90)
+	$(PY) -m pytest -m slow tests/sae/kernels/test_gpu_ahead_of_time.py
 
 bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 features
 	$(PY) -m pytest -s -m slow tests/training/bench/test_kernels.py
