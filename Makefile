@@ -3,18 +3,20 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 SAE := $(VENV)/bin/sae
 PYTHON ?= python3
+WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds dashboard sweep kill-test journeys saelens-check saedashboard-times clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times clean
 
 demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
 	$(SAE) index runs/quickstart
 	@echo "look at it with: make dashboard   (or: $(SAE) dashboard)"
 
+# tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
 test: $(VENV)/.done            ## the whole quick test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
@@ -38,7 +40,7 @@ kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare 
 journeys: $(VENV)/.done        ## the ways through the dashboard in a real browser, which `make test` walks too
 	$(PY) -m pytest --durations=10 $(wildcard tests/dashboard/test_*journeys.py)
 
-reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: configs/reproduce/NAME.csv; goes on where it was stopped
+reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: docs/results/NAME.csv; goes on where it was stopped
 	$(SAE) reproduce $*
 
 bench-peers: $(VENV)/.done .peers/saelens/.done     ## training steps beside SAELens and dictionary_learning
@@ -56,6 +58,9 @@ bench-gpu: $(VENV)/.done .peers/saelens/.done       ## the same on a CUDA device
 	$(PY) -m pytest -m gpu tests/sae/kernels/test_gpu.py tests/training/bench/test_kernels.py
 	$(SAE) bench kernels --device cuda --peers .peers/saelens/bin/python --out benchmarks
 
+gpu-kernels: $(VENV)/.done     ## compile every Triton kernel ahead of time for sm_80 too (make test: sm_90)
+	$(PY) -m pytest -m slow tests/sae/kernels/test_gpu_ahead_of_time.py
+
 bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 features
 	$(PY) -m pytest -s -m slow tests/training/bench/test_kernels.py
 
@@ -69,6 +74,9 @@ saedashboard-times: $(VENV)/.done .peers/saedashboard/.done     ## sae index bes
 saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens, and SAELens' SAEs here
 	$(PY) -m tests.peers.rows $(firstword $(RUNS)) .peers/rows.safetensors
 	$(PY) -m tests.peers.saelens_check --saelens .peers/saelens/bin/python --rows .peers/rows.safetensors $(RUNS)
+
+saelens-import: $(VENV)/.done .peers/saelens/.done  ## an SAE that SAELens trains, imported: its own figures, and its pages
+	$(PY) -m tests.peers.saelens_import --saelens .peers/saelens/bin/python
 
 .peers/saelens/.done:
 	$(PYTHON) -m venv .peers/saelens

@@ -41,16 +41,25 @@ def index(argv: list[str]) -> int:
         raise SaescopeError("an index over another corpus needs a name of its own; add --name, for example --name notes.")
     if args.verify:
         return _verify(Path(args.run), args.name)
-    from analysis.index import build
+    from analysis.index import build, indexes
+    from analysis.index.store import MANIFEST
+    from analysis.labels.store import FILE as LABELS
 
+    before = {folder: (folder / MANIFEST).read_bytes() for folder in indexes(args.run)}
     made = build(
         args.run, corpus=args.overrides, name=args.name or "default", n_rows=args.rows, memory=args.memory,
         quiet=args.quiet, again=args.again,
     )
     if not args.quiet:
-        counts = made.manifest["counts"]
+        counts, explained = made.manifest["counts"], made.manifest["fidelity"]
         print(f"{made.folder}: {counts['d_sae']:,} features ({counts['n_dead']:,} dead) over {counts['n_rows']:,} rows, "
               f"{counts['n_values']:,} values")
+        if explained["fve"] is not None:
+            which = "held-out" if explained["held_out"] else "indexed"
+            print(f"FVE {explained['fve']:.3f} on {explained['n_rows']:,} {which} rows")
+        now = (made.folder / MANIFEST).read_bytes()
+        if before.get(made.folder, now) != now and (Path(args.run) / LABELS).exists():
+            print(f"automatic labels are still those of the old index; `sae label {args.run}` makes them again")
         print(f"browse     sae dashboard --runs {Path(args.run).resolve().parent}\nin Python  from analysis.index import "
               f"open_index; open_index({str(made.folder)!r})")
     return 0

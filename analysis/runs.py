@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sae.errors import first_line
 from sae.units import Duration
 
-Status = Literal["training", "finished", "interrupted"]
+Status = Literal["training", "finished", "interrupted", "imported"]
 Line = Mapping[str, Any]
 """One line of metrics.jsonl: `step`, `rows` and the metrics of that moment."""
 
@@ -47,25 +47,32 @@ class Run:
 
     @property
     def n_rows(self) -> int:
-        """Training rows so far."""
+        """Training rows so far; 0 where none are known."""
         return int(self.summary.get("n_rows_trained") or (self.lines[-1]["rows"] if self.lines else 0))
 
     @property
+    def imported(self) -> bool:
+        """Whether the SAE came from elsewhere: of its training nothing is known here."""
+        return bool(self.summary.get("imported"))
+
+    @property
     def through(self) -> float | None:
-        """The share of the budget that is done, 0 to 1; None where it cannot be told yet."""
+        """The share of the budget that is done, 0 to 1; None where it cannot be told yet, or there was no training."""
+        if self.imported:
+            return None
         if self.finished:
             return 1.0
         budget = _budget_rows(self.config, self.lines)
         return min(1.0, self.n_rows / budget) if budget and self.lines else None
 
     def status(self, now: float) -> Status:
-        """Whether it has finished, goes on, or has been silent for so long that it must have been stopped.
+        """Whether it has finished, goes on, was silent for so long that it must have been stopped, or came from elsewhere.
 
         Args:
             now: seconds since the epoch.
         """
         if self.finished:
-            return "finished"
+            return "imported" if self.imported else "finished"
         return "interrupted" if now - self.updated > _patience(self.config, self.lines) else "training"
 
     def latest(self, metric: str) -> float | None:
@@ -77,11 +84,13 @@ class Run:
         return values[-1] if values else None
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        """The 95 % interval of the last value of a held-out metric, where it has one."""
-        key = f"{metric}_interval"
-        after = _mapping(self.summary.get("heldout")).get(key.removeprefix("heldout/"))
-        found = [after] if after else [line[key] for line in self.lines if key in line]
-        return (float(found[-1][0]), float(found[-1][1])) if found else None
+        """The 95 % interval of the value that `latest` gives, where it has one: not of few documents."""
+        name, after = metric.removeprefix("heldout/"), _mapping(self.summary.get("heldout"))
+        lines = [{name: line[metric], f"{name}_interval": line.get(f"{metric}_interval")}
+                 for line in self.lines if isinstance(line.get(metric), int | float)]
+        found = [after] if isinstance(after.get(name), int | float) else lines
+        interval = found[-1].get(f"{name}_interval") if found else None
+        return (float(interval[0]), float(interval[1])) if interval else None
 
 
 def find(root: Path) -> list[Run]:
@@ -153,7 +162,7 @@ def metrics(runs: Sequence[Run]) -> list[str]:
     """Every metric that can be drawn, losses first, held-out ones last."""
     names = {
         key for run in runs for line in run.lines for key, value in line.items()
-        if isinstance(value, int | float) and key not in ("step", "rows", "heldout/n_rows", "heldout/n_seqs")
+        if isinstance(value, int | float) and key not in ("step", "rows") and not key.startswith("heldout/n_")
     }
     return sorted(names, key=lambda name: (name.startswith("heldout/"), not name.startswith("loss/"), name))
 

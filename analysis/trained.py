@@ -1,31 +1,34 @@
-"""A run at work on new text: its language model and its SAE, loaded when first needed, one caller at a time.
+"""A trained SAE opened for work on text: its SAE, site, mask and language model in one handle.
 
-Models are large and threads of a server many, so a process keeps one model and a few SAEs, and everything that runs them
-holds one lock.
+Whatever encodes activations in this package does it through a `TrainedSAE`, so that all of it reads the rows that the SAE
+was trained on. Models are large and threads of a server many, so a process keeps one model and a few SAEs, loaded when
+first needed, and everything that runs them holds one lock.
 """
 
+import hashlib
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis.index.text import Vocabulary
+from analysis.vocabulary import Vocabulary
 from sae import store
 from sae.base import SAE
 from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.io.files import read_json
+from training.config import reading as configs
+from training.config.schema import Config
 from training.model.language_model import Model
 from training.model.load import load_model
 from training.model.token_bytes import token_bytes
-from training.site import Site
+from training.site import Site, SiteRows
 
 LOCK = threading.RLock()
 """Held by whatever runs a model here."""
@@ -33,26 +36,86 @@ MAX_TOKENS = 512
 """Tokens of a prompt; a page is to answer within seconds on a laptop."""
 
 
-@dataclass(frozen=True)
-class Live:
-    """What a run needs to read text."""
+class Coded(NamedTuple):
+    """The code of a text; row i is token i, and rows that training would drop are empty."""
 
-    model: Model
+    code: SparseCode
+    kept: Bool[Tensor, " n_tokens"]
+
+
+@dataclass(frozen=True)
+class TrainedSAE:
+    """An SAE with what it takes to use it on text. `open_trained` makes one from a run."""
+
+    folder: Path
+    """Of the run."""
     sae: SAE
     site: Site
-    vocabulary: Vocabulary
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """The largest norm that training kept at each mask hook; empty where the run does not say."""
+
+    # -- activations --------------------------------------------------------------------------------------------------
+
+    def rows(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> SiteRows:
+        """x and target of raw activations by hook, in fp32 on the SAE's device."""
+        device = self.sae.W_dec.device
+        return self.site.rows({hook: acts[hook].to(device).float() for hook in self.site.hooks})
+
+    def encode(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> SparseCode:
+        """The code of raw activations `[n_rows, d]` by hook; those of `site.hooks` are read. Nothing is masked."""
+        return self.sae.encode(self.rows(acts).x)
+
+    @cached_property
+    def config(self) -> Config:
+        """What the run was trained with.
+
+        Raises:
+            SaescopeError: the run has no config.yaml, or one that cannot be read.
+        """
+        return configs.read(self.folder / "config.yaml")[0]
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Model:
+        """The language model.
+
+        Raises:
+            SaescopeError: the SAE came without one, or it cannot be had here or is no longer the one whose activations
+                the SAE was trained on.
+        """
+        return self._loaded[0]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of the model's tokens. Raises as `model`."""
+        return self._loaded[1]
+
+    @property
+    def _loaded(self) -> tuple[Model, Vocabulary]:
+        facts = self.sae.provenance
+        config, then = facts.get("config", {}).get("model") or {}, facts.get("made_from", {}).get("model")
+        if then is None or not config.get("name"):
+            raise SaescopeError(
+                f"{self.folder.name} was trained on activations that came without a language model: it reads no text."
+            )
+        with LOCK:
+            model, vocabulary = _model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
+        _check_same(then, model, self.folder.name)
+        return model, vocabulary
 
     def tokens(self, text: str, limit: int = MAX_TOKENS) -> Int[Tensor, " n"]:
         """The tokens of a text as in training: BOS first where the model has it, and no spelt-out special tokens.
 
         Raises:
-            SaescopeError: no text, or more than `limit` tokens.
+            SaescopeError: no text, or more than `limit` tokens; or as `model`.
         """
-        ids = self.model.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-        ids = [self.model.bos_id, *ids] if self.model.prepend_bos else list(ids)
+        model = self.model
+        ids = model.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        ids = [model.bos_id, *ids] if model.prepend_bos else list(ids)
         if not ids or not text:
             raise SaescopeError("The text is empty; type some.")
-        limit = min(limit, self.model.n_ctx_max)
+        limit = min(limit, model.n_ctx_max)
         if len(ids) > limit:
             raise SaescopeError(f"The text has {len(ids):,} tokens; at most {limit:,} are read at once, so shorten it.")
         return torch.tensor(ids, dtype=torch.long)
@@ -65,117 +128,50 @@ class Live:
         """Which tokens no SAE was trained on whatever their activations: BOS and other special ones."""
         return torch.isin(tokens, torch.tensor(sorted(self.model.special_ids), dtype=torch.long))
 
-
-@dataclass(frozen=True)
-class Top:
-    """A feature of a prompt and where it is strongest."""
-
-    feature: int
-    value: float
-    position: int
-    n_active: int
-    """Tokens of the prompt at which it is active."""
-
-
-@dataclass(frozen=True)
-class PromptCode:
-    """A text as the SAE sees it; row i of `code` is token i, and rows that training would drop are empty."""
-
-    text: str
-    tokens: list[int]
-    pieces: list[str]
-    code: SparseCode
-    kept: Bool[np.ndarray, " n_tokens"]
-
-    def values(self, feature: int) -> Float32[np.ndarray, " n_tokens"]:
-        """One feature's value at each token, 0 where inactive."""
-        out = np.zeros(len(self.tokens), dtype=np.float32)
-        mine = self.code.feature == feature
-        out[self.code.rows()[mine].numpy()] = self.code.value[mine].numpy()
-        return out
-
-    def top(self, n: int = 20, positions: Sequence[int] | None = None) -> list[Top]:
-        """The features with the largest absolute values, over all tokens or over some."""
-        rows, feature, value = (t.numpy() for t in (self.code.rows(), self.code.feature, self.code.value))
-        if positions is not None:
-            chosen = np.isin(rows, np.asarray(positions, dtype=rows.dtype))
-            rows, feature, value = rows[chosen], feature[chosen], value[chosen]
-        counts = dict(zip(*np.unique(feature, return_counts=True), strict=True))
-        out: dict[int, Top] = {}
-        for i in np.lexsort((rows, feature, -np.abs(value))):
-            f = int(feature[i])
-            if f not in out:
-                out[f] = Top(f, float(value[i]), int(rows[i]), int(counts[feature[i]]))
-            if len(out) == n:
-                break
-        return list(out.values())
-
-
-class Prompt:
-    """Text to features with a run's model and SAE."""
-
-    def __init__(self, run: str | Path, *, limit: float | None = None) -> None:
-        """Load nothing yet.
-
-        Args:
-            run: the run's folder.
-            limit: rows of a larger norm are left out, as in training; by default what an index of the run has recorded.
-        """
-        self.run = Path(run)
-        self.limit = recorded_limit(self.run) if limit is None else limit
-
-    @property
-    def live(self) -> Live:
-        """Model and SAE, loaded by the first who asks.
-
-        Raises:
-            SaescopeError: no trained SAE, no language model, or one that cannot be had here.
-        """
-        return live(self.run)
+    def kept(self, tokens: Int[Tensor, " n"], acts: Mapping[str, Float[Tensor, "n _"]]) -> Bool[Tensor, " n"]:
+        """Which tokens training would keep: not special, and no norm beyond its limit at any mask hook."""
+        kept = ~self.special(tokens)
+        for hook, limit in self.limits.items():
+            kept &= acts[hook].float().norm(dim=1).cpu() <= limit
+        return kept
 
     @torch.no_grad()
-    def encode(self, text: str) -> PromptCode:
-        """The features of a text, token by token.
-
-        Raises:
-            SaescopeError: as `live`; or no text, or too much.
-        """
+    def code_of_tokens(self, tokens: Int[Tensor, " n"]) -> Coded:
+        """The code of one sequence of tokens, by one run of the model. Raises as `model`."""
+        hooks = list(dict.fromkeys((*self.site.hooks, *self.limits)))
         with LOCK:
-            loaded = self.live
-            tokens = loaded.tokens(text)
-            hook = loaded.site.input
-            acts = loaded.model.activations(tokens[None], [hook])[hook][0].float()
-            kept = ~loaded.special(tokens)
-            if self.limit is not None:
-                kept &= acts.norm(dim=1).cpu() <= self.limit
-            code = loaded.sae.encode(acts[kept.to(acts.device)].to(loaded.sae.W_dec.device)).csr()
+            acts = {hook: rows[0] for hook, rows in self.model.activations(tokens[None], hooks).items()}
+            kept = self.kept(tokens, acts)
+            code = self.encode({hook: rows[kept.to(rows.device)] for hook, rows in acts.items()}).csr()
         rows = kept.nonzero().squeeze(-1)[code.rows().cpu()]
-        whole = from_pairs(rows, code.feature.cpu(), code.value.cpu(), len(tokens), code.d_sae)
-        return PromptCode(text, tokens.tolist(), loaded.pieces(tokens.tolist()), whole, kept.numpy())
+        return Coded(from_pairs(rows, code.feature.cpu(), code.value.cpu(), len(tokens), code.d_sae), kept)
 
 
-def live(run: str | Path) -> Live:
-    """The model and SAE of a run; a process keeps the last model and the last few SAEs.
+def open_trained(run: str | Path, *, device: str | torch.device = "cpu") -> TrainedSAE:
+    """The SAE of a run; no model is loaded yet. A process keeps the last few.
+
+    Args:
+        run: its folder.
+        device: where the SAE is to lie; the model has its own.
 
     Raises:
-        SaescopeError: no trained SAE there, the SAE came without a language model, or the model cannot be had here or
-            is no longer the one whose activations the SAE was trained on.
+        SaescopeError: no trained SAE there, or one that does not say at which site it was trained.
     """
-    manifest = Path(run) / "final" / "sae.json"
+    folder = Path(run)
+    if not (folder / "config.yaml").is_file() and not (folder / "final").is_dir():
+        raise SaescopeError(f"{folder} is no run: it has neither config.yaml nor final/; give one such as runs/quickstart.")
+    manifest = folder / "final" / store.MANIFEST
+    key = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else ""
     with LOCK:
-        sae = _sae(Path(run).resolve(), str(read_json(manifest).get("weights_sha256")))
-        facts, name = sae.provenance, Path(run).name
-        config = facts.get("config", {}).get("model") or {}
-        if "model" not in facts.get("made_from", {}) or not config.get("name"):
-            raise SaescopeError(f"{name} was trained on activations that came without a language model: it reads no text.")
-        model, vocabulary = _model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
-        _check_same(facts["made_from"]["model"], model, name)
-        return Live(model, sae, Site.model_validate(facts["site"]), vocabulary)
+        sae = _sae(folder.resolve(), key, str(device))
+    if "site" not in sae.provenance:
+        raise SaescopeError(f"{manifest} names no site, so nobody knows which activations the SAE reads; train it again.")
+    return TrainedSAE(folder, sae, Site.model_validate(sae.provenance["site"]), _limits(folder, sae.provenance))
 
 
 @lru_cache(maxsize=4)
-def _sae(run: Path, weights: str) -> SAE:  # noqa: ARG001 (the hash makes a run that was trained anew another one)
-    return store.load(run)
+def _sae(run: Path, key: str, device: str) -> SAE:  # noqa: ARG001 (the key makes a run that was trained anew another one)
+    return store.load(run, device=device)
 
 
 @lru_cache(maxsize=1)
@@ -198,11 +194,13 @@ def _check_same(then: dict[str, Any], model: Model, run: str) -> None:
             )
 
 
-def recorded_limit(run: Path) -> float | None:
-    """The largest norm that training kept at the site's input, as an index of the run has it; None if there is none."""
-    for manifest in sorted((run / "index").glob("*/manifest.json")):
-        facts = read_json(manifest)
-        limits = facts.get("made_from", {}).get("rows", {}).get("mask", {}).get("limits", {})
-        if len(limits) == 1:
-            return float(next(iter(limits.values())))
-    return None
+def _limits(run: Path, provenance: dict[str, Any]) -> dict[str, float]:
+    """The norms that the run's own calibration set, as the SAE says; of runs before it did, as an index has them."""
+    if "mask" in provenance:
+        return {hook: float(limit) for hook, limit in provenance["mask"]["limits"].items()}
+    for path in sorted((run / "index").glob("*/manifest.json")):
+        rows = read_json(path).get("made_from", {}).get("rows", {})
+        # an index over another text may have limits of that text
+        if rows.get("made_from") == provenance.get("made_from"):
+            return {hook: float(limit) for hook, limit in rows.get("mask", {}).get("limits", {}).items()}
+    return {}

@@ -26,7 +26,7 @@ def dashboard(argv: list[str]) -> int:
     os.environ[RUNS] = str(Path(args.runs).absolute())
     shown = "localhost" if address.is_loopback else f"[{address}]" if address.version == 6 else address
     print(f"dashboard of {args.runs}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
-    _serve({
+    serve({
         "server.address": str(address), "server.port": port, "server.headless": True, "server.fileWatcherType": "none",
         "server.allowedHosts": ["localhost", "127.0.0.1", "[::1]", "::1"] if address.is_loopback else [],
         "server.showEmailPrompt": False, "browser.gatherUsageStats": False, "client.toolbarMode": "minimal",
@@ -88,7 +88,7 @@ def _refusal(error: OSError, address: IP, port: int) -> str:
     return f"cannot listen on {address}:{port} ({error.strerror}); give another --address or --port."
 
 
-def _serve(options: dict[str, object]) -> None:
+def serve(options: dict[str, object]) -> None:
     """Run the app until a signal ends it."""
     from streamlit.web import bootstrap
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import time
+from collections.abc import Callable
 from html import escape
 from typing import NoReturn
 
@@ -10,8 +11,10 @@ import streamlit as st
 from analysis.render.css import CSS
 from analysis.runs import Run
 from dashboard.components.navigation import navigation
+from dashboard.escaping import plain
 from dashboard.state import address
 from dashboard.state.watched_runs import all_runs, follow
+from sae.errors import SaescopeError
 
 TITLES = {
     "runs": "Runs", "features": "Features", "feature": "Feature", "compare": "Compare", "prompt": "Prompt",
@@ -105,3 +108,11 @@ def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
 
 def _has_command(name: str) -> bool:
     return any(entry.name == name for entry in importlib.metadata.entry_points(group="saescope.commands"))
+
+
+def tried(act: Callable[[], None]) -> None:
+    """Call `act`; show the error if it raises one that the user can fix."""
+    try:
+        act()
+    except SaescopeError as error:
+        st.error(plain(str(error)), icon=":material/error:")

@@ -63,7 +63,8 @@ def choose(title: str) -> Chosen:
         own = labels(run.folder, stamp(run.folder / "final" / "sae.json"))
     except SaescopeError as error:
         st.error(plain(str(error)), icon=":material/error:")
-        frame.nothing("This makes the index anew; labels are kept:", f"{command} --again")
+        named = "" if name == "default" else f" --name {shell(Path(name))} corpus.sources=…"
+        frame.nothing("This makes the index anew; labels are kept:", f"{command} --again{named}")
     if index.stale:
         st.warning(plain(f"This index is stale: {index.stale}"), icon=":material/history:")
     return Chosen(run, index, own)

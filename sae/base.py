@@ -16,15 +16,14 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from sae import products
 from sae.code import OffsetCode, SparseCode
-from sae.controller import Sparsity
 from sae.errors import SaescopeError
 from sae.init import InitConfig
-from sae.kernels import Backend, Select, backend
+from sae.kernels import Autoencoded, Backend, Revival, Select, backend
 from sae.units import Count, Duration
 
 
@@ -133,8 +132,12 @@ class SAE(nn.Module, ABC):
         self.subtracts_b_dec = config.apply_b_dec_to_input and d_in == d_out
         self.kernels: Backend = backend("cpu", "reference")
         self.provenance: dict[str, Any] = {}
+        self.add_tensors()
 
     # -- what a variant says ------------------------------------------------------------------------------------------
+
+    def add_tensors(self) -> None:
+        """Add the variant's own parameters and buffers, if it has any; config and sizes are known."""
 
     @abstractmethod
     def select(self) -> Select:
@@ -158,6 +161,15 @@ class SAE(nn.Module, ABC):
         beside = x @ self.W_skip.t()
         step = self.losses(x, target - beside, progress)
         return replace(step, x_hat=step.x_hat + beside)
+
+    def autoencode(
+        self, x: Float[Tensor, "n_rows d_in"], select: Select, *, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
+    ) -> Autoencoded:
+        """The training pass through this SAE's weights: see `sae.kernels.Backend.autoencode`."""
+        return self.kernels.autoencode(
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes, auxk=auxk
+        )
 
     def observe(self, step: Step) -> None:
         """Advance what the variant estimates while training (an inference threshold, say). Called once per step."""
@@ -325,94 +337,14 @@ class SAE(nn.Module, ABC):
         """Why a training cannot begin from these weights (init.from), if it cannot."""
         return None
 
-    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
-        """Take over what else an existing SAE has learnt, times `gain` where it is an activation.
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """Begin with the support of an existing SAE: features whose pre-activation exceeds these thresholds.
 
-        W_enc and b_enc hold the old SAE's `encoder()` by then, re-expressed under this one's input transform.
+        W_enc and b_enc hold the old SAE's `encoder()` by then, re-expressed under this one's input transform. A variant
+        without thresholds of its own takes them off b_enc, as here: exactly the same features are active in every row,
+        and each value is shorter by its feature's threshold.
         """
+        self.b_enc.sub_(threshold)
 
-
-class AuxK(BaseModel):
-    """The auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    coefficient: float = Field(default=1 / 32, ge=0)
-    """Weight beside the reconstruction loss; 0 switches the term off."""
-    k: Count | None = Field(default=None, gt=0)
-    """Dead features that reconstruct each row's error; null means d_in / 2."""
-
-
-class KAnneal(BaseModel):
-    """k falls linearly from `start` to its final value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    start: Count = Field(gt=0)
-    """k at the first step."""
-    over: Duration
-    """How long the fall takes."""
-
-
-class TopKConfig(SAEConfig):
-    """What the variants that keep k features per row have in common."""
-
-    k: Count = Field(gt=0)
-    """Active features per row (on average over the batch for the batch variants)."""
-    k_anneal: KAnneal | None = None
-    """Begin with more active features; null trains with k throughout."""
-    auxk: AuxK = AuxK()
-    """Revival of dead features."""
-
-    @model_validator(mode="after")
-    def _k_fits(self) -> "TopKConfig":
-        for name, k in (("k", self.k), ("k_anneal.start", self.k_anneal.start if self.k_anneal else 0)):
-            if k > self.d_sae:
-                raise ValueError(f"{name} = {k} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features")
-        return self
-
-    def k_at(self, progress: Progress) -> int:
-        """k in force at this point of the training."""
-        if self.k_anneal is None:
-            return self.k
-        return round(self.k_anneal.start + (self.k - self.k_anneal.start) * progress.through(self.k_anneal.over))
-
-
-class SteeredConfig(SAEConfig):
-    """What the variants have in common whose sparsity is a penalty of the loss."""
-
-    sparsity: Sparsity = Sparsity(target_l0=32)
-    """The penalty's coefficient λ, or the L0 it should reach."""
-    warmup: Duration = Duration(5, "%")
-    """A penalty that no controller steers rises linearly from 0 over this stretch, so that features are not killed before
-    they mean anything."""
-
-    @model_validator(mode="after")
-    def _target_fits(self) -> "SteeredConfig":
-        target = self.sparsity.target_l0
-        if target is not None and target > self.d_sae:
-            raise ValueError(
-                f"sparsity.target_l0 = {target:g} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features"
-            )
-        return self
-
-    def coefficient_at(self, progress: Progress) -> float:
-        """λ in force at this point of the training."""
-        return progress.coefficient * (progress.through(self.warmup) if self.sparsity.target_l0 is None else 1.0)
-
-
-def auxk_term(
-    sae: SAE, config: AuxK, x: Float[Tensor, "n_rows d_in"], residual: Float[Tensor, "n_rows d_out"],
-    dead: Bool[Tensor, " d_sae"], *, absolute: bool = False,
-) -> dict[str, Float[Tensor, ""]]:
-    """The weighted AuxK term, or nothing while no feature is dead."""
-    from sae import losses
-
-    n_dead = int(dead.sum())
-    if config.coefficient == 0 or n_dead == 0:
-        return {}
-    k_aux = config.k or sae.d_in // 2
-    aux_hat = sae.kernels.auxk(
-        x, sae.W_enc, sae.b_enc, sae.W_dec, dead, min(k_aux, n_dead), b_pre=sae.b_pre, absolute=absolute
-    )
-    return {"auxk": config.coefficient * losses.auxk(residual, aux_hat)}
+    def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
+        """Take over what else an existing SAE has learnt, times `gain` where it is an activation; after the thresholds."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from sae.errors import SaescopeError
+from sae.kernels import Select
 from sae.subspace import Subspace
 from sae.units import Count
 
@@ -51,7 +52,8 @@ class InitConfig(BaseModel):
     b_dec: Literal["zero", "mean", "geometric_median"] = "geometric_median"
     """Where the decoder's bias begins, over the calibration rows."""
     from_: str | None = Field(default=None, alias="from")
-    """A run or a folder that `sae.load` reads, whose weights are taken instead."""
+    """A run or a folder that `sae.load` reads, whose weights are taken instead, and its thresholds: exactly by jumprelu,
+    mdl and gated; by the others with the same features active, each value shorter by what the variant has no place for."""
 
 
 def geometric_median(
@@ -104,7 +106,7 @@ def initialise(
     """
     init = sae.config.init
     if init.from_ is not None:
-        return _take_from(sae, init.from_)
+        return _take_from(sae, init.from_, targets if inputs is None else inputs)
     generator = torch.Generator().manual_seed(sae.config.seed)
     active = init.directions == "active_subspace"
     sae.W_dec.copy_(_directions(init, targets, sae.d_sae, generator))
@@ -196,9 +198,8 @@ def first_pass(
     return sae.step(x, target, Progress(torch.zeros(sae.d_sae, dtype=torch.bool))).x_hat
 
 
-
-def _take_from(sae: "SAE", path: str) -> None:
-    """Take the weights of an existing SAE, re-expressed under this one's input transform."""
+def _take_from(sae: "SAE", path: str, rows: Float[Tensor, "n_rows d_in"]) -> None:
+    """Take the weights and thresholds of an existing SAE, re-expressed under this one's input transform."""
     from sae.store import load
 
     old = load(path)
@@ -211,8 +212,7 @@ def _take_from(sae: "SAE", path: str) -> None:
         raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")
     if old.config.skip and not sae.config.skip:
         raise SaescopeError(f"init.from: {path} has a skip path, and without one it is not the same; take sae.skip=true.")
-    device = sae.W_dec.device
-    old = old.to(device)
+    old = old.to(sae.W_dec)
     # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale
     gain = sae.target.scale / old.target.scale
     weights, biases = old.encoder()
@@ -229,4 +229,25 @@ def _take_from(sae: "SAE", path: str) -> None:
     sae.b_enc.copy_(biases * gain + (shift * sae.input.scale) @ W_enc)
     sae.W_dec.copy_(old.W_dec)
     sae.b_dec.copy_(b_dec)
+    sae.take_thresholds(_thresholds(old, sae, gain, rows))
     sae.take_extras(old, gain)
+
+
+def _thresholds(
+    old: "SAE", sae: "SAE", gain: Float[Tensor, ""], rows: Float[Tensor, "n_rows d_in"]
+) -> Float[Tensor, " d_sae"]:
+    """What a pre-activation of the new SAE exceeds where the old one has the feature active.
+
+    Exact for an SAE with thresholds. One that keeps the k largest has none: all its features get the one that k per row
+    of the calibration rows exceed on average.
+    """
+    select = old.select()
+    if select.mode == "threshold":
+        # a value is never below zero, so neither is what it has to exceed
+        return (torch.as_tensor(select.threshold).to(sae.b_enc) * gain).clamp_min(0).expand(sae.d_sae)
+    x = rows[:: -(-len(rows) // SEARCH_ROWS)]
+    x = x if sae.b_pre is None else x - sae.b_pre
+    code = sae.kernels.encode(x, sae.W_enc, sae.b_enc, Select("batch_topk", k=select.k, absolute=select.absolute))
+    size = code.value.abs()
+    least = size[size > 0].min() if code.n_active else size.new_zeros(())
+    return least.expand(sae.d_sae)

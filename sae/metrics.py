@@ -1,6 +1,9 @@
-"""Held-out metrics as sums that can be gathered batch by batch, and their intervals.
+"""Held-out metrics as sums over documents, and their intervals.
 
 FVE = 1 − Σ‖t − t̂‖² / Σ‖t − mean‖² over rows, in raw space, with the mean of those same rows.
+
+Rows of one document are not independent, documents are: so every interval here leaves out documents one at a time, and
+never rows or sequences.
 """
 
 import math
@@ -12,78 +15,121 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+MIN_DOCUMENTS = 10
+"""Of fewer documents no interval is given."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the bounds of its 95 % interval."""
+    """An estimate with the bounds of its 95 % interval; None where there are too few documents for one."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     def named(self, name: str) -> dict[str, float | list[float] | None]:
-        """`{name: value, name_interval: [low, high]}` for JSON; None where the figure is undefined (no variance, say)."""
-        finite = all(map(math.isfinite, (self.value, self.low, self.high)))
-        return {name: self.value if finite else None, f"{name}_interval": [self.low, self.high] if finite else None}
+        """`{name: value, name_interval: [low, high]}` for JSON; None where either is undefined (no variance, say)."""
+        if not math.isfinite(self.value):
+            return {name: None, f"{name}_interval": None}
+        known = self.low is not None and self.high is not None and math.isfinite(self.high - self.low)
+        return {name: self.value, f"{name}_interval": [self.low, self.high] if known else None}  # type: ignore[list-item]
 
 
-def bootstrap(
-    statistic: Callable[[Float[np.ndarray, " n_seqs"]], float], n_seqs: int, *, n_resamples: int = 1000, seed: int = 0
+def jackknife(
+    statistic: Callable[[Float[np.ndarray, "n_draws n_sums"]], Float[np.ndarray, " n_draws"]],
+    sums: Float[np.ndarray, "n_documents n_sums"], n_rows: Float[np.ndarray, " n_documents"],
 ) -> Interval:
-    """A statistic of weighted sequences with its 95 % percentile interval.
+    """A statistic of sums over documents, with its 95 % interval over documents.
 
-    Sequences are resampled, not rows: rows of one sequence are not independent. `statistic` takes how often each
-    sequence counts.
+    value ± t(0.975, df) · s, where s is the jackknife's standard error (Efron & Tibshirani 1993, An Introduction to the
+    Bootstrap, ch. 11) and df is one less than Kish's effective number of documents, (Σ n_rows)² / Σ n_rows²: where one
+    document is much of the corpus, there is less to learn a spread from. On 10, 30 and 100 documents of unequal length
+    it covers the truth about as often as it says; percentile and BCa bootstraps of 10 to 30 do so too rarely.
+
+    Args:
+        statistic: of columns summed over documents, for several such draws at once.
+        sums: what each document adds to each sum.
+        n_rows: rows of each document; a document without any does not count.
     """
-    draws = np.random.default_rng(seed).multinomial(n_seqs, np.full(n_seqs, 1 / n_seqs), size=n_resamples)
+    sums, n_rows = sums[n_rows > 0], n_rows[n_rows > 0]
+    total, n = sums.sum(0), len(sums)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = [statistic(weights.astype(np.float64)) for weights in draws]
-        low, high = np.percentile(values, [2.5, 97.5])
-        return Interval(statistic(np.ones(n_seqs)), float(low), float(high))
+        value = float(statistic(total[None])[0])
+        if n < MIN_DOCUMENTS:
+            return Interval(value)
+        without = statistic(total - sums)
+        error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
+    half = error * t_quantile(float(n_rows.sum() ** 2 / np.square(n_rows).sum()) - 1)
+    return Interval(value, value - half, value + half)
+
+
+def t_quantile(df: float) -> float:
+    """The t within which 95 % of Student's distribution lies on both sides of 0; below 1 degree of freedom that of 1.
+
+    With t = √df · tan φ the density is proportional to cos(φ)^(df − 1).
+    """
+    df = max(df, 1.0)
+    angle = np.linspace(0, math.pi / 2, 20_001)
+    density = np.cos(angle).clip(0) ** (df - 1)
+    below = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(df) * math.tan(np.interp(0.95 * below[-1], below, angle))
+
+
+def ratio(
+    over: Float[np.ndarray, " n_documents"], under: Float[np.ndarray, " n_documents"],
+    n_rows: Float[np.ndarray, " n_documents"],
+) -> Interval:
+    """Σ over / Σ under with its interval, from what each document adds to the two."""
+    return jackknife(lambda sums: sums[:, 0] / sums[:, 1], np.stack([over, under], axis=1), n_rows)
 
 
 class FVE:
-    """Fraction of variance explained, gathered per sequence so that it has an interval."""
+    """Fraction of variance explained, gathered per document so that it has an interval."""
 
-    def __init__(self, n_seqs: int, shift: Float[Tensor, " d_out"]) -> None:
+    def __init__(self, n_documents: int, shift: Float[Tensor, " d_out"]) -> None:
         """`shift` is any point near the data (its training mean): sums about it lose no precision."""
         self.shift = shift.double()
-        self.error = torch.zeros(n_seqs, dtype=torch.float64)
-        self.squares = torch.zeros(n_seqs, dtype=torch.float64)
-        self.total = torch.zeros(n_seqs, len(shift), dtype=torch.float64)
-        self.rows = torch.zeros(n_seqs, dtype=torch.float64)
+        self.error = torch.zeros(n_documents, dtype=torch.float64)
+        self.squares = torch.zeros(n_documents, dtype=torch.float64)
+        self.total = torch.zeros(n_documents, len(shift), dtype=torch.float64)
+        self.rows = torch.zeros(n_documents, dtype=torch.float64)
 
     def add(
-        self, seq: Int[Tensor, " n_rows"], target: Float[Tensor, "n_rows d_out"], x_hat: Float[Tensor, "n_rows d_out"]
+        self, document: Int[Tensor, " n_rows"], target: Float[Tensor, "n_rows d_out"],
+        x_hat: Float[Tensor, "n_rows d_out"],
     ) -> None:
-        """Rows with the index of their sequence."""
+        """Rows with the index of their document."""
         # to the CPU first: not every device has fp64
-        seq, target, x_hat = seq.cpu(), target.cpu().double(), x_hat.cpu().double()
+        document, target, x_hat = document.cpu(), target.cpu().double(), x_hat.cpu().double()
         centred = target - self.shift
-        self.error.index_add_(0, seq, (target - x_hat).square().sum(1))
-        self.squares.index_add_(0, seq, centred.square().sum(1))
-        self.total.index_add_(0, seq, centred)
-        self.rows.index_add_(0, seq, torch.ones(len(seq), dtype=torch.float64))
+        self.error.index_add_(0, document, (target - x_hat).square().sum(1))
+        self.squares.index_add_(0, document, centred.square().sum(1))
+        self.total.index_add_(0, document, centred)
+        self.rows.index_add_(0, document, torch.ones(len(document), dtype=torch.float64))
 
     def value(self) -> float:
         """FVE over everything added."""
-        n, total = self.rows.sum(), self.total.sum(0)
-        return float(1 - self.error.sum() / (self.squares.sum() - total @ total / n))
+        return self.interval().value
 
     def interval(self) -> Interval:
-        """FVE over everything added, with its interval over sequences."""
-        error, squares, total, rows = (t.numpy() for t in (self.error, self.squares, self.total, self.rows))
+        """FVE over everything added, with its interval over documents."""
+        columns = torch.cat([torch.stack([self.error, self.squares, self.rows], dim=1), self.total], dim=1)
+        return jackknife(_fve, columns.numpy(), self.rows.numpy())
 
-        def fve(weights: Float[np.ndarray, " n_seqs"]) -> float:
-            n = weights @ rows
-            mean = weights @ total / n
-            return float(1 - (weights @ error) / (weights @ squares - n * (mean @ mean)))
 
-        return bootstrap(fve, len(rows))
+def _fve(sums: Float[np.ndarray, "n_draws n_sums"]) -> Float[np.ndarray, " n_draws"]:
+    error, squares, n_rows, total = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
+    return 1 - error / (squares - np.square(total).sum(-1) / n_rows)
 
 
 def recovered(
-    clean: Float[np.ndarray, " n_seqs"], spliced: Float[np.ndarray, " n_seqs"], ablated: Float[np.ndarray, " n_seqs"]
+    clean: Float[np.ndarray, " n_documents"], spliced: Float[np.ndarray, " n_documents"],
+    ablated: Float[np.ndarray, " n_documents"], n_rows: Float[np.ndarray, " n_documents"],
 ) -> Interval:
-    """Share of the cross-entropy lost to an ablation that the SAE keeps: (ablated − spliced) / (ablated − clean)."""
-    return bootstrap(lambda w: float((w @ ablated - w @ spliced) / (w @ ablated - w @ clean)), len(clean))
+    """Share of the cross-entropy lost to an ablation that the SAE keeps: (ablated − spliced) / (ablated − clean).
+
+    Args:
+        clean: nats summed over each document's predicted tokens; so are `spliced` and `ablated`.
+        n_rows: those tokens, counted.
+    """
+    return ratio(ablated - spliced, ablated - clean, n_rows)

@@ -2,7 +2,7 @@
 
 The saved form has unit decoder rows, so that an activation is a length in the model's own units, and no times: equal
 SAEs make equal bytes, and saving what was loaded makes the same bytes again. `load` reads that, a run folder that has
-it in `final/`, and any SAELens v6 folder (`sae.formats.saelens`).
+it in `final/`, any SAELens v6 folder (`sae.formats.saelens`), and Gemma Scope's (`sae.formats.gemma_scope`).
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
-from sae.formats import saelens
+from sae.formats import gemma_scope, saelens
 from sae.io import files
 from sae.kernels import backend
-from sae.variants import VARIANTS
+from sae.variants import READABLE
 
 FORMAT = "saescope-sae"
 FORMAT_VERSION = 1
@@ -54,7 +54,7 @@ def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> SAE:
-    """Read an SAE from a run folder, its `final/`, or a SAELens v6 folder; `sae.provenance` says where it came from.
+    """Read an SAE from a run folder, its `final/`, or a folder of SAELens or Gemma Scope; `sae.provenance` says which.
 
     Raises:
         SaescopeError: there is nothing that can be read, or what there is has an unknown format, is incomplete, was
@@ -68,6 +68,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "a
         sae = _read(path)
     elif (path / saelens.CONFIG).exists():
         sae = saelens.read(path)
+    elif (path / gemma_scope.PARAMS).exists():
+        sae = gemma_scope.read(path)
     else:
         raise SaescopeError(f"{path}: {_nothing_there(path)}")
     sae = sae.to(device)
@@ -134,13 +136,12 @@ def _read(folder: Path) -> SAE:
 
 def _config(path: Path, manifest: dict[str, Any]) -> tuple[type[SAE], SAEConfig]:
     """The class and config a manifest names."""
-    table = VARIANTS | {"imported": (saelens.Imported, saelens.ImportedConfig)}
     fields = manifest.get("config")
     variant = fields.get("variant") if isinstance(fields, dict) else None
-    if variant not in table:
-        raise SaescopeError(f"{path}: no variant called {variant!r}; this code has {', '.join(table)}.")
+    if variant not in READABLE:
+        raise SaescopeError(f"{path}: no variant called {variant!r}; this code has {', '.join(READABLE)}.")
     try:
-        return table[variant][0], table[variant][1].model_validate(fields)
+        return READABLE[variant][0], READABLE[variant][1].model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
@@ -165,7 +166,10 @@ def _nothing_there(path: Path) -> str:
         return "there is no such folder; give a run's folder or a SAELens folder."
     if (path / "config.yaml").exists():
         return "this run has no final/ yet; let the training finish (sae train ... --resume) and load it then."
-    return f"no SAE lies here: neither final/, nor {MANIFEST}, nor SAELens' {saelens.CONFIG} was found."
+    return (
+        f"no SAE lies here: neither final/, nor {MANIFEST}, nor SAELens' {saelens.CONFIG}, nor Gemma Scope's "
+        f"{gemma_scope.PARAMS} was found."
+    )
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = ["sae", "training", "analysis", "dashboard"]
 COMMON = {"torch", "numpy", "einops", "jaxtyping"}
 ALLOWED = {
-    "sae": {"pydantic", "pydantic_core", "safetensors"},
+    "sae": {"pydantic", "pydantic_core", "safetensors", "filelock"},
     "training": {"pydantic", "safetensors", "ruamel", "transformer_lens", "transformers", "tokenizers",
                  "huggingface_hub", "jinja2", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
     "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "re2", "sklearn", "networkx", "plotly", "rich"},

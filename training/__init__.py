@@ -1,12 +1,16 @@
-"""From text to a trained autoencoder: models, corpora, activation caches, batches and the training loop."""
+"""From text, or from rows of one's own, to a trained autoencoder: models, corpora, caches, batches, the training loop."""
 
-__all__ = ["train"]
+__all__ = ["sweep", "train", "train_on"]
 
 
 def __getattr__(name: str):
-    """`training.train` without making `import training` pay for torch."""
-    if name == "train":
-        from training.run import train
+    """`training.train` and its like without making `import training` pay for torch."""
+    if name in ("train", "sweep"):
+        from training import run
 
-        return train
+        return getattr(run, name)
+    if name == "train_on":
+        from training.tensors import train_on
+
+        return train_on
     raise AttributeError(f"module 'training' has no attribute {name!r}")

@@ -23,7 +23,7 @@ from training.activations.batches import Address
 from training.provenance import first_difference
 from training.trainer import Trainer
 
-FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 1, 2
+FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 2, 2
 _WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
 
 
@@ -87,6 +87,12 @@ class Checkpoints:
             raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
         if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
             raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
+        if state["format_version"] < FORMAT_VERSION:
+            raise SaescopeError(
+                f"{place} is of the version before, which masked rows by the norms of the corpus' first sequences: what is "
+                f"left of the training would see other rows than its beginning. Train it anew from its config.yaml under "
+                f"another name: `sae train CONFIG name=NAME`."
+            )
         for i, digest in enumerate(state["sha256"]):
             if _digest(place / f"{i:03d}.safetensors") != digest:
                 raise SaescopeError(f"{place / f'{i:03d}.safetensors'} was altered: its checksum differs; {_WHAT_THEN}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
-    from training.run import Trained
+    from training.finish import Result
 
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -37,11 +37,11 @@ def train(argv: list[str]) -> int:
         return 0
     if args.config is None:
         parser.error("which config? for example configs/quickstart.yaml")
-    from training.run import train as train_
+    from training.run import sweep
 
-    trained = train_(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
+    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
     if not args.quiet:
-        _report(trained)
+        _report(results)
     return 0
 
 
@@ -52,31 +52,79 @@ def _fields() -> str:
     return fields()
 
 
-def _report(trained: "list[Trained]") -> None:
+def _report(results: "list[Result]") -> None:
     """The summary table, and what to type next."""
-    from training.display import Display
-
-    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
-    Display().table("Held out", [_row(t) for t in trained], header)
-    for one in trained[:1]:
-        print(f"\nsummary    {one.folder / 'summary.json'}\nbrowse     make dashboard   (or: sae dashboard)")
+    _held_out(results)
+    for one in results[:1]:
+        print(f"\nsummary    {one.folder}/summary.json\nbrowse     make dashboard   (or: sae dashboard)")
         print(f"in Python  import sae; sae.load({str(one.folder)!r})")
 
 
-def _row(trained: "Trained") -> tuple[str, ...]:
-    held = trained.summary["heldout"]
+def _held_out(results: "list[Result]") -> None:
+    from training.display import Display
+
+    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
+    held = results[0].summary["heldout"]
+    title = f"Held out: {held['n_units']} {held['interval_unit']}s" if "n_units" in held else "Held out"
+    Display().table(title, [_row(one) for one in results], header)
+
+
+def _row(result: "Result") -> tuple[str, ...]:
+    held, dead = result.summary["heldout"], result.summary["dead"]
 
     def with_interval(key: str) -> str:
         if held.get(key) is None:
             return "–"
-        low, high = held[f"{key}_interval"]
-        return f"{held[key]:.3f}\n[{low:.3f}, {high:.3f}]"
+        interval = held.get(f"{key}_interval")
+        return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        trained.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{trained.summary['dead']['share']:.2%}",
+        result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
-        f"{held['kl']:.3f}" if "kl" in held else "–",
+        with_interval("kl"),
     )
+
+
+def import_(argv: list[str]) -> int:
+    """Make a run of an SAE or transcoder of SAELens or Gemma Scope, to index, browse, steer and evaluate."""
+    parser = _parser(
+        "import", "Make a run of an SAE or transcoder of SAELens or Gemma Scope: index, dashboard, mdl and steering open "
+        "it as any other. Held-out FVE, L0 and CE recovered are measured on a corpus.",
+        "examples:\n  sae import saes/gpt2-layer-8                            # cfg.json names model and hook\n"
+        "  sae import hub:jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre\n"
+        "  sae import hub:google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71 \\\n"
+        "      --model hub:google/gemma-2-2b --hook blocks.20.hook_resid_post\n"
+        "  sae import saes/mine --name mine corpus.n_tokens=1M eval.n_rows=64k --corpus text:notes.txt\n\n"
+        "Rows are those that a training here would keep: no BOS, special or padding tokens, no outliers. Pickles are\n"
+        "never opened. Without the model on this machine the run is made without figures.",
+    )
+    parser.add_argument(
+        "path", help="a folder with SAELens' cfg.json or Gemma Scope's params.npz, or hub:ORG/NAME/FOLDER[@REVISION]"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="keys of a config: corpus., cache., data., eval., model.",
+    )
+    parser.add_argument("--model", help="the model it reads (default: the one cfg.json names)")
+    parser.add_argument("--hook", help="the hook it reads: blocks.9.hook_resid_post (default: the one cfg.json names)")
+    parser.add_argument("--target", help="the hook a transcoder reconstructs (default: the one cfg.json names)")
+    parser.add_argument("--name", help="the run's folder below --runs (default: made of PATH)")
+    parser.add_argument("--corpus", default="python-stdlib", help="text to measure and index it on (default: %(default)s)")
+    parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
+    parser.add_argument("--no-eval", action="store_true", help="measure nothing, and load no model")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    args = parser.parse_intermixed_args(argv)
+    from training.importing.run import import_run
+
+    made = import_run(
+        args.path, args.overrides, model=args.model, hook=args.hook, target=args.target, corpus=args.corpus, name=args.name,
+        runs=args.runs, evaluate=not args.no_eval, quiet=args.quiet,
+    )
+    if not args.quiet:
+        if made.summary["heldout"]:
+            _held_out([made])
+        print(f"\nsummary    {made.folder}/summary.json\nindex      sae index {made.folder}")
+        print(f"browse     sae dashboard --runs {args.runs}")
+    return 0
 
 
 def cache(argv: list[str]) -> int:
@@ -97,7 +145,7 @@ def cache(argv: list[str]) -> int:
 
 
 def _cache_make(args: argparse.Namespace) -> int:
-    from training.activations.harvest import open_data
+    from training.activations.harvest import open_data, open_heldout
     from training.config import reading as configs
     from training.display import Display
 
@@ -108,6 +156,7 @@ def _cache_make(args: argparse.Namespace) -> int:
         )
     hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
     data = open_data(members[0], hooks, Display())
+    open_heldout(members[0], data, Display())
     print(data.tokens.folder)
     return 0
 

@@ -1,7 +1,8 @@
 """Held-out evaluation: rows that no training or calibration has seen.
 
 L0, FVE, density on rows; CE recovered and KL by splicing the reconstruction into the model's forward pass, with masked
-rows (BOS, special tokens, outliers) passing unchanged. Intervals are over sequences.
+rows (BOS, special tokens, outliers) passing unchanged. Intervals are over the units of the held-out split: documents,
+their groups where the split keeps some together, or sequences of rows that came without text.
 """
 
 import hashlib
@@ -16,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae.base import SAE
-from sae.metrics import FVE, bootstrap, recovered
+from sae.metrics import FVE, ratio, recovered
 from training.activations.calibration import KeepMask
 from training.activations.sources import Source
-from training.corpus.tokens import Tokens
+from training.corpus.tokens import Tokens, spread
 from training.model.language_model import Model
 from training.model.splice import Reconstruct, SplicedModel, at_sites
 from training.site import Site
@@ -35,58 +36,90 @@ class HeldOut:
     """Kept rows of held-out sequences, read once and kept in memory."""
 
     def __init__(self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], n_rows: int) -> None:
-        """The first held-out sequences that hold `n_rows` rows (all, if there are fewer)."""
-        self.seqs = tokens.sequences(held_out=True)[: -(-n_rows // tokens.n_ctx)]
-        keep = mask.keep(self.seqs, tokens.n_ctx)
-        seq = torch.arange(len(self.seqs)).repeat_interleave(tokens.n_ctx)
-        self.seq = seq[keep]
+        """Held-out sequences that hold `n_rows` rows (all, if there are fewer), spread over those there are.
+
+        Args:
+            source: of the rows to evaluate on (`training.activations.harvest.open_heldout`), as are `tokens`.
+            tokens: theirs.
+            mask: of the training.
+            hooks: those that are read.
+            n_rows: before masked rows are left out.
+        """
+        self.source, self.tokens = source, tokens
+        self.seqs = spread(tokens.sequences(held_out=True), -(-n_rows // tokens.n_ctx))
+        keep = mask.over(source, tokens).keep(self.seqs, tokens.n_ctx)
+        self.units = _Units(tokens, self.seqs, keep.view(-1, tokens.n_ctx).numpy())
         self.acts = {hook: source.rows(hook, self.seqs, tokens.n_ctx)[keep] for hook in hooks}
 
     @property
     def n_rows(self) -> int:
         """Rows evaluated."""
-        return len(self.seq)
+        return len(self.units.number)
 
     @torch.no_grad()
     def measure(self, sae: SAE, site: Site) -> dict[str, Any]:
         """L0, FVE, cosine of target and reconstruction about the training mean, share of dense features, over all rows."""
         device = sae.W_dec.device
-        fve = FVE(len(self.seqs), sae.target.mean.cpu())
+        units = torch.from_numpy(self.units.number)
+        fve = FVE(self.units.n, sae.target.mean.cpu())
         counts = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-        l0, cosine = np.zeros(len(self.seqs)), np.zeros(len(self.seqs))
+        l0, cosine = np.zeros(self.n_rows), np.zeros(self.n_rows)
         for start in range(0, self.n_rows, CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
             acts = {hook: self.acts[hook][chunk].to(device).float() for hook in site.hooks}
             x, target = site.rows(acts)
             code = sae.encode(x)
             counts += code.counts()
-            np.add.at(l0, self.seq[chunk].numpy(), code.l0().cpu().numpy())
+            l0[chunk] = code.l0().cpu().numpy()
             x_hat = sae.decode(code)
-            fve.add(self.seq[chunk], target, x_hat)
+            fve.add(units[chunk], target, x_hat)
             turn = functional.cosine_similarity(target - sae.target.mean, x_hat - sae.target.mean)
-            np.add.at(cosine, self.seq[chunk].numpy(), turn.cpu().numpy())
-        per_seq = fve.rows.numpy()
-        active = bootstrap(lambda w: float(w @ l0 / (w @ per_seq)), len(l0))
-        turned = bootstrap(lambda w: float(w @ cosine / (w @ per_seq)), len(l0))
-        density = counts / self.n_rows
+            cosine[chunk] = turn.cpu().numpy()
+        n_rows, density = self.units.n_rows, counts / self.n_rows
         return {
-            **fve.interval().named("fve"), **active.named("l0"), **turned.named("cosine"),
+            **fve.interval().named("fve"), **ratio(self.units.sums(l0), n_rows, n_rows).named("l0"),
+            **ratio(self.units.sums(cosine), n_rows, n_rows).named("cosine"),
             "dense": float((density > DENSE).float().mean()), "silent": float((counts == 0).float().mean()),
-            "n_rows": self.n_rows, "n_seqs": len(self.seqs),
+            "n_rows": self.n_rows, "n_seqs": len(self.seqs), **self.units.counts(),
         }
 
 
+class _Units:
+    """The unit that each of some rows is of, numbered from 0: what sums are taken over before they get an interval."""
+
+    def __init__(self, tokens: Tokens, seqs: Int64[np.ndarray, " n"], rows: Bool[np.ndarray, "n n_ctx"]) -> None:
+        """Of the rows of these sequences, those that `rows` marks."""
+        self.kind, number = tokens.units()
+        found, self.number = np.unique(number[seqs][rows], return_inverse=True)
+        self.n = len(found)
+        self.n_documents = None if tokens.folder is None else len(np.unique(tokens.documents()[seqs][rows]))
+        self.n_rows = self.sums(np.ones(len(self.number)))
+
+    def sums(self, values: Float[np.ndarray, " n_rows"]) -> Float[np.ndarray, " n_units"]:
+        """Values of rows, summed over each unit's, in fp64."""
+        return np.bincount(self.number, values, self.n)
+
+    def counts(self) -> dict[str, Any]:
+        """For a summary: what the unit of intervals is, how many there are, and of how many documents."""
+        documents = {} if self.n_documents is None else {"n_documents": self.n_documents}
+        return {"interval_unit": self.kind, "n_units": self.n, **documents}
+
+
 class Spliced:
-    """Per-sequence cross-entropy of the model: clean, with each SAE, and with the site ablated to mean and zero."""
+    """Cross-entropy of the model token by token: clean, with each SAE, and with the site ablated to mean and zero."""
 
     def __init__(
         self, model: Model, source: Source, tokens: Tokens, mask: KeepMask, n_tokens: int, *, batch_seqs: int = 8
     ) -> None:
-        """Held-out sequences with at least `n_tokens` predicted tokens, or all; those masked alike are neighbours."""
+        """Held-out sequences with at least `n_tokens` predicted tokens, or all, spread over those there are.
+
+        Those masked alike are neighbours. `source`, `tokens` and `mask` are as in `HeldOut`.
+        """
         assert tokens.tokens is not None
-        self.model, self.source, self.mask, self.tokens = model, source, mask, tokens
-        seqs = tokens.sequences(held_out=True)[: -(-n_tokens // (tokens.n_ctx - 1))]
-        masks = mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
+        self.model, self.source, self.tokens = model, source, tokens
+        self.mask = mask.over(source, tokens)
+        seqs = spread(tokens.sequences(held_out=True), -(-n_tokens // (tokens.n_ctx - 1)))
+        masks = self.mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
         self.seqs = seqs[sorted(range(len(seqs)), key=lambda i: masks[i].tobytes())]
         self.batch_seqs = batch_seqs
 
@@ -131,7 +164,7 @@ class Spliced:
     def _ablated(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,
         constant: Float[Tensor, " d_out"],
-    ) -> Float[np.ndarray, " n_seqs"]:
+    ) -> Float[np.ndarray, "n_seqs n_predicted"]:
         """Cross-entropy with the target of kept rows ablated to a constant.
 
         What follows the residual stream depends on nothing else, so there sequences that the ablation makes equal share
@@ -148,19 +181,23 @@ class Spliced:
         first = [group[0] for group in groups]
         with self.model.splice(site.input, lambda _: acts[first]):
             logits = self.model.logits(ids[first])
-        sums = np.zeros(len(ids))
+        nats = np.zeros((len(ids), ids.shape[1] - 1))
         for group, mine in zip(groups, logits, strict=True):
-            sums[group] = _cross_entropy(mine.expand(len(group), -1, -1), ids[group])
-        return sums
+            nats[group] = _cross_entropy(mine.expand(len(group), -1, -1), ids[group])
+        return nats
 
-    def _summary(self, ce: dict[str, np.ndarray]) -> dict[str, Any]:
-        n_tokens = len(self.seqs) * (self.tokens.n_ctx - 1)
-        out: dict[str, Any] = {"ce_n_tokens": n_tokens}
+    def _summary(self, nats: dict[str, Float[np.ndarray, "n_seqs n_predicted"]]) -> dict[str, Any]:
+        """From what each predicted token costs: a token counts to its own unit, whatever stands before it."""
+        predicted = np.ones((len(self.seqs), self.tokens.n_ctx), dtype=bool)
+        predicted[:, 0] = False
+        units = _Units(self.tokens, self.seqs, predicted)
+        sums = {name: units.sums(values.reshape(-1)) for name, values in nats.items()}
+        out: dict[str, Any] = {"ce_n_tokens": int(predicted.sum()), "ce_n_units": units.n}
         for name in ("clean", "spliced", "mean", "zero"):
-            out[f"ce_{name}"] = float(ce[name].sum() / n_tokens)
-        out["kl"] = float(ce["kl"].sum() / n_tokens)
+            out |= ratio(sums[name], units.n_rows, units.n_rows).named(f"ce_{name}")
+        out |= ratio(sums["kl"], units.n_rows, units.n_rows).named("kl")
         for name in ("mean", "zero"):
-            out |= recovered(ce["clean"], ce["spliced"], ce[name]).named(f"ce_recovered_{name}")
+            out |= recovered(sums["clean"], sums["spliced"], sums[name], units.n_rows).named(f"ce_recovered_{name}")
         return out
 
 
@@ -184,22 +221,22 @@ def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slic
 
 def _cross_entropy(
     logits: Float[Tensor, "n_seqs n_ctx d_vocab"], ids: Int[Tensor, "n_seqs n_ctx"]
-) -> Float[np.ndarray, " n_seqs"]:
-    """Summed over the predicted tokens of each sequence, in nats."""
-    sums = np.zeros(len(ids))
+) -> Float[np.ndarray, "n_seqs n_predicted"]:
+    """Of each predicted token, in nats; `n_predicted` is n_ctx − 1."""
+    nats = np.zeros((len(ids), ids.shape[1] - 1))
     for seq, here, after in _chunks(ids):
         chunk = logits[seq, here].float()
-        sums[seq] += float((chunk.logsumexp(-1) - chunk.gather(-1, ids[seq, after, None]).squeeze(-1)).sum())
-    return sums
+        nats[seq, here] = (chunk.logsumexp(-1) - chunk.gather(-1, ids[seq, after, None]).squeeze(-1)).cpu().numpy()
+    return nats
 
 
 def _divergence(
     clean: Float[Tensor, "n_seqs n_ctx d_vocab"], other: Float[Tensor, "n_seqs n_ctx d_vocab"],
     ids: Int[Tensor, "n_seqs n_ctx"],
-) -> Float[np.ndarray, " n_seqs"]:
-    """KL(clean ‖ other) summed over the predicted tokens of each sequence, in nats."""
-    sums = np.zeros(len(ids))
+) -> Float[np.ndarray, "n_seqs n_predicted"]:
+    """KL(clean ‖ other) at each predicted token, in nats; `n_predicted` is n_ctx − 1."""
+    nats = np.zeros((len(ids), ids.shape[1] - 1))
     for seq, here, _ in _chunks(ids):
         p, q = (logits[seq, here].float().log_softmax(-1) for logits in (clean, other))
-        sums[seq] += float(torch.nn.functional.kl_div(q, p, reduction="sum", log_target=True))
-    return sums
+        nats[seq, here] = functional.kl_div(q, p, reduction="none", log_target=True).sum(-1).cpu().numpy()
+    return nats

@@ -1,13 +1,29 @@
-"""Where metrics go: always metrics.jsonl, one JSON object a line; wandb when asked. The only file that imports wandb."""
+"""Where metrics go: metrics.jsonl, one JSON object a line, if there is a folder; wandb when asked.
+
+The only file that imports wandb.
+"""
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from sae.errors import SaescopeError
 from sae.io.files import refusing_full_disk, write_bytes, write_json
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Somewhere metrics go."""
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """One line of metrics."""
+        ...
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """The last word."""
+        ...
 
 
 class MetricsFile:

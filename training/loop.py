@@ -1,18 +1,13 @@
-"""The training loop: next batch, step, log, evaluate, save. It knows nothing of language models."""
+"""The training loop: next batch, step, log, evaluate, save. It knows nothing of language models, files or displays."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from sae.errors import SaescopeError
-from training.activations.batches import Address, Batches
-from training.checkpoint import Checkpoints
-from training.config.schema import TrainConfig
-from training.display import Task
-from training.evaluate import HeldOut
-from training.schedule import Clock
-from training.trainer import Trainer
 
 
 class Interrupted(SaescopeError):
@@ -20,80 +15,64 @@ class Interrupted(SaescopeError):
 
 
 @runtime_checkable
-class Logger(Protocol):
-    """Somewhere metrics go."""
+class Steps(Protocol):
+    """What the loop advances; `training.trainer.Trainer` is one."""
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics."""
+    n_steps: int
+
+    def step(self, acts: Mapping[str, Tensor]) -> None:
+        """One step on raw rows `[n_rows, d]` by hook."""
         ...
 
-    def close(self, summary: dict[str, Any]) -> None:
-        """The last word."""
-        ...
+
+class Every(NamedTuple):
+    """Something to do every so many steps, told the number of steps done."""
+
+    n_steps: int
+    do: Callable[[int], None]
 
 
 def fit(
-    trainers: Sequence[Trainer], batches: Batches, start: Address, clock: Clock, *, config: TrainConfig,
-    eval_steps: int, prefetch: int, heldout: HeldOut, loggers: Sequence[Sequence[Logger]], checkpoints: Checkpoints,
-    task: Task,
+    trainers: Sequence[Steps], batches: Iterable[Mapping[str, Tensor]], n_steps: int, *, log: Every | None = None,
+    evaluate: Every | None = None, save: Every | None = None, advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train every trainer on one stream of batches until the budget is spent.
+    """Step every trainer on each batch until they have taken `n_steps` steps, those taken before included.
+
+    Args:
+        trainers: one or several, all after the same number of steps.
+        batches: raw rows by hook; no more of them are asked for than are needed.
+        n_steps: in all.
+        log: also done after the last step.
+        evaluate: not done after the last step, where the final evaluation follows.
+        save: also done after the last step and when a signal comes.
+        advance: called after every step.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; everything is saved.
+        SaescopeError: there are too few batches.
+        Interrupted: SIGINT or SIGTERM came, and `save` was called. Without `save` signals do what they do elsewhere.
     """
-    log_steps, save_steps = clock.steps(config.log_every), clock.steps(config.checkpoint_every)
-    stream = batches.stream(start, prefetch=prefetch)
-    n_steps = trainers[0].n_steps
-    with _signals() as interrupted:
-        while n_steps < clock.n_steps:
-            batch = next(stream)
+    done, running = trainers[0].n_steps, iter(batches)
+    with _signals(catch=save is not None) as interrupted:
+        while done < n_steps:
+            if (acts := next(running, None)) is None:
+                raise SaescopeError(f"the batches ended after step {done} of {n_steps}; give more, or a smaller budget.")
             for trainer in trainers:
-                trainer.step(batch.acts)
-            n_steps += 1
-            task.advance(clock.batch_rows)
-            last = n_steps == clock.n_steps
-            if n_steps % log_steps == 0 or last:
-                _log(trainers, loggers, task, n_steps, clock)
-            if n_steps % eval_steps == 0 and not last:
-                _evaluate(trainers, heldout, loggers, n_steps, clock)
-            if n_steps % save_steps == 0 or last or interrupted():
-                checkpoints.save(trainers, _after(batch.address))
+                trainer.step(acts)
+            done += 1
+            advance()
+            last = done == n_steps
+            if log and (done % log.n_steps == 0 or last):
+                log.do(done)
+            if evaluate and done % evaluate.n_steps == 0 and not last:
+                evaluate.do(done)
+            if save and (done % save.n_steps == 0 or last or interrupted()):
+                save.do(done)
             if interrupted() and not last:
-                stream.close()
-                raise Interrupted(f"stopped by a signal after step {n_steps} of {clock.n_steps}; everything is saved.")
-    stream.close()
-
-
-def _after(address: Address) -> Address:
-    """The next batch; if the superblock has none left, the stream goes on to the following one by itself."""
-    return address._replace(j=address.j + 1)
-
-
-def _log(
-    trainers: Sequence[Trainer], loggers: Sequence[Sequence[Logger]], task: Task, n_steps: int, clock: Clock
-) -> None:
-    for trainer, outs in zip(trainers, loggers, strict=True):
-        metrics = trainer.metrics()
-        line = {"step": n_steps, "rows": n_steps * clock.batch_rows, **metrics, "tokens_per_s": task.per_second()}
-        for out in outs:
-            out.log(line)
-    shown = {key: metrics[key] for key in ("l0", "fve", "dead")}
-    task.note(shown)
-
-
-def _evaluate(
-    trainers: Sequence[Trainer], heldout: HeldOut, loggers: Sequence[Sequence[Logger]], n_steps: int, clock: Clock
-) -> None:
-    for trainer, outs in zip(trainers, loggers, strict=True):
-        measured = heldout.measure(trainer.sae, trainer.config.site)
-        line = {"step": n_steps, "rows": n_steps * clock.batch_rows}
-        for out in outs:
-            out.log(line | {f"heldout/{key}": value for key, value in measured.items()})
+                raise Interrupted(f"stopped by a signal after step {done} of {n_steps}; everything is saved.")
 
 
 @contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
+def _signals(*, catch: bool) -> Iterator[Callable[[], bool]]:
     """Turns SIGINT and SIGTERM into a question the loop asks; a second one ends at once, as usual."""
     came: list[int] = []
 
@@ -103,7 +82,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
         came.append(number)
 
     try:
-        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM) if catch}
     except ValueError:  # not the main thread (a notebook's worker): signals stay as they are
         before = {}
     try:

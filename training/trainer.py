@@ -1,6 +1,7 @@
 """One SAE in training: weights, Adam's averages, counters and controller, advanced one batch at a time."""
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,11 @@ from training.schedule import Clock, learning_rate
 
 def new_sae(config: Config, calibration: Calibration) -> SAE:
     """The SAE a config describes, with its initial weights."""
+    if config.sae.variant not in VARIANTS:
+        raise SaescopeError(
+            f"sae.variant: {config.sae.variant} is what was read from elsewhere, and has no loss here; train one of "
+            f"{', '.join(VARIANTS)}, with init.from to begin from it."
+        )
     rows, targets = calibration.rows, calibration.targets
     cross = config.site.cross
     # b_dec lies in the target's space, which is not the input's
@@ -39,11 +45,29 @@ class Pace(NamedTuple):
 
 
 class Trainer:
-    """An SAE with everything that a step changes. `state` and `load` carry all of it, bit for bit."""
+    """An SAE with everything that a step changes. `tensors`, `numbers` and `load` carry all of it, bit for bit."""
 
-    def __init__(self, config: Config, sae: SAE, clock: Clock, device: torch.device) -> None:
-        """`sae` is moved to `device`."""
-        self.config, self.clock, self.device = config, clock, device
+    def __init__(
+        self, config: Config, sae: SAE, clock: Clock, device: torch.device, *,
+        reduce_gradients: Callable[[list[Tensor]], None] | None = None,
+    ) -> None:
+        """`sae` is moved to `device`.
+
+        Args:
+            config: of the training.
+            sae: with its initial weights.
+            clock: durations as steps.
+            device: where it is trained.
+            reduce_gradients: called in every step between backward and optimiser, with the gradients of all parameters
+                in the order of their names. It changes them in place: here gradients of several ranks become their mean.
+                Counters, thresholds and the controller stay this rank's own.
+
+        Raises:
+            SaescopeError: `reduce_gradients` with `train.fused_adam`, which makes no gradients.
+        """
+        if reduce_gradients is not None and config.train.fused_adam:
+            raise SaescopeError("train.fused_adam makes no gradients that could be reduced over ranks; set it to false.")
+        self.config, self.clock, self.device, self.reduce_gradients = config, clock, device, reduce_gradients
         # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
         self.sae = (sae.normalised() if sae.unit_norm_decoder else sae).to(device)
         train = config.train
@@ -74,13 +98,13 @@ class Trainer:
         """Features that have not fired in the last `dead_window` rows."""
         return self.rows_seen - self.last_fired >= max(1, self.clock.rows(self.config.train.dead_window))
 
-    def step(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> None:
+    def step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
         """One step of training on raw rows of the site's hooks."""
         began = time.thread_time()
         self._step(acts)
         self.pace = Pace(self.pace.n_steps + 1, self.pace.seconds + time.thread_time() - began)
 
-    def _step(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> None:
+    def _step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
         sae = self.sae
         x, target = self._normalised(acts)
         progress = Progress(
@@ -89,6 +113,7 @@ class Trainer:
         )
         step = sae.step(x, target, progress)
         step.loss.backward()
+        self._reduce()
         lr = learning_rate(self.config.optim, self.clock, self.n_steps)
         norm = sae.kernels.optimizer_step(
             self.params, step=self.n_steps + 1, lr=lr, betas=self.config.optim.betas, eps=self.config.optim.eps,
@@ -97,7 +122,14 @@ class Trainer:
         sae.zero_grad(set_to_none=True)
         self._count(step, target, lr, norm)
 
-    def _normalised(self, acts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _reduce(self) -> None:
+        if self.reduce_gradients is not None:
+            grads = [p.grad for _, p in sorted(self.sae.named_parameters()) if p.grad is not None]
+            self.reduce_gradients(grads)
+            # collectives may write past autograd's counters, by which kernels know what they have kept of a gradient
+            torch.autograd.graph.increment_version(grads)
+
+    def _normalised(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         site = self.config.site
         x, target = site.rows({hook: acts[hook].to(self.device) for hook in site.hooks})
         normalised = self.sae.input.normalise(x)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from analysis.corpus_rows import CorpusRows
 from analysis.index.builder import make, write_index
 from analysis.index.encode import Codes
 from analysis.index.read import Index, open_index
-from analysis.index.rows import Rows
+from analysis.trained import TrainedSAE
 from sae import store
 from sae.base import SAE
 from sae.init import initialise
@@ -94,9 +95,10 @@ def _make(root: Path, n_rows: int, d_in: int, d_sae: int, k: int) -> dict[str, A
     sae = _sae(config, d_in, root / "run")
     began = time.perf_counter()
     mask = KeepMask(source, tokens, config.data)
-    rows = Rows(config, Data(source, tokens, None), mask, tokens.n_seqs)
+    trained = TrainedSAE(root / "run", sae, config.site)
+    rows = CorpusRows(trained, config, Data(source, tokens, None), mask, tokens.n_seqs)
     folder = root / "run/index/default"
-    make(root / "run", folder, sae, rows, {"rows": rows.facts()}, budget=BUDGET, display=Display(quiet=True))
+    make(folder, rows, {"rows": rows.facts()}, budget=BUDGET, display=Display(quiet=True))
     seconds = time.perf_counter() - began
     counts = open_index(folder).manifest["counts"]
     return {**counts, "d_in": d_in, "k": k, "seconds": seconds, "rows_per_s": counts["n_rows"] / seconds}
@@ -112,11 +114,11 @@ def _wide_index(root: Path, n_values: int, d_sae: int) -> Index:
     fill(tokens, lambda seqs: {HOOK: torch.ones(len(seqs), N_CTX, 1)}, {HOOK: 1}, dtype="float32", shard_rows=10**7)
     source = CacheSource(root / "cache", [HOOK])
     mask = KeepMask(source, tokens, config.data)
-    rows = Rows(config, Data(source, tokens, None), mask, n_seqs)
+    trained = TrainedSAE(root / "run", _sae(config, 32, root / "run"), config.site)
+    rows = CorpusRows(trained, config, Data(source, tokens, None), mask, n_seqs)
     folder = root / "run/index/default"
-    sae = _sae(config, 32, root / "run")
     folder.mkdir(parents=True)
-    write_index(folder, root / "run", sae, rows, codes, {}, BUDGET, Display(quiet=True))
+    write_index(folder, rows, codes, {}, None, BUDGET, Display(quiet=True))
     return open_index(folder)
 
 

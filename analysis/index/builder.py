@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from analysis.corpus_rows import CorpusRows, open_rows
 from analysis.index import store
 from analysis.index.columns import Columns, Context, write_columns
 from analysis.index.encode import BLOCK_ROWS, Codes, encode
+from analysis.index.fidelity import fidelity
 from analysis.index.neighbours import (
     MAX_PAIRS,
     Coactive,
@@ -29,9 +31,9 @@ from analysis.index.neighbours import (
     promoted_tokens,
 )
 from analysis.index.read import Index, open_index
-from analysis.index.rows import Rows, describe, open_rows
 from analysis.index.table import write_stats
-from analysis.index.text import Vocabulary
+from analysis.trained import open_trained
+from analysis.vocabulary import Vocabulary
 from sae import store as sae_store
 from sae.base import SAE
 from sae.errors import SaescopeError
@@ -72,50 +74,44 @@ def build(
     run, budget = Path(run), memory_bytes(memory)
     folder = run / "index" / checked_name(name)
     display = Display(quiet=quiet)
-    sae = load(run)
-    rows = open_rows(run, sae, corpus or (), n_rows, display)
-    made_from = facts_of(run, sae, rows)
+    trained = open_trained(run, device=resolve_device("auto"))
+    rows = open_rows(trained, corpus or (), n_rows, display)
+    made_from = facts_of(rows)
     if (folder / store.MANIFEST).exists() and not again:
         changed = _difference(folder, made_from)
         if changed is None:
             display.say(f"{folder} is up to date")
             return open_index(folder)
         display.say(f"{folder} is out of date ({changed}) and is made again")
-    make(run, folder, sae, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows)
+    make(folder, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows)
     return open_index(folder)
 
 
 def make(
-    run: Path, folder: Path, sae: SAE, rows: Rows, made_from: dict[str, Any], *, budget: int, display: Display,
+    folder: Path, rows: CorpusRows, made_from: dict[str, Any], *, budget: int, display: Display,
     batch_rows: int | None = None, shard_rows: int = SHARD_ROWS,
 ) -> None:
     """Encode rows and write their index to `folder`; see `build`."""
     if batch_rows is None:
-        batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * sae.d_in)))
+        width = sum(rows.data.source.widths[hook] for hook in rows.trained.site.hooks)
+        batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * width)))
     work = folder.with_name(f"{folder.name}.partial")
     with locked(folder):
         with display.task("encoding", rows.n_seqs * rows.n_ctx, "rows") as task:
             codes = encode(
-                rows, sae, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance,
-                skip=task.skip,
+                rows, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip
             )
         with atomic_dir(folder) as partial:
-            write_index(partial, run, sae, rows, codes, made_from, budget, display)
+            write_index(partial, rows, codes, made_from, fidelity(rows, codes), budget, display)
         del codes
         shutil.rmtree(work, ignore_errors=True)
 
 
-def load(run: Path) -> SAE:
-    """The SAE of a run, where it was trained if that device is here."""
-    if not (run / "config.yaml").is_file():
-        raise SaescopeError(f"{run} is no run: it has no config.yaml; give a folder such as runs/quickstart.")
-    return sae_store.load(run, device=resolve_device("auto"))
-
-
-def facts_of(run: Path, sae: SAE, rows: Rows) -> dict[str, Any]:
+def facts_of(rows: CorpusRows) -> dict[str, Any]:
     """All that determines the bytes of an index."""
+    sae = rows.trained.sae
     return {
-        "weights_sha256": read_json(run / "final" / sae_store.MANIFEST)["weights_sha256"],
+        "weights_sha256": read_json(rows.trained.folder / "final" / sae_store.MANIFEST)["weights_sha256"],
         "rows": rows.facts(),
         "settings": {"format_version": store.FORMAT_VERSION, "block_rows": BLOCK_ROWS, "max_pairs": MAX_PAIRS},
         "encoded_by": {"kernels": sae.kernels.name, "device": sae.W_dec.device.type},
@@ -152,9 +148,11 @@ def memory_bytes(text: str | int) -> int:
 
 
 def write_index(
-    folder: Path, run: Path, sae: SAE, rows: Rows, codes: Codes, made_from: dict[str, Any], budget: int, display: Display
+    folder: Path, rows: CorpusRows, codes: Codes, made_from: dict[str, Any], explained: dict[str, Any] | None, budget: int,
+    display: Display,
 ) -> None:
-    """Everything but the pass itself, into a folder that has no name yet."""
+    """Everything but the passes themselves, into a folder that has no name yet; `explained` is their `fidelity`."""
+    sae = rows.trained.sae
     writer = store.Writer(folder)
     signed = sae.select().absolute or any(bool((part < 0).any()) for part in np.array_split(codes.value, 16))
     kept = codes.kept
@@ -169,9 +167,9 @@ def write_index(
     decoder, coactive = _relate(sae, codes, columns, rows.n_ctx, writer, budget, display, signed=signed)
     unit = directions(sae)
     place = plane(decoder, unit)
-    notes, texts, promoted = _vocabulary(folder, sae, rows, unit, writer, budget, display)
+    notes, texts, promoted = _vocabulary(folder, rows, unit, writer, budget, display)
     n_rows = int(kept.sum())
-    norms = _decoder_norms(run, sae)
+    norms = _decoder_norms(rows.trained.folder, sae)
     write_stats(folder / store.STATS, columns, n_rows, decoder, coactive, place, norms, texts, promoted)
     notes |= {
         "masked": f"{kept.size - n_rows} of {kept.size} rows are not encoded: BOS, special and padding tokens, and rows "
@@ -182,11 +180,22 @@ def write_index(
     }
     write_json(folder / store.MANIFEST, {
         "format": store.FORMAT, "format_version": store.FORMAT_VERSION, "code": code_version(), "made_from": made_from,
-        "about": describe(rows.config, sae, run), "signed": signed, "notes": notes,
+        "about": _about(rows), "fidelity": explained, "signed": signed, "notes": notes,
         "counts": {"n_seqs": rows.n_seqs, "n_ctx": rows.n_ctx, "n_rows": n_rows, "d_sae": sae.d_sae,
                    "n_values": len(codes.value), "n_dead": int((np.diff(columns.indptr) == 0).sum())},
         "files": writer.facts(),
     })
+
+
+def _about(rows: CorpusRows) -> dict[str, Any]:
+    """What people want to know of an index's origin."""
+    trained, config = rows.trained, rows.config
+    return {
+        "run": trained.folder.resolve().name, "variant": trained.sae.config.variant,
+        "site": trained.site.model_dump(mode="json"),
+        "model": None if config.model is None or config.corpus.acts_dir is not None else config.model.name,
+        "corpus": [source.source for source in config.corpus.sources], "d_in": trained.sae.d_in, "d_out": trained.sae.d_out,
+    }
 
 
 def _relate(
@@ -207,7 +216,7 @@ def _relate(
 
 
 def _vocabulary(
-    folder: Path, sae: SAE, rows: Rows, unit: Float[torch.Tensor, "d_sae d_out"], writer: store.Writer, budget: int,
+    folder: Path, rows: CorpusRows, unit: Float[torch.Tensor, "d_sae d_out"], writer: store.Writer, budget: int,
     display: Display,
 ) -> tuple[dict[str, Any], list[str] | None, np.ndarray | None]:
     """The vocabulary and the tokens each feature promotes, where the model is at hand; and why not, where it is not."""
@@ -216,9 +225,9 @@ def _vocabulary(
     except SaescopeError as error:
         return {"vocabulary": str(error), "promoted": str(error)}, None, None
     vocabulary = Vocabulary(token_bytes(model.tokenizer))
-    vocabulary.write(folder / store.VOCABULARY)
+    store.write_vocabulary(folder / store.VOCABULARY, vocabulary)
     texts = [vocabulary.text(i) for i in range(len(vocabulary.tokens))]
-    reason = _promote(sae, rows, unit, model, writer, budget)
+    reason = _promote(rows, unit, model, writer, budget)
     if reason is not None:
         display.say(f"no promoted tokens: {reason}")
         return {"vocabulary": None, "promoted": reason}, texts, None
@@ -226,11 +235,10 @@ def _vocabulary(
 
 
 def _promote(
-    sae: SAE, rows: Rows, unit: Float[torch.Tensor, "d_sae d_out"], model: Model, writer: store.Writer, budget: int
+    rows: CorpusRows, unit: Float[torch.Tensor, "d_sae d_out"], model: Model, writer: store.Writer, budget: int
 ) -> str | None:
     """Write promoted and suppressed tokens; the reason if there are none."""
-    site = rows.config.site
-    reason = not_read_by_unembedding(site.target or site.input, sae.d_out, model)
+    reason = not_read_by_unembedding(rows.trained.site.output, rows.trained.sae.d_out, model)
     if reason is not None:
         return reason
     try:
@@ -247,7 +255,7 @@ def _decoder_norms(run: Path, sae: SAE) -> np.ndarray | None:
 
     Saved rows have unit norm in every format, so that only a checkpoint knows.
     """
-    if type(sae).unit_norm_decoder and sae.config.variant != "imported":
+    if type(sae).unit_norm_decoder and "imported" not in sae.provenance:
         return np.ones(sae.d_sae)
     for place in (run, run.parent):
         for state_path in sorted((place / "checkpoints").glob("step-*/state.json"), reverse=True):

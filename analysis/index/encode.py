@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from analysis.index.rows import Rows
-from sae.base import SAE
+from analysis.corpus_rows import CorpusRows
 from sae.io.files import json_bytes, refusing_full_disk, write_bytes, write_json
 
 BLOCK_ROWS = 4096
@@ -39,14 +38,13 @@ class Codes(NamedTuple):
 
 
 def encode(
-    rows: Rows, sae: SAE, work: Path, plan: dict[str, Any], *, batch_rows: int, shard_rows: int,
+    rows: CorpusRows, work: Path, plan: dict[str, Any], *, batch_rows: int, shard_rows: int,
     advance: Callable[[int], None] = lambda _: None, skip: Callable[[int], None] = lambda _: None,
 ) -> Codes:
     """Encode what an earlier attempt with the same plan has not encoded yet.
 
     Args:
-        rows: what is encoded.
-        sae: the SAE, on its device.
+        rows: what is encoded, by the SAE they were opened with.
         work: the folder of unfinished work.
         plan: JSON-able; work that was done under another plan is thrown away.
         batch_rows: rows read and held in memory at a time.
@@ -67,7 +65,7 @@ def encode(
             files = {name: stack.enter_context((work / f"{name}.bin").open("ab")) for name in FILES}
             for start in range(first, stop, batch):
                 seqs = np.arange(start, min(start + batch, stop))
-                for name, array in _encode_batch(rows, sae, seqs, block).items():
+                for name, array in encode_batch(rows, seqs, block).items():
                     with refusing_full_disk(work):
                         files[name].write(array.tobytes())
                 advance(len(seqs) * n_ctx)
@@ -80,10 +78,10 @@ def encode(
     return open_codes(work)
 
 
-def _encode_batch(rows: Rows, sae: SAE, seqs: Int64[np.ndarray, " n"], block: int) -> dict[str, np.ndarray]:
+def encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) -> dict[str, np.ndarray]:
     """The code of some sequences, block by block."""
     acts, keep = rows.read(seqs)
-    n_ctx, device = rows.n_ctx, sae.W_dec.device
+    n_ctx = rows.n_ctx
     counts = torch.zeros(len(keep), dtype=torch.int32)
     features, values = [], []
     for start in range(0, len(keep), block * n_ctx):
@@ -91,7 +89,7 @@ def _encode_batch(rows: Rows, sae: SAE, seqs: Int64[np.ndarray, " n"], block: in
         kept = keep[part]
         if not kept.any():
             continue
-        code = sae.encode(acts[part][kept].to(device).float())
+        code = rows.trained.encode({hook: every[part][kept] for hook, every in acts.items()})
         assert code.indptr is not None
         counts[part][kept] = code.indptr.diff().to(torch.int32).cpu()
         features.append(code.feature.cpu().numpy())

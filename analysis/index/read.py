@@ -17,7 +17,6 @@ from analysis.index import store
 from analysis.index.queries import cooccurrence
 from analysis.index.queries.search import Searcher
 from analysis.index.queries.table import Stats
-from analysis.index.text import Vocabulary
 from analysis.index.types import (
     Both,
     Example,
@@ -30,6 +29,7 @@ from analysis.index.types import (
     Similar,
     Token,
 )
+from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 from sae.io.files import read_json
 
@@ -106,7 +106,7 @@ class Index:
     def vocabulary(self) -> Vocabulary | None:
         """The bytes of each token; None for an index that was made without a tokenizer."""
         path = self.folder / store.VOCABULARY
-        return Vocabulary.read(path) if path.name in self.manifest["files"] else None
+        return store.read_vocabulary(path) if path.name in self.manifest["files"] else None
 
     def pieces(self, seq: int, start: int = 0, stop: int | None = None) -> list[str]:
         """The text of each token: a character that several make up stands whole at its first, "" at the others."""

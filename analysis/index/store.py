@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 from sae.io.files import read_json
 
-FORMAT, FORMAT_VERSION = "saescope-index", 1
+FORMAT, FORMAT_VERSION = "saescope-index", 2
+"""Version 1 encoded the wrong rows at sites with `update: both`."""
 MANIFEST, STATS, VOCABULARY = "manifest.json", "stats.parquet", "vocabulary.parquet"
 GROUPS = ("top", *(f"q{i}" for i in range(1, 11)), "random", "near")
 
@@ -144,22 +148,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SaescopeError(f"{folder} holds no {MANIFEST}: it is not a finished index; make it with `sae index`.")
+        raise SaescopeError(f"{folder} holds no {MANIFEST}: it is not a finished index; make it with `{rebuild(folder)}`.")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise SaescopeError(f"{path} is not the manifest of an index; make the index again with `sae index`.")
-    if not isinstance(version := manifest.get("format_version"), int) or version > FORMAT_VERSION:
+        raise SaescopeError(f"{path} is not the manifest of an index; make the index again with `{rebuild(folder)}`.")
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise SaescopeError(
-            f"{path} has format version {version!r}, this code reads up to {FORMAT_VERSION}; update it, or make the index "
-            "again with `sae index`."
+            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}; make the index again with "
+            f"`{rebuild(folder)}`."
         )
     needed = ("made_from", "counts", "signed", "files", "notes")
     if lacking := [key for key in needed if not isinstance(manifest.get(key), bool | dict)]:
-        raise SaescopeError(f"{path} lacks {lacking[0]!r}: it was altered; make the index again with `sae index`.")
+        raise SaescopeError(f"{path} lacks {lacking[0]!r}: it was altered; make the index again with `{rebuild(folder)}`.")
     for key in ("n_seqs", "n_ctx", "n_rows", "d_sae", "n_values"):
         if not isinstance(manifest["counts"].get(key), int):
-            raise SaescopeError(f"{path} lacks the count {key!r}: it was altered; make the index again with `sae index`.")
+            raise SaescopeError(
+                f"{path} lacks the count {key!r}: it was altered; make the index again with `{rebuild(folder)}`."
+            )
     return manifest
+
+
+def rebuild(folder: Path) -> str:
+    """The command that makes an index again; one over another text is to be told again which text that is."""
+    run, name = folder.parent.parent, folder.name
+    return f"sae index {run} --again" + ("" if name == "default" else f" --name {name} corpus.sources=…")
 
 
 def open_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
@@ -173,10 +185,10 @@ def open_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
         # still mapped, but as a plain array: slices of it are taken thousands of times
         array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise SaescopeError(f"{path} cannot be read ({error}); make the index again with `sae index`.") from None
+        raise SaescopeError(f"{path} cannot be read ({error}); make the index again with `{rebuild(folder)}`.") from None
     said = manifest["files"].get(path.name, {})
     if [str(array.dtype), list(array.shape)] != [said.get("dtype"), said.get("shape")]:
-        raise SaescopeError(f"{path} is not what {MANIFEST} says it is; make the index again with `sae index`.")
+        raise SaescopeError(f"{path} is not what {MANIFEST} says it is; make the index again with `{rebuild(folder)}`.")
     return array
 
 
@@ -193,10 +205,28 @@ def problems(folder: Path) -> Iterator[str]:
 @contextmanager
 def refusing_altered(path: Path) -> Iterator[None]:
     """Turn what a damaged parquet file raises into one sentence."""
-    import pyarrow as pa
-
     try:
         yield
     except (OSError, pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise SaescopeError(f"{path} cannot be read ({reason}); make the index again with `sae index`.") from None
+        raise SaescopeError(
+            f"{path} cannot be read ({reason}); make the index again with `{rebuild(path.parent)}`."
+        ) from None
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """The vocabulary of an index.
+
+    Raises:
+        SaescopeError: the file is missing or damaged.
+    """
+    with refusing_altered(path):
+        return Vocabulary(pq.read_table(path, columns=["bytes"]).column("bytes").to_pylist())
+
+
+def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """Id, bytes, and the text as far as a token alone has one."""
+    n = len(vocabulary.tokens)
+    table = {"id": pa.array(range(n), pa.int32()), "bytes": pa.array(vocabulary.tokens, pa.binary()),
+             "text": pa.array([vocabulary.text(i) for i in range(n)], pa.string())}
+    pq.write_table(pa.table(table), path, compression="zstd")

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.heldout_rows import heldout_rows
+from analysis.corpus_rows import open_rows
 from analysis.mdl.description_length import EPSILON, DescriptionLength, Encoded, compare
-from sae import store
+from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
-from training.config import reading as configs
-from training.config.schema import Config
+from training.display import Display
 
 N_ROWS = 16_384
 N_STEPS = 14
@@ -80,10 +79,11 @@ def least_description(
     if n_rows < 1:
         raise SaescopeError(f"{n_rows} rows leave nothing to measure; give 1 at least.")
     folders = members(runs)
-    first = _of_the_same_rows(folders)
-    saes = {str(folder): store.load(folder) for folder in folders}
-    rows, target = heldout_rows(first, n_rows, quiet=False)
-    encoded = {name: Encoded(sae, rows, target) for name, sae in saes.items()}
+    opened = [open_trained(folder) for folder in folders]
+    _check_same_rows(opened)
+    x, target = open_rows(opened[0], display=Display()).held_out(n_rows)
+    saes = {str(one.folder): one.sae for one in opened}
+    encoded = {name: Encoded(sae, x, target) for name, sae in saes.items()}
     level, lengths = compare(encoded, fve, epsilon)
     return Selection(level, epsilon, [
         Compared(
@@ -124,17 +124,16 @@ def members(runs: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _of_the_same_rows(folders: Sequence[Path]) -> Config:
-    """The config of the first, after making sure that all are over its rows."""
-    found = [configs.read(folder / "config.yaml")[0] for folder in folders]
-    for folder, config in zip(folders, found, strict=True):
+def _check_same_rows(opened: Sequence[TrainedSAE]) -> None:
+    """Refuse runs over other rows than the first's."""
+    first = opened[0]
+    for one in opened:
         for part, mine, firsts in (
-            ("site", config.site, found[0].site), ("corpus", config.corpus, found[0].corpus),
-            ("model", config.model and config.model.name, found[0].model and found[0].model.name),
+            ("site", one.site, first.site), ("corpus", one.config.corpus, first.config.corpus),
+            ("model", one.config.model and one.config.model.name, first.config.model and first.config.model.name),
         ):
             if mine != firsts:
                 raise SaescopeError(
-                    f"{folder}: its {part} is not that of {folders[0]}, so bits per row do not compare; give runs of one "
-                    "model, site and corpus."
+                    f"{one.folder}: its {part} is not that of {first.folder}, so bits per row do not compare; give runs of "
+                    "one model, site and corpus."
                 )
-    return found[0]

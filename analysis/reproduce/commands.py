@@ -9,7 +9,7 @@ def reproduce(argv: list[str]) -> int:
     """Try what a paper claims, on several seeds, and write the table."""
     parser = argparse.ArgumentParser(
         "sae reproduce",
-        description="Do an experiment's jobs, one for each seed and setting, and write its tables beside its config. "
+        description="Do an experiment's jobs, one for each seed and setting, and write its tables. "
         "Interrupted, it goes on with the jobs that are not done.",
         epilog=f"experiments: {', '.join(EXPERIMENTS)}\n\nexample:\n  sae reproduce {next(iter(EXPERIMENTS), 'NAME')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -18,7 +18,7 @@ def reproduce(argv: list[str]) -> int:
     parser.add_argument("--short", action="store_true", help="the form of seconds that tests use")
     parser.add_argument("--configs", default="configs/reproduce", help="folder of their configs (default: %(default)s)")
     parser.add_argument("--runs", default="runs/reproduce", help="where finished jobs are kept (default: %(default)s)")
-    parser.add_argument("--out", help="where tables go (default: beside the config)")
+    parser.add_argument("--out", help="where tables go (default: docs/results)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_args(argv)
     from analysis.reproduce.jobs import reproduce as reproduce_

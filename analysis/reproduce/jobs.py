@@ -1,8 +1,8 @@
 """An experiment as jobs, one for each seed and setting, whose rows outlive an interruption.
 
     configs/reproduce/NAME.yaml           seeds, base fields, what each setting changes, and the short form for tests
-                      NAME.csv            one row for each seed and setting, with the seconds it took and the machine
-                      NAME-summary.csv    for each setting and metric: mean over seeds, 95 % t-interval, number of seeds
+    docs/results/NAME.csv                 one row for each seed and setting, with the seconds it took and the machine
+                 NAME-summary.csv         for each setting and metric: mean over seeds, 95 % t-interval, number of seeds
     runs/reproduce/NAME/SETTING-SEED.json the rows of a finished job, and the fields they were made with
                         SETTING-SEED/     a folder of the job's own, for trainings that resume
 
@@ -31,6 +31,9 @@ from training.config.reading import merged
 from training.config.schema import Section
 from training.config.yaml12 import load_yaml
 from training.display import Display
+
+RESULTS = Path("docs/results")
+"""Where the tables and pictures of experiments lie."""
 
 
 class Plan(Section):
@@ -90,7 +93,7 @@ def reproduce(
         name: of the experiment.
         configs: the folder of their configs.
         runs: where jobs keep their rows and folders.
-        out: where tables and pictures go; by default beside the config, for the short form beside its rows.
+        out: where tables and pictures go; by default docs/results, for the short form beside its rows.
         short: the test of seconds.
         quiet: say nothing.
 
@@ -104,7 +107,7 @@ def reproduce(
     plan = read_plan(Path(configs) / f"{name}.yaml", short=short)
     module = importlib.import_module(EXPERIMENTS[name])
     place = Path(runs) / (f"{name}-short" if short else name)
-    out = Path(out) if out is not None else place if short else Path(configs)
+    out = Path(out) if out is not None else place if short else RESULTS
     display = Display(quiet=quiet)
     jobs = [
         Job(setting, seed, merged(plan.base, fields), place / f"{setting}-{seed}", quiet)

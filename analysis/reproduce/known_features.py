@@ -29,7 +29,7 @@ def fit(job: Job, **fields: Any) -> tuple[SAE, Synthetic, int]:
             "corpus": {"synthetic": {"seed": job.seed}}}
     (config,) = resolve(merged(merged(dict(job.fields), over), fields))
     assert config.corpus.synthetic is not None
-    (trained,) = train(config, runs=job.folder, resume=True, quiet=True)
+    trained = train(config, runs=job.folder, resume=True, quiet=True)
     first = -(-config.corpus.n_tokens // DRAWN) * DRAWN
     return trained.sae, Synthetic(config.corpus.synthetic), first
 

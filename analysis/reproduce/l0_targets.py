@@ -2,8 +2,8 @@
 
 A controller sees training rows. So what decides is the L0 of the finished SAE on many rows it was trained on, drawn
 anew: its relative error is that L0 / target − 1, and it is `reached` at 5 % at most. Held-out rows are of other
-documents, and few: `heldout_error` is theirs. How far so few documents are from the mean of all is `spread`: the standard
-deviation of the L0, relative to the target, over draws of as many documents from those trained on.
+documents, and of fewer: `heldout_error` is theirs. How far so few documents are from the mean of all is `spread`: the
+standard deviation of the L0, relative to the target, over draws of as many documents from those trained on.
 """
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from analysis.heldout_rows import training_rows
+from analysis.corpus_rows import open_rows
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.shared_stream import figures, short_name, train_together
 from analysis.reproduce.tables import Row
+from analysis.trained import open_trained
 from sae.base import SAE
 
 REACHED = 0.05
@@ -25,7 +26,7 @@ N_ROWS, CHUNK_ROWS, DRAWS = 65_536, 4096, 400
 def run(job: Job) -> list[Row]:
     """A row for each variant and target."""
     done = train_together(job)
-    x, document, n_held_out = training_rows(done[0][0], N_ROWS, seed=job.seed)
+    x, document, n_held_out = open_rows(open_trained(done[0][1].run)).training(N_ROWS, seed=job.seed)
     rows = []
     for config, trained in done:
         target = config.sae.sparsity.target_l0  # type: ignore[attr-defined]

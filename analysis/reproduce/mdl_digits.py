@@ -41,7 +41,7 @@ from analysis.reproduce.shared_stream import short_name, train_together
 from analysis.reproduce.tables import Row, write_table
 from sae.base import SAE, Transform
 from sae.io.arrays import write_array
-from sae.variants.abstopk import AbsTopK, AbsTopKConfig
+from sae.variants.topk import AbsTopKConfig, TopK
 from training.activations.harvest import open_data
 from training.config.reading import merged, resolve
 from training.config.schema import Config
@@ -155,7 +155,7 @@ def compared(
     for setting, directions, centre, weight_bits in (
         ("pixel", torch.eye(D), torch.zeros(D), 0.0), ("component", components, mean, WEIGHT_BITS)
     ):
-        sae = AbsTopK(AbsTopKConfig(d_sae=D, k=D), D, input=Transform(centre, torch.ones(())))
+        sae = TopK(AbsTopKConfig(d_sae=D, k=D), D, input=Transform(centre, torch.ones(())))
         sae.W_dec.data.copy_(directions)
         sae.W_enc.data.copy_(directions.T)
         yield {"setting": setting, "d_sae": D, "k": D, **measured(sae, train, held, levels, weight_bits)}

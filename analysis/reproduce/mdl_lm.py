@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.heldout_rows import heldout_rows
+from analysis.corpus_rows import open_rows
 from analysis.mdl.description_length import EPSILON, Encoded
 from analysis.render.figures.lines import Line, lines
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.shared_stream import figures, short_name, train_together
 from analysis.reproduce.tables import Row, summary
+from analysis.trained import open_trained
 from sae.io.files import write_bytes
 
 FVES = (0.78, 0.8, 0.82, 0.84, 0.86, 0.88)
@@ -27,7 +28,7 @@ def run(job: Job) -> list[Row]:
     """Train one seed's sweep, or go on with it, and measure it."""
     levels = tuple(job.fields.get("fves", FVES))
     done = train_together(replace(job, fields={k: v for k, v in job.fields.items() if k != "fves"}))
-    rows, target = heldout_rows(done[0][0])
+    rows, target = open_rows(open_trained(done[0][1].run)).held_out()
     out: list[Row] = [
         {"setting": short_name(config), **figures(trained), **bits(Encoded(trained.sae, rows, target), levels)}
         for config, trained in done

@@ -6,7 +6,8 @@ from analysis.reproduce.jobs import Job
 from analysis.reproduce.tables import Row
 from training.config.reading import merged, resolve
 from training.config.schema import Config
-from training.run import Trained, train
+from training.finish import Result
+from training.run import sweep
 
 
 def members(job: Job) -> list[Config]:
@@ -15,10 +16,10 @@ def members(job: Job) -> list[Config]:
     return resolve(merged(dict(job.fields), seeds), where=job.folder.name)
 
 
-def train_together(job: Job) -> list[tuple[Config, Trained]]:
+def train_together(job: Job) -> list[tuple[Config, Result]]:
     """Train them, or go on where an attempt stopped."""
     configs = members(job)
-    trained = train(configs, runs=job.folder.parent, resume=True, quiet=job.quiet)
+    trained = sweep(configs, runs=job.folder.parent, resume=True, quiet=job.quiet)
     return list(zip(configs, trained, strict=True))
 
 
@@ -27,9 +28,9 @@ def short_name(config: Config) -> str:
     return Path(config.name).name
 
 
-def figures(trained: Trained) -> Row:
+def figures(result: Result) -> Row:
     """The held-out figures of a summary that experiments report."""
-    held, summary = trained.summary["heldout"], trained.summary
+    held, summary = result.summary["heldout"], result.summary
     return {
         "l0": held["l0"], "fve": held["fve"], "cosine": held["cosine"], "ce_recovered": held.get("ce_recovered_mean"),
         "kl": held.get("kl"), "dead": summary["dead"]["share"], "dense": held["dense"],

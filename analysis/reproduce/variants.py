@@ -5,17 +5,18 @@ coarse as half a per cent of the variance allows; `bits_equal` the same where al
 the worst of them reaches, so that they compare. Both are entropy codes, in bits per row.
 """
 
-from analysis.heldout_rows import heldout_rows
+from analysis.corpus_rows import open_rows
 from analysis.mdl.description_length import EPSILON, Encoded, compare
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.shared_stream import figures, short_name, train_together
 from analysis.reproduce.tables import Row
+from analysis.trained import open_trained
 
 
 def run(job: Job) -> list[Row]:
     """A row for each variant."""
     done = train_together(job)
-    x, target = heldout_rows(done[0][0])
+    x, target = open_rows(open_trained(done[0][1].run)).held_out()
     encoded = {short_name(config): Encoded(trained.sae, x, target) for config, trained in done}
     level, equal = compare(encoded)
     rows = []

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.trained import LOCK, Live, live
+from analysis.trained import LOCK, TrainedSAE, open_trained
 from sae.errors import SaescopeError
 from training.model import edits as splice
 from training.model.splice import SplicedModel
@@ -116,7 +116,9 @@ class Steered:
 class Editor:
     """Splices edits into a model while text passes through it bit by bit."""
 
-    def __init__(self, loaded: Live, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]) -> None:
+    def __init__(
+        self, loaded: TrainedSAE, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]
+    ) -> None:
         self.settings, self.n_prompt, self.special = settings, len(tokens), loaded.special(tokens)
         self.model = SplicedModel(loaded.model, {loaded.site: loaded.sae})
         modes: dict[Mode, Literal["add", "set"]] = {"add": "add", "clamp": "set"}
@@ -159,7 +161,7 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
     """
     settings = settings or Settings()
     with LOCK:
-        loaded = live(run)
+        loaded = open_trained(run)
         _check(edits, loaded)
         tokens = loaded.tokens(prompt)
         room = loaded.model.n_ctx_max - len(tokens)
@@ -182,14 +184,14 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
 
 @torch.no_grad()
 def generate(
-    loaded: Live, tokens: Int[Tensor, " n_prompt"], editor: Editor
+    loaded: TrainedSAE, tokens: Int[Tensor, " n_prompt"], editor: Editor
 ) -> tuple[Generated, Float[Tensor, " d_vocab"]]:
     """A continuation under an editor, and the logits after the prompt."""
     settings, past = editor.settings, None
     out: list[int] = []
     logprobs: list[float] = []
     first: Tensor | None = None
-    noise = _noise(settings.seed)
+    noise = gumbel_noise(settings.seed)
     stop = loaded.model.tokenizer.eos_token_id
     step = tokens
     for _ in range(settings.max_tokens):
@@ -199,7 +201,7 @@ def generate(
             logits, past = loaded.model.extend(step[None], past)
         logits = logits[0].float().cpu()
         first = logits if first is None else first
-        chosen = _choose(logits, settings.temperature, noise)
+        chosen = choose(logits, settings.temperature, noise)
         if chosen == stop:
             break
         out.append(chosen)
@@ -211,7 +213,7 @@ def generate(
     return Generated(out, pieces, "".join(pieces), logprobs, len(out) < settings.max_tokens), first
 
 
-def _noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
+def gumbel_noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
     """Gumbel noise, a fresh vector each call, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed % 2**63)
 
@@ -222,13 +224,14 @@ def _noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
     return draw
 
 
-def _choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callable[[int], Tensor]) -> int:
+def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callable[[int], Tensor]) -> int:
+    """The next token: the likeliest at temperature 0, else drawn by Gumbel-max."""
     if temperature == 0:
         return int(logits.argmax())
     return int((logits.double() / temperature + noise(len(logits))).argmax())
 
 
-def _check(edits: Sequence[Edit], loaded: Live) -> None:
+def _check(edits: Sequence[Edit], loaded: TrainedSAE) -> None:
     if len(edits) > MAX_EDITS:
         raise SaescopeError(f"{len(edits)} features are to be steered; at most {MAX_EDITS} can be at once.")
     if len({edit.feature for edit in edits}) < len(edits):
@@ -242,7 +245,7 @@ def _check(edits: Sequence[Edit], loaded: Live) -> None:
             raise SaescopeError(f"The strength of feature {edit.feature} is {edit.strength}; it lies within ±1,000,000.")
 
 
-def _alternatives(loaded: Live, before: Tensor, after: Tensor) -> list[Alternative]:
+def _alternatives(loaded: TrainedSAE, before: Tensor, after: Tensor) -> list[Alternative]:
     p, q = before.softmax(-1), after.softmax(-1)
     ids = torch.maximum(p, q).topk(min(N_ALTERNATIVES, len(p))).indices.tolist()
     return [Alternative(loaded.vocabulary.text(i), float(p[i]), float(q[i])) for i in ids]

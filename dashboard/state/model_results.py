@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 if TYPE_CHECKING:
+    from analysis.prompt import PromptCode
     from analysis.steering.generate import Edit, Settings, Steered
-    from analysis.trained import PromptCode
 
 
 def encoded(run: Path, text: str) -> "PromptCode":
@@ -36,9 +36,9 @@ def _stamp(run: Path) -> int:
 
 @st.cache_resource(max_entries=64, show_spinner="The model reads the text …")
 def _encoded(run: Path, stamp: int, text: str) -> "PromptCode":  # noqa: ARG001 (another training is another entry)
-    from analysis.trained import Prompt
+    from analysis.prompt import encode_text
 
-    return Prompt(run).encode(text)
+    return encode_text(run, text)
 
 
 @st.cache_resource(max_entries=64, show_spinner="The model writes twice …")

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from analysis.index.queries.compare import compare
+from analysis.index.queries.feature_pair import compare
 from analysis.render import cofire
-from analysis.render import compare as drawn
+from analysis.render import feature_pair as drawn
 from analysis.render.feature import header
 from analysis.render.figures import histogram
 from dashboard.components.drawing import drawing

@@ -5,10 +5,10 @@ from html import escape
 
 import streamlit as st
 
+from analysis.prompt import PromptCode
 from analysis.render import prompt as drawn
 from analysis.render import tokens
 from analysis.render.text import count, number, shown
-from analysis.trained import PromptCode
 from dashboard import escaping
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -29,7 +29,7 @@ FIRST = ("loss/reconstruction", "fve", "l0", "dead")
 """Metrics that are drawn when none is chosen."""
 TEXTS = ("run", "status", "variant", "site")
 """Columns of the table that are sorted from A."""
-GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted"}
+GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted", "imported": "⇥ imported"}
 
 
 def page() -> None:
@@ -94,7 +94,7 @@ def _table(found: Sequence[Run]) -> None:
 
 
 def _row(run: Run, now: float) -> dict[str, Any]:
-    sae, site = run.config.get("sae") or {}, run.config.get("site") or {}
+    sae = run.config.get("sae") or {}
     l0, dead = run.latest("heldout/l0"), run.latest("dead")
     return {
         "run": run.name, "status": GLYPHS[run.status(now)], "through": run.through,
@@ -102,9 +102,16 @@ def _row(run: Run, now: float) -> dict[str, Any]:
         "l0": run.latest("l0") if l0 is None else l0,
         "fve": run.latest("heldout/fve"), "fve_interval": run.interval("heldout/fve"), "dead": dead,
         "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": run.interval("heldout/ce_recovered_mean"),
-        "tokens": run.n_rows, "site": " → ".join(str(hook) for hook in (site.get("input"), site.get("target")) if hook),
+        "tokens": None if run.imported else run.n_rows, "site": site_text(run.config.get("site") or {}),
         "updated": run.updated,
     }
+
+
+def site_text(site: Mapping[str, Any]) -> str:
+    """What is read → what is reconstructed, once where they are the same."""
+    before, after, update = site.get("input"), site.get("target"), site.get("update")
+    target = f"{after} − {before}" if update else after
+    return " → ".join(str(part) for part in (None if update == "both" else before, target) if part)
 
 
 def _choice(found: Sequence[Run]) -> list[Run]:
@@ -120,6 +127,9 @@ def _choice(found: Sequence[Run]) -> list[Run]:
 def _curves(chosen: Sequence[Run]) -> None:
     st.subheader("Curves")
     names = runs.metrics(chosen)
+    if all(run.imported for run in chosen):
+        st.info("Trained elsewhere: there are no curves.", icon=":material/input:")
+        return
     wanted, smoothing, log_x, log_y = _controls(names)
     if not names:
         st.info("No metrics yet; lines come at every `train.log_every`.", icon=":material/hourglass_top:")

@@ -6,7 +6,6 @@ a writer holds a lock on its partial file or folder, so that only abandoned ones
 
 import contextlib
 import errno
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from filelock import lock_descriptor
 from torch import Tensor
 
 from sae.errors import SaescopeError
@@ -224,8 +224,7 @@ def _lock(path: Path, *, without_locks: bool) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
+            locked = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
             locked = without_locks and error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
         yield locked

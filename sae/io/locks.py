@@ -1,34 +1,42 @@
-"""One writer at a time for an artefact on disk."""
+"""One writer at a time for an artefact on disk. The locks are the kernel's: a killed process leaves none behind."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from sae.errors import SaescopeError
 from sae.io.files import refusing_full_disk
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the right to write `folder`; the lock is the kernel's, so a killed process leaves none behind.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the right to write `folder`; its lock file, `.NAME.lock` beside it, says which process holds it.
+
+    Args:
+        folder: need not exist.
+        wait: for another process to let go, instead of refusing.
 
     Raises:
         SaescopeError: another process holds it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f".{folder.name}.lock"
-    with path.open("a+") as file:
+    with refusing_full_disk(folder):
+        # no soft lock where the file system has none: it would outlive a killed process
+        lock = FileLock(path, blocking=wait, fallback_to_soft=False)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            lock.acquire()
+        except Timeout:
             raise SaescopeError(
-                f"process {file.read().strip() or 'unknown'} is writing {folder}; wait for it to end, or use another name."
+                f"process {path.read_text().strip() or 'unknown'} is writing {folder}; wait for it to end, or use another "
+                "name."
             ) from None
+    try:
         with refusing_full_disk(folder):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            path.write_text(str(os.getpid()))
         yield
+    finally:
+        lock.release()

@@ -10,9 +10,9 @@ import os
 import torch
 
 from sae.errors import SaescopeError
-from sae.kernels.interface import Autoencoded, Backend, ParamState, Select
+from sae.kernels.interface import Autoencoded, Backend, ParamState, Revival, Select
 
-__all__ = ["BACKENDS", "Autoencoded", "Backend", "ParamState", "Select", "backend"]
+__all__ = ["BACKENDS", "Autoencoded", "Backend", "ParamState", "Revival", "Select", "backend"]
 
 BACKENDS = ("reference", "cpu", "gpu")
 

@@ -29,12 +29,21 @@ class Select:
     """Rank by |pre| and keep the sign (AbsTopK)."""
 
 
+class Revival(NamedTuple):
+    """The dead features, of which the `k` strongest of each row reconstruct it alone (AuxK, 2406.04093, §A.2)."""
+
+    dead: Bool[Tensor, " d_sae"]
+    k: int
+
+
 class Autoencoded(NamedTuple):
     """What one forward pass returns: the code (value carries gradient) and the reconstructions."""
 
     code: SparseCode
     x_hat: Float[Tensor, "n_prefixes n_rows d_out"]
     """One reconstruction per prefix; without prefixes there is one, of all features."""
+    aux_hat: Float[Tensor, "n_rows d_out"] | None = None
+    """With a `Revival`: what the dead features reconstruct, without bias; zeros when none is dead."""
 
     def single(self) -> tuple[SparseCode, Float[Tensor, "n_rows d_out"]]:
         """Code and reconstruction of a pass without prefixes: a view, whose gradient need not be copied into a stack."""
@@ -79,21 +88,15 @@ class Backend(Protocol):
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
     ) -> Autoencoded:
         """Training: encode `x − b_pre`, select, decode each prefix of features (Matryoshka) or all of them.
 
-        Gradients: to all weights and biases, and through `code.value` for losses on the activations.
-        """
-        ...
+        With `auxk` also what the `auxk.k` dead features of largest pre-activation (|pre| if `select.absolute`) of each
+        row reconstruct.
 
-    def auxk(
-        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
-        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
-    ) -> Float[Tensor, "n_rows d_out"]:
-        """Reconstruction from the `k_aux` strongest dead features per row, without bias; zeros when none is dead.
-
-        Gradients: to encoder, encoder bias, decoder (only rows of dead features) and `b_pre`.
+        Gradients: to all weights and biases, and through `code.value` for losses on the activations. Those of `aux_hat`
+        reach the encoder, its bias and the decoder of dead features, x and `b_pre`.
         """
         ...
 

@@ -3,11 +3,11 @@
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.code import SparseCode, from_dense
-from sae.kernels.interface import Autoencoded, ParamState, Select
+from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 
 
 def select_dense(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> Float[Tensor, "n_rows d_sae"]:
@@ -66,26 +66,21 @@ class Reference:
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
     ) -> Autoencoded:
-        """Encode `x − b_pre`, select, decode each prefix."""
-        code = select_code((x if b_pre is None else x - b_pre) @ W_enc + b_enc, select)
+        """Encode `x − b_pre`, select, decode each prefix; likewise over the compacted set of dead features."""
+        x = x if b_pre is None else x - b_pre
+        code = select_code(x @ W_enc + b_enc, select)
         acts = code.to_dense()
         ends = prefixes or (W_dec.shape[0],)
-        return Autoencoded(code, torch.stack([acts[:, :end] @ W_dec[:end] + b_dec for end in ends]))
-
-    def auxk(
-        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
-        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
-    ) -> Float[Tensor, "n_rows d_out"]:
-        """Reconstruction from the strongest dead features, over the compacted set of them."""
-        ids = dead.nonzero().squeeze(-1)
-        if ids.numel() == 0:
-            return x.new_zeros(x.shape[0], W_dec.shape[1])
-        # rows of the transposes: the features' weights are contiguous there
-        pre = (x if b_pre is None else x - b_pre) @ W_enc.T[ids].T + b_enc[ids]
-        code = select_topk(pre, min(k_aux, ids.numel()), absolute)
-        return code.to_dense() @ W_dec[ids]
+        x_hat = torch.stack([acts[:, :end] @ W_dec[:end] + b_dec for end in ends])
+        if auxk is None:
+            return Autoencoded(code, x_hat)
+        ids = auxk.dead.nonzero().squeeze(-1)
+        # rows of the transpose: a feature's weights are contiguous there
+        pre = x @ W_enc.T[ids].T + b_enc[ids]
+        aux = select_topk(pre, min(auxk.k, ids.numel()), select.absolute)
+        return Autoencoded(code, x_hat, aux.to_dense() @ W_dec[ids])
 
     @torch.no_grad()
     def optimizer_step(

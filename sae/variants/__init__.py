@@ -1,29 +1,32 @@
-"""The variants: one small file each, and this literal table of them."""
+"""The variants: one small file each, and these literal tables of them."""
 
 from pydantic import BaseModel
 
 from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
-from sae.variants.abstopk import AbsBatchTopK, AbsBatchTopKConfig, AbsTopK, AbsTopKConfig
-from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
 from sae.variants.gated import Gated, GatedConfig
+from sae.variants.imported import Imported, ImportedConfig
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.matryoshka import Matryoshka, MatryoshkaConfig
 from sae.variants.mdl import MDL, MDLConfig
 from sae.variants.relu import ReLU, ReLUConfig
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import AbsBatchTopKConfig, AbsTopKConfig, BatchTopKConfig, TopK, TopKConfig
 
 VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
-    "topk": (TopK, TopKVariantConfig),
-    "batchtopk": (BatchTopK, BatchTopKConfig),
+    "topk": (TopK, TopKConfig),
+    "batchtopk": (TopK, BatchTopKConfig),
     "relu": (ReLU, ReLUConfig),
-    "abstopk": (AbsTopK, AbsTopKConfig),
-    "absbatchtopk": (AbsBatchTopK, AbsBatchTopKConfig),
+    "abstopk": (TopK, AbsTopKConfig),
+    "absbatchtopk": (TopK, AbsBatchTopKConfig),
     "matryoshka": (Matryoshka, MatryoshkaConfig),
     "jumprelu": (JumpReLU, JumpReLUConfig),
     "gated": (Gated, GatedConfig),
     "mdl": (MDL, MDLConfig),
 }
+"""What can be trained."""
+
+READABLE: dict[str, tuple[type[SAE], type[SAEConfig]]] = VARIANTS | {"imported": (Imported, ImportedConfig)}
+"""What a saved SAE or a run may be."""
 
 
 def variant_config(fields: dict) -> type[BaseModel]:
@@ -33,6 +36,6 @@ def variant_config(fields: dict) -> type[BaseModel]:
         SaescopeError: no such variant; the message lists those there are.
     """
     name = fields.get("variant")
-    if name not in VARIANTS:
+    if name not in READABLE:
         raise SaescopeError(f"sae.variant: no variant called {name!r}; there are {', '.join(VARIANTS)}.")
-    return VARIANTS[name][1]
+    return READABLE[name][1]

@@ -16,12 +16,14 @@ asked for. AuxK for dead features (not in the paper) is off unless asked for.
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae import losses
-from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
+from sae.base import SAE, Progress, Step
 from sae.kernels import Select
+from sae.variants.auxk import AuxK
+from sae.variants.steered import SteeredConfig
 
 
 class GatedConfig(SteeredConfig):
@@ -38,11 +40,8 @@ class Gated(SAE):
 
     config: GatedConfig
 
-    def __init__(
-        self, config: GatedConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
+    def add_tensors(self) -> None:
+        """Gain and bias of the magnitudes."""
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
 
@@ -76,21 +75,39 @@ class Gated(SAE):
             # a skip path is part of the target here, and frozen like the decoder
             "gate": losses.reconstruction(target.detach(), frozen),
         }
-        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
+        terms |= self.config.auxk.term(target - x_hat, self.revived(x, progress.dead))
         return Step(terms, code, x_hat, {"coefficient": coefficient})
+
+    def revived(
+        self, x: Float[Tensor, "n_rows d_in"], dead: Bool[Tensor, " d_sae"]
+    ) -> Float[Tensor, "n_rows d_out"] | None:
+        """What AuxK reconstructs: through the gate, which is shut where a feature is dead, and a decoder that learns.
+
+        Neither pass has both, so it is one of its own, over the dead features alone.
+        """
+        revival = self.config.auxk.revival(dead, self.d_in)
+        if revival is None:
+            return None
+        ids = dead.nonzero().squeeze(-1)
+        select, b_dec = Select("topk", k=min(revival.k, len(ids))), torch.zeros_like(self.b_dec)
+        W_enc = self.W_enc.t()[ids].t()
+        return self.kernels.autoencode(
+            x, W_enc, self.b_enc[ids], self.W_dec[ids], b_dec, select, b_pre=self.b_pre
+        ).x_hat.squeeze(0)
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
         """The bias of the magnitudes; their gain over the gate is a ratio."""
         self.b_mag.mul_(norms)
 
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """Split an encoder with thresholds into gate and magnitudes; with a gain of its own where the old one has it."""
-        select = old.select()
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """The gate opens where the magnitude exceeds them."""
         self.b_mag.copy_(self.b_enc)
+        self.b_enc.sub_(threshold)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """The gain of the magnitudes over the gate, where the old one has it too."""
         if isinstance(old, Gated):
-            self.b_enc.sub_(old.boundary() * gain)
             self.r_mag.copy_(old.r_mag)
+            # a gate may open where the magnitude is still below zero
+            self.b_enc.copy_((self.b_mag - old.boundary() * gain) / self.r_mag.exp())
             self.W_enc.div_(self.r_mag.exp())
-            self.b_enc.div_(self.r_mag.exp())
-        elif select.mode == "threshold" and not select.absolute:
-            self.b_enc.sub_(torch.as_tensor(select.threshold).to(self.b_enc) * gain)

@@ -16,10 +16,15 @@ however large its gradient. So a λ steered from outside overshoots, and a targe
 instead: its L0 is the mean over the batch, its slope the λ of the moment (logged as `coefficient`, negative below the
 target). And so in trainings of some thousand steps θ does not come far enough; it has a higher rate (threshold_lr).
 
-The paper begins with θ = ε = 0.001 for rows of unit mean squared norm, which is 0.001 √d_in here, where rows have norm
-√d_in, and trains for so long that θ has the time to travel. By default θ therefore begins where a unit normal variable
-is above it for target_l0 of d_sae features, and ε is a tenth of that. Decoder rows have unit norm. AuxK (not in the
-paper) is off unless asked for.
+Units: λ, θ and ε are in normalised units, where a row's mean squared norm is d_in, so that x along a random unit
+direction has a spread of 1. The paper's rows have unit mean squared norm: its θ and ε are √d_in times, its λ is d_in
+times as large here. Where features are orthogonal, θ settles at √λ: one that reconstructs a saves a² and costs λ.
+
+The paper begins with θ = ε = 0.001, which is 0.05 here at the widths of its models (2,304 to 3,584), and trains for so
+long that θ has the time to travel. So θ = ε = 0.05 with a fixed λ. With a target, θ begins where a unit normal variable
+is above it for target_l0 of d_sae features, and ε is a tenth of that. A window much narrower than 0.05 holds so few
+entries of a batch that the gradient of θ is noise: a tenth of 0.001 √d_in leaves an L0 of 3.1 on half-normal features,
+with λ = 3, where the loss is least at 2.0. Decoder rows have unit norm. AuxK (not in the paper) is off unless asked for.
 """
 
 from statistics import NormalDist
@@ -31,12 +36,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae import losses
-from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
+from sae.base import SAE, Progress, Step
 from sae.code import SparseCode, sum_by_feature
+from sae.controller import Sparsity
 from sae.kernels import Select
+from sae.variants.auxk import AuxK
+from sae.variants.steered import SteeredConfig
 
-PAPER_START = 0.001
-"""The paper's first θ and its ε, for rows of unit mean squared norm."""
+PAPER_START = 0.05
+"""The paper's first θ and its ε, 0.001 for rows of unit mean squared norm, in normalised units at its models' widths."""
 _CHUNK = 1 << 15
 
 
@@ -44,10 +52,14 @@ class JumpReLUConfig(SteeredConfig):
     """Config of JumpReLU."""
 
     variant: Literal["jumprelu"] = "jumprelu"
+    sparsity: Sparsity = Sparsity(target_l0=32)
+    """λ, or the L0 to reach. λ is the squared error that one more active feature must save, in normalised units, where a
+    row's mean squared norm is d_out: d_out times the paper's λ, whose rows have unit mean squared norm."""
     threshold: float | None = Field(default=None, gt=0)
-    """θ at first, in normalised units; null: for target_l0 normal pre-activations, or the paper's 0.001 √d_in."""
+    """θ at first, in normalised units; null: for target_l0 normal pre-activations, or the paper's, which is 0.05 there."""
     bandwidth: float | None = Field(default=None, gt=0)
-    """ε, the width of the window around θ, in normalised units; null: a tenth of the first θ."""
+    """ε, the width of the window around θ, in normalised units; null: 0.05, the paper's, or a tenth of the first θ where
+    that is more, and no more than θ. Narrower, it holds too few entries of a batch for a gradient."""
     threshold_lr: float = Field(default=5.0, gt=0)
     """Learning rate of θ, as a multiple of the one of all else."""
     pull: float = Field(default=100.0, gt=0)
@@ -55,14 +67,14 @@ class JumpReLUConfig(SteeredConfig):
     auxk: AuxK = AuxK(coefficient=0)
     """Revival of dead features."""
 
-    def start(self, d_in: int) -> float:
+    def start(self) -> float:
         """θ at first."""
         target = self.sparsity.target_l0
         if self.threshold is not None:
             return self.threshold
         if target is None or target >= self.d_sae / 2:
-            return PAPER_START * d_in**0.5
-        return max(PAPER_START * d_in**0.5, self.init.encoder_scale * normal_quantile(target / self.d_sae))
+            return PAPER_START
+        return max(PAPER_START, self.init.encoder_scale * normal_quantile(target / self.d_sae))
 
 
 def normal_quantile(share: float) -> float:
@@ -115,8 +127,8 @@ class LearntThreshold(SAE):
     theta: nn.Parameter
 
     def begin_thresholds(self, start: float, bandwidth: float | None, lr: float) -> None:
-        """Add θ, first `start`, with a window of width `bandwidth` (None: a tenth of it) and its own learning rate."""
-        self.bandwidth, self.threshold_lr = bandwidth or start / 10, lr
+        """Add θ, first `start`, with a window of width `bandwidth` (None: the default) and its own learning rate."""
+        self.bandwidth, self.threshold_lr = bandwidth or min(start, max(PAPER_START, start / 10)), lr
         # Adam moves every parameter by about its learning rate, so that the unit a parameter is in sets its pace
         self.theta = nn.Parameter(torch.full((self.d_sae,), start / lr))
 
@@ -150,11 +162,9 @@ class LearntThreshold(SAE):
         """Thresholds live in units of the activation."""
         self.theta.mul_(norms)
 
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The thresholds of any existing SAE that has some."""
-        select = old.select()
-        if select.mode == "threshold" and not select.absolute:
-            self.theta.copy_(torch.as_tensor(select.threshold) * gain / self.threshold_lr)
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """Each feature has its own."""
+        self.theta.copy_(threshold / self.threshold_lr)
 
 
 @final
@@ -163,25 +173,22 @@ class JumpReLU(LearntThreshold):
 
     config: JumpReLUConfig
 
-    def __init__(
-        self, config: JumpReLUConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
-        self.begin_thresholds(config.start(d_in), config.bandwidth, config.threshold_lr)
+    def add_tensors(self) -> None:
+        """θ."""
+        self.begin_thresholds(self.config.start(), self.config.bandwidth, self.config.threshold_lr)
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction, the L0 penalty, and AuxK if asked for."""
-        code, x_hat = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        ).single()
+        auxk = self.config.auxk
+        out = self.autoencode(x, self.select(), auxk=auxk.revival(progress.dead, self.d_in))
+        code, x_hat = out.single()
         l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
         x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
         penalty, coefficient = self.penalty(l0, progress)
         terms = {"reconstruction": losses.reconstruction(target, x_hat), "l0": penalty}
-        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
+        terms |= auxk.term(target - x_hat, out.aux_hat)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float]:

@@ -21,10 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from sae import losses
-from sae.base import SAE, Progress, Step, TopKConfig, Transform, auxk_term
-from sae.kernels import Select
+from sae.base import Progress, Step
 from sae.units import Count
-from sae.variants.batchtopk import BatchThreshold
+from sae.variants.topk import BatchCountConfig, TopK
 
 THIRTY_SECONDS = (1, 3, 7, 15, 32)
 """The paper's prefixes, in parts of d_sae."""
@@ -41,7 +40,7 @@ class Sampled(BaseModel):
     """Exponent of the Pareto distribution's tail; the smaller, the longer the prefixes."""
 
 
-class MatryoshkaConfig(TopKConfig):
+class MatryoshkaConfig(BatchCountConfig):
     """Config of Matryoshka."""
 
     variant: Literal["matryoshka"] = "matryoshka"
@@ -55,8 +54,6 @@ class MatryoshkaConfig(TopKConfig):
     """Weight of each prefix's loss; null: 1 each, as in the paper."""
     stop_gradient: bool = False
     """A prefix's loss trains only the features it adds to the prefix before."""
-    threshold_decay: float = Field(default=0.99, gt=0, lt=1)
-    """Decay per step, at most, of the average that becomes the inference threshold (batch bases)."""
 
     @model_validator(mode="after")
     def _prefixes_fit(self) -> "MatryoshkaConfig":
@@ -80,14 +77,9 @@ class MatryoshkaConfig(TopKConfig):
             raise ValueError("weights are not negative, and that of the whole dictionary is above 0")
 
     @property
-    def absolute(self) -> bool:
-        """Activations are signed."""
-        return self.base.startswith("abs")
-
-    @property
-    def over_batch(self) -> bool:
-        """Active features are chosen over the batch."""
-        return "batch" in self.base
+    def rule(self) -> str:
+        """That of the base variant."""
+        return self.base
 
     def prefixes_at(self, step: int) -> tuple[int, ...]:
         """The prefix lengths of a step, ascending."""
@@ -113,35 +105,19 @@ def apart(x_hat: Float[Tensor, "n_prefixes n_rows d_out"]) -> Float[Tensor, "n_p
 
 
 @final
-class Matryoshka(BatchThreshold):
+class Matryoshka(TopK):
     """Nested dictionaries over one encoding; features are ordered from general to specific."""
 
     config: MatryoshkaConfig
-
-    def __init__(
-        self, config: MatryoshkaConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
-        if config.over_batch:
-            self.begin_threshold()
-
-    def select(self) -> Select:
-        """As the base variant."""
-        if self.config.over_batch:
-            return Select("threshold", threshold=self.threshold, absolute=self.config.absolute)
-        return Select("topk", k=self.config.k, absolute=self.config.absolute)
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction by all features, by the shorter prefixes, and AuxK."""
         config = self.config
-        ends = config.prefixes_at(progress.step)
-        mode: Literal["batch_topk", "topk"] = "batch_topk" if config.over_batch else "topk"
-        select = Select(mode, k=config.k_at(progress), absolute=config.absolute)
-        code, x_hats = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=ends
+        ends, select = config.prefixes_at(progress.step), self.select_in_training(config.k_at(progress))
+        code, x_hats, aux_hat = self.autoencode(
+            x, select, prefixes=ends, auxk=config.auxk.revival(progress.dead, self.d_in)
         )
         x_hat = x_hats[-1]
         fits = [losses.reconstruction(target, fit) for fit in (apart(x_hats) if config.stop_gradient else x_hats)]
@@ -149,15 +125,4 @@ class Matryoshka(BatchThreshold):
         terms = {"reconstruction": weights[-1] * fits[-1]}
         if len(ends) > 1:
             terms["prefixes"] = torch.stack([w * fit for w, fit in zip(weights, fits, strict=True)][:-1]).sum()
-        terms |= auxk_term(self, config.auxk, x, target - x_hat, progress.dead, absolute=config.absolute)
-        return Step(terms, code, x_hat)
-
-    def observe(self, step: Step) -> None:
-        """Advance the inference threshold of the batch bases."""
-        if self.config.over_batch:
-            self.move_threshold(step, self.config.threshold_decay)
-
-    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The threshold of an existing SAE that chose over the batch."""
-        if self.config.over_batch:
-            self.take_threshold(old, gain)
+        return Step(terms | config.auxk.term(target - x_hat, aux_hat), code, x_hat)

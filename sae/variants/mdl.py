@@ -41,11 +41,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae import losses
-from sae.base import SAE, AuxK, Progress, SteeredConfig, Step, Transform, auxk_term
+from sae.base import SAE, Progress, Step
 from sae.code import SparseCode, sum_by_feature
 from sae.controller import Sparsity
 from sae.units import Duration
+from sae.variants.auxk import AuxK
 from sae.variants.jumprelu import Jump, LearntThreshold, normal_quantile, products
+from sae.variants.steered import SteeredConfig
 
 BASIS_POINT = 1e-4
 """The unit of the coefficient: this share of a row's mean squared norm per bit."""
@@ -67,7 +69,7 @@ class MDLConfig(SteeredConfig):
     start_l0: float | None = Field(default=None, gt=0)
     """Active features per row that the first θ is set for; null: 64, or an eighth of d_sae where that is less."""
     bandwidth: float | None = Field(default=None, gt=0)
-    """ε, the width of the window around θ, in normalised units; null: a tenth of the first θ."""
+    """ε, the width of the window around θ, in normalised units; null: as in jumprelu."""
     threshold_lr: float = Field(default=5.0, gt=0)
     """Learning rate of θ, as a multiple of the one of all else."""
     memory: float = Field(default=0.99, gt=0, lt=1)
@@ -132,12 +134,9 @@ class MDL(LearntThreshold):
     net_weight: Tensor
     pruned: Tensor
 
-    def __init__(
-        self, config: MDLConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
-        self.begin_thresholds(config.start(), config.bandwidth, config.threshold_lr)
+    def add_tensors(self) -> None:
+        """θ and the running estimates."""
+        self.begin_thresholds(self.config.start(), self.config.bandwidth, self.config.threshold_lr)
         for name in ("n_seen", "net_weight"):
             self.register_buffer(name, torch.zeros(()))
         for name in ("fired", "excess", "net"):
@@ -176,9 +175,9 @@ class MDL(LearntThreshold):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction, the bits at their price with what rounding adds, and AuxK if asked for."""
-        code, x_hat = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        ).single()
+        auxk = self.config.auxk
+        out = self.autoencode(x, self.select(), auxk=auxk.revival(progress.dead & ~self.pruned, self.d_in))
+        code, x_hat = out.single()
         share, coefficient = progress.through(self.config.warmup), progress.coefficient
         quantum, price, n = self.quantum(coefficient), self.price(coefficient), code.n_rows
         bits = code_bits(self.rates(), self.mean_excess(quantum), quantum)
@@ -196,7 +195,7 @@ class MDL(LearntThreshold):
             "entries": share * (toll + price * bits.off.sum()),
             "values": share * price * (excess * bits.slope).sum() / n,
         }
-        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead & ~self.pruned)
+        terms |= auxk.term(target - x_hat, out.aux_hat)
         with torch.no_grad():
             cost = price * (n * bits.off + excess * bits.slope + n * self.config.decoder_bits) + per_entry * count
             total = (bits.of(count, excess, n)).sum()
@@ -231,14 +230,13 @@ class MDL(LearntThreshold):
         self.excess.mul_(norms)
 
     def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The thresholds of any existing SAE that has some, and what one of this kind knows of its features."""
+        """What one of this kind knows of its features."""
         if not isinstance(old, MDL):
-            return super().take_extras(old, gain)
+            return
         self.theta.copy_(old.theta * old.threshold_lr * gain / self.threshold_lr)
         self.excess.copy_(old.excess * gain)
         for name in ("n_seen", "fired", "pruned"):
             getattr(self, name).copy_(getattr(old, name))
-        return None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae import losses
-from sae.base import SAE, Progress, SteeredConfig, Step
+from sae.base import SAE, Progress, Step
 from sae.kernels import Select
+from sae.variants.steered import SteeredConfig
 
 
 class ReLUConfig(SteeredConfig):
@@ -38,9 +39,7 @@ class ReLU(SAE):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction and the L1 penalty."""
-        code, x_hat = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
-        ).single()
+        code, x_hat = self.autoencode(x, self.select()).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat),

@@ -1,47 +1,189 @@
-"""TopK: exactly k features per row (Makhzani & Frey 1312.5663; Gao et al. 2406.04093).
+"""TopK and its kin: k features per row, chosen over the row or over the batch, by size of either sign or not.
 
-    pre = (x − b_dec) W_enc + b_enc        acts = TopK(ReLU(pre))        x̂ = acts W_dec + b_dec
+    pre = (x − b_dec) W_enc + b_enc        acts = the largest of ReLU(pre), 0 elsewhere        x̂ = acts W_dec + b_dec
     loss = ‖x − x̂‖² + α ‖e − ê‖²           e = x − x̂ held constant, ê from the k_aux strongest dead features
 
-Where the papers are silent: rows with fewer than k positive pre-activations have fewer active features; the decoder is
-kept at unit norm and its gradient without radial part (Gao et al. §A.1); dead is counted in training rows; k may fall
-linearly from a larger start.
+`topk`: the k largest of each row (Makhzani & Frey 1312.5663; Gao et al. 2406.04093). Where the papers are silent: rows
+with fewer than k positive pre-activations have fewer active features; the decoder is kept at unit norm and its gradient
+without radial part (Gao et al. §A.1); dead is counted in training rows; k may fall linearly from a larger start.
+
+`batchtopk`: the k · n_rows largest of the batch (Bussmann et al. 2412.06410).
+
+    inference: acts = pre where pre > θ,    θ = E[min of the active activations of a batch]      (their eq. 6)
+
+The paper does not say over which batches the expectation goes. θ that keeps k features moves as long as the weights do:
+over the last third of 300 steps by a tenth, so that an average over the last hundred of them leaves 26 of 32 features.
+Here the average's memory is a thirtieth of the steps so far, and 1 / (1 − `threshold_decay`) batches at most:
+
+    θ ← (w θ d + min) / (w d + 1)     w ← w d + 1     d = min(threshold_decay, 1 − (1 − 1/30) / w),  0 at first
+
+w being the batches it rests on, so that w grows by a thirtieth a step. Nothing is known of how long training will be,
+so that the threshold of a checkpoint is as good as the last one.
+
+`abstopk`, `absbatchtopk`: the same by |pre|, and acts = pre with its sign (Zhu et al. 2510.00404): one step of proximal
+gradient for the ℓ0-constrained dictionary problem, hard thresholding without the constraint acts ≥ 0, so that one
+feature carries both ends of an axis. AuxK ranks by |pre| as well, and θ is on |pre|; the paper has it over the row only.
 """
 
-from typing import Literal, final
+from typing import Literal
 
+import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from sae import losses
-from sae.base import SAE, Progress, Step, TopKConfig, auxk_term
+from sae.base import SAE, Progress, SAEConfig, Step
 from sae.kernels import Select
+from sae.units import Count, Duration
+from sae.variants.auxk import AuxK
+
+GROWTH = 1 / 30
+"""By how many batches the memory of a threshold grows a step: the share of the steps so far that it reaches back."""
 
 
-class TopKVariantConfig(TopKConfig):
+class KAnneal(BaseModel):
+    """k falls linearly from `start` to its final value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    start: Count = Field(gt=0)
+    """k at the first step."""
+    over: Duration
+    """How long the fall takes."""
+
+
+class CountConfig(SAEConfig):
+    """What the configs of the variants that keep k features per row have in common."""
+
+    k: Count = Field(gt=0)
+    """Active features per row (on average over the batch for the batch variants)."""
+    k_anneal: KAnneal | None = None
+    """Begin with more active features; null trains with k throughout."""
+    auxk: AuxK = AuxK()
+    """Revival of dead features."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> "CountConfig":
+        for name, k in (("k", self.k), ("k_anneal.start", self.k_anneal.start if self.k_anneal else 0)):
+            if k > self.d_sae:
+                raise ValueError(f"{name} = {k} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features")
+        return self
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that chooses active features."""
+        return self.variant
+
+    @property
+    def absolute(self) -> bool:
+        """They are chosen by |pre|, and signed."""
+        return self.rule.startswith("abs")
+
+    @property
+    def over_batch(self) -> bool:
+        """They are chosen over the batch, and by a learnt threshold at inference."""
+        return "batch" in self.rule
+
+    def k_at(self, progress: Progress) -> int:
+        """k in force at this point of the training."""
+        if self.k_anneal is None:
+            return self.k
+        return round(self.k_anneal.start + (self.k - self.k_anneal.start) * progress.through(self.k_anneal.over))
+
+
+class BatchCountConfig(CountConfig):
+    """Those that may choose over the batch."""
+
+    threshold_decay: float = Field(default=0.99, gt=0, lt=1)
+    """Decay per step, at most, of the average that becomes the inference threshold: it reaches over 1/30 of the steps."""
+
+
+class TopKConfig(CountConfig):
     """Config of TopK."""
 
     variant: Literal["topk"] = "topk"
 
 
-@final
-class TopK(SAE):
-    """Exactly k features per row, by largest pre-activation."""
+class AbsTopKConfig(CountConfig):
+    """Config of AbsTopK."""
 
-    config: TopKVariantConfig
+    variant: Literal["abstopk"] = "abstopk"
+
+
+class BatchTopKConfig(BatchCountConfig):
+    """Config of BatchTopK."""
+
+    variant: Literal["batchtopk"] = "batchtopk"
+
+
+class AbsBatchTopKConfig(BatchCountConfig):
+    """Config of AbsTopK over the batch."""
+
+    variant: Literal["absbatchtopk"] = "absbatchtopk"
+
+
+class TopK(SAE):
+    """k features per row, by largest (absolute) pre-activation of the row or of the batch, as the config says."""
+
+    config: CountConfig
+    threshold_sum: Tensor
+    threshold_weight: Tensor
+
+    def add_tensors(self) -> None:
+        """The average that becomes the threshold: it is the quotient; the weight counts the batches it rests on."""
+        if self.config.over_batch:
+            self.register_buffer("threshold_sum", torch.zeros(()))
+            self.register_buffer("threshold_weight", torch.zeros(()))
+
+    @property
+    def threshold(self) -> Float[Tensor, ""]:
+        """The inference threshold on (absolute) pre-activations, of those that choose over the batch."""
+        return (self.threshold_sum / self.threshold_weight.clamp_min(1e-30)).to(self.b_enc.dtype)
 
     def select(self) -> Select:
-        """The k largest of each row."""
-        return Select("topk", k=self.config.k)
+        """The k largest of each row, or those beyond the threshold."""
+        if self.config.over_batch:
+            return Select("threshold", threshold=self.threshold, absolute=self.config.absolute)
+        return self.select_in_training(self.config.k)
+
+    def select_in_training(self, k: int) -> Select:
+        """The k largest of each row, or of the batch as many on average."""
+        mode: Literal["batch_topk", "topk"] = "batch_topk" if self.config.over_batch else "topk"
+        return Select(mode, k=k, absolute=self.config.absolute)
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction and AuxK."""
-        select = Select("topk", k=self.config.k_at(progress))
-        code, x_hat = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre
-        ).single()
+        auxk, select = self.config.auxk, self.select_in_training(self.config.k_at(progress))
+        out = self.autoencode(x, select, auxk=auxk.revival(progress.dead, self.d_in))
+        code, x_hat = out.single()
         terms = {"reconstruction": losses.reconstruction(target, x_hat)}
-        terms |= auxk_term(self, self.config.auxk, x, target - x_hat, progress.dead)
-        return Step(terms, code, x_hat)
+        return Step(terms | auxk.term(target - x_hat, out.aux_hat), code, x_hat)
+
+    @torch.no_grad()
+    def observe(self, step: Step) -> None:
+        """Move the inference threshold of those that choose over the batch towards this batch's smallest |value|."""
+        size = step.code.value.detach().abs()
+        if not self.config.over_batch or size.numel() == 0:
+            return
+        assert isinstance(self.config, BatchCountConfig)
+        least = torch.where(size > 0, size, torch.inf).min()
+        found = least.isfinite()  # not asked of the device, which would have to be waited for
+        decay = (1 - (1 - GROWTH) / self.threshold_weight).clamp(0, self.config.threshold_decay)
+        for total, now in ((self.threshold_sum, least), (self.threshold_weight, torch.ones_like(least))):
+            total.copy_(torch.where(found, total * decay + now, total))
+
+    def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
+        """By how much they exceed the least of them is taken off b_enc; that one is as if learnt from one batch.
+
+        So the features that are active are the same over the batch, and in each row the k that exceed their thresholds
+        by most. Of signed values nothing is taken off: both ends of a feature compete alike.
+        """
+        least = threshold.min()
+        if not self.config.absolute:
+            self.b_enc.sub_(threshold - least)
+        if self.config.over_batch:
+            self.threshold_sum.copy_(least)
+            self.threshold_weight.copy_(least > 0)

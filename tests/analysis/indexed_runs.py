@@ -10,8 +10,9 @@ import torch
 
 import training
 from analysis.index import build
-from analysis.index.text import Vocabulary
+from analysis.index.store import read_vocabulary, write_vocabulary
 from analysis.labels.store import Labels
+from analysis.vocabulary import Vocabulary
 from sae import store
 from tests.analysis.run_folders import write_run
 from tests.helpers import quick_fields, write_corpus
@@ -61,9 +62,9 @@ def write_hostile(healthy: Path, runs: Path) -> Path:
     """A copy of a run in whose name, tokens, labels, notes, tags and lists are texts that want to be more than text."""
     run = Path(shutil.copytree(healthy, runs / NASTY_NAME))
     index = run / "index" / "default"
-    n_tokens = len(Vocabulary.read(index / "vocabulary.parquet").tokens)
+    n_tokens = len(read_vocabulary(index / "vocabulary.parquet").tokens)
     words = [*(text.encode() for text in NASTY), *NASTY_BYTES]
-    Vocabulary([words[i % len(words)] for i in range(n_tokens)]).write(index / "vocabulary.parquet")
+    write_vocabulary(index / "vocabulary.parquet", Vocabulary([words[i % len(words)] for i in range(n_tokens)]))
     stats, labels = pq.read_table(index / "stats.parquet"), Labels(run)
     texts = pa.array([NASTY[i % len(NASTY)] for i in range(len(stats))])
     for column in ("top_token", "promoted_token"):

@@ -7,7 +7,7 @@ import torch
 
 from sae import store
 from sae.base import SAE
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import TopK, TopKConfig
 from training.model.language_model import Model
 from training.model.load import load_model
 
@@ -18,7 +18,7 @@ def write_live_run(root: Path, *, target: str | None = None, **facts: Any) -> tu
     """A run with a random SAE of 64 features, k = 4."""
     model = load_model("native:tiny")
     generator = torch.Generator().manual_seed(0)
-    sae = TopK(TopKVariantConfig(variant="topk", d_sae=64, k=4), 32)
+    sae = TopK(TopKConfig(variant="topk", d_sae=64, k=4), 32)
     with torch.no_grad():
         sae.W_enc.copy_(torch.randn(32, 64, generator=generator))
         rows = sae.W_enc.t() + 0.3 * torch.randn(64, 32, generator=generator)

@@ -22,11 +22,12 @@ def test_a_real_training_is_read(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(4096, 8)).astype(np.float32)
     np.save(tmp_path / "rows" / "acts.npy", rows)
     config = {
-        "name": "real", "model": None, "corpus": {"sources": f"acts:{tmp_path / 'rows'}", "n_ctx": 32, "n_tokens": 4096},
+        "name": "real", "model": None,
+        "corpus": {"sources": f"acts:{tmp_path / 'rows'}", "n_ctx": 32, "n_tokens": 4096, "held_out": 0.2},
         "site": "acts", "sae": {"variant": "topk", "d_sae": 16, "k": 2}, "data": {"batch_rows": 256, "n_calib": 16},
         "cache": {"dir": str(tmp_path / "cache")}, "train": {"budget": "20 steps", "kernels": "reference"},
     }
-    trained = training.train(config, runs=tmp_path / "runs", quiet=True)[0]
+    trained = training.train(config, runs=tmp_path / "runs", quiet=True)
     run = one(tmp_path / "runs")
     assert (run.name, run.status(time.time()), run.through, run.problems) == ("real", "finished", 1.0, ())
     assert run.n_rows == 20 * 256
@@ -124,7 +125,20 @@ def test_held_out_figures_come_from_the_summary_once_there_is_one(tmp_path: Path
     (folder / "summary.json").unlink()
     run = one(tmp_path)
     assert (run.latest("heldout/fve"), run.interval("heldout/fve")) == (0.7, (0.69, 0.71))
-    assert run.latest("no such metric") is None
+    assert run.latest("no such metric") is None and run.interval("no such metric") is None
+
+
+def test_a_value_without_an_interval_does_not_borrow_an_earlier_one(tmp_path: Path) -> None:
+    """Of fewer than ten documents there is none."""
+    folder = write_run(tmp_path, "run", n_lines=10)
+    (folder / "summary.json").write_text(json.dumps({"heldout": {"fve": 0.75, "fve_interval": None}}))
+    assert (one(tmp_path).latest("heldout/fve"), one(tmp_path).interval("heldout/fve")) == (0.75, None)
+    (folder / "summary.json").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 99, "rows": 10**6, "heldout/fve": 0.72, "heldout/fve_interval": None}) + "\n")
+    assert (one(tmp_path).latest("heldout/fve"), one(tmp_path).interval("heldout/fve")) == (0.72, None)
+    assert runs.intervals(one(tmp_path).lines, "heldout/fve") is None
+    assert not any(name.startswith("heldout/n_") for name in runs.metrics([one(tmp_path)]))
 
 
 def test_configs_side_by_side() -> None:

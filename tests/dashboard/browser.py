@@ -30,15 +30,15 @@ def launch(playwright: Playwright) -> Browser | str:
     Returns:
         The browser, or why there is none.
     """
-    if (system := _system()) is not None:
+    if (system := system_browser()) is not None:
         return _launched(playwright, system)
     downloaded = _launched(playwright, None)
     if isinstance(downloaded, Browser) or not _install_debian():
         return downloaded
-    return _launched(playwright, _system())
+    return _launched(playwright, system_browser())
 
 
-def _system() -> str | None:
+def system_browser() -> str | None:
     return next(filter(None, map(shutil.which, CHROMIUMS)), None)
 
 

@@ -17,7 +17,7 @@ from playwright.async_api import Browser, Page, async_playwright
 
 from analysis.index import build
 from tests.analysis.indexed_runs import train_tiny
-from tests.dashboard.browser import CHROMIUMS, FLAGS, _system, serve
+from tests.dashboard.browser import CHROMIUMS, FLAGS, serve, system_browser
 
 # milliseconds from a key to the drawn feature
 NEXT = """target => new Promise(done => {
@@ -59,7 +59,7 @@ async def measured(url: str, run: str, wide_url: str) -> dict[str, object]:
     """All figures."""
     async with async_playwright() as playwright:
         async def launch() -> Browser:
-            return await playwright.chromium.launch(executable_path=_system(), headless=True, args=FLAGS)
+            return await playwright.chromium.launch(executable_path=system_browser(), headless=True, args=FLAGS)
 
         links = []
         for _ in range(5):
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--run", default="quickstart")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/dashboard.json"))
     args = parser.parse_args()
-    assert _system() is not None, f"needs one of {CHROMIUMS}"
+    assert system_browser() is not None, f"needs one of {CHROMIUMS}"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(train_tiny(folder, "wide", sae={"d_sae": 16_384, "k": 32}), quiet=True)

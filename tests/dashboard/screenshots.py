@@ -12,7 +12,7 @@ from urllib.parse import quote
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.analysis.indexed_runs import NASTY_NAME, write_hostile, write_states
-from tests.dashboard.browser import FLAGS, _system, idle, serve
+from tests.dashboard.browser import FLAGS, idle, serve, system_browser
 
 PAGES = {
     "runs": "", "features": "page=features&sort=density&filter=density+%3C+1%25", "map": "page=features&view=map",
@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=_system(), headless=True, args=FLAGS)
+        browser = tool.chromium.launch(executable_path=system_browser(), headless=True, args=FLAGS)
         folder, full = Path(name), Path(name) / "full"
         full.mkdir()
         (full / "runs").symlink_to(args.runs.absolute())  # so that pictures show no path of this machine

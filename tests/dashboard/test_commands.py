@@ -43,7 +43,7 @@ def test_bad_addresses(argv: list[str], told: str, capsys: pytest.CaptureFixture
 
 def test_only_this_machine_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[dict[str, object]] = []
-    monkeypatch.setattr("dashboard.commands._serve", served.append)
+    monkeypatch.setattr("dashboard.commands.serve", served.append)
     monkeypatch.setenv("SAESCOPE_RUNS", "")
     dashboard(["--port", "0"])
     dashboard(["--port", "0", "--address", "0.0.0.0"])

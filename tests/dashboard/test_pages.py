@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from analysis.render.text import count
 from dashboard.frame import TITLES
 from dashboard.views.features import N_ROWS
+from sae.io.files import read_json, write_json
 from tests.analysis.indexed_runs import HOSTILE, STATES
 from tests.dashboard.pages import drawn, html, said, saved, visit
 
@@ -21,6 +23,17 @@ from tests.dashboard.pages import drawn, html, said, saved, visit
 def root(states: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SAESCOPE_RUNS", str(states))
     return states
+
+
+@pytest.mark.parametrize("page", ["features", "prompt"])
+def test_an_index_of_another_version_is_refused_with_the_command(page: str, states: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(states / "healthy", tmp_path / "runs/older"))
+    manifest = run / "index/default/manifest.json"
+    write_json(manifest, read_json(manifest) | {"format_version": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAESCOPE_RUNS", str(run.parent))
+        told = said(visit(page=page, run="older"))
+    assert "format version 1" in told and f"sae index {run} --again" in told
 
 
 NEEDS_INDEX = {"going": "going is training, 25% done", "unindexed": "has no index yet", "corrupt": "cannot be read as JSON"}

@@ -5,10 +5,13 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis.render.tables import runs as run_table
+from dashboard.views.runs import site_text
 from tests.analysis.run_folders import line, write_run
 from tests.dashboard.pages import html, visit
 
@@ -176,3 +179,12 @@ def test_downloads_hold_every_number(root: Path) -> None:
     assert fve == runs.series(found[0].lines, "fve")[1]
     whole = json.loads(as_json(found))[0]
     assert (whole["name"], whole["summary"]["heldout"]["fve"], len(whole["metrics"])) == ("a", 0.75, 22)
+
+
+@pytest.mark.parametrize(("site", "told"), [
+    ({"input": "a"}, "a"), ({"input": "a", "target": None, "update": False}, "a"),
+    ({"input": "a", "target": "b", "update": False}, "a → b"), ({"input": "a", "target": "b", "update": True}, "a → b − a"),
+    ({"input": "a", "target": "b", "update": "both"}, "b − a"), ({}, ""),
+])
+def test_a_site_is_told_as_what_is_read_and_reconstructed(site: dict[str, Any], told: str) -> None:
+    assert site_text(site) == told

@@ -9,8 +9,8 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.dashboard.browser import TIMEOUT_MS, launch
 
-JOURNEYS: set[str] = set()
-NOT_RUN: list[str] = []
+JOURNEY = ("journey", True)
+"""A property of each test that asks for a browser; it reaches the summary whichever worker ran the test."""
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +24,9 @@ def found_browser() -> Iterator[Browser | str]:
 
 @pytest.fixture
 def browser(found_browser: Browser | str, request: pytest.FixtureRequest) -> Browser:
+    request.node.user_properties.append(JOURNEY)
     if isinstance(found_browser, str):
-        NOT_RUN.append(request.node.nodeid)
         pytest.skip(found_browser)
-    JOURNEYS.add(request.node.nodeid)
     return found_browser
 
 
@@ -44,11 +43,11 @@ def visitor(found_browser: Browser | str) -> Iterator[BrowserContext | None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if NOT_RUN:
+    reports = [r for kind in terminalreporter.stats.values() for r in kind if JOURNEY in getattr(r, "user_properties", ())]
+    if not_run := sorted({report.nodeid for report in reports if report.skipped}):
         terminalreporter.section("journeys not run, for want of a browser")
-        for name in NOT_RUN:
+        for name in not_run:
             terminalreporter.line(name)
-    if JOURNEYS:
-        reports = [r for kind in terminalreporter.stats.values() for r in kind if getattr(r, "nodeid", None) in JOURNEYS]
-        seconds = sum(getattr(report, "duration", 0.0) for report in reports)
-        terminalreporter.line(f"{len(JOURNEYS)} journeys in a browser: {seconds:.0f} s")
+    if run := {report.nodeid for report in reports} - {*not_run}:
+        seconds = sum(report.duration for report in reports if report.nodeid in run)
+        terminalreporter.line(f"{len(run)} journeys in a browser: {seconds:.0f} s")

@@ -15,7 +15,6 @@ from typing import Any
 
 from sae.io.files import write_json
 from training.bench.setup import machine
-from training.run import train
 
 CONFIG = Path("configs/quickstart.yaml")
 BACKENDS = {
@@ -45,7 +44,7 @@ def trained(name: str, args: argparse.Namespace, runs: Path) -> list[dict[str, A
     """The held-out figures of each seed."""
     sweep = ", ".join(f"{{name: seed-{seed}, sae: {{seed: {seed}}}}}" for seed in range(args.seeds))
     overrides = [f"name={name.replace(', ', '-').replace(' ', '-')}", f"sweep=[{sweep}]", *BACKENDS[name]]
-    members = train(CONFIG, [*overrides, *args.overrides], runs=runs, resume=True)
+    members = sweep(CONFIG, [*overrides, *args.overrides], runs=runs, resume=True)
     return [
         {"fve": m.summary["heldout"]["fve"], "dead": m.summary["dead"]["share"]}
         | {key: m.summary["heldout"].get(key) for key in ("ce_recovered_mean", "ce_recovered_zero")}

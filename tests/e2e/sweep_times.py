@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from training.run import Trained, train
+from training.finish import Result
+from training.run import sweep, train
 
 CONFIG = Path("configs/sweep.yaml")
 FILES = ("final/sae.safetensors", "final/sae.json", "sae_weights.safetensors", "cfg.json")
@@ -32,14 +33,14 @@ def main() -> None:
         report(together, seconds, alone)
 
 
-def timed(config: Path, overrides: list[str], runs: Path) -> tuple[list[Trained], float]:
+def timed(config: Path, overrides: list[str], runs: Path) -> tuple[list[Result], float]:
     """Train and say how long it took, evaluation included."""
     began = time.monotonic()
-    trained = train(config, overrides, runs=runs)
+    trained = sweep(config, overrides, runs=runs)
     return trained, time.monotonic() - began
 
 
-def report(together: list[Trained], seconds: float, alone: list[float]) -> None:
+def report(together: list[Result], seconds: float, alone: list[float]) -> None:
     """The table, and the two sums."""
     out = sys.stdout.write
     out("| SAE | L0 | FVE | dead | CE recovered (mean) | alone, s |\n|---|---|---|---|---|---|\n")

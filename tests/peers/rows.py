@@ -4,27 +4,18 @@
 """
 
 import sys
-from pathlib import Path
 
 from safetensors.torch import save_file
 
-from training.activations.calibration import KeepMask
-from training.activations.harvest import open_data
-from training.config import reading as configs
-from training.display import Display
-from training.evaluate import HeldOut
+from analysis.corpus_rows import open_rows
+from analysis.trained import open_trained
 
 N_ROWS = 2048
 
 
 def main(run: str, out: str) -> None:
-    """Write kept held-out rows of the run's input hook as the tensor `x`."""
-    (config,) = configs.read(Path(run) / "config.yaml")
-    mask_hooks = config.data.mask_hooks or config.site.hooks
-    data = open_data(config, tuple(dict.fromkeys((*config.site.hooks, *mask_hooks))), Display())
-    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
-    heldout = HeldOut(data.source, data.tokens, mask, config.site.hooks, N_ROWS)
-    save_file({"x": heldout.acts[config.site.input].float().contiguous()}, out)
+    """Write kept held-out rows that the run's SAE reads as the tensor `x`."""
+    save_file({"x": open_rows(open_trained(run)).held_out(N_ROWS).x.contiguous()}, out)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-import sae
+from analysis.corpus_rows import open_rows
 from analysis.index import build
-from analysis.index.rows import open_rows
+from analysis.trained import open_trained
 from sae.io.files import write_json
-from training.display import Display
 
 N_TOKENS, MINIBATCH, PER_BATCH = 300_000, 64, 256
 
@@ -65,8 +64,9 @@ def main() -> None:
 
 def store_for_them(run: Path, folder: Path) -> dict[str, Any]:
     """Tokens, activations and SAE of a run as SAEDashboard takes them."""
-    rows = open_rows(run, sae.load(run), (), N_TOKENS, Display(quiet=True))
-    hook, tokens = rows.config.site.input, rows.tokens
+    trained = open_trained(run)
+    rows = open_rows(trained, n_rows=N_TOKENS)
+    (hook,), tokens = trained.site.hooks, rows.tokens  # SAEDashboard knows SAEs of one hook
     assert tokens is not None
     np.save(folder / "tokens.npy", tokens)
     (folder / "sae").mkdir()
@@ -80,7 +80,7 @@ def store_for_them(run: Path, folder: Path) -> dict[str, Any]:
     model = rows.model()
     shape = {
         "hook": hook, "n_ctx": rows.n_ctx, "d_model": acts.shape[-1], "d_vocab": model.d_vocab, "minibatch": MINIBATCH,
-        "n_layers": int(hook.split(".")[1]) + 1, "d_sae": sae.load(run).d_sae, "n_tokens": tokens.size,
+        "n_layers": int(hook.split(".")[1]) + 1, "d_sae": trained.sae.d_sae, "n_tokens": tokens.size,
     }
     (folder / "shape.json").write_text(json.dumps(shape))
     return shape

@@ -93,7 +93,7 @@ def differences(name: str, x: torch.Tensor, a: dict, b: dict, boundary: torch.Te
 def our_saes() -> list[tuple[str, object, torch.Tensor]]:
     """Each variant, tiny and realistic, and transcoders."""
     from sae.base import SAE, Transform
-    from sae.variants import VARIANTS, batchtopk, relu, topk
+    from sae.variants import VARIANTS, relu, topk
 
     def fill(sae: SAE, x: torch.Tensor, W_dec: torch.Tensor, bias: float) -> SAE:
         with torch.no_grad():
@@ -150,9 +150,9 @@ def our_saes() -> list[tuple[str, object, torch.Tensor]]:
             for subtract in (True, False):
                 config = {"d_sae": n, "apply_b_dec_to_input": subtract}
                 tail = f"{label}{'' if subtract else ', b_dec kept'}"
-                sae = topk.TopK(topk.TopKVariantConfig(k=k, **config), d, input=around(x))
+                sae = topk.TopK(topk.TopKConfig(k=k, **config), d, input=around(x))
                 saes.append((f"topk {tail}", fill(sae, x, W_dec, 0), x))
-                sae = batchtopk.BatchTopK(batchtopk.BatchTopKConfig(k=k, **config), d, input=around(x))
+                sae = topk.TopK(topk.BatchTopKConfig(k=k, **config), d, input=around(x))
                 fill(sae, x, W_dec, 0).threshold_sum.fill_(1.7)
                 sae.threshold_weight.fill_(0.9)
                 saes.append((f"batchtopk {tail}", sae, x))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae.init import geometric_median, initialise
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import TopK, TopKConfig
 
 
 def test_geometric_median_is_not_the_mean() -> None:
@@ -30,7 +30,7 @@ def test_geometric_median_on_a_data_point() -> None:
 @pytest.mark.parametrize("encoder", ["transpose", "random"])
 def test_initial_weights(b_dec: str, encoder: str) -> None:
     targets = torch.randn(200, 8).exp()
-    config = TopKVariantConfig.model_validate({"d_sae": 32, "k": 4, "init": {"b_dec": b_dec, "encoder": encoder}})
+    config = TopKConfig.model_validate({"d_sae": 32, "k": 4, "init": {"b_dec": b_dec, "encoder": encoder}})
     sae = TopK(config, 8)
     initialise(sae, targets)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))

@@ -9,10 +9,10 @@ from torch import Tensor
 from sae import products
 from sae.base import SAE, Transform
 from sae.code import from_dense
-from sae.formats.saelens.imported import Imported, ImportedConfig, row_statistics
 from sae.kernels import backend
 from sae.kernels.reference import select_dense
 from sae.variants import VARIANTS
+from sae.variants.imported import Imported, ImportedConfig, row_statistics
 
 D, N, ROWS = 10, 40, 7
 

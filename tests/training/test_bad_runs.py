@@ -1,6 +1,7 @@
 """Runs that exist, weights and checkpoints that do not fit, wandb that refuses, disks that fill up: at the command."""
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -106,6 +107,23 @@ def test_a_damaged_checkpoint(unfinished: Path, name: str, damage: Callable[[Pat
     assert tree(unfinished) == before
     shutil.rmtree(unfinished / LAST)
     assert train(unfinished, "--resume").code == 0, "as the message says"
+
+
+def test_a_checkpoint_of_the_version_before(unfinished: Path) -> None:
+    """Its rows were masked by another calibration: it is refused, with what to do instead."""
+    state = unfinished / LAST / "state.json"
+    facts = json.loads(state.read_text())
+    state.write_text(json.dumps(facts | {"format_version": 1}))
+    before = tree(unfinished)
+    said = refusal(train(unfinished, "--resume"))
+    assert str(LAST) in said and "`sae train CONFIG name=NAME`" in said
+    assert tree(unfinished) == before
+    outcome = run_sae(unfinished, "train", "runs/quick/config.yaml", "name=anew")
+    assert outcome.code == 0, "as the message says"
+    # 8 sequences of as many documents: figures without intervals
+    held = json.loads((unfinished / "runs/anew/summary.json").read_text())["heldout"]
+    assert held["n_units"] < 10 and held["fve_interval"] is None and held["fve"] < 1
+    assert f"Held out: {held['n_units']} documents" in outcome.out + outcome.err
 
 
 @pytest.mark.parametrize(

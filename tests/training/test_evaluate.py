@@ -1,20 +1,25 @@
 """Held-out figures against known answers: a perfect SAE, one that says nothing, and a mask that keeps nothing."""
 
 import argparse
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from sae.base import SAE
+from sae.errors import SaescopeError
 from sae.variants.relu import ReLU, ReLUConfig
+from training.activations.cache import verify
 from training.activations.calibration import KeepMask, calibrate, fit
-from training.activations.harvest import Data, open_data
+from training.activations.harvest import Data, open_data, open_heldout
 from training.config import reading as configs
-from training.config.schema import Config
+from training.config.schema import Config, EvalConfig
 from training.display import Display
 from training.evaluate import HeldOut, Spliced
 from training.site import Site
@@ -72,6 +77,100 @@ def test_rows_of_a_perfect_and_of_a_silent_sae(config: Config, data: Data, mask:
     assert heldout.n_rows <= eligible.sum() and heldout.n_rows > 0.9 * eligible.sum()
     held = set(data.tokens.sequences(held_out=True).tolist())
     assert set(heldout.seqs.tolist()) <= held
+
+
+@pytest.fixture(scope="module")
+def mixed(config: Config, data: Data) -> Data:
+    """Sequences of which most hold pieces of several documents."""
+    held = open_heldout(config, data, Display(quiet=True), 1500)
+    documents = held.tokens.documents()
+    assert (documents != documents[:, :1]).any(1).mean() > 0.5
+    return held
+
+
+def half() -> SAE:
+    """Half of every activation: right about some rows more than about others."""
+    sae = perfect()
+    sae.W_enc.data.mul_(0.5)
+    return sae
+
+
+def over_documents(sums: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Σ first / Σ second, and what leaving out each document says of it."""
+    over, under = np.array(sums).T
+    n, value = len(sums), over.sum() / under.sum()
+    without = (over.sum() - over) / (under.sum() - under)
+    kish = under.sum() ** 2 / np.square(under).sum()
+    half = stats.t.ppf(0.975, kish - 1) * ((n - 1) * without.var()) ** 0.5
+    return value, value - half, value + half
+
+
+def test_rows_count_to_their_own_document_not_to_their_sequence(config: Config, mixed: Data, mask: KeepMask) -> None:
+    data = mixed
+    heldout = HeldOut(data.source, data.tokens, mask, [HOOK], 1500)
+    mask = mask.over(data.source, data.tokens)
+    sae = half()
+    measured = heldout.measure(sae, config.site)
+    document = data.tokens.documents()[heldout.seqs].reshape(-1)
+    keep = mask.keep(heldout.seqs, 32)
+    rows = data.source.rows(HOOK, heldout.seqs, 32)
+    l0, cosine = [], []
+    for number in np.unique(document[keep.numpy()]):
+        mine = rows[keep & torch.from_numpy(document == number)]
+        l0.append((float((sae.encode(mine).to_dense() != 0).sum()), len(mine)))
+        cosine.append((float(torch.nn.functional.cosine_similarity(mine, sae(mine)).sum()), len(mine)))
+    for name, sums in (("l0", l0), ("cosine", cosine)):
+        assert (measured[name], *measured[f"{name}_interval"]) == pytest.approx(over_documents(sums), rel=1e-4)
+    assert measured["n_units"] == measured["n_documents"] == len(l0) > measured["n_seqs"]
+    assert measured["interval_unit"] == "document" and measured["n_rows"] == int(keep.sum())
+    assert measured["fve_interval"][0] < measured["fve"] < measured["fve_interval"][1]
+
+
+def test_predicted_tokens_count_to_their_own_document(config: Config, mixed: Data, mask: KeepMask) -> None:
+    data = mixed
+    assert data.model is not None and data.tokens.tokens is not None
+    spliced = Spliced(data.model, data.source, data.tokens, mask, 1200)
+    (measured,) = spliced.measure([(half(), config.site)])
+    ids = torch.from_numpy(data.tokens.tokens[spliced.seqs]).long()
+    document = data.tokens.documents()[spliced.seqs][:, 1:]
+    clean = data.model.logits(ids)[:, :-1].log_softmax(-1)
+    keep = mask.over(data.source, data.tokens).keep(spliced.seqs, 32).view(len(ids), 32, 1)
+    with data.model.splice(HOOK, lambda acts: torch.where(keep, acts / 2, acts)):
+        halved = data.model.logits(ids)[:, :-1].log_softmax(-1)
+    with data.model.splice(HOOK, lambda acts: torch.where(keep, torch.zeros(()), acts)):
+        zeroed = data.model.logits(ids)[:, :-1].log_softmax(-1)
+    ce, ce_halved, ce_zeroed = (
+        -logits.gather(-1, ids[:, 1:, None]).squeeze(-1).double().numpy() for logits in (clean, halved, zeroed)
+    )
+    kl = (clean.exp() * (clean - halved)).sum(-1).double().numpy()
+    masks = [document == number for number in np.unique(document)]
+    for name, values in (("ce_clean", ce), ("ce_spliced", ce_halved), ("kl", kl)):
+        by_hand = over_documents([(values[mine].sum(), mine.sum()) for mine in masks])
+        assert (measured[name], *measured[f"{name}_interval"]) == pytest.approx(by_hand, rel=1e-3)
+    recovered = np.array([[(ce_zeroed - ce_halved)[mine].sum(), (ce_zeroed - ce)[mine].sum()] for mine in masks])
+    value = recovered[:, 0].sum() / recovered[:, 1].sum()
+    assert measured["ce_recovered_zero"] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    assert measured["ce_n_units"] == len(masks)
+
+
+def test_what_is_evaluated_on_lies_beside_the_cache(config: Config, data: Data, mask: KeepMask) -> None:
+    held = open_heldout(config, data, Display(quiet=True))
+    assert mask.over(held.source, held.tokens).limits == mask.limits
+    few = config.model_copy(update={"eval": EvalConfig(n_rows=64, n_tokens=0)})
+    assert open_heldout(few, data, Display(quiet=True)).tokens.n_seqs == 2
+    # as streamed, bit for bit
+    assert data.model is not None and held.tokens.folder is not None
+    stream = config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})})
+    streamed = open_heldout(stream, data, Display(quiet=True))
+    seqs = held.tokens.sequences(held_out=True)
+    assert len(seqs) == held.tokens.n_seqs
+    assert torch.equal(held.source.rows(HOOK, seqs, 32), streamed.source.rows(HOOK, seqs, 32))
+    # and the cache is whole with them
+    assert data.tokens.folder is not None and verify(data.tokens.folder) == []
+    (held.tokens.folder / "tokens.npy").write_bytes(b"")
+    (problem,) = verify(data.tokens.folder)
+    assert "tokens.npy" in problem
+    shutil.rmtree(held.tokens.folder)
 
 
 def test_splicing_a_perfect_sae_loses_nothing_and_a_silent_one_everything(
@@ -175,3 +274,35 @@ def test_the_mask_drops_special_tokens_and_outliers(data: Data, mask: KeepMask) 
     assert (keep == (eligible & (norms <= mask.limits[HOOK]))).all()
     assert not eligible.reshape(-1, 32)[:, 0].any(), "BOS opens every sequence of this model"
     assert not set(mask.calib) & set(data.tokens.sequences(held_out=True))
+
+
+def test_calibration_is_spread_over_the_corpus(config: Config, data: Data) -> None:
+    fewer = config.data.model_copy(update={"n_calib": 20})
+    mask, training = KeepMask(data.source, data.tokens, fewer), data.tokens.sequences(held_out=False)
+    assert len(mask.calib) == 20 and set(mask.calib) <= set(training)
+    gaps = np.diff(np.searchsorted(training, mask.calib))
+    assert gaps.max() - gaps.min() <= 1 and gaps.sum() > 0.9 * (len(training) - 20)
+    documents = data.tokens.documents()
+    assert len(np.unique(documents[mask.calib])) > len(np.unique(documents[training[:20]]))
+
+
+def test_a_calibration_of_the_version_before_is_left_alone(config: Config, data: Data) -> None:
+    """It was of the first sequences; its file keeps its name, and ours has another."""
+    assert data.tokens.folder is not None
+    folder = data.tokens.folder / "calibration"
+    folder.mkdir(exist_ok=True)
+    old = folder / f"{HOOK}-7-10.json"
+    facts = {"format": "saescope-calibration", "format_version": 1, "code": "0.1", "hook": HOOK, "n_calib": 7,
+             "outlier_multiple": 10.0, "median_norm": 1e-9, "mean": [0.0] * D, "scale": 1.0}
+    old.write_text(json.dumps(facts))
+    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"n_calib": 7}))
+    norms = data.source.norms(HOOK, mask.calib, 32)
+    eligible = torch.from_numpy(data.tokens.eligible[mask.calib].reshape(-1))
+    assert mask.limits[HOOK] == pytest.approx(10 * float(norms[eligible].median()))
+    assert json.loads(old.read_text()) == facts
+    # put under the new name it is refused, not believed
+    (ours,) = folder.glob(f"{HOOK}-7-10-*.json")
+    ours.write_text(old.read_text())
+    with pytest.raises(SaescopeError, match=re.escape(str(ours))):
+        KeepMask(data.source, data.tokens, config.data.model_copy(update={"n_calib": 7}))
+    ours.unlink()

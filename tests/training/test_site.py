@@ -47,7 +47,7 @@ def test_input_and_target_of_different_lengths(tmp_path: Path) -> None:
 def test_the_difference_of_hooks_of_different_widths(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, a=noise(ROWS, 8), b=noise(ROWS, 6))
     site = {"input": "a", "target": "b", "update": True}
-    refused(tmp_path, config(folder, site), "b has .* rows of width 6, a has .* of 8, so they have no difference")
+    refused(tmp_path, config(folder, site), "b has rows of width 6, a of 8")
 
 
 def test_a_subspace_larger_than_the_activations(tmp_path: Path) -> None:

@@ -282,4 +282,4 @@ def verify(folder: Path) -> list[str]:
                 _checked(folder, place.name, lambda _: None)
             except SaescopeError as error:
                 problems.append(str(error))
-    return problems
+    return problems + [problem for inner in sorted(folder.glob("heldout-*")) for problem in verify(inner)]

@@ -1,7 +1,8 @@
-"""What is fixed once from the first training sequences: mean, scale and median norm of a hook.
+"""What is fixed once from training sequences spread over the corpus: mean, scale and median norm of a hook.
 
 They alone define normalisation and, with the token mask, which rows are kept, for cache and stream alike. Once measured
-they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTIPLE.json`.
+they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTIPLE-spread.json`. (Files without `-spread`
+are of the version before, which took the first sequences.)
 """
 
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from sae.io.files import code_version, read_json, write_json
 from training.activations.cache import CacheSource
 from training.activations.sources import Source
 from training.config.schema import DataConfig
-from training.corpus.tokens import Tokens
+from training.corpus.tokens import Tokens, spread
 from training.site import Site
 
-FORMAT, FORMAT_VERSION = "saescope-calibration", 1
+FORMAT, FORMAT_VERSION = "saescope-calibration", 2
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,18 @@ class KeepMask:
         """Reads or measures the calibration of each mask hook; `limits` are norms set by another corpus' calibration."""
         assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
         self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
-        self.calib = tokens.sequences(held_out=False)[: data.n_calib]
+        self.calib = spread(tokens.sequences(held_out=False), data.n_calib)
         self.limits = limits or {hook: data.outlier_multiple * self.frozen(hook).median_norm for hook in self.hooks}
+
+    def over(self, source: Source, tokens: Tokens) -> "KeepMask":
+        """The same mask over other rows of the same model."""
+        return KeepMask(source, tokens, self.data, self.limits)
 
     def frozen(self, hook: str) -> Frozen:
         """The calibration of a hook: as it was frozen, or measured now and frozen if there is a cache to keep it."""
         if self.tokens.folder is None:
             return self._measure(hook)
-        name = f"{hook}-{self.data.n_calib}-{self.data.outlier_multiple:g}.json"
+        name = f"{hook}-{self.data.n_calib}-{self.data.outlier_multiple:g}-spread.json"
         path = self.tokens.folder / "calibration" / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
@@ -98,7 +103,7 @@ def _plain(hook: str, data: DataConfig, frozen: Frozen) -> dict[str, Any]:
 
 def _read(path: Path) -> Frozen:
     facts = read_json(path)
-    if facts.get("format") != FORMAT or facts.get("format_version", 0) > FORMAT_VERSION:
+    if facts.get("format") != FORMAT or facts.get("format_version") != FORMAT_VERSION:
         raise SaescopeError(f"{path} is not a calibration this code can read; remove it, and it is measured again.")
     transform = Transform(torch.tensor(facts["mean"], dtype=torch.float32), torch.tensor(facts["scale"]))
     return Frozen(facts["median_norm"], transform)

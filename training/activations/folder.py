@@ -57,6 +57,7 @@ class ActsDir:
             SaescopeError: no folder, no arrays, or arrays that are not rows of one width.
         """
         self.path = Path(path).expanduser()
+        self.name = str(self.path)
         if not self.path.is_dir():
             raise SaescopeError(f"acts:{path}: no such folder, seen from {Path.cwd()}.")
         folders = {hook or "acts": self.path, **{p.name: p for p in sorted(self.path.iterdir()) if p.is_dir()}}

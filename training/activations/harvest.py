@@ -1,6 +1,8 @@
 """From a config to a source of activation rows: load the model, make the tokens, fill or open the cache."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -11,6 +13,7 @@ from training.activations.row_sequences import acts_tokens, synthetic_tokens
 from training.activations.sources import ActsSource, ModelSource, Source
 from training.activations.synthetic import HOOK, Synthetic
 from training.config.schema import Config
+from training.corpus.heldout import heldout_tokens
 from training.corpus.tokens import Tokens, make_tokens
 from training.display import Display
 from training.model.language_model import Model
@@ -26,8 +29,8 @@ class Data:
     model: Model | None
 
 
-def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
-    """Whatever it takes to read rows of these hooks.
+def open_data(config: Config, hooks: tuple[str, ...], display: Display, model: Model | None = None) -> Data:
+    """Whatever it takes to read rows of these hooks; `model` is the config's, if it is loaded already.
 
     Raises:
         SaescopeError: a model, corpus, hook or cache that is not there or does not fit.
@@ -41,10 +44,16 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
         source = ActsSource(acts)
         for hook in hooks:
             if hook not in source.widths:
-                raise SaescopeError(f"{acts.path} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
+                raise SaescopeError(f"{acts.name} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
         return Data(source, acts_tokens(config, acts), None)
+    if not config.corpus.needs_model:
+        raise SaescopeError(
+            "the rows of this training were given in Python and are on no disk; give them again (training.train_on), or "
+            "write them as .npy into a folder and set corpus.sources=acts:FOLDER."
+        )
     assert config.model is not None
-    model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
+    if model is None:
+        model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
     for hook in hooks:
         model.d_hook(hook)
     tokens = make_tokens(config, model)
@@ -55,8 +64,42 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display) -> Data:
     return Data(CacheSource(tokens.folder, hooks, say=display.say), tokens, model)
 
 
+def open_heldout(
+    config: Config, data: Data, display: Display, n_rows: int = 0, model: Callable[[], Model] | None = None
+) -> Data:
+    """What a training on `data` is evaluated on, at the same hooks.
+
+    Of text these are sequences of their own, of as many held-out documents as they can be
+    (`training.corpus.heldout`); rows without text are those that `data` holds out.
+
+    Args:
+        config: of the run.
+        data: of the training.
+        display: told if activations must be made.
+        n_rows: how many there must be if that is more than the config's evaluation takes, masked ones included.
+        model: loads the model where `data` has none and something must be made.
+    """
+    if data.tokens.tokens is None:
+        return data
+    n_ctx = data.tokens.n_ctx
+    n_seqs = max(-(-max(n_rows, config.eval.n_rows) // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
+    load = model or partial(_given, data)
+    tokens, hooks = heldout_tokens(config, load, data.tokens, n_seqs), tuple(data.source.widths)
+    if config.cache.mode == "stream":
+        return Data(_model_source(config, load(), tokens, hooks), tokens, data.model)
+    assert tokens.folder is not None
+    if missing_hooks(tokens.folder, hooks):
+        make_cache(config, load(), tokens, hooks, display)
+    return Data(CacheSource(tokens.folder, hooks, say=display.say), tokens, data.model)
+
+
+def _given(data: Data) -> Model:
+    assert data.model is not None, "rows of text need their model"
+    return data.model
+
+
 def make_cache(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, ...], display: Display) -> None:
-    """Write the activations that are not there yet, all hooks in one pass of the model."""
+    """Write the activations of these tokens that are not there yet, all hooks in one pass of the model."""
     assert tokens.folder is not None
     missing = missing_hooks(tokens.folder, hooks)
     if not missing:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from sae.errors import SaescopeError
+from training.activations.arrays import Arrays
 from training.activations.folder import ActsDir
 from training.config.schema import Config
 from training.corpus.tokens import Tokens
 
 
-def acts_tokens(config: Config, acts: ActsDir) -> Tokens:
+def acts_tokens(config: Config, acts: ActsDir | Arrays) -> Tokens:
     """The user's own rows as sequences of n_ctx consecutive rows; a shorter rest at the end is left out."""
     return _rows_as_tokens(config, acts.n_rows, config.corpus.sources[0].source, {"acts": acts.identity})
 

@@ -1,4 +1,4 @@
-"""Where rows of activations come from when no cache holds them: a language model, or the user's own files.
+"""Where rows of activations come from when no cache holds them: a language model, or the user's own files or arrays.
 
 A source gives blocks of rows by number, as `training.activations.cache.CacheSource` does, so that batches need not know
 which it is.
@@ -13,7 +13,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.errors import SaescopeError
-from training.activations.folder import ActsDir
 from training.corpus.tokens import Tokens
 from training.model.language_model import Model
 
@@ -82,11 +81,27 @@ class ModelSource:
         return row_norms(self.rows(hook, blocks, block_rows))
 
 
+@runtime_checkable
+class OwnRows(Protocol):
+    """Rows of the user's own: a folder (`training.activations.folder`) or arrays (`training.activations.arrays`)."""
+
+    name: str
+    hooks: dict[str, int]
+    """Width of the rows, by hook."""
+
+    def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
+        """Rows `start` to `stop` of a hook."""
+        ...
+
+    def place(self, hook: str, row: int) -> str:
+        """Where a row of a hook lies, for a message."""
+        ...
+
+
 class ActsSource:
     """The user's own rows, read where they lie."""
 
-    def __init__(self, acts: ActsDir) -> None:
-        """`acts` is the opened folder."""
+    def __init__(self, acts: OwnRows) -> None:
         self.acts = acts
         self.widths = dict(acts.hooks)
         self.itemsize = max(acts.rows(hook, 0, 1).element_size() for hook in self.widths)
@@ -94,15 +109,15 @@ class ActsSource:
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks."""
         if hook not in self.widths:
-            raise SaescopeError(f"{self.acts.path} has no hook {hook!r}; it has {', '.join(self.widths)}.")
+            raise SaescopeError(f"{self.acts.name} has no hook {hook!r}; it has {', '.join(self.widths)}.")
         parts = [self.acts.rows(hook, int(b) * block_rows, (int(b) + 1) * block_rows) for b in blocks]
         rows = torch.cat(parts) if parts else torch.zeros(0, self.widths[hook])
         if not rows.isfinite().all():
             bad = int((~rows.isfinite().all(1)).nonzero()[0, 0])
             row = int(blocks[bad // block_rows]) * block_rows + bad % block_rows
             raise SaescopeError(
-                f"{hook}: NaN or infinite values in {self.acts.place(hook, row)} (row {row} of all); clean the file and "
-                f"start again."
+                f"{hook}: NaN or infinite values in {self.acts.place(hook, row)} (row {row} of all); clean them and start "
+                "again."
             )
         return rows
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae.errors import SaescopeError
-from sae.kernels import Backend, ParamState, Select, backend
+from sae.kernels import Backend, ParamState, Revival, Select, backend
 from training.bench.setup import BETAS, CLIP, EPS, LR, Setup, Stopwatch
 
 WORKER = Path(__file__).with_name("peers.py")
@@ -73,6 +73,7 @@ class Ours(Contestant):
             for p in (self.W_enc, self.W_dec, self.b_enc, self.b_dec)
         ]
         self.fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.revival = None if setup.dead is None else Revival(setup.dead, setup.shape.d_in // 2)
         self.n_steps = 0
 
     def step(self, batch: int) -> Taken:
@@ -81,13 +82,14 @@ class Ours(Contestant):
         watch = Stopwatch(x.device)
         self.n_steps += 1
         out = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select, b_pre=self.b_dec, prefixes=self.prefixes
+            x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.select, b_pre=self.b_dec, prefixes=self.prefixes,
+            auxk=self.revival,
         )
         target = x.expand_as(out.x_hat)
         # the square and its gradient in one pass each; written out, x_hat would be read and written five times
         loss = F.mse_loss(out.x_hat, target, reduction="sum") / (len(target) * len(x))
-        if self.setup.dead is not None:
-            loss = loss + self.auxk(x, x - out.x_hat[-1])
+        if out.aux_hat is not None:
+            loss = loss + ((x - out.x_hat[-1]).detach() - out.aux_hat).square().sum() / len(x) / 32
         watch.lap("forward")
         loss.backward()
         watch.lap("backward")
@@ -100,14 +102,6 @@ class Ours(Contestant):
         self.fired += out.code.counts()
         watch.lap("counts")
         return Taken(watch.laps(), float((x - out.x_hat[-1].detach()).square().sum() / len(x)))
-
-    def auxk(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The auxiliary loss over the dead."""
-        dead = self.setup.dead
-        assert dead is not None
-        k_aux = min(x.shape[1] // 2, int(dead.sum()))
-        aux = self.kernels.auxk(x, self.W_enc, self.b_enc, self.W_dec, dead, k_aux, b_pre=self.b_dec)
-        return (residual.detach() - aux).square().sum() / len(x) / 32
 
 
 class Dense(Contestant):

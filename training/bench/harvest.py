@@ -53,7 +53,7 @@ def bench_harvest(
         )
     ours = load_model(model, device=device, dtype=dtype)
     ours.d_hook(hook)
-    bare = _cut(ours, model, n_layers=int(match[1]) + 1)
+    bare = shortened(ours, model, n_layers=int(match[1]) + 1)
     tokens = torch.randint(0, ours.d_vocab, (n_seqs, n_ctx), generator=torch.Generator().manual_seed(0)).to(ours.device)
     seconds = _alternate(
         {"ours": lambda: ours.activations(tokens, [hook]), "bare": lambda: bare(input_ids=tokens, use_cache=False)},
@@ -72,7 +72,7 @@ def bench_harvest(
     }
 
 
-def _cut(ours: Model, model: str, n_layers: int) -> nn.Module:
+def shortened(ours: Model, model: str, n_layers: int) -> nn.Module:
     """The bare network with its first `n_layers` layers only, loaded afresh."""
     from transformers import AutoModel
 

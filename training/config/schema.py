@@ -8,7 +8,7 @@ from sae.base import SAEConfig
 from sae.units import Count, Duration
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
-from training.config.text_source import TextSource
+from training.config.text_source import TENSORS, TextSource
 from training.config.yaml12 import dump_yaml
 from training.site import Site
 
@@ -65,12 +65,13 @@ class CorpusConfig(Section):
     @property
     def needs_model(self) -> bool:
         """Rows come from a language model."""
-        return self.acts_dir is None and self.synthetic is None
+        return self.acts_dir is None and self.synthetic is None and all(s.source != TENSORS for s in self.sources)
 
     @model_validator(mode="after")
-    def _acts_alone(self) -> "CorpusConfig":
-        if self.acts_dir is not None and len(self.sources) > 1:
-            raise ValueError("acts:DIR cannot be mixed with other sources")
+    def _own_rows_alone(self) -> "CorpusConfig":
+        own = [s.source for s in self.sources if s.source == TENSORS or s.source.startswith("acts:")]
+        if own and len(self.sources) > 1:
+            raise ValueError(f"{own[0]} cannot be mixed with other sources")
         return self
 
 
@@ -103,7 +104,7 @@ class DataConfig(Section):
     prefetch: int = Field(default=1, ge=0)
     """Superblocks prepared ahead while training; 0 prepares each when it is needed."""
     n_calib: Count = Field(default=64, gt=0)
-    """Training sequences, the first ones, that fix mean, scale and median norm."""
+    """Training sequences, spread over the corpus, that fix mean, scale and median norm."""
     outlier_multiple: float = Field(default=10.0, gt=1)
     """Rows whose norm exceeds this multiple of the median are dropped (attention sinks)."""
     mask_hooks: tuple[str, ...] | None = None
@@ -159,7 +160,10 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """Held-out evaluation."""
+    """Held-out evaluation, on one sequence of each of as many held-out documents as there are.
+
+    A sequence has n_ctx rows: figures of 64 documents and more need that many times n_ctx.
+    """
 
     every: Duration = Duration(20, "%")
     """How often held-out L0, FVE, dead and dense features are measured while training."""
@@ -233,7 +237,7 @@ class Config(Section):
                 "site a target of its own (site={input: HOOK, target: HOOK}) or set sae.skip=false"
             )
         if self.model is None and self.corpus.needs_model:
-            raise ValueError("model is null, but only acts:DIR and corpus.synthetic can do without a model")
+            raise ValueError("model is null, but only acts:DIR, tensors and corpus.synthetic can do without a model")
         if self.model is not None and self.corpus.synthetic is not None:
             raise ValueError("corpus.synthetic has no model; write model: null")
         return self

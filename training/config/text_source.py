@@ -4,6 +4,9 @@ import difflib
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+TENSORS = "tensors"
+"""The source of a training on rows that were given in Python."""
+_ALONE = ("python-stdlib", TENSORS)
 _KINDS = ("text", "jsonl", "parquet", "datasets", "acts")
 _TEXT_SPLITS = (None, "file", "blank-line", "line")
 
@@ -15,7 +18,8 @@ class TextSource(BaseModel):
 
     source: str
     """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`), `datasets:NAME` (of
-    the hub, or a local folder or file), or `acts:DIR` (activations of your own, no text)."""
+    the hub, or a local folder or file), `acts:DIR` (activations of your own, no text), or `tensors` (the same, given in
+    Python to `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"
@@ -35,7 +39,7 @@ class TextSource(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> "TextSource":
-        if self.kind not in ("python-stdlib", *_KINDS) or (self.kind in _KINDS and not self.rest):
+        if self.kind not in (*_ALONE, *_KINDS) or (self.kind in _KINDS and not self.rest):
             near = difflib.get_close_matches(self.source.partition(":")[0], ["python-stdlib", *_KINDS], n=1)
             hint = f", did you mean {near[0]}{':...' if near[0] in _KINDS else ''}?" if near else ""
             raise ValueError(

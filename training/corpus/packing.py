@@ -33,20 +33,25 @@ class Packed:
 
 
 @dataclass(eq=False)
-class _Doc:
+class PackedDocument:
+    """A document on its way into sequences."""
+
     label: str
     held_out: bool
+    group: str = ""
+    """Goes into its label if there is one."""
     number: int | None = None
     """In the order in which documents first complete a sequence."""
 
 
 @dataclass
-class _Output:
+class Output:
     """The sequences that are complete."""
 
     n_seqs: int
+    """How many there will be."""
     n_ctx: int
-    progress: Callable[[int], None]
+    progress: Callable[[int], None] = lambda _: None
     n_done: int = 0
     segments: list[tuple[int, int, int]] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
@@ -58,35 +63,44 @@ class _Output:
 
     @property
     def full(self) -> bool:
+        """Whether all are."""
         return self.n_done == self.n_seqs
 
-    def emit(self, packer: "_Packer") -> None:
+    def emit(self, packer: "Packer") -> None:
+        """Take over the sequence that a packer has filled."""
         self.tokens[self.n_done], self.eligible[self.n_done] = packer.tokens, packer.eligible
         self.held_out[self.n_done] = packer.held_out
         for at, n_tokens, doc in packer.segments:
             if doc.number is None:
                 doc.number = len(self.labels)
-                self.labels.append({"label": doc.label, "held_out": doc.held_out, "n_tokens": 0})
+                group = {"group": doc.group} if doc.group else {}
+                self.labels.append({"label": doc.label, "held_out": doc.held_out, "n_tokens": 0, **group})
             self.labels[doc.number]["n_tokens"] += n_tokens
             self.segments.append((self.n_done * self.n_ctx + at, n_tokens, doc.number))
         self.n_done += 1
         self.progress(self.n_ctx)
 
+    def packed(self) -> Packed:
+        """What is complete."""
+        done, segments = slice(self.n_done), np.array(self.segments, dtype=np.int64).reshape(-1, 3)
+        return Packed(self.tokens[done], self.held_out[done], self.eligible[done], segments, self.labels)
 
-class _Packer:
+
+class Packer:
     """Fills one sequence at a time, of one side of the split."""
 
-    def __init__(self, out: _Output, held_out: bool, bos: int | None) -> None:
+    def __init__(self, out: Output, held_out: bool, bos: int | None) -> None:
+        """`bos` opens sequences and documents; None for neither."""
         self.out, self.held_out, self.bos = out, held_out, bos
         self._open()
 
     def _open(self) -> None:
         self.tokens = np.zeros(self.out.n_ctx, dtype=np.int32)
         self.eligible = np.zeros(self.out.n_ctx, dtype=bool)
-        self.segments: list[tuple[int, int, _Doc]] = []
+        self.segments: list[tuple[int, int, PackedDocument]] = []
         self.at = 0
 
-    def add(self, doc: _Doc, tokens: Int32[np.ndarray, " n"], eligible: Bool[np.ndarray, " n"]) -> None:
+    def add(self, doc: PackedDocument, tokens: Int32[np.ndarray, " n"], eligible: Bool[np.ndarray, " n"]) -> None:
         """Append a document, or a further part of the one added last; stops when the output is full."""
         while len(tokens) and not self.out.full:
             continued = bool(self.segments) and self.segments[-1][2] is doc
@@ -101,7 +115,7 @@ class _Packer:
                 self.out.emit(self)
                 self._open()
 
-    def _append(self, doc: _Doc, continued: bool, tokens: np.ndarray, eligible: np.ndarray) -> None:
+    def _append(self, doc: PackedDocument, continued: bool, tokens: np.ndarray, eligible: np.ndarray) -> None:
         start, n = self.at, len(tokens)
         self.tokens[start : start + n], self.eligible[start : start + n] = tokens, eligible
         self.at += n
@@ -149,13 +163,13 @@ def pack(
             f"corpus.n_tokens = {n_tokens:,} with corpus.n_ctx = {n_ctx} makes fewer than two sequences, one to train "
             f"on and one held out; raise corpus.n_tokens to {2 * n_ctx:,} or more."
         )
-    out = _Output(n_tokens // n_ctx, n_ctx, progress or (lambda _: None))
-    packers = [_Packer(out, side, bos_id if prepend_bos else None) for side in (False, True)]
+    out = Output(n_tokens // n_ctx, n_ctx, progress or (lambda _: None))
+    packers = [Packer(out, side, bos_id if prepend_bos else None) for side in (False, True)]
     special = np.fromiter(special_ids, dtype=np.int32)
-    doc, n_found, last = _Doc("", False), 0, None
-    for document, tokens, eligible in _encoded(documents, tokenizer, bos_id if prepend_bos else None):
+    doc, n_found, last = PackedDocument("", False), 0, None
+    for document, tokens, eligible in encoded(documents, tokenizer, bos_id if prepend_bos else None):
         if document is not last:  # long documents come in parts
-            doc, last = _Doc(document.label, is_held_out(document.split_key, held_out)), document
+            doc, last = PackedDocument(document.label, is_held_out(document.split_key, held_out)), document
         packers[doc.held_out].add(doc, tokens, eligible & ~np.isin(tokens, special))
         n_found += len(tokens)
         if out.full:
@@ -163,7 +177,7 @@ def pack(
     return _checked(out, n_tokens, n_found, held_out, finer)
 
 
-def _checked(out: _Output, n_tokens: int, n_found: int, held_out: float, finer: str | None) -> Packed:
+def _checked(out: Output, n_tokens: int, n_found: int, held_out: float, finer: str | None) -> Packed:
     one_sided = _one_sided(out, held_out, finer)
     if not out.full:
         enough = f"set corpus.n_tokens={out.n_done * out.n_ctx}, or " if out.n_done > 1 else ""
@@ -176,12 +190,10 @@ def _checked(out: _Output, n_tokens: int, n_found: int, held_out: float, finer: 
         raise SaescopeError(one_sided)
     if not out.eligible[~out.held_out].any():
         raise SaescopeError("no token is left to train on: no message has a role of chat_roles, or all are special.")
-    return Packed(
-        out.tokens, out.held_out, out.eligible, np.array(out.segments, dtype=np.int64).reshape(-1, 3), out.labels
-    )
+    return out.packed()
 
 
-def _one_sided(out: _Output, held_out: float, finer: str | None) -> str | None:
+def _one_sided(out: Output, held_out: float, finer: str | None) -> str | None:
     """What to do about a split that has put all complete sequences on one side."""
     for side, name, move in ((True, "held out", "raise"), (False, "for training", "lower")):
         if not (out.held_out[: out.n_done] == side).any():
@@ -198,7 +210,7 @@ def _documents(n: int) -> str:
     return f"{n:,} document{'' if n == 1 else 's'}"
 
 
-def _encoded(
+def encoded(
     documents: Iterable[Document], tokenizer: Any, bos: int | None
 ) -> Iterator[tuple[Document, Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
     """Documents as tokens, long ones in parts, with what their roles make eligible."""

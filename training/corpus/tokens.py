@@ -6,6 +6,7 @@
                eligible.npy      bool  [n_seqs, n_ctx]    False: BOS, special, padding, roles not chosen
                segments.npy      int64 [n_segments, 3]    first row, tokens, document; in row order
                documents.jsonl   one line a document: label, held_out, n_tokens
+               heldout-N/        the sequences for evaluation, a cache like this one (`training.corpus.heldout`)
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -27,6 +28,15 @@ from training.model.language_model import Model
 from training.provenance import first_difference
 
 FORMAT, FORMAT_VERSION = "saescope-cache", 1
+
+
+class Units(NamedTuple):
+    """What rows are taken to be independent of one another by: the unit of the held-out split, and of every interval."""
+
+    kind: Literal["document", "group", "sequence"]
+    """Groups where the split keeps documents together (the pieces of a module); sequences where there is no text."""
+    number: Int64[np.ndarray, "n_seqs n_ctx"]
+    """The unit of each row."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,17 @@ class Tokens:
         ends = segments[:, 0] + segments[:, 1]
         found = np.searchsorted(ends, np.arange(self.eligible.size), side="right").clip(max=len(segments) - 1)
         return segments[found, 2].reshape(self.eligible.shape)
+
+    def units(self) -> Units:
+        """The unit of the split that each row is of."""
+        if self.folder is None:
+            return Units("sequence", np.arange(self.n_seqs).repeat(self.n_ctx).reshape(self.eligible.shape))
+        lines = (self.folder / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+        groups = [json.loads(line).get("group") for line in lines]
+        if not any(groups):
+            return Units("document", self.documents())
+        _, number = np.unique([group or f"document {i}" for i, group in enumerate(groups)], return_inverse=True)
+        return Units("group", number[self.documents()])
 
 
 def made_from(config: Config, model: Model) -> dict[str, Any]:
@@ -127,6 +148,11 @@ def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> 
         finer=finer(corpus.sources),
     )
     write_tokens(folder, packed.tokens, packed.held_out, packed.eligible, packed.segments, packed.labels, facts)
+
+
+def spread(seqs: Int64[np.ndarray, " n"], n: int) -> Int64[np.ndarray, " n_chosen"]:
+    """`n` of these sequences at equal distances, which are of many documents; all, if there are fewer."""
+    return seqs if n >= len(seqs) else seqs[(2 * np.arange(n) + 1) * len(seqs) // (2 * n)]
 
 
 def write_tokens(

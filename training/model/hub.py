@@ -1,9 +1,10 @@
 """The Hugging Face hub, asked once and with a short limit: its own libraries would try for half a minute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sae.errors import first_line
+from sae.errors import SaescopeError, first_line
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,3 +41,41 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
     http_error = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     return http_error, OSError
+
+
+def folder(repo: str, inside: str, revision: str | None, names: Sequence[str]) -> tuple[Path, str]:
+    """A folder of a repository with those of these files that it has, and the commit they are of.
+
+    The hub is asked once, with a short limit; without an answer the hub's local cache is looked into. Nothing but these
+    files is fetched.
+
+    Args:
+        repo: ORG/NAME.
+        inside: the folder in the repository; empty for its root.
+        revision: branch, tag or commit; None for `main`.
+        names: the files that are wanted.
+
+    Raises:
+        SaescopeError: no such repository, revision or folder, and none in the local cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    commit, reason = ask(lambda api: api.model_info(repo, revision=revision, timeout=TIMEOUT_S).sha)
+    patterns = [f"{inside}/{name}".lstrip("/") for name in names]
+    try:
+        snapshot = Path(snapshot_download(
+            repo, revision=commit or revision, allow_patterns=patterns, local_files_only=commit is None,
+            etag_timeout=TIMEOUT_S,
+        ))
+    except _unavailable() as error:
+        raise SaescopeError(f"{repo} cannot be had from the Hugging Face hub ({reason or first_line(error)}).") from None
+    if not any((snapshot / pattern).is_file() for pattern in patterns):
+        raise SaescopeError(
+            f"{repo} has none of {', '.join(names)} in {inside or 'its root'} at {snapshot.name}"
+            f"{f', as far as the local cache goes ({reason})' if reason else ''}; name the folder that holds the SAE."
+        )
+    return snapshot / inside, snapshot.name
+
+
+def _unavailable() -> tuple[type[Exception], ...]:
+    return ValueError, *transport_errors()

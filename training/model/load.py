@@ -60,6 +60,16 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         return bridged(name, {**identity, "dtype": dtype}, network.to(torch_device), tokenizer)
 
 
+def official_name(name: str) -> str:
+    """The hub's name of a model that TransformerLens knows by an alias (`gpt2-small`: `gpt2`); other names as they are."""
+    from transformer_lens.supported_models import get_official_model_name
+
+    try:
+        return str(get_official_model_name(name))
+    except ValueError:
+        return name
+
+
 def _unknown_model(name: str) -> str:
     near = difflib.get_close_matches(name, PACKAGED, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -9,7 +9,6 @@ ordinary transformers directory (reading GGUF takes a quarter of a minute, readi
 The directory is written aside and renamed into place under a lock, so two processes may ask for it at once.
 """
 
-import fcntl
 import functools
 import hashlib
 import io
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.io.locks import locked
 
 FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 22
@@ -91,7 +91,7 @@ def packaged_dir(name: str) -> Path:
         return target
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with file_lock(home / f"{name}.lock"):
+        with locked(target, wait=True):
             if not _is_complete(target, PACKAGED[name]):
                 for stale in home.glob(f".{name}-*"):  # of a process that was killed: we hold the lock
                     shutil.rmtree(stale)
@@ -284,14 +284,6 @@ def quiet_transformers() -> Iterator[None]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, waiting for another process that holds it."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from analysis.index.text import Vocabulary
 from analysis.index.types import Hit
+from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 
 LONGEST_PATTERN = 1000

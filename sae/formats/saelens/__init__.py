@@ -12,12 +12,10 @@ its input is written as a skip transcoder of the block's output, whose skip path
 Written files hold everything in the model's units: decoder rows have unit norm, no normalisation is left to do.
 """
 
-from sae.formats.saelens.imported import Imported, ImportedConfig, row_statistics
 from sae.formats.saelens.names import CONFIG, SAELENS_VERSION, SCALER, WEIGHTS
-from sae.formats.saelens.reading import read
+from sae.formats.saelens.reading import of_tensors, read
 from sae.formats.saelens.writing import export, folded, unfoldable
 
 __all__ = [
-    "CONFIG", "SAELENS_VERSION", "SCALER", "WEIGHTS", "Imported", "ImportedConfig", "export", "folded", "read",
-    "row_statistics", "unfoldable",
+    "CONFIG", "SAELENS_VERSION", "SCALER", "WEIGHTS", "export", "folded", "of_tensors", "read", "unfoldable",
 ]

@@ -7,17 +7,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sae.base import SAE, SteeredConfig, Transform
+from sae.base import SAE, Transform
 from sae.controller import Sparsity
 from sae.errors import SaescopeError
-from sae.formats.saelens.imported import Imported, ImportedConfig, RowNorm
 from sae.formats.saelens.names import CONFIG, SCALER, WEIGHTS
 from sae.io import files
-from sae.variants.abstopk import AbsTopK, AbsTopKConfig
 from sae.variants.gated import Gated, GatedConfig
+from sae.variants.imported import Imported, ImportedConfig, RowNorm
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.relu import ReLU, ReLUConfig
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.steered import SteeredConfig
+from sae.variants.topk import AbsTopKConfig, TopK, TopKConfig
 
 _TENSORS = {
     "standard": (), "topk": (), "abstopk": (), "jumprelu": ("threshold",), "gated": ("b_gate", "b_mag", "r_mag"),
@@ -49,7 +49,17 @@ def read(folder: Path) -> SAE:
     folder = Path(folder)
     cfg = _modern(files.read_json(folder / CONFIG))
     _refuse_unknown(folder, cfg)
-    tensors = _checked(folder, cfg, files.read_tensors(folder / WEIGHTS))
+    return of_tensors(folder, cfg, _checked(folder, cfg, files.read_tensors(folder / WEIGHTS)))
+
+
+def of_tensors(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
+    """The SAE that a config of SAELens 6 and its tensors, in fp64, describe.
+
+    Args:
+        folder: where a checkpoint's `activation_scaler.json` would lie.
+        cfg: `cfg.json`.
+        tensors: complete, of the right shapes.
+    """
     sae = _empty(folder, cfg)
     places = sae.state_dict()
     for name, value in _expressed(type(sae), cfg, tensors).items():
@@ -141,9 +151,9 @@ def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
     target = Transform.identity(_d_out(cfg)) if cross else Transform(transform.mean, transform.scale)
     places = {"d_in": cfg["d_in"], "d_out": _d_out(cfg), "input": transform, "target": target}
     if plain and architecture == "topk":
-        return TopK(TopKVariantConfig(k=cfg["k"], **common), **places)
+        return TopK(TopKConfig(k=cfg["k"], **common), **places)
     if plain and architecture == "abstopk":
-        return AbsTopK(AbsTopKConfig(k=cfg["k"], **common), **places)
+        return TopK(AbsTopKConfig(k=cfg["k"], **common), **places)
     if plain and architecture in _STEERED:
         sae_class, config_class = _STEERED[architecture]
         return sae_class(config_class(sparsity=Sparsity(coefficient=1), **common), **places)

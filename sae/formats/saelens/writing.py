@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import SAE
-from sae.formats.saelens.imported import Imported
 from sae.formats.saelens.names import CONFIG, SAELENS_VERSION, WEIGHTS
 from sae.io import files
 from sae.variants.gated import Gated
+from sae.variants.imported import Imported
 
 
 def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:

@@ -14,22 +14,20 @@ Numbers that are not finite: a row with a NaN or infinite pre-activation is answ
 fp64 tensors are served by the reference.
 """
 
-import threading
-import weakref
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels.cpu.backward import Autoencode, AuxK, lock
+from sae.kernels.cpu.backward import Autoencode, lock
 from sae.kernels.cpu.checks import check_code, check_prefixes, check_shapes, takes
 from sae.kernels.cpu.optimizer import step_params
 from sae.kernels.cpu.select import RESCORE_SHARE, Encoder
-from sae.kernels.cpu.state import Buffers, Pass, decode, indptr_of
-from sae.kernels.interface import Autoencoded, ParamState, Select
+from sae.kernels.cpu.state import Buffers, Part, Pass, decode, indptr_of
+from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 from sae.kernels.reference import Reference
 
 BREAK_EVEN = 0.1
@@ -57,7 +55,6 @@ class Cpu:
         """How the last pass ran; `dense` where the density was above BREAK_EVEN, `reference` in fp64."""
         self._reference = Reference()
         self._buffers = Buffers()
-        self._open: dict[int, tuple[weakref.ref, ...]] = {}
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without buffers."""
@@ -93,46 +90,32 @@ class Cpu:
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
     ) -> Autoencoded:
-        """Encode `x − b_pre`, select, decode each prefix; `code.value` and `x_hat` carry gradient."""
-        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre)
+        """Encode `x − b_pre`, select, decode each prefix; `code.value` and the reconstructions carry gradient.
+
+        AuxK is the same pass over the compacted set of dead features. One backward serves both: the weight gradients of
+        the dead are rows that are added to those of all, so that no second dense gradient is made.
+        """
+        dead = None if auxk is None else auxk.dead
+        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre, dead=dead)
         ends = check_prefixes(prefixes, W_dec.shape[0])
         if not takes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre):
             self.last_route = "reference"
-            return self._reference.autoencode(x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes)
+            return self._reference.autoencode(
+                x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes, auxk=auxk
+            )
         with lock(), torch.no_grad():
-            done = self._pass(x, feature_major(W_enc), b_enc, W_dec, select, b_pre, ends, W_enc)
+            rows = (x.detach() if b_pre is None else x.detach() - b_pre.detach()).contiguous()
+            done = self._pass(rows, feature_major(W_enc), b_enc, W_dec, select, ends, W_enc)
+            part = None if auxk is None else self._part(rows, W_enc, b_enc, W_dec, auxk, select.absolute)
         self.last_route = "dense" if done.dense else "sparse"
-        value, x_hat = Autoencode.apply(self._buffers, done, x, W_enc, b_enc, W_dec, b_dec, b_pre)
-        if value.requires_grad:
-            self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, done)),)
+        value, x_hat, aux_hat = Autoencode.apply(self._buffers, done, part, x, W_enc, b_enc, W_dec, b_dec, b_pre)
+        if auxk is not None and aux_hat is None:
+            aux_hat = x.new_zeros(x.shape[0], W_dec.shape[1])
         code = done.code
-        return Autoencoded(SparseCode(code.feature, value, code.n_rows, code.d_sae, code.indptr, code.k), x_hat)
-
-    def auxk(
-        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
-        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
-    ) -> Float[Tensor, "n_rows d_out"]:
-        """Reconstruction from the strongest dead features: the same pass over the compacted set of them.
-
-        Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
-        the same step, so that no second dense gradient is made and added.
-        """
-        check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
-        if not takes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre):
-            return self._reference.auxk(x, W_enc, b_enc, W_dec, dead, k_aux, b_pre=b_pre, absolute=absolute)
-        ids = dead.nonzero().squeeze(-1)
-        if ids.numel() == 0:
-            return x.new_zeros(x.shape[0], W_dec.shape[1])
-        select = Select("topk", k=min(k_aux, ids.numel()), absolute=absolute)
-        with lock(), torch.no_grad():
-            w_enc, w_dec = W_enc.detach().t()[ids].contiguous(), W_dec.detach()[ids]
-            done = self._pass(x, w_enc, b_enc.detach()[ids], w_dec, select, b_pre, (ids.numel(),), None)
-        ticket, host = self._host(W_enc, W_dec)
-        if host is not None:
-            W_enc, W_dec = W_enc.detach(), W_dec.detach()
-        return AuxK.apply(self._buffers, done, ids, host, x, W_enc, b_enc, W_dec, b_pre, ticket)
+        code = SparseCode(code.feature, value, code.n_rows, code.d_sae, code.indptr, code.k)
+        return Autoencoded(code, x_hat, aux_hat)
 
     @torch.no_grad()
     def optimizer_step(
@@ -163,25 +146,25 @@ class Cpu:
         return Encoder(self._buffers, x, w, b_enc.detach().contiguous(), half).code(select)
 
     def _pass(
-        self, x: Tensor, w_enc: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_out"], select: Select, b_pre: Tensor | None, ends: tuple[int, ...],
-        W_enc: Tensor | None,
+        self, rows: Float[Tensor, "n_rows d_in"], w_enc: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], select: Select, ends: tuple[int, ...], W_enc: Tensor | None,
     ) -> Pass:
-        """Encode and select; the reconstruction is left to the autograd functions."""
-        x = x.detach() if b_pre is None else x.detach() - b_pre.detach()
-        x = x.contiguous()
-        code = self._code(x, w_enc, b_enc, select, W_enc)
+        """Encode and select; the reconstruction is left to the autograd function."""
+        code = self._code(rows, w_enc, b_enc, select, W_enc)
         dense = code.feature.numel() > BREAK_EVEN * code.n_rows * code.d_sae
-        return Pass(x, w_enc, W_dec.detach().contiguous(), code, indptr_of(code), ends, dense)
+        return Pass(rows, w_enc, W_dec.detach().contiguous(), code, indptr_of(code), ends, dense)
 
-    def _host(self, W_enc: Tensor, W_dec: Tensor) -> tuple[Tensor | None, Pass | None]:
-        """The value and the pass of this thread's last `autoencode`, if it was over these weights and is alive."""
-        held = self._open.get(threading.get_ident())
-        if held is None or not torch.is_grad_enabled():
-            return None, None
-        value, enc, dec, done = (ref() for ref in held)
-        both = value is not None and done is not None
-        return (value, done) if both and enc is W_enc and dec is W_dec else (None, None)
+    def _part(
+        self, rows: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"], auxk: Revival, absolute: bool,
+    ) -> Part | None:
+        """The pass over the dead features; None when none is dead."""
+        ids = auxk.dead.nonzero().squeeze(-1)
+        if ids.numel() == 0:
+            return None
+        select = Select("topk", k=min(auxk.k, ids.numel()), absolute=absolute)
+        w_enc = W_enc.detach().t()[ids].contiguous()
+        return Part(ids, self._pass(rows, w_enc, b_enc.detach()[ids], W_dec.detach()[ids], select, (ids.numel(),), None))
 
 
 def feature_major(W: Float[Tensor, "d d_sae"]) -> Float[Tensor, "d_sae d"]:

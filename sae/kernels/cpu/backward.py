@@ -1,4 +1,4 @@
-"""Gradients of a pass: the fused sparse backward, the dense one, and the autograd functions around them."""
+"""Gradients of a pass: the fused sparse backward, the dense one, and the autograd function around them."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from sae.code import SparseCode
 from sae.kernels.cpu import loops as cpu_loops
 from sae.kernels.cpu import runtime
-from sae.kernels.cpu.state import SCORE_BYTES, Buffers, Gradients, Pass, decode, ordered_sum, sum_rows
+from sae.kernels.cpu.state import SCORE_BYTES, Buffers, Gradients, Part, Pass, decode, ordered_sum, sum_rows
 
 
 def lock() -> contextlib.AbstractContextManager:
@@ -138,22 +138,24 @@ def dense_gradients(
         with runtime.columns(done.x.shape[1]):
             g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
         g.g_bias += g_acts.sum(0)
-    g.g_pre = -(g.g_bias @ done.w_enc)
+    with runtime.columns(1):  # one thread: a product with a vector is summed in an order that depends on their number
+        g.g_pre = -(g.g_bias @ done.w_enc)
     return g
 
 
-def add_extra(done: Pass, g: Gradients) -> None:
-    """Add the gradient rows that other passes have left with this one."""
-    for ids, g_enc, g_dec in done.extra:
-        if g.enc2 is None:
-            g.g_enc.index_add_(0, ids, g_enc)
-            g.g_dec.index_add_(0, ids, g_dec)
-            continue
-        runtime.run(
-            cpu_loops.add_rows, runtime.even(ids.numel()), ids.numpy(), g_enc.numpy(), g_dec.numpy(), g.g_enc.numpy(),
-            g.g_dec.numpy(), done.w_dec.numpy(), *stats_of(g),
-        )
-    done.extra.clear()
+def add_part(done: Pass, g: Gradients, part: Part, of_part: Gradients) -> None:
+    """Add the gradients of a pass over some of the features to those of the pass over all."""
+    ids = part.ids
+    g.g_bias.index_add_(0, ids, of_part.g_bias)
+    g.g_pre += of_part.g_pre
+    if g.enc2 is None:
+        g.g_enc.index_add_(0, ids, of_part.g_enc)
+        g.g_dec.index_add_(0, ids, of_part.g_dec)
+        return
+    runtime.run(
+        cpu_loops.add_rows, runtime.even(ids.numel()), ids.numpy(), of_part.g_enc.numpy(), of_part.g_dec.numpy(),
+        g.g_enc.numpy(), g.g_dec.numpy(), done.w_dec.numpy(), *stats_of(g),
+    )
 
 
 def input_gradient(done: Pass, g: Gradients) -> Float[Tensor, "n_rows d_in"]:
@@ -166,30 +168,34 @@ def input_gradient(done: Pass, g: Gradients) -> Float[Tensor, "n_rows d_in"]:
 
 
 class Autoencode(torch.autograd.Function):
-    """(value, x_hat) of a finished pass, with the gradients of both."""
+    """(value, x_hat, aux_hat) of a finished pass and of one over the dead features (`part`), with the gradients of all."""
 
     @staticmethod
-    def forward(ctx, buffers, done, x, W_enc, b_enc, W_dec, b_dec, b_pre):  # noqa: ARG004
-        """Decode; the code has been selected already."""
+    def forward(ctx, buffers, done, part, x, W_enc, b_enc, W_dec, b_dec, b_pre):  # noqa: ARG004
+        """Decode; the codes have been selected already."""
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(W_enc, W_dec)  # autograd checks that nobody changes them before the backward
-        ctx.buffers, ctx.done = buffers, done
+        ctx.buffers, ctx.done, ctx.part = buffers, done, part
         with lock():
+            aux_hat = None if part is None else reconstruct(buffers, part.done, torch.zeros(W_dec.shape[1]))[0]
             # detached: an output that its own node held would keep itself alive
-            return done.code.value.detach(), reconstruct(buffers, done, b_dec)
+            return done.code.value.detach(), reconstruct(buffers, done, b_dec), aux_hat
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g_value, g_x_hat):
+    def backward(ctx, g_value, g_x_hat, g_aux_hat):
         """All gradients at once."""
         _, W_dec = ctx.saved_tensors
-        buffers, done, needs = ctx.buffers, ctx.done, ctx.needs_input_grad[2:]
+        buffers, done, part, needs = ctx.buffers, ctx.done, ctx.part, ctx.needs_input_grad[3:]
         with lock():
             by_level = suffix_sums(buffers, done, g_x_hat)
             g = gradients(buffers, done, g_value, by_level)
-            add_extra(done, g)
             g_x = input_gradient(done, g) if needs[0] else None
             g_b_dec = sum_rows(by_level[0]) if needs[4] else None
+            if g_aux_hat is not None:
+                of_part = gradients(buffers, part.done, None, g_aux_hat[None].contiguous())
+                add_part(done, g, part, of_part)
+                g_x = g_x + input_gradient(part.done, of_part) if needs[0] else None
         g_W_enc = g.g_enc.t()
         buffers.forget_stats()
         if g.enc2 is not None and g.dec2 is not None and g.radial is not None:
@@ -197,42 +203,4 @@ class Autoencode(torch.autograd.Function):
             buffers.keep_stats(g.g_dec, W_dec, g.dec2, g.radial)
         grads = (g_x, g_W_enc, g.g_bias, g.g_dec, g_b_dec, g.g_pre)
         del g
-        return None, None, *(grad if need else None for grad, need in zip(grads, needs, strict=True))
-
-
-class AuxK(torch.autograd.Function):
-    """The reconstruction of a finished pass over the features `ids`.
-
-    With a `host` (a pass over all features of the same weights, whose value is `ticket`), the gradient rows of the
-    weights are left with it; autograd runs the host's backward afterwards because the ticket is an input here.
-    """
-
-    @staticmethod
-    def forward(ctx, buffers, done, ids, host, x, W_enc, b_enc, W_dec, b_pre, ticket):  # noqa: ARG004
-        """Decode, without bias."""
-        ctx.save_for_backward(W_enc, W_dec)
-        ctx.buffers, ctx.done, ctx.ids, ctx.host = buffers, done, ids, host
-        with lock():
-            return reconstruct(buffers, done, torch.zeros(W_dec.shape[1]))[0]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g_aux_hat):
-        """Compact gradients, left with the host or written out."""
-        W_enc, W_dec = ctx.saved_tensors
-        done, ids, needs = ctx.done, ctx.ids, ctx.needs_input_grad[4:]
-        with lock():
-            g = gradients(ctx.buffers, done, None, g_aux_hat[None].contiguous())
-            g_x = input_gradient(done, g) if needs[0] else None
-        if ctx.host is not None:
-            ctx.host.extra.append((ids, g.g_enc, g.g_dec))
-        g_b_enc = torch.zeros(W_enc.shape[1]).index_copy_(0, ids, g.g_bias) if needs[2] else None
-        g_W_enc = scattered(ids, g.g_enc, W_enc.shape[1]).t() if needs[1] else None
-        g_W_dec = scattered(ids, g.g_dec, W_dec.shape[0]) if needs[3] else None
-        g_ticket = torch.zeros(ctx.host.code.value.shape) if ctx.host is not None else None
-        return None, None, None, None, g_x, g_W_enc, g_b_enc, g_W_dec, g.g_pre if needs[4] else None, g_ticket
-
-
-def scattered(ids: Tensor, rows: Float[Tensor, "n d"], n_rows: int) -> Float[Tensor, "n_rows d"]:
-    """A matrix of zeros but for these rows."""
-    return torch.zeros(n_rows, rows.shape[1]).index_copy_(0, ids, rows)
+        return None, None, None, *(grad if need else None for grad, need in zip(grads, needs, strict=True))

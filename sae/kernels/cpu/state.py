@@ -3,7 +3,7 @@
 import math
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -39,8 +39,6 @@ class Pass:
     ends: tuple[int, ...]
     """Where each prefix of features ends."""
     dense: bool
-    extra: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """(features, gradient rows of the encoder, of the decoder) that other passes over these weights leave here."""
 
     @property
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,6 +48,13 @@ class Pass:
     def blocks(self) -> Iterator[tuple[int, int]]:
         """The features each prefix adds to the one before."""
         yield from zip((0, *self.ends[:-1]), self.ends, strict=True)
+
+
+class Part(NamedTuple):
+    """A pass over some of the features, of the same rows."""
+
+    ids: Int64[Tensor, " n"]
+    done: Pass
 
 
 @dataclass

@@ -117,7 +117,7 @@ def _params(shape: Shape) -> list[ParamState]:
 def _fused(shape: Shape, work: backward.Work) -> None:
     ids = torch.empty(4, dtype=torch.int64)
     rows = backward.CodeGrads(torch.empty(4, shape.d_in), torch.empty(4, shape.d_out), torch.empty(4), torch.empty(4))
-    for left in ([], [backward.Left(ids, rows)]):
+    for left in (None, backward.Left(ids, rows)):
         enc, dec = _params(shape)
         waiting: list[gpu_fused.Waiting] = []
         deferred = gpu_fused.Deferred(weakref.ref(enc.param), weakref.ref(dec.param), waiting)

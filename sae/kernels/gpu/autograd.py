@@ -1,11 +1,11 @@
-"""Training on the GPU: forward and backward passes of autoencode and AuxK, as autograd functions.
+"""Training on the GPU: the forward and backward pass, with AuxK, as an autograd function.
 
 All work with feature-major encoder weights, `W_enc.t() [d_sae, d_in]`. In bf16, rows of x, of W_dec and of the gradient
 of x_hat are gathered in bf16; every sum is fp32, as are values and gradients.
 """
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -79,19 +79,21 @@ class Pass:
     k: int | None
     ends: tuple[int, ...]
     settings: Settings
-    left: list[gpu_backward.Left] = field(default_factory=list)
-    """Gradients that passes over some of the same weights have left to be added."""
-    deferred: gpu_fused.Deferred | None = None
-    """Where the gradients of the weights wait for the optimiser, if they are not to be made here."""
-    spent: bool = False
-    """The backward pass has run."""
 
     def code(self, saved: Saved, value: Float32[Tensor, " nnz"]) -> SparseCode:
         """The selected code with these values."""
         return SparseCode(saved.feature, value, self.n_rows, self.d_sae, saved.indptr, self.k)
 
-    def gradients(self, dvalue: Tensor | None, dx_hat: Tensor | None, saved: Saved) -> gpu_backward.CodeGrads:
-        """Those of the weights and values, from those of the values and reconstructions; without what others left."""
+    def gradients(
+        self, dvalue: Tensor | None, dx_hat: Tensor | None, saved: Saved, *,
+        left: gpu_backward.Left | None = None, deferred: gpu_fused.Deferred | None = None,
+    ) -> gpu_backward.CodeGrads:
+        """Those of the weights and values, from those of the values and reconstructions.
+
+        Args:
+            left: what AuxK adds to those of the weights.
+            deferred: where these wait for the optimiser, if they are not to be made here.
+        """
         # detached: what waits for the optimiser is not to keep the graph
         code, x, decoder = self.code(saved, saved.value.detach()), saved.x, saved.decoder
         if dx_hat is None:
@@ -99,13 +101,18 @@ class Pass:
         dy = suffix_sums(dx_hat, self.ends[-1] >= self.d_sae)
         dvalue = None if dvalue is None else dvalue.contiguous()
         if self.settings.is_dense(self.nnz, self.n_rows, self.d_sae):
-            return dense.gradients(code, self.ends, dvalue, x, dy, decoder, self.settings)
-        dy = self.settings.operand(dy).contiguous()
-        limits = on_device(self.ends, dy.device) if len(dy) > 1 else None
-        work = gpu_backward.Work(gpu_backward.plan_by_feature(code), code, x, dy, decoder, dvalue, limits)
-        if self.deferred is not None and work.fused and len(self.left) <= 1:
-            return self.deferred.take(work, saved.W_dec, self.left)
-        return gpu_backward.code_grads(work)
+            grads = dense.gradients(code, self.ends, dvalue, x, dy, decoder, self.settings)
+        else:
+            dy = self.settings.operand(dy).contiguous()
+            limits = on_device(self.ends, dy.device) if len(dy) > 1 else None
+            work = gpu_backward.Work(gpu_backward.plan_by_feature(code), code, x, dy, decoder, dvalue, limits)
+            if deferred is not None and work.fused:
+                grads = deferred.take(work, saved.W_dec, left)
+            else:
+                grads = gpu_backward.code_grads(work)
+        if left is not None:
+            left.add_to(grads)
+        return grads
 
     def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor, saved: Saved) -> Tensor:
         """∂x = Σ ∂value · W_enc[:, feature]."""
@@ -113,95 +120,77 @@ class Pass:
 
 
 def _forward(
-    x: Tensor, W_enc_t: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor | None, b_pre: Tensor | None,
-    select: Select, prefixes: tuple[int, ...] | None, settings: Settings,
+    encoder: Encoder, W_dec: Tensor, decoder: Tensor, b_dec: Tensor | None, select: Select,
+    prefixes: tuple[int, ...] | None,
 ) -> tuple[Pass, Saved, Float32[Tensor, "n_prefixes n_rows d_out"]]:
-    """Encode, select, decode."""
-    encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
-    code = encode(encoder, select)
-    decoder = settings.operand(W_dec)
+    """Encode, select, decode; `decoder` is W_dec as gathers and GEMMs read it."""
+    settings, code = encoder.settings, encode(encoder, select)
     x_hat = _reconstruct(code, decoder, b_dec, prefixes, settings)
     done = Pass(code.n_rows, code.d_sae, code.feature.numel(), code.k, prefixes or (code.d_sae,), settings)
     return done, Saved(W_dec, encoder.x_operand, decoder, code.feature, code.value, code.indptr), x_hat
 
 
+class Options(NamedTuple):
+    """What a pass is to do, beside its tensors."""
+
+    select: Select
+    prefixes: tuple[int, ...] | None
+    settings: Settings
+    k_aux: int
+    """Dead features per row, of those that are given."""
+    deferred: gpu_fused.Deferred | None
+    """Where the gradients of the weights wait for the optimiser, if they are not to be made in the backward pass."""
+
+
 class Autoencode(torch.autograd.Function):
-    """(x, weights) → (value, x_hat, feature, indptr); the pass is put into `done`."""
+    """(x, weights, dead features) → (value, x_hat, aux_hat, feature, indptr).
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Float32[Tensor, "n_rows d_in"], W_enc_t: Float32[Tensor, "d_sae d_in"],
-        b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"], b_dec: Float32[Tensor, " d_out"],
-        b_pre: Float32[Tensor, " d_in"] | None, select: Select, prefixes: tuple[int, ...] | None, settings: Settings,
-        done: list[Pass],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Encode, select, decode."""
-        ctx.done, saved, x_hat = _forward(x, W_enc_t, b_enc, W_dec, b_dec, b_pre, select, prefixes, settings)
-        done.append(ctx.done)
-        ctx.save_for_backward(W_enc_t, *saved)
-        ctx.mark_non_differentiable(*(t for t in (saved.feature, saved.indptr) if t is not None))
-        ctx.set_materialize_grads(False)
-        return saved.value, x_hat, saved.feature, saved.indptr
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dvalue: Tensor | None, dx_hat: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        """Every gradient from one by-feature plan."""
-        W_enc_t, saved = ctx.saved_tensors[0], Saved(*ctx.saved_tensors[1:])
-        done, needs = ctx.done, ctx.needs_input_grad
-        grads = done.gradients(dvalue, dx_hat, saved)
-        dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
-        db_pre = -(grads.b_enc @ W_enc_t) if needs[5] else None
-        db_dec = dx_hat.sum((0, 1)) if needs[4] and dx_hat is not None else None
-        for left in done.left:
-            left.add_to(grads)
-        done.left.clear()
-        done.spent = True
-        return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None, None, None
-
-
-class AuxK(torch.autograd.Function):
-    """The reconstruction, without bias, of what a selection among the features `ids` makes active.
-
-    With a `host` (a pass over all features of the same weights, whose value is `ticket`), the gradients of the weights
-    are left with it, so that no second gradient of the size of the weights is made; autograd runs the host's backward
-    afterwards because the ticket is an input here.
+    AuxK (`dead` given: their ids) is a pass over copies of the dead features' weights. The gradients that it leaves for
+    these rows are added to those of all features, so that no second gradient of the size of the weights is made.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Float32[Tensor, "n_rows d_in"], W_enc_t: Float32[Tensor, "d_sae d_in"],
-        b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"], b_pre: Float32[Tensor, " d_in"] | None,
-        ids: Int64[Tensor, " n"], select: Select, settings: Settings, host: Pass | None, ticket: Tensor | None,  # noqa: ARG004
-    ) -> Float32[Tensor, "n_rows d_out"]:
-        """Over copies of the rows of the weights."""
-        W = W_enc_t[ids]
-        ctx.done, saved, x_hat = _forward(x, W, b_enc[ids], W_dec[ids], None, b_pre, select, None, settings)
-        ctx.save_for_backward(ids, W, *saved)
-        ctx.host, ctx.d_sae = host, len(W_dec)
-        return x_hat[0]
+        b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"], b_dec: Float32[Tensor, " d_out"],
+        b_pre: Float32[Tensor, " d_in"] | None, dead: Int64[Tensor, " n"] | None, options: Options,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Encode, select, decode."""
+        select, settings = options.select, options.settings
+        encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
+        decoder = settings.operand(W_dec)
+        ctx.done, saved, x_hat = _forward(encoder, W_dec, decoder, b_dec, select, options.prefixes)
+        kept, aux_hat = [W_enc_t, *saved], None
+        if dead is not None:
+            strongest = Select("topk", k=options.k_aux, absolute=select.absolute)
+            rows = decoder[dead]
+            ctx.aux, of_dead, aux_hats = _forward(encoder.of_features(dead), rows, rows, None, strongest, None)
+            kept, aux_hat = [*kept, dead, *of_dead], aux_hats[0]
+        ctx.save_for_backward(*kept)
+        ctx.deferred = options.deferred
+        ctx.mark_non_differentiable(*(t for t in (saved.feature, saved.indptr) if t is not None))
+        ctx.set_materialize_grads(False)
+        return saved.value, x_hat, aux_hat, saved.feature, saved.indptr
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dx_hat: Float32[Tensor, "n_rows d_out"]) -> tuple[Tensor | None, ...]:
-        """Compact gradients, left with the host or written out."""
-        ids, W, *tensors = ctx.saved_tensors
-        saved = Saved(*tensors)
-        needs, host = ctx.needs_input_grad, ctx.host
-        grads = ctx.done.gradients(None, dx_hat[None].contiguous(), saved)
-        dx = ctx.done.input_gradient(grads.value, W, saved) if needs[0] else None
-        db_pre = -(grads.b_enc @ W) if needs[4] else None
-        if host is not None:
-            host.left.append(gpu_backward.Left(ids, grads))
-        wanted = zip((grads.W_enc, grads.b_enc, grads.W_dec), needs[1:4], strict=True)
-        by_feature = [scattered(ids, grad, ctx.d_sae) if grad is not None and need else None for grad, need in wanted]
-        ticket = None if host is None else dx_hat.new_zeros(host.nnz)
-        return dx, *by_feature, db_pre, None, None, None, None, ticket
-
-
-def scattered(ids: Int64[Tensor, " n"], rows: Float32[Tensor, "n *d"], d_sae: int) -> Float32[Tensor, "d_sae *d"]:
-    """The gradients of some features among zeros."""
-    return rows.new_zeros(d_sae, *rows.shape[1:]).index_copy_(0, ids, rows)
+    def backward(
+        ctx: Any, dvalue: Tensor | None, dx_hat: Tensor | None, daux_hat: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        """Every gradient from one by-feature plan, and one of the dead."""
+        W_enc_t, *tensors = ctx.saved_tensors
+        done, saved, needs, n = ctx.done, Saved(*tensors[: len(Saved._fields)]), ctx.needs_input_grad, len(Saved._fields)
+        left = None
+        if daux_hat is not None:
+            dead, of_dead = tensors[n], Saved(*tensors[n + 1 :])
+            left = gpu_backward.Left(dead, ctx.aux.gradients(None, daux_hat[None].contiguous(), of_dead))
+        grads = done.gradients(dvalue, dx_hat, saved, left=left, deferred=ctx.deferred)
+        dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
+        if dx is not None and left is not None:
+            dx += ctx.aux.input_gradient(left.grads.value, W_enc_t[left.ids], of_dead)
+        db_pre = -(grads.b_enc @ W_enc_t) if needs[5] else None
+        db_dec = dx_hat.sum((0, 1)) if needs[4] and dx_hat is not None else None
+        return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None
 
 
 def _reconstruct(

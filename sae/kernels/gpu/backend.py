@@ -7,17 +7,16 @@ how the kernels are tested without a device.
 """
 
 import os
-import threading
 import weakref
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels.interface import Autoencoded, ParamState, Select
+from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 from sae.kernels.reference import Reference
 
 
@@ -68,12 +67,11 @@ class Gpu:
             precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
         )
         self._reference = Reference()
-        self._open: dict[int, tuple[weakref.ref, ...]] = {}
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles begin without the pass that is open."""
+        """Copies and pickles begin without the gradients that wait."""
         settings = self._settings
         return Gpu, (settings.precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
 
@@ -111,55 +109,35 @@ class Gpu:
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], select: Select,
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
     ) -> Autoencoded:
         """Encode `x − b_pre`, select, decode each prefix. Prefixes ascend."""
-        _check(select, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre)
+        dead = None if auxk is None else auxk.dead
+        _check(select, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre, dead=dead)
         assert prefixes is None or list(prefixes) == sorted(prefixes), prefixes
         if x.dtype == torch.float64:
             self.last_route = "reference"
-            return self._reference.autoencode(x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes)
-        done: list[Any] = []
-        with _plain(x):
-            value, x_hat, feature, indptr = self._autograd.Autoencode.apply(
-                _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
-                None if b_pre is None else _fp32(b_pre), select, prefixes or None, self._settings, done,
+            return self._reference.autoencode(
+                x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes, auxk=auxk
             )
-        if value.requires_grad:
-            if self.fused_adam and _may_wait(W_enc, W_enc.t()) and _may_wait(W_dec, W_dec):
-                from sae.kernels.gpu.fused import Deferred
-
-                done[0].deferred = Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
-            self._open[threading.get_ident()] = (*map(weakref.ref, (value, W_enc, W_dec, *done)),)
+        ids = None if auxk is None else auxk.dead.nonzero().squeeze(-1)
+        ids = None if ids is None or ids.numel() == 0 else ids
+        k_aux = 0 if auxk is None or ids is None else min(auxk.k, ids.numel())
+        options = self._autograd.Options(
+            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec)
+        )
+        with _plain(x):
+            value, x_hat, aux_hat, feature, indptr = self._autograd.Autoencode.apply(
+                _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
+                None if b_pre is None else _fp32(b_pre), ids, options,
+            )
+        if auxk is not None and aux_hat is None:
+            aux_hat = x_hat.new_zeros(x_hat.shape[1:])
         dense = self._settings.is_dense(feature.numel(), x.shape[0], W_enc.shape[1])
         self.last_route = "dense" if dense else "sparse"
         k = select.k if select.mode == "topk" else None
-        return Autoencoded(SparseCode(feature, value, x.shape[0], W_enc.shape[1], indptr=indptr, k=k), x_hat)
-
-    def auxk(
-        self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_out"], dead: Bool[Tensor, " d_sae"], k_aux: int,
-        *, b_pre: Float[Tensor, " d_in"] | None = None, absolute: bool = False,
-    ) -> Float[Tensor, "n_rows d_out"]:
-        """Reconstruction from the strongest dead features, over the compacted set of them.
-
-        Its weight gradients, rows of dead features only, are handed to the pass over all features if there is one in
-        the same step, so that no second dense gradient is made and added: both losses then go into one backward.
-        """
-        _check(None, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, dead=dead)
-        if x.dtype == torch.float64:
-            return self._reference.auxk(x, W_enc, b_enc, W_dec, dead, k_aux, b_pre=b_pre, absolute=absolute)
-        ids = dead.nonzero().squeeze(-1)
-        if ids.numel() == 0:
-            return x.new_zeros(x.shape[0], W_dec.shape[1])
-        select = Select("topk", k=min(k_aux, ids.numel()), absolute=absolute)
-        ticket, host = self._host(W_enc, W_dec)
-        if host is not None:
-            W_enc, W_dec = W_enc.detach(), W_dec.detach()
-        with _plain(x):
-            return self._autograd.AuxK.apply(
-                _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), None if b_pre is None else _fp32(b_pre), ids,
-                select, self._settings, host, ticket,
-            )
+        code = SparseCode(feature, value, x.shape[0], W_enc.shape[1], indptr=indptr, k=k)
+        return Autoencoded(code, x_hat, aux_hat)
 
     @torch.no_grad()
     def optimizer_step(
@@ -179,14 +157,13 @@ class Gpu:
 
         return optimizer.optimizer_step(params, self._waiting, **arguments)
 
-    def _host(self, W_enc: Tensor, W_dec: Tensor) -> tuple[Tensor | None, Any]:
-        """The value and the pass of this thread's last `autoencode`, if it was over these weights and is alive."""
-        held = self._open.get(threading.get_ident())
-        if held is None or not torch.is_grad_enabled():
-            return None, None
-        value, enc, dec, done = (ref() for ref in held)
-        usable = value is not None and done is not None and not done.spent
-        return (value, done) if usable and enc is W_enc and dec is W_dec else (None, None)
+    def _deferred(self, W_enc: Tensor, W_dec: Tensor) -> Any:
+        """Where the gradients of the weights wait for a fused step, if it can take them; None: they are made."""
+        if not (self.fused_adam and _may_wait(W_enc, W_enc.t()) and _may_wait(W_dec, W_dec)):
+            return None
+        from sae.kernels.gpu.fused import Deferred
+
+        return Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
 
 
 def _plain(x: Tensor) -> torch.autocast:

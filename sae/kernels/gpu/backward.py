@@ -62,7 +62,7 @@ class CodeGrads:
 
 @dataclass(frozen=True)
 class Left:
-    """Gradients of some features' weights."""
+    """Gradients of some features' weights and biases, by a pass over these alone (AuxK)."""
 
     ids: Int64[Tensor, " n"]
     grads: CodeGrads
@@ -70,9 +70,11 @@ class Left:
     def add_to(self, total: CodeGrads) -> None:
         """Add them to those of all features, where these are made."""
         for name in ("W_enc", "W_dec"):
+            # None: left to the optimiser step, and so is this
             if (all_of_them := getattr(total, name)) is not None:
                 # each id is there once, so every number is added to once: the bits do not depend on an order
                 all_of_them.index_add_(0, self.ids, getattr(self.grads, name))
+        total.b_enc.index_add_(0, self.ids, self.grads.b_enc)
 
 
 @dataclass(frozen=True)

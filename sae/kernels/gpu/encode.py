@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
@@ -85,6 +85,10 @@ class Encoder:
     ) -> "Encoder":
         """With the operands made once."""
         return cls(x, W, b, settings, settings.operand(x), settings.operand(W))
+
+    def of_features(self, ids: Int64[Tensor, " n"]) -> "Encoder":
+        """The encoder of the same rows by some of the features."""
+        return Encoder(self.x, self.W[ids], self.b[ids], self.settings, self.x_operand, self.W_operand[ids])
 
     def chunks(self) -> Iterator[tuple[slice, Float32[Tensor, "n_chunk d_sae"]]]:
         """Each chunk of rows with its scores, without bias."""

@@ -33,7 +33,7 @@ class Waiting:
     W_enc: weakref.ref
     W_dec: weakref.ref
     work: Work
-    left: list[Left]
+    left: Left | None
     dvalue: Float32[Tensor, " nnz"]
     parts: list[Tensor]
     left_rows: tuple[Tensor, Tensor, Tensor]
@@ -71,8 +71,8 @@ class Waiting:
         if W_enc is None or W_dec is None:
             return
         grads = code_grads(self.work)
-        for left in self.left:
-            left.add_to(grads)
+        if self.left is not None:
+            self.left.add_to(grads)
         assert grads.W_enc is not None and grads.W_dec is not None
         for weight, grad in ((W_enc, grads.W_enc.t()), (W_dec, grads.W_dec)):
             weight.grad = grad if weight.grad is None else weight.grad + grad
@@ -86,11 +86,11 @@ class Deferred:
     W_dec: weakref.ref
     waiting: list[Waiting] = field(repr=False)
 
-    def take(self, work: Work, W_dec: Float32[Tensor, "d_sae d_out"], left: list[Left]) -> CodeGrads:
+    def take(self, work: Work, W_dec: Float32[Tensor, "d_sae d_out"], left: Left | None) -> CodeGrads:
         """The gradients of values and biases; those of the weights wait."""
         d_sae, device = W_dec.shape[0], W_dec.device
         waiting = Waiting(
-            self.W_enc, self.W_dec, work, list(left), torch.zeros_like(work.code.value), work.parts(),
+            self.W_enc, self.W_dec, work, left, torch.zeros_like(work.code.value), work.parts(),
             left_tensors(work, left), torch.empty(4, d_sae, device=device),
         )
         b_enc = torch.empty(d_sae, device=device)
@@ -98,12 +98,12 @@ class Deferred:
         tail = (*waiting.left_rows, W_dec, b_enc, waiting.stats, *waiting.parts)
         launch(
             kernels.grad_stats_kernel, (2 * plan.n_windows + d_sae,), *tensors, *tail, *work.numbers(), **constants,
-            HAS_LEFT=bool(left),
+            HAS_LEFT=left is not None,
         )
         launch(
             kernels.hot_stats_kernel, (plan.n_windows,), plan.feature, plan.first, *tail, plan.n_windows,
             plan.order.numel(), d_sae, work.x.shape[1], work.W_dec.shape[1], CHUNK=plan.chunk,
-            BLOCK_IN=constants["BLOCK_IN"], BLOCK_OUT=constants["BLOCK_OUT"], HAS_LEFT=bool(left),
+            BLOCK_IN=constants["BLOCK_IN"], BLOCK_OUT=constants["BLOCK_OUT"], HAS_LEFT=left is not None,
             num_warps=constants["num_warps"],
         )
         waiting.versions = [t._version for t in waiting.read()]
@@ -111,15 +111,14 @@ class Deferred:
         return CodeGrads(None, None, b_enc, waiting.dvalue)
 
 
-def left_tensors(work: Work, left: list[Left]) -> tuple[Tensor, Tensor, Tensor]:
-    """Which row of what another pass left belongs to each feature (−1: none), and that pass's weight gradients."""
-    if not left:
+def left_tensors(work: Work, left: Left | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Which row of what AuxK left belongs to each feature (−1: none), and its weight gradients."""
+    if left is None:
         return work.plan.first, work.dy, work.dy
-    (one,) = left
     row = torch.full((work.code.d_sae,), -1, dtype=torch.int32, device=work.dy.device)
-    row[one.ids] = torch.arange(one.ids.numel(), dtype=torch.int32, device=row.device)
-    assert one.grads.W_enc is not None and one.grads.W_dec is not None
-    return row, one.grads.W_enc, one.grads.W_dec
+    row[left.ids] = torch.arange(left.ids.numel(), dtype=torch.int32, device=row.device)
+    assert left.grads.W_enc is not None and left.grads.W_dec is not None
+    return row, left.grads.W_enc, left.grads.W_dec
 
 
 def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, ParamState, ParamState] | None:
@@ -153,7 +152,7 @@ def fused_step(
     launch(
         kernels.fused_adam_kernel, (2 * work.plan.n_windows + work.code.d_sae,), *work.tensors(waiting.dvalue),
         *waiting.left_rows, *states[0], *states[1], waiting.stats, *waiting.parts[:2], norm,
-        *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(), HAS_LEFT=bool(waiting.left),
+        *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(), HAS_LEFT=waiting.left is not None,
         UNIT_ROWS=dec.unit_rows, SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
     )
     torch.autograd.graph.increment_version([*states[0], *states[1]])

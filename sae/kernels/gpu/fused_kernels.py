@@ -16,7 +16,7 @@ from sae.kernels.gpu.code_kernels import adam
 @triton.jit
 @no_type_check
 def left_row(left_row_ptr, left_ptr, feature, column, d, BLOCK_D: tl.constexpr, HAS_LEFT: tl.constexpr):
-    """The gradient that another pass has left for a feature (in row left_row[f] of its own, −1 for none)."""
+    """The gradient that AuxK has left for a feature (in row left_row[f] of its own, −1 for none)."""
     left = tl.zeros([BLOCK_D], tl.float32)
     if HAS_LEFT:
         row = tl.load(left_row_ptr + feature).to(tl.int64)

@@ -40,8 +40,9 @@ def dense_of(folder: Path, name: str = "quick") -> Dense:
     rows = np.concatenate([np.load(p).reshape(-1, np.load(p).shape[-1]) for p in sorted(hook.glob("shard-*.npy"))])
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     eligible, held_out = np.load(cache / "eligible.npy"), np.load(cache / "split.npy")
-    # the quick config's calibration: the first 8 training sequences, outliers above 10 medians
-    calib = np.flatnonzero(~held_out)[:8]
+    # the quick config's calibration: 8 training sequences at equal distances, outliers above 10 medians
+    training = np.flatnonzero(~held_out)
+    calib = training[[int((i + 0.5) * len(training) / 8) for i in range(8)]]
     some = norms.reshape(tokens.shape)[calib][eligible[calib]]
     kept = eligible.reshape(-1) & (norms <= 10 * np.quantile(some, 0.5, method="lower"))
     acts = np.zeros((len(rows), model.d_sae), np.float32)

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from analysis.corpus_rows import CorpusRows
 from analysis.index.builder import write_index
 from analysis.index.encode import Codes
 from analysis.index.read import Index, open_index
-from analysis.index.rows import Rows
-from analysis.index.text import Vocabulary
+from analysis.index.store import write_vocabulary
+from analysis.trained import TrainedSAE
+from analysis.vocabulary import Vocabulary
 from sae import store
 from sae.base import SAE
 from sae.code import from_dense
@@ -62,25 +64,27 @@ def make_index(
     store.save(sae_, folder / "run/final", provenance={})
     data = Tokens(np.arange(n_seqs) % 5 == 4, kept, tokens.astype(np.int32), {})
     mask = KeepMask(NoRows(), data, cfg.data.model_copy(update={"mask_hooks": ("acts",)}), {"acts": 1.0})
-    rows = Rows(cfg, Data(NoRows(), data, None), mask, n_seqs)
+    trained = TrainedSAE(folder / "run", sae_, cfg.site)
+    rows = CorpusRows(trained, cfg, Data(NoRows(), data, None), mask, n_seqs)
     made = folder / "run/index/default"
     made.mkdir(parents=True)
     if words is not None:
-        write_with_words(made, folder / "run", sae_, rows, codes, words, budget)
+        write_with_words(made, rows, codes, words, budget)
     else:
-        weights = store.weights_hash(sae_)
-        write_index(made, folder / "run", sae_, rows, codes, {"weights_sha256": weights}, budget, Display(quiet=True))
+        write_index(made, rows, codes, made_from(rows), None, budget, Display(quiet=True))
     return open_index(made)
 
 
-def write_with_words(
-    made: Path, run: Path, sae_: SAE, rows: Rows, codes: Codes, words: Sequence[bytes], budget: int
-) -> None:
+def made_from(rows: CorpusRows) -> dict[str, str]:
+    return {"weights_sha256": store.weights_hash(rows.trained.sae)}
+
+
+def write_with_words(made: Path, rows: CorpusRows, codes: Codes, words: Sequence[bytes], budget: int) -> None:
     """As if a tokenizer with this vocabulary had been there."""
     import json
 
-    write_index(made, run, sae_, rows, codes, {"weights_sha256": store.weights_hash(sae_)}, budget, Display(quiet=True))
-    Vocabulary(words).write(made / "vocabulary.parquet")
+    write_index(made, rows, codes, made_from(rows), None, budget, Display(quiet=True))
+    write_vocabulary(made / "vocabulary.parquet", Vocabulary(words))
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["files"]["vocabulary.parquet"] = {"sha256": "0"}
     (made / "manifest.json").write_text(json.dumps(manifest))

@@ -30,7 +30,7 @@ def test_batches_shards_and_memory_leave_no_trace(folder: Path) -> None:
 def test_an_interrupted_index_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = folder / "runs/quick"
     whole = tree(build(run, name="whole", quiet=True, batch_rows=256, shard_rows=512).folder)
-    real, calls = encode._encode_batch, []
+    real, calls = encode.encode_batch, []
 
     def dies(*args: object) -> object:
         calls.append(args)
@@ -38,7 +38,7 @@ def test_an_interrupted_index_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(encode, "_encode_batch", dies)
+    monkeypatch.setattr(encode, "encode_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         build(run, name="torn", quiet=True, batch_rows=256, shard_rows=512)
     assert "torn" not in [p.name for p in indexes(run)]
@@ -74,7 +74,7 @@ def test_the_command_says_what_it_did(folder: Path, index: Index) -> None:
     assert "features 0 to 63" in refusal(run_sae(folder, "show", "runs/quick", "64"), "show")
 
 
-def test_another_text_through_the_model(folder: Path) -> None:
+def test_another_text_through_the_model(folder: Path, index: Index) -> None:
     (folder / "notes").mkdir(exist_ok=True)
     for i in range(20):
         (folder / f"notes/{i}.txt").write_text(f"strange notes about other things, {i} " * 2)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from analysis.index import Index
-from analysis.index.text import Vocabulary
+from analysis.index.store import read_vocabulary, write_vocabulary
+from analysis.vocabulary import Vocabulary
 from sae.code import from_dense
 from sae.errors import SaescopeError
 from tests.analysis.index.dense import Dense
@@ -136,8 +137,8 @@ def test_hostile_and_broken_tokens_are_text(tmp_path: Path) -> None:
 
 
 def test_vocabulary_survives_its_file(tmp_path: Path) -> None:
-    Vocabulary(WORDS).write(tmp_path / "v.parquet")
-    assert Vocabulary.read(tmp_path / "v.parquet").tokens == WORDS
+    write_vocabulary(tmp_path / "v.parquet", Vocabulary(WORDS))
+    assert read_vocabulary(tmp_path / "v.parquet").tokens == WORDS
 
 
 def test_an_sae_whose_features_are_all_dead(tmp_path: Path) -> None:

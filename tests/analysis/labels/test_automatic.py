@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from analysis.index.text import Vocabulary
 from analysis.index.types import Example
 from analysis.labels.automatic import N_JUDGED, Explainer, Rule, balanced_accuracy, explain
 from analysis.labels.commands import label_all, told
 from analysis.labels.contrast import NEAR, Condition, Words, best_words, chance
 from analysis.labels.store import Label, Labels
+from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 from tests.analysis import samples
 

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.heldout_rows import heldout_rows
+from analysis.corpus_rows import open_rows
 from analysis.mdl.description_length import Encoded, description_length
 from analysis.mdl.runs import curve, least_description
 from analysis.render.figures import rate
+from analysis.trained import open_trained
 from sae import store
 from sae.cli import main
 from sae.errors import SaescopeError
 from tests.sae.toy import Toy, train
-from training.config.reading import read, resolve
+from training.config.reading import resolve
 
 N = 3200
 
@@ -43,7 +44,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "name": name, "model": None, "site": site, "sae": {"variant": variant, "d_sae": 32, **sae},
             "corpus": {"sources": f"acts:{root / 'acts'}", "n_ctx": 32, "held_out": 0.2}, "data": {"n_calib": 32},
         }
-        store.save(train(toy, variant, n_steps=60, d_sae=32, lr=1e-2, **sae), root / "runs" / name / "final", provenance={})
+        trained = train(toy, variant, n_steps=60, d_sae=32, lr=1e-2, **sae)
+        store.save(trained, root / "runs" / name / "final", provenance={"site": {"input": site}})
         (root / "runs" / name / "config.yaml").write_text(resolve(fields)[0].yaml())
     return root / "runs"
 
@@ -54,7 +56,7 @@ def test_runs_come_by_their_bits_at_one_distortion(runs: Path) -> None:
     level, found = selection.fve, selection.runs
     assert {one.run for one in found} == set(folders) and len(found) == 3
     assert selection.least is found[0]
-    rows, target = heldout_rows(read(folders[0] / "config.yaml")[0], 400)
+    rows, target = open_rows(open_trained(folders[0])).held_out(400)
     assert len(rows) == 13 * 32, "400, in whole sequences"
     assert torch.equal(rows, target)
     assert level == min(one.fve for one in found) - 0.01
@@ -98,7 +100,7 @@ def test_what_cannot_be_compared_is_refused(runs: Path, tmp_path: Path) -> None:
 
 
 def test_a_curve_runs_from_coarse_to_fine(runs: Path) -> None:
-    rows, _ = heldout_rows(read(runs / "mdl" / "config.yaml")[0], 400)
+    rows, _ = open_rows(open_trained(runs / "mdl")).held_out(400)
     encoded = Encoded(store.load(runs / "mdl"), rows)
     points = curve(encoded, 6)
     assert len(points) == 6

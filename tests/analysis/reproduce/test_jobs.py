@@ -35,23 +35,23 @@ def table(path: str) -> list[dict[str, str]]:
 
 def test_tables_hold_every_seed_and_setting_and_their_interval(place: Path) -> None:
     reproduce("toy", quiet=True)
-    rows = table("configs/reproduce/toy.csv")
+    rows = table("docs/results/toy.csv")
     assert [(r["seed"], r["setting"], r["value"]) for r in rows] == [
         ("0", "plain", "1"), ("0", "far", "10"), ("1", "plain", "2"), ("1", "far", "11"), ("2", "plain", "3"),
         ("2", "far", "12"),
     ]
     assert all(float(r["seconds"]) >= 0 and "threads" in r["machine"] for r in rows)
-    far = next(r for r in table("configs/reproduce/toy-summary.csv") if (r["setting"], r["metric"]) == ("far", "value"))
+    far = next(r for r in table("docs/results/toy-summary.csv") if (r["setting"], r["metric"]) == ("far", "value"))
     # 11 ∓ 4.302653 · 1 / √3
     assert [float(far[k]) for k in ("mean", "low", "high")] == pytest.approx([11, 8.515862, 13.484138], abs=1e-4)
     assert far["n_seeds"] == "3"
-    assert Path("configs/reproduce/picture").read_text() == "6 6"
+    assert Path("docs/results/picture").read_text() == "6 6"
 
 
 def test_an_undefined_figure_is_empty_and_not_counted(place: Path) -> None:
     reproduce("toy", quiet=True)
-    assert [r["undefined"] for r in table("configs/reproduce/toy.csv")[:3]] == ["", "", "1"]
-    found = [r for r in table("configs/reproduce/toy-summary.csv") if r["metric"] == "undefined"]
+    assert [r["undefined"] for r in table("docs/results/toy.csv")[:3]] == ["", "", "1"]
+    found = [r for r in table("docs/results/toy-summary.csv") if r["metric"] == "undefined"]
     assert [(r["mean"], r["n_seeds"]) for r in found] == [("1", "2"), ("1", "2")]
 
 
@@ -61,20 +61,20 @@ def test_goes_on_where_it_was_stopped(place: Path) -> None:
     (runs / "stop").write_text("plain-1")
     with pytest.raises(KeyboardInterrupt):
         reproduce("toy", quiet=True)
-    assert not Path("configs/reproduce/toy.csv").exists()
+    assert not Path("docs/results/toy.csv").exists()
     (runs / "stop").unlink()
     reproduce("toy", quiet=True)
     done = (runs / "diary").read_text().split()
     assert done == ["plain-0", "far-0", "plain-1", "plain-1", "far-1", "plain-2", "far-2"]
     assert (runs / "plain-1" / "begun").exists()
-    assert len(table("configs/reproduce/toy.csv")) == 6
+    assert len(table("docs/results/toy.csv")) == 6
 
 
 def test_other_fields_are_done_anew(place: Path) -> None:
     reproduce("toy", quiet=True)
     Path("configs/reproduce/toy.yaml").write_text(PLAN.replace("offset: 10", "offset: 30"))
     reproduce("toy", quiet=True)
-    assert [r["value"] for r in table("configs/reproduce/toy.csv")] == ["1", "30", "2", "31", "3", "32"]
+    assert [r["value"] for r in table("docs/results/toy.csv")] == ["1", "30", "2", "31", "3", "32"]
     assert len(Path("runs/reproduce/toy/diary").read_text().split()) == 9
 
 
@@ -87,7 +87,7 @@ def test_a_job_may_have_several_settings(place: Path) -> None:
 def test_the_short_form_leaves_the_committed_tables_alone(place: Path) -> None:
     rows = reproduce("toy", short=True, quiet=True)
     assert [r["value"] for r in rows] == [6, 25]
-    assert not Path("configs/reproduce/toy.csv").exists()
+    assert not Path("docs/results/toy.csv").exists()
     assert Path("runs/reproduce/toy-short/toy.csv").exists()
 
 

@@ -12,7 +12,7 @@ from analysis.reproduce import mdl_digits
 from analysis.reproduce.jobs import reproduce
 from analysis.reproduce.mdl_digits_pictures import mean_map, telling
 from sae.base import Transform
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import TopK, TopKConfig
 from tests.sae.toy import one_thread
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "reproduce"
@@ -48,7 +48,7 @@ def test_a_dictionary_of_the_images_remembers_them_at_the_bits_of_their_number()
     """One feature for each of 64 images, one active: log2 64 bits, and the dictionary's 8 bits for each weight."""
     images = mdl_digits.digits()[:64]
     mean = images.mean(0)
-    sae = TopK(TopKVariantConfig(d_sae=64, k=1), 64, input=Transform(mean, torch.ones(())))
+    sae = TopK(TopKConfig(d_sae=64, k=1), 64, input=Transform(mean, torch.ones(())))
     shift = images - mean
     unit = shift / shift.norm(dim=1, keepdim=True)
     sae.W_dec.data.copy_(unit)

@@ -6,7 +6,7 @@ import torch
 
 from analysis.render import steering as render
 from analysis.steering.generate import Edit, Editor, Settings, steer
-from analysis.trained import Live, live
+from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
 from tests.analysis.markup import Page, check_visible
 from tests.analysis.model_runs import HOOK, write_live_run
@@ -21,11 +21,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(run: Path) -> Live:
-    return live(run)
+def loaded(run: Path) -> TrainedSAE:
+    return open_trained(run)
 
 
-def residual(loaded: Live, tokens: torch.Tensor, editor: Editor | None, hook: str = HOOK) -> torch.Tensor:
+def residual(loaded: TrainedSAE, tokens: torch.Tensor, editor: Editor | None, hook: str = HOOK) -> torch.Tensor:
     """What the model carries at the hook, `[n, d]`, behind the edits."""
     found: list[torch.Tensor] = []
 
@@ -43,7 +43,7 @@ def residual(loaded: Live, tokens: torch.Tensor, editor: Editor | None, hook: st
     return found[0]
 
 
-def test_nothing_added_changes_no_bit(loaded: Live) -> None:
+def test_nothing_added_changes_no_bit(loaded: TrainedSAE) -> None:
     tokens = loaded.tokens(TEXT)
     plain = loaded.model.logits(tokens[None])
     with Editor(loaded, [Edit(3, 0.0), Edit(5, 0.0)], Settings(), tokens).spliced(len(tokens)):
@@ -51,7 +51,7 @@ def test_nothing_added_changes_no_bit(loaded: Live) -> None:
     assert torch.equal(loaded.model.logits(tokens[None]), plain)
 
 
-def test_adding_moves_exactly_the_chosen_positions(loaded: Live) -> None:
+def test_adding_moves_exactly_the_chosen_positions(loaded: TrainedSAE) -> None:
     tokens = loaded.tokens(TEXT)
     clean = residual(loaded, tokens, None)
     d3, d5 = (loaded.sae.W_dec[f] / loaded.sae.W_dec[f].norm() for f in (3, 5))
@@ -65,7 +65,7 @@ def test_adding_moves_exactly_the_chosen_positions(loaded: Live) -> None:
     assert torch.equal(both[[0, 1, 3]], clean[[0, 1, 3]])
 
 
-def test_clamping_keeps_the_error_and_the_other_features(loaded: Live) -> None:
+def test_clamping_keeps_the_error_and_the_other_features(loaded: TrainedSAE) -> None:
     tokens = loaded.tokens(TEXT)
     clean = residual(loaded, tokens, None)
     code = loaded.sae.encode(clean).to_dense()
@@ -83,7 +83,7 @@ def test_clamping_keeps_the_error_and_the_other_features(loaded: Live) -> None:
     torch.testing.assert_close(after - before, (1.5 - code[1:, feature]) * gain.detach(), atol=1e-5, rtol=1e-5)
 
 
-def _pre(loaded: Live, x: torch.Tensor, feature: int) -> torch.Tensor:
+def _pre(loaded: TrainedSAE, x: torch.Tensor, feature: int) -> torch.Tensor:
     """The feature's pre-activation in the units of its activations, written out."""
     sae = loaded.sae
     w_enc, b_enc = sae.encoder()
@@ -91,7 +91,7 @@ def _pre(loaded: Live, x: torch.Tensor, feature: int) -> torch.Tensor:
     return ((x @ w_enc + b_enc)[:, feature] * sae.lengths()[feature]).detach()
 
 
-def test_positions_by_name(loaded: Live) -> None:
+def test_positions_by_name(loaded: TrainedSAE) -> None:
     tokens = loaded.tokens(TEXT)
     n = len(tokens)
     longer = torch.cat([tokens, tokens[1:4]])
@@ -104,7 +104,7 @@ def test_positions_by_name(loaded: Live) -> None:
 def test_at_a_transcoders_site_the_input_is_read_and_the_target_moved(tmp_path: Path) -> None:
     target = "blocks.1.hook_mlp_out"
     folder, sae, model = write_live_run(tmp_path, target=target)
-    loaded = live(folder)
+    loaded = open_trained(folder)
     tokens = loaded.tokens(TEXT)
     at_input, at_target = (residual(loaded, tokens, None, hook) for hook in (HOOK, target))
     editor = Editor(loaded, [Edit(7, 2.0, "clamp")], Settings(), tokens)
@@ -121,7 +121,7 @@ def test_clamping_an_update_reads_what_its_sae_reads(update: bool | str, tmp_pat
     """With `both` a feature's value is that of the update, not of the block's input."""
     after = "blocks.1.hook_resid_post"
     folder, sae, _ = write_live_run(tmp_path, target=after, site={"input": HOOK, "target": after, "update": update})
-    loaded = live(folder)
+    loaded = open_trained(folder)
     tokens = loaded.tokens(TEXT)
     before_block, behind = (residual(loaded, tokens, None, hook) for hook in (HOOK, after))
     code = sae.encode(behind - before_block if update == "both" else before_block).to_dense()
@@ -151,7 +151,7 @@ def test_a_strong_edit_parts_the_texts_and_a_seed_repeats_them(run: Path) -> Non
     assert first.steered.tokens[: first.parted] == first.baseline.tokens[: first.parted]
 
 
-def test_greedy_generation_is_the_models_own(loaded: Live, run: Path) -> None:
+def test_greedy_generation_is_the_models_own(loaded: TrainedSAE, run: Path) -> None:
     result = steer(run, TEXT, [], Settings(max_tokens=5, temperature=0.0))
     tokens = loaded.tokens(TEXT)
     for token, logprob in zip(result.baseline.tokens, result.baseline.logprobs, strict=True):
@@ -162,11 +162,11 @@ def test_greedy_generation_is_the_models_own(loaded: Live, run: Path) -> None:
 
 
 def test_sampling_follows_the_models_probabilities() -> None:
-    from analysis.steering.generate import _choose, _noise
+    from analysis.steering.generate import choose, gumbel_noise
 
     logits = torch.tensor([1.0, 0.0, -1.0])
-    noise = _noise(1)
-    counts = torch.bincount(torch.tensor([_choose(logits, 2.0, noise) for _ in range(4000)]), minlength=3) / 4000
+    noise = gumbel_noise(1)
+    counts = torch.bincount(torch.tensor([choose(logits, 2.0, noise) for _ in range(4000)]), minlength=3) / 4000
     expected = (logits / 2).softmax(-1)
     assert (counts - expected).abs().max() < 4 * float((expected * (1 - expected) / 4000).sqrt().max())
 

@@ -14,12 +14,12 @@ from sae.base import Progress, Transform
 from sae.code import SparseCode
 from sae.errors import SaescopeError
 from sae.formats import saelens
-from sae.variants.abstopk import AbsTopK
-from sae.variants.batchtopk import BatchTopK, BatchTopKConfig
+from sae.init import initialise
 from sae.variants.gated import Gated
+from sae.variants.imported import Imported
 from sae.variants.jumprelu import JumpReLU
-from sae.variants.relu import ReLU
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.relu import ReLU, ReLUConfig
+from sae.variants.topk import BatchTopKConfig, TopK, TopKConfig
 from tests.sae.test_store import FIELDS, make, rows
 
 D, N, D_OUT, K = 10, 24, 7, 4
@@ -123,14 +123,16 @@ def test_reading_computes_the_formula(tmp_path: Path, architecture: str, changes
 
 def test_known_architectures_become_variants(tmp_path: Path):
     expected = {
-        "standard": ReLU, "transcoder": ReLU, "topk": TopK, "abstopk": AbsTopK, "gated": Gated, "jumprelu": JumpReLU,
+        "standard": ReLU, "transcoder": ReLU, "topk": TopK, "abstopk": TopK, "gated": Gated, "jumprelu": JumpReLU,
         "jumprelu_transcoder": JumpReLU, "skip_transcoder": ReLU, "jumprelu_skip_transcoder": JumpReLU,
     }
     for architecture, variant in expected.items():
         folder_of(tmp_path, architecture)
-        assert type(saelens.read(tmp_path)) is variant
+        sae = saelens.read(tmp_path)
+        assert type(sae) is variant
+        assert variant is not TopK or sae.config.variant == architecture
     folder_of(tmp_path, "gated", normalize_activations="layer_norm")
-    assert type(saelens.read(tmp_path)) is saelens.Imported
+    assert type(saelens.read(tmp_path)) is Imported
 
 
 def test_what_needs_its_input_to_be_decoded_says_so(tmp_path: Path):
@@ -254,7 +256,7 @@ def test_a_threshold_is_repeated_as_saelens_saves_it(tmp_path: Path):
 
 
 def test_a_threshold_is_exclusive(tmp_path: Path):
-    sae = BatchTopK(BatchTopKConfig(d_sae=2, k=1, apply_b_dec_to_input=False), 2)
+    sae = TopK(BatchTopKConfig(d_sae=2, k=1, apply_b_dec_to_input=False), 2)
     with torch.no_grad():
         sae.W_dec.copy_(torch.eye(2))
         sae.W_enc.copy_(torch.eye(2))
@@ -280,7 +282,7 @@ def test_a_large_common_mean_costs_no_digits(tmp_path: Path):
     generator = torch.Generator().manual_seed(5)
     d, n = 32, 64
     mean = torch.full((d,), 300.0) + torch.randn(d, generator=generator)
-    sae = TopK(TopKVariantConfig(d_sae=n, k=5), d, input=Transform(mean, torch.tensor(3.1)))
+    sae = TopK(TopKConfig(d_sae=n, k=5), d, input=Transform(mean, torch.tensor(3.1)))
     with torch.no_grad():
         W = torch.randn(n, d, generator=generator)
         sae.W_dec.copy_(W / W.norm(dim=1, keepdim=True))
@@ -293,3 +295,14 @@ def test_a_large_common_mean_costs_no_digits(tmp_path: Path):
     sae, scale = sae.requires_grad_(False), float(sae.input.scale)
     exact = (((x.double() - mean.double()) * scale - sae.b_dec.double()) @ sae.W_enc.double()) / scale
     assert float((theirs - exact).abs().max() / exact.abs().amax(1).min()) < 1e-6
+
+
+@pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "gated"])
+def test_what_begins_with_an_import_has_its_support(tmp_path: Path, architecture: str):
+    """A ReLU has no thresholds, and does not drop those of the file: rows have the features active that the file says."""
+    folder_of(tmp_path, architecture)
+    old, x = saelens.read(tmp_path).double(), torch.randn(200, D, generator=torch.Generator().manual_seed(4)).double()
+    sae = ReLU(ReLUConfig(d_sae=N, sparsity={"coefficient": 1}, init={"from": str(tmp_path)}), D).double()
+    initialise(sae, x)
+    expected = old.encode(x).to_dense() != 0
+    assert torch.equal(sae.encode(x).to_dense() != 0, expected) and 0.1 < expected.double().mean() < 0.45

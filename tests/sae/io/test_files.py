@@ -61,7 +61,7 @@ def test_a_failed_folder_leaves_what_was_there(tmp_path: Path):
 
 def test_leftovers_of_a_killed_process_are_removed_and_live_ones_kept(tmp_path: Path):
     code = (
-        "import sys, time; from pathlib import Path; from sae import files\n"
+        "import sys, time; from pathlib import Path; from sae.io import files\n"
         "with files.atomic_dir(Path(sys.argv[1])) as p:\n"
         "    (p / 'half').write_text('half'); print('writing', flush=True); time.sleep(60)"
     )

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.errors import SaescopeError
-from sae.kernels import Select
+from sae.kernels import Autoencoded, Revival, Select
 from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import select as gpu_select
+from sae.kernels.gpu.autograd import Pass
 from sae.kernels.gpu.backend import Gpu
 from sae.kernels.reference import Reference
 
@@ -70,17 +71,24 @@ class Problem:
     def leaves(self, dtype: torch.dtype = torch.float32) -> "Problem":
         return Problem(*(t.detach().to(dtype).requires_grad_() for t in vars(self).values()))
 
-    def autoencode(self, kernels: Reference | Gpu, select: Select, prefixes: tuple[int, ...] | None = None):
+    def autoencode(
+        self, kernels: Reference | Gpu, select: Select, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
+    ) -> Autoencoded:
         return kernels.autoencode(
-            self.x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes
+            self.x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes, auxk=auxk
         )
 
-    def loss(self, kernels: Reference | Gpu, select: Select, prefixes: tuple[int, ...] | None = None) -> Tensor:
-        """Uses every output: each prefix with its own weight, and the values."""
-        code, x_hat = self.autoencode(kernels, select, prefixes)
+    def loss(
+        self, kernels: Reference | Gpu, select: Select, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
+    ) -> Tensor:
+        """Uses every output: each prefix with its own weight, the values, and what the dead reconstruct."""
+        code, x_hat, aux_hat = self.autoencode(kernels, select, prefixes, auxk)
         weights = torch.arange(1, x_hat.shape[0] + 1, device=x_hat.device)[:, None, None]
         target = torch.cos(torch.arange(x_hat[0].numel(), device=x_hat.device)).view_as(x_hat[0])
-        return ((x_hat - target) ** 2 * weights).sum() + (code.value**2 * 0.3).sum() + code.value.sum()
+        aux = 0 if aux_hat is None else (aux_hat - 1).square().sum()
+        return ((x_hat - target) ** 2 * weights).sum() + (code.value**2 * 0.3).sum() + code.value.sum() + aux
 
     def grads(self) -> dict[str, Tensor]:
         return {name: t.grad for name, t in vars(self).items() if t.grad is not None}
@@ -350,7 +358,7 @@ def check_no_rows(device: str) -> None:
     for select in MODES.values():
         for precision in ("fp32", "bf16"):
             kernels = Gpu(precision)
-            code, x_hat = problem.autoencode(kernels, on(select, device, torch.float32), (5, 37))
+            code, x_hat, _ = problem.autoencode(kernels, on(select, device, torch.float32), (5, 37))
             assert code.feature.numel() == 0 and x_hat.shape == (2, 0, 6)
             x_hat.sum().backward()
             assert problem.W_dec.grad.count_nonzero() == 0
@@ -374,10 +382,8 @@ def compare_auxk(
     problem: Problem, kernels: Gpu, dead: Tensor, k_aux: int, absolute: bool, tolerance: float = 2e-5
 ) -> None:
     exact, problem = problem.leaves(torch.float64), problem.leaves()
-    outs = [
-        backend.auxk(p.x, p.W_enc, p.b_enc, p.W_dec, dead, k_aux, b_pre=p.b_pre, absolute=absolute)
-        for backend, p in ((REFERENCE, exact), (kernels, problem))
-    ]
+    select, auxk = Select("topk", k=1, absolute=absolute), Revival(dead, k_aux)
+    outs = [p.autoencode(each, select, auxk=auxk).aux_hat for each, p in ((REFERENCE, exact), (kernels, problem))]
     close("auxk", outs[1], outs[0], tolerance)
     if not dead.any():
         assert outs[1].count_nonzero() == 0
@@ -396,12 +402,13 @@ def check_what_a_pass_holds_is_let_go(device: str) -> None:
     gc.collect()
     gc.disable()
     try:
-        out = problem.autoencode(kernels, Select("topk", k=2))
-        value, done = weakref.ref(out.code.value), next(iter(kernels._open.values()))[-1]
-        assert value() is not None and done() is not None
-        out.x_hat.sum().backward()
+        out = problem.autoencode(kernels, Select("topk", k=2), auxk=Revival(torch.arange(9, device=device) > 5, 2))
+        value = weakref.ref(out.code.value)
+        passes = [weakref.ref(each) for each in gc.get_objects() if type(each) is Pass]
+        assert value() is not None and len(passes) == 2
+        (out.x_hat.sum() + out.aux_hat.sum()).backward()
         del out
-        assert value() is None and done() is None
+        assert value() is None and all(each() is None for each in passes)
     finally:
         gc.enable()
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae.base import Progress
 from sae.init import initialise
-from sae.kernels import ParamState, Select
+from sae.kernels import ParamState, Revival, Select
 from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import optimizer as gpu_optimizer
 from sae.kernels.gpu import products as gpu_products
@@ -27,22 +27,20 @@ ADAM = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8}
 
 
 @check
-def check_auxk_beside_a_pass(device: str) -> None:
-    """Its weight gradients reach the weights by way of the pass over all features, whichever losses are taken."""
+def check_auxk_beside_the_reconstruction(device: str) -> None:
+    """Its gradients join those of all features, by gathers and by GEMMs, whichever losses are taken."""
     for kernels in (Gpu("fp32"), Gpu("fp32", dense_above=1.0)):
         problem = Problem.random(device, 7, 10, 8, 13)
-        dead = torch.arange(13, device=device) % 3 == 0
-        for weights in ((1.0, 1.0), (0.0, 1.0), (1.0, 0.0)):
+        auxk = Revival(torch.arange(13, device=device) % 3 == 0, 4)
+        for weights, absolute in (((1.0, 1.0), False), ((1.0, 1.0), True), ((0.0, 1.0), False), ((1.0, 0.0), False)):
             exact, problem = problem.leaves(torch.float64), problem.leaves()
             for backend, p in ((REFERENCE, exact), (kernels, problem)):
-                out = p.autoencode(backend, MODES["topk"], (6, 13))
-                args = (p.x, p.W_enc, p.b_enc, p.W_dec, dead, 4)
-                aux, signed = (backend.auxk(*args, b_pre=p.b_pre, absolute=absolute) for absolute in (False, True))
-                terms = (out.x_hat - 1).square().sum() + out.code.value.sum(), (aux - 1).square().sum() + signed.sum()
+                out = p.autoencode(backend, MODES["topk_absolute" if absolute else "topk"], (6, 13), auxk)
+                terms = (out.x_hat - 1).square().sum() + out.code.value.sum(), (out.aux_hat - 1).square().sum()
                 loss = sum(w * term for w, term in zip(weights, terms, strict=True) if w)
                 loss.backward()
             for name, gradient in exact.grads().items():
-                close(f"{weights} {name}", problem.grads()[name], gradient)
+                close(f"{weights} {absolute} {name}", problem.grads()[name], gradient)
 
 
 class Training:
@@ -62,12 +60,7 @@ class Training:
             self.params.append(ParamState(p, *moments, unit_rows=unit, sparse_axis=axis if sparse else None))
 
     def loss(self, select: Select, prefixes: tuple[int, ...] | None, dead: Tensor | None) -> Tensor:
-        loss = self.problem.loss(self.kernels, select, prefixes)
-        for absolute in () if dead is None else (False,):
-            p = self.problem
-            aux = self.kernels.auxk(p.x, p.W_enc, p.b_enc, p.W_dec, dead, 4, b_pre=p.b_pre, absolute=absolute)
-            loss = loss + (aux - 1).square().sum()
-        return loss
+        return self.problem.loss(self.kernels, select, prefixes, None if dead is None else Revival(dead, 4))
 
     def optimise(self, step: int, clip: float | None) -> Tensor:
         # eps so large that a gradient of rounding errors alone is no step
@@ -106,7 +99,7 @@ def check_fused_adam(device: str) -> None:
 
 @check
 def check_fused_adam_makes_gradients_that_it_cannot_step(device: str) -> None:
-    """Several passes, other terms on a weight, several auxiliary losses, GEMMs, rows too wide, weights left out."""
+    """Several passes, with dead features too, other terms on a weight, GEMMs, rows too wide, weights left out."""
     dead = torch.arange(13, device=device) % 3 == 0
 
     def twice(t: Training) -> Tensor:
@@ -116,8 +109,7 @@ def check_fused_adam_makes_gradients_that_it_cannot_step(device: str) -> None:
         return t.loss(MODES["topk"], None, dead) + t.problem.W_dec.norm(dim=1).sum()
 
     def two_auxiliaries(t: Training) -> Tensor:
-        p, first = t.problem, t.loss(MODES["topk"], None, dead)
-        return first + t.kernels.auxk(p.x, p.W_enc, p.b_enc, p.W_dec, ~dead, 2, b_pre=p.b_pre).square().sum()
+        return t.loss(MODES["topk"], None, dead) + t.loss(MODES["topk"], None, ~dead)
 
     problem = Problem.random(device, 7, 10, 8, 13)
     for loss, dense_above, unit_rows in (
@@ -204,7 +196,7 @@ def check_what_a_step_reads_may_not_change_before(device: str) -> None:
     training.loss(Select("topk", k=2), None, None).backward()
     training.problem.W_dec.detach().mul_(0.5)
     raises("changed between", lambda: training.optimise(1, None))
-    code, x_hat = problem.leaves().autoencode(Gpu("fp32"), Select("topk", k=2))
+    code, x_hat, _ = problem.leaves().autoencode(Gpu("fp32"), Select("topk", k=2))
     with torch.no_grad():
         code.value.mul_(2)
     try:
@@ -213,21 +205,6 @@ def check_what_a_step_reads_may_not_change_before(device: str) -> None:
         assert "modified by an inplace operation" in str(error), error
     else:
         raise AssertionError("a changed value went unnoticed")
-
-
-@check
-def check_auxk_after_another_backward(device: str) -> None:
-    """A pass whose backward has run takes no more gradients."""
-    kernels, problem, dead = Gpu("fp32"), Problem.random(device, 5, 8, 8, 12), torch.arange(12, device=device) % 2 == 0
-    expected, got = problem.leaves(torch.float64), problem.leaves()
-    out = got.autoencode(kernels, Select("topk", k=2))
-    out.x_hat.sum().backward()
-    for backend, p in ((REFERENCE, expected), (kernels, got)):
-        for leaf in vars(p).values():
-            leaf.grad = None
-        backend.auxk(p.x, p.W_enc, p.b_enc, p.W_dec, dead, 2, b_pre=p.b_pre).square().sum().backward()
-    for name, gradient in expected.grads().items():
-        close(name, got.grads()[name], gradient)
 
 
 @check
@@ -359,7 +336,7 @@ def check_short_training(device: str) -> None:
         params = [ParamState(getattr(problem, n), *states[n], unit_rows=n == "W_dec") for n in names]
         problem.W_dec.data /= problem.W_dec.data.norm(dim=1, keepdim=True)
         for step in range(1, 9):
-            _, (x_hat,) = problem.autoencode(kernels, MODES["topk"])
+            x_hat = problem.autoencode(kernels, MODES["topk"]).x_hat[0]
             loss = ((x_hat - problem.x.detach()) ** 2).sum(1).mean()
             loss.backward()
             kernels.optimizer_step(params, step=step, clip=1.0, **ADAM)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae.kernels import Autoencoded, Backend, ParamState, Select, backend
+from sae.kernels import Autoencoded, Backend, ParamState, Revival, Select, backend
 
 MODES = list(itertools.product(("topk", "batch_topk", "threshold"), (False, True)))
 SIZES = {  # n_rows, d_in, d_sae, d_out, k
@@ -70,11 +70,10 @@ def losses_and_grads(
 ) -> tuple[Autoencoded, dict[str, Tensor]]:
     """One step whose loss touches every output; the gradients of everything."""
     w, x = weights.leaves(dtype), x.detach().to(dtype).clone().requires_grad_()
-    out = autoencode(kernels, x, w, select, prefixes=prefixes)
+    out = autoencode(kernels, x, w, select, prefixes=prefixes, auxk=None if dead is None else Revival(dead, k_aux))
     loss = (out.x_hat - 0.5).square().sum() / x.shape[0] + (out.code.value**2).sum() * 0.1
-    if dead is not None:
-        aux = kernels.auxk(x, w.W_enc, w.b_enc, w.W_dec, dead, k_aux, b_pre=w.b_pre, absolute=select.absolute)
-        loss = loss + (aux - 1).square().sum() / x.shape[0]
+    if out.aux_hat is not None:
+        loss = loss + (out.aux_hat - 1).square().sum() / x.shape[0]
     loss.backward()
     return out, {name: leaf.grad for name, leaf in {"x": x, **w.named()}.items()}
 
@@ -82,6 +81,9 @@ def losses_and_grads(
 def assert_agree(out: Autoencoded, grads: dict, expected: Autoencoded, expected_grads: dict) -> None:
     """Equal to fp32 rounding."""
     torch.testing.assert_close(out.x_hat.double(), expected.x_hat, rtol=1e-5, atol=2e-5)
+    assert (out.aux_hat is None) == (expected.aux_hat is None)
+    if out.aux_hat is not None:
+        torch.testing.assert_close(out.aux_hat.double(), expected.aux_hat, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(out.code.to_dense().double(), expected.code.to_dense(), rtol=1e-5, atol=1e-5)
     for name, grad in expected_grads.items():
         scale = float(grad.abs().max()) + 1e-6

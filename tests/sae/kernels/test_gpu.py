@@ -19,7 +19,7 @@ CHECKS = re.findall(r"^@check\ndef check_(\w+)", "".join(file.read_text() for fi
 WORKER = """
 from jaxtyping import install_import_hook
 install_import_hook("sae", "beartype.beartype")
-from tests.sae import kernels_gpu_checks, kernels_gpu_training_checks
+from tests.sae.kernels import gpu_checks, gpu_training_checks
 gpu_checks.main()
 """
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae.kernels import Select, backend
+from sae.kernels import Revival, Select, backend
+from sae.kernels.cpu.state import Pass
 from tests.sae.kernels.problem import MODES, REFERENCE, SIZES, Weights, assert_agree, autoencode, losses_and_grads, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,14 +28,25 @@ def test_the_reference_passes_gradcheck(mode: str, absolute: bool) -> None:
     assert torch.autograd.gradcheck(outputs, (x, *vars(w).values()))
 
 
-def test_the_reference_auxk_passes_gradcheck() -> None:
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_reference_auxk_passes_gradcheck(absolute: bool) -> None:
     w = Weights.random(6, 14, 5).leaves(torch.float64)
     x, dead = rows(4, 6).double().requires_grad_(), torch.arange(14) % 3 == 0
 
-    def output(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_pre: Tensor) -> Tensor:
-        return REFERENCE.auxk(x, W_enc, b_enc, W_dec, dead, 2, b_pre=b_pre)
+    def outputs(*tensors: Tensor) -> tuple[Tensor | None, Tensor]:
+        select = Select("topk", k=3, absolute=absolute)
+        out = autoencode(REFERENCE, tensors[0], Weights(*tensors[1:]), select, auxk=Revival(dead, 2))
+        return out.aux_hat, out.x_hat
 
-    assert torch.autograd.gradcheck(output, (x, w.W_enc, w.b_enc, w.W_dec, w.b_pre))
+    assert torch.autograd.gradcheck(outputs, (x, *vars(w).values()))
+    # the definition: the 2 strongest of features 0, 3, 6, 9, 12 in each row, without bias
+    pre = ((x - w.b_pre) @ w.W_enc + w.b_enc).detach()
+    pre = torch.where(dead, pre if absolute else pre.relu(), 0)
+    by_hand = torch.zeros(4, 5, dtype=torch.float64)
+    for row in range(4):
+        for feature in pre[row].abs().argsort(descending=True)[:2]:
+            by_hand[row] += pre[row, feature] * w.W_dec[feature].detach()
+    torch.testing.assert_close(outputs(x, *vars(w).values())[0], by_hand)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -110,37 +122,45 @@ def test_ties_go_to_the_lowest_feature(precision: str, mode: str) -> None:
 
 
 def test_the_empty_dead_set_and_no_rows() -> None:
-    w, kernels = Weights.random(24, 600, 24), backend("cpu", "cpu", "fp32")
-    aux = kernels.auxk(rows(5, 24), w.W_enc, w.b_enc, w.W_dec, torch.zeros(600, dtype=torch.bool), 4)
-    assert aux.shape == (5, 24) and aux.abs().max() == 0
+    w, kernels, nobody = Weights.random(24, 600, 24), backend("cpu", "cpu", "fp32"), torch.zeros(600, dtype=torch.bool)
+    for each in (kernels, REFERENCE):
+        aux_hat = autoencode(each, rows(5, 24), w, Select("topk", k=3), auxk=Revival(nobody, 4)).aux_hat
+        assert aux_hat.shape == (5, 24) and aux_hat.abs().max() == 0
     for mode in ("topk", "batch_topk", "threshold"):
         assert kernels.encode(torch.empty(0, 24), w.W_enc, w.b_enc, Select(mode, k=2)).feature.numel() == 0
 
 
-def test_auxk_alone_and_beside_another_pass_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("terms", [("x_hat",), ("aux_hat",), ("value",), ("value", "aux_hat")])
+def test_gradients_of_some_outputs_alone(terms: tuple[str, ...]) -> None:
+    """A loss of the auxiliary reconstruction alone reaches the dead alone; one without it does not notice it."""
     w, x, dead = Weights.random(24, 600, 24), rows(33, 24), torch.arange(600) % 5 == 0
-    kernels = backend("cpu", "cpu", "fp32")
-    alone, beside = w.leaves(), w.leaves()
-    kernels.auxk(x, alone.W_enc, alone.b_enc, alone.W_dec, dead, 4, b_pre=alone.b_pre).square().sum().backward()
-    out = autoencode(kernels, x, beside, Select("topk", k=3))
-    kernels.auxk(x, beside.W_enc, beside.b_enc, beside.W_dec, dead, 4, b_pre=beside.b_pre).square().sum().backward()
-    assert out.x_hat.requires_grad
-    for name in ("W_enc", "b_enc", "W_dec", "b_pre"):
-        torch.testing.assert_close(getattr(beside, name).grad, getattr(alone, name).grad)
+    found = []
+    for kernels, dtype in ((backend("cpu", "cpu", "fp32"), torch.float32), (REFERENCE, torch.float64)):
+        leaves = w.leaves(dtype)
+        out = autoencode(kernels, x.to(dtype), leaves, Select("topk", k=3), auxk=Revival(dead, 4))
+        outputs = {"x_hat": out.x_hat, "aux_hat": out.aux_hat, "value": out.code.value}
+        sum((outputs[term] - 0.5).square().sum() for term in terms).backward()
+        grads = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.named().items()}
+        found.append(grads)
+    for name, expected in found[1].items():
+        torch.testing.assert_close(found[0][name].double(), expected, rtol=1e-4, atol=1e-5, msg=name)
+    if terms == ("aux_hat",):
+        assert (found[0]["W_dec"][~dead] == 0).all() and (found[0]["W_enc"][:, ~dead] == 0).all()
 
 
 def test_what_a_pass_holds_is_let_go_with_its_outputs() -> None:
     """Without the garbage collector: nothing refers to itself."""
-    kernels, w = backend("cpu", "cpu", "fp32"), Weights.random(24, 600, 24).leaves()
+    kernels, w, dead = backend("cpu", "cpu", "fp32"), Weights.random(24, 600, 24).leaves(), torch.arange(600) % 5 == 0
     gc.collect()
     gc.disable()
     try:
-        out = autoencode(kernels, rows(33, 24), w, Select("topk", k=3))
-        value, done = weakref.ref(out.code.value), next(iter(kernels._open.values()))[-1]
-        assert value() is not None and done() is not None
-        out.x_hat.sum().backward()
+        out = autoencode(kernels, rows(33, 24), w, Select("topk", k=3), auxk=Revival(dead, 4))
+        value = weakref.ref(out.code.value)
+        passes = [weakref.ref(each) for each in gc.get_objects() if type(each) is Pass]
+        assert value() is not None and len(passes) == 2
+        (out.x_hat.sum() + out.aux_hat.sum()).backward()
         del out
-        assert value() is None and done() is None
+        assert value() is None and all(each() is None for each in passes)
     finally:
         gc.enable()
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from sae.variants.abstopk import AbsBatchTopK, AbsBatchTopKConfig, AbsTopK, AbsTopKConfig
+from sae.variants.topk import AbsBatchTopKConfig, AbsTopKConfig, TopK
 from tests.sae.toy import Toy, fve, train
 from tests.sae.variants.test_variants import D_IN, make, no_dead, rows
 
 
 def test_the_largest_by_absolute_value_keep_their_sign() -> None:
-    sae = AbsTopK(AbsTopKConfig(d_sae=3, k=2), 3)
+    sae = TopK(AbsTopKConfig(d_sae=3, k=2), 3)
     sae.W_enc.data.copy_(torch.eye(3))
     sae.W_dec.data.copy_(torch.eye(3))
     x = torch.tensor([[1.0, -3.0, 2.0], [0.5, -0.2, -0.3]])
@@ -20,7 +20,7 @@ def test_the_largest_by_absolute_value_keep_their_sign() -> None:
 
 
 def test_over_the_batch_rows_share_their_features() -> None:
-    sae = AbsBatchTopK(AbsBatchTopKConfig(d_sae=3, k=1), 3)
+    sae = TopK(AbsBatchTopKConfig(d_sae=3, k=1), 3)
     sae.W_enc.data.copy_(torch.eye(3))
     sae.W_dec.data.copy_(torch.eye(3))
     step = sae.losses(torch.tensor([[1.0, -3.0, 2.0], [0.5, -0.2, -0.3]]), torch.zeros(2, 3), no_dead(sae))

@@ -8,7 +8,7 @@ from torch import Tensor
 from sae.base import Progress
 from sae.init import initialise
 from sae.kernels import ParamState, backend
-from sae.variants.jumprelu import PAPER_START, JumpReLU, JumpReLUConfig
+from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from tests.sae.toy import Toy, fve, train
 from tests.sae.variants.test_variants import D_IN, D_SAE, make, no_dead, rows
 
@@ -85,12 +85,44 @@ def test_thresholds_are_fp32_and_stay_where_activations_are() -> None:
 
 
 def test_where_thresholds_begin() -> None:
-    given = JumpReLUConfig(d_sae=1000, threshold=0.3)
-    fixed = JumpReLUConfig(d_sae=1000, sparsity={"coefficient": 1.0})
-    target = JumpReLUConfig(d_sae=1000, sparsity={"target_l0": 22.75})
-    assert given.start(64) == 0.3
-    assert fixed.start(64) == pytest.approx(8 * PAPER_START)
-    assert target.start(64) == pytest.approx(2.0, abs=1e-3)
+    """θ and ε of each kind of config."""
+    for fields, start, bandwidth in (
+        ({"threshold": 0.3}, 0.3, 0.05), ({"threshold": 2.0}, 2.0, 0.2), ({"threshold": 0.02}, 0.02, 0.02),
+        ({"sparsity": {"coefficient": 1.0}}, 0.05, 0.05), ({"sparsity": {"target_l0": 22.75}}, 2.0, 0.2),
+        ({"sparsity": {"target_l0": 500}}, 0.05, 0.05), ({"bandwidth": 0.7, "threshold": 0.5}, 0.5, 0.7),
+    ):
+        sae = JumpReLU(JumpReLUConfig(d_sae=1000, **fields), 64)
+        assert sae.threshold.tolist() == pytest.approx([start] * 1000, abs=1e-3)
+        assert sae.bandwidth == pytest.approx(bandwidth, abs=1e-4)
+
+
+@pytest.mark.parametrize("coefficient", [0.3, 1.0, 3.0])
+def test_a_fixed_coefficient_leaves_the_l0_that_minimises_the_loss(coefficient: float) -> None:
+    """On orthogonal features: found by trying all thresholds, and known: each settles at √λ, where saving pays for λ."""
+    d, draw = 24, torch.Generator().manual_seed(0)
+    sae = JumpReLU(JumpReLUConfig(d_sae=d, sparsity={"coefficient": coefficient}, init={"b_dec": "zero"}), d)
+    sae.W_enc.data.copy_(torch.eye(d))
+    sae.W_dec.data.copy_(torch.eye(d))
+    theta = ParamState(sae.theta, torch.zeros(d), torch.zeros(d))
+    n_steps = 400
+    for step in range(1, n_steps + 1):
+        x = torch.randn(512, d, generator=draw).abs()
+        done = sae.losses(x, x, Progress(torch.zeros(d, dtype=torch.bool), coefficient=coefficient))
+        done.loss.backward()
+        lr = 3e-3 * min(1.0, (n_steps - step + 1) / (0.3 * n_steps))
+        sae.kernels.optimizer_step([theta], step=step, lr=lr, betas=(0.9, 0.999), eps=1e-8, clip=1.0)
+        sae.zero_grad(set_to_none=True)
+        sae.observe(done)
+    x = torch.randn(20_000, d, generator=draw).abs()
+
+    def loss(threshold: float) -> float:
+        return float((x.square() * (x <= threshold) + coefficient * (x > threshold)).sum(1).mean())
+
+    best = min(torch.linspace(0, 4, 401).tolist(), key=loss)
+    assert best == pytest.approx(coefficient**0.5, abs=0.05)
+    l0 = sae.encode(x).l0().float().mean().item()
+    assert l0 == pytest.approx((x > best).sum(1).float().mean().item(), rel=0.05)
+    assert sae.threshold.tolist() == pytest.approx([best] * d, rel=0.1)
 
 
 @pytest.mark.parametrize("fields", [{}, {"threshold": 0.2, "bandwidth": 0.2}])
@@ -102,7 +134,7 @@ def test_a_target_l0_is_reached(target: int, fields: dict) -> None:
     x = toy.rows(8192)
     assert sae.encode(x).l0().float().mean().item() == pytest.approx(target, rel=0.05)
     assert fve(sae, x) > (0.55 if target == 2 else 0.9)
-    moved = (sae.threshold.detach() - sae.config.start(sae.d_in)).abs()
+    moved = (sae.threshold.detach() - sae.config.start()).abs()
     assert moved.median() > 0.05, "thresholds are frozen"
 
 

@@ -15,6 +15,7 @@ from sae.base import SAE, Progress, Step, Transform
 from sae.init import initialise
 from sae.units import Duration
 from sae.variants import VARIANTS
+from sae.variants.jumprelu import LearntThreshold
 from tests.sae.toy import Toy, train
 
 D_IN, D_SAE, N = 6, 20, 9
@@ -255,28 +256,75 @@ def test_a_target_beyond_the_dictionary_is_refused(variant: str) -> None:
         make(variant, sparsity={"target_l0": 21})
 
 
-@pytest.mark.parametrize("old", ALL)
-@pytest.mark.parametrize("variant", ["jumprelu", "gated", "absbatchtopk", "matryoshka", "mdl"])
-def test_a_training_may_start_from_any_variant(tmp_path: Path, variant: str, old: str) -> None:
-    """Under another input transform; what both can express is the same function, lengths and all."""
-    start = make(old)
+def saved(old: str, folder: Path, **fields: object) -> SAE:
+    """An SAE with an input transform of its own and thresholds that differ, as saved in `folder`."""
+    start = make(old, **fields)
     start.observe(start.losses(rows(), rows(), no_dead(start)))
+    if isinstance(start, LearntThreshold):
+        start.theta.data.mul_(torch.linspace(0.5, 1.5, D_SAE))
     start.input.mean.copy_(torch.linspace(-1, 1, D_IN))
     start.target.mean.copy_(start.input.mean)
     start.normalised()
-    store.save(start, tmp_path / "old", provenance={})
+    store.save(start, folder, provenance={})
+    return start
+
+
+def started(variant: str, folder: Path, calibration: Float[Tensor, "n d"], **fields: object) -> SAE:
+    """A new SAE of the variant that begins from `folder`, under another input transform."""
     cls, config = VARIANTS[variant]
-    fields = {"d_sae": D_SAE, **EXTRA[variant], "init": {"from": str(tmp_path / "old")}}
-    if variant == "matryoshka":
-        fields |= {"base": "batchtopk"}
-    sae = cls(config.model_validate(fields), D_IN, input=Transform(torch.full((D_IN,), 0.5), torch.tensor(0.25)))
-    sae = sae.double()
-    initialise(sae, rows())
-    same = {
-        **{name: {"jumprelu", "mdl", "relu", "gated", "batchtopk", "matryoshka"} for name in ("jumprelu", "gated", "mdl")},
-        "absbatchtopk": {"absbatchtopk"}, "matryoshka": {"batchtopk", "matryoshka"},
-    }
-    if old in same[variant]:
-        x = 2 * rows()
+    fields = {"d_sae": D_SAE, **EXTRA[variant], "init": {"from": str(folder)}, **fields}
+    transform = Transform(torch.full((D_IN,), 0.5), torch.tensor(0.25))
+    sae = cls(config.model_validate(fields), D_IN, input=transform).double()
+    initialise(sae, transform.normalise(calibration))
+    return sae
+
+
+THRESHOLDED = ("jumprelu", "mdl", "relu", "gated", "batchtopk", "matryoshka")
+
+
+@pytest.mark.parametrize("old", ALL)
+@pytest.mark.parametrize("variant", ALL)
+def test_a_training_may_start_from_any_variant(tmp_path: Path, variant: str, old: str) -> None:
+    """Under another input transform; what both can express is the same function, lengths and all."""
+    start = saved(old, tmp_path / "old")
+    sae, x = started(variant, tmp_path / "old", rows()), 2 * rows()
+    thresholds = ("jumprelu", "gated", "mdl")
+    same = dict.fromkeys(thresholds, THRESHOLDED)
+    same |= dict.fromkeys(("batchtopk", "matryoshka"), ("batchtopk", "matryoshka"))
+    if old in same.get(variant, (variant,)):
         torch.testing.assert_close(sae.encode(x).to_dense(), start.encode(x).to_dense(), atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(sae(x), start(x), atol=1e-9, rtol=1e-9)
+    elif old in THRESHOLDED and variant not in SIGNED and variant != "topk":
+        assert torch.equal(sae.encode(x).to_dense() != 0, start.encode(x).to_dense() != 0), "other features are active"
+    elif old == "absbatchtopk" and variant in thresholds:
+        torch.testing.assert_close(sae.encode(x).to_dense(), start.encode(x).to_dense().relu(), atol=1e-9, rtol=1e-9)
+
+
+def test_relu_takes_the_thresholds_off_its_biases(tmp_path: Path) -> None:
+    """Same support; each value is shorter by its feature's threshold."""
+    start = saved("jumprelu", tmp_path / "old")
+    x = 2 * rows()
+    got, code = (sae.encode(x).to_dense() for sae in (started("relu", tmp_path / "old", rows()), start))
+    assert isinstance(start, LearntThreshold) and 0 < (code != 0).sum() < 0.4 * code.numel()
+    torch.testing.assert_close(got, (code - start.threshold.detach() * start.lengths()).relu() * (code != 0))
+
+
+def test_topk_ranks_by_what_exceeds_the_thresholds(tmp_path: Path) -> None:
+    start, x = saved("jumprelu", tmp_path / "old"), 2 * rows()
+    code = start.encode(x).to_dense()
+    excess = torch.where(code != 0, code - start.threshold.detach() * start.lengths(), -torch.inf)  # type: ignore[operator]
+    few = started("topk", tmp_path / "old", rows()).encode(x).to_dense() != 0
+    for row in range(N):
+        if (code[row] != 0).sum() >= 3:
+            assert set(few[row].nonzero()[:, 0].tolist()) == set(excess[row].topk(3).indices.tolist())
+
+
+@pytest.mark.parametrize("old", ["topk", "abstopk"])
+@pytest.mark.parametrize("variant", ["relu", "jumprelu", "gated", "mdl", "batchtopk"])
+def test_a_count_becomes_the_threshold_that_keeps_it(tmp_path: Path, old: str, variant: str) -> None:
+    """On the calibration rows, on average. Of a signed SAE, the positive part of it."""
+    x = 3 * torch.randn(512, D_IN, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    start = saved(old, tmp_path / "old")
+    kept = float((start.encode(x).to_dense() > 0).sum(1).double().mean())
+    l0 = float(started(variant, tmp_path / "old", x).encode(x).l0().double().mean())
+    assert l0 == pytest.approx(kept, rel=0.01 if old == "topk" else 0.1)

@@ -182,7 +182,7 @@ def test_rows_of_ones_own_that_are_no_numbers(tmp_path: Path) -> None:
     write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
     said = refusal(train(tmp_path))
     assert said == (
-        "acts: NaN or infinite values in own/b.npy, row 300 (row 1000 of all); clean the file and start again."
+        "acts: NaN or infinite values in own/b.npy, row 300 (row 1000 of all); clean them and start again."
     )
     assert not (tmp_path / "runs/quick/final").exists()
 

@@ -102,9 +102,9 @@ def test_directions() -> None:
 
 
 def test_a_training_takes_them_and_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    (trained,) = train(FIELDS, runs=tmp_path, quiet=True)
+    trained = train(FIELDS, runs=tmp_path, quiet=True)
     assert trained.summary["heldout"]["fve"] > 0.1
-    (again,) = train(FIELDS, runs=tmp_path / "again", quiet=True)
+    again = train(FIELDS, runs=tmp_path / "again", quiet=True)
     assert again.summary["weights_sha256"] == trained.summary["weights_sha256"]
 
 
@@ -134,7 +134,7 @@ def test_bad_trainings(over: dict, says: str, tmp_path: Path) -> None:
 def test_rows_of_mostly_zeros_do_not_mask_the_others(tmp_path: Path) -> None:
     corpus = {"n_ctx": 32, "n_tokens": 4096, "held_out": 0.2,
               "synthetic": {"d": 16, "roots": 24, "density": 0.01, "noise": 0.0}}
-    (trained,) = train({**FIELDS, "corpus": corpus}, runs=tmp_path, quiet=True)
+    trained = train({**FIELDS, "corpus": corpus}, runs=tmp_path, quiet=True)
     assert trained.summary["mask"]["dropped_beyond_first"] == 0.0
     with pytest.raises(SaescopeError, match="every calibration row is zero"):
         corpus["synthetic"]["density"] = 1e-9

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from sae.errors import SaescopeError
-from training.bench.harvest import _cut, bench_harvest
+from training.bench.harvest import bench_harvest, shortened
 from training.model.load import load_model
 
 
 def test_the_bare_forward_computes_the_same_thing():
     model = load_model("smollm2-135m")
     tokens = torch.randint(20, 49152, (2, 9), generator=torch.Generator().manual_seed(0))
-    bare = _cut(model, "smollm2-135m", n_layers=3)
+    bare = shortened(model, "smollm2-135m", n_layers=3)
     expected = bare(input_ids=tokens, use_cache=False).last_hidden_state
     assert torch.equal(model.activations(tokens, ["blocks.2.hook_resid_post"])["blocks.2.hook_resid_post"], expected)
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sae.base import SAE, Transform
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
-from sae.variants.topk import TopK, TopKVariantConfig
+from sae.variants.topk import TopK, TopKConfig
 from training.model.language_model import Model
 from training.site import Site
 
@@ -39,7 +39,7 @@ def random_sae(seed: int, *, kind: str = "topk", skip: bool = False, d_in: int =
     generator = torch.Generator().manual_seed(seed)
     both = {"input": transform(d_in, generator), "target": transform(d_out, generator) if skip else None}
     if kind == "topk":
-        sae: SAE = TopK(TopKVariantConfig(d_sae=N, k=5, skip=skip), d_in, d_out, **both)
+        sae: SAE = TopK(TopKConfig(d_sae=N, k=5, skip=skip), d_in, d_out, **both)
     else:
         sae = JumpReLU(JumpReLUConfig(d_sae=N, skip=skip, threshold=1.0), d_in, d_out, **both)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def metric(logits: Tensor) -> Tensor:
 def smol_sae(seed: int, d: int = 576, *, skip: bool = False) -> SAE:
     """Random directions, the encoder along them, 32 of 1,024 features active."""
     generator = torch.Generator().manual_seed(seed)
-    wide = TopK(TopKVariantConfig(d_sae=1024, k=32, skip=skip), d, d)
+    wide = TopK(TopKConfig(d_sae=1024, k=32, skip=skip), d, d)
     rows = torch.randn(1024, d, generator=generator)
     with torch.no_grad():
         wide.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sae.errors import SaescopeError
+from sae.io.locks import locked
 from training.model import packaged
 from training.model.load import load_model
 
@@ -63,7 +64,7 @@ def test_other_weights_than_the_pinned_leave_nothing_behind(tmp_path, monkeypatc
     monkeypatch.setenv("SAESCOPE_HOME", str(tmp_path / "home"))
     with pytest.raises(SaescopeError, match="pinned is a5fd3b62"):
         packaged.packaged_dir("gemma3-270m")
-    assert [path.name for path in (tmp_path / "home" / "models").iterdir()] == ["gemma3-270m.lock"]
+    assert [path.name for path in (tmp_path / "home" / "models").iterdir()] == [".gemma3-270m.lock"]
 
 
 def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
@@ -85,11 +86,11 @@ def test_smollm2_is_in_the_cache_as_fp32_with_its_source():
 def test_the_lock_excludes_another_process(tmp_path):
     """The other process can take the lock only once this one has let go."""
     code = (
-        "import sys, pathlib; from training.model.packaged import file_lock\n"
-        "with file_lock(pathlib.Path(sys.argv[1])): print('got it')"
+        "import sys, pathlib; from sae.io.locks import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), wait=True): print('got it')"
     )
-    with packaged.file_lock(tmp_path / "lock"):
-        other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE)
+    with locked(tmp_path / "model"):
+        other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "model")], stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             other.communicate(timeout=2)
     assert other.communicate(timeout=30)[0].strip() == b"got it"

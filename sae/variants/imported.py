@@ -1,4 +1,4 @@
-"""What SAELens knows and no variant here does: read for inference, or to start a training from."""
+"""What SAELens knows and no variant here trains: read for inference, or to start a training from."""
 
 from dataclasses import replace
 from typing import ClassVar, Literal, final
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from sae.base import SAE, Progress, SAEConfig, Step, Transform
+from sae.base import SAE, Progress, SAEConfig, Step
 from sae.code import OffsetCode, SparseCode
 from sae.errors import SaescopeError
 from sae.kernels import Select
@@ -41,12 +41,9 @@ class Imported(SAE):
     unit_norm_decoder: ClassVar[bool] = False
     threshold: Tensor
 
-    def __init__(
-        self, config: ImportedConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
-    ) -> None:
-        super().__init__(config, d_in, d_out, input=input, target=target)
-        if config.k is None:
+    def add_tensors(self) -> None:
+        """Thresholds, for what does not count."""
+        if self.config.k is None:
             self.register_buffer("threshold", torch.zeros(self.d_sae))
 
     @property

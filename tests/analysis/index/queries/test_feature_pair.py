@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from analysis.index import Index
-from analysis.index.queries.compare import compare
-from analysis.render import compare as drawn
+from analysis.index.queries.feature_pair import compare
+from analysis.render import feature_pair as drawn
 from sae import store
 from sae.errors import SaescopeError
 from tests.analysis.index.made import make_index

@@ -1,12 +1,6 @@
-"""Token ids to text with the index's own vocabulary; characters that several tokens make up are put together."""
+"""Token ids to text; characters that several tokens make up are put together."""
 
 from collections.abc import Sequence
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from analysis.index.store import refusing_altered
 
 LONGEST = 4
 """Bytes of the longest character in UTF-8."""
@@ -18,22 +12,6 @@ class Vocabulary:
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.tokens = list(tokens)
         self._alone: list[str | None] = [_decoded(part) for part in self.tokens]
-
-    @classmethod
-    def read(cls, path: Path) -> "Vocabulary":
-        """From the file of an index.
-
-        Raises:
-            SaescopeError: the file is missing or damaged.
-        """
-        with refusing_altered(path):
-            return cls(pq.read_table(path, columns=["bytes"]).column("bytes").to_pylist())
-
-    def write(self, path: Path) -> None:
-        """As a file: id, bytes, and the text as far as a token alone has one."""
-        table = {"id": pa.array(range(len(self.tokens)), pa.int32()), "bytes": pa.array(self.tokens, pa.binary()),
-                 "text": pa.array([self.text(i) for i in range(len(self.tokens))], pa.string())}
-        pq.write_table(pa.table(table), path, compression="zstd")
 
     def bytes_of(self, token: int) -> bytes:
         """What a token adds to a text; nothing for an id that the tokenizer does not have."""

@@ -9,7 +9,7 @@ from analysis.render.feature import Link, bar, percent, reference
 from analysis.render.text import count, number, shown
 
 if TYPE_CHECKING:
-    from analysis.index.queries.compare import Compared
+    from analysis.index.queries.feature_pair import Compared
     from analysis.index.types import Example, Feature, Token
 
 

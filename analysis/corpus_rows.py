@@ -1,0 +1,200 @@
+"""The rows of a corpus as a trained SAE reads them: those of the run's own cache, or of another text through its model.
+
+Kept are the rows that training would keep: no BOS, special or padding token, no norm above a limit that the run's own
+calibration set.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int32, Int64
+from torch import Tensor
+
+from analysis.trained import TrainedSAE
+from sae.errors import SaescopeError
+from training.activations.cache import CacheSource, missing_hooks
+from training.activations.calibration import KeepMask
+from training.activations.harvest import Data, open_data, open_heldout
+from training.config import reading as configs
+from training.config.schema import Config
+from training.corpus.tokens import cache_folder, open_tokens
+from training.display import Display
+from training.evaluate import HeldOut
+from training.model.language_model import Model
+from training.site import SiteRows
+
+OVERRIDABLE = ("corpus", "cache", "model")
+"""Sections of a run's config that another corpus may change."""
+
+
+@dataclass(frozen=True)
+class CorpusRows:
+    """Activations in corpus order, and what they are."""
+
+    trained: TrainedSAE
+    config: Config
+    """The run's, with the corpus that is read."""
+    data: Data
+    mask: KeepMask
+    n_seqs: int
+    """How many sequences, from the first, are meant."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Rows per sequence."""
+        return self.data.tokens.n_ctx
+
+    @property
+    def tokens(self) -> Int32[np.ndarray, "n_seqs n_ctx"] | None:
+        """Token ids; None for activations that came without text."""
+        return None if self.data.tokens.tokens is None else self.data.tokens.tokens[: self.n_seqs]
+
+    def read(self, seqs: Int64[np.ndarray, " n"]) -> tuple[dict[str, Float[Tensor, "n_rows _"]], Bool[Tensor, " n_rows"]]:
+        """The activations of these sequences by hook in the stored precision, and which rows are kept."""
+        keep = self.mask.keep(seqs, self.n_ctx)
+        return {hook: self.data.source.rows(hook, seqs, self.n_ctx) for hook in self.trained.site.hooks}, keep
+
+    def kept(self, seqs: Int64[np.ndarray, " n"]) -> SiteRows:
+        """x and target of the kept rows of these sequences, in fp32 on the SAE's device."""
+        acts, keep = self.read(seqs)
+        return self.trained.rows({hook: rows[keep] for hook, rows in acts.items()})
+
+    def held_out(self, n_rows: int | None = None) -> SiteRows:
+        """x and target of kept held-out rows.
+
+        Args:
+            n_rows: rounded up to whole sequences, before masked rows are left out; None for those the run's own
+                evaluation took.
+        """
+        return self.trained.rows(self._held_out(n_rows)[1].acts)
+
+    def _held_out(self, n_rows: int | None = None) -> tuple[Data, HeldOut]:
+        """What a training on these rows is evaluated on, and its kept rows; sequences of text are made for it alone."""
+        data = open_heldout(self.config, self.data, Display(quiet=True), n_rows or 0, self.model)
+        rows = n_rows or self.config.eval.n_rows
+        return data, HeldOut(data.source, data.tokens, self.mask, self.trained.site.hooks, rows)
+
+    def training(
+        self, n_rows: int, *, seed: int = 0
+    ) -> tuple[Float[Tensor, "n d_in"], Int64[np.ndarray, " n"], int]:
+        """x of kept rows that were trained on; the document of each; and how many documents were evaluated.
+
+        Args:
+            n_rows: in sequences drawn at random by `seed`, before masked rows are left out.
+            seed: of the draw.
+
+        Raises:
+            SaescopeError: a corpus without text.
+        """
+        tokens, documents = self.data.tokens, self.data.tokens.documents()
+        drawn = np.random.default_rng(seed).permutation(tokens.sequences(held_out=False))[: -(-n_rows // tokens.n_ctx)]
+        seqs = np.sort(drawn)
+        keep = self.mask.keep(seqs, tokens.n_ctx).numpy()
+        data, evaluated = self._held_out()
+        n_evaluated = len(np.unique(data.tokens.documents()[evaluated.seqs]))
+        return self.kept(seqs).x, documents[seqs].reshape(-1)[keep], n_evaluated
+
+    def facts(self) -> dict[str, Any]:
+        """What determines the rows, by hash."""
+        tokens, site = self.data.tokens, self.trained.site
+        facts: dict[str, Any] = {
+            "made_from": tokens.made_from, "site": site.model_dump(mode="json"), "n_seqs": self.n_seqs, "n_ctx": self.n_ctx,
+            "mask": {"outlier_multiple": self.config.data.outlier_multiple, "limits": self.mask.limits},
+            "eligible_sha256": hashlib.sha256(np.packbits(tokens.eligible[: self.n_seqs]).tobytes()).hexdigest(),
+        }
+        if self.tokens is not None:
+            facts["tokens_sha256"] = hashlib.sha256(np.ascontiguousarray(self.tokens).tobytes()).hexdigest()
+        if isinstance(self.data.source, CacheSource):
+            shards = {hook: self.data.source.manifests[hook]["shards"] for hook in site.hooks}
+            facts["rows_sha256"] = hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+        return facts
+
+    def model(self) -> Model:
+        """The language model, loaded if it was not needed so far.
+
+        Raises:
+            SaescopeError: as `TrainedSAE.model`.
+        """
+        return self.data.model or self.trained.model
+
+
+def open_rows(
+    trained: TrainedSAE, overrides: Sequence[str] = (), n_rows: int | None = None, display: Display | None = None
+) -> CorpusRows:
+    """The rows of a run's own corpus, or of the one that `overrides` of its config describe.
+
+    Args:
+        trained: of the run.
+        overrides: `corpus.sources=text:notes.txt`, and other keys of the sections `OVERRIDABLE`.
+        n_rows: no more than the first so many, up to whole sequences.
+        display: says what is made; None is silent.
+
+    Raises:
+        SaescopeError: a corpus, model or cache that is not there, overrides of something else, or rows that the SAE does
+            not take.
+    """
+    config, display = trained.config, display or Display(quiet=True)
+    mask_hooks = tuple(trained.limits) or config.data.mask_hooks or config.site.hooks
+    config = config.model_copy(update={"data": config.data.model_copy(update={"mask_hooks": mask_hooks})})
+    hooks = tuple(dict.fromkeys((*trained.site.hooks, *mask_hooks)))
+    own, limits = _own(trained, config, hooks), dict(trained.limits) or None
+    if overrides:
+        # the limits belong to the run: another text must not move them
+        limits = limits or (None if own is None else KeepMask(own.source, own.tokens, config.data).limits)
+        config = _overridden(config, overrides)
+        own = None
+    data = own or open_data(config, hooks, display)
+    mask = KeepMask(data.source, data.tokens, config.data, limits)
+    n_seqs = data.tokens.n_seqs if n_rows is None else min(data.tokens.n_seqs, -(-n_rows // data.tokens.n_ctx))
+    if n_seqs * data.tokens.n_ctx >= 2**31:
+        raise SaescopeError(
+            f"{n_seqs * data.tokens.n_ctx:,} rows are more than are numbered (2^31 − 1); take fewer (--rows), or several "
+            "corpora."
+        )
+    _check_widths(trained, data.source.widths)
+    return CorpusRows(trained, config, data, mask, n_seqs)
+
+
+def _check_widths(trained: TrainedSAE, widths: Mapping[str, int]) -> None:
+    """Refuse activations from which the site makes rows of other widths than the SAE's."""
+    site, sae = trained.site, trained.sae
+    if lacking := [hook for hook in site.hooks if hook not in widths]:
+        raise SaescopeError(f"{trained.folder}: the corpus has no activations of {lacking[0]}, but of {', '.join(widths)}.")
+    x, target = site.rows({hook: torch.empty(0, widths[hook]) for hook in site.hooks})
+    if (x.shape[1], target.shape[1]) != (sae.d_in, sae.d_out):
+        raise SaescopeError(
+            f"{trained.folder}: the SAE takes rows of width {sae.d_in} to rows of width {sae.d_out}, but its site "
+            f"({', '.join(f'{hook}: {widths[hook]}' for hook in site.hooks)}) gives {x.shape[1]} and {target.shape[1]}."
+        )
+
+
+def _own(trained: TrainedSAE, config: Config, hooks: tuple[str, ...]) -> Data | None:
+    """The run's own cache if it is there whole: no model needs to be loaded to read it."""
+    facts = trained.sae.provenance.get("made_from", {})
+    if config.corpus.acts_dir is not None or config.cache.mode != "disk" or "model" not in facts:
+        return None
+    folder = cache_folder(config, facts)
+    # a relative cache lies beside the folder of all runs, wherever the command is called from
+    places = [folder, *(parent / folder for parent in list(trained.folder.resolve().parents)[1:3])]
+    for place in places:
+        if (place / "manifest.json").exists() and not missing_hooks(place, hooks):
+            return Data(CacheSource(place, hooks), open_tokens(place, facts), None)
+    return None
+
+
+def _overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """The run's config with another corpus, streamed unless a cache is asked for."""
+    for override in overrides:
+        if override.split(".")[0].split("=")[0] not in OVERRIDABLE or override.startswith("model.name"):
+            raise SaescopeError(
+                f"{override!r} would change the run itself; an index may change {', '.join(OVERRIDABLE)} only (and not "
+                "model.name), for example corpus.sources=text:notes.txt."
+            )
+    stream = [] if any(o.startswith("cache.mode") for o in overrides) else ["cache.mode=stream"]
+    (changed,) = configs.resolve(config.plain(), ["cache.name=null", *stream, *overrides])
+    return changed

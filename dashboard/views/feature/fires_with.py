@@ -1,0 +1,23 @@
+"""The tab Fires with: contexts in which a feature and another are both active."""
+
+from html import escape
+
+import streamlit as st
+
+from analysis.render import cofire
+from dashboard.state import address
+from dashboard.state.current_feature import Place
+from dashboard.state.selection import names
+
+
+def fires_with(place: Place) -> None:
+    """Contexts in which this feature and another fire."""
+    near = place.index.neighbours(place.feature, "coactivation")
+    first = near[0].feature if near else (place.feature + 1) % place.index.d_sae
+    other = st.number_input(
+        "Other feature", 0, place.index.d_sae - 1, width=180,
+        **address.integer("with", 0, place.index.d_sae - 1, default=first))
+    found = place.index.where(place.feature, int(other), n=20)
+    beside = escape(address.link("compare", f=place.feature, **{"with": int(other)}), quote=True)
+    st.html(f'<div class="sx"><p><a href="{beside}">⇄ Compare the two side by side</a></p>'
+            f"{cofire.both(found, place.feature, int(other), names(place.chosen), place.go)}</div>")

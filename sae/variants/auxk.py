@@ -1,0 +1,36 @@
+"""AuxK: the auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2).
+
+    loss += α ‖e − ê‖²        e = x − x̂ held constant, ê = what the k_aux strongest dead features of each row reconstruct
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from sae import losses
+from sae.kernels import Revival
+from sae.units import Count
+
+
+class AuxK(BaseModel):
+    """The auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    coefficient: float = Field(default=1 / 32, ge=0)
+    """Weight beside the reconstruction loss; 0 switches the term off."""
+    k: Count | None = Field(default=None, gt=0)
+    """Dead features that reconstruct each row's error; null means d_in / 2."""
+
+    def revival(self, dead: Bool[Tensor, " d_sae"], d_in: int) -> Revival | None:
+        """What the training pass is asked for; None while no feature is dead, or with the term off."""
+        if self.coefficient == 0 or not bool(torch.any(dead)):
+            return None
+        return Revival(dead, self.k or max(1, d_in // 2))
+
+    def term(
+        self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The weighted loss term, mean over rows; none without a reconstruction by dead features."""
+        return {} if aux_hat is None else {"auxk": self.coefficient * losses.auxk(residual, aux_hat)}

@@ -1,0 +1,140 @@
+"""The user's own activations as they are given in Python: NumPy arrays or torch tensors, one for each hook of a site.
+
+What may be given, whole or as one batch of a loader:
+
+    array                    [n_rows, d] or [n_seqs, n_ctx, d]: the one hook of an SAE
+    (array, array)           a transcoder's input and target
+    {hook: array, ...}       by hook, named as the site names them
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.errors import SaescopeError
+from sae.io.files import tensor_bytes
+
+CHUNK_ROWS = 65_536
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def is_array(value: object) -> bool:
+    """Whether this is rows, and not something that yields batches of them."""
+    return isinstance(value, np.ndarray | Tensor)
+
+
+def by_hook(given: object, hooks: Sequence[str], what: str) -> dict[str, np.ndarray | Tensor]:
+    """What was given, as an array for each of these hooks, each looked at and none converted.
+
+    Args:
+        given: see the module.
+        hooks: those of the site, its input first, and further ones of the mask.
+        what: of the arrays, for messages: "the array", "batch 3".
+
+    Raises:
+        SaescopeError: something else, other hooks, or arrays that are not equally many rows of floating-point numbers.
+    """
+    if isinstance(given, Mapping):
+        if missing := [hook for hook in hooks if hook not in given]:
+            there = ", ".join(map(str, given)) or "none"
+            raise SaescopeError(f"{what} has no hook {missing[0]!r}; it has {there}: set site.")
+        arrays = {hook: given[hook] for hook in hooks}
+    else:
+        parts = list(given) if isinstance(given, list | tuple) else [given]
+        if len(parts) != len(hooks):
+            raise SaescopeError(
+                f"{what} holds {_counted(len(parts), 'array')}, and the site has {_counted(len(hooks), 'hook')} "
+                f"({', '.join(hooks)}); give one for each, or a dict by hook."
+            )
+        arrays = dict(zip(hooks, parts, strict=True))
+    for hook, array in arrays.items():
+        _check(array, what if len(hooks) == 1 else f"{what}, hook {hook!r}")
+    counts = {hook: n_rows_of(array) for hook, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{hook} {n:,}" for hook, n in counts.items())
+        raise SaescopeError(
+            f"{what}: hooks have different numbers of rows ({listed}); row r must be the same token in all."
+        )
+    return arrays
+
+
+def _check(array: object, what: str) -> None:
+    if not isinstance(array, np.ndarray | Tensor):
+        raise SaescopeError(f"{what} is of type {type(array).__name__}; rows are a NumPy array or a torch tensor.")
+    numeric = array.dtype in _DTYPES if isinstance(array, Tensor) else array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    if not numeric:
+        raise SaescopeError(
+            f"{what} holds {str(array.dtype).removeprefix('torch.')}; rows are float16, bfloat16, float32 or float64."
+        )
+    if array.ndim not in (2, 3) or array.shape[-1] == 0:
+        raise SaescopeError(
+            f"{what} has shape {list(array.shape)}; rows of activations are [n_rows, d] or [n_seqs, n_ctx, d]."
+        )
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def n_rows_of(array: np.ndarray | Tensor) -> int:
+    """Rows of `[n_rows, d]` or `[n_seqs, n_ctx, d]`."""
+    return int(np.prod(array.shape[:-1]))
+
+
+def as_rows(array: np.ndarray | Tensor) -> Float[Tensor, "n_rows d"]:
+    """Rows as a tensor where they lie, in their own precision, fp64 as fp32."""
+    if isinstance(array, np.ndarray):
+        # torch knows no foreign byte order, and takes no array that may not be written, such as a memory-mapped one
+        native = array.dtype.newbyteorder("=")
+        array = torch.from_numpy(np.array(array, dtype=native, order="C") if not _shareable(array) else array)
+    rows = array.detach().reshape(-1, array.shape[-1])
+    return rows.float() if rows.dtype == torch.float64 else rows
+
+
+def _shareable(array: np.ndarray) -> bool:
+    return array.dtype.isnative and array.flags.writeable and all(step >= 0 for step in array.strides)
+
+
+class Arrays:
+    """Whole arrays, read a few rows at a time: a memory-mapped one stays on disk. A `sources.OwnRows`."""
+
+    def __init__(self, given: object, hooks: Sequence[str], *, name: str = "the array") -> None:
+        """`hooks` are those of the site and its mask.
+
+        Raises:
+            SaescopeError: as in `by_hook`.
+        """
+        self.name = name
+        arrays = by_hook(given, hooks, name)
+        # views: a shape of three axes is consecutive rows
+        self._rows = {hook: array.reshape(-1, array.shape[-1]) for hook, array in arrays.items()}
+        self.hooks = {hook: int(array.shape[-1]) for hook, array in arrays.items()}
+        self.n_rows = n_rows_of(next(iter(arrays.values())))
+        self.n_ctx = next((int(a.shape[1]) for a in arrays.values() if a.ndim == 3), None)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Per hook the sha256 of its rows; reads everything once."""
+        return {"hooks": {hook: self._digest(hook) for hook in self.hooks}, "n_rows": self.n_rows}
+
+    def _digest(self, hook: str) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for start in range(0, self.n_rows, CHUNK_ROWS):
+            rows = self.rows(hook, start, min(start + CHUNK_ROWS, self.n_rows))
+            digest.update(tensor_bytes(rows))
+        return {"dtype": str(rows.dtype).removeprefix("torch.") if self.n_rows else None, "sha256": digest.hexdigest()}
+
+    def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
+        """Rows `start` to `stop` of a hook on the CPU, in their own precision (fp64 as fp32)."""
+        return as_rows(self._rows[hook][start:stop]).cpu()
+
+    def place(self, hook: str, row: int) -> str:  # noqa: ARG002  (all hooks have the same rows)
+        """Where a row lies, for a message."""
+        where = "" if self.n_ctx is None else f", sequence {row // self.n_ctx}, position {row % self.n_ctx}"
+        return self.name + where

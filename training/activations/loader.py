@@ -1,0 +1,194 @@
+"""Batches of rows that the user's own loader yields: a DataLoader, a list, a generator. Taken in the order given.
+
+A first stretch is kept in memory. It is split and calibrated like an array (`training.activations.row_sequences`,
+`calibration`): sequences of n_ctx consecutive rows, of which a share is held out. After that every row is trained on
+that the mask keeps and that equals no held-out row: so a loader may be gone through again, in any order. Rows are cut
+anew into batches of `data.batch_rows`; what is left at the end of a pass, less than a batch, is dropped.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from sae.errors import SaescopeError
+from training.activations.arrays import Arrays, as_rows, by_hook
+from training.activations.batches import FIRST, Address, Batch
+
+_SEED = 0x5AE5C0BE
+
+
+class Opened(NamedTuple):
+    """An iterable whose first batch has been looked at."""
+
+    first: object
+    batches: Iterator[object]
+    """All of them, the first included."""
+    once: bool
+    """It can be gone through a single time: an iterator, such as a generator."""
+
+
+def opened(given: object) -> Opened:
+    """Look at the first batch.
+
+    Raises:
+        SaescopeError: nothing that yields batches, or that yields none.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
+        raise SaescopeError(
+            f"rows are an array, a pair, a dict of arrays by hook, or what yields batches of them, not "
+            f"{type(given).__name__}."
+        )
+    running = iter(given)
+    try:
+        first = next(running)
+    except StopIteration:
+        raise SaescopeError(
+            "the iterable yields no batch; if it is a generator that was used before, make it anew."
+        ) from None
+    return Opened(first, chain([first], running), once=running is given)
+
+
+class Loader:
+    """An iterable of batches, its first stretch of at least `stretch_rows` rows in memory."""
+
+    def __init__(self, given: Iterable[object], begun: Opened, hooks: Sequence[str], stretch_rows: int) -> None:
+        """Reads the stretch; `hooks` are those of the site and its mask.
+
+        Raises:
+            SaescopeError: batches that are not rows of one width (`training.activations.arrays`), or all empty.
+        """
+        self.given, self.once, self.hooks = given, begun.once, tuple(hooks)
+        self.widths: dict[str, int] = {}
+        self._rest = self._batches(begun.batches)
+        found, n_rows = [], 0
+        for batch in self._rest:
+            # copies: a generator may fill one buffer again and again
+            found.append({hook: rows.cpu().clone() for hook, rows in batch.items()})
+            n_rows += len(found[-1][hooks[0]])
+            if n_rows >= stretch_rows:
+                break
+        if not n_rows:
+            raise SaescopeError("the iterable yields no rows: all its batches are empty.")
+        self.ended = n_rows < stretch_rows
+        """Whether the stretch is all there is."""
+        self.first_rows = len(found[0][hooks[0]])
+        self.stretch = Arrays(
+            {hook: torch.cat([batch[hook] for batch in found]) for hook in hooks}, hooks, name="the iterable's first rows"
+        )
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of a pass, as far as can be known: those there are, or the number of batches times those of the first."""
+        if self.ended:
+            return self.stretch.n_rows
+        try:
+            return len(self.given) * self.first_rows  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def passed(self, epoch: int) -> Iterator[dict[str, Float[Tensor, "n_rows _"]]]:
+        """The batches of a pass; the first can be asked for once."""
+        if epoch:
+            return self._batches(iter(self.given))
+        starts = range(0, self.stretch.n_rows, self.first_rows)
+        stretch = ({hook: self.stretch.rows(hook, i, i + self.first_rows) for hook in self.hooks} for i in starts)
+        return chain(stretch, self._rest)
+
+    def _batches(self, running: Iterator[object]) -> Iterator[dict[str, Float[Tensor, "n_rows _"]]]:
+        """Looked at one by one, empty ones left out."""
+        for number, given in enumerate(running):
+            what = f"batch {number} of the iterable"
+            acts = {hook: as_rows(array) for hook, array in by_hook(given, self.hooks, what).items()}
+            widths = {hook: rows.shape[1] for hook, rows in acts.items()}
+            self.widths = self.widths or widths
+            for hook, rows in acts.items():
+                if widths[hook] != self.widths[hook]:
+                    raise SaescopeError(
+                        f"{what} has rows of width {widths[hook]}, those before it of {self.widths[hook]} ({hook}); a hook "
+                        "has one width."
+                    )
+                finite = rows.isfinite().all(1)
+                if not finite.all():
+                    raise SaescopeError(
+                        f"{hook}: NaN or infinite values in {what}, row {int((~finite).nonzero()[0, 0])}; clean them and "
+                        "start again."
+                    )
+            if len(rows):
+                yield acts
+
+
+class LoaderBatches:
+    """The stream of training batches of a loader, as `training.activations.batches.Batches` of a source."""
+
+    def __init__(
+        self, loader: Loader, held_out: Mapping[str, Float[Tensor, "n_held _"]], limits: Mapping[str, float], *,
+        batch_rows: int,
+    ) -> None:
+        """`held_out` are the rows never to train on, `limits` the largest norm at each of the mask's hooks."""
+        self.loader, self.limits, self.batch_rows = loader, limits, batch_rows
+        self.held_out = row_keys(held_out, loader.hooks)
+
+    def stream(
+        self, start: Address = FIRST, *, prefetch: int = 0  # noqa: ARG002  (workers are the loader's own)
+    ) -> Generator[Batch, None, None]:
+        """Batches from an address on, without end; what comes before it is read and left out.
+
+        Raises:
+            SaescopeError: an iterator has ended, or a pass gives no batch.
+        """
+        epoch = 0
+        while True:
+            n_batches = 0
+            for batch in self._pass(epoch):
+                n_batches += 1
+                if batch.address >= start:
+                    yield batch
+            if not n_batches:
+                raise SaescopeError(
+                    f"the iterable has too few rows for a single batch of {self.batch_rows}; lower data.batch_rows or give "
+                    "more."
+                )
+            if self.loader.once:
+                raise SaescopeError(
+                    f"the generator ended after {n_batches:,} batches, {n_batches * self.batch_rows:,} rows, and "
+                    "train.budget asks for more; lower it, or give what can be read again: a list, a DataLoader."
+                )
+            epoch += 1
+
+    def _pass(self, epoch: int) -> Iterator[Batch]:
+        hooks, n_seen, j = self.loader.hooks, 0, 0
+        acts: dict[str, Tensor] = {}
+        numbers = torch.zeros(0, dtype=torch.int64)
+        for given in self.loader.passed(epoch):
+            keep = self._keep(given)
+            n_given = len(keep)
+            numbers = torch.cat([numbers, n_seen + keep.nonzero().squeeze(1).cpu()])
+            acts = {hook: torch.cat([acts[hook], given[hook][keep]]) if acts else given[hook][keep] for hook in hooks}
+            n_seen += n_given
+            while len(numbers) >= self.batch_rows:
+                here, after = slice(self.batch_rows), slice(self.batch_rows, None)
+                yield Batch(Address(epoch, 0, j), numbers[here], {hook: rows[here] for hook, rows in acts.items()})
+                numbers, acts, j = numbers[after], {hook: rows[after] for hook, rows in acts.items()}, j + 1
+
+    def _keep(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> Bool[Tensor, " n_rows"]:
+        """Neither held out nor beyond the mask's limits."""
+        keys = row_keys(acts, self.loader.hooks)
+        keep = ~torch.isin(keys, self.held_out.to(keys.device))
+        for hook, limit in self.limits.items():
+            keep &= (acts[hook].float().norm(dim=1) <= limit).to(keep.device)
+        return keep
+
+
+def row_keys(acts: Mapping[str, Float[Tensor, "n_rows _"]], hooks: Sequence[str]) -> Int64[Tensor, " n_rows"]:
+    """A number for each row's values: equal for equal rows, for others by chance in one of 2^33 pairs at most.
+
+    Σ bits_i m_i mod 2^64 over a row's fp32 bit patterns, with fixed random odd m.
+    """
+    bits = torch.cat([acts[hook].float() for hook in hooks], 1).contiguous().view(torch.int32).long()
+    generator = torch.Generator().manual_seed(_SEED)
+    odd = torch.randint(-(2**62), 2**62, (bits.shape[1],), generator=generator) * 2 + 1
+    return (bits * odd.to(bits.device)).sum(1)

@@ -1,0 +1,123 @@
+"""The end of a training: evaluate, save, summarise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae import store
+from sae.base import SAE
+from sae.errors import SaescopeError
+from sae.formats import saelens
+from sae.io.files import read_json, write_json
+from sae.kernels import backend
+from training.activations.calibration import KeepMask
+from training.activations.harvest import Data
+from training.checkpoint import surroundings
+from training.config.schema import Config
+from training.display import Display
+from training.evaluate import Spliced
+from training.shared import Shared
+from training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training leaves."""
+
+    sae: SAE
+    """With decoder rows of unit norm, as it is saved."""
+    summary: dict[str, Any]
+    """Held-out figures with intervals, dead features, what the mask dropped; as in summary.json."""
+    folder: Path | None
+    """The run's folder; None if nothing was written."""
+
+    @property
+    def run(self) -> Path:
+        """The run's folder, where there is one.
+
+        Raises:
+            SaescopeError: nothing was written.
+        """
+        if self.folder is None:
+            raise SaescopeError("nothing was written of this training; give it a name to keep it as a run.")
+        return self.folder
+
+
+def finished(folder: Path) -> Result:
+    """The result of a run that has ended."""
+    return Result(store.load(folder), read_json(folder / "summary.json"), folder)
+
+
+def finish(
+    members: Sequence[Config], folders: Sequence[Path | None], trainers: Sequence[Trainer], shared: Shared,
+    display: Display, timing: dict[str, float],
+) -> list[Result]:
+    """Measure every member on held-out rows, in the model too if there is one, and write what a run leaves."""
+    spliced = _spliced(members, trainers, shared, display)
+    dropped = shared.mask.dropped()
+    results = []
+    for member, folder, trainer, ce in zip(members, folders, trainers, spliced, strict=True):
+        saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask))
+        held: dict[str, Any] = shared.heldout.measure(saved.sae, member.site) | ce
+        summary = saved.summary | _figures(member, trainer) | {
+            "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
+        }
+        if folder is not None:
+            write_json(folder / "summary.json", summary)
+        results.append(Result(saved.sae, summary, folder))
+    return results
+
+
+def _spliced(
+    members: Sequence[Config], trainers: Sequence[Trainer], shared: Shared, display: Display
+) -> list[dict[str, Any]]:
+    """What the model's loss becomes with each SAE spliced in; nothing without a model."""
+    data = shared.data
+    if data.model is None or not members[0].eval.n_tokens:
+        return [{} for _ in members]
+    held = shared.heldout
+    measure = Spliced(data.model, held.source, held.tokens, shared.mask, members[0].eval.n_tokens)
+    with display.task("splicing", len(measure.seqs) * (held.tokens.n_ctx - 1)) as task:
+        return measure.measure([(t.sae, m.site) for t, m in zip(trainers, members, strict=True)], task.advance)
+
+
+def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[str, Any]) -> Result:
+    """The SAE in its saved form, in `folder` if there is one, and what the summary says of that."""
+    if folder is None:
+        sae = store.unit_copy(trainer.sae)
+        digest = store.weights_hash(sae)
+        sae.provenance, sae.kernels = facts, backend(trainer.device, member.train.kernels)
+        return Result(sae.to(trainer.device), {"weights_sha256": digest}, None)
+    digest = store.save(trainer.sae, folder / "final", provenance=facts)
+    sae = store.load(folder / "final", device=str(trainer.device), kernels=member.train.kernels)
+    refusal = saelens.export(sae, folder, metadata=facts)
+    return Result(sae, {"weights_sha256": digest, "saelens": "cfg.json" if refusal is None else refusal}, folder)
+
+
+def _figures(member: Config, trainer: Trainer) -> dict[str, Any]:
+    dead = trainer.dead()
+    return {
+        "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae,
+        "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
+                 "window_rows": trainer.clock.rows(member.train.dead_window)},
+        "n_rows_trained": trainer.rows_seen, "n_steps": trainer.n_steps,
+    }
+
+
+def _pace(trainer: Trainer) -> dict[str, float | None]:
+    """Rows per CPU second of the training thread; meaningful on a CPU with one thread, where steps wait for nothing."""
+    n_steps, seconds = trainer.pace
+    return {"tokens_per_cpu_s": n_steps * trainer.clock.batch_rows / seconds if seconds else None}
+
+
+def provenance(member: Config, data: Data, mask: KeepMask) -> dict[str, Any]:
+    """What the weights were made from, beside their config; no times, no paths of this machine."""
+    return {
+        "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from, "mask": {"limits": mask.limits},
+        "config": {k: v for k, v in member.plain().items() if k in ("corpus", "data", "optim", "sae", "model")},
+        "hook_name": member.site.input, "hook_name_out": member.site.target,
+        "model_name": None if data.model is None else data.model.name,
+        "context_size": data.tokens.n_ctx, "prepend_bos": data.model is not None and data.model.prepend_bos,
+        "dataset_path": "synthetic" if member.corpus.synthetic else "+".join(s.source for s in member.corpus.sources),
+    }

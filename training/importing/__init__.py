@@ -1,0 +1,1 @@
+"""SAEs of other libraries as runs."""

@@ -1,0 +1,237 @@
+"""A run directory from an SAE of elsewhere, with held-out figures measured here.
+
+    runs/NAME/config.yaml     model, site, corpus, mask and SAE; of a training, which is not known, nothing
+              final/          the SAE; its provenance says where it came from, by hash
+              cfg.json, sae_weights.safetensors    for SAELens, where it has the architecture
+              summary.json    held-out figures; `imported`: where from, and what was chosen here
+
+The SAE computes what it did. Its target's mean becomes that of the corpus' calibration rows, as in an SAE trained here:
+mean ablation and cosine are about it (`sae.recentre`). Which rows its training kept is not known; figures and index are
+over those that a training here would keep: no BOS, special or padding token, no norm above `data.outlier_multiple` × the
+median.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae import store
+from sae.base import SAE, SAEConfig
+from sae.errors import SaescopeError
+from sae.formats import saelens
+from sae.io.files import atomic_dir, write_bytes, write_json
+from sae.io.locks import locked
+from sae.recentre import recentred
+from training.activations.cache import missing_hooks
+from training.activations.calibration import KeepMask, calibrate
+from training.activations.harvest import Data, open_data, open_heldout
+from training.checkpoint import surroundings
+from training.config import reading as configs
+from training.config.schema import Config, DataConfig, EvalConfig
+from training.config.yaml12 import dump_yaml
+from training.corpus.tokens import cache_folder, made_from
+from training.display import Display
+from training.evaluate import HeldOut, Spliced
+from training.finish import Result, provenance
+from training.importing.source import ImportSource, decide, open_source
+from training.model.language_model import Model
+from training.model.load import load_model
+from training.model.packaged import PACKAGED
+
+OVERRIDABLE = ("corpus", "cache", "data", "eval", "model")
+"""Sections that an import may set; the rest is the SAE's, or of a training."""
+_OF_A_TRAINING = {
+    "data": set(DataConfig.model_fields) - {"n_calib", "outlier_multiple", "mask_hooks"},
+    "eval": set(EvalConfig.model_fields) - {"n_rows", "n_tokens"},
+}
+"""Keys that mean nothing where nothing was trained."""
+_OF_AN_SAE = (
+    "variant", "d_sae", "apply_b_dec_to_input", "skip", "k", "architecture", "absolute", "row_norm", "denormalise",
+)
+"""Keys of an SAE's config that say what it computes."""
+
+
+def import_run(
+    path: str, overrides: Sequence[str] = (), *, model: str | None = None, hook: str | None = None,
+    target: str | None = None, corpus: str = "python-stdlib", name: str | None = None, runs: str | Path = "runs",
+    evaluate: bool = True, quiet: bool = False,
+) -> Result:
+    """Make a run directory of an SAE or transcoder of SAELens or Gemma Scope.
+
+    Args:
+        path: a folder, or `hub:ORG/NAME/FOLDER[@REVISION]`.
+        overrides: dotted keys of a config, `corpus.n_tokens=1M`; sections `OVERRIDABLE`.
+        model: as for `load_model`; None for the one its files name.
+        hook: what it reads, by its TransformerLens name; None for the one its files name.
+        target: what a transcoder reconstructs; None for the one its files name.
+        corpus: the text it is evaluated on and indexed over.
+        name: of the run; None makes one of the path.
+        runs: the folder of all runs.
+        evaluate: measure held-out figures. Without a model on this machine they are left out anyhow, and it is said.
+        quiet: no progress display.
+
+    Raises:
+        SaescopeError: anything a user can cause; see the message.
+    """
+    display = Display(quiet=quiet)
+    source = open_source(path)
+    model, site = decide(source, path, model, hook, target)
+    config = _config(source, overrides, {
+        "name": name or source.name, "model": {"name": model}, "corpus": {"sources": corpus}, "site": site.model_dump(),
+    })
+    folder = Path(runs) / config.name
+    with locked(folder):
+        if folder.exists():
+            raise SaescopeError(f"{folder} exists; choose another --name, or remove it.")
+        loaded, reason = _model(config) if evaluate else (None, "no evaluation was asked for (--no-eval)")
+        if loaded is not None:
+            _check_width(source.sae, config, loaded)
+        else:
+            display.say(f"no held-out figures: {reason}")
+        return _write(source, config, folder, loaded, reason, display)
+
+
+def _config(source: ImportSource, overrides: Sequence[str], fields: dict[str, Any]) -> Config:
+    """The run's config; keys of a training have their defaults, and are not written."""
+    for override in overrides:
+        section = override.split(".")[0].split("=")[0]
+        if section not in OVERRIDABLE or override.startswith("model.name"):
+            raise SaescopeError(
+                f"{override!r} cannot be set for an import: only {', '.join(OVERRIDABLE)} can (and not model.name), for "
+                "example corpus.n_tokens=1M."
+            )
+    fields = {**fields, "sae": _sae_fields(source.sae.config)}
+    (config,) = configs.resolve(fields, overrides, "import")
+    if not config.corpus.needs_model:
+        raise SaescopeError("an SAE from elsewhere reads a model's activations; give --corpus a text: python-stdlib.")
+    return config
+
+
+def _sae_fields(config: SAEConfig) -> dict[str, Any]:
+    """What the SAE computes, without what only a training needs."""
+    plain = config.model_dump(mode="json", by_alias=True)
+    fields = {key: plain[key] for key in _OF_AN_SAE if key in plain}
+    try:
+        type(config).model_validate(fields)
+    except ValidationError:
+        # the default penalty of a small SAE would ask for more features than there are
+        fields["sparsity"] = plain["sparsity"]
+    return fields
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """The config without what only a training needs; as YAML it reads back as the same."""
+    plain = config.plain()
+    del plain["optim"], plain["train"]
+    for section, default in (("data", DataConfig()), ("eval", EvalConfig())):
+        usual = default.model_dump(mode="json")
+        plain[section] = {
+            key: value for key, value in plain[section].items()
+            if key not in _OF_A_TRAINING[section] or value != usual[key]
+        }
+    return plain | {"sae": _sae_fields(config.sae)}
+
+
+def _model(config: Config) -> tuple[Model | None, str]:
+    """The language model; None, and why, where it is not on this machine and cannot be fetched."""
+    assert config.model is not None
+    try:
+        return load_model(config.model.name, device=config.model.device, dtype=config.model.dtype), ""
+    except SaescopeError as error:
+        if config.model.name.startswith("hub:") or config.model.name in PACKAGED:
+            return None, str(error)
+        raise
+
+
+def _check_width(sae: SAE, config: Config, model: Model) -> None:
+    for hook, width, does in ((config.site.input, sae.d_in, "reads"), (config.site.output, sae.d_out, "reconstructs")):
+        if model.d_hook(hook) != width:
+            raise SaescopeError(
+                f"the SAE {does} rows of width {width}, and {hook} of {model.name} has rows of width {model.d_hook(hook)}; "
+                "name another hook or model."
+            )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows and tokens that figures of a run are of, and the mask over its corpus."""
+
+    data: Data
+    mask: KeepMask
+    rows: HeldOut
+    tokens: Spliced | None
+    """None where `eval.n_tokens` is 0."""
+
+    def measure(self, sae: SAE, config: Config, display: Display) -> dict[str, Any]:
+        """Held-out figures, as at the end of a training."""
+        figures = self.rows.measure(sae, config.site)
+        if self.tokens is None:
+            return figures
+        with display.task("splicing", len(self.tokens.seqs) * (self.data.tokens.n_ctx - 1)) as task:
+            (spliced,) = self.tokens.measure([(sae, config.site)], task.advance)
+        return figures | spliced
+
+
+def judged(config: Config, model: Model, display: Display) -> Judged:
+    """Open what an import is judged on: the run's cache if it is there, else straight from the model.
+
+    Held-out figures need few of the corpus' rows, so no cache is made for them; the first index makes it.
+    """
+    mask_hooks = config.data.mask_hooks or config.site.hooks
+    hooks = tuple(dict.fromkeys((*config.site.hooks, *mask_hooks)))
+    if config.cache.mode == "disk" and missing_hooks(cache_folder(config, made_from(config, model)), hooks):
+        config = config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})})
+    data = open_data(config, hooks, display, model)
+    mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": mask_hooks}))
+    display.say(f"reading {', '.join(config.site.hooks)}: {len(mask.calib)} sequences for mean and norms, then held-out")
+    held = open_heldout(config, data, display)
+    rows = HeldOut(held.source, held.tokens, mask, config.site.hooks, config.eval.n_rows)
+    n_tokens = config.eval.n_tokens
+    return Judged(data, mask, rows, Spliced(model, held.source, held.tokens, mask, n_tokens) if n_tokens else None)
+
+
+def _write(
+    source: ImportSource, config: Config, folder: Path, model: Model | None, reason: str, display: Display
+) -> Result:
+    """Measure, then write everything at once."""
+    sae, facts = source.sae, _known(source, config)
+    sae.config = config.sae
+    found = None if model is None else judged(config, model, display)
+    if found is not None:
+        recentred(sae, calibrate(config.site, found.mask).target.mean)
+        facts = provenance(config, found.data, found.mask) | facts
+    with atomic_dir(folder) as part:
+        digest = store.save(sae, part / "final", provenance=facts)
+        saved = store.load(part / "final", kernels=config.train.kernels)
+        refusal = saelens.export(saved, part, metadata=facts)
+        summary = {
+            "name": config.name, "variant": config.sae.variant, "d_sae": config.sae.d_sae, "weights_sha256": digest,
+            "heldout": found.measure(saved, config, display) if found else {}, "dead": None,
+            "mask": found.mask.dropped() if found else None, "n_rows_trained": None, "n_steps": None, "timing": None,
+            "saelens": "cfg.json" if refusal is None else refusal, "surroundings": surroundings(),
+            "imported": facts["imported"] | {"not_evaluated": reason or None},
+        }
+        write_bytes(part / "config.yaml", dump_yaml(_plain(config)).encode())
+        write_json(part / "summary.json", summary)
+    return Result(store.load(folder), summary, folder)
+
+
+def _known(source: ImportSource, config: Config) -> dict[str, Any]:
+    """What is known of the SAE without the model: over what `provenance` says, which takes a training for granted."""
+    metadata = source.cfg.get("metadata") or {}
+    return {
+        "site": config.site.model_dump(mode="json"),
+        "config": {k: v for k, v in _plain(config).items() if k in ("corpus", "data", "sae", "model")},
+        "hook_name": config.site.input, "hook_name_out": config.site.target,
+        "model_name": config.model and config.model.name,
+        **{key: metadata.get(key) for key in ("context_size", "prepend_bos", "dataset_path")},
+        "imported": {
+            "from": source.place, "format": source.format, "files": source.files, "cfg": source.cfg,
+            "mask": "chosen here, for it is not known which rows the SAE was trained on: no BOS, special or padding "
+            f"token, no norm above {config.data.outlier_multiple:g} times the median of the first {config.data.n_calib} "
+            "training sequences of the corpus",
+        },
+    }

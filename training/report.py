@@ -1,0 +1,59 @@
+"""What a training says while it runs: lines for its loggers, a few figures beside the bar."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.config.schema import Config
+from training.display import Task
+from training.evaluate import HeldOut
+from training.loggers import Logger, MetricsFile, Wandb
+from training.trainer import Trainer
+
+SHOWN = ("l0", "fve", "dead")
+
+
+class Report:
+    """The lines of a group of trainers."""
+
+    def __init__(
+        self, trainers: Sequence[Trainer], loggers: Sequence[Sequence[Logger]], heldout: HeldOut, task: Task
+    ) -> None:
+        """`loggers` are those of each trainer."""
+        self.trainers, self.loggers, self.heldout, self.task = trainers, loggers, heldout, task
+
+    def log(self, n_steps: int) -> None:
+        """Averages over the steps since the last line, the last trainer's beside the bar."""
+        metrics: dict[str, float] = {}
+        for trainer, outs in zip(self.trainers, self.loggers, strict=True):
+            metrics = trainer.metrics()
+            _write(outs, trainer, n_steps, {**metrics, "tokens_per_s": self.task.per_second()})
+        self.task.note({key: metrics[key] for key in SHOWN})
+
+    def evaluate(self, n_steps: int) -> None:
+        """Held-out figures."""
+        for trainer, outs in zip(self.trainers, self.loggers, strict=True):
+            measured = self.heldout.measure(trainer.sae, trainer.config.site)
+            _write(outs, trainer, n_steps, {f"heldout/{key}": value for key, value in measured.items()})
+
+    def close(self, summaries: Sequence[dict[str, Any]]) -> None:
+        """The final held-out figures, to loggers that keep a summary."""
+        for outs, summary in zip(self.loggers, summaries, strict=True):
+            for out in outs:
+                out.close({f"heldout/{key}": value for key, value in summary["heldout"].items()})
+
+
+def _write(outs: Sequence[Logger], trainer: Trainer, n_steps: int, values: dict[str, Any]) -> None:
+    for out in outs:
+        out.log({"step": n_steps, "rows": trainer.rows_seen, **values})
+
+
+def loggers(member: Config, folder: Path | None, n_steps: int) -> list[Logger]:
+    """Those of a run, cut back to a checkpoint's step; none without a folder."""
+    if folder is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    out: list[Logger] = [MetricsFile(folder / "metrics.jsonl", keep_steps=n_steps)]
+    if member.train.wandb is not None:
+        out.append(Wandb(member.train.wandb, member.name, folder, member.plain()))
+    return out

@@ -1,0 +1,90 @@
+"""What the members of a sweep share: rows, mask, clock, batches, held-out rows."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from training.activations.batches import FIRST, Address, Batch, Batches
+from training.activations.calibration import KeepMask
+from training.activations.harvest import Data, open_heldout
+from training.config.schema import Config
+from training.display import Display
+from training.evaluate import HeldOut
+from training.schedule import Clock
+
+
+@runtime_checkable
+class BatchStream(Protocol):
+    """Batches from an address on."""
+
+    def stream(self, start: Address = FIRST, *, prefetch: int = 1) -> Generator[Batch, None, None]:
+        """Batches from an address on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Everything that feeds the trainers."""
+
+    data: Data
+    mask: KeepMask
+    clock: Clock
+    batches: BatchStream
+    heldout: HeldOut
+
+
+def all_hooks(members: Sequence[Config]) -> tuple[str, ...]:
+    """The hooks of the members' sites, and then those of the mask that are not among them."""
+    return tuple(dict.fromkeys((*site_hooks(members), *(members[0].data.mask_hooks or ()))))
+
+
+def site_hooks(members: Sequence[Config]) -> tuple[str, ...]:
+    """The hooks of the members' sites."""
+    return tuple(dict.fromkeys(hook for m in members for hook in m.site.hooks))
+
+
+def mask_of(members: Sequence[Config], data: Data) -> KeepMask:
+    """The mask of their rows: over their hooks, where the config does not say which."""
+    hooks = members[0].data.mask_hooks or site_hooks(members)
+    return KeepMask(data.source, data.tokens, members[0].data.model_copy(update={"mask_hooks": hooks}))
+
+
+def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
+    """Shuffled batches of rows that can be read in any order."""
+    first, hooks, mask = members[0], site_hooks(members), mask_of(members, data)
+    clock = Clock.of(first.train.budget, batch_rows=first.data.batch_rows, epoch_rows=data.tokens.n_eligible())
+    batches = Batches(
+        data.source, data.tokens, mask, hooks, seed=first.data.seed, batch_rows=first.data.batch_rows,
+        superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
+    )
+    display.say(
+        f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} "
+        f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
+    )
+    held = open_heldout(first, data, display)
+    heldout = HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
+    return Shared(data, mask, clock, batches, heldout)
+
+
+class Reader:
+    """The rows of a stream of batches, and where the next batch begins."""
+
+    def __init__(self, stream: Generator[Batch, None, None], start: Address) -> None:
+        self.stream, self.next = stream, start
+
+    def __iter__(self) -> "Reader":
+        return self
+
+    def __next__(self) -> Mapping[str, Float[Tensor, "n_rows _"]]:
+        """Rows by hook."""
+        batch = next(self.stream)
+        # if the superblock has no batch left, the stream goes on to the following one by itself
+        self.next = batch.address._replace(j=batch.address.j + 1)
+        return batch.acts
+
+    def close(self) -> None:
+        """Nothing is prepared any more."""
+        self.stream.close()

@@ -1,0 +1,176 @@
+"""Training on one's own tensors, from Python, without a folder and a YAML file: see `train_on`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sae.base import SAEConfig
+from sae.errors import SaescopeError
+from training.activations.arrays import Arrays, by_hook, is_array
+from training.activations.harvest import Data
+from training.activations.loader import Loader, LoaderBatches, Opened, opened
+from training.activations.row_sequences import acts_tokens
+from training.activations.sources import ActsSource
+from training.config.reading import merged, resolve
+from training.config.schema import Config, DataConfig
+from training.config.text_source import TENSORS
+from training.display import Display
+from training.evaluate import HeldOut
+from training.finish import Result
+from training.run import run, run_in_folders
+from training.schedule import Clock
+from training.shared import Shared, all_hooks, mask_of, share, site_hooks
+from training.site import Site
+
+UNNAMED = "tensors"
+
+
+def train_on(
+    rows: Any, sae: Mapping[str, Any] | SAEConfig, *, site: str | Mapping[str, Any] | Site | None = None,
+    name: str | None = None, runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
+    **sections: Any,
+) -> Result:
+    """Train an SAE on rows that are given here.
+
+        result = train_on(acts, {"variant": "topk", "d_sae": 4096, "k": 32}, train={"budget": "4 epochs"})
+        result.summary["heldout"]["fve"], result.sae.encode(acts[:8])
+
+    *Whole arrays* are held out from, calibrated on and shuffled exactly as the same rows in a folder would be
+    (`corpus: acts:DIR`): as sequences of `corpus.n_ctx` consecutive rows, the unit of the split and of the intervals. They
+    stay where they are, a memory-mapped one on disk, but for the superblocks in memory (`data.superblock_rows`).
+
+    *Batches* are taken in the order they come, so shuffling is the loader's. A first stretch is kept in memory, from which
+    rows are held out: as many as give `eval.n_rows` held-out rows at the share `corpus.held_out`, at most
+    `data.superblock_rows`. Rows equal to a held-out one are never trained on. Rows are cut anew into `data.batch_rows`, by
+    default as many as the first batch has. A list or a DataLoader is gone through again as often as the budget asks; a
+    generator cannot be, nor has it a length: give its budget in tokens or steps.
+
+    Args:
+        rows: an array or tensor, `[n_rows, d]` or `[n_seqs, n_ctx, d]` in float16, bfloat16, float32 or float64; for two
+            hooks a tuple (input, target), or a dict of arrays by hook. Or an iterable that yields such as batches.
+        sae: the variant's config: `variant`, `d_sae`, `k`, ...
+        site: of a dict, which hook is read and which is reconstructed; otherwise a name for the hook, for the record.
+        name: of a run folder to write, with metrics, checkpoints and summary. None writes nothing.
+        runs: the folder of all runs.
+        resume: continue an interrupted run of that name, bit for bit if the rows come in the same order.
+        quiet: no progress display.
+        sections: `data`, `optim`, `train`, `eval` and `corpus` (n_ctx, held_out) as in a YAML config, with its defaults.
+            `n_ctx` is by default the array's own, and 256 for rows without sequences.
+
+    Raises:
+        SaescopeError: rows that are not rows, too few of them, or a config that does not fit; see the message.
+    """
+    if name is None and (resume or _section(sections, "train").get("wandb")):
+        raise SaescopeError("resume and train.wandb need a run folder; give a name.")
+    whole = is_array(rows) or isinstance(rows, tuple | Mapping)
+    begun = None if whole else opened(rows)
+    first = rows if begun is None else begun.first
+    where = _site(first, site)
+    fields: dict[str, Any] = {
+        "name": name or UNNAMED, "model": None, "site": where.model_dump(mode="json"), "corpus": {"sources": TENSORS},
+        "sae": dict(sae) if isinstance(sae, Mapping) else sae.model_dump(mode="json", by_alias=True),
+    }
+    what = "the array" if whole else "batch 0 of the iterable"
+    defaults = _defaults(first, where, sections, batches=not whole, what=what)
+    given = {key: dict(value) if isinstance(value, Mapping) else value for key, value in sections.items()}
+    (config,) = resolve(merged(merged(fields, defaults), given))
+
+    def from_rows(members: Sequence[Config], display: Display) -> Shared:
+        return _arrays(members, rows, display) if begun is None else _loader(members, rows, begun, display)
+
+    if name is None:
+        return run([config], None, from_rows, Display(quiet=quiet))[0]
+    return run_in_folders([config], runs, from_rows, resume=resume, quiet=quiet)[0]
+
+
+def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
+    """The site asked for, or the one that the form of the rows says."""
+    if isinstance(site, Site):
+        return site
+    if site is not None:
+        (config,) = resolve({
+            "name": UNNAMED, "model": None, "corpus": TENSORS, "sae": {"variant": "topk", "d_sae": 1, "k": 1},
+            "site": site if isinstance(site, str) else dict(site),
+        })
+        return config.site
+    if isinstance(given, Mapping):
+        if len(given) == 1:
+            return Site(input=str(next(iter(given))))
+        raise SaescopeError(
+            f"rows of several hooks ({', '.join(map(str, given))}): say which is read and which reconstructed, for example "
+            "site={'input': 'a', 'target': 'b'}."
+        )
+    if isinstance(given, list | tuple) and len(given) == 2:
+        return Site(input="input", target="target")
+    return Site(input="acts")
+
+
+def _defaults(
+    first: object, site: Site, sections: Mapping[str, Any], *, batches: bool, what: str
+) -> dict[str, Any]:
+    """What the rows themselves say: sequences of their own length, blocks that divide it, batches as they come."""
+    arrays = by_hook(first, site.hooks, what).values()
+    n_ctx = next((int(a.shape[1]) for a in arrays if a.ndim == 3 and a.shape[1] > 1), None)
+    out: dict[str, Any] = {"data": {}, "corpus": {} if n_ctx is None else {"n_ctx": n_ctx}}
+    length = _section(sections, "corpus").get("n_ctx", n_ctx)
+    if isinstance(length, int) and length > 0:
+        out["data"]["block_rows"] = math.gcd(length, DataConfig().block_rows)
+    if batches:
+        n_rows = max(1, math.prod(next(iter(arrays)).shape[:-1]))
+        out["data"]["batch_rows"] = n_rows
+        out["data"]["superblock_rows"] = max(DataConfig().superblock_rows, n_rows)
+    return out
+
+
+def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section as far as it is one; what is wrong with it is said when the config is resolved."""
+    found = sections.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _arrays(members: Sequence[Config], rows: object, display: Display) -> Shared:
+    """Shuffled batches of whole arrays."""
+    arrays = Arrays(rows, all_hooks(members))
+    return share(members, Data(ActsSource(arrays), acts_tokens(members[0], arrays), None), display)
+
+
+def _loader(members: Sequence[Config], given: Any, begun: Opened, display: Display) -> Shared:
+    """Batches as they come, with a held-out split and calibration from the first of them."""
+    config, hooks = members[0], all_hooks(members)
+    display.say(f"reading the first {_stretch_rows(config):,} rows, to hold out some and calibrate on others")
+    loader = Loader(given, begun, hooks, _stretch_rows(config))
+    tokens = acts_tokens(config, loader.stretch)
+    data = Data(ActsSource(loader.stretch), tokens, None)
+    mask = mask_of(members, data)
+    held_out = tokens.sequences(held_out=True)
+    held_rows = {hook: data.source.rows(hook, held_out, tokens.n_ctx) for hook in hooks}
+    clock = _clock(config, loader, len(held_out) * tokens.n_ctx)
+    batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows)
+    heldout = HeldOut(data.source, tokens, mask, site_hooks(members), config.eval.n_rows)
+    return Shared(data, mask, clock, batches, heldout)
+
+
+def _stretch_rows(config: Config) -> int:
+    """Enough to hold out `eval.n_rows` and calibrate on `data.n_calib` sequences, the latter in any case."""
+    share = config.corpus.held_out
+    calibration = math.ceil(config.data.n_calib * config.corpus.n_ctx / (1 - share))
+    return max(calibration, min(math.ceil(config.eval.n_rows / share), config.data.superblock_rows))
+
+
+def _clock(config: Config, loader: Loader, n_held_out: int) -> Clock:
+    """The length of the training; an epoch is a pass without the held-out rows."""
+    budget, batch_rows = config.train.budget, config.data.batch_rows
+    n_rows = None if loader.n_rows is None else loader.n_rows - n_held_out
+    if n_rows is None and budget.unit == "epochs":
+        raise SaescopeError(
+            f"train.budget = {budget}, and the iterable has no length; say how long to train in tokens or steps, for "
+            "example train={'budget': '2M tokens'}."
+        )
+    clock = Clock.of(budget, batch_rows=batch_rows, epoch_rows=n_rows or 0)
+    if loader.once and n_rows is not None and clock.n_steps * batch_rows > n_rows:
+        raise SaescopeError(
+            f"train.budget = {budget} is {clock.budget_rows:,} rows, and the generator gives {n_rows:,} to train on, once; "
+            "lower it, or give what can be read again: a list, a DataLoader."
+        )
+    return clock
