@@ -14,9 +14,9 @@ demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-
 	$(SAE) index runs/quickstart
 	@echo "look at it with: make dashboard   (or: $(SAE) dashboard)"
 
-# tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
+# one thread a worker; tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
 test: $(VENV)/.done            ## the whole quick test suite
-	$(PY) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
