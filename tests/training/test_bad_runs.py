@@ -15,7 +15,7 @@ import pytest
 
 import sae
 from sae.errors import SaescopeError
-from tests.helpers import Outcome, refusal, run_sae, train, tree, write_config
+from tests.helpers import Outcome, ended, refusal, run_sae, start_sae, train, tree, write_config
 
 LAST = Path("runs/quick/checkpoints/step-00000026")
 
@@ -176,7 +176,8 @@ def test_wandb_that_does_not_know_who_asks(tmp_path: Path, monkeypatch: pytest.M
     for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home" / name))
     write_config(tmp_path)
-    said = refusal(train(tmp_path, "train.wandb=project"))
+    # a process of its own: wandb remembers the settings of a run before
+    said = refusal(ended(start_sae(tmp_path, "train", "quick.yaml", "train.wandb=project")))
     assert re.search(r"wandb cannot start \(.+\); log in, set WANDB_MODE=offline, or drop train\.wandb", said), said
     assert not (tmp_path / "runs/quick/config.yaml").exists()
     assert train(tmp_path).code == 0, "the name stayed free"
