@@ -220,10 +220,6 @@ class Labels:
         ]
         return list(dict.fromkeys(found))
 
-    def n_of_other_weights(self) -> int:
-        """Labels in the file that belong to earlier weights of the run."""
-        return sum(n for (n,) in self._read("SELECT count(*) FROM labels WHERE weights != ?"))
-
     def stamp(self) -> tuple[int, ...]:
         """A value that changes whenever the file has."""
         return self._file.stamp()

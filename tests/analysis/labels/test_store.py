@@ -27,7 +27,7 @@ def labels(tmp_path: Path) -> Labels:
 def test_looking_makes_no_file(labels: Labels) -> None:
     assert (labels.get(3), labels.all(), labels.note(3), labels.tags(3), labels.lists(), labels.search("a")) == (
         None, [], "", [], {}, [])
-    assert labels.names() == {} and labels.n_of_other_weights() == 0 and labels.stamp() == ()
+    assert labels.names() == {} and labels.stamp() == ()
     assert not labels.path.exists()
 
 
@@ -128,7 +128,7 @@ def test_all_labels_or_none(labels: Labels) -> None:
 def test_new_weights_do_not_inherit(labels: Labels) -> None:
     labels.set_label(1, "old")
     new = Labels(folder(labels.path.parent, "b" * 64))
-    assert new.get(1) is None and new.n_of_other_weights() == 1
+    assert new.get(1) is None
     new.set_label(1, "new")
     assert labels.names() == {1: "old"} and new.names() == {1: "new"}
 
