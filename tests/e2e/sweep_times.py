@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from training.finish import Result
-from training.run import sweep, train
+from training.run import sweep
 
 CONFIG = Path("configs/sweep.yaml")
 FILES = ("final/sae.safetensors", "final/sae.json", "sae_weights.safetensors", "cfg.json")
@@ -20,7 +20,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"cache.dir={folder}/cache"]
         # the cache is filled first, so that both sides read the same one and only training is compared
-        train(CONFIG, [*overrides, "name=warm", "train.budget=1 steps", "eval.n_tokens=0"], runs=f"{folder}/warm")
+        sweep(CONFIG, [*overrides, "name=warm", "train.budget=1 steps", "eval.n_tokens=0"], runs=f"{folder}/warm")
         together, seconds = timed(CONFIG, overrides, Path(folder) / "together")
         alone = []
         for member in together:
