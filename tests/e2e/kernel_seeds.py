@@ -42,8 +42,8 @@ def main() -> None:
 
 def trained(name: str, args: argparse.Namespace, runs: Path) -> list[dict[str, Any]]:
     """The held-out figures of each seed."""
-    sweep = ", ".join(f"{{name: seed-{seed}, sae: {{seed: {seed}}}}}" for seed in range(args.seeds))
-    overrides = [f"name={name.replace(', ', '-').replace(' ', '-')}", f"sweep=[{sweep}]", *BACKENDS[name]]
+    seeds = ", ".join(f"{{name: seed-{seed}, sae: {{seed: {seed}}}}}" for seed in range(args.seeds))
+    overrides = [f"name={name.replace(', ', '-').replace(' ', '-')}", f"sweep=[{seeds}]", *BACKENDS[name]]
     members = sweep(CONFIG, [*overrides, *args.overrides], runs=runs, resume=True)
     return [
         {"fve": m.summary["heldout"]["fve"], "dead": m.summary["dead"]["share"]}
