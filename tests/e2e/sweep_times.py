@@ -25,9 +25,9 @@ def main() -> None:
         alone = []
         for member in together:
             name = f"name={member.summary['name'].replace('/', '-')}"
-            (one,), took = timed(member.folder / "config.yaml", [name], Path(folder) / "alone")
+            (one,), took = timed(member.run / "config.yaml", [name], Path(folder) / "alone")
             for file in FILES:
-                here, there = member.folder / file, one.folder / file
+                here, there = member.run / file, one.run / file
                 assert here.exists() == there.exists() and (not here.exists() or here.read_bytes() == there.read_bytes())
             alone.append(took)
         report(together, seconds, alone)
@@ -46,7 +46,7 @@ def report(together: list[Result], seconds: float, alone: list[float]) -> None:
     out("| SAE | L0 | FVE | dead | CE recovered (mean) | alone, s |\n|---|---|---|---|---|---|\n")
     for member, took in zip(together, alone, strict=True):
         held, dead = member.summary["heldout"], member.summary["dead"]["share"]
-        out(f"| {member.folder.name} | {held['l0']:.1f} | {held['fve']:.3f} | {dead:.1%} "
+        out(f"| {member.run.name} | {held['l0']:.1f} | {held['fve']:.3f} | {dead:.1%} "
             f"| {held['ce_recovered_mean']:.3f} | {took:.0f} |\n")
     out(f"\nOne stream: {seconds:.0f} s. Six trainings: {sum(alone):.0f} s, {sum(alone) / seconds:.2f} times as long. "
         f"Each member's files are byte-identical to those of the same config trained alone.\n")
