@@ -11,7 +11,7 @@ from dashboard import frame
 from dashboard.escaping import plain, shell, visible
 from dashboard.settings import runs_folder
 from dashboard.state import address
-from dashboard.state.selection import Chosen, labels, opened, stamp
+from dashboard.state.selection import Selection, labels, opened, stamp
 from dashboard.state.watched_runs import all_runs
 from sae.errors import SaescopeError
 
@@ -43,7 +43,7 @@ def head(title: str) -> tuple[Run, DeltaGenerator]:
     return next(one for one in found if one.name == chosen), row
 
 
-def choose(title: str) -> Chosen:
+def choose(title: str) -> Selection:
     """The page's head: title, run and index; stops the page where there is no index to show.
 
     Args:
@@ -67,7 +67,7 @@ def choose(title: str) -> Chosen:
         frame.nothing("This makes the index anew; labels are kept:", f"{command} --again{named}")
     if index.stale:
         st.warning(plain(f"This index is stale: {index.stale}"), icon=":material/history:")
-    return Chosen(run, index, own)
+    return Selection(run, index, own)
 
 
 def _no_index(run: Run, command: str) -> None:

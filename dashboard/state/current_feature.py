@@ -9,14 +9,14 @@ from analysis.index import Index
 from analysis.index.types import Example
 from analysis.labels.store import Labels
 from dashboard.state import address
-from dashboard.state.selection import Chosen
+from dashboard.state.selection import Selection
 
 
 @dataclass(frozen=True)
-class Place:
+class CurrentFeature:
     """A feature of the chosen run."""
 
-    chosen: Chosen
+    chosen: Selection
     feature: int
     go: Callable[[int | str], str]
     """The address of the same page for another feature."""
@@ -39,7 +39,7 @@ class Place:
         return self.index.window(self.feature, example.seq, example.position, before=whole, after=whole)
 
 
-def goer() -> Callable[[int | str], str]:
+def feature_linker() -> Callable[[int | str], str]:
     """What spells the same page's address for another feature: what belongs to one feature only is left behind."""
     to = address.linker(open=None, strength=None, also=None)
     return lambda feature: to(f=feature)

@@ -8,7 +8,7 @@ import streamlit as st
 
 from analysis.index.queries.conditions import condition
 from dashboard.state import address
-from dashboard.state.selection import Chosen, names
+from dashboard.state.selection import Selection, names
 from sae.errors import SaescopeError
 
 KEYS = ("sort", "asc", "filter", "list", "box")
@@ -32,7 +32,7 @@ def state() -> dict[str, Any]:
     return {key: st.query_params.get_all(key) for key in KEYS if key in st.query_params}
 
 
-def of(chosen: Chosen, only: Sequence[int] | None = None) -> Order:
+def of(chosen: Selection, only: Sequence[int] | None = None) -> Order:
     """All features that pass the filter, in order.
 
     Args:
@@ -70,7 +70,7 @@ def of(chosen: Chosen, only: Sequence[int] | None = None) -> Order:
     return Order(found, sort, descending, problem)
 
 
-def constant(chosen: Chosen) -> frozenset[str]:
+def constant(chosen: Selection) -> frozenset[str]:
     """Statistics that tell nothing of any feature: decoder norms, where training has kept all of them at one."""
     return _constant(chosen.key, chosen.index)
 
@@ -81,7 +81,7 @@ def _constant(key: tuple[str, ...], _index: Any) -> frozenset[str]:  # noqa: ARG
     return frozenset({"decoder_norm"} if len(norms) and abs(norms - 1).max() < 1e-4 else ())
 
 
-def rows(chosen: Chosen, features: Sequence[int]) -> list[Mapping[str, Any]]:
+def rows(chosen: Selection, features: Sequence[int]) -> list[Mapping[str, Any]]:
     """The statistics of some features, in their order."""
     return chosen.index.stats.take(list(features)).to_pylist()
 
@@ -110,7 +110,7 @@ def box() -> tuple[str, str, list[float]] | None:
     return (parts[0], parts[1], bounds) if len(parts) == 6 else None
 
 
-def _box(chosen: Chosen) -> str | None:
+def _box(chosen: Selection) -> str | None:
     drawn = box()
     if drawn is None:
         return None

@@ -13,7 +13,7 @@ from dashboard.escaping import shell
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """What a page shows features of."""
 
     run: Run
@@ -26,7 +26,7 @@ class Chosen:
         return (str(self.index.folder), *map(str, stamp(self.index.folder / "manifest.json")))
 
 
-def provenance(chosen: Chosen) -> dict[str, str]:
+def provenance(chosen: Selection) -> dict[str, str]:
     """What the page's numbers were made from, one line a fact."""
     manifest: dict[str, Any] = chosen.index.manifest
     wanted = {key: manifest.get(key, {}) for key in ("about", "counts", "made_from", "notes")}
@@ -35,7 +35,7 @@ def provenance(chosen: Chosen) -> dict[str, str]:
     return facts | {f"config.{key}": value for key, value in flat(chosen.run.config).items()}
 
 
-def names(chosen: Chosen) -> dict[int, str]:
+def names(chosen: Selection) -> dict[int, str]:
     """Labels by feature, read again when their file has changed."""
     labels = chosen.labels
     return _names(str(labels.path), labels.weights, labels.stamp(), labels)

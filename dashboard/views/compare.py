@@ -11,7 +11,7 @@ from dashboard.components.drawing import drawing
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose
 from dashboard.state import address
-from dashboard.state.selection import Chosen, names
+from dashboard.state.selection import Selection, names
 
 N_EXAMPLES = 8
 
@@ -47,7 +47,7 @@ def page() -> None:
     st.html(f'<div class="sx">{cofire.both(found.both, a, b, labels, opened)}</div>')
 
 
-def _which(chosen: Chosen) -> tuple[int, int]:
+def _which(chosen: Selection) -> tuple[int, int]:
     """Both features, from the URL; by default the first, and the nearest to the one that is given."""
     last = chosen.index.d_sae - 1
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
@@ -61,7 +61,7 @@ def _which(chosen: Chosen) -> tuple[int, int]:
     return a, b
 
 
-def _walk(chosen: Chosen, a: int, b: int) -> None:
+def _walk(chosen: Selection, a: int, b: int) -> None:
     """j and k take the first feature's neighbours in turn."""
     near = [one.feature for one in chosen.index.neighbours(a, "decoder")]
     here, every = address.linker(), address.link("features")

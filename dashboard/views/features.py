@@ -18,7 +18,7 @@ from dashboard.heading import choose
 from dashboard.state import address, order
 from dashboard.state.model_results import encoded
 from dashboard.state.order import Order
-from dashboard.state.selection import Chosen, names, provenance
+from dashboard.state.selection import Selection, names, provenance
 from sae.errors import SaescopeError
 
 N_ROWS = 50
@@ -51,7 +51,7 @@ def page() -> None:
         st.html(f'<div class="sx sx-open">{drawn(provenance(chosen))}</div>')
 
 
-def _controls(chosen: Chosen) -> str:
+def _controls(chosen: Selection) -> str:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         view: str = st.segmented_control(
             "View", ["table", "scatter", "map"], required=True, format_func=str.capitalize, width="content",
@@ -66,7 +66,7 @@ def _controls(chosen: Chosen) -> str:
     return view or "table"
 
 
-def _search(chosen: Chosen) -> tuple[list[int] | None, dict[int, str] | None]:
+def _search(chosen: Selection) -> tuple[list[int] | None, dict[int, str] | None]:
     """The fields of the search; the features that it finds and why, None where nothing is searched for."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         text = st.text_input("Search", **address.text("q", clears=("p",)), icon=":material/search:", width=480,
@@ -90,7 +90,7 @@ def _search(chosen: Chosen) -> tuple[list[int] | None, dict[int, str] | None]:
         return [], None
 
 
-def _in_contexts(chosen: Chosen, text: str, *, regex: bool) -> tuple[list[int], dict[int, str]]:
+def _in_contexts(chosen: Selection, text: str, *, regex: bool) -> tuple[list[int], dict[int, str]]:
     """Features that fire where the text stands in the corpus; the places are shown above them."""
     hits = chosen.index.search(text, regex=regex, n=N_HITS)
     fires = firing.at_hits(chosen.index, hits, N_FOUND)
@@ -109,7 +109,7 @@ def _in_contexts(chosen: Chosen, text: str, *, regex: bool) -> tuple[list[int], 
         one.feature: f"{one.n_hits} of {len(hits)}, to {number(one.value)}" for one in fires}
 
 
-def _table(chosen: Chosen, now: Order, extra: dict[int, str] | None) -> None:
+def _table(chosen: Selection, now: Order, extra: dict[int, str] | None) -> None:
     features: Sequence[int] = now.features
     ranked = extra is not None and "sort" not in st.query_params
     if extra is not None and ranked:
@@ -142,7 +142,7 @@ def _pages(now: int, n_pages: int) -> str:
     return f'<nav class="sx sx-walk" aria-label="Pages of the table">{" ".join(links)}</nav>'
 
 
-def _summary(chosen: Chosen, features: Sequence[int]) -> None:
+def _summary(chosen: Selection, features: Sequence[int]) -> None:
     index = chosen.index
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         part = f"{len(features):,} of " if len(features) < index.d_sae else ""
@@ -156,7 +156,7 @@ def _summary(chosen: Chosen, features: Sequence[int]) -> None:
                     help=f"At most {cards.EXPORTABLE} features in one file that opens without Python and without a network")
 
 
-def exported(chosen: Chosen, features: Sequence[int]) -> str:
+def exported(chosen: Selection, features: Sequence[int]) -> str:
     """The features' cards as one file."""
     from analysis.render.export import page as whole
 
@@ -164,7 +164,7 @@ def exported(chosen: Chosen, features: Sequence[int]) -> str:
     return whole(cards.cards(chosen.index, features, chosen.labels), listed or f"Features of {chosen.run.name}")
 
 
-def _drawing(chosen: Chosen, now: Order, view: str) -> None:
+def _drawing(chosen: Selection, now: Order, view: str) -> None:
     stats = chosen.index.stats
     known = [name for name in AXES if name in stats.column_names and stats[name].null_count < len(stats)
              and name not in order.constant(chosen)]
@@ -211,7 +211,7 @@ def _axes(known: Sequence[str]) -> tuple[str, str, bool, bool]:
     return x, y, log_x, log_y
 
 
-def _selected(chosen: Chosen, x: str, y: str) -> None:
+def _selected(chosen: Selection, x: str, y: str) -> None:
     """A box goes into the URL as the bounds of the features in it; a single point opens its feature."""
     selection = st.session_state["points"]["selection"]
     ids = [int(point["customdata"][0] if isinstance(point["customdata"], list) else point["customdata"])

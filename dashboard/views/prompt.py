@@ -14,7 +14,7 @@ from dashboard.components.navigation import navigation
 from dashboard.heading import choose
 from dashboard.state import address
 from dashboard.state.model_results import encoded
-from dashboard.state.selection import Chosen, names
+from dashboard.state.selection import Selection, names
 from sae.errors import SaescopeError
 
 EXAMPLE = "The quick brown fox jumps over the lazy dog."
@@ -42,7 +42,7 @@ def page() -> None:
     _similar(chosen, code)
 
 
-def _grid(chosen: Chosen, code: PromptCode) -> None:
+def _grid(chosen: Selection, code: PromptCode) -> None:
     token = _integer("token", len(code.pieces))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         layout = st.segmented_control("Layout", ["grid", "tokens"], required=True, width="content",
@@ -64,7 +64,7 @@ def _grid(chosen: Chosen, code: PromptCode) -> None:
         st.html(drawn.by_token(code.pieces, code.code, names(chosen), _pick(), n=5))
 
 
-def _picked(chosen: Chosen, code: PromptCode) -> None:
+def _picked(chosen: Selection, code: PromptCode) -> None:
     """One feature over the text, beside its page."""
     feature = _integer("pick", chosen.index.d_sae)
     if feature is None:
@@ -80,7 +80,7 @@ def _picked(chosen: Chosen, code: PromptCode) -> None:
         f'<a href="{escape(address.link("feature", f=feature), quote=True)}">Open the feature</a></p></div>')
 
 
-def _similar(chosen: Chosen, code: PromptCode) -> None:
+def _similar(chosen: Selection, code: PromptCode) -> None:
     st.subheader("Similar contexts")
     found = chosen.index.similar(code.code, n=10)
     rows = []

@@ -6,7 +6,7 @@ from analysis.render import feature as drawn
 from analysis.render.feature import Section
 from analysis.render.tokens import legend
 from dashboard.state import address
-from dashboard.state.current_feature import Place
+from dashboard.state.current_feature import CurrentFeature
 
 OVERVIEW = {"top": 10, "q9": 3, "q7": 3, "q5": 3, "q3": 3, "q1": 3, "random": 4, "near": 3}
 GROUPS = {
@@ -15,7 +15,7 @@ GROUPS = {
 }
 
 
-def examples(place: Place) -> None:
+def examples(place: CurrentFeature) -> None:
     """Groups of examples, with fields for group, side, numbers and line breaks."""
     index, feature = place.index, place.index.feature(place.feature)
     if feature.dead:

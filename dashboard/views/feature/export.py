@@ -6,11 +6,11 @@ from analysis.export import cards
 from analysis.render import feature as drawn
 from analysis.render.feature import Card
 from dashboard.components import save
-from dashboard.state.current_feature import Place
+from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.selection import provenance
 
 
-def export(place: Place) -> None:
+def export(place: CurrentFeature) -> None:
     """Files of this feature, and what its numbers were made from."""
     feature = place.feature
     with st.container(horizontal=True):
@@ -22,12 +22,12 @@ def export(place: Place) -> None:
     st.html(f'<div class="sx">{facts}</div>')
 
 
-def whole(place: Place) -> Card:
+def whole(place: CurrentFeature) -> Card:
     """All that is known of the feature, with every example that the index keeps."""
     return cards.card(place.index, place.feature, place.labels, n_top=50, n_each=50, groups=cards.EVERY_GROUP)
 
 
-def exported(place: Place) -> str:
+def exported(place: CurrentFeature) -> str:
     """The feature as one file."""
     from analysis.render.export import page
 

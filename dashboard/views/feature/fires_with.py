@@ -6,11 +6,11 @@ import streamlit as st
 
 from analysis.render import cofire
 from dashboard.state import address
-from dashboard.state.current_feature import Place
+from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.selection import names
 
 
-def fires_with(place: Place) -> None:
+def fires_with(place: CurrentFeature) -> None:
     """Contexts in which this feature and another fire."""
     near = place.index.neighbours(place.feature, "coactivation")
     first = near[0].feature if near else (place.feature + 1) % place.index.d_sae

@@ -6,10 +6,10 @@ from analysis.render import feature as drawn
 from analysis.render.text import shown
 from dashboard import escaping
 from dashboard.frame import tried
-from dashboard.state.current_feature import Place
+from dashboard.state.current_feature import CurrentFeature
 
 
-def label(place: Place) -> None:
+def label(place: CurrentFeature) -> None:
     """Label, note, tags and lists, editable; how an automatic label was judged."""
     labels, feature = place.labels, place.feature
     mine = next((one.text for one in labels.every(feature) if one.author == "you"), "")
@@ -34,7 +34,7 @@ def label(place: Place) -> None:
                 f"{drawn.judged(automatic)}</div>")
 
 
-def _save(place: Place, text: str, note: str, tags: list[str], chosen: list[str]) -> None:
+def _save(place: CurrentFeature, text: str, note: str, tags: list[str], chosen: list[str]) -> None:
     labels, feature = place.labels, place.feature
     labels.set_label(feature, text)
     labels.set_note(feature, note)

@@ -6,11 +6,11 @@ from analysis.render import tokens
 from analysis.render.text import number
 from dashboard.frame import tried
 from dashboard.state import address
-from dashboard.state.current_feature import Place
+from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.model_results import encoded
 
 
-def own_text(place: Place) -> None:
+def own_text(place: CurrentFeature) -> None:
     """This feature over a text of one's own."""
     form = address.Form()
     with st.form("try", border=False):
@@ -23,7 +23,7 @@ def own_text(place: Place) -> None:
     tried(lambda: _fired(place, text))
 
 
-def _fired(place: Place, text: str) -> None:
+def _fired(place: CurrentFeature, text: str) -> None:
     code = encoded(place.chosen.run.folder, text)
     values = code.values(place.feature)
     about = place.index.feature(place.feature)

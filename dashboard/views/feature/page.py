@@ -12,8 +12,8 @@ from dashboard.components.drawing import drawing
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose
 from dashboard.state import address, order
-from dashboard.state.current_feature import Place, goer
-from dashboard.state.selection import Chosen, names
+from dashboard.state.current_feature import CurrentFeature, feature_linker
+from dashboard.state.selection import Selection, names
 from dashboard.views.feature.examples import examples
 from dashboard.views.feature.export import export
 from dashboard.views.feature.fires_with import fires_with
@@ -21,7 +21,7 @@ from dashboard.views.feature.label import label
 from dashboard.views.feature.own_text import own_text
 from dashboard.views.feature.steer import steer
 
-TABS: dict[str, tuple[str, Callable[[Place], None]]] = {
+TABS: dict[str, tuple[str, Callable[[CurrentFeature], None]]] = {
     "examples": ("Examples", examples),
     "label": ("Label and notes", label),
     "with": ("Fires with", fires_with),
@@ -44,12 +44,12 @@ def _whose() -> tuple[str | None, ...]:
 
 
 @st.fragment
-def _body(chosen: Chosen, whose: tuple[str | None, ...]) -> None:
+def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
     if _whose() != whose:
         st.rerun()  # a link has led to another page
     now = order.of(chosen)
     feature = _feature(chosen, now.features)
-    place = Place(chosen, feature, goer())
+    place = CurrentFeature(chosen, feature, feature_linker())
     _walk(place, list(now.features))
     labels = place.labels
     head = drawn.header(place.index.feature(feature), labels.get(feature), labels.tags(feature), labels.note(feature))
@@ -64,7 +64,7 @@ def _body(chosen: Chosen, whose: tuple[str | None, ...]) -> None:
         TABS[tab or "examples"][1](place)
 
 
-def _feature(chosen: Chosen, features: object) -> int:
+def _feature(chosen: Selection, features: object) -> int:
     """The feature that the URL names; a random one that fires for `f=random`; the first of the order for none."""
     asked = st.query_params.get("f", "")
     if asked == "random":
@@ -80,7 +80,7 @@ def _feature(chosen: Chosen, features: object) -> int:
     return first[0] if first else 0
 
 
-def _walk(place: Place, features: list[int]) -> None:
+def _walk(place: CurrentFeature, features: list[int]) -> None:
     """Previous, next and random, as links and as keys."""
     at = features.index(place.feature) if place.feature in features else -1
     low = max(0, at - N_WALK)
@@ -115,7 +115,7 @@ def _link(text: str, href: str | None) -> str:
     return f'<a href="{escape(href, quote=True)}">{text}</a>' if href else f'<span class="sx-quiet">{text}</span>'
 
 
-def _side(place: Place) -> None:
+def _side(place: CurrentFeature) -> None:
     """Histogram, promoted tokens, neighbours."""
     feature = place.index.feature(place.feature)
     log_x, log_y = st.query_params.get("logx") != "false", st.query_params.get("logy") == "true"

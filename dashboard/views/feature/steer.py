@@ -6,13 +6,13 @@ from analysis.render import steering
 from analysis.render.text import number
 from dashboard.frame import tried
 from dashboard.state import address
-from dashboard.state.current_feature import Place
+from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.model_results import steered
 from dashboard.state.selection import names
 
 MODES = ("add", "clamp")
 
-def steer(place: Place) -> None:
+def steer(place: CurrentFeature) -> None:
     """A prompt continued without and with this feature, and others if they are named."""
     from analysis.steering.generate import WHERE
 
@@ -38,7 +38,7 @@ def steer(place: Place) -> None:
         tried(lambda: _steered(place))
 
 
-def _steered(place: Place) -> None:
+def _steered(place: CurrentFeature) -> None:
     from analysis.steering.edits import edits
     from analysis.steering.generate import Edit, Settings
 
