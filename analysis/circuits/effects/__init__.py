@@ -1,0 +1,1 @@
+"""What nodes and edges do to a metric: estimators, and the exact ablations that they estimate."""

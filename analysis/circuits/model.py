@@ -1,0 +1,178 @@
+"""A language model and its SAEs as circuits see them: sites in causal order, their activations taken apart.
+
+    target = Σ_f value_f · W_dec,f + offset + error        offset = bias (+ what a skip path adds)
+
+Features, error and skip path of a site are its nodes. Every run goes through `training.model.splice.at_sites`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae.base import SAE
+from sae.code import OffsetCode, SparseCode
+from sae.errors import SaescopeError
+from training.model.language_model import Model
+from training.model.splice import Forward, Reconstruct, SplicedModel, at_sites
+from training.site import Site, SiteRows
+
+
+@dataclass(frozen=True)
+class State:
+    """The kept rows of a site taken apart; rows are in the order of the mask: example by example, position by position.
+
+    Attributes:
+        target: what the SAE reconstructs, as the model has it.
+        code: the features.
+        offset: what is added to the features besides the error: the bias with the skip path's part.
+        error: target − features − offset.
+    """
+
+    target: Float[Tensor, "n_rows d_out"]
+    code: SparseCode
+    offset: Float[Tensor, "n_rows d_out"]
+    error: Float[Tensor, "n_rows d_out"]
+
+    def take(self, rows: Int[Tensor, " n"]) -> "State":
+        """Some rows, in any order, also repeatedly."""
+        return State(self.target[rows], take_rows(self.code, rows), self.offset[rows], self.error[rows])
+
+
+def take_rows(code: SparseCode, rows: Int[Tensor, " n"]) -> SparseCode:
+    """Rows of a CSR code, in any order, also repeatedly."""
+    assert code.indptr is not None
+    counts = code.indptr.diff()[rows]
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    entry = torch.arange(int(indptr[-1])) + (code.indptr[rows] - indptr[:-1]).repeat_interleave(counts)
+    return SparseCode(code.feature[entry], code.value[entry], len(rows), code.d_sae, indptr=indptr)
+
+
+class CircuitModel:
+    """A language model with SAEs at sites, in the order in which the model reaches them.
+
+    Attributes:
+        model: the language model.
+        sites: in causal order: no site depends on a later one.
+        saes: by site; their weights take no gradient.
+    """
+
+    def __init__(self, model: Model, saes: Mapping[Site, SAE]) -> None:
+        """Check that the SAEs fit, find the order of the sites, and check that the residual stream adds up.
+
+        Raises:
+            SaescopeError: as `SplicedModel`; a site that the model never reaches; or blocks that do not add up.
+        """
+        SplicedModel(model, saes)  # refuses widths that do not fit, and two SAEs that write at one hook
+        self.model = model
+        self.sites = _in_order(model, list(saes))
+        self.saes = {site: saes[site].frozen() for site in self.sites}
+        self.index = {site: i for i, site in enumerate(self.sites)}
+        check_residual_stream(model)
+
+    def run(
+        self, tokens: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"],
+        at: Mapping[Site, Reconstruct], forward: Forward | None = None,
+    ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
+        """Logits of a run in which the kept rows of each site's target are replaced; see `at_sites`.
+
+        Args:
+            tokens: without padding.
+            keep: rows that are spliced.
+            at: site → fn of its rows (x, target) and the mask, giving the new target.
+            forward: the model, or a `FrozenModel` of it.
+        """
+        forward = forward or self.model
+        with at_sites(forward, at, keep):
+            return forward.logits(tokens)
+
+    @torch.no_grad()
+    def states(
+        self, tokens: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], forward: Forward | None = None
+    ) -> tuple[dict[Site, State], Float[Tensor, "n_seqs n_ctx d_vocab"]]:
+        """Every site of an unchanged run taken apart, and the run's logits."""
+        found: dict[Site, State] = {}
+
+        def look(site: Site) -> Reconstruct:
+            def see(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001
+                found[site] = self.state(site, rows)
+                return rows.target
+
+            return see
+
+        logits = self.run(tokens, keep, {site: look(site) for site in self.sites}, forward)
+        return found, logits
+
+    def state(self, site: Site, rows: SiteRows) -> State:
+        """A site's rows taken apart; under autograd differentiable in x and target (`sae.base.SAE.encode_traced`)."""
+        sae = self.saes[site]
+        code = sae.encode_traced(rows.x.to(sae.W_dec))
+        target = rows.target.to(sae.W_dec)
+        offset = sae.centre(code).expand_as(target)
+        plain = features_only(code)
+        return State(target, plain, offset, target - sae.decode_features(plain) - offset)
+
+    def decode(self, site: Site, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
+        """What features add to a site's target: Σ value · unit decoder row, without bias."""
+        return self.saes[site].decode_features(code)
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the language model."""
+        return self.model.n_layers
+
+
+def features_only(code: SparseCode) -> SparseCode:
+    """A code without the points that its rows are decoded around."""
+    code = code.csr()
+    if isinstance(code, OffsetCode):
+        return SparseCode(code.feature, code.value, code.n_rows, code.d_sae, indptr=code.indptr)
+    return code
+
+
+def _in_order(model: Model, sites: list[Site]) -> tuple[Site, ...]:
+    """Sites in the order in which one run reaches their outputs."""
+    reached: list[Site] = []
+
+    def note(site: Site) -> Callable[[SiteRows, Tensor], Tensor]:
+        def see(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001
+            reached.append(site)
+            return rows.target
+
+        return see
+
+    tokens = torch.arange(4)[None] % model.d_vocab
+    with torch.no_grad(), at_sites(model, {site: note(site) for site in sites}):
+        model.logits(tokens)
+    missing = [site.output for site in sites if site not in reached]
+    if missing:
+        raise SaescopeError(f"{model.name} never reaches {missing[0]} in a run, so nothing can be spliced in there.")
+    return tuple(reached)
+
+
+@torch.no_grad()
+def check_residual_stream(model: Model) -> None:
+    """Check that resid_pre + attn_out + mlp_out = resid_post in every block, which edges and errors rely on.
+
+    Raises:
+        SaescopeError: a block does not add up (its hooks mean something else, say before a norm that follows them).
+    """
+    tokens = torch.arange(6)[None] % model.d_vocab
+    names = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+    blocks = [[f"blocks.{layer}.{name}" for name in names] for layer in range(model.n_layers)]
+    blocks = [hooks for hooks in blocks if set(hooks) <= set(model.hooks())]
+    acts = model.activations(tokens, sorted({hook for hooks in blocks for hook in hooks}))
+    for hooks in blocks:
+        before, attn, mlp, after = (acts[hook].double() for hook in hooks)
+        gap = float((before + attn + mlp - after).norm() / after.norm())
+        if not gap < _TOLERANCE[model.dtype]:
+            raise SaescopeError(
+                f"{model.name}: resid_pre + attn_out + mlp_out differs from {hooks[-1]} by {gap:.1%} of its norm, so its "
+                "hooks do not say what is added to the residual stream."
+            )
+
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
+"""Relative gap that rounding may leave; fp64 models of Hugging Face normalise in fp32."""

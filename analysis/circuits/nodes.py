@@ -1,0 +1,148 @@
+"""Nodes of a circuit: features, errors and skip paths of the sites, at a position or over all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy import sparse
+
+ERROR, SKIP = -1, -2
+"""What stands in place of a feature: the site's error vector, and its skip path (any offset that depends on the input)."""
+ANYWHERE = -1
+"""The position of a node that is summed over positions."""
+OUTPUT = -1
+"""The target of an edge that ends in the metric."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A list of nodes as three columns, without doubles, ordered by site, position, feature.
+
+    Attributes:
+        site: index into `CircuitModel.sites`.
+        position: token of the prompt, counted from 0 (BOS, where there is one), or ANYWHERE.
+        feature: of the site's SAE, or ERROR, or SKIP.
+    """
+
+    site: Int64[np.ndarray, " n_nodes"]
+    position: Int64[np.ndarray, " n_nodes"]
+    feature: Int64[np.ndarray, " n_nodes"]
+
+    def __len__(self) -> int:
+        return len(self.site)
+
+    @classmethod
+    def empty(cls) -> "Nodes":
+        """No node."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls(none, none, none)
+
+    @classmethod
+    def of(cls, triples: Sequence[tuple[int, int, int]]) -> "Nodes":
+        """Nodes from (site, position, feature), in any order."""
+        columns = np.unique(np.asarray(triples, dtype=np.int64).reshape(-1, 3), axis=0)
+        return cls(columns[:, 0], columns[:, 1], columns[:, 2])
+
+    @property
+    def triples(self) -> list[tuple[int, int, int]]:
+        """(site, position, feature) of each node."""
+        return list(zip(self.site.tolist(), self.position.tolist(), self.feature.tolist(), strict=True))
+
+    def take(self, which: Bool[np.ndarray, " n_nodes"] | Int64[np.ndarray, " n"]) -> "Nodes":
+        """Some of them, by mask or by ascending indices."""
+        return Nodes(self.site[which], self.position[which], self.feature[which])
+
+    def at(self, site: int) -> "Nodes":
+        """Those of one site."""
+        return self.take(self.site == site)
+
+    @property
+    def features(self) -> Bool[np.ndarray, " n_nodes"]:
+        """Which are features, not errors or skip paths."""
+        return self.feature >= 0
+
+
+@dataclass(frozen=True)
+class NodeEffects:
+    """What each node does to the metric in each example; entries that are not stored are 0.
+
+    The effect of a node is the change of the metric when the node alone moves from its clean value to its reference
+    value (Marks et al. 2403.19647, eq. 2): m(do(node = reference)) − m(clean). What supports the clean answer is negative.
+    """
+
+    nodes: Nodes
+    values: sparse.csr_array
+    """`[n_examples, n_nodes]`, fp64."""
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " n_nodes"]:
+        """Over the examples."""
+        return np.asarray(self.values.sum(axis=0)).ravel() / max(self.values.shape[0], 1)
+
+    def take(self, which: Bool[np.ndarray, " n_nodes"] | Int64[np.ndarray, " n"]) -> "NodeEffects":
+        """Some of the nodes, by mask or by ascending indices."""
+        columns = np.flatnonzero(which) if which.dtype == bool else which
+        return NodeEffects(self.nodes.take(columns), self.values[:, columns])
+
+    def largest(self, n: int) -> "NodeEffects":
+        """The n nodes with the largest absolute mean effect; nodes without one are left out."""
+        size = np.abs(self.mean)
+        order = np.argsort(-size, kind="stable")[:n]
+        return self.take(np.sort(order[size[order] > 0]))
+
+    def over_positions(self) -> "NodeEffects":
+        """Each node summed over its positions (Marks et al., the aggregation of non-templated data)."""
+        keys = np.stack([self.nodes.site, self.nodes.feature], axis=1)
+        found, which = np.unique(keys, axis=0, return_inverse=True)
+        to = sparse.csr_array(
+            (np.ones(len(keys)), (np.arange(len(keys)), which.ravel())), shape=(len(keys), len(found))
+        )
+        nodes = Nodes(found[:, 0], np.full(len(found), ANYWHERE, dtype=np.int64), found[:, 1])
+        return NodeEffects(nodes, sparse.csr_array(self.values @ to))
+
+
+def joined(parts: Sequence[NodeEffects]) -> NodeEffects:
+    """Effects of further examples put below each other; a node that one part has no entry of has effect 0 there."""
+    nodes = Nodes.of([triple for part in parts for triple in part.nodes.triples])
+    place = {triple: i for i, triple in enumerate(nodes.triples)}
+    rows, columns, values, n = [], [], [], 0
+    for part in parts:
+        coo = part.values.tocoo()
+        where = np.array([place[t] for t in part.nodes.triples], dtype=np.int64)
+        rows.append(coo.coords[0] + n)
+        columns.append(where[coo.coords[1]])
+        values.append(coo.data)
+        n += part.values.shape[0]
+    cells = (np.concatenate(rows), np.concatenate(columns))
+    return NodeEffects(nodes, sparse.csr_array((np.concatenate(values), cells), shape=(n, len(nodes))))
+
+
+@dataclass(frozen=True)
+class EdgeEffects:
+    """What each edge does to the metric in each example, through the direct path alone.
+
+    The effect of an edge u → d is the change of the metric by what d changes when u moves to its reference value and every
+    node between them stays as it is (Marks et al. 2403.19647, eq. 5); into OUTPUT it is the metric's own change.
+    """
+
+    nodes: Nodes
+    source: Int64[np.ndarray, " n_edges"]
+    """Index of the upstream node in `nodes`."""
+    target: Int64[np.ndarray, " n_edges"]
+    """Index of the downstream node, or OUTPUT."""
+    values: sparse.csr_array
+    """`[n_examples, n_edges]`, fp64."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def mean(self) -> Float64[np.ndarray, " n_edges"]:
+        """Over the examples."""
+        return np.asarray(self.values.sum(axis=0)).ravel() / max(self.values.shape[0], 1)
+
+    def take(self, which: Bool[np.ndarray, " n_edges"] | Int64[np.ndarray, " n"]) -> "EdgeEffects":
+        """Some of the edges, by mask or by indices; the list of nodes stays."""
+        columns = np.flatnonzero(which) if which.dtype == bool else which
+        return EdgeEffects(self.nodes, self.source[columns], self.target[columns], self.values[:, columns])

@@ -1,0 +1,67 @@
+"""Tokenised examples of a behaviour: what every estimator and every test of a circuit runs on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples whose prompts have one length; a task whose prompts differ in length has several of these.
+
+    Attributes:
+        clean: tokens of the prompts, BOS first where the model has it. The answer is read behind the last.
+        corrupt: tokens of the counterfactual prompts, of the same length; None for single prompts.
+        right: tokens that answer the clean prompt, −1 where an example has fewer than others.
+        wrong: tokens that answer the counterfactual one, −1 likewise; no column where a task has none.
+        keep: rows at which SAEs are spliced in: all but special tokens.
+        reference: logits behind the last token of the clean run, for metrics that compare with it (KL).
+    """
+
+    clean: Int64[Tensor, "n_examples n_ctx"]
+    corrupt: Int64[Tensor, "n_examples n_ctx"] | None
+    right: Int64[Tensor, "n_examples n_right"]
+    wrong: Int64[Tensor, "n_examples n_wrong"]
+    keep: Bool[Tensor, "n_examples n_ctx"]
+    reference: Float[Tensor, "n_examples d_vocab"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of a prompt."""
+        return self.clean.shape[1]
+
+    def take(self, which: Tensor | slice) -> "Examples":
+        """Some of the examples, by index, mask or slice."""
+        return replace(
+            self, clean=self.clean[which], right=self.right[which], wrong=self.wrong[which], keep=self.keep[which],
+            corrupt=None if self.corrupt is None else self.corrupt[which],
+            reference=None if self.reference is None else self.reference[which],
+        )
+
+    def batches(self, size: int) -> Iterator["Examples"]:
+        """The examples in their order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+    def swapped(self) -> "Examples":
+        """The counterfactual run as the one that is looked at: its tokens as `clean`, the metric unchanged."""
+        assert self.corrupt is not None, "examples without a counterfactual"
+        return replace(self, clean=self.corrupt, corrupt=self.clean)
+
+
+Metric = Callable[[Float[Tensor, "n_examples d_vocab"], Examples], Float[Tensor, " n_examples"]]
+"""One number per example from the logits behind its last token; differentiable."""
+
+
+def value(
+    metric: Metric, logits: Float[Tensor, "n_examples n_ctx d_vocab"], examples: Examples
+) -> Float[Tensor, " n_examples"]:
+    """The metric of a run, in at least fp32."""
+    last = logits[:, -1]
+    return metric(last.to(torch.promote_types(last.dtype, torch.float32)), examples)
