@@ -158,7 +158,7 @@ def test_examples_of_several_lengths_come_in_their_order(model: CircuitModel) ->
     both = measure(model, groups, metric, [Ablation(nodes), PLAIN], means=means, batch=4)
     apart = [measure(model, [group], metric, [Ablation(nodes), PLAIN], means=means) for group in groups]
     np.testing.assert_allclose(both, np.concatenate(apart, axis=1), rtol=1e-10)
-    with pytest.raises(SaescopeError, match="position 8.* 7 tokens"):
+    with pytest.raises(SaescopeError, match=r"position 8.* 7 tokens"):
         measure(model, groups, metric, [Ablation(Nodes.of([(0, 8, 1)]))], means=means)
 
 
