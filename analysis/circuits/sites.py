@@ -1,8 +1,7 @@
-"""The SAEs of a circuit: runs found by name or pattern, checked to belong to one model, with short names for their sites."""
+"""The SAEs of a circuit: runs found by name or pattern, checked to belong to one model; short names of their sites."""
 
 import re
 from collections.abc import Sequence
-from glob import glob
 from pathlib import Path
 
 from analysis.circuits.graph import SiteInfo
@@ -24,16 +23,17 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
     """The SAEs of runs.
 
     Args:
-        runs: folders, or patterns such as `runs/circuit-saes/*`; what a pattern finds beside runs is passed over.
+        runs: folders; the last part may be a pattern (`runs/circuit-saes/*`), which passes over what is no finished run.
 
     Raises:
         SaescopeError: a folder is no run, a pattern finds none, or two SAEs write at one hook.
     """
     folders: list[Path] = []
     for run in runs:
-        found = [Path(run).expanduser()]
-        if any(c in run for c in "*?["):
-            found = [p for p in sorted(map(Path, glob(str(found[0])))) if (p / "final").is_dir()]
+        path = Path(run).expanduser()
+        found = [path]
+        if any(c in path.name for c in "*?["):
+            found = [folder for folder in sorted(path.parent.glob(path.name)) if (folder / "final").is_dir()]
             if not found:
                 raise SaescopeError(f"saes: no finished run is at {run}; train some first, or name other folders.")
         folders += [folder for folder in found if folder not in folders]
@@ -48,7 +48,9 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
     return trained
 
 
-def open_model(trained: Sequence[TrainedSAE], name: str | None = None, device: str = "cpu", dtype: str = "float32") -> Model:
+def open_model(
+    trained: Sequence[TrainedSAE], name: str | None = None, device: str = "cpu", dtype: str = "float32"
+) -> Model:
     """The language model behind SAEs.
 
     Args:
