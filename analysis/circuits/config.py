@@ -100,7 +100,7 @@ class CircuitConfig(Section):
     @field_validator("task", mode="before")
     @classmethod
     def _task_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
+        return {"builtin": value} if isinstance(value, str) else value
 
     @field_validator("model", mode="before")
     @classmethod
