@@ -1,11 +1,14 @@
 """The config of a circuit: the behaviour, the SAEs, how effects are estimated, what is kept, and how it is tested."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from analysis.circuits.tasks.config import TaskConfig
 from sae.units import Count
+from training.config.reading import fields_of, overridden, validated
 from training.config.schema import Section
 from training.config.yaml12 import dump_yaml
 
@@ -121,3 +124,12 @@ class CircuitConfig(Section):
     def yaml(self) -> str:
         """As YAML 1.2, readable by `read_config`."""
         return dump_yaml(self.plain())
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> CircuitConfig:
+    """The circuit that a YAML file describes, with dotted overrides (`nodes.most=50`).
+
+    Raises:
+        SaescopeError: no such file, bad YAML, an unknown key, or a value that does not fit.
+    """
+    return validated(CircuitConfig, overridden(fields_of(path), overrides), str(path))

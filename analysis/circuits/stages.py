@@ -21,14 +21,29 @@ Tensors = Mapping[str, Tensor]
 class Stages:
     """Results of stages below one folder. A stage is done again where its inputs changed."""
 
-    def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
-        """`inputs`: everything, in JSON types, that any stage depends on."""
-        self.folder, self.inputs = folder, inputs
+    def __init__(self, folder: Path, inputs: Mapping[str, Any], *, again: bool = False) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            folder: of all stages.
+            inputs: everything, in JSON types, that any stage depends on.
+            again: forget what is there.
+        """
+        self.folder, self.inputs, self.again = folder, inputs, again
+
+    def given(self, **inputs: Any) -> "Stages":
+        """The same with further inputs, in JSON types."""
+        return Stages(self.folder, {**self.inputs, **inputs}, again=self.again)
+
+    def has(self, name: str, *keys: str) -> bool:
+        """Whether tensors of a stage are there, made from these inputs."""
+        path = self.folder / f"{name}.safetensors"
+        return not self.again and path.is_file() and _made_from(path) == self._digest(keys)
 
     def json(self, name: str, make: Callable[[], Any], *keys: str) -> Any:
         """A stage whose result is in JSON types, made from the inputs named by `keys`."""
         path, digest = self.folder / f"{name}.json", self._digest(keys)
-        if path.is_file():
+        if path.is_file() and not self.again:
             found = files.read_json(path)
             if found.get("made_from") == digest:
                 return found["result"]
@@ -40,10 +55,10 @@ class Stages:
         """A stage whose result are tensors by name."""
         path, digest = self.folder / f"{name}.safetensors", self._digest(keys)
         made_from = torch.frombuffer(bytearray(digest.encode()), dtype=torch.uint8)
-        if path.is_file():
+        if self.has(name, *keys):
             found = files.read_tensors(path)
-            if torch.equal(found.pop("made_from"), made_from):
-                return found
+            del found["made_from"]
+            return found
         result = dict(make())
         files.write_tensors(path, {**result, "made_from": made_from})
         return result
@@ -51,6 +66,10 @@ class Stages:
     def _digest(self, keys: tuple[str, ...]) -> str:
         chosen = {key: self.inputs[key] for key in keys}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def _made_from(path: Path) -> str:
+    return bytes(files.read_tensors(path)["made_from"].tolist()).decode()
 
 
 def node_tensors(effects: NodeEffects) -> dict[str, Tensor]:

@@ -1,0 +1,170 @@
+"""What is measured of a circuit on held-out examples, beside what it has to be compared with.
+
+    circuit         faithfulness and completeness of the circuit itself: errors as nodes, kept, dropped; edges alone
+    curves          the same for the first 1, 2, … nodes; all features; random features; MLP activations
+    specificity     the circuit on other tasks, and at all positions
+    stability       Jaccard index of the nodes and edges that bootstraps of the training examples choose
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.circuits.checks import baselines
+from analysis.circuits.checks.ablation import ALL_FEATURES, Ablation
+from analysis.circuits.checks.curve import Curve, Series, by_effect, curves, sizes
+from analysis.circuits.checks.edge_faithfulness import edge_faithfulness
+from analysis.circuits.checks.faithfulness import Faithfulness, faithfulness
+from analysis.circuits.checks.specificity import Behaviour, specificity
+from analysis.circuits.checks.stability import stability
+from analysis.circuits.coordinates import mlp_activations
+from analysis.circuits.effects.agreement import Estimator
+from analysis.circuits.effects.nodes import node_effects
+from analysis.circuits.effects.reference import Means, mean_states
+from analysis.circuits.graph import Circuit
+from analysis.circuits.model import CircuitModel
+from analysis.circuits.nodes import EdgeEffects, NodeEffects, joined
+from analysis.circuits.setup import Setup
+from analysis.circuits.stages import Stages
+from analysis.circuits.tasks.behaviour import check_behaviour
+from analysis.circuits.tasks.config import TaskConfig, make_task
+from analysis.circuits.tasks.tokens import tokenise
+from training.display import Display
+
+_KEYS = ("code", "model", "saes", "task", "effects", "nodes", "edges", "checks", "method", "circuit")
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Everything that the tests of a circuit need.
+
+    Attributes:
+        effects: of all nodes on training examples: curves choose from them.
+        edges: of the circuit.
+        means: of the training examples, which everything outside a circuit is set to.
+        estimator: that chose the nodes, and is to choose MLP activations too.
+    """
+
+    setup: Setup
+    stages: Stages
+    effects: NodeEffects
+    edges: EdgeEffects
+    means: Means
+    estimator: Estimator
+    display: Display
+
+    def measure(self, circuit: Circuit) -> dict[str, Any]:
+        """All scores, in JSON types; each is a stage."""
+        checks = self.setup.config.checks
+        parts = {"circuit": self._circuit, "curves": self._curves, "stability": self._stability}
+        if checks.neurons:
+            parts["mlp_activations"] = self._neurons
+        if checks.tasks:
+            parts["specificity"] = self._specificity
+        stages = self.stages.given(
+            method=str(self.estimator), circuit=[circuit.nodes.triples, circuit.source.tolist(), circuit.target.tolist()]
+        )
+        found = {}
+        with self.display.task("tests on held-out examples", len(parts), "tests") as task:
+            for name, measure in parts.items():
+                found[name] = stages.json(f"score-{name}", lambda measure=measure: measure(circuit), *_KEYS)
+                task.advance(1)
+        return found
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        config = self.setup.config
+        return {"reference": config.checks.ablation, "means": self.means, "batch": config.effects.batch}
+
+    @property
+    def _draws(self) -> dict[str, int]:
+        checks = self.setup.config.checks
+        return {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
+
+    def _circuit(self, circuit: Circuit) -> dict[str, Any]:
+        """The circuit as it is drawn."""
+        runs = {
+            "faithfulness": Ablation(circuit.nodes), "faithfulness_errors_kept": Ablation(circuit.nodes, errors="kept"),
+            "faithfulness_errors_dropped": Ablation(circuit.nodes, errors="dropped"),
+            "completeness": Ablation(circuit.nodes, "inside"), "all_features": ALL_FEATURES,
+        }
+        found = faithfulness(
+            self.setup.model, self.setup.test, self.setup.metric, list(runs.values()), **self._options
+        )
+        out: dict[str, Any] = {"n_nodes": len(circuit.nodes), "n_features": circuit.n_features, "n_edges": len(circuit.source)}
+        for name, one in zip(runs, found, strict=True):
+            out |= one.interval(**self._draws).named(name)
+        return out | self._edges_alone(circuit)
+
+    def _edges_alone(self, circuit: Circuit) -> dict[str, Any]:
+        if not len(circuit.source) or not self.setup.positional:
+            return {}
+        raise NotImplementedError
+
+    def _curves(self, circuit: Circuit) -> list[dict[str, Any]]:
+        """Circuits of growing size, up to ten times as many nodes as were asked for, and the baselines."""
+        config, setup = self.setup.config, self.setup
+        n = sizes_of(config.nodes.most, config.checks.n_points)
+        series = [
+            Series("circuit", by_effect(self.effects, n)),
+            Series("errors kept", by_effect(self.effects, n, "kept"), errors="kept"),
+            Series("errors dropped", by_effect(self.effects, n, "dropped"), errors="dropped"),
+            Series("completeness", by_effect(self.effects, n), "inside"),
+        ]
+        found = curves(setup.model, setup.test, setup.metric, series, **self._draws, **self._options)
+        if config.checks.n_random:
+            active = baselines.active_features(
+                setup.model, setup.train, positions=setup.positional, batch=config.effects.batch
+            )
+            found.append(baselines.random_curve(
+                setup.model, setup.test, setup.metric, n, active=active, n_random=config.checks.n_random,
+                seed=config.checks.seed, **self._options,
+            ))
+        return [one.plain() for one in found]
+
+    def _neurons(self, circuit: Circuit) -> dict[str, Any]:
+        """As many MLP activations, chosen by the same estimator, everything else among them ablated."""
+        config, setup = self.setup.config, self.setup
+
+        def effects(model: CircuitModel, means: Means) -> NodeEffects:
+            found = joined([
+                node_effects(
+                    model, group, setup.metric, reference=setup.reference, method=self.estimator.method,
+                    n_steps=self.estimator.n_steps, means=means, batch=config.effects.batch,
+                ) for group in setup.train
+            ])
+            return found if setup.positional else found.over_positions()
+
+        return baselines.coordinate_curve(
+            "MLP activations", mlp_activations(setup.model), setup.train, setup.test, setup.metric,
+            sizes_of(config.nodes.most, config.checks.n_points), effects, **self._draws,
+            reference=config.checks.ablation, batch=config.effects.batch,
+        ).plain()
+
+    def _specificity(self, circuit: Circuit) -> list[dict[str, Any]]:
+        """The circuit on its own and on other built-in tasks; those that the model does not do are left out."""
+        setup = self.setup
+        tasks = {setup.task.name: Behaviour(setup.test, setup.metric, self.means)}
+        for name in setup.config.checks.tasks:
+            own = setup.config.task
+            other = make_task(TaskConfig(builtin=name, n_train=own.n_train, n_held_out=own.n_held_out), setup.model.model)
+            if other.name != setup.task.name and check_behaviour(setup.model.model, other).holds:
+                train = tokenise(other.train, setup.model.model)
+                tasks[name] = Behaviour(
+                    tokenise(other.held_out, setup.model.model), other.metric, mean_states(setup.model, train)
+                )
+        options = {"reference": setup.config.checks.ablation, "batch": setup.config.effects.batch, **self._draws}
+        return [cell.plain() for cell in specificity(setup.model, {setup.task.name: circuit.nodes}, tasks, **options)]
+
+    def _stability(self, circuit: Circuit) -> dict[str, Any]:
+        nodes = stability(self.effects, len(circuit.nodes), **self._draws)
+        out = nodes.jaccard.named("nodes_jaccard")
+        if len(self.edges):
+            out |= stability(self.edges, len(circuit.source), **self._draws).jaccard.named("edges_jaccard")
+        return out | {"n_bootstraps": self._draws["n_bootstraps"]}
+
+
+def sizes_of(most: int, n_points: int) -> list[int]:
+    """Sizes of the circuits of a curve: 1 to `most`, then on to ten times as many, each by equal ratios."""
+    per_decade = max(2, n_points // 2)
+    return sorted({*sizes(most, per_decade), *(int(most * 10 ** (i / per_decade)) for i in range(per_decade + 1))})
