@@ -1,14 +1,15 @@
 """Runs of a model in which some nodes are moved to their reference: what every check of a circuit is made of.
 
-At a row of a site, with v and v_ref a feature's value in this run and its reference, likewise error and offset:
+Each node has a share, 1 where it keeps the value that it has in this run, and 0 where it is moved to its reference:
 
-    new target = Σ_{f kept} v · W_f + Σ_{f not kept} v_ref · W_f + (error or error_ref) + (offset or offset_ref)
+    new target = Σ_f (s v + (1 − s) v_ref)_f W_f + (s error + (1 − s) error_ref) + (s offset + (1 − s) offset_ref)
 
 v, error and offset are computed from what arrives in this very run, which earlier sites have changed. Where everything is
-kept that is the model, where nothing is it is the reference. Rows outside the keep-mask pass unchanged.
+kept that is the model, where nothing is it is the reference. Rows outside the keep-mask pass unchanged. Shares between 0
+and 1, and gradients with respect to shares, are what circuits are chosen by (`choose`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,11 @@ ALL_FEATURES = Ablation(Nodes.empty(), "inside", "dropped")
 """The model with every SAE spliced in: all features and skip paths are kept, and no error."""
 
 
+Shares = dict[Site, Tensor]
+"""Of each site a table `[n_ctx, d_sae + 2]` of the shares of its nodes, or of one row for all positions; the last two
+columns are SKIP and ERROR, at the numbers that these have as features."""
+
+
 @torch.no_grad()
 def measure(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, ablations: Sequence[Ablation], *,
@@ -87,88 +93,85 @@ def measure(
 def _metric(
     model: CircuitModel, part: Examples, metric: Metric, ablation: Ablation, states: dict[Site, State]
 ) -> Float[Tensor, " n_examples"]:
-    return value(metric, model.run(part.clean, part.keep, ablated(model, part, ablation, states)), part)
+    shares = shares_of(model, ablation, part.n_ctx)
+    return value(metric, model.run(part.clean, part.keep, ablated(model, part, shares, states)), part)
 
 
 def ablated(
-    model: CircuitModel, examples: Examples, ablation: Ablation, states: dict[Site, State]
+    model: CircuitModel, examples: Examples, shares: Shares, states: Mapping[Site, State]
 ) -> dict[Site, Reconstruct]:
-    """What `CircuitModel.run` needs to run an ablation; sites at which nothing is moved are left out.
+    """What `CircuitModel.run` needs to run with these shares; sites at which nothing is moved are left out.
 
     Args:
         model: the model with its SAEs.
         examples: whose kept rows `states` are.
-        ablation: what is moved.
+        shares: of each site; under autograd the run is differentiable in them.
         states: the reference of each site.
     """
     positions = position_of_rows(examples)
-    kept = {site: _kept(model, i, ablation, examples.n_ctx) for i, site in enumerate(model.sites)}
     return {
-        site: _Ablate(model, site, here, positions, states[site]) for site, here in kept.items() if not here.all().all()
+        site: _Ablate(model, site, table, positions if len(table) > 1 else torch.zeros_like(positions), states[site])
+        for site, table in shares.items() if table.requires_grad or not (table == 1).all()
     }
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What of a site is not moved, position by position."""
+def shares_of(model: CircuitModel, ablation: Ablation, n_ctx: int) -> Shares:
+    """1 for the nodes that an ablation leaves as they are, 0 for those that it moves.
 
-    features: Bool[Tensor, "n_ctx d_sae"]
-    error: Bool[Tensor, " n_ctx"]
-    skip: Bool[Tensor, " n_ctx"]
-
-    def all(self) -> Bool[Tensor, " n_ctx"]:
-        """Positions at which nothing is moved."""
-        return self.features.all(1) & self.error & self.skip
-
-    def any(self) -> Bool[Tensor, " n_ctx"]:
-        """Positions at which not all is moved."""
-        return self.features.any(1) | self.error | self.skip
-
-
-def _kept(model: CircuitModel, site: int, ablation: Ablation, n_ctx: int) -> _Kept:
-    nodes = ablation.nodes.at(site)
-    if len(nodes) and int(nodes.position.max()) >= n_ctx:
+    Raises:
+        SaescopeError: a node at a position that the prompts do not have.
+    """
+    last = int(ablation.nodes.position.max(initial=ANYWHERE))
+    if last >= n_ctx:
         raise SaescopeError(
-            f"The circuit has a node at position {int(nodes.position.max())}, and these prompts have {n_ctx} tokens: take "
-            "examples of one length, or nodes summed over positions."
+            f"The circuit has a node at position {last}, and these prompts have {n_ctx} tokens: take examples of one "
+            "length, or nodes summed over positions."
         )
-    inside = torch.zeros(n_ctx, model.saes[model.sites[site]].d_sae + 2, dtype=torch.bool)  # the last: skip, error
-    anywhere = torch.from_numpy(nodes.position == ANYWHERE)
-    position, feature = torch.from_numpy(nodes.position), torch.from_numpy(nodes.feature)
-    inside[:, feature[anywhere]] = True
-    inside[position[~anywhere], feature[~anywhere]] = True
-    kept = inside if ablation.moved == "outside" else ~inside
-    error = kept[:, ERROR] if ablation.errors == "circuit" else torch.full((n_ctx,), ablation.errors == "kept")
-    return _Kept(kept[:, :SKIP], error, kept[:, SKIP])
+    inside, outside = (1.0, 0.0) if ablation.moved == "outside" else (0.0, 1.0)
+    tables = {}
+    for i, (site, sae) in enumerate(model.saes.items()):
+        nodes, table = ablation.nodes.at(i), torch.full((n_ctx, sae.d_sae + 2), outside, dtype=sae.W_dec.dtype)
+        anywhere = nodes.position == ANYWHERE
+        table[:, nodes.feature[anywhere]] = inside
+        table[nodes.position[~anywhere], nodes.feature[~anywhere]] = inside
+        if ablation.errors != "circuit":
+            table[:, ERROR] = ablation.errors == "kept"
+        tables[site] = table
+    return tables
 
 
 class _Ablate:
     """The new target of a site's kept rows; see the head of this file."""
 
     def __init__(
-        self, model: CircuitModel, site: Site, kept: _Kept, positions: Int64[Tensor, " n_rows"], reference: State
+        self, model: CircuitModel, site: Site, table: Float[Tensor, "n_positions d"], positions: Int64[Tensor, " n_rows"],
+        reference: State,
     ) -> None:
-        self.model, self.site, self.kept, self.positions, self.reference = model, site, kept, positions, reference
-        moved = self._entries(reference.code, positions, kept=False)
-        self.base = model.decode(site, moved) + torch.where(kept.error[positions, None], 0, reference.error)
-        self.base = self.base + torch.where(kept.skip[positions, None], 0, reference.offset)
-        whole = kept.all()[positions]
-        self.as_found, self.mixed = whole.nonzero()[:, 0], (kept.any()[positions] & ~whole).nonzero()[:, 0]
+        self.model, self.site, self.table, self.positions = model, site, table, positions
+        moved = 1 - table[positions][:, [ERROR, SKIP]]
+        self.base = model.decode(site, self._weighed(reference.code, positions, moved=True))
+        self.base = self.base + moved[:, :1] * reference.error + moved[:, 1:] * reference.offset
+        traced = table.requires_grad
+        whole, some = (table == 1).all(1) & (not traced), (table != 0).any(1) | traced
+        self.as_found = whole[positions].nonzero()[:, 0]
+        self.mixed = (some & ~whole)[positions].nonzero()[:, 0]
 
     def __call__(self, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_rows d_out"]:  # noqa: ARG002
         """Only rows of which something is kept are encoded."""
-        new = self.base.clone()
-        new[self.as_found] = rows.target[self.as_found].to(new)
-        if len(self.mixed):
-            state = self.model.state(self.site, SiteRows(rows.x[self.mixed], rows.target[self.mixed]))
-            at = self.positions[self.mixed]
-            found = self.model.decode(self.site, self._entries(state.code, at, kept=True))
-            found = found + torch.where(self.kept.error[at, None], state.error, 0)
-            new[self.mixed] += found + torch.where(self.kept.skip[at, None], state.offset, 0)
-        return new
+        new = self.base.index_copy(0, self.as_found, rows.target[self.as_found].to(self.base))
+        if len(self.mixed) == 0:
+            return new
+        state = self.model.state(self.site, SiteRows(rows.x[self.mixed], rows.target[self.mixed]))
+        at = self.positions[self.mixed]
+        kept = self.table[at][:, [ERROR, SKIP]]
+        found = self.model.decode(self.site, self._weighed(state.code, at, moved=False))
+        found = found + kept[:, :1] * state.error + kept[:, 1:] * state.offset
+        return new.index_add(0, self.mixed, found)
 
-    def _entries(self, code: SparseCode, positions: Int64[Tensor, " n_rows"], *, kept: bool) -> SparseCode:
-        """The features of a code that are kept, or those that are moved."""
+    def _weighed(self, code: SparseCode, positions: Int64[Tensor, " n_rows"], *, moved: bool) -> SparseCode:
+        """A code times the shares of its features, or times what is missing to 1."""
         rows, feature = code.rows(), code.feature.long()
-        chosen = self.kept.features[positions[rows], feature] == kept
-        return from_pairs(rows[chosen], feature[chosen], code.value[chosen], code.n_rows, code.d_sae)
+        share = self.table[positions[rows], feature]
+        share = 1 - share if moved else share
+        chosen = (share != 0) | share.requires_grad
+        return from_pairs(rows[chosen], feature[chosen], (code.value * share)[chosen], code.n_rows, code.d_sae)

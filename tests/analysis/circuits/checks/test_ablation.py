@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from analysis.circuits.checks.ablation import ALL_FEATURES, NOTHING_KEPT, PLAIN, Ablation, Errors, ablated, measure
+from analysis.circuits.checks import ablation as runs
+from analysis.circuits.checks.ablation import ALL_FEATURES, NOTHING_KEPT, PLAIN, Ablation, Errors, measure
 from analysis.circuits.checks.faithfulness import faithfulness
 from analysis.circuits.effects.reference import Means, Reference, mean_states, reference_states
 from analysis.circuits.model import CircuitModel, State
@@ -165,7 +166,7 @@ def test_examples_of_several_lengths_come_in_their_order(model: CircuitModel) ->
 def test_rows_outside_the_mask_pass_unchanged(model: CircuitModel, examples: Examples, means: Means) -> None:
     first = model.sites[0]
     seen: list[Tensor] = []
-    at = ablated(model, examples, NOTHING_KEPT, means.of(examples))
+    at = runs.ablated(model, examples, runs.shares_of(model, NOTHING_KEPT, N_CTX), means.of(examples))
     with at_sites(model.model, {first: at[first]}, examples.keep), \
             model.model.splice(first.output, lambda acts: seen.append(acts) or acts):
         model.model.logits(examples.clean)
