@@ -125,9 +125,13 @@ class Circuit:
 
     def table(self, of: Literal["nodes", "edges"] = "nodes") -> list[dict[str, Any]]:
         """Nodes or edges as rows, the largest effect first, for a data frame or a file; NaN becomes None."""
-        rows = self._node_rows() if of == "nodes" else self._edge_rows()
+        rows = self.rows(of)
         by = self.effect if of == "nodes" else self.weight
         return [rows[i] for i in np.argsort(-np.nan_to_num(np.abs(by)), kind="stable")]
+
+    def rows(self, of: Literal["nodes", "edges"] = "nodes") -> list[dict[str, Any]]:
+        """The same in the circuit's own order."""
+        return self._node_rows() if of == "nodes" else self._edge_rows()
 
     def take(
         self, nodes: Bool[np.ndarray, " n_nodes"], edges: Bool[np.ndarray, " n_edges"] | None = None
@@ -197,7 +201,7 @@ class Circuit:
         if not found:
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
             raise SaescopeError(
-                f"The circuit {self.name} has no node {name!r}; of its {len(names)} the nearest: {', '.join(near) or 'none'}."
+                f"None of the {len(names)} nodes of circuit {self.name} is called {name!r}; the nearest: {', '.join(near)}."
             )
         return np.array(found, dtype=np.int64)
 

@@ -67,6 +67,6 @@ def test_consensus_keeps_what_most_bootstraps_chose() -> None:
 
 
 def test_features_are_counted_once_over_positions() -> None:
-    whole = circuit()
+    whole = circuit(n=150)
     assert whole.positional and not circuit(positional=False).positional
     assert whole.n_features == len({name.rpartition("@")[0] for name in whole.names}) < len(whole.nodes)
