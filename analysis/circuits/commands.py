@@ -32,8 +32,8 @@ def circuit(argv: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="do every step anew, even those that are done")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_intermixed_args(argv)
-    from analysis.circuits.config import read_config
-    from analysis.circuits.run import find_circuit
+    from analysis.circuits.pipeline.config import read_config
+    from analysis.circuits.pipeline.run import find_circuit
     from analysis.render.terminal import circuit_lines
 
     config = read_config(args.config, args.overrides)
@@ -50,7 +50,7 @@ def _show(argv: list[str]) -> int:
     parser.add_argument("--nodes", type=int, default=20, help="how many nodes and edges, by effect (default: %(default)s)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the graph as a page that needs nothing else")
     args = parser.parse_args(argv)
-    from analysis.circuits.formats import open_circuit
+    from analysis.circuits.formats.opening import open_circuit
     from analysis.render.terminal import circuit_lines
 
     if args.nodes < 0:
@@ -68,12 +68,13 @@ def _show(argv: list[str]) -> int:
 
 def _export(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        "sae circuit export", description="Write a circuit as graph JSON of circuit-tracer and Neuronpedia (schema_version 1)."
+        "sae circuit export", description="Write a circuit as a graph of circuit-tracer and Neuronpedia (schema_version 1)."
     )
     parser.add_argument("circuit", help="its folder, such as circuits/demo")
     parser.add_argument("file", type=Path, help="where the JSON goes")
     args = parser.parse_args(argv)
-    from analysis.circuits.formats import open_circuit, write_graph
+    from analysis.circuits.formats.circuit_tracer.writing import write_graph
+    from analysis.circuits.formats.opening import open_circuit
 
     write_graph(open_circuit(args.circuit), args.file)
     print(f"wrote {args.file}")
@@ -83,8 +84,8 @@ def _export(argv: list[str]) -> int:
 def _selftest(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "sae circuit selftest",
-        description="Run every estimator on models whose circuit is known, and print how well it tells true nodes and edges "
-        "from others (AUROC); and the doubling test of edges in the linear forward.",
+        description="Run every estimator on models whose circuit is known, and print how well it tells true nodes and "
+        "edges from others (AUROC); and the doubling test of edges in the linear forward.",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table, too")
     args = parser.parse_args(argv)

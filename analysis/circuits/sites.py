@@ -1,22 +1,15 @@
 """The SAEs of a circuit: runs found by name or pattern, checked to belong to one model; short names of their sites."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.circuits.graph import SiteInfo
+from analysis.circuits.graph import SiteInfo, site_names
 from analysis.circuits.model import CircuitModel
 from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
 from sae.store import weights_hash
 from training.model.language_model import Model
 from training.model.load import load_model
-from training.site import Site
-
-_SHORT = {
-    "hook_resid_pre": "pre", "hook_resid_mid": "mid", "hook_resid_post": "resid", "hook_attn_out": "attn",
-    "hook_mlp_out": "mlp", "attn.hook_out": "attn", "mlp.hook_out": "mlp",
-}
 
 
 def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
@@ -88,12 +81,3 @@ def _info(name: str, one: TrainedSAE) -> SiteInfo:
         name=name, site=one.site, sae=weights_hash(one.sae), d_sae=one.sae.d_sae,
         variant=one.sae.config.variant, run=str(one.folder), skip=one.sae.has_offsets,
     )
-
-
-def site_names(sites: Sequence[Site]) -> list[str]:
-    """Short names: `resid-9`, `attn-12`, `mlp-14`; the hook itself where there is none, or where two would be equal."""
-    matches = [re.fullmatch(r"blocks\.(\d+)\.(.+)", site.output) for site in sites]
-    short = [
-        f"{_SHORT[m[2]]}-{m[1]}" if m and m[2] in _SHORT else site.output for m, site in zip(matches, sites, strict=True)
-    ]
-    return [name if short.count(name) == 1 else site.output for name, site in zip(short, sites, strict=True)]

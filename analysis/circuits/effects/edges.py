@@ -21,8 +21,8 @@ from scipy import sparse
 from torch import Tensor
 
 from analysis.circuits.effects.ends import Ends, Span
-from analysis.circuits.effects.placed import Placed, along, by_node, place
 from analysis.circuits.effects.paths import CutRun, Reach, cut_run, reach
+from analysis.circuits.effects.placed import Placed, along, by_node, place
 from analysis.circuits.effects.reference import Means, Reference
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import ERROR, OUTPUT, EdgeEffects, NodeEffects, Nodes
@@ -33,8 +33,8 @@ from training.site import Site, SiteRows
 
 Weights = Mapping[Site, Float[Tensor, "n_rows _"]]
 """G of each site's kept rows, over all examples."""
-Progress = Callable[[int, int], None]
-"""Is told how many of how many examples are done."""
+Progress = Callable[[int], None]
+"""Is told of examples that are done."""
 
 
 def edge_effects(
@@ -61,7 +61,7 @@ def edge_effects(
         ends: where ∂d/∂u is taken, see `ends`.
         batch: examples at a time.
         forward: the model, or a `FrozenModel` of it at the clean prompts, which takes all examples at once.
-        progress: is told how many examples are done.
+        progress: told of examples that are done.
 
     Returns:
         effects by example and edge, edges without any left out, ordered by source, then target.
@@ -83,7 +83,7 @@ def edge_effects(
                 effect = by_node(steps, grads, len(span.examples), len(nodes))
                 found.add(effect.numpy() / len(both), start, np.arange(len(nodes)), target)
         if progress is not None:
-            progress(start + len(span.examples), len(examples))
+            progress(len(span.examples))
     return found.edges(nodes, len(examples))
 
 

@@ -120,8 +120,10 @@ class Entries:
     ) -> "Entries":
         """Entries of rows of a batch whose first example is the `first` of all."""
         example, position = examples.keep.nonzero().to(row.device)[row].t()
-        columns = (t.cpu().numpy() for t in (example + first, position, feature))
-        return cls(site, *columns, value.detach().double().cpu().numpy())
+        return cls(
+            site, (example + first).cpu().numpy(), position.cpu().numpy(), feature.cpu().numpy(),
+            value.detach().double().cpu().numpy(),
+        )
 
     @property
     def key(self) -> Int64[np.ndarray, " n"]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from analysis.circuits.config import CircuitConfig
 from analysis.circuits.effects.gradients import clean_gradients
+from analysis.circuits.graph import layer_of
 from analysis.circuits.model import CircuitModel
+from analysis.circuits.pipeline.config import CircuitConfig
 from analysis.circuits.tasks.examples import Examples, Metric
 
 
@@ -54,7 +55,7 @@ def estimate(
         "edges alone": tests * forward * config.nodes.most * 3 if config.edges.most else 0.0,
         "MLP activations": neurons + tests * forward * config.checks.n_points if config.checks.neurons else 0.0,
     }
-    return Estimate(seconds, _bytes(model, part, config))
+    return Estimate(seconds, _bytes(model, part))
 
 
 def _passes(model: CircuitModel, part: Examples, metric: Metric) -> tuple[float, float]:
@@ -74,7 +75,7 @@ def _blocks_behind(model: CircuitModel) -> float:
     return sum(model.n_layers - (layer_of(site) or 0) for site in model.sites)
 
 
-def _bytes(model: CircuitModel, part: Examples, config: CircuitConfig) -> int:
+def _bytes(model: CircuitModel, part: Examples) -> int:
     """Weights, the logits of a batch with their gradient, what a backward pass keeps, and the effects of all nodes."""
     network = sum(p.numel() * p.element_size() for p in model.model.bridge.parameters())
     saes = sum(p.numel() * p.element_size() for sae in model.saes.values() for p in sae.parameters())

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from analysis.circuits.config import CircuitConfig
 from analysis.circuits.effects.reference import Reference
 from analysis.circuits.graph import SiteInfo
 from analysis.circuits.model import CircuitModel
+from analysis.circuits.pipeline.config import CircuitConfig
 from analysis.circuits.sites import circuit_model, open_model, open_saes
 from analysis.circuits.tasks.config import make_task
 from analysis.circuits.tasks.examples import Examples, Metric

@@ -6,15 +6,13 @@
     stability       Jaccard index of the nodes and edges that bootstraps of the training examples choose
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.circuits.checks import baselines
 from analysis.circuits.checks.ablation import ALL_FEATURES, Ablation
-from analysis.circuits.checks.curve import Curve, Series, by_effect, curves, sizes
-from analysis.circuits.checks.edge_faithfulness import edge_faithfulness
-from analysis.circuits.checks.faithfulness import Faithfulness, faithfulness
+from analysis.circuits.checks.curve import Series, by_effect, curves, sizes
+from analysis.circuits.checks.faithfulness import faithfulness
 from analysis.circuits.checks.specificity import Behaviour, specificity
 from analysis.circuits.checks.stability import stability
 from analysis.circuits.coordinates import mlp_activations
@@ -24,8 +22,8 @@ from analysis.circuits.effects.reference import Means, mean_states
 from analysis.circuits.graph import Circuit
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import EdgeEffects, NodeEffects, joined
-from analysis.circuits.setup import Setup
-from analysis.circuits.stages import Stages
+from analysis.circuits.pipeline.setup import Setup
+from analysis.circuits.pipeline.stages import Stages
 from analysis.circuits.tasks.behaviour import check_behaviour
 from analysis.circuits.tasks.config import TaskConfig, make_task
 from analysis.circuits.tasks.tokens import tokenise
@@ -46,6 +44,7 @@ class Tests:
     """
 
     setup: Setup
+    circuit: Circuit
     stages: Stages
     effects: NodeEffects
     edges: EdgeEffects
@@ -53,7 +52,7 @@ class Tests:
     estimator: Estimator
     display: Display
 
-    def measure(self, circuit: Circuit) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """All scores, in JSON types; each is a stage."""
         checks = self.setup.config.checks
         parts = {"circuit": self._circuit, "curves": self._curves, "stability": self._stability}
@@ -61,13 +60,12 @@ class Tests:
             parts["mlp_activations"] = self._neurons
         if checks.tasks:
             parts["specificity"] = self._specificity
-        stages = self.stages.given(
-            method=str(self.estimator), circuit=[circuit.nodes.triples, circuit.source.tolist(), circuit.target.tolist()]
-        )
+        edges = [self.circuit.source.tolist(), self.circuit.target.tolist()]
+        stages = self.stages.given(method=str(self.estimator), circuit=[self.circuit.nodes.triples, *edges])
         found = {}
         with self.display.task("tests on held-out examples", len(parts), "tests") as task:
             for name, measure in parts.items():
-                found[name] = stages.json(f"score-{name}", lambda measure=measure: measure(circuit), *_KEYS)
+                found[name] = stages.json(f"score-{name}", measure, *_KEYS)
                 task.advance(1)
         return found
 
@@ -81,8 +79,9 @@ class Tests:
         checks = self.setup.config.checks
         return {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
 
-    def _circuit(self, circuit: Circuit) -> dict[str, Any]:
+    def _circuit(self) -> dict[str, Any]:
         """The circuit as it is drawn."""
+        circuit = self.circuit
         runs = {
             "faithfulness": Ablation(circuit.nodes), "faithfulness_errors_kept": Ablation(circuit.nodes, errors="kept"),
             "faithfulness_errors_dropped": Ablation(circuit.nodes, errors="dropped"),
@@ -91,17 +90,16 @@ class Tests:
         found = faithfulness(
             self.setup.model, self.setup.test, self.setup.metric, list(runs.values()), **self._options
         )
-        out: dict[str, Any] = {"n_nodes": len(circuit.nodes), "n_features": circuit.n_features, "n_edges": len(circuit.source)}
+        counts = {"n_nodes": len(circuit.nodes), "n_features": circuit.n_features, "n_edges": len(circuit.source)}
+        out: dict[str, Any] = {**counts}
         for name, one in zip(runs, found, strict=True):
             out |= one.interval(**self._draws).named(name)
-        return out | self._edges_alone(circuit)
+        return out | self._edges_alone()
 
-    def _edges_alone(self, circuit: Circuit) -> dict[str, Any]:
-        if not len(circuit.source) or not self.setup.positional:
-            return {}
-        raise NotImplementedError
+    def _edges_alone(self) -> dict[str, Any]:
+        return {}
 
-    def _curves(self, circuit: Circuit) -> list[dict[str, Any]]:
+    def _curves(self) -> list[dict[str, Any]]:
         """Circuits of growing size, up to ten times as many nodes as were asked for, and the baselines."""
         config, setup = self.setup.config, self.setup
         n = sizes_of(config.nodes.most, config.checks.n_points)
@@ -122,7 +120,7 @@ class Tests:
             ))
         return [one.plain() for one in found]
 
-    def _neurons(self, circuit: Circuit) -> dict[str, Any]:
+    def _neurons(self) -> dict[str, Any]:
         """As many MLP activations, chosen by the same estimator, everything else among them ablated."""
         config, setup = self.setup.config, self.setup
 
@@ -141,7 +139,7 @@ class Tests:
             reference=config.checks.ablation, batch=config.effects.batch,
         ).plain()
 
-    def _specificity(self, circuit: Circuit) -> list[dict[str, Any]]:
+    def _specificity(self) -> list[dict[str, Any]]:
         """The circuit on its own and on other built-in tasks; those that the model does not do are left out."""
         setup = self.setup
         tasks = {setup.task.name: Behaviour(setup.test, setup.metric, self.means)}
@@ -154,9 +152,10 @@ class Tests:
                     tokenise(other.held_out, setup.model.model), other.metric, mean_states(setup.model, train)
                 )
         options = {"reference": setup.config.checks.ablation, "batch": setup.config.effects.batch, **self._draws}
-        return [cell.plain() for cell in specificity(setup.model, {setup.task.name: circuit.nodes}, tasks, **options)]
+        return [cell.plain() for cell in specificity(setup.model, {setup.task.name: self.circuit.nodes}, tasks, **options)]
 
-    def _stability(self, circuit: Circuit) -> dict[str, Any]:
+    def _stability(self) -> dict[str, Any]:
+        circuit = self.circuit
         nodes = stability(self.effects, len(circuit.nodes), **self._draws)
         out = nodes.jaccard.named("nodes_jaccard")
         if len(self.edges):

@@ -10,28 +10,27 @@ Finished stages lie in `DIR/.work/NAME`, each with what it was made from; the ci
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.circuits import scores
-from analysis.circuits.config import CircuitConfig, read_config
 from analysis.circuits.effects.agreement import ESTIMATORS, Estimator, cheapest, compare_estimators
 from analysis.circuits.effects.edges import edge_effects
 from analysis.circuits.effects.nodes import batch_effects
 from analysis.circuits.effects.reference import Means, mean_states
-from analysis.circuits.estimate import estimate
-from analysis.circuits.formats import save_circuit
+from analysis.circuits.formats.store import save_circuit
 from analysis.circuits.graph import Circuit
-from analysis.circuits.measured import measured_circuit
 from analysis.circuits.nodes import ERROR, EdgeEffects, NodeEffects, joined, joined_edges
+from analysis.circuits.pipeline import scores
+from analysis.circuits.pipeline.config import CircuitConfig, read_config
+from analysis.circuits.pipeline.estimate import estimate
+from analysis.circuits.pipeline.measured import measured_circuit
+from analysis.circuits.pipeline.setup import Setup, open_setup
+from analysis.circuits.pipeline.stages import Stages, edge_effects_of, edge_tensors, node_effects_of, node_tensors
 from analysis.circuits.prune import without_orphans
-from analysis.circuits.setup import Setup, open_setup
-from analysis.circuits.stages import Stages, edge_effects_of, edge_tensors, node_effects_of, node_tensors
 from analysis.circuits.tasks.behaviour import require_behaviour
 from analysis.circuits.tasks.examples import Examples
 from sae.errors import SaescopeError
@@ -70,10 +69,11 @@ def find_circuit(
     effects, gradients = _effects(setup, stages, estimator, means, display)
     chosen = _choose(config, effects)
     edges = _edges(setup, stages, chosen, gradients, means, display)
-    circuit = without_orphans(measured_circuit(setup, effects, chosen, edges, means))
-    tests = scores.Tests(setup, stages, effects, edges, means, estimator, display)
+    circuit = measured_circuit(setup, effects, chosen, edges, means)
+    circuit = without_orphans(circuit) if config.edges.most else circuit
+    tests = scores.Tests(setup, circuit, stages, effects, edges, means, estimator, display)
     found = replace(circuit, scores={
-        "behaviour": behaviour, "estimator": str(estimator), "agreement": agreement, **tests.measure(circuit),
+        "behaviour": behaviour, "estimator": str(estimator), "agreement": agreement, **tests.measure(),
     })
     save_circuit(found, Path(config.dir) / config.name)
     return found
@@ -175,7 +175,7 @@ def _choose(config: CircuitConfig, effects: NodeEffects) -> NodeEffects:
 def _edges(
     setup: Setup, stages: Stages, chosen: NodeEffects, gradients: list[Gradients], means: Means, display: Display
 ) -> EdgeEffects:
-    """The edges with the largest |mean effect|, of all between the chosen nodes and into the metric."""
+    """All edges between the chosen nodes and into the metric."""
     if not setup.config.edges.most:
         return EdgeEffects.none(chosen.nodes, chosen.values.shape[0])
     keys = ("code", "model", "saes", "task", "effects", "nodes", "chosen")
@@ -190,4 +190,4 @@ def _edges(
                 ))
 
             found.append(edge_effects_of(stages.tensors(f"edges-{g}", make, *keys)))
-    return joined_edges(found).largest(setup.config.edges.most)
+    return joined_edges(found)

@@ -12,23 +12,22 @@ from analysis.circuits.effects.reference import Means, Reference, position_of_ro
 from analysis.circuits.graph import Circuit
 from analysis.circuits.model import CircuitModel, State
 from analysis.circuits.nodes import ANYWHERE, ERROR, EdgeEffects, NodeEffects, Nodes
-from analysis.circuits.setup import Setup
+from analysis.circuits.pipeline.setup import Setup
 from analysis.circuits.tasks.examples import Examples
 
 
 def measured_circuit(
-    setup: Setup, effects: NodeEffects, chosen: NodeEffects, edges: EdgeEffects, all_edges: EdgeEffects, means: Means
+    setup: Setup, effects: NodeEffects, chosen: NodeEffects, all_edges: EdgeEffects, means: Means
 ) -> Circuit:
     """The circuit of these nodes and edges, without scores.
 
     Args:
         effects: of all nodes, which inclusion is measured against.
         chosen: of the circuit's nodes.
-        edges: of the circuit's edges.
-        all_edges: between the circuit's nodes, of which `edges` were chosen.
+        all_edges: between the circuit's nodes, of which the largest are kept.
         means: for the reference `mean`.
     """
-    checks = setup.config.checks
+    checks, edges = setup.config.checks, all_edges.largest(setup.config.edges.most)
     options = {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
     allowed = effects if setup.config.nodes.errors else effects.take(effects.nodes.feature != ERROR)
     of_nodes = stability(allowed, len(chosen.nodes), **options)
@@ -36,14 +35,19 @@ def measured_circuit(
     place = _places(allowed.nodes, chosen.nodes)
     edge_place = _edge_places(all_edges, edges)
     value, reference = node_values(setup.model, setup.train, chosen.nodes, setup.reference, means)
-    at = {name: of_nodes.by_index(getattr(of_nodes, name), len(allowed.nodes))[place] for name in ("low", "high", "inclusion")}
-    on = {name: of_edges.by_index(getattr(of_edges, name), len(all_edges))[edge_place] for name in ("low", "high", "inclusion")}
+    at = _columns(of_nodes, len(allowed.nodes), place)
+    on = _columns(of_edges, len(all_edges), edge_place)
     return Circuit(
         name=setup.config.name, model={"name": setup.model.model.name, **setup.model.model.identity}, sites=setup.sites,
         task=setup.task_facts, settings=setup.config.plain(), prompt=setup.prompt, nodes=chosen.nodes, effect=chosen.mean,
         value=value, reference=reference, **at, source=edges.source, target=edges.target, weight=edges.mean,
         weight_low=on["low"], weight_high=on["high"], edge_inclusion=on["inclusion"],
     )
+
+
+def _columns(found: Stability, n_all: int, place: np.ndarray) -> dict[str, Float64[np.ndarray, " n"]]:
+    """Intervals and inclusion of what lies at these places among all."""
+    return {name: found.by_index(getattr(found, name), n_all)[place] for name in ("low", "high", "inclusion")}
 
 
 def _places(all_nodes: Nodes, some: Nodes) -> np.ndarray:
