@@ -34,7 +34,7 @@ def circuit(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     from analysis.circuits.pipeline.config import read_config
     from analysis.circuits.pipeline.run import find_circuit
-    from analysis.render.terminal import circuit_lines
+    from analysis.render.circuit_text import circuit_lines
 
     config = read_config(args.config, args.overrides)
     found = find_circuit(config, quiet=args.quiet, again=args.again)
@@ -51,7 +51,7 @@ def _show(argv: list[str]) -> int:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the graph as a page that needs nothing else")
     args = parser.parse_args(argv)
     from analysis.circuits.formats.opening import open_circuit
-    from analysis.render.terminal import circuit_lines
+    from analysis.render.circuit_text import circuit_lines
 
     if args.nodes < 0:
         raise SaescopeError(f"--nodes {args.nodes} is no number of nodes.")
