@@ -70,7 +70,7 @@ def _passes(model: CircuitModel, part: Examples, metric: Metric) -> tuple[float,
     return middle - began, ended - middle
 
 
-def _blocks_behind(model: CircuitModel) -> float:
+def _blocks_behind(model: CircuitModel) -> int:
     """Blocks that the passes of all sites run, summed over sites."""
     return sum(model.n_layers - (layer_of(site) or 0) for site in model.sites)
 
