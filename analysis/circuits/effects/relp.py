@@ -9,7 +9,7 @@ The values of the forward pass are the model's. Where it has no biases, relevanc
 residual stream is the metric, at every layer (for a metric that is linear in the logits, without a soft cap on them).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -29,7 +29,7 @@ class RelevanceModel(FrozenModel):
     """A model run over its bridge with RelP's backward rules; spliced and called as a `FrozenModel` is."""
 
     @classmethod
-    def at(cls, model: Model, tokens: Int[Tensor, "n_seqs n_ctx"], freeze: Sequence[str] = HELD) -> "RelevanceModel":
+    def at(cls, model: Model, tokens: Int[Tensor, "n_seqs n_ctx"], freeze: Iterable[str] = HELD) -> "RelevanceModel":
         """The model around a clean run of these tokens.
 
         Raises:
