@@ -6,21 +6,21 @@ d's value is what its SAE really gives: a feature may fall below its threshold, 
 half of it comes from the reference end, where u moves back to its clean value. Into OUTPUT it is the metric's own change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from analysis.circuits.effects.edges import Cells, Progress, Weights, spans
-from analysis.circuits.effects.ends import End, Ends
+from analysis.circuits.effects.edges import Cells
+from analysis.circuits.effects.ends import End, Ends, Span, Weights, spans
 from analysis.circuits.effects.placed import Placed, Steps, by_node, place
 from analysis.circuits.effects.reference import Means, Reference
 from analysis.circuits.model import CircuitModel, State
 from analysis.circuits.nodes import OUTPUT, EdgeEffects, NodeEffects, Nodes
 from analysis.circuits.tasks.examples import Examples, Metric, value
-from training.model.splice import Forward, Reconstruct
+from training.model.splice import Reconstruct
 from training.site import Site, SiteRows
 
 
@@ -28,7 +28,8 @@ from training.site import Site, SiteRows
 def direct_effects(
     model: CircuitModel, examples: Examples, metric: Metric, effects: NodeEffects | Nodes, *,
     reference: Reference = "counterfactual", means: Means | None = None, weights: Weights | None = None,
-    ends: Ends = "both", batch: int = 32, forward: Forward | None = None, progress: Progress | None = None,
+    ends: Ends = "both", batch: int = 32, freeze: Iterable[str] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> EdgeEffects:
     """What `edge_effects` estimates, exactly: one run for each upstream node, batch and end.
 
@@ -36,20 +37,20 @@ def direct_effects(
     """
     nodes = effects.nodes if isinstance(effects, NodeEffects) else effects
     found = Cells(len(nodes))
-    for span, part_weights, start in spans(model, examples, metric, reference, means, weights, batch, forward):
-        entries = place(model, nodes, span.examples.keep)
-        steps = span.steps(model, entries)
-        both = span.ends(ends, reference)
+    for span in spans(
+        model, examples, metric, reference=reference, means=means, weights=weights, batch=batch, freeze=freeze
+    ):
+        placed = place(model, nodes, span.examples.keep)
+        steps, both = span.steps(model, placed), span.ends(ends, reference)
         for end in both:
-            runs = _Direct(model, metric, span.examples, end, entries, part_weights, forward)
+            runs = _Direct(model, metric, span, end, placed)
             for node in range(len(nodes)):
                 site = model.sites[nodes.site[node]]
-                chosen = torch.arange(len(nodes)) == node
-                by_target, out = runs.moved(site, end.sign * steps[site].added(chosen), len(nodes))
-                found.add(end.sign * by_target / len(both), start, node, np.arange(len(nodes)))
-                found.add(end.sign * out[:, None] / len(both), start, np.array([node]), OUTPUT)
+                by = end.sign * steps[site].added(torch.arange(len(nodes)) == node)
+                effect = end.sign * runs.moved(site, by, len(nodes)) / len(both)
+                found.add(effect, span.start, node, np.append(np.arange(len(nodes)), OUTPUT))
         if progress is not None:
-            progress(start + len(span.examples), len(examples))
+            progress(len(span.examples))
     return found.edges(nodes, len(examples))
 
 
@@ -57,40 +58,34 @@ class _Direct:
     """Runs from one end in which one site's target is moved and all others are held."""
 
     def __init__(
-        self, model: CircuitModel, metric: Metric, examples: Examples, end: End, entries: Mapping[Site, Placed],
-        weights: Weights, forward: Forward | None,
+        self, model: CircuitModel, metric: Metric, span: Span, end: End, placed: Mapping[Site, Placed]
     ) -> None:
-        self.model, self.metric, self.examples, self.end = model, metric, examples, end
-        self.entries = {site: mine for site, mine in entries.items() if len(mine)}
-        self.weights, self.forward = weights, forward
+        self.model, self.metric, self.span, self.end = model, metric, span, end
+        self.placed = {site: mine for site, mine in placed.items() if len(mine)}
         self.base, self.value = self._run({})
 
-    def moved(
-        self, site: Site, by: Tensor, n_nodes: int
-    ) -> tuple[Float64[np.ndarray, "n_examples n_nodes"], Float64[np.ndarray, " n_examples"]]:
+    def moved(self, site: Site, by: Tensor, n_nodes: int) -> Float64[np.ndarray, "n_examples n_nodes_and_output"]:
         """What all downstream nodes, weighed, and the metric change by when a target is moved."""
         states, out = self._run({site: by})
-        sites = [later for later in self.model.sites[self.model.index[site] + 1 :] if later in self.entries]
-        saes, entries, base = self.model.saes, self.entries, self.base
-        changes = {later: Steps.between(saes[later], entries[later], base[later], states[later]) for later in sites}
-        weights = {later: self.weights[later] for later in sites}
-        by_target = by_node(changes, weights, len(self.examples), n_nodes)
-        return by_target.numpy(), (out - self.value).double().cpu().numpy()
+        later = [s for s in self.model.sites[self.model.index[site] + 1 :] if s in self.placed]
+        changes = {s: Steps.between(self.model.saes[s], self.placed[s], self.base[s], states[s]) for s in later}
+        by_target = by_node(changes, {s: self.span.weights[s] for s in later}, len(self.span.examples), n_nodes)
+        return torch.cat([by_target, (out - self.value).double().cpu()[:, None]], dim=1).numpy()
 
     def _run(self, moved: Mapping[Site, Tensor]) -> tuple[dict[Site, State], Tensor]:
         states: dict[Site, State] = {}
 
         def hold(site: Site) -> Reconstruct:
             def put(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001
-                if site in self.entries:
+                if site in self.placed:
                     states[site] = self.model.state(site, rows)
                 return self.end.targets[site] + moved.get(site, 0)
 
             return put
 
         at = {site: hold(site) for site in self.model.sites}
-        logits = self.model.run(self.end.tokens, self.examples.keep, at, self.forward)
-        return states, value(self.metric, logits, self.examples)
+        logits = self.model.run(self.end.tokens, self.span.examples.keep, at, self.span.forward)
+        return states, value(self.metric, logits, self.span.examples)
 
 
 def agreement(found: EdgeEffects, exact: EdgeEffects, *, by_example: bool = False) -> float:

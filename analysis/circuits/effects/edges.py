@@ -12,7 +12,7 @@ its edges that acts there; what exact ablation of one parent does to it at the c
 ends is "clean": the chain rule. Σ over every upstream node approximates the node effect of d.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -20,27 +20,22 @@ from jaxtyping import Float, Float64, Int
 from scipy import sparse
 from torch import Tensor
 
-from analysis.circuits.effects.ends import Ends, Span
+from analysis.circuits.effects.ends import Ends, Span, Weights, spans
+from analysis.circuits.effects.nodes import Method, site_gradients
 from analysis.circuits.effects.paths import CutRun, Reach, cut_run, reach
 from analysis.circuits.effects.placed import Placed, along, by_node, place
-from analysis.circuits.effects.reference import Means, Reference
+from analysis.circuits.effects.reference import Means, Reference, reference_states
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import ERROR, OUTPUT, EdgeEffects, NodeEffects, Nodes
 from analysis.circuits.tasks.examples import Examples, Metric, value
-from training.model.frozen import FrozenModel
-from training.model.splice import Forward, Reconstruct
 from training.site import Site, SiteRows
-
-Weights = Mapping[Site, Float[Tensor, "n_rows _"]]
-"""G of each site's kept rows, over all examples."""
-Progress = Callable[[int], None]
-"""Is told of examples that are done."""
 
 
 def edge_effects(
     model: CircuitModel, examples: Examples, metric: Metric, effects: NodeEffects | Nodes, *,
     reference: Reference = "counterfactual", means: Means | None = None, weights: Weights | None = None,
-    ends: Ends = "both", batch: int = 32, forward: Forward | None = None, progress: Progress | None = None,
+    ends: Ends = "both", batch: int = 32, freeze: Iterable[str] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> EdgeEffects:
     """Effects of all edges between nodes, and from them into the metric.
 
@@ -56,92 +51,78 @@ def edge_effects(
         effects: the nodes; a node ANYWHERE is summed over its positions.
         reference: what nodes move to.
         means: what `mean` is read from.
-        weights: G from the estimator of node effects (site → `[n_rows, d_out]` over the kept rows of all examples); the
-            gradient at the clean point if None. A metric that is stationary there (KL) needs others.
+        weights: G from the estimator of node effects, of the kept rows of all examples (`edge_weights`); the gradient at
+            the clean point if None.
         ends: where ∂d/∂u is taken, see `ends`.
         batch: examples at a time.
-        forward: the model, or a `FrozenModel` of it at the clean prompts, which takes all examples at once.
+        freeze: parts that are held at the clean run (`training.model.frozen.HELD`); None is the model itself.
         progress: told of examples that are done.
 
     Returns:
         effects by example and edge, edges without any left out, ordered by source, then target.
 
     Raises:
-        SaescopeError: single prompts have no counterfactual; a position that the prompts do not have.
+        SaescopeError: single prompts have no counterfactual; a position that the prompts do not have; without weights, a
+            metric that is flat at the clean point.
     """
     nodes = effects.nodes if isinstance(effects, NodeEffects) else effects
-    found = Cells(len(nodes))
-    for span, part_weights, start in spans(model, examples, metric, reference, means, weights, batch, forward):
-        reached = reach(model, span.examples, forward) if start == 0 else reached
-        entries = place(model, nodes, span.examples.keep)
-        steps = span.steps(model, entries)
-        both = span.ends(ends, reference)
+    found, reached = Cells(len(nodes)), None
+    for span in spans(
+        model, examples, metric, reference=reference, means=means, weights=weights, batch=batch, freeze=freeze
+    ):
+        reached = reached or reach(model, span.examples, span.forward)
+        placed = place(model, nodes, span.examples.keep)
+        steps, both = span.steps(model, placed), span.ends(ends, reference)
         for end in both:
-            run = cut_run(model, end.tokens, span.examples.keep, end.targets, forward)
-            for target, output, cotangent in _watched(model, run, entries, part_weights, metric, span.examples):
+            run = cut_run(model, end.tokens, span.examples.keep, end.targets, span.forward)
+            for target, output, cotangent in _watched(model, run, placed, span, metric):
                 grads = _upstream(model, run, reached, nodes, target, output, cotangent)
-                effect = by_node(steps, grads, len(span.examples), len(nodes))
-                found.add(effect.numpy() / len(both), start, np.arange(len(nodes)), target)
+                effect = by_node(steps, grads, len(span.examples), len(nodes)).numpy() / len(both)
+                found.add(effect, span.start, np.arange(len(nodes)), target)
         if progress is not None:
             progress(len(span.examples))
     return found.edges(nodes, len(examples))
 
 
-def spans(
-    model: CircuitModel, examples: Examples, metric: Metric, reference: Reference, means: Means | None,
-    weights: Weights | None, batch: int, forward: Forward | None,
-) -> Iterator[tuple[Span, Weights, int]]:
-    """Batches of examples with their states, their weights and the number of examples before them."""
-    size = max(len(examples), 1) if isinstance(forward, FrozenModel) else batch
-    start = row = 0
-    for part in examples.batches(size):
-        n_rows = int(part.keep.sum())
-        if weights is None:
-            mine: Weights = gradients(model, part, metric, forward)
-        else:
-            mine = {site: given[row : row + n_rows] for site, given in weights.items()}
-        yield Span.of(model, part, reference, means, forward), mine, start
-        start, row = start + len(part), row + n_rows
+def edge_weights(
+    model: CircuitModel, examples: Examples, metric: Metric, *, reference: Reference = "counterfactual",
+    means: Means | None = None, method: Method = "ig", n_steps: int = 10, batch: int = 32,
+    freeze: Iterable[str] | None = None,
+) -> dict[Site, Float[Tensor, "n_rows d_out"]]:
+    """What downstream nodes are weighed by, of all examples, from an estimator of node effects; arguments as there.
 
-
-def gradients(model: CircuitModel, examples: Examples, metric: Metric, forward: Forward | None = None) -> Weights:
-    """∂metric/∂target of each site's kept rows in the clean run, through all paths."""
-    leaves: dict[Site, Tensor] = {}
-
-    def leaf(site: Site) -> Reconstruct:
-        def put(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001
-            leaves[site] = torch.zeros_like(rows.target, requires_grad=True)
-            return rows.target + leaves[site]
-
-        return put
-
-    with torch.enable_grad():
-        logits = model.run(examples.clean, examples.keep, {site: leaf(site) for site in model.sites}, forward)
-        total = value(metric, logits, examples).sum()
-    grads = torch.autograd.grad(total, [leaves[site] for site in model.sites], materialize_grads=True)
-    return dict(zip(model.sites, grads, strict=True))
+    Raises:
+        SaescopeError: as `node_effects`.
+    """
+    parts = []
+    for part in examples.batches(batch):
+        clean, to = model.states(part.clean, part.keep)[0], reference_states(model, part, reference, means)
+        parts.append(site_gradients(
+            model, part, metric, clean, to, method=method, n_steps=n_steps, batch=batch, freeze=freeze
+        ))
+    return {site: torch.cat([part[site] for part in parts]) for site in model.sites}
 
 
 def _watched(
-    model: CircuitModel, run: CutRun, entries: Mapping[Site, Placed], weights: Weights, metric: Metric, examples: Examples
+    model: CircuitModel, run: CutRun, placed: Mapping[Site, Placed], span: Span, metric: Metric
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Each downstream node: its index, what is differentiated, and by what that is weighed."""
-    for site, mine in entries.items():
+    for site, mine in placed.items():
         rows = run.rows[site]
         if len(mine) and (rows.x.requires_grad or rows.target.requires_grad):
-            yield from _features(model, site, rows, mine.take(mine.are_features), weights[site])
-            yield from _vectors(model, site, rows, mine.take(~mine.are_features), weights[site])
-    out = value(metric, run.logits, examples)
+            yield from _features(model, site, rows, mine.take(mine.are_features), span.weights[site])
+            yield from _vectors(model, site, rows, mine.take(~mine.are_features), span.weights[site])
+    out = value(metric, run.logits, span.examples)
     if out.requires_grad:
         yield OUTPUT, out, torch.ones_like(out)
 
 
 def _features(
-    model: CircuitModel, site: Site, rows: SiteRows, entries: Placed, weights: Float[Tensor, "n_rows d_out"]
+    model: CircuitModel, site: Site, rows: SiteRows, placed: Placed, weights: Float[Tensor, "n_rows d_out"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Features, by their pre-activations where they are active in this run."""
     sae, x = model.saes[site], rows.x.to(model.saes[site].W_dec)
-    active = entries.take(entries.stored(sae.encode(x.detach()).csr()) != 0)
+    active = placed.take(placed.stored(sae.encode(x.detach()).csr()) != 0)
     if len(active):
         where = active.code(x.new_zeros(len(active)), len(x), sae.d_sae)
         with torch.enable_grad():
@@ -152,15 +133,15 @@ def _features(
 
 
 def _vectors(
-    model: CircuitModel, site: Site, rows: SiteRows, entries: Placed, weights: Float[Tensor, "n_rows d_out"]
+    model: CircuitModel, site: Site, rows: SiteRows, placed: Placed, weights: Float[Tensor, "n_rows d_out"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Errors and skip paths."""
-    if not len(entries):
+    if not len(placed):
         return
     with torch.enable_grad():
         state = model.state(site, rows)
-    for node in entries.node.unique().tolist():
-        mine = entries.take(entries.node == node)
+    for node in placed.node.unique().tolist():
+        mine = placed.take(placed.node == node)
         vector = state.error if int(mine.feature[0]) == ERROR else state.offset
         if vector.requires_grad:
             cotangent = torch.zeros_like(vector)

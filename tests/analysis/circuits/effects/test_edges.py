@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from analysis.circuits.effects.direct import agreement, direct_effects
-from analysis.circuits.effects.edges import edge_effects, gradients
-from analysis.circuits.effects.ends import Span
-from analysis.circuits.effects.placed import by_node, place
+from analysis.circuits.effects.edges import edge_effects, edge_weights
+from analysis.circuits.effects.ends import Span, spans
 from analysis.circuits.effects.paths import EARLIER, NONE, SAME, reach
+from analysis.circuits.effects.placed import by_node, place
 from analysis.circuits.effects.reference import mean_states
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import ANYWHERE, ERROR, OUTPUT, SKIP, Nodes
+from analysis.circuits.tasks.examples import Examples
 from sae.errors import SaescopeError
 from tests.analysis.circuits.effects.edge_toys import (
     ATTN,
@@ -36,7 +37,7 @@ from tests.analysis.circuits.effects.edge_toys import (
 from tests.training.model.dense import forward, random_sae
 from tests.training.model.test_frozen import configs
 from tests.training.model.test_models import save_random
-from training.model.frozen import FrozenModel
+from training.model.frozen import HELD
 from training.model.language_model import Model
 from training.model.load import load_model
 from training.site import Site
@@ -55,12 +56,19 @@ def model(native: Model) -> CircuitModel:
     return CircuitModel(native, saes)
 
 
-@pytest.mark.parametrize("ends", ["clean", "both"])
-def test_a_linear_models_edges_are_exact(native: Model, ends: Any) -> None:
+def one_span(model: CircuitModel, examples: Examples) -> Span:
+    (span,) = spans(
+        model, examples, metric, reference="counterfactual", means=None, weights=None, batch=32, freeze=None
+    )
+    return span
+
+
+@pytest.mark.parametrize(("ends", "reference"), [("clean", "counterfactual"), ("both", "mean"), ("both", "zero")])
+def test_a_linear_models_edges_are_exact(native: Model, ends: Any, reference: Any) -> None:
     circuit, examples = CircuitModel(native, linear_saes()), pairs()
-    linear = FrozenModel.at(native, examples.clean)
+    means = mean_states(circuit, [examples])
     nodes = sample(every_node(circuit, examples), 16)
-    options: Any = {"ends": ends, "forward": linear}
+    options: Any = {"ends": ends, "reference": reference, "means": means, "freeze": HELD}
     found = edge_effects(circuit, examples, linear_metric, nodes, **options)
     exact = direct_effects(circuit, examples, linear_metric, nodes, **options)
     size = np.abs(dense(exact)).max()
@@ -92,9 +100,9 @@ def test_edges_out_of_a_node_sum_to_its_effect(model: CircuitModel) -> None:
     examples = pairs()
     nodes = every_node(model, examples)
     found = edge_effects(model, examples, metric, nodes, ends="clean")
-    span = Span.of(model, examples, "counterfactual", None, None)
+    span = one_span(model, examples)
     steps = span.steps(model, place(model, nodes, examples.keep))
-    effects = by_node(steps, gradients(model, examples, metric), len(examples), len(nodes)).numpy()
+    effects = by_node(steps, edge_weights(model, examples, metric, method="attribution"), len(examples), len(nodes)).numpy()
     assert np.abs(effects).max() > 1e-4
     np.testing.assert_allclose(dense(found).sum(axis=2), effects, rtol=1e-9, atol=1e-12)
     assert {UPDATE, CODER, RESID} <= {model.sites[i] for i in nodes.site[found.source]}
@@ -103,12 +111,12 @@ def test_edges_out_of_a_node_sum_to_its_effect(model: CircuitModel) -> None:
 def test_both_ends_are_seen(model: CircuitModel) -> None:
     """Going back along the same way undoes it; and features of the counterfactual alone have edges."""
     examples = pairs()
-    nodes, weights = sample(every_node(model, examples), 60), gradients(model, examples, metric)
+    nodes, weights = sample(every_node(model, examples), 60), edge_weights(model, examples, metric, method="attribution")
     there = dense(edge_effects(model, examples, metric, nodes, weights=weights))
     back = dense(edge_effects(model, examples.swapped(), metric, nodes, weights=weights))
     np.testing.assert_allclose(back, -there, rtol=1e-9, atol=1e-13)
     clean = dense(edge_effects(model, examples, metric, nodes, weights=weights, ends="clean"))
-    span = Span.of(model, examples, "counterfactual", None, None)
+    span = one_span(model, examples)
     code = {site: state.code.to_dense() for site, state in span.clean.items()}
     position, example = examples.keep.nonzero()[:, 1].numpy(), examples.keep.nonzero()[:, 0].numpy()
     for example_index in range(len(examples)):
@@ -127,7 +135,7 @@ def test_exact_edges_are_those_of_a_transformer_written_out(model: CircuitModel,
     written = {RESID: ("resid_post.0", None), CODER: ("mlp_out.1", "mlp_in.1"), UPDATE: ("resid_post.2", "resid_pre.2")}
     small = CircuitModel(native, {site: model.saes[site] for site in written})
     nodes = sample(every_node(small, examples), 14, seed=3)
-    weights = gradients(small, examples, metric)
+    weights = edge_weights(small, examples, metric, method="attribution")
     found = dense(direct_effects(small, examples, metric, nodes, weights=weights, ends="clean"))
 
     def parts(site: Site, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,19 +206,17 @@ def test_nodes_anywhere_are_sums_over_positions(model: CircuitModel) -> None:
     np.testing.assert_allclose(whole, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("reference", ["mean", "zero"])
-def test_other_references_batches_and_weights(model: CircuitModel, reference: Any) -> None:
+def test_batches_change_nothing(model: CircuitModel) -> None:
     examples = pairs(4, 4)
-    means, nodes = mean_states(model, [examples]), sample(every_node(model, examples), 12)
-    options: Any = {"reference": reference, "means": means}
-    whole = edge_effects(model, examples, metric, nodes, **options)
-    told: list[tuple[int, int]] = []
-    parts = edge_effects(model, examples, metric, nodes, **options, batch=3, progress=lambda *at: told.append(at),
-                         weights=gradients(model, examples, metric))
-    np.testing.assert_allclose(dense(parts), dense(whole), rtol=1e-9, atol=1e-13)
-    assert told == [(3, 4), (4, 4)]
-    exact = direct_effects(model, examples, metric, nodes, **options, batch=3)
-    assert agreement(whole, exact, by_example=True) > 0.9
+    nodes, weights = sample(every_node(model, examples), 20), edge_weights(model, examples, metric, n_steps=3)
+    told: list[int] = []
+    whole, *parts = (
+        edge_effects(model, examples, metric, nodes, weights=given, batch=batch, progress=told.append)
+        for given, batch in ((weights, 32), (weights, 3), (edge_weights(model, examples, metric, n_steps=3, batch=2), 1))
+    )
+    assert len(whole) > 20 and told == [4, 3, 1, 1, 1, 1, 1]
+    for part in parts:
+        np.testing.assert_allclose(dense(part), dense(whole), rtol=1e-9, atol=1e-13)
 
 
 def test_bad_input_is_refused(model: CircuitModel) -> None:
@@ -231,10 +237,9 @@ def test_grouped_queries_post_norms_and_parallel_blocks(name: str, attn_to_mlp: 
     circuit = CircuitModel(model, linear_saes())
     how = reach(circuit, examples).how[circuit.index[ATTN], circuit.index[CODER]]
     assert how == (SAME if attn_to_mlp else NONE)
-    linear = FrozenModel.at(model, examples.clean)
     nodes = sample(every_node(circuit, examples), 10)
-    found = edge_effects(circuit, examples, linear_metric, nodes, forward=linear)
-    exact = direct_effects(circuit, examples, linear_metric, nodes, forward=linear)
+    found = edge_effects(circuit, examples, linear_metric, nodes, freeze=HELD)
+    exact = direct_effects(circuit, examples, linear_metric, nodes, freeze=HELD)
     size = np.abs(dense(exact)).max()
     np.testing.assert_allclose(dense(found)[..., :-1], dense(exact)[..., :-1], atol=1e-7 * size, rtol=1e-6)
     # Gemma 2 caps its logits by a tanh
