@@ -68,8 +68,8 @@ def picture(curves: Sequence[Curve]) -> str:
     for curve in curves:
         points = [(n, v) for n, v in zip(curve.n_nodes, curve.values, strict=True) if n]
         drawn.append(Line(
-            plain(curve.name, limit=None), [float(n) for n, _ in points], [v.value for _, v in points], [v.low for _, v in points],
-            [v.high for _, v in points],
+            plain(curve.name, limit=None), [float(n) for n, _ in points], [v.value for _, v in points],
+            [v.low for _, v in points], [v.high for _, v in points],
         ))
     return lines(drawn, x_title=X_TITLE, y_title=Y_TITLE, log_x=True)
 
