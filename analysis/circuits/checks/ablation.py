@@ -9,7 +9,7 @@ kept that is the model, where nothing is it is the reference. Rows outside the k
 and 1 serve to choose circuits (`choose`). Under autograd a run passes gradients on through what is kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +63,7 @@ numbers as features find them there."""
 def measure(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, ablations: Sequence[Ablation], *,
     reference: Reference = "mean", means: Means | None = None, batch: int = 32,
+    progress: Callable[[int], None] | None = None,
 ) -> Float64[np.ndarray, "n_ablations n_examples"]:
     """The metric of each example in each ablated run of its clean prompt.
 
@@ -76,6 +77,7 @@ def measure(
         reference: what nodes are moved to.
         means: what `mean` is read from.
         batch: examples at a time.
+        progress: told of every ablated run of an example that is done.
 
     Raises:
         SaescopeError: a node at a position that the prompts do not have; a counterfactual of single prompts.
@@ -85,7 +87,11 @@ def measure(
     for part in (part for group in groups for part in group.batches(batch)):
         states = reference_states(model, part, reference, means)
         with model.model.replayed(hooks):
-            runs = [_metric(model, part, metric, ablation, states) for ablation in ablations]
+            runs = []
+            for ablation in ablations:
+                runs.append(_metric(model, part, metric, ablation, states))
+                if progress:
+                    progress(len(part))
         columns.append(torch.stack(runs).double().cpu().numpy())
     return np.concatenate([np.zeros((len(ablations), 0)), *columns], axis=1)
 

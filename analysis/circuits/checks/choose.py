@@ -26,7 +26,7 @@ from analysis.circuits.effects.gradients import differentiable
 from analysis.circuits.effects.moves import Entries, moves_of, node_effects_of
 from analysis.circuits.effects.reference import Means, Reference, position_of_rows, reference_states
 from analysis.circuits.model import CircuitModel, State
-from analysis.circuits.nodes import NodeEffects, Nodes
+from analysis.circuits.nodes import ANYWHERE, NodeEffects, Nodes
 from analysis.circuits.tasks.examples import Examples, Metric
 from sae.code import from_pairs
 from training.model.splice import Reconstruct
@@ -47,7 +47,7 @@ def effects_within(
         groups: examples.
         metric: differentiable.
         shares: of the run, for prompts of this many tokens.
-        nodes: whose effects are wanted, with positions; None for all.
+        nodes: whose effects are wanted, by position in any case; None for all.
         reference: what nodes are moved to.
         means: what `mean` is read from.
         batch: examples at a time.
@@ -154,7 +154,7 @@ def pruned(
         groups: training examples.
         metric: differentiable.
         sizes: of the circuits, ascending.
-        start: the nodes to begin with, several times as many as the largest circuit has.
+        start: the nodes to begin with, several times as many as the largest circuit has; all by position, or all anywhere.
         errors: as in `Ablation`.
         shrink: the share of the nodes that is left after a turn.
         options: of `effects_within`.
@@ -175,6 +175,8 @@ def pruned(
 
 def _largest(effects: NodeEffects, among: Nodes, n: int) -> Nodes:
     """The n nodes with the largest |mean effect|; those that have none at all follow."""
+    if (among.position == ANYWHERE).all():
+        effects = effects.over_positions()
     size = dict(zip(effects.nodes.triples, np.abs(effects.mean), strict=True))
     order = np.argsort([-size.get(triple, 0.0) for triple in among.triples], kind="stable")
     return among.take(np.sort(order[:n]))

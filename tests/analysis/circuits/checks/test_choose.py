@@ -20,9 +20,9 @@ from analysis.circuits.checks.choose import effects_within, joint_effects, prune
 from analysis.circuits.effects.nodes import node_effects
 from analysis.circuits.effects.reference import Means, mean_states
 from analysis.circuits.model import CircuitModel
-from analysis.circuits.nodes import ERROR, SKIP, Nodes
+from analysis.circuits.nodes import ANYWHERE, ERROR, SKIP, Nodes
 from analysis.circuits.tasks.examples import Examples
-from tests.training.model.dense import CODER, UPDATE, N, random_sae
+from tests.training.model.dense import CODER, UPDATE, random_sae
 from tests.training.model.dense import PLAIN as RESID
 from training.model.load import load_model
 
@@ -113,5 +113,15 @@ def test_pruning_drops_the_least_within_what_is_left(model: CircuitModel, exampl
         left = sorted(left, key=lambda node, size=size: -size[node])[:n]
         if n == 20:
             assert sorted(left) == found[1].triples
-    assert sorted(left) == found[0].triples and N == 96
+    assert sorted(left) == found[0].triples
+
+
+def test_nodes_at_all_positions_are_pruned_as_one(model: CircuitModel, examples: Examples, means: Means) -> None:
+    start = node_effects(model, examples, metric, reference="mean", means=means, method="attribution")
+    nodes = start.over_positions().largest(20).nodes
+    (found,) = pruned(model, [examples], metric, [12], start=nodes, shrink=0.1, means=means)
+    within = effects_within(
+        model, [examples], metric, partial(shares_of, model, Ablation(nodes)), nodes=nodes, means=means
+    )
+    assert (found.position == ANYWHERE).all() and found.triples == within.over_positions().largest(12).nodes.triples
 
