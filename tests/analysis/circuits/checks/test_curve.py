@@ -1,5 +1,7 @@
 """Curves, areas, baselines and specificity: known answers, on a planted linear case and on a small model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from analysis.circuits.checks.ablation import ALL_FEATURES, NOTHING_KEPT, Ablation
 from analysis.circuits.checks.baselines import active_features, coordinate_curve, random_circuits, random_curve
-from analysis.circuits.checks.curve import Series, area, by_effect, curves, sizes, spread, summed
+from analysis.circuits.checks.curve import Curve, Series, area, by_effect, curves, sizes, spread, summed
 from analysis.circuits.checks.faithfulness import Faithfulness, faithfulness
 from analysis.circuits.checks.specificity import Behaviour, specificity
 from analysis.circuits.coordinates import coordinates, mlp_activations, own_coordinates
@@ -148,8 +150,7 @@ def test_curves_end_at_the_model_and_completeness_falls(model: CircuitModel, exa
     assert kept.n_nodes == (0, 40, len(whole)) and kept.n_summed[-1] == len(summed(whole))
     assert free.values[0].value != pytest.approx(0, abs=1e-3) and free.values[-1].value == pytest.approx(1, rel=1e-9)
     assert kept.reaches(0.99) == len(whole) and kept.reaches(2.0) is None
-    plain = kept.plain()
-    assert plain["n_nodes"] == list(kept.n_nodes) and plain["values"][-1]["value"] == kept.values[-1].value
+    assert Curve.read(json.loads(json.dumps(kept.plain()))) == kept
 
 
 def test_random_circuits_are_nested_draws_of_active_features(
