@@ -1,12 +1,12 @@
 """Our graphs under circuit-tracer's own models and Neuronpedia's schema, and theirs opened here. Exit code 1 if one fails.
 
-    python -m tests.peers.circuit_tracer_check --circuit-tracer CHECKOUT [--neuronpedia-schema FILE] [--graph FILE ...] [DIR ...]
+    python -m tests.peers.circuit_tracer_check --circuit-tracer CHECKOUT [--neuronpedia-schema FILE] [--graph FILE] [DIR]
 
 CHECKOUT is a work tree of decoderesearch/circuit-tracer (0.4.1); of it `circuit_tracer.frontend.graph_models`, which needs
 pydantic alone, and `utils/decode_url_features.py` are run. FILE of the schema is Neuronpedia's
 `apps/webapp/app/api/graph/graph-schema.json`. A DIR is a circuit of ours; without one a random circuit is checked, with
-several sites in one block, errors and a skip path. A graph is made by their `Node` and `Model` and opened here, and so is each
-`--graph`; what was opened is written again, validated again, and must have the same nodes and links.
+several sites in one block, errors and a skip path. A graph is made by their `Node` and `Model` and opened here, and so is
+each `--graph`; what was opened is written again, validated again, and must have the same nodes and links.
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Checks:
         model = self.models.Model.model_validate(graph)
         nodes = [node.model_dump(exclude_none=True) for node in model.nodes]
         same = all(found.items() <= written.items() for found, written in zip(nodes, graph["nodes"], strict=True))
-        self.check(f"{name}: {len(nodes)} nodes and {len(model.links)} links under circuit_tracer.frontend.graph_models", same)
+        self.check(f"{name}: {len(nodes)} nodes, {len(model.links)} links under circuit_tracer.frontend.graph_models", same)
         links = [self.models.Link.model_validate(link) for link in model.links]
         ids = {node.node_id for node in model.nodes}
         ends = all(link.source in ids and link.target in ids for link in links)
@@ -93,7 +93,8 @@ class Checks:
         ]
         a, b, error, token, _, one, two = (node.node_id for node in nodes)
         ends = [(token, a, 24.5), (a, b, -2.0), (b, one, 1.5), (error, two, 0.5)]
-        meta = m.Metadata(slug="tiny", scan="gemma-2-2b", transcoder_list=[], prompt_tokens=["<bos>", "1", "2"], prompt="12")
+        text = ["<bos>", "1", "2"]
+        meta = m.Metadata(slug="tiny", scan="gemma-2-2b", transcoder_list=[], prompt_tokens=text, prompt="".join(text))
         params = m.QParams(pinnedIds=[], supernodes=[], linkType="both", clickedId="", sg_pos="")
         links = [m.Link(source=s, target=t, weight=w).model_dump() for s, t, w in ends]
         graph: Json = json.loads(m.Model(metadata=meta, qParams=params, nodes=nodes, links=links).model_dump_json())
