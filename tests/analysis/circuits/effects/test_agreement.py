@@ -43,7 +43,8 @@ def test_the_table_says_what_numpy_says() -> None:
             largest = ig.take(ig.nodes.site == line.site).largest(6).nodes
             assert set(largest.triples) <= set(mine.triples)
     assert found.rows[0].keys() == {
-        "site", "hook", "estimator", "pearson", "pearson_by_example", "slope", "n_nodes", "completeness", "passes", "seconds"
+        "site", "hook", "estimator", "pearson", "pearson_by_example", "slope", "n_nodes", "completeness", "passes",
+        "seconds",
     }
 
 

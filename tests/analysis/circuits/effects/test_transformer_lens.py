@@ -16,7 +16,8 @@ def test_sites_as_a_whole_have_the_effects_that_attribution_patch_gives() -> Non
     model, examples = load_model("native:n_layers=2", dtype="float64"), pairs(1)
     examples.keep[:] = True
     saes = {Site(input=f"blocks.{i}.hook_mlp_out"): random_sae(i) for i in range(2)}
-    saes |= {Site(input=f"blocks.{i}.attn.hook_z[{h}]"): random_sae(9 + h, d_in=8, d_out=8) for i in range(2) for h in (0, 2)}
+    heads = [(f"blocks.{i}.attn.hook_z[{h}]", h) for i in range(2) for h in (0, 2)]
+    saes |= {Site(input=hook): random_sae(9 + h, d_in=8, d_out=8) for hook, h in heads}
     circuit = CircuitModel(model, {Site(input="hook_embed"): random_sae(5), **saes})
     effects = node_effects(circuit, examples.swapped(), difference, method="attribution")
 

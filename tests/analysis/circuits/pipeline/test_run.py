@@ -54,8 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def fields(**sections: Any) -> dict[str, Any]:
     return {
-        "name": "small", "saes": "runs/saes/*", "task": {"pairs": pairs()}, "effects": {"n_steps": 4, "n_exact": 6, "batch": 4},
-        "nodes": {"most": 12}, "edges": {"most": 40}, "checks": {"bootstraps": 40, "n_random": 1, "n_points": 4}, **sections,
+        "name": "small", "saes": "runs/saes/*", "task": {"pairs": pairs()},
+        "effects": {"n_steps": 4, "n_exact": 6, "batch": 4}, "nodes": {"most": 12}, "edges": {"most": 40},
+        "checks": {"bootstraps": 40, "n_random": 1, "n_points": 4}, **sections,
     }
 
 
@@ -150,6 +151,8 @@ def test_the_cheapest_estimator_that_agrees_is_taken() -> None:
 
 
 def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
+    swapped = [{**pair, "right": pair["wrong"], "wrong": pair["right"]} for pair in pairs()]
+    stationary = {"task": {"pairs": pairs(), "metric": "kl"}, "effects": {"method": "attribution", "n_exact": 0}}
     other = load_model("native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=1")
     assert other.identity != load_model("native:tiny").identity
     for sections, facts in (
@@ -157,8 +160,8 @@ def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
         ({"saes": "runs/none"}, ["runs/none"]),
         ({"saes": ["runs/saes/attn-1", "runs/saes/attn-1/../attn-1"]}, ["attn-1", HOOKS["attn-1"]]),
         ({"model": other.name}, [other.name, "resid-0"]),
-        ({"task": {"pairs": [{**pair, "right": pair["wrong"], "wrong": pair["right"]} for pair in pairs()]}}, ["does not do"]),
-        ({"task": {"pairs": pairs(), "metric": "kl"}, "effects": {"method": "attribution", "n_exact": 0}}, ["gradient", "ig"]),
+        ({"task": {"pairs": swapped}}, ["does not do"]),
+        (stationary, ["gradient", "ig"]),
     ):
         with pytest.raises(SaescopeError) as error:
             find_circuit(config(name="refused", **sections), quiet=True)
