@@ -48,10 +48,8 @@ class NodesConfig(Section):
     most: Count = Field(default=100, gt=0)
     """The number of nodes; a node is a feature (or an error) at one position."""
     choose: Literal["effects", "pruned"] = "pruned"
-    """`effects` takes those with the largest effects in the whole model; `pruned` begins with many and drops, turn by turn,
-    those with the least effect within what is left."""
-    start: Count = Field(default=1000, gt=0)
-    """The number of nodes, by effect, that pruning begins with."""
+    """`effects` takes those with the largest effects in the whole model; `pruned` begins with ten times as many and drops,
+    turn by turn, those with the least effect within what is left."""
     positions: bool = True
     """Nodes have positions; false sums over them, which prompts of different lengths need."""
     errors: bool = True

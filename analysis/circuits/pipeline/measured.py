@@ -11,7 +11,8 @@ from analysis.circuits.checks.stability import Stability, stability
 from analysis.circuits.effects.reference import Means, Reference, position_of_rows, reference_states
 from analysis.circuits.graph import Circuit
 from analysis.circuits.model import CircuitModel, State
-from analysis.circuits.nodes import ANYWHERE, ERROR, EdgeEffects, NodeEffects, Nodes
+from analysis.circuits.nodes import ANYWHERE, EdgeEffects, NodeEffects, Nodes
+from analysis.circuits.pipeline.choice import allowed
 from analysis.circuits.pipeline.setup import Setup
 from analysis.circuits.tasks.examples import Examples
 
@@ -29,13 +30,13 @@ def measured_circuit(
     """
     checks, edges = setup.config.checks, all_edges.largest(setup.config.edges.most)
     options = {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
-    allowed = effects if setup.config.nodes.errors else effects.take(effects.nodes.feature != ERROR)
-    of_nodes = stability(allowed, len(chosen.nodes), **options)
+    effects = allowed(setup, effects)
+    of_nodes = stability(effects, len(chosen.nodes), **options)
     of_edges = stability(all_edges, len(edges), **options)
-    place = _places(allowed.nodes, chosen.nodes)
+    place = _places(effects.nodes, chosen.nodes)
     edge_place = _edge_places(all_edges, edges)
     value, reference = node_values(setup.model, setup.train, chosen.nodes, setup.reference, means)
-    at = _columns(of_nodes, len(allowed.nodes), place)
+    at = _columns(of_nodes, len(effects.nodes), place)
     on = _columns(of_edges, len(all_edges), edge_place)
     return Circuit(
         name=setup.config.name, model={"name": setup.model.model.name, **setup.model.model.identity}, sites=setup.sites,

@@ -23,8 +23,9 @@ from analysis.circuits.effects.nodes import batch_effects
 from analysis.circuits.effects.reference import Means, mean_states
 from analysis.circuits.formats.store import save_circuit
 from analysis.circuits.graph import Circuit
-from analysis.circuits.nodes import ERROR, EdgeEffects, NodeEffects, joined, joined_edges
+from analysis.circuits.nodes import EdgeEffects, NodeEffects, Nodes, joined, joined_edges
 from analysis.circuits.pipeline import scores
+from analysis.circuits.pipeline.choice import circuit_of, circuits_of_sizes, effects_of
 from analysis.circuits.pipeline.config import CircuitConfig, read_config
 from analysis.circuits.pipeline.estimate import estimate
 from analysis.circuits.pipeline.measured import measured_circuit
@@ -33,7 +34,6 @@ from analysis.circuits.pipeline.stages import Stages, edge_effects_of, edge_tens
 from analysis.circuits.prune import without_orphans
 from analysis.circuits.tasks.behaviour import require_behaviour
 from analysis.circuits.tasks.examples import Examples
-from sae.errors import SaescopeError
 from training.display import Display
 from training.site import Site
 
@@ -67,11 +67,12 @@ def find_circuit(
     agreement = _agreement(setup, stages, means, display)
     estimator = _estimator(config, agreement, display)
     effects, gradients = _effects(setup, stages, estimator, means, display)
-    chosen = _choose(config, effects)
+    circuits = _choose(setup, stages, effects, means, estimator, display)
+    chosen = effects_of(effects, circuit_of(circuits, config.nodes.most))
     edges = _edges(setup, stages, chosen, gradients, means, display)
     circuit = measured_circuit(setup, effects, chosen, edges, means)
     circuit = without_orphans(circuit) if config.edges.most else circuit
-    tests = scores.Tests(setup, circuit, stages, effects, edges, means, estimator, display)
+    tests = scores.Tests(setup, circuit, circuits, stages, effects, edges, means, estimator, display)
     found = replace(circuit, scores={
         "behaviour": behaviour, "estimator": str(estimator), "agreement": agreement, **tests.measure(),
     })
@@ -161,15 +162,19 @@ def _effects(
     return (effects if setup.positional else effects.over_positions()), gradients
 
 
-def _choose(config: CircuitConfig, effects: NodeEffects) -> NodeEffects:
-    """The nodes of the circuit: those with the largest |mean effect|."""
-    allowed = effects if config.nodes.errors else effects.take(effects.nodes.feature != ERROR)
-    chosen = allowed.largest(config.nodes.most)
-    if not len(chosen.nodes):
-        raise SaescopeError(
-            "No node has an effect: the clean and counterfactual prompts give the same activations at every site."
-        )
-    return chosen
+def _choose(
+    setup: Setup, stages: Stages, effects: NodeEffects, means: Means, estimator: Estimator, display: Display
+) -> list[Nodes]:
+    """Circuits of all sizes."""
+    def make() -> list[list[tuple[int, int, int]]]:
+        with display.task("choosing nodes", 1, "circuits") as task:
+            found = circuits_of_sizes(setup, effects, means)
+            task.advance(1)
+        return [nodes.triples for nodes in found]
+
+    stages = stages.given(method=str(estimator))
+    found = stages.json("choice", make, "code", "model", "saes", "task", "effects", "nodes", "checks", "method")
+    return [Nodes.of([tuple(triple) for triple in triples]) for triples in found]
 
 
 def _edges(

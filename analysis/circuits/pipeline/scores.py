@@ -9,9 +9,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from scipy import sparse
+
 from analysis.circuits.checks import baselines
 from analysis.circuits.checks.ablation import ALL_FEATURES, Ablation
 from analysis.circuits.checks.curve import Series, by_effect, curves, sizes
+from analysis.circuits.checks.edge_faithfulness import edge_curve, edge_faithfulness
 from analysis.circuits.checks.faithfulness import faithfulness
 from analysis.circuits.checks.specificity import Behaviour, specificity
 from analysis.circuits.checks.stability import stability
@@ -21,7 +24,8 @@ from analysis.circuits.effects.nodes import node_effects
 from analysis.circuits.effects.reference import Means, mean_states
 from analysis.circuits.graph import Circuit
 from analysis.circuits.model import CircuitModel
-from analysis.circuits.nodes import EdgeEffects, NodeEffects, joined
+from analysis.circuits.nodes import EdgeEffects, NodeEffects, Nodes, joined
+from analysis.circuits.pipeline.choice import allowed, curve_sizes
 from analysis.circuits.pipeline.setup import Setup
 from analysis.circuits.pipeline.stages import Stages
 from analysis.circuits.tasks.behaviour import check_behaviour
@@ -37,14 +41,17 @@ class Tests:
     """Everything that the tests of a circuit need.
 
     Attributes:
+        circuit: what is tested.
+        circuits: those of other sizes that were chosen in the same way.
         effects: of all nodes on training examples: curves choose from them.
-        edges: of the circuit.
+        edges: all between the circuit's nodes, and into the metric.
         means: of the training examples, which everything outside a circuit is set to.
         estimator: that chose the nodes, and is to choose MLP activations too.
     """
 
     setup: Setup
     circuit: Circuit
+    circuits: Sequence[Nodes]
     stages: Stages
     effects: NodeEffects
     edges: EdgeEffects
@@ -56,6 +63,8 @@ class Tests:
         """All scores, in JSON types; each is a stage."""
         checks = self.setup.config.checks
         parts = {"circuit": self._circuit, "curves": self._curves, "stability": self._stability}
+        if len(self.edges):
+            parts["edge_curve"] = self._edge_curve
         if checks.neurons:
             parts["mlp_activations"] = self._neurons
         if checks.tasks:
@@ -97,18 +106,34 @@ class Tests:
         return out | self._edges_alone()
 
     def _edges_alone(self) -> dict[str, Any]:
-        return {}
+        circuit, setup = self.circuit, self.setup
+        if not len(circuit.source):
+            return {}
+        none = sparse.csr_array((1, len(circuit.source)))
+        graph = EdgeEffects(circuit.nodes, circuit.source, circuit.target, none)
+        (alone,) = edge_faithfulness(setup.model, setup.test, setup.metric, [graph], **self._options)
+        return alone.interval(**self._draws).named("edge_faithfulness")
+
+    def _edge_curve(self) -> dict[str, Any]:
+        """Of the edges with the largest effects, more and more."""
+        setup, checks = self.setup, self.setup.config.checks
+        n = sizes(len(self.edges), max(2, checks.n_points // 3))
+        return edge_curve(
+            setup.model, setup.test, setup.metric, self.edges, n, **self._draws, **self._options
+        ).plain()
 
     def _curves(self) -> list[dict[str, Any]]:
         """Circuits of growing size, up to ten times as many nodes as were asked for, and the baselines."""
         config, setup = self.setup.config, self.setup
-        n = sizes_of(config.nodes.most, config.checks.n_points)
+        n = curve_sizes(config.nodes.most, config.checks.n_points)
         series = [
-            Series("circuit", by_effect(self.effects, n)),
-            Series("errors kept", by_effect(self.effects, n, "kept"), errors="kept"),
+            Series("circuit", self.circuits),
+            Series("errors kept", self.circuits, errors="kept"),
             Series("errors dropped", by_effect(self.effects, n, "dropped"), errors="dropped"),
-            Series("completeness", by_effect(self.effects, n), "inside"),
+            Series("completeness", self.circuits, "inside"),
         ]
+        if config.nodes.choose != "effects":
+            series.append(Series("largest effects", by_effect(allowed(setup, self.effects), n)))
         found = curves(setup.model, setup.test, setup.metric, series, **self._draws, **self._options)
         if config.checks.n_random:
             active = baselines.active_features(
@@ -135,7 +160,7 @@ class Tests:
 
         return baselines.coordinate_curve(
             "MLP activations", mlp_activations(setup.model), setup.train, setup.test, setup.metric,
-            sizes_of(config.nodes.most, config.checks.n_points), effects, **self._draws,
+            curve_sizes(config.nodes.most, config.checks.n_points), effects, **self._draws,
             reference=config.checks.ablation, batch=config.effects.batch,
         ).plain()
 
@@ -161,9 +186,3 @@ class Tests:
         if len(self.edges):
             out |= stability(self.edges, len(circuit.source), **self._draws).jaccard.named("edges_jaccard")
         return out | {"n_bootstraps": self._draws["n_bootstraps"]}
-
-
-def sizes_of(most: int, n_points: int) -> list[int]:
-    """Sizes of the circuits of a curve: 1 to `most`, then on to ten times as many, each by equal ratios."""
-    per_decade = max(2, n_points // 2)
-    return sorted({*sizes(most, per_decade), *(int(most * 10 ** (i / per_decade)) for i in range(per_decade + 1))})
