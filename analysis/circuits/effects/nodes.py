@@ -9,7 +9,7 @@ An effect is the change of the metric when the node moves to its reference: what
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -52,11 +52,11 @@ def node_effects(
         SaescopeError: a metric without a gradient, or, for attribution and relp, none at the clean run; single prompts
             without a counterfactual; a model that shows no activations within its MLPs (relp).
     """
-    options = {"reference": reference, "method": method, "n_steps": n_steps, "means": means, "freeze": freeze}
-    parts = [
-        batch_effects(model, part, metric, **options, batch=batch, progress=progress)[0] for part in examples.batches(batch)
-    ]
-    return joined(parts)
+    options: dict[str, Any] = {"reference": reference, "method": method, "n_steps": n_steps, "means": means, "batch": batch}
+    return joined([
+        batch_effects(model, part, metric, freeze=freeze, progress=progress, **options)[0]
+        for part in examples.batches(batch)
+    ])
 
 
 def batch_effects(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from analysis.circuits.tasks.config import TaskConfig
+from analysis.circuits.tasks.config import Builtin, TaskConfig
 from sae.units import Count
 from training.config.reading import fields_of, overridden, validated
 from training.config.schema import Section
@@ -74,7 +74,7 @@ class ChecksConfig(Section):
     """Random circuits of equal size beside each point of the curve."""
     neurons: bool = True
     """Also the curve of MLP activations, chosen by the same estimator."""
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Builtin, ...] = ()
     """Built-in tasks that the circuit is run on beside its own (specificity)."""
     n_points: Count = Field(default=9, gt=1)
     """Sizes at which the curve is measured, spaced by ratio up to `nodes.most` and beyond."""

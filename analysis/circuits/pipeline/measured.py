@@ -1,6 +1,7 @@
 """A circuit put together from what was measured on training examples: effects with intervals, values, inclusion."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def measured_circuit(
     )
 
 
-def _columns(found: Stability, n_all: int, place: np.ndarray) -> dict[str, Float64[np.ndarray, " n"]]:
+def _columns(found: Stability, n_all: int, place: np.ndarray) -> dict[str, Any]:
     """Intervals and inclusion of what lies at these places among all."""
     return {name: found.by_index(getattr(found, name), n_all)[place] for name in ("low", "high", "inclusion")}
 

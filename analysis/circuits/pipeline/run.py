@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.circuits.effects.agreement import ESTIMATORS, Estimator, cheapest, compare_estimators
+from analysis.circuits.effects.agreement import ESTIMATORS, Agreement, Estimator, cheapest, compare_estimators
 from analysis.circuits.effects.edges import edge_effects
 from analysis.circuits.effects.nodes import batch_effects
 from analysis.circuits.effects.reference import Means, mean_states
@@ -102,7 +102,7 @@ def _agreement(setup: Setup, stages: Stages, means: Means, display: Display) -> 
                 n_random=config.n_exact - config.n_exact // 2, reference=setup.reference, means=means, batch=config.batch,
                 progress=task.advance,
             )
-        return [{**row, "seconds": None} for row in found.rows]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in found.rows]
 
     return stages.json("agreement", compare, "code", "model", "saes", "task", "effects")
 
@@ -118,7 +118,7 @@ def _candidates(config: CircuitConfig) -> tuple[Estimator, ...]:
 def _estimator(config: CircuitConfig, agreement: list[dict[str, Any]], display: Display) -> Estimator:
     if config.effects.method != "auto":
         return _candidates(config)[0]
-    name = cheapest(agreement, config.effects.agreement)
+    name = cheapest([Agreement(**line, seconds=0.0) for line in agreement], config.effects.agreement)
     if name is None:
         best = ESTIMATORS[-1]
         display.say(f"no estimator agrees with exact ablation to {config.effects.agreement} at every site; taking {best}")

@@ -84,7 +84,7 @@ class Tests:
         return {"reference": config.checks.ablation, "means": self.means, "batch": config.effects.batch}
 
     @property
-    def _draws(self) -> dict[str, int]:
+    def _draws(self) -> dict[str, Any]:
         checks = self.setup.config.checks
         return {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
 
@@ -176,7 +176,7 @@ class Tests:
                 tasks[name] = Behaviour(
                     tokenise(other.held_out, setup.model.model), other.metric, mean_states(setup.model, train)
                 )
-        options = {"reference": setup.config.checks.ablation, "batch": setup.config.effects.batch, **self._draws}
+        options = {**self._draws, "reference": setup.config.checks.ablation, "batch": setup.config.effects.batch}
         return [cell.plain() for cell in specificity(setup.model, {setup.task.name: self.circuit.nodes}, tasks, **options)]
 
     def _stability(self) -> dict[str, Any]:
