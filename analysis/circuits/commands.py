@@ -49,8 +49,10 @@ def _show(argv: list[str]) -> int:
     parser.add_argument("circuit", help="its folder, such as circuits/demo")
     parser.add_argument("--nodes", type=int, default=20, help="how many nodes and edges, by effect (default: %(default)s)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the graph as a page that needs nothing else")
+    parser.add_argument("--tables", type=Path, metavar="FOLDER", help="write its figures as CSV, and the curves as SVG")
     args = parser.parse_args(argv)
     from analysis.circuits.formats.opening import open_circuit
+    from analysis.circuits.pipeline.tables import write_results
     from analysis.render.circuit_text import circuit_lines
 
     if args.nodes < 0:
@@ -63,6 +65,8 @@ def _show(argv: list[str]) -> int:
 
         write_bytes(args.html, page(found).encode())
         print(f"wrote {args.html}")
+    for path in write_results(found, args.tables) if args.tables is not None else ():
+        print(f"wrote {path}")
     return 0
 
 
