@@ -108,15 +108,16 @@ class Reach:
         return source[order], target[order]
 
 
+@torch.enable_grad()
 def reach(model: CircuitModel, examples: Examples, forward: Forward | None = None) -> Reach:
     """Which sites reach which directly, found by value: gradients of random sums of what arrives at a site.
 
     Args:
         model: the model with its SAEs.
-        examples: the first two are looked at; all of them with a `FrozenModel`, which takes no fewer.
+        examples: the first two and one of each keep-mask are looked at; all with a `FrozenModel`, which takes no fewer.
         forward: the model, or a `FrozenModel` of it.
     """
-    few = examples if isinstance(forward, FrozenModel) else examples.take(slice(0, 2))
+    few = examples if isinstance(forward, FrozenModel) else _telling(examples)
     states, _ = model.states(few.clean, few.keep, forward)
     run = cut_run(model, few.clean, few.keep, {site: states[site].target for site in model.sites}, forward)
     position = few.keep.nonzero()[:, 1]
@@ -132,6 +133,14 @@ def reach(model: CircuitModel, examples: Examples, forward: Forward | None = Non
         ) if sites else ()
         how[: len(sites), d] = [_how(grad, last) for grad in grads]
     return Reach(how, few.n_ctx)
+
+
+def _telling(examples: Examples) -> Examples:
+    """The first two examples, and the first of each mask."""
+    masks: dict[bytes, int] = {}
+    for i, mask in enumerate(examples.keep.cpu().numpy()):
+        masks.setdefault(mask.tobytes(), i)
+    return examples.take(torch.tensor(sorted({*range(min(2, len(examples))), *masks.values()})))
 
 
 def _how(grad: Float[Tensor, "n_rows _"], last: Bool[Tensor, " n_rows"]) -> int:
