@@ -201,11 +201,15 @@ def _shape(feature: int, x: float, y: float, r: float) -> str:
 
 
 def _facts(circuit: "Circuit") -> str:
-    scores = [(name, value) for name, value in circuit.scores.items() if isinstance(value, int | float)]
+    scores = circuit.scores.get("circuit", circuit.scores)
+    tests = [
+        (name.replace("_", " "), number(scores[name]) + _bounds(*(scores.get(f"{name}_interval") or (None, None))))
+        for name in ("faithfulness", "completeness", "edge_faithfulness") if isinstance(scores.get(name), float)
+    ]
     items = [
         ("model", plain(str(circuit.model.get("name", "–")))), ("nodes", f"{len(circuit.nodes):,}"),
         *([("over positions", f"{circuit.n_features:,}")] if circuit.positional else []),
-        ("edges", f"{len(circuit.source):,}"), *((name, number(float(value))) for name, value in scores[:6]),
+        ("edges", f"{len(circuit.source):,}"), *tests,
     ]
     cells = "".join(f"<div><dt>{inner(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
     return f'<dl class="sx-facts">{cells}</dl>'

@@ -6,6 +6,7 @@
     stability       Jaccard index of the nodes and edges that bootstraps of the training examples choose
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
