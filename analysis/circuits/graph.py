@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -177,16 +177,19 @@ class Circuit:
             )
         return self.take(self.inclusion >= threshold, np.isnan(self.edge_inclusion) | (self.edge_inclusion >= threshold))
 
-    def figure(self, *, consensus: float = 0.9, max_edges: int = 300) -> "Drawing":
+    def figure(
+        self, *, consensus: float = 0.9, max_edges: int = 300, labels: Mapping[str, str] | None = None
+    ) -> "Drawing":
         """The graph drawn: sites upwards, positions to the right; shows itself in a notebook, and saves itself as HTML.
 
         Args:
             consensus: nodes with at least this inclusion have a ring.
             max_edges: the largest edges that are drawn.
+            labels: what features are about, by the name of a node, or by its name without the position.
         """
         from analysis.render.circuit import draw
 
-        return draw(self, consensus=consensus, max_edges=max_edges)
+        return draw(self, consensus=consensus, max_edges=max_edges, labels=labels or {})
 
     def _repr_html_(self) -> str:
         return self.figure()._repr_html_()

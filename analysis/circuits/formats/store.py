@@ -137,8 +137,10 @@ def read_circuit(folder: Path | str) -> Circuit:
     if lost := sorted({end for row in edges for end in (row.source, row.target)} - set(place)):
         raise SaescopeError(f"{folder / EDGES}: the edges name {lost[0]!r}, which is no node of {NODES}.")
     found = Circuit(
-        **{name: getattr(head, name) for name in _Head.model_fields}, nodes=_nodes(folder, head.sites, nodes),
-        **{name: _numbers(nodes, name) for name in ("effect", "low", "high", "value", "reference", "inclusion")},
+        name=head.name, model=head.model, sites=head.sites, task=head.task, settings=head.settings, prompt=head.prompt,
+        scores=head.scores, nodes=_nodes(folder, head.sites, nodes), effect=_numbers(nodes, "effect"),
+        low=_numbers(nodes, "low"), high=_numbers(nodes, "high"), value=_numbers(nodes, "value"),
+        reference=_numbers(nodes, "reference"), inclusion=_numbers(nodes, "inclusion"),
         source=np.array([place[row.source] for row in edges], dtype=np.int64),
         target=np.array([place[row.target] for row in edges], dtype=np.int64),
         weight=_numbers(edges, "weight"), weight_low=_numbers(edges, "low"), weight_high=_numbers(edges, "high"),

@@ -56,8 +56,10 @@ class Runs:
 
         def part_of_the_way(site: Site, state: State) -> tuple[State, Tensor]:
             old, new, step = clean.states[site], moved[site], t[self.example].to(state.target)[:, None]
-            there = State(*(getattr(state, n) + step * (getattr(new, n) - getattr(old, n)) if n != "code" else state.code
-                            for n in ("target", "code", "offset", "error")))
+            there = State(
+                state.target + step * (new.target - old.target), state.code,
+                state.offset + step * (new.offset - old.offset), state.error + step * (new.error - old.error),
+            )
             return there, t[:, None] * (self._features(site, new.code) - self._features(site, old.code))
 
         run = self._run(moves.by_site, part_of_the_way)
@@ -129,9 +131,11 @@ def _norm(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     return torch.where(some, torch.where(some, squares, 1).sqrt(), 0)
 
 
-def _grad(of: Tensor, to: Tensor, **options: bool) -> Tensor:
+def _grad(of: Tensor, to: Tensor, *, retain_graph: bool = False, create_graph: bool = False) -> Tensor:
     """The gradient; zeros where there is no way from one to the other."""
     if not of.requires_grad:
         return torch.zeros_like(to)
-    (found,) = torch.autograd.grad(of, to, allow_unused=True, **options)
+    (found,) = torch.autograd.grad(
+        of, to, retain_graph=retain_graph or create_graph, create_graph=create_graph, allow_unused=True
+    )
     return torch.zeros_like(to) if found is None else found

@@ -39,10 +39,11 @@ def measured_circuit(
     value, reference = node_values(setup.model, setup.train, chosen.nodes, setup.reference, means)
     at = _columns(of_nodes, len(effects.nodes), place)
     on = _columns(of_edges, len(all_edges), edge_place)
+    model = setup.model.model
+    facts = {"name": model.name, **model.identity, "n_layers": model.n_layers, "d_vocab": model.d_vocab}
     return Circuit(
-        name=setup.config.name, model={"name": setup.model.model.name, **setup.model.model.identity}, sites=setup.sites,
-        task=setup.task_facts, settings=setup.config.plain(), prompt=setup.prompt, nodes=chosen.nodes, effect=chosen.mean,
-        value=value, reference=reference, **at, source=edges.source, target=edges.target, weight=edges.mean,
+        name=setup.config.name, model=facts, sites=setup.sites, task=setup.task_facts, settings=setup.config.plain(),
+        prompt=setup.prompt, nodes=chosen.nodes, effect=chosen.mean, value=value, reference=reference, **at, source=edges.source, target=edges.target, weight=edges.mean,
         weight_low=on["low"], weight_high=on["high"], edge_inclusion=on["inclusion"],
     )
 
