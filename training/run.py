@@ -108,13 +108,17 @@ def run_in_folders(
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse run folders that exist, unless the same config is resumed."""
-    if not resume:
-        for folder in folders:
-            if (folder / "config.yaml").exists():
-                raise SaescopeError(
-                    f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
-                )
+    """Refuse run folders that exist, unless the same config is resumed, and folders that are no runs."""
+    for folder in folders:
+        begun = (folder / "config.yaml").exists()
+        if begun and not resume:
+            raise SaescopeError(
+                f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
+            )
+        if not begun and (folder / "final").exists():
+            raise SaescopeError(
+                f"{folder} is no run (it holds no config.yaml), but its final/ would be replaced; choose another name."
+            )
     _check_same(members, folders)
 
 

@@ -155,6 +155,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def format_of(manifest: Path) -> str | None:
+    """The format that a manifest names; None where there is no manifest that can be read, so nothing of ours."""
+    try:
+        named = read_json(manifest).get("format")
+    except SaescopeError:
+        return None
+    return named if isinstance(named, str) else None
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file into CPU memory.
 
