@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int32, Int64
 
 from sae.errors import SaescopeError
@@ -147,6 +148,7 @@ def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> 
         prepend_bos=model.prepend_bos, bos_id=model.bos_id, special_ids=model.special_ids, held_out=corpus.held_out,
         finer=finer(corpus.sources),
     )
+    model.check_ids(torch.from_numpy(packed.tokens))
     write_tokens(folder, packed.tokens, packed.held_out, packed.eligible, packed.segments, packed.labels, facts)
 
 
