@@ -79,7 +79,7 @@ def _row(result: "Result") -> tuple[str, ...]:
         return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
+        result.summary["name"], "–" if held["l0"] is None else f"{held['l0']:.1f}", with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         with_interval("kl"),
     )

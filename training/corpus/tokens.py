@@ -65,6 +65,12 @@ class Tokens:
         """The numbers of the training or of the held-out sequences, in corpus order."""
         return np.flatnonzero(self.held_out == held_out)
 
+    def sequences_with_rows(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
+        """Those of them with an eligible row, which alone tell something; all, if none has one."""
+        seqs = self.sequences(held_out=held_out)
+        found = seqs[self.eligible[seqs].any(axis=1)]
+        return found if len(found) else seqs
+
     def n_eligible(self) -> int:
         """Training rows that the token mask lets through: one epoch."""
         return int(self.eligible[~self.held_out].sum())

@@ -219,6 +219,12 @@ def _write(
     return Result(store.load(folder), summary, folder)
 
 
+def _limit(data: DataConfig) -> str:
+    if data.outlier_multiple is None:
+        return ""
+    return f", no norm above {data.outlier_multiple:g} times the median of {data.n_calib} training sequences of the corpus"
+
+
 def _known(source: ImportSource, config: Config) -> dict[str, Any]:
     """What is known of the SAE without the model: over what `provenance` says, which takes a training for granted."""
     metadata = source.cfg.get("metadata") or {}
@@ -231,7 +237,6 @@ def _known(source: ImportSource, config: Config) -> dict[str, Any]:
         "imported": {
             "from": source.place, "format": source.format, "files": source.files, "cfg": source.cfg,
             "mask": "chosen here, for it is not known which rows the SAE was trained on: no BOS, special or padding "
-            f"token, no norm above {config.data.outlier_multiple:g} times the median of the first {config.data.n_calib} "
-            "training sequences of the corpus",
+            token{_limit(config.data)}",
         },
     }
