@@ -19,6 +19,7 @@ from sae.errors import SaescopeError
 from sae.formats import gemma_scope, saelens
 from sae.io import files
 from sae.kernels import backend
+from sae.torch_state import own_torch_state
 from sae.variants import READABLE
 
 FORMAT = "saescope-sae"
@@ -57,6 +58,7 @@ def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
     return digest
 
 
+@own_torch_state()
 def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> SAE:
     """Read an SAE from a run folder, its `final/`, or a folder of SAELens or Gemma Scope; `sae.provenance` says which.
 

@@ -71,6 +71,7 @@ def _held_out(results: "list[Result]") -> None:
 
 def _row(result: "Result") -> tuple[str, ...]:
     held, dead = result.summary["heldout"], result.summary["dead"]
+    l0 = "–" if held["l0"] is None else f"{held['l0']:.1f}"
 
     def with_interval(key: str) -> str:
         if held.get(key) is None:
@@ -79,7 +80,7 @@ def _row(result: "Result") -> tuple[str, ...]:
         return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        result.summary["name"], "–" if held["l0"] is None else f"{held['l0']:.1f}", with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
+        result.summary["name"], l0, with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         with_interval("kl"),
     )

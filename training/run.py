@@ -20,6 +20,7 @@ from sae.errors import SaescopeError
 from sae.io.files import write_bytes
 from sae.io.locks import locked
 from sae.kernels import backend
+from sae.torch_state import own_torch_state
 from training.activations.batches import FIRST, Address
 from training.activations.calibration import calibrate
 from training.activations.harvest import open_data
@@ -130,6 +131,7 @@ def _check_same(members: Sequence[Config], folders: Sequence[Path]) -> None:
             raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
 
 
+@own_torch_state()
 def run(
     members: Sequence[Config], folders: Sequence[Path] | None, opened: Callable[[Sequence[Config], Display], Shared],
     display: Display, *, resume: bool = False,

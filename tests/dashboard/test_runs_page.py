@@ -104,8 +104,8 @@ def test_a_broken_run_is_told_beside_the_whole_one(root: Path) -> None:
     assert "config\\.yaml cannot be read" in app.warning[0].value
 
 
-ODD = ["null", "true", "[]", '""', '"x"', "{}", "[1]", "[1, 2, 3]", '["a", "b"]', "[null, 1]", '{"a": [1]}', "NaN", "-Infinity",
-       "1e999", "-1", "1" + 400 * "0", "0", "1e308"]
+ODD = ["null", "true", "[]", '""', '"x"', "{}", "[1]", "[1, 2, 3]", '["a", "b"]', "[null, 1]", '{"a": [1]}', "NaN",
+       "-Infinity", "1e999", "-1", "1" + 400 * "0", "0", "1e308"]
 """JSON values that stand where numbers, intervals and objects do."""
 
 
@@ -134,9 +134,9 @@ def test_a_summary_of_any_content_is_survived(root: Path) -> None:
 def test_a_config_of_any_content_is_survived(root: Path) -> None:
     whole = write_run(root, "whole", n_lines=1)
     for i, odd in enumerate(ODD):
-        (shutil.copytree(whole, root / str(i)) / "config.yaml").write_text(json.dumps(
-            {"sae": {"variant": json.loads(odd), "d_sae": json.loads(odd)}, "site": json.loads(odd), "data": json.loads(odd)}
-        ))
+        value = json.loads(odd)
+        (shutil.copytree(whole, root / str(i)) / "config.yaml").write_text(
+            json.dumps({"sae": {"variant": value, "d_sae": value}, "site": value, "data": value}))
     for sort in ("variant", "d_sae", "site"):
         assert len(table(visit(sort=sort))) == 1 + len(ODD)
 

@@ -24,6 +24,7 @@ from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.io.files import atomic_dir, write_bytes, write_json
 from sae.io.locks import locked
+from sae.torch_state import own_torch_state
 from sae.recentre import recentred
 from training.activations.cache import missing_hooks
 from training.activations.calibration import KeepMask, calibrate
@@ -54,6 +55,7 @@ _OF_AN_SAE = (
 """Keys of an SAE's config that say what it computes."""
 
 
+@own_torch_state()
 def import_run(
     path: str, overrides: Sequence[str] = (), *, model: str | None = None, hook: str | None = None,
     target: str | None = None, corpus: str = "python-stdlib", name: str | None = None, runs: str | Path = "runs",
@@ -237,6 +239,6 @@ def _known(source: ImportSource, config: Config) -> dict[str, Any]:
         "imported": {
             "from": source.place, "format": source.format, "files": source.files, "cfg": source.cfg,
             "mask": "chosen here, for it is not known which rows the SAE was trained on: no BOS, special or padding "
-            token{_limit(config.data)}",
+            f"token{_limit(config.data)}",
         },
     }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.errors import SaescopeError, first_line
+from sae.torch_state import own_torch_state
 from training.model.devices import fast_dtype, resolve_device, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
@@ -26,6 +27,7 @@ from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, 
 from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_packaged
 
 
+@own_torch_state()
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
     """Load a language model.
 

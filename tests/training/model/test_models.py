@@ -455,7 +455,8 @@ def test_a_damaged_model_folder_is_refused_in_one_sentence(saved: Path, tmp_path
 
 def test_a_tensor_that_does_not_fit_is_named(saved: Path, tmp_path: Path):
     for damage, facts in {
-        "a tensor gone": ["model.norm.weight"], "wider": ["[512, 32]", "[512, 64]"], "fewer layers": ["model.layers", " 1 "],
+        "a tensor gone": ["model.norm.weight"], "wider": ["[512, 32]", "[512, 64]"],
+        "fewer layers": ["model.layers", " 1 "],
     }.items():
         folder = shutil.copytree(saved, tmp_path / damage)
         DAMAGES[damage](folder)
