@@ -5,6 +5,7 @@ they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTI
 are of the version before, which took the first sequences.)
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class KeepMask:
         name = f"{hook}-{self.data.n_calib}-{multiple}-spread.json"
         path = self.tokens.folder / "calibration" / name
         if not path.exists():
+            if not os.access(self.tokens.folder, os.W_OK):
+                return self._measure(hook)
             path.parent.mkdir(exist_ok=True)
             write_json(path, _plain(hook, self.data, self._measure(hook)))
         return _read(path)
