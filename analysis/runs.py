@@ -217,7 +217,7 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
 
     try:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
         problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):

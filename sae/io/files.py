@@ -148,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
     if not isinstance(value, dict):
         raise SaescopeError(f"{path}: holds a JSON {type(value).__name__} where an object was expected.")

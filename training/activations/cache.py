@@ -233,7 +233,7 @@ def _read_note(path: Path) -> dict[str, Any]:
     """What passed before; nothing, if that cannot be read."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 

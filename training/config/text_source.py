@@ -17,7 +17,8 @@ class TextSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
-    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`), `datasets:NAME` (of
+    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*`,
+    `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot), `datasets:NAME` (of
     the hub, or a local folder or file), `acts:DIR` (activations of your own, no text), or `tensors` (the same, given in
     Python to `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)

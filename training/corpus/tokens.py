@@ -190,7 +190,7 @@ def read_manifest(folder: Path, *entries: str) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaescopeError(f"{folder} holds no manifest.json: it is not a finished cache; make it again.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SaescopeError(f"{path} is not JSON: the file was altered; remove {folder} and make it again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise SaescopeError(f"{path} is not the manifest of a Saescope cache; name another one, or remove {folder}.")

@@ -24,8 +24,8 @@ from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.io.files import atomic_dir, write_bytes, write_json
 from sae.io.locks import locked
-from sae.torch_state import own_torch_state
 from sae.recentre import recentred
+from sae.torch_state import own_torch_state
 from training.activations.cache import missing_hooks
 from training.activations.calibration import KeepMask, calibrate
 from training.activations.harvest import Data, open_data, open_heldout

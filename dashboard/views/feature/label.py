@@ -25,7 +25,8 @@ def label(place: CurrentFeature) -> None:
         tags = st.multiselect("Tags", sorted({*labels.all_tags(), *labels.tags(feature)}), labels.tags(feature),
                               key=f"tags {feature}", accept_new_options=True, disabled=fixed, placeholder="type to add one")
         chosen = st.multiselect("Lists", sorted(lists), [name for name, has in lists.items() if feature in has],
-                                key=f"lists {feature}", accept_new_options=True, disabled=fixed, placeholder="type to begin one")
+                                key=f"lists {feature}", accept_new_options=True, disabled=fixed,
+                                placeholder="type to begin one")
         if st.form_submit_button("Save", icon=":material/save:", disabled=fixed):
             tried(lambda: _save(place, text, note, tags, chosen))
     automatic = next((one for one in labels.every(feature) if one.author == "auto"), None)

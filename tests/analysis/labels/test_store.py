@@ -284,5 +284,5 @@ def test_a_read_only_folder_without_labels_or_with_something_else(labels: Labels
     connection = sqlite3.connect(labels.path)
     connection.execute("CREATE TABLE theirs (x)")
     connection.close()
-    with read_only(labels.path.parent), pytest.raises(SaescopeError, match=f"{labels.path} is a database of something else"):
+    with read_only(labels.path.parent), pytest.raises(SaescopeError, match=f"{labels.path} is a database of something"):
         labels.names()
