@@ -343,24 +343,34 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
+SHORT: dict[str, Any] = {"train": {"budget": "8 steps"}, "eval": {"n_rows": 200}}
+
+
+@pytest.fixture(scope="module")
+def short(rows: np.ndarray) -> str:
+    """The weights of a short training, with nothing set."""
+    digest: str = on(rows[:3000], **SHORT).summary["weights_sha256"]
+    return digest
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_what_is_set_for_torch_as_a_whole_changes_nothing(
-    state: str, rows: np.ndarray, through_acts: dict[str, Any], tmp_path: Path
+    state: str, rows: np.ndarray, short: str, tmp_path: Path
 ) -> None:
     with STATES[state]():
         before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        result = on(rows, name="run", runs=tmp_path)
-        given = on(torch.as_tensor(rows, device="cpu").clone())
+        result = on(rows[:3000], name="run", runs=tmp_path, **SHORT)
+        given = on(torch.as_tensor(rows[:3000], device="cpu").clone(), **SHORT)
         loaded = sae.load(result.run)
         assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-    assert result.summary["weights_sha256"] == given.summary["weights_sha256"] == through_acts["weights_sha256"]
+    assert result.summary["weights_sha256"] == given.summary["weights_sha256"] == short
     assert not loaded.W_dec.is_inference() and loaded.W_dec.dtype == torch.float32
 
 
 def test_outliers_may_all_be_kept(tmp_path: Path) -> None:
-    spiked = made()
+    spiked = made(3000)
     spiked[::100] *= 100
-    result = on(spiked, name="all", runs=tmp_path, data={"batch_rows": 128, "n_calib": 8, "outlier_multiple": float("inf")})
+    result = on(spiked, name="all", runs=tmp_path, data={"outlier_multiple": float("inf")}, **SHORT)
     assert result.summary["mask"]["dropped_beyond_first"] == 0
     assert configs.read(result.run / "config.yaml")[0].data.outlier_multiple is None
     assert result.sae.provenance["mask"] == {"limits": {}}
@@ -369,7 +379,8 @@ def test_outliers_may_all_be_kept(tmp_path: Path) -> None:
 def test_steps_whose_every_row_is_the_mean_are_logged(tmp_path: Path) -> None:
     """There is no variance to explain between two lines of the log."""
     some = torch.from_numpy(made(1000))
-    batches = [torch.cat([some, -some]), *[torch.zeros(250, D)] * 16]
-    result = on(batches, name="still", runs=tmp_path, train={"budget": "12 steps", "log_every": "1 steps"})
+    batches = [torch.stack([some, -some], dim=1).view(-1, D), *[torch.zeros(250, D)] * 16]
+    few = {"train": {"budget": "12 steps", "log_every": "1 steps"}, "eval": {"n_rows": 64}}
+    result = on(batches, name="still", runs=tmp_path, **few)
     logged = [line for line in lines(result.run) if "lr" in line]
     assert len(logged) == 12 and any("fve" not in line for line in logged) and any("fve" in line for line in logged)
