@@ -128,7 +128,7 @@ def read_only(folder: Path) -> Iterator[None]:
         for options in (["--bind", str(folder)], ["-o", "remount,bind,ro"]):
             if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode:
                 pytest.skip("root may not mount here")
-        undo = partial(subprocess.run, ["umount", str(folder)], check=True)
+        undo = partial(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
     try:
         yield
     finally:

@@ -59,7 +59,7 @@ def test_a_run_in_a_read_only_folder_is_exported_and_shown_but_not_labelled(
         assert show([str(run), "1"]) == 0
         # before any work: there is no explainer to do any
         monkeypatch.delattr("analysis.labels.automatic.Explainer.label")
-        with pytest.raises(SaescopeError, match="labels.sqlite cannot be written"):
+        with pytest.raises(SaescopeError, match=r"labels\.sqlite cannot be written"):
             label([str(run), "--top", "5"])
 
 

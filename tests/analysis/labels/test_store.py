@@ -275,7 +275,7 @@ def test_a_read_only_folder_that_somebody_else_writes_is_read_again(labels: Labe
             labels.set_label(4, "more")
             assert theirs.names() == {3: "mine", 4: "more"}
     finally:
-        subprocess.run(["umount", str(shown)], check=True)
+        subprocess.run(["umount", "--lazy", str(shown)], check=True)
 
 
 def test_a_read_only_folder_without_labels_or_with_something_else(labels: Labels) -> None:
