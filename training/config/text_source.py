@@ -19,8 +19,9 @@ class TextSource(BaseModel):
 
     source: str
     """`python-stdlib`, `simple-sentences` (short English ones), `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold
-    `*` and `**`), `datasets:NAME` (of the hub, or a local folder or file), `acts:DIR` (activations of your own, no text),
-    or `tensors` (the same, given in Python to `training.train_on`)."""
+    `*`, `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot), `datasets:NAME` (of the hub, or a
+    local folder or file), `acts:DIR` (activations of your own, no text), or `tensors` (the same, given in Python to
+    `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"

@@ -14,6 +14,7 @@ from training.config.text_source import TextSource
 from training.corpus.document import Document
 from training.corpus.files import files_of, opened, read_text
 from training.corpus.hub import builder, dataset_rows, is_local
+from training.corpus.parquet import parquet_rows
 from training.corpus.rows import from_rows, jsonl_rows
 
 _ROW_FACTS = ("field", "label_field", "chat_roles", "split", "subset", "revision")
@@ -139,7 +140,7 @@ def _read(source: TextSource, seed: int) -> Iterator[Document]:
     if source.kind == "jsonl":
         return from_rows(jsonl_rows(files_of(source)), source)
     if source.kind == "parquet":
-        return from_rows(dataset_rows(source, "parquet", files_of(source)), source)
+        return from_rows(parquet_rows(files_of(source), source), source)
     if source.kind == "datasets":
         return from_rows(dataset_rows(source, *builder(source)), source)
     raise SaescopeError(f"{source.source} holds activations, not text; it stands alone and needs no model.")
