@@ -5,7 +5,6 @@ from typing import Any
 
 from analysis.circuits.checks.curve import Curve
 from analysis.circuits.graph import Circuit
-from analysis.reproduce.tables import write_table
 from sae.io.files import write_bytes
 
 
@@ -27,6 +26,7 @@ def write_results(circuit: Circuit, folder: str | Path) -> list[Path]:
         What was written.
     """
     from analysis.render.figures.faithfulness import picture
+    from analysis.reproduce.tables import write_table
 
     folder, scores = Path(folder), circuit.scores
     tables = {

@@ -109,26 +109,23 @@ def test_numbers_are_those_of_the_parts() -> None:
             assert circuit.value[i] == pytest.approx(float(dense[:, position - 1, feature].mean()), abs=1e-6)
 
 
-@pytest.mark.parametrize("stage", ["edge_effects", "scores"])
-def test_an_interrupted_circuit_goes_on_and_ends_the_same(
-    stage: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_circuit_goes_on_and_ends_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = find_circuit(config(name="whole"), quiet=True)
-    shutil.copytree(folder / "circuits" / "whole", folder / "kept", dirs_exist_ok=True)
+    shutil.copytree(folder / "circuits" / "whole", folder / "kept")
     shutil.rmtree(folder / "circuits")
 
     def interrupt(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
+    for module, name in ((pipeline, "edge_effects"), (pipeline.scores, "edge_curve")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                find_circuit(config(name="whole"), quiet=True)
+        assert not (folder / "circuits" / "whole").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline if stage == "edge_effects" else pipeline.scores.Tests, *(
-            ("edge_effects", interrupt) if stage == "edge_effects" else ("measure", interrupt)
-        ))
-        with pytest.raises(KeyboardInterrupt):
-            find_circuit(config(name="whole"), quiet=True)
-    assert not (folder / "circuits" / "whole").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "batch_effects", interrupt)
+        for name in ("batch_effects", "edge_effects", "compare_estimators", "circuits_of_sizes"):
+            patch.setattr(pipeline, name, interrupt)
         assert find_circuit(config(name="whole"), quiet=True).names == whole.names
     ours, theirs = folder / "circuits" / "whole", folder / "kept"
     assert {path.name: path.read_bytes() for path in ours.iterdir()} == {p.name: p.read_bytes() for p in theirs.iterdir()}
@@ -159,7 +156,7 @@ def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
         ({"saes": "runs/none*"}, ["runs/none*"]),
         ({"saes": "runs/none"}, ["runs/none"]),
         ({"saes": ["runs/saes/attn-1", "runs/saes/attn-1/../attn-1"]}, ["attn-1", HOOKS["attn-1"]]),
-        ({"model": other.name}, [other.name, "resid-0"]),
+        ({"model": other.name}, [other.name, "attn-1", "seed"]),
         ({"task": {"pairs": swapped}}, ["does not do"]),
         (stationary, ["gradient", "ig"]),
     ):
