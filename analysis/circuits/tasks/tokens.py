@@ -90,12 +90,21 @@ def answer_tokens(model: Model, prompt: str, answers: Sequence[str]) -> list[int
 
 
 def answered(pair: Pair, model: Model) -> Pair:
-    """A single prompt without a right answer with the model's own: the likeliest next token."""
+    """A single prompt without a right answer with the model's own: the likeliest next token.
+
+    Raises:
+        SaescopeError: that token is not a text of its own (it may be part of a character).
+    """
     if pair.right or pair.corrupt is not None or not pair.clean.strip():
         return pair
     with torch.no_grad():
-        best = model.logits(torch.tensor(encode(model, [pair.clean])))[0, -1].argmax()
-    return replace(pair, right=(model.tokenizer.decode([int(best)]),))
+        best = int(model.logits(torch.tensor(encode(model, [pair.clean])))[0, -1].argmax())
+    answer = model.tokenizer.decode([best])
+    if answer_tokens(model, pair.clean, [answer]) != [best]:
+        raise SaescopeError(
+            f"{model.name} continues {pair.clean!r} with token {best}, which cannot be written as text: name an answer."
+        )
+    return replace(pair, right=(answer,))
 
 
 def pieces(model: Model, text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Subject–verb agreement: the verb has the number of its subject, whatever noun stands between them.
 
-    agreement-simple      The tall author            → is, was, has       ↔ The tall authors
-    agreement-across-pp   The author near the houses → is, was, has       ↔ The authors near the houses
-    agreement-across-rc   The author that the boys like → is, was, has    ↔ The authors that the boys like
+    agreement-simple      The tall author                → is, was, has    ↔ The tall authors
+    agreement-across-pp   The author near the houses     → is, was, has    ↔ The authors near the houses
+    agreement-across-rc   The author who the boys like   → is, was, has    ↔ The authors who the boys like
 
 As many clean prompts have a singular subject as a plural one, and as many distractors, within each, are singular as
 plural, so that neither the mean over the examples nor the noun before the verb gives the number away.
@@ -39,7 +39,7 @@ def _across_rc(random: Random, words: Words, case: int) -> Pair:
     number, distractor = divmod(case, 2)
     subject, other = random.sample(words["people"], 2)
     verb = random.choice(words["verbs"])[distractor]
-    return _agreeing(subject, number, f"The {{}} that the {other[distractor]} {verb}")
+    return _agreeing(subject, number, f"The {{}} who the {other[distractor]} {verb}")
 
 
 TEMPLATES = (

@@ -12,8 +12,8 @@ from sae.errors import SaescopeError
 from training.model.language_model import Model
 
 Words = Mapping[str, Sequence[Word]]
-_DRAWS_PER_PAIR = 50
-"""After so many draws per pair asked for it is clear that there are not as many different ones."""
+_MISSES = 1000
+"""After so many draws without a new pair there are none left, or hardly any."""
 _N_SAMPLED = 48
 """Pairs from which the usual length is found."""
 
@@ -54,12 +54,15 @@ class Template:
         """Different pairs whose prompts have this length."""
         random, words = Random(f"{self.name} {seed} {part}"), self._words(model, part, seed)
         found: dict[str, Pair] = {}
-        for _ in range(n * _DRAWS_PER_PAIR if length is not None else 0):
-            pair, n_ctx = fitted(self.pair(random, words, len(found) % self.n_cases), model)
-            if n_ctx == length:
-                found.setdefault(pair.clean, pair)
-            if len(found) == n:
-                return list(found.values())
+        misses = 0 if length is not None else _MISSES
+        while len(found) < n and misses < _MISSES:
+            pair, misses = self.pair(random, words, len(found) % self.n_cases), misses + 1
+            if pair.clean not in found:
+                pair, n_ctx = fitted(pair, model)
+                if n_ctx == length:
+                    found[pair.clean], misses = pair, 0
+        if len(found) == n:
+            return list(found.values())
         kind = "held-out" if part else "training"
         raise SaescopeError(
             f"{self.name} has {len(found)} {kind} pairs whose words are single tokens of {model.name}, and {n} are "
