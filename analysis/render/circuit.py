@@ -72,6 +72,11 @@ def draw(
     return Drawing(circuit.name, html)
 
 
+def page(circuit: "Circuit", **options: Any) -> str:
+    """The same as a whole file; options as of `draw`."""
+    return draw(circuit, **options).page()
+
+
 class _Graph:
     """The drawing's parts."""
 
