@@ -60,10 +60,7 @@ def _show(argv: list[str]) -> int:
     found = open_circuit(args.circuit)
     print("\n".join(circuit_lines(found, args.nodes)))
     if args.html is not None:
-        from analysis.render.circuit import page
-        from sae.io.files import write_bytes
-
-        write_bytes(args.html, page(found).encode())
+        found.figure().save(args.html)
         print(f"wrote {args.html}")
     for path in write_results(found, args.tables) if args.tables is not None else ():
         print(f"wrote {path}")

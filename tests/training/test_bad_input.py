@@ -185,6 +185,15 @@ def test_a_name_that_was_refused_stays_free(tmp_path: Path) -> None:
     assert train(tmp_path).code == 0
 
 
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "runs/quick/final").mkdir(parents=True)
+    (tmp_path / "runs/quick/final/thesis.txt").write_text("x")
+    for more in ([], ["--resume"]):
+        assert "runs/quick is no run" in refusal(train(tmp_path, *more))
+    assert list(tree(tmp_path / "runs")) == ["quick/final/thesis.txt"] and not tree(tmp_path / "cache")
+
+
 def test_an_unknown_command_and_wrong_arguments(tmp_path: Path) -> None:
     outcome = run_sae(tmp_path, "trian")
     assert outcome.code == 2 and outcome.err.startswith("sae: no command 'trian'; there are ") and "train" in outcome.err

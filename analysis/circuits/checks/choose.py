@@ -14,14 +14,14 @@ Both see training examples only; what they gain is measured on others.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from analysis.circuits.checks.ablation import PLAIN, Ablation, Errors, Shares, ablated, shares_of
+from analysis.circuits.checks.ablation import PLAIN, Ablation, Errors, Shares, ablated, measure, shares_of
 from analysis.circuits.effects.gradients import differentiable
 from analysis.circuits.effects.moves import Entries, moves_of, node_effects_of
 from analysis.circuits.effects.reference import Means, Reference, position_of_rows, reference_states
@@ -145,9 +145,15 @@ def _even(model: CircuitModel, share: float, n_ctx: int) -> Shares:
 
 def pruned(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, sizes: Sequence[int], *, start: Nodes,
-    errors: Errors = "circuit", shrink: float = 0.8, **options: Any,
+    by: Literal["distance", "size"] = "distance", errors: Errors = "circuit", shrink: float = 0.8, **options: Any,
 ) -> list[Nodes]:
     """Circuits of these sizes, each inside the next, by dropping nodes from `start` by their effects within what is left.
+
+    With e_i a node's effect in example i and r_i = m_i(C) − m_i(M) what the circuit is off by, those nodes go first whose
+
+        distance    mean of (r_i + e_i)² − r_i² is least: without them the circuit is nearest to the model, example by
+                    example, to first order; while a circuit falls short that keeps what supports the answer
+        size        |mean of e_i| is least
 
     Args:
         model: the model with its SAEs.
@@ -155,6 +161,7 @@ def pruned(
         metric: differentiable.
         sizes: of the circuits, ascending.
         start: the nodes to begin with, several times as many as the largest circuit has; all by position, or all anywhere.
+        by: what is dropped.
         errors: as in `Ablation`.
         shrink: the share of the nodes that is left after a turn.
         options: of `effects_within`.
@@ -163,20 +170,29 @@ def pruned(
         SaescopeError: a metric without a gradient.
     """
     groups, left, found = list(groups), start, []
+    (full,) = measure(model, groups, metric, [PLAIN], **options)
     for size in sorted({min(size, len(start)) for size in sizes}, reverse=True):
         while len(left) > size:
             run = Ablation(left, errors=errors)
             effects = effects_within(model, groups, metric, partial(shares_of, model, run), nodes=left, **options)
-            n = max(size, int(shrink * len(left)))
-            left = _largest(effects, left, n)
+            effects = effects.over_positions() if (left.position == ANYWHERE).all() else effects
+            worth = np.abs(effects.mean)
+            if by == "distance":
+                (mine,) = measure(model, groups, metric, [run], **options)
+                worth = gained(effects, mine - full)
+            left = _first(effects.nodes, worth, left, max(size, int(shrink * len(left))))
         found.append(left)
     return found[::-1]
 
 
-def _largest(effects: NodeEffects, among: Nodes, n: int) -> Nodes:
-    """The n nodes with the largest |mean effect|; those that have none at all follow."""
-    if (among.position == ANYWHERE).all():
-        effects = effects.over_positions()
-    size = dict(zip(effects.nodes.triples, np.abs(effects.mean), strict=True))
-    order = np.argsort([-size.get(triple, 0.0) for triple in among.triples], kind="stable")
+def gained(effects: NodeEffects, off: Float64[np.ndarray, " n_examples"]) -> Float64[np.ndarray, " n_nodes"]:
+    """How much further from the model a circuit is without each node: mean of (off + e)² − off²."""
+    e = effects.values
+    return np.asarray((e.multiply(e) + e.multiply(2 * off[:, None])).sum(axis=0)).ravel() / len(off)
+
+
+def _first(found: Nodes, worth: Float64[np.ndarray, " n_found"], among: Nodes, n: int) -> Nodes:
+    """The n nodes of most worth; those that were not found are worth nothing."""
+    by_node = dict(zip(found.triples, worth, strict=True))
+    order = np.argsort([-by_node.get(triple, 0.0) for triple in among.triples], kind="stable")
     return among.take(np.sort(order[:n]))

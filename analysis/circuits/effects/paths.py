@@ -48,7 +48,7 @@ def cut_run(
         keep: rows that are cut; others pass.
         targets: site → the values of its leaf. A site without an SAE may be among them (`hook_embed`).
         forward: the model, or a `FrozenModel` of it.
-        skips_pass: a skip path is no part of the cut: its offset is computed from x, and the leaf is the rest.
+        skips_pass: a skip path is no part of the cut: its offset is computed from x, and leaves are targets without it.
     """
     leaves: dict[Site, Tensor] = {}
     seen: dict[Site, SiteRows] = {}
@@ -57,11 +57,8 @@ def cut_run(
         passes = skips_pass and site in model.saes and model.saes[site].has_offsets
 
         def put(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001
-            seen[site] = rows
-            offset = model.state(site, rows).offset if passes else None
-            target = targets[site].detach()
-            leaves[site] = (target if offset is None else target - offset.detach()).clone().requires_grad_()
-            return leaves[site] if offset is None else leaves[site] + offset
+            seen[site], leaves[site] = rows, targets[site].detach().clone().requires_grad_()
+            return leaves[site] + model.state(site, rows).offset if passes else leaves[site]
 
         return put
 
@@ -126,12 +123,12 @@ def reach(model: CircuitModel, examples: Examples, forward: Forward | None = Non
     how = np.zeros((len(model.sites), len(model.sites) + 1), dtype=np.int64)
     generator = torch.Generator().manual_seed(0)
     for d, parts in enumerate([*arriving, [run.logits[:, -1]]]):
-        sites = model.sites[:d] if any(part.requires_grad for part in parts) else ()
-        total = sum((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in parts)
-        grads = torch.autograd.grad(
-            total, [run.leaves[site] for site in sites], retain_graph=True, materialize_grads=True
-        ) if sites else ()
-        how[: len(sites), d] = [_how(grad, last) for grad in grads]
+        if d and any(part.requires_grad for part in parts):
+            weights = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+            total = torch.stack([(part * weight).sum() for part, weight in zip(parts, weights, strict=True)]).sum()
+            leaves = [run.leaves[site] for site in model.sites[:d]]
+            grads = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+            how[:d, d] = [_how(grad, last) for grad in grads]
     return Reach(how, few.n_ctx)
 
 

@@ -35,7 +35,7 @@ class RelevanceModel(FrozenModel):
         Raises:
             SaescopeError: an MLP whose inputs and outputs of the activation have no hooks.
         """
-        _mlp_hooks(model)
+        _check_mlps(model)
         frozen = FrozenModel.at(model, tokens, freeze)
         return cls(model, frozen.held, frozen.shape)
 
@@ -67,19 +67,42 @@ def _shared(seen: dict[str, Tensor], factors: Sequence[str], post: Tensor) -> Te
 
 
 def _mlp_hooks(model: Model) -> dict[str, tuple[str, ...]]:
-    """What leaves each block's activation function, and the pre-activations that are its factors: z, or gate and up path.
+    """What leaves each block's activation function, and the pre-activations that are its factors: z, or gate and up."""
+    found = {}
+    for layer in range(model.n_layers):
+        mlp = f"blocks.{layer}.mlp.hook_"
+        gated = f"{mlp}pre_linear" in model.bridge.hook_dict
+        found[f"{mlp}post"] = (f"{mlp}pre", f"{mlp}pre_linear") if gated else (f"{mlp}pre",)
+    return found
+
+
+@torch.no_grad()
+def _check_mlps(model: Model) -> None:
+    """Check by value that the hooks mean what they are taken for: in each column in which a factor is 0, 0 comes out.
 
     Raises:
-        SaescopeError: a block's MLP does not show them.
+        SaescopeError: a block's MLP does not show them, or they take no part in its forward.
     """
-    points, found = model.bridge.hook_dict, {}
-    for layer in range(model.n_layers):
-        mlp = f"blocks.{layer}.mlp"
-        names = [f"{mlp}.hook_pre", *([f"{mlp}.hook_pre_linear"] if f"{mlp}.hook_pre_linear" in points else [])]
-        if not {f"{mlp}.hook_post", *names} <= set(points):
+    hooks, points = _mlp_hooks(model), model.bridge.hook_dict
+    for number in range(2):
+        wrong = dict.fromkeys(hooks, True)
+        with ExitStack() as stack:
+            for post, factors in hooks.items():
+                if {post, *factors} <= set(points):
+                    stack.enter_context(hooked(model.bridge, factors[number % len(factors)], _every_other))
+                    stack.enter_context(hooked(model.bridge, post, partial(_note_any, wrong, post)))
+            FrozenModel(model, {}, (1, 4)).logits(torch.arange(4)[None] % model.d_vocab)
+        if any(wrong.values()):
+            mlp = next(post for post, bad in wrong.items() if bad).removesuffix(".hook_post")
             raise SaescopeError(
                 f"relp needs what goes into each MLP's activation function and what comes out of it, and {model.name} does "
                 f"not show these at {mlp}: use attribution or ig."
             )
-        found[f"{mlp}.hook_post"] = tuple(names)
-    return found
+
+
+def _every_other(acts: Tensor) -> Tensor:
+    return acts * (torch.arange(acts.shape[-1], device=acts.device) % 2)
+
+
+def _note_any(wrong: dict[str, bool], name: str, post: Tensor) -> None:
+    wrong[name] = bool(post[..., ::2].any())

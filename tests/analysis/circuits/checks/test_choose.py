@@ -1,10 +1,12 @@
 """Effects within ablated runs against finite differences and sums that are known, and circuits pruned by them."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from analysis.circuits.checks.ablation import (
@@ -16,11 +18,11 @@ from analysis.circuits.checks.ablation import (
     measure,
     shares_of,
 )
-from analysis.circuits.checks.choose import effects_within, joint_effects, pruned
+from analysis.circuits.checks.choose import effects_within, gained, joint_effects, pruned
 from analysis.circuits.effects.nodes import node_effects
 from analysis.circuits.effects.reference import Means, mean_states
 from analysis.circuits.model import CircuitModel
-from analysis.circuits.nodes import ANYWHERE, ERROR, SKIP, Nodes
+from analysis.circuits.nodes import ANYWHERE, ERROR, SKIP, NodeEffects, Nodes
 from analysis.circuits.tasks.examples import Examples
 from tests.training.model.dense import CODER, UPDATE, random_sae
 from tests.training.model.dense import PLAIN as RESID
@@ -98,10 +100,13 @@ def test_joint_effects_add_up_to_what_all_nodes_carry(model: CircuitModel, examp
     np.testing.assert_allclose(some.mean, found.mean[::5], rtol=1e-10)
 
 
-def test_pruning_drops_the_least_within_what_is_left(model: CircuitModel, examples: Examples, means: Means) -> None:
+@pytest.mark.parametrize("by", ["size", "distance"])
+def test_pruning_drops_the_least_within_what_is_left(
+    model: CircuitModel, examples: Examples, means: Means, by: Any
+) -> None:
     options = {"means": means, "reference": "mean"}
     start = node_effects(model, examples, metric, reference="mean", means=means, method="attribution").largest(40).nodes
-    found = pruned(model, [examples], metric, [5, 20, 99], start=start, shrink=0.75, **options)
+    found = pruned(model, [examples], metric, [5, 20, 99], start=start, by=by, shrink=0.75, **options)
     assert [len(nodes) for nodes in found] == [5, 20, 40] and found[2].triples == start.triples
     left = start.triples
     for n in (30, 22, 20, 15, 11, 8, 6, 5):
@@ -109,8 +114,13 @@ def test_pruning_drops_the_least_within_what_is_left(model: CircuitModel, exampl
         within = effects_within(
             model, [examples], metric, partial(shares_of, model, Ablation(nodes)), nodes=nodes, **options
         )
-        size = dict(zip(within.nodes.triples, np.abs(within.mean), strict=True))
-        left = sorted(left, key=lambda node, size=size: -size[node])[:n]
+        worth = np.abs(within.mean)
+        if by == "distance":
+            full, mine = measure(model, [examples], metric, [PLAIN, Ablation(nodes)], means=means)
+            off, moved = (mine - full)[:, None], within.values.toarray()
+            worth = ((off + moved) ** 2 - off**2).mean(axis=0)
+        by_node = dict(zip(within.nodes.triples, worth, strict=True))
+        left = sorted(left, key=lambda node, by_node=by_node: -by_node[node])[:n]
         if n == 20:
             assert sorted(left) == found[1].triples
     assert sorted(left) == found[0].triples
@@ -119,9 +129,17 @@ def test_pruning_drops_the_least_within_what_is_left(model: CircuitModel, exampl
 def test_nodes_at_all_positions_are_pruned_as_one(model: CircuitModel, examples: Examples, means: Means) -> None:
     start = node_effects(model, examples, metric, reference="mean", means=means, method="attribution")
     nodes = start.over_positions().largest(20).nodes
-    (found,) = pruned(model, [examples], metric, [12], start=nodes, shrink=0.1, means=means)
+    (found,) = pruned(model, [examples], metric, [12], start=nodes, by="size", shrink=0.1, means=means)
     within = effects_within(
         model, [examples], metric, partial(shares_of, model, Ablation(nodes)), nodes=nodes, means=means
     )
     assert (found.position == ANYWHERE).all() and found.triples == within.over_positions().largest(12).nodes.triples
 
+
+
+def test_a_node_is_worth_what_the_circuit_is_further_off_without_it() -> None:
+    """Off by 2 below the model, a node that supports is worth something, and one that opposes less than nothing."""
+    found = NodeEffects(Nodes.of([(0, 1, f) for f in range(4)]), sparse.csr_array(np.array([[-2.0, 2, -0.1, -6]] * 3)))
+    # without the node the circuit is off by 4, 0, 2.1, 8
+    assert gained(found, np.full(3, -2.0)) == pytest.approx([12, -4, 0.41, 60])
+    assert gained(found, np.zeros(3)) == pytest.approx([4, 4, 0.01, 36])

@@ -94,6 +94,10 @@ def test_faithfulness_is_a_ratio_of_means_with_an_interval() -> None:
     error = np.std(found.run - empty - found.value * (full - empty)) / 20 / (full - empty).mean()
     assert (interval.high - interval.low) / (2 * 1.96) == pytest.approx(error, rel=0.1)
     assert Faithfulness(full, empty, full).by_example == pytest.approx(np.ones(400))
+    means = found.means
+    assert found.value == pytest.approx(
+        (means["metric"] - means["metric_empty"]) / (means["metric_model"] - means["metric_empty"])
+    )
 
 
 def test_circuits_are_the_largest_effects_each_inside_the_next() -> None:

@@ -42,10 +42,7 @@ def test_the_table_says_what_numpy_says() -> None:
             assert line.completeness < 0.02 and line.passes == 30
             largest = ig.take(ig.nodes.site == line.site).largest(6).nodes
             assert set(largest.triples) <= set(mine.triples)
-    assert found.rows[0].keys() == {
-        "site", "hook", "estimator", "pearson", "pearson_by_example", "slope", "n_nodes", "completeness", "passes",
-        "seconds",
-    }
+    assert list(found.rows[0])[:4] == ["site", "hook", "estimator", "pearson"]
 
 
 def line(site: int, estimator: str, pearson: float) -> Agreement:
