@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -101,9 +101,11 @@ class Circuit:
         """Features, errors and skip paths counted once however many positions they are at."""
         return len(set(zip(self.nodes.site.tolist(), self.nodes.feature.tolist(), strict=True)))
 
-    def node_name(self, i: int) -> str:
+    def node_name(self, i: SupportsIndex) -> str:
         """`resid-9/f920@3`: site, feature (or `error`, `skip`), and position where there is one; OUTPUT is `output`."""
-        return OUTPUT_NAME if i == OUTPUT else name_of(self.sites, *(int(c[i]) for c in self._columns))
+        if int(i) == OUTPUT:
+            return OUTPUT_NAME
+        return name_of(self.sites, *(int(column[i]) for column in self._columns))
 
     @property
     def names(self) -> list[str]:

@@ -72,6 +72,11 @@ def draw(
     return Drawing(circuit.name, html)
 
 
+def page(circuit: "Circuit", **options: Any) -> str:
+    """The same as a whole file; options as of `draw`."""
+    return draw(circuit, **options).page()
+
+
 class _Graph:
     """The drawing's parts."""
 
@@ -145,14 +150,15 @@ class _Graph:
         source, target = int(self.circuit.source[e]), int(self.circuit.target[e])
         (x0, y0), (x1, y1) = self.place.nodes[source], self.place.end(target)
         bend = max((y0 - y1) / 2, 14)
-        weight, largest = self.circuit.weight[e], np.nan_to_num(np.abs(self.circuit.weight)).max() or 1.0
+        weight = self.circuit.weight[e]
+        size = np.nan_to_num(np.abs(weight)) / (np.nan_to_num(np.abs(self.circuit.weight)).max() or 1.0)
         way = f"M{x0:.1f} {y0:.1f}C{x0:.1f} {y0 - bend:.1f} {x1:.1f} {y1 + bend:.1f} {x1:.1f} {y1:.1f}"
         bounds = _bounds(self.circuit.weight_low[e], self.circuit.weight_high[e])
         said = f"{self.circuit.node_name(source)} → {self.circuit.node_name(target)}: {number(weight)}{bounds}"
         ends = f"k{source}" + (f" k{target}" if target >= 0 else "")
         return (
             f'<path class="sx-edge {_sign(weight)} {ends}" d="{way}" '
-            f'stroke-width="{0.6 + 4.4 * abs(weight) / largest:.2f}">'
+            f'stroke-width="{0.6 + 4.4 * size:.2f}">'
             f"<title>{attribute(said, spaces=False, limit=200)}</title></path>"
         )
 
@@ -217,9 +223,9 @@ def _facts(circuit: "Circuit") -> str:
 
 def _legend(circuit: "Circuit", consensus: float) -> str:
     """What shapes and colours mean; of what is not drawn nothing is said."""
-    nodes = circuit.nodes
+    nodes, known = circuit.nodes, bool(np.isfinite(circuit.effect).any())
     some = [("pos", "<circle cx='9' cy='9' r='6'/>", "raises the metric when moved to its reference"),
-            ("neg", "<circle cx='9' cy='9' r='5'/>", "lowers it, so it supports the answer")]
+            ("neg", "<circle cx='9' cy='9' r='5'/>", "lowers it, so it supports the answer")] if known else []
     if (nodes.feature == _ERROR).any():
         some.append(("any", "<path d='M9 2l7 7l-7 7l-7 -7z'/>", "error"))
     if (nodes.feature < _ERROR).any():
@@ -231,6 +237,7 @@ def _legend(circuit: "Circuit", consensus: float) -> str:
         f'<span><svg width="18" height="18" aria-hidden="true"><g class="sx-node sx-{kind}">{shape}</g></svg>{text}</span>'
         for kind, shape, text in some
     )
+    items += f"<span>{'edges likewise, dashed where they lower it' if known else 'dashed edges are negative'}</span>"
     return f'<div class="sx-legend sx-graph-legend">{items}</div>'
 
 

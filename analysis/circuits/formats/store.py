@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from scipy import sparse
 from torch import Tensor
 
@@ -43,9 +43,9 @@ class NodeRow(_Row):
 
     node: str
     site: str
-    position: int | None
+    position: int | None = Field(ge=0)
     kind: Literal["feature", "error", "skip"]
-    feature: int | None
+    feature: int | None = Field(ge=0)
     effect: float | None
     low: float | None
     high: float | None
@@ -146,7 +146,7 @@ def read_circuit(folder: Path | str) -> Circuit:
         weight=_numbers(edges, "weight"), weight_low=_numbers(edges, "low"), weight_high=_numbers(edges, "high"),
         edge_inclusion=_numbers(edges, "inclusion"),
     )
-    if found.names != [row.node for row in nodes]:
+    if found.names != [row.node for row in nodes] or Nodes.of(found.nodes.triples).triples != found.nodes.triples:
         raise SaescopeError(f"{folder / NODES}: nodes are not called by site, feature and position, or not in their order.")
     return found
 

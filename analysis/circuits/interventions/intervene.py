@@ -87,7 +87,7 @@ def intervene(
     slope_m, slope = runs.slopes(moves, clean, metric)
     changed = None
     if metric is not None:
-        m = [value(metric, run.logits, examples).double() for run in (clean, after)]
+        m = [value(metric, run.logits, examples).double().cpu() for run in (clean, after)]
         changed = Change(m[0], m[1], m[0] + slope_m)
     return Intervened(changed, nodes, Change(clean.values, after.values, clean.values + slope),
                       _changed_logits(clean.logits, after.logits, n_logits))

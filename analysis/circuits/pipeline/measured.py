@@ -43,8 +43,9 @@ def measured_circuit(
     facts = {"name": model.name, **model.identity, "n_layers": model.n_layers, "d_vocab": model.d_vocab}
     return Circuit(
         name=setup.config.name, model=facts, sites=setup.sites, task=setup.task_facts, settings=setup.config.plain(),
-        prompt=setup.prompt, nodes=chosen.nodes, effect=chosen.mean, value=value, reference=reference, **at, source=edges.source, target=edges.target, weight=edges.mean,
-        weight_low=on["low"], weight_high=on["high"], edge_inclusion=on["inclusion"],
+        prompt=setup.prompt, nodes=chosen.nodes, effect=chosen.mean, value=value, reference=reference, **at,
+        source=edges.source, target=edges.target, weight=edges.mean, weight_low=on["low"], weight_high=on["high"],
+        edge_inclusion=on["inclusion"],
     )
 
 

@@ -55,7 +55,7 @@ class Node(_Part):
     node_id: str
     feature: int | None
     layer: str | int
-    ctx_idx: int
+    ctx_idx: int = Field(ge=0)
     feature_type: str
     token_prob: float = 0.0
     is_target_logit: bool = False

@@ -92,6 +92,10 @@ def change(folder: Path, name: str, old: str, new: str) -> None:
     (lambda f: change(f, "nodes.jsonl", '"site": "attn-0"', '"site": "attn-9"'), "attn-9"),
     (lambda f: change(f, "edges.jsonl", '"target": "output"', '"target": "outputs"'), "outputs"),
     (lambda f: change(f, "circuit.json", '"prompt"', '"text"'), "prompt"),
+    (lambda f: change(f, "nodes.jsonl", '"position": ', '"position": -'), "position"),
+    (lambda f: change(f, "nodes.jsonl", "/f", "/f1"), "nodes.jsonl"),
+    (lambda f: change(f, "nodes.jsonl", text := (f / "nodes.jsonl").read_text().splitlines(keepends=True)[3], text * 2),
+     "nodes.jsonl"),
 ])
 def test_damage_is_said(tmp_path: Path, fault: Any, said: str) -> None:
     save_circuit(circuit(), tmp_path / "keys", *effects_of(circuit()))
