@@ -70,6 +70,10 @@ def _identity(source: TextSource) -> dict[str, Any]:
         from training.corpus.stdlib import stdlib_identity
 
         return {**facts, **stdlib_identity()}
+    if source.kind == "simple-sentences":
+        from training.corpus.sentences import sentences_identity
+
+        return {**facts, **sentences_identity()}
     keys = ("split",) if source.kind == "text" else _ROW_FACTS
     chosen = {key: getattr(source, key) for key in keys}
     if source.chat_roles is not None:
@@ -128,6 +132,8 @@ def _nonempty(documents: Iterator[Document], source: TextSource) -> Iterator[Doc
 def _read(source: TextSource, seed: int) -> Iterator[Document]:
     if source.kind == "python-stdlib":
         return _read_stdlib(seed)
+    if source.kind == "simple-sentences":
+        return _read_sentences(seed)
     if source.kind == "text":
         return read_text(files_of(source), source.split or "file")
     if source.kind == "jsonl":
@@ -144,3 +150,10 @@ def _read_stdlib(seed: int) -> Iterator[Document]:
 
     for text, label, module in stdlib_pieces(seed):
         yield Document(text, label, group=f"python-stdlib/{module}")
+
+
+def _read_sentences(seed: int) -> Iterator[Document]:
+    from training.corpus.sentences import sentences
+
+    for number, text in enumerate(sentences(seed)):
+        yield Document(text, f"simple-sentences:{number}")
