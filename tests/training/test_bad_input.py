@@ -151,7 +151,7 @@ def test_without_a_hub_the_offline_models_and_corpora_are_named(tmp_path: Path) 
         ({"a": "abc"}, ["corpus.n_tokens=40"], r"makes fewer than two sequences.*raise corpus\.n_tokens to 64"),
         ({"a": "abc\udcff"}, [], r"corpus/a\.txt, line 1: not UTF-8 .*convert the file to UTF-8"),
         ({"a": "abc"}, ["corpus.sources=pyton-stdlib"], r"corpus\.sources\.0: 'pyton-stdlib' is no source, did you mean "
-                                                        r"python-stdlib\?; write python-stdlib, text:PATH"),
+                                                        r"python-stdlib\?; write python-stdlib, simple-sentences, text:PATH"),
         ({"a": "abc"}, ["corpus.sources=[]"], r"corpus\.sources: no source is named; write for example python-stdlib"),
     ],
 )
