@@ -20,15 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from sae.errors import SaescopeError, first_line
+from sae.torch_state import own_torch_state
 from training.model.devices import fast_dtype, resolve_device, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
-from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_pretrained
+from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_packaged
 
 _CPU = torch.device("cpu")
 
 
+@own_torch_state()
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
     """Load a language model.
 
@@ -57,7 +59,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         elif name in PACKAGED:
             directory = packaged_dir(name)
             identity = {"name": name, "sha256": source_of(directory)["weights_sha256"]}
-            network, tokenizer = from_pretrained(str(directory), number, local_files_only=True)
+            network, tokenizer = from_packaged(directory, number)
         else:
             raise SaescopeError(_unknown_model(name))
         return bridged(name, {**identity, "dtype": dtype}, network.to(torch_device), tokenizer)
@@ -143,7 +145,7 @@ def bridged(name: str, identity: dict[str, Any], network: nn.Module, tokenizer: 
             device=first.device,
             dtype=first.dtype,
         )
-    except (ValueError, NotImplementedError) as error:
+    except Exception as error:  # a network that it does not know fails anywhere in it
         raise SaescopeError(f"TransformerLens cannot host the model {name} ({first_line(error)}).") from None
     for block in bridge.blocks:
         _show_rotated(getattr(block, "attn", None))

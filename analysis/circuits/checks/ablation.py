@@ -6,10 +6,10 @@ Each node has a share, 1 where it keeps the value that it has in this run, and 0
 
 v, error and offset are computed from what arrives in this very run, which earlier sites have changed. Where everything is
 kept that is the model, where nothing is it is the reference. Rows outside the keep-mask pass unchanged. Shares between 0
-and 1, and gradients with respect to shares, are what circuits are chosen by (`choose`).
+and 1 serve to choose circuits (`choose`). Under autograd a run passes gradients on through what is kept.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,14 +55,15 @@ ALL_FEATURES = Ablation(Nodes.empty(), "inside", "dropped")
 
 
 Shares = dict[Site, Tensor]
-"""Of each site a table `[n_ctx, d_sae + 2]` of the shares of its nodes, or of one row for all positions; the last two
-columns are SKIP and ERROR, at the numbers that these have as features."""
+"""Of each site a table `[n_ctx, d_sae + 2]` of the shares of its nodes; the last two columns are SKIP and ERROR, whose
+numbers as features find them there."""
 
 
 @torch.no_grad()
 def measure(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, ablations: Sequence[Ablation], *,
     reference: Reference = "mean", means: Means | None = None, batch: int = 32,
+    progress: Callable[[int], None] | None = None,
 ) -> Float64[np.ndarray, "n_ablations n_examples"]:
     """The metric of each example in each ablated run of its clean prompt.
 
@@ -76,6 +77,7 @@ def measure(
         reference: what nodes are moved to.
         means: what `mean` is read from.
         batch: examples at a time.
+        progress: told of every ablated run of an example that is done.
 
     Raises:
         SaescopeError: a node at a position that the prompts do not have; a counterfactual of single prompts.
@@ -85,7 +87,11 @@ def measure(
     for part in (part for group in groups for part in group.batches(batch)):
         states = reference_states(model, part, reference, means)
         with model.model.replayed(hooks):
-            runs = [_metric(model, part, metric, ablation, states) for ablation in ablations]
+            runs = []
+            for ablation in ablations:
+                runs.append(_metric(model, part, metric, ablation, states))
+                if progress:
+                    progress(len(part))
         columns.append(torch.stack(runs).double().cpu().numpy())
     return np.concatenate([np.zeros((len(ablations), 0)), *columns], axis=1)
 
@@ -105,13 +111,13 @@ def ablated(
     Args:
         model: the model with its SAEs.
         examples: whose kept rows `states` are.
-        shares: of each site; under autograd the run is differentiable in them.
+        shares: of each site.
         states: the reference of each site.
     """
     positions = position_of_rows(examples)
     return {
-        site: _Ablate(model, site, table, positions if len(table) > 1 else torch.zeros_like(positions), states[site])
-        for site, table in shares.items() if table.requires_grad or not (table == 1).all()
+        site: _Ablate(model, site, table, positions, states[site])
+        for site, table in shares.items() if not (table == 1).all()
     }
 
 
@@ -151,10 +157,9 @@ class _Ablate:
         moved = 1 - table[positions][:, [ERROR, SKIP]]
         self.base = model.decode(site, self._weighed(reference.code, positions, moved=True))
         self.base = self.base + moved[:, :1] * reference.error + moved[:, 1:] * reference.offset
-        traced = table.requires_grad
-        whole, some = (table == 1).all(1) & (not traced), (table != 0).any(1) | traced
+        whole = (table == 1).all(1)
         self.as_found = whole[positions].nonzero()[:, 0]
-        self.mixed = (some & ~whole)[positions].nonzero()[:, 0]
+        self.mixed = ((table != 0).any(1) & ~whole)[positions].nonzero()[:, 0]
 
     def __call__(self, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_rows d_out"]:  # noqa: ARG002
         """Only rows of which something is kept are encoded."""
@@ -173,5 +178,5 @@ class _Ablate:
         rows, feature = code.rows(), code.feature.long()
         share = self.table[positions[rows], feature]
         share = 1 - share if moved else share
-        chosen = (share != 0) | share.requires_grad
+        chosen = share != 0
         return from_pairs(rows[chosen], feature[chosen], (code.value * share)[chosen], code.n_rows, code.d_sae)

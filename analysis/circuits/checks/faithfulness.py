@@ -48,6 +48,12 @@ class Faithfulness:
         with np.errstate(divide="ignore", invalid="ignore"):
             return (self.run - self.empty) / (self.full - self.empty)
 
+    @property
+    def means(self) -> dict[str, float]:
+        """What the ratio is made of: the mean metric of the ablated run, with everything moved, and of the model."""
+        return {"metric": float(self.run.mean()), "metric_empty": float(self.empty.mean()),
+                "metric_model": float(self.full.mean())}
+
     def interval(self, *, n_bootstraps: int = bootstrap.N_BOOTSTRAPS, seed: int = 0) -> Interval:
         """The ratio of means with its interval over bootstraps of the examples."""
         columns = np.stack([self.run - self.empty, self.full - self.empty], axis=1)

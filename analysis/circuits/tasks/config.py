@@ -22,6 +22,9 @@ _N = 100
 """Training pairs, and held-out pairs, of a built-in behaviour where no number is given."""
 
 
+Builtin = Literal["agreement-simple", "agreement-across-pp", "agreement-across-rc", "ioi", "greater-than"]
+
+
 class PromptConfig(Section):
     """A prompt without a counterfactual; its text alone may stand for it."""
 
@@ -36,9 +39,7 @@ class PromptConfig(Section):
 class TaskConfig(Section):
     """A behaviour: one of `builtin`, `pairs`, `file` and `prompts`, and its metric."""
 
-    builtin: Literal[
-        "agreement-simple", "agreement-across-pp", "agreement-across-rc", "ioi", "greater-than"
-    ] | None = None
+    builtin: Builtin | None = None
     """A behaviour whose pairs are made here: subject–verb agreement, indirect object identification, greater-than."""
     pairs: tuple[Pair, ...] = ()
     """Pairs of your own: `clean`, `corrupt`, `right`, `wrong`."""

@@ -156,7 +156,9 @@ def test_all_features_without_errors_is_every_sae_spliced_in(model: CircuitModel
 def test_examples_of_several_lengths_come_in_their_order(model: CircuitModel) -> None:
     groups = [some_examples(7), some_examples(9)]
     means, nodes = mean_states(model, groups), some_nodes(model, anywhere=True)
-    both = measure(model, groups, metric, [Ablation(nodes), PLAIN], means=means, batch=4)
+    done: list[int] = []
+    both = measure(model, groups, metric, [Ablation(nodes), PLAIN], means=means, batch=4, progress=done.append)
+    assert done == [4, 4, 1, 1, 4, 4, 1, 1]
     apart = [measure(model, [group], metric, [Ablation(nodes), PLAIN], means=means) for group in groups]
     np.testing.assert_allclose(both, np.concatenate(apart, axis=1), rtol=1e-10)
     with pytest.raises(SaescopeError, match=r"position 8.* 7 tokens"):

@@ -1,5 +1,7 @@
 """Curves, areas, baselines and specificity: known answers, on a planted linear case and on a small model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from analysis.circuits.checks.ablation import ALL_FEATURES, NOTHING_KEPT, Ablation
 from analysis.circuits.checks.baselines import active_features, coordinate_curve, random_circuits, random_curve
-from analysis.circuits.checks.curve import Series, area, by_effect, curves, sizes, spread, summed
+from analysis.circuits.checks.curve import Curve, Series, area, by_effect, curves, sizes, spread, summed
 from analysis.circuits.checks.faithfulness import Faithfulness, faithfulness
 from analysis.circuits.checks.specificity import Behaviour, specificity
 from analysis.circuits.coordinates import coordinates, mlp_activations, own_coordinates
@@ -92,6 +94,10 @@ def test_faithfulness_is_a_ratio_of_means_with_an_interval() -> None:
     error = np.std(found.run - empty - found.value * (full - empty)) / 20 / (full - empty).mean()
     assert (interval.high - interval.low) / (2 * 1.96) == pytest.approx(error, rel=0.1)
     assert Faithfulness(full, empty, full).by_example == pytest.approx(np.ones(400))
+    means = found.means
+    assert found.value == pytest.approx(
+        (means["metric"] - means["metric_empty"]) / (means["metric_model"] - means["metric_empty"])
+    )
 
 
 def test_circuits_are_the_largest_effects_each_inside_the_next() -> None:
@@ -148,8 +154,7 @@ def test_curves_end_at_the_model_and_completeness_falls(model: CircuitModel, exa
     assert kept.n_nodes == (0, 40, len(whole)) and kept.n_summed[-1] == len(summed(whole))
     assert free.values[0].value != pytest.approx(0, abs=1e-3) and free.values[-1].value == pytest.approx(1, rel=1e-9)
     assert kept.reaches(0.99) == len(whole) and kept.reaches(2.0) is None
-    plain = kept.plain()
-    assert plain["n_nodes"] == list(kept.n_nodes) and plain["values"][-1]["value"] == kept.values[-1].value
+    assert Curve.read(json.loads(json.dumps(kept.plain()))) == kept
 
 
 def test_random_circuits_are_nested_draws_of_active_features(
