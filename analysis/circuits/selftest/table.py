@@ -21,12 +21,12 @@ from analysis.circuits.selftest.doubling import doubling_cases
 from analysis.circuits.selftest.known import ROUNDING, Known, moving_features
 from analysis.circuits.selftest.lookup import copy_head, two_hop_lookup
 from analysis.circuits.selftest.planted import planted_dictionary
-from analysis.reproduce.tables import Row, write_table
 
 MODELS: tuple[Callable[[], Known], ...] = (
     copy_head, two_hop_lookup, boolean_two_hops, compiled_induction, planted_dictionary,
 )
 METHODS: tuple[Method, ...] = ("attribution", "relp", "ig", "exact")
+Row = dict[str, Any]
 DEFAULT: Method = "ig"
 """The estimator that the checks below are about."""
 AUROC, MARGIN, LINEAR, INDIRECT, DOUBLING = 0.95, 0.02, 1e-6, 1e-6, 1e-3
@@ -124,6 +124,8 @@ def shown(rows: Sequence[Row]) -> str:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """The table as CSV."""
+    from analysis.reproduce.tables import write_table
+
     write_table(path, [{key: _cell(value) for key, value in row.items()} for row in rows])
 
 
