@@ -5,7 +5,7 @@
     agreement-across-rc   We think that the author who the boys like → is, was, has   ↔   … the authors who the boys like
 
 The first words are there for small models, which finish a noun phrase with a verb where they see that a clause has begun
-(SmolLM2-135M: right in 100 of 100 held-out pairs across a phrase, against 78 without them).
+(SmolLM2-135M: right in 98 of 100 held-out pairs across a phrase, against 78 without them).
 As many clean prompts have a singular subject as a plural one, and as many distractors, within each, are singular as
 plural, so that neither the mean over the examples nor the noun before the verb gives the number away.
 """
