@@ -8,7 +8,13 @@ from torch import Tensor
 
 from analysis.circuits.tasks.examples import Examples, Metric, value
 from analysis.circuits.tasks.metrics import (
-    METRICS, kl, log_probability, logit_difference, probability_difference, require_gradient, with_reference,
+    METRICS,
+    kl,
+    log_probability,
+    logit_difference,
+    probability_difference,
+    require_gradient,
+    with_reference,
 )
 from sae.errors import SaescopeError
 from training.model.load import load_model
