@@ -86,8 +86,8 @@ def test_exact_effects_are_single_edits(model: CircuitModel, exact: NodeEffects)
     other = spliced.run(examples.corrupt, keep=examples.keep)
     base = value(difference, clean.logits, examples)
     kinds = [exact.nodes.feature >= 0, exact.nodes.feature == ERROR, exact.nodes.feature == SKIP]
-    effects = exact.take(np.sort(np.concatenate([np.flatnonzero(k)[::n] for k, n in zip(kinds, (25, 4, 2), strict=True)])))
-    assert min(int((effects.nodes.feature == kind).sum()) for kind in (ERROR, SKIP)) >= 5 and len(effects.nodes) > 45
+    effects = exact.take(np.sort(np.concatenate([np.flatnonzero(k)[::n] for k, n in zip(kinds, (50, 4, 2), strict=True)])))
+    assert min(int((effects.nodes.feature == kind).sum()) for kind in (ERROR, SKIP)) >= 5 and len(effects.nodes) > 30
     for column, (index, position, feature) in enumerate(effects.nodes.triples):
         site, where = model.sites[index], torch.zeros_like(examples.keep)
         where[:, position] = examples.keep[:, position]
