@@ -166,7 +166,9 @@ class Trainer:
                 f"(= {self.config.optim.lr:g}), lengthen optim.warmup, or set train.precision=fp32."
             )
         residual, variance = sums.pop("residual"), sums.pop("variance")
-        return sums | {"fve": 1 - residual / variance, "dead": float(self.dead().float().mean())}
+        # of rows that all are the training mean there is none to explain
+        fve = {"fve": 1 - residual / variance} if variance else {}
+        return sums | fve | {"dead": float(self.dead().float().mean())}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state, by name."""

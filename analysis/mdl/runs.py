@@ -9,6 +9,7 @@ from analysis.corpus_rows import open_rows
 from analysis.mdl.description_length import EPSILON, DescriptionLength, Encoded, compare
 from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
+from sae.torch_state import own_torch_state
 from training.display import Display
 
 N_ROWS = 16_384
@@ -56,6 +57,7 @@ class Selection:
         return self.runs[0]
 
 
+@own_torch_state()
 def least_description(
     runs: Sequence[str | Path], fve: float | None = None, epsilon: float = EPSILON, n_rows: int = N_ROWS,
     *, curves: bool = False,

@@ -183,3 +183,18 @@ def test_where_nothing_lies(tmp_path: Path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(SaescopeError, match="has no final/ yet"):
         store.load(tmp_path)
+
+
+def test_saving_replaces_an_sae_and_nothing_else(tmp_path: Path):
+    sae = make("topk")
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "mine"):
+        store.save(sae, tmp_path / folder, provenance={})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("x")
+    (tmp_path / "notes" / "sae.json").write_text("{}")
+    (tmp_path / "file").write_text("x")
+    for name in ("notes", "file"):
+        with pytest.raises(SaescopeError, match=name):
+            store.save(sae, tmp_path / name, provenance={})
+    assert (tmp_path / "notes" / "thesis.txt").exists() and (tmp_path / "file").read_text() == "x"

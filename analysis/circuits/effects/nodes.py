@@ -9,7 +9,7 @@ An effect is the change of the metric when the node moves to its reference: what
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,7 +21,7 @@ from analysis.circuits.effects.moves import Entries, moves_of, node_effects_of
 from analysis.circuits.effects.reference import Means, Reference, reference_states
 from analysis.circuits.effects.relp import RelevanceModel
 from analysis.circuits.model import CircuitModel, State
-from analysis.circuits.nodes import NodeEffects
+from analysis.circuits.nodes import NodeEffects, joined
 from analysis.circuits.tasks.examples import Examples, Metric
 from training.model.frozen import FrozenModel
 from training.model.splice import Forward
@@ -52,22 +52,34 @@ def node_effects(
         SaescopeError: a metric without a gradient, or, for attribution and relp, none at the clean run; single prompts
             without a counterfactual; a model that shows no activations within its MLPs (relp).
     """
+    options: dict[str, Any] = {"reference": reference, "method": method, "n_steps": n_steps, "means": means, "batch": batch}
+    return joined([
+        batch_effects(model, part, metric, freeze=freeze, progress=progress, **options)[0]
+        for part in examples.batches(batch)
+    ])
+
+
+def batch_effects(
+    model: CircuitModel, examples: Examples, metric: Metric, *, reference: Reference = "counterfactual",
+    method: Method = "ig", n_steps: int = 10, means: Means | None = None, batch: int = 32,
+    freeze: Iterable[str] | None = None, progress: Callable[[int], None] | None = None,
+) -> tuple[NodeEffects, dict[Site, Float[Tensor, "n_rows d_out"]]]:
+    """`node_effects` of one batch, and the gradients that they were read from; none for exact ablation."""
     if method == "exact":
-        return exact_effects(
+        effects = exact_effects(
             model, examples, metric, reference=reference, means=means, batch=batch, freeze=freeze, progress=progress
         )
-    entries, first = [], 0
-    for part in examples.batches(batch):
-        clean, _ = model.states(part.clean, part.keep)
-        to = reference_states(model, part, reference, means)
-        gradients = site_gradients(
-            model, part, metric, clean, to, method=method, n_steps=n_steps, batch=batch, freeze=freeze, progress=progress
-        )
-        for index, site in enumerate(model.sites):
-            moves = moves_of(model, site, clean[site], to[site])
-            entries.append(Entries.of(index, part, first, moves.row, moves.feature, moves.effects(gradients[site])))
-        first += len(part)
-    return node_effects_of(entries, len(examples))
+        return effects, {}
+    clean, _ = model.states(examples.clean, examples.keep)
+    to = reference_states(model, examples, reference, means)
+    gradients = site_gradients(
+        model, examples, metric, clean, to, method=method, n_steps=n_steps, batch=batch, freeze=freeze, progress=progress
+    )
+    entries = []
+    for index, site in enumerate(model.sites):
+        moves = moves_of(model, site, clean[site], to[site])
+        entries.append(Entries.of(index, examples, 0, moves.row, moves.feature, moves.effects(gradients[site])))
+    return node_effects_of(entries, len(examples)), gradients
 
 
 def site_gradients(
