@@ -12,7 +12,7 @@ def curves_of(circuit: Circuit) -> list[Curve]:
     """The curves that were measured of a circuit, MLP activations last."""
     scores = circuit.scores
     others = [scores["mlp_activations"]] if "mlp_activations" in scores else []
-    return [Curve.of(one) for one in [*scores.get("curves", []), *others]]
+    return [Curve.read(one) for one in [*scores.get("curves", []), *others]]
 
 
 def write_results(circuit: Circuit, folder: str | Path) -> list[Path]:
