@@ -50,7 +50,7 @@ def clean_gradients(
 
 
 def differentiable(
-    metric: Metric, logits: Float[Tensor, "n_examples n_ctx d_vocab"], examples: Examples
+    metric: Metric, logits: Float[Tensor, "n_examples n_logits d_vocab"], examples: Examples
 ) -> Float[Tensor, " n_examples"]:
     """The metric of a run under autograd.
 

@@ -32,7 +32,7 @@ class CutRun:
 
     leaves: dict[Site, Float[Tensor, "n_rows _"]]
     rows: dict[Site, SiteRows]
-    logits: Float[Tensor, "n_examples n_ctx d_vocab"]
+    logits: Float[Tensor, "n_examples n_logits d_vocab"]
 
 
 def cut_run(
