@@ -173,11 +173,11 @@ def check_residual_stream(model: Model) -> None:
     acts = model.activations(tokens, sorted({hook for hooks in blocks for hook in hooks}))
     for hooks in blocks:
         before, attn, mlp, after = (acts[hook].double() for hook in hooks)
-        gap = float((before + attn + mlp - after).norm() / after.norm())
-        if not gap < _TOLERANCE[model.dtype]:
+        gap, norm = float((before + attn + mlp - after).norm()), float(after.norm())
+        if not gap <= _TOLERANCE[model.dtype] * norm:
             raise SaescopeError(
-                f"{model.name}: resid_pre + attn_out + mlp_out differs from {hooks[-1]} by {gap:.1%} of its norm, so its "
-                "hooks do not say what is added to the residual stream."
+                f"{model.name}: resid_pre + attn_out + mlp_out differs from {hooks[-1]} by {gap:.3g}, whose norm is "
+                f"{norm:.3g}, so its hooks do not say what is added to the residual stream."
             )
 
 

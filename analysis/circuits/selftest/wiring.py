@@ -15,6 +15,7 @@ from training.model.language_model import Model
 from training.model.load import native_model
 from training.model.native import byte_tokenizer
 
+Amount = int | float
 D_VOCAB, N_CTX = 259, 32
 
 
@@ -35,16 +36,16 @@ class Wiring:
         self._tokenizer = byte_tokenizer(D_VOCAB, N_CTX)
         self.weights: dict[str, Tensor] = {}
 
-    def token(self, text: str, **amounts: float) -> None:
+    def token(self, text: str, **amounts: Amount) -> None:
         """What a character writes where it stands."""
         self._write("tok_embed.weight", self._token(text), amounts)
 
-    def position(self, position: int, **amounts: float) -> None:
+    def position(self, position: int, **amounts: Amount) -> None:
         """What a position writes; BOS stands at 0."""
         self._write("pos.weight", position, amounts)
 
     def head(
-        self, layer: int, head: int, match: Mapping[str, str], values: Mapping[str, str], *, score: float
+        self, layer: int, head: int, match: Mapping[str, str], values: Mapping[str, str], *, score: Amount
     ) -> None:
         """A head that looks from where a direction is to where its match is.
 
@@ -62,7 +63,7 @@ class Wiring:
             self._tensor(f"{attn}.o.weight")[self.axis[written], first + i] = 1
 
     def neuron(
-        self, layer: int, neuron: int, reads: Mapping[str, float], bias: float, writes: Mapping[str, float]
+        self, layer: int, neuron: int, reads: Mapping[str, Amount], bias: Amount, writes: Mapping[str, Amount]
     ) -> None:
         """Relu(Σ reads + bias) times what it writes."""
         mlp = f"layers.{layer}.mlp"
@@ -71,7 +72,7 @@ class Wiring:
         for name, amount in writes.items():
             self._tensor(f"{mlp}.fc_out.weight")[self.axis[name], neuron] = amount
 
-    def logit(self, text: str, **amounts: float) -> None:
+    def logit(self, text: str, **amounts: Amount) -> None:
         """What a character's logit reads."""
         self._write("head.weight", self._token(text), amounts)
 
@@ -87,7 +88,7 @@ class Wiring:
         (token,) = self._tokenizer(text, add_special_tokens=False).input_ids
         return int(token)
 
-    def _write(self, name: str, row: int, amounts: Mapping[str, float]) -> None:
+    def _write(self, name: str, row: int, amounts: Mapping[str, Amount]) -> None:
         for direction, amount in amounts.items():
             self._tensor(name)[row, self.axis[direction]] += amount
 

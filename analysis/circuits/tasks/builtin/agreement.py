@@ -1,9 +1,11 @@
 """Subject–verb agreement: the verb has the number of its subject, whatever noun stands between them.
 
-    agreement-simple      The tall author                → is, was, has    ↔ The tall authors
-    agreement-across-pp   The author near the houses     → is, was, has    ↔ The authors near the houses
-    agreement-across-rc   The author who the boys like   → is, was, has    ↔ The authors who the boys like
+    agreement-simple      We think that the tall author              → is, was, has   ↔   … the tall authors
+    agreement-across-pp   We think that the author near the houses   → is, was, has   ↔   … the authors near the houses
+    agreement-across-rc   We think that the author who the boys like → is, was, has   ↔   … the authors who the boys like
 
+The first words are there for small models, which finish a noun phrase with a verb where they see that a clause has begun
+(SmolLM2-135M: right in 100 of 100 held-out pairs across a phrase, against 78 without them).
 As many clean prompts have a singular subject as a plural one, and as many distractors, within each, are singular as
 plural, so that neither the mean over the examples nor the noun before the verb gives the number away.
 """
@@ -14,6 +16,7 @@ from analysis.circuits.tasks.builtin.template import Template, Words
 from analysis.circuits.tasks.builtin.words import ADJECTIVES, PEOPLE, PLACES_AND_THINGS, PREPOSITIONS, TRANSITIVE
 from analysis.circuits.tasks.task import Pair
 
+BEGIN = "We think that the"
 VERBS = ((" is", " was", " has"), (" are", " were", " have"))
 """By the subject's number: 0 singular, 1 plural."""
 
@@ -26,20 +29,20 @@ def _agreeing(subject: tuple[str, ...], number: int, prompt: str) -> Pair:
 
 def _simple(random: Random, words: Words, case: int) -> Pair:
     (adjective,) = random.choice(words["adjectives"])
-    return _agreeing(random.choice(words["people"]), case, f"The {adjective} {{}}")
+    return _agreeing(random.choice(words["people"]), case, f"{BEGIN} {adjective} {{}}")
 
 
 def _across_pp(random: Random, words: Words, case: int) -> Pair:
     number, distractor = divmod(case, 2)
     (preposition,), noun = random.choice(words["prepositions"]), random.choice(words["things"])[distractor]
-    return _agreeing(random.choice(words["people"]), number, f"The {{}} {preposition} the {noun}")
+    return _agreeing(random.choice(words["people"]), number, f"{BEGIN} {{}} {preposition} the {noun}")
 
 
 def _across_rc(random: Random, words: Words, case: int) -> Pair:
     number, distractor = divmod(case, 2)
     subject, other = random.sample(words["people"], 2)
     verb = random.choice(words["verbs"])[distractor]
-    return _agreeing(subject, number, f"The {{}} who the {other[distractor]} {verb}")
+    return _agreeing(subject, number, f"{BEGIN} {{}} who the {other[distractor]} {verb}")
 
 
 TEMPLATES = (

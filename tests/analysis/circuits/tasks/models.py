@@ -27,10 +27,13 @@ def word_tokens(missing: set[str]) -> Model:
     """Words with their space, two digits and one digit are tokens, as in GPT-2; missing words are spelt out."""
     lists = [value for value in vars(words).values() if isinstance(value, tuple)]
     forms = {form for entries in lists for entry in entries for form in entry} - missing
-    frames = ["the", "who", "in", "year", "and", "ended", "began", "went", "to", "came", "stayed", "at", "gave", "handed", "passed", "a", "is", "are", "was", "were", "has", "have"]
+    frames = [
+        "think", "that", "the", "who", "in", "year", "and", "ended", "began", "went", "to", "came", "stayed", "at", "gave",
+        "handed", "passed", "a", "is", "are", "was", "were", "has", "have",
+    ]
     digits = [f"{n:02d}" for n in range(100)] + [str(n) for n in range(10)]
     letters = [chr(i) for i in range(ord("A"), ord("z") + 1)]
-    pieces = ["<bos>", "<eos>", "<pad>", "<unk>", "The", "When", "After", "While", ",", "Ġ", *letters, *digits]
+    pieces = ["<bos>", "<eos>", "<pad>", "<unk>", "The", "When", "After", "While", "We", ",", "Ġ", *letters, *digits]
     pieces += [f"Ġ{piece}" for piece in (*sorted(forms), *frames, *digits)] + [f"##{letter}" for letter in letters]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))

@@ -13,6 +13,7 @@ from analysis.circuits.tasks.tokens import encode, one_length
 from sae.errors import SaescopeError
 from tests.analysis.circuits.tasks.models import smol_tokens, word_tokens
 from training.model.language_model import Model
+from training.model.load import load_model
 
 MISSING = {"author", "teachers", "Mary", "drought", "visits"}
 AGREEMENT = [name for name in TEMPLATES if name.startswith("agreement")]
@@ -53,7 +54,7 @@ def test_pairs_are_many_different_disjoint_and_of_one_length(name: str, model: M
 def test_positions_mean_the_same_in_all_prompts(name: str, model: Model, tasks: dict[str, Task]) -> None:
     task = tasks[name]
     pairs = [*task.train, *task.held_out]
-    clean, corrupt = (encode(model, [text for pair in pairs if (text := getattr(pair, side))]) for side in ("clean", "corrupt"))
+    clean, corrupt = (encode(model, [getattr(pair, side) for pair in pairs]) for side in ("clean", "corrupt"))
     differ = Counter(i for a, b in zip(clean, corrupt, strict=True) for i, (x, y) in enumerate(zip(a, b, strict=True))
                      if x != y)
     n_places = 2 if name == "greater-than" and model.d_vocab == 49152 else 1  # the digits of the year
@@ -118,7 +119,5 @@ def test_more_pairs_than_there_are(model: Model) -> None:
 
 
 def test_a_tokenizer_without_words() -> None:
-    from training.model.load import load_model
-
-    with pytest.raises(SaescopeError, match="ioi has 0 training pairs.*native:tiny.*100"):
+    with pytest.raises(SaescopeError, match=r"ioi has 0 training pairs.*native:tiny.*100"):
         make_task(TaskConfig(builtin="ioi"), load_model("native:tiny"))

@@ -13,7 +13,10 @@ from sae.errors import SaescopeError
 from training.model.language_model import Model
 from training.model.load import load_model
 
-LINES = '{"clean": "ab", "corrupt": "cd", "right": "x", "wrong": ["y", "z"]}\n\n{"clean": "ef", "corrupt": "gh", "right": ["x"], "wrong": "y"}\n'
+LINES = """{"clean": "ab", "corrupt": "cd", "right": "x", "wrong": ["y", "z"]}
+
+{"clean": "ef", "corrupt": "gh", "right": ["x"], "wrong": "y"}
+"""
 READ = (Pair("ab", "cd", ("x",), ("y", "z")), Pair("ef", "gh", ("x",), ("y",)))
 
 

@@ -30,12 +30,16 @@ def ids(model: Model, text: str) -> list[int]:
 
 
 def test_examples(tiny: Model) -> None:
-    pairs = [Pair("long", "lung", ("a", "b"), ("c",)), Pair("ab", "ba", ("x",), ("y", "z")), Pair("wide", "wode", ("p",), ("q",))]
+    pairs = [
+        Pair("long", "lung", ("a", "b"), ("c",)), Pair("ab", "ba", ("x",), ("y", "z")),
+        Pair("wide", "wode", ("p",), ("q",)),
+    ]
     short, long = tokenise(pairs, tiny)
     assert tiny.prepend_bos and tiny.bos_id is not None
     assert long.clean.tolist() == [[tiny.bos_id, *ids(tiny, "long")], [tiny.bos_id, *ids(tiny, "wide")]]
     assert long.corrupt is not None and long.corrupt.tolist()[0] == [tiny.bos_id, *ids(tiny, "lung")]
-    assert long.right.tolist() == [ids(tiny, "ab"), [*ids(tiny, "p"), -1]] and long.wrong.tolist() == [ids(tiny, "c"), ids(tiny, "q")]
+    assert long.right.tolist() == [ids(tiny, "ab"), [*ids(tiny, "p"), -1]]
+    assert long.wrong.tolist() == [ids(tiny, "c"), ids(tiny, "q")]
     assert long.keep.tolist() == [[False, True, True, True, True]] * 2
     assert short.n_ctx == 3 and short.wrong.tolist() == [ids(tiny, "yz")]
 

@@ -1,0 +1,109 @@
+"""A model whose circuit is known: its dictionaries, a task that it does, and which nodes and edges are true."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from analysis.circuits.effects.moves import Entries, moves_of, node_effects_of
+from analysis.circuits.model import CircuitModel
+from analysis.circuits.nodes import OUTPUT, NodeEffects
+from analysis.circuits.tasks.examples import Examples
+from analysis.circuits.tasks.task import Pair, Task
+from analysis.circuits.tasks.tokens import one_length
+from sae.base import SAE
+from training.model.language_model import Model
+from training.site import Site
+
+Node = tuple[int, int, int]
+"""Site, position, feature."""
+Edge = tuple[Node, Node | int]
+"""From, and to; OUTPUT is the metric."""
+Named = tuple[str, int, str]
+"""The same node in words: hook without `blocks.` and `hook_`, such as `0.attn_out`; position; feature."""
+NamedEdge = tuple[Named, Named | None]
+"""To None is into the metric."""
+ROUNDING = 1e-9
+"""Share of the largest below which numbers are not told apart."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model and its circuit.
+
+    Attributes:
+        name: of the model.
+        circuit: it and its dictionaries.
+        task: what it does.
+        examples: the task's training pairs as tokens.
+        nodes: of each example, the features that the answer depends on.
+        edges: direct edges between nodes that the answer depends on in some example; None where they are not known.
+        indirect: pairs of nodes of which one acts on the other only through third ones: no edges.
+        linear: whether the metric is linear in every node, so that every estimator is exact.
+    """
+
+    name: str
+    circuit: CircuitModel
+    task: Task
+    examples: Examples
+    nodes: tuple[frozenset[Node], ...]
+    edges: frozenset[Edge] | None = None
+    indirect: frozenset[Edge] = frozenset()
+    linear: bool = False
+
+
+class Names:
+    """Nodes by name in a model whose dictionaries have one list of names."""
+
+    def __init__(self, model: Model, saes: Mapping[str, SAE], names: Sequence[str]) -> None:
+        """`saes` by hook without `blocks.` and `hook_`."""
+        sites = {short: Site(input=_hook(short)) for short in saes}
+        self.circuit = CircuitModel(model, {sites[short]: sae for short, sae in saes.items()})
+        self.site = {short: self.circuit.index[site] for short, site in sites.items()}
+        self.feature = {name: i for i, name in enumerate(names)}
+
+    def node(self, named: Named) -> Node:
+        """The node of a name."""
+        hook, position, name = named
+        return self.site[hook], position, self.feature[name]
+
+    def edge(self, named: NamedEdge) -> Edge:
+        """The edge of two names."""
+        source, target = named
+        return self.node(source), OUTPUT if target is None else self.node(target)
+
+    def known(
+        self, task: Task, nodes: Callable[[Pair], Iterable[Named]], edges: Callable[[Pair], Iterable[NamedEdge]],
+        indirect: Callable[[Pair], Iterable[NamedEdge]], *, linear: bool = False,
+    ) -> Known:
+        """What is known of each pair, as nodes and edges."""
+        found, not_edges = ({self.edge(edge) for pair in task.train for edge in which(pair)} for which in (edges, indirect))
+        assert not found & not_edges
+        return Known(
+            task.name, self.circuit, task, one_length(task.train, self.circuit.model),
+            tuple(frozenset(map(self.node, nodes(pair))) for pair in task.train), frozenset(found), frozenset(not_edges),
+            linear,
+        )
+
+
+def moving_features(circuit: CircuitModel, examples: Examples) -> NodeEffects:
+    """1 for every feature of an example that differs between its two prompts, beyond rounding."""
+    assert examples.corrupt is not None
+    clean, corrupt = (circuit.states(tokens, examples.keep)[0] for tokens in (examples.clean, examples.corrupt))
+    entries = []
+    for index, site in enumerate(circuit.sites):
+        found = moves_of(circuit, site, clean[site], corrupt[site])
+        by = found.features.value.abs()
+        which = (by > ROUNDING * by.max()).nonzero().squeeze(1)
+        entries.append(Entries.of(index, examples, 0, found.row[which], found.feature[which], by.new_ones(len(which))))
+    return node_effects_of(entries, len(examples))
+
+
+def _hook(short: str) -> str:
+    layer, _, name = short.partition(".")
+    return f"blocks.{layer}.hook_{name}"
+
+
+def chain(*links: Sequence[Named]) -> list[NamedEdge]:
+    """Edges from every node of each group to every node of the next, and from the last into the metric."""
+    edges: list[NamedEdge] = [(a, b) for one, other in pairwise(links) for a in one for b in other]
+    return edges + [(a, None) for a in links[-1]]
