@@ -106,8 +106,8 @@ def pruned(
 
     Which nodes go in a turn, by what each does in each example within the circuit C that is left:
 
-        distance    those without which C stays nearest to the model, by Σ_i (m_i(C) − m_i(M))² over examples;
-                    one after the other, each time counting in what has gone, so that nodes that cancel go together; to first order
+        distance    those without which C stays nearest to the model, by Σ_i (m_i(C) − m_i(M))² over examples, to first
+                    order; one after the other, each counting in what has gone, so that nodes that cancel go together
         size        those with the smallest |mean effect|
 
     Args:
