@@ -32,6 +32,7 @@ from training.loop import Every, Interrupted, fit
 from training.model.devices import resolve_device
 from training.provenance import first_difference
 from training.report import Report, loggers
+from training.run_folder import run_folder
 from training.shared import Reader, Shared, all_hooks, share
 from training.trainer import Trainer, new_sae
 
@@ -94,7 +95,7 @@ def run_in_folders(
     resume: bool, quiet: bool,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
-    folders = [Path(runs) / c.name for c in members]
+    folders = [run_folder(runs, c.name) for c in members]
     display = Display(quiet=quiet)
     if resume and all((f / "summary.json").exists() for f in folders):
         _check_same(members, folders)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import runs
 from tests.helpers import ended, refusal, run_sae, start_sae, train, tree, write_config
 
 
@@ -50,6 +51,13 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ("model.device=gpu0", r"device 'gpu0' is not available.*use cpu, cuda, mps or auto"),
         ("model.dtype=fp16", r"model\.dtype should be 'auto', 'float32', 'bfloat16' or 'float16', found 'fp16'"),
         ("name=../elsewhere", r"name: '\.\./elsewhere' names no folder below runs/"),
+        ("name=a/b/c", r"name: 'a/b/c' lies 3 folders deep"),
+        ("name=.x", r"name: '\.x' names no folder below runs/ that is shown"),
+        ("name=.x/a", r"names no folder below runs/ that is shown"),
+        ("name=a//b", r"lies 3 folders deep"),
+        ("name=a/final", r"would lie where the run 'a' keeps its final/"),
+        (f"name={'x' * 300}", r"has 300 bytes; a folder's name has 200 at most"),
+        ('name="a\\0b"', r"characters that no folder's name should have"),
         ("sae.k", r"'sae\.k' is not an override; write KEY=VALUE, for example sae\.k=64"),
         ("sae.k=[1", r"sae\.k=\[1, line 1, column 3: not valid YAML"),
         ("model=null", r"model is null, but only acts:DIR, tensors and corpus\.synthetic can do without a model"),
@@ -102,6 +110,26 @@ def test_a_missing_config_names_those_there_are(tmp_path: Path) -> None:
 def test_a_wrong_sweep(tmp_path: Path, entry: dict, message: str) -> None:
     write_config(tmp_path, sweep=[{"name": "a"}, entry])
     refused(tmp_path, message)
+
+
+def test_a_sweep_within_a_group(tmp_path: Path) -> None:
+    """Its members would be three folders deep."""
+    write_config(tmp_path, sweep=[{"name": "a"}])
+    refused(tmp_path, r"sweep member group/quick/a: name: .* 3 folders deep", "name=group/quick")
+
+
+def test_a_run_folder_that_is_a_link(tmp_path: Path) -> None:
+    """Out of runs/ it would never be shown; within, it is."""
+    write_config(tmp_path)
+    for folder in ("elsewhere", "runs/real"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "runs/quick").symlink_to(tmp_path / "elsewhere")
+    refused(tmp_path, r"runs/quick is a link that leads out of runs")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "runs/quick").unlink()
+    (tmp_path / "runs/quick").symlink_to("real")
+    assert train(tmp_path).code == 0
+    assert {run.name for run in runs.find(tmp_path / "runs")} == {"quick", "real"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TENSORS, TextSource
 from training.config.yaml12 import dump_yaml
+from training.run_folder import fault_of_name
 from training.site import Site
 
 
@@ -177,7 +178,7 @@ class Config(Section):
     """One training: one SAE, or a sweep of several on one stream."""
 
     name: str
-    """The run's folder below runs/."""
+    """The run's folder below runs/: NAME or GROUP/NAME, of at most 200 bytes each."""
     model: ModelConfig | None = ModelConfig()
     """Null for acts:DIR, which needs no model."""
     corpus: CorpusConfig = CorpusConfig()
@@ -192,8 +193,8 @@ class Config(Section):
     @field_validator("name")
     @classmethod
     def _below_runs(cls, value: str) -> str:
-        if value.startswith("/") or not value.strip("./") or ".." in value.split("/"):
-            raise ValueError(f"{value!r} names no folder below runs/; write for example 'quickstart'")
+        if fault := fault_of_name(value):
+            raise ValueError(fault)
         return value
 
     @field_validator("site", mode="before")
