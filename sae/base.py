@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from sae import products
@@ -24,18 +24,17 @@ from sae.code import OffsetCode, SparseCode
 from sae.errors import SaescopeError
 from sae.init import InitConfig
 from sae.kernels import Autoencoded, Backend, Revival, Select, backend
-from sae.units import Count, Duration
+from sae.section import Section
+from sae.units import Count, Duration, Seed
 
 
-class SAEConfig(BaseModel):
+class SAEConfig(Section):
     """What every variant has in its config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     variant: str
     d_sae: Count = Field(gt=0)
     """Number of features."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights; the order of the data has its own (data.seed)."""
     apply_b_dec_to_input: bool = True
     """Encode x − b_dec rather than x. SAEs only; transcoders always encode x."""

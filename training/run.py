@@ -13,6 +13,7 @@ A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoint
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from training.activations.harvest import open_data
 from training.checkpoint import Checkpoints
 from training.config import reading as configs
 from training.config.schema import Config
+from training.config.unused import unused
 from training.display import Display
 from training.finish import Result, finish, finished
 from training.loop import Every, Interrupted, fit
+from training.memory import require_saes
 from training.model.devices import resolve_device
 from training.provenance import first_difference
 from training.report import Report, loggers
@@ -87,7 +90,8 @@ def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
 
 
 def _from_config(members: Sequence[Config], display: Display) -> Shared:
-    return share(members, open_data(members[0], all_hooks(members), display), display)
+    data = open_data(members[0], all_hooks(members), display, check=partial(require_saes, members))
+    return share(members, data, display)
 
 
 def run_in_folders(
@@ -109,8 +113,10 @@ def run_in_folders(
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse run folders that exist, unless the same config is resumed."""
+    """Refuse run folders that exist, unless the same config is resumed, and new runs with settings without effect."""
     if not resume:
+        if reason := unused(members[0]):
+            raise SaescopeError(reason)
         for folder in folders:
             if (folder / "config.yaml").exists():
                 raise SaescopeError(

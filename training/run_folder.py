@@ -17,7 +17,7 @@ def fault_of_name(name: str) -> str | None:
         return f"{name!r} lies {len(parts)} folders deep, and runs are found two deep at most: write NAME or GROUP/NAME"
     for part in parts:
         if not part.strip() or part.startswith("."):
-            return f"{name!r} names no folder below runs/ that is shown ({part!r} is empty or hidden); write for example 'a'"
+            return f"{name!r} names no folder below runs/ that is shown ({part!r} is empty or hidden)"
         if (n_bytes := len(part.encode("utf-8", "replace"))) > LONGEST:
             return f"{part[:20]!r}... has {n_bytes} bytes; a folder's name has {LONGEST} at most"
         if not part.isprintable() or "\\" in part:
@@ -36,7 +36,7 @@ def run_folder(runs: str | Path, name: str) -> Path:
     folder, inside = Path(runs) / name, Path(runs).resolve()
     if not folder.resolve().is_relative_to(inside):
         raise SaescopeError(
-            f"{folder} is a link that leads out of {runs}, to {folder.resolve()}, where no run is looked for; link the folder "
-            f"of all runs instead, or write into another one (--runs)."
+            f"{folder} is a link that leads out of {runs}, to {folder.resolve()}, where no run is looked for; link the "
+            f"folder of all runs instead, or write into another one (--runs)."
         )
     return folder

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int64
 from analysis.labels.contrast import NEAR, PLACES, Condition, Words, best_words, words_of
 from analysis.labels.store import Judged, Label
 from analysis.render.text import plain
+from sae.units import checked_seed
 
 if TYPE_CHECKING:
     from analysis.index import Index
@@ -60,7 +61,7 @@ class Explainer:
     """Labels for the features of one index."""
 
     def __init__(self, index: "Index", *, seed: int = 0) -> None:
-        self.index, self.seed = index, seed
+        self.index, self.seed = index, checked_seed(seed)
         self.words = Words(index)
         self.columns = index.csc()
         self._rules: dict[int, Rule] = {}

@@ -149,6 +149,8 @@ def numbers(text: str, d_sae: int) -> list[int]:
             raise SaescopeError(f"{part.strip()!r} is no feature or range of features; write them as 12,40-60.")
         if int(last or first) >= d_sae:
             raise SaescopeError(f"There is no feature {int(last or first)}; this run has 0 to {d_sae - 1}.")
+        if int(first) > int(last or first):
+            raise SaescopeError(f"{part.strip()!r} is no range of features: it ends before it begins.")
         out += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(out))
 

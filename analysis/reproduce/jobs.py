@@ -27,8 +27,8 @@ from analysis.reproduce import EXPERIMENTS
 from analysis.reproduce.tables import NOT_METRICS, Row, summary, write_table
 from sae.errors import SaescopeError
 from sae.io.files import read_json, write_json
+from sae.section import Section
 from training.config.reading import merged
-from training.config.schema import Section
 from training.config.yaml12 import load_yaml
 from training.display import Display
 

@@ -98,11 +98,18 @@ def merged(base: Any, over: Any) -> Any:
 
 def _validated(fields: dict[str, Any], where: str) -> Config:
     try:
-        return Config.model_validate(fields)
+        return _without_idle_model(Config.model_validate(fields))
     except ValidationError as error:
         raise SaescopeError(f"{where}: {_explained(error, fields)}") from None
     except SaescopeError as error:
         raise SaescopeError(f"{where}: {error}") from None
+
+
+def _without_idle_model(config: Config) -> Config:
+    """With no model where rows need none and none is named: a run would claim the default one."""
+    if config.corpus.needs_model or "model" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"model": None})
 
 
 def _explained(error: ValidationError, fields: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """The config of a training, section by section: frozen, validated before any work, saved as resolved."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from sae.base import SAEConfig
-from sae.units import Count, Duration
+from sae.section import Section
+from sae.units import Count, Duration, Seed
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TENSORS, TextSource
@@ -13,11 +14,7 @@ from training.config.yaml12 import dump_yaml
 from training.run_folder import fault_of_name
 from training.site import Site
 
-
-class Section(BaseModel):
-    """A part of a config: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(Section):
@@ -41,10 +38,10 @@ class CorpusConfig(Section):
     n_ctx: Count = Field(default=256, gt=1)
     """Tokens per sequence."""
     n_tokens: Count = Field(default=320_000, gt=0)
-    """Tokens in all, held-out ones included."""
+    """Tokens in all, held-out ones included. Of acts:DIR all rows are taken."""
     held_out: float = Field(default=0.05, gt=0, lt=1)
     """Share of documents that no training or calibration sees."""
-    seed: int = 0
+    seed: Seed = 0
     """Order of the draws from a mixture."""
     synthetic: SyntheticConfig | None = None
     """Instead of text: `n_tokens` rows of known features."""
@@ -94,7 +91,7 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """Order, batches and which rows are kept."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Order of the rows."""
     batch_rows: Count = Field(default=4096, gt=0)
     """Rows per training step."""
@@ -118,15 +115,21 @@ class OptimConfig(Section):
     lr: float = Field(default=3e-4, gt=0)
     """Learning rate after warm-up."""
     warmup: Duration = Duration(5, "%")
-    """Linear rise from 0."""
+    """Linear rise from 0, before the fall."""
     decay: Duration = Duration(20, "%")
-    """Linear fall to 0 at the end."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decays of Adam's averages."""
+    """Linear fall to 0 at the end, behind the rise."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decays of Adam's averages, 0 to below 1."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's denominator offset."""
     sparse: bool = False
     """Sparse Adam (2508.16929): weights and averages of features without a gradient in the step stay as they are."""
+
+    @model_validator(mode="after")
+    def _rise_before_fall(self) -> "OptimConfig":
+        if self.warmup.unit == self.decay.unit == "%" and self.warmup.value + self.decay.value > 100:
+            raise ValueError(f"warmup = {self.warmup} and decay = {self.decay} are more than the whole budget together")
+        return self
 
 
 class TrainConfig(Section):
@@ -180,7 +183,7 @@ class Config(Section):
     name: str
     """The run's folder below runs/: NAME or GROUP/NAME, of at most 200 bytes each."""
     model: ModelConfig | None = ModelConfig()
-    """Null for acts:DIR, which needs no model."""
+    """Null, or left out, where rows need no model: acts:DIR, tensors, corpus.synthetic."""
     corpus: CorpusConfig = CorpusConfig()
     cache: CacheConfig = CacheConfig()
     site: Site
@@ -239,7 +242,7 @@ class Config(Section):
             )
         if self.model is None and self.corpus.needs_model:
             raise ValueError("model is null, but only acts:DIR, tensors and corpus.synthetic can do without a model")
-        if self.model is not None and self.corpus.synthetic is not None:
+        if "model" in self.model_fields_set and self.model is not None and self.corpus.synthetic is not None:
             raise ValueError("corpus.synthetic has no model; write model: null")
         return self
 

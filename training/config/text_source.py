@@ -2,7 +2,9 @@
 
 import difflib
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from sae.section import Section
 
 TENSORS = "tensors"
 """The source of a training on rows that were given in Python."""
@@ -11,10 +13,8 @@ _KINDS = ("text", "jsonl", "parquet", "datasets", "acts")
 _TEXT_SPLITS = (None, "file", "blank-line", "line")
 
 
-class TextSource(BaseModel):
+class TextSource(Section):
     """One source of text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
     """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`), `datasets:NAME` (of

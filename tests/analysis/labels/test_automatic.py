@@ -6,7 +6,7 @@ import scipy.sparse
 
 from analysis.index.types import Example
 from analysis.labels.automatic import N_JUDGED, Explainer, Rule, balanced_accuracy, explain
-from analysis.labels.commands import label_all, told
+from analysis.labels.commands import label_all, numbers, told
 from analysis.labels.contrast import NEAR, Condition, Words, best_words, chance
 from analysis.labels.store import Label, Labels
 from analysis.vocabulary import Vocabulary
@@ -177,6 +177,19 @@ def test_balanced_accuracy_weighs_both_sides_alike() -> None:
     said, active = np.array([True, True, False, False, False]), np.array([True, False, False, False, False])
     assert balanced_accuracy(said, active) == pytest.approx((1 + 0.75) / 2)
     assert balanced_accuracy(np.ones(5, bool), active) == 0.5
+
+
+@pytest.mark.parametrize("seed", [-5, 10**20])
+def test_a_seed_that_is_none(seed: int) -> None:
+    with pytest.raises(SaescopeError, match=str(seed)):
+        Explainer(Planted(), seed=seed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["12-3", "-4", "1,b", "0-99"])
+def test_features_that_are_none(text: str) -> None:
+    with pytest.raises(SaescopeError):
+        numbers(text, 20)
+    assert numbers("3,1-2", 20) == [3, 1, 2]
 
 
 def test_labels_are_written_and_yours_stay(tmp_path: Path) -> None:

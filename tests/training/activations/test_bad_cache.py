@@ -192,6 +192,8 @@ def test_rows_of_ones_own_that_are_no_numbers(tmp_path: Path) -> None:
     [
         (["site=act"], r"own has no hook 'act'; it has acts: set site\.input"),
         (["corpus.n_ctx=1024"], r"acts:own has 1280 rows, 1 sequences of n_ctx = 1024: too few .*lower corpus\.n_ctx"),
+        (["corpus.n_tokens=4096"], r"corpus\.n_tokens = 4,096 does not apply: all rows of acts:own are taken"),
+        (["corpus.seed=3"], r"corpus\.seed = 3 does not apply"),
         (["corpus.sources=acts:nowhere"], r"acts:nowhere: no such folder"),
         (["corpus.sources=acts:empty"], r"empty holds no \.npy or \.safetensors file; put rows"),
         (["corpus.sources=acts:widths"], r"a\.npy has rows of width 8, widths/c\.npy of 3; a hook has one width"),
