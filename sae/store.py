@@ -18,6 +18,7 @@ from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
 from sae.formats import gemma_scope, saelens
 from sae.io import files
+from sae.io.paths import user_path
 from sae.kernels import backend
 from sae.variants import READABLE
 
@@ -60,7 +61,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "a
         SaescopeError: there is nothing that can be read, or what there is has an unknown format, is incomplete, was
             altered, or does not fit together.
     """
-    path = Path(path)
+    path = user_path(path)
     operations = backend(device, kernels)
     if (path / "final").is_dir():
         sae = _read(path / "final")

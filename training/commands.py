@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 if TYPE_CHECKING:
     from training.finish import Result
@@ -137,9 +138,9 @@ def cache(argv: list[str]) -> int:
     for name, text in (("verify", "read every byte and compare checksums"), ("rm", "remove a cache")):
         sub = commands.add_parser(name, help=text)
         sub.add_argument("name", help="a cache's folder, or its name below --dir")
-        sub.add_argument("--dir", default="cache", help="folder of all caches (default: %(default)s)")
+        sub.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
     ls = commands.add_parser("ls", help="list caches with their hooks and sizes")
-    ls.add_argument("--dir", default="cache", help="folder of all caches (default: %(default)s)")
+    ls.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
     args = parser.parse_args(argv)
     return {"make": _cache_make, "verify": _cache_verify, "ls": _cache_ls, "rm": _cache_rm}[args.what](args)
 
@@ -162,11 +163,11 @@ def _cache_make(args: argparse.Namespace) -> int:
 
 
 def _cache_folder(args: argparse.Namespace) -> Path:
-    candidates = [Path(args.name), Path(args.dir) / args.name]
+    candidates = [user_path(args.name), args.dir / args.name]
     for folder in candidates:
         if (folder / "manifest.json").exists():
             return folder
-    there = ", ".join(_cache_names(Path(args.dir))) or "none"
+    there = ", ".join(_cache_names(args.dir)) or "none"
     raise SaescopeError(f"no cache {args.name!r}; in {args.dir} there are: {there}.")
 
 
@@ -189,13 +190,13 @@ def _cache_ls(args: argparse.Namespace) -> int:
     from training.display import Display
 
     rows = []
-    for name in _cache_names(Path(args.dir)):
-        folder = Path(args.dir) / name
+    for name in _cache_names(args.dir):
+        folder = args.dir / name
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
         hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
         rows.append((name, f"{manifest['n_seqs'] * manifest['n_ctx']:,}", f"{size / 1e6:,.0f}", " ".join(hooks)))
-    Display().table(args.dir, rows, ("cache", "tokens", "MB", "hooks"))
+    Display().table(str(args.dir), rows, ("cache", "tokens", "MB", "hooks"))
     return 0
 
 
@@ -233,7 +234,7 @@ def bench(argv: list[str]) -> int:
     kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
     kernels.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
-    kernels.add_argument("--peers", type=Path, help="python of the environment that `make bench-peers` builds")
+    kernels.add_argument("--peers", type=user_path, help="python of the environment that `make bench-peers` builds")
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
     kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
     kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
@@ -245,7 +246,7 @@ def bench(argv: list[str]) -> int:
     for sub in (harvest, reading, kernels):
         sub.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
     for sub in (harvest, reading, kernels, whole):
-        sub.add_argument("--out", type=Path, help="write the figures as JSON: a file, or a folder to name it in")
+        sub.add_argument("--out", type=user_path, help="write the figures as JSON: a file, or a folder to name it in")
     args = parser.parse_args(argv)
     figures = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole}[args.what](args)
     if args.out is not None:

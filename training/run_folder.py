@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 LONGEST = 200
 """Bytes of a folder's name: file systems take 255, and what is being written has a longer name."""
@@ -33,7 +34,8 @@ def run_folder(runs: str | Path, name: str) -> Path:
     Raises:
         SaescopeError: it is a link that leads out of `runs`, where no run is looked for.
     """
-    folder, inside = Path(runs) / name, Path(runs).resolve()
+    runs = user_path(runs)
+    folder, inside = runs / name, runs.resolve()
     if not folder.resolve().is_relative_to(inside):
         raise SaescopeError(
             f"{folder} is a link that leads out of {runs}, to {folder.resolve()}, where no run is looked for; link the "

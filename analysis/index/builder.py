@@ -39,6 +39,7 @@ from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json
 from sae.io.locks import locked
+from sae.io.paths import user_path
 from training.display import Display
 from training.model.devices import resolve_device
 from training.model.language_model import Model
@@ -71,7 +72,7 @@ def build(
     Raises:
         SaescopeError: no finished run there, no such corpus, model or cache, or no room.
     """
-    run, budget = Path(run), memory_bytes(memory)
+    run, budget = user_path(run), memory_bytes(memory)
     folder = run / "index" / checked_name(name)
     display = Display(quiet=quiet)
     trained = open_trained(run, device=resolve_device("auto"))

@@ -32,6 +32,7 @@ from analysis.index.types import (
 from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 from sae.io.files import read_json
+from sae.io.paths import user_path
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -44,7 +45,7 @@ LONGEST_WINDOW = 1024
 
 def indexes(run: str | Path) -> list[Path]:
     """The finished indexes of a run, `default` first."""
-    found = sorted(p.parent for p in (Path(run) / "index").glob(f"*/{store.MANIFEST}"))
+    found = sorted(p.parent for p in (user_path(run) / "index").glob(f"*/{store.MANIFEST}"))
     return sorted((p for p in found if not p.name.startswith(".")), key=lambda p: (p.name != "default", p.name))
 
 
@@ -54,7 +55,7 @@ def open_index(folder: str | Path) -> "Index":
     Raises:
         SaescopeError: there is none, or it cannot be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / store.MANIFEST).exists() and (found := indexes(folder)):
         folder = found[0]
     if not folder.is_dir():

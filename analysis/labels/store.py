@@ -16,6 +16,7 @@ from typing import Any, Literal
 from analysis.labels.file import Database
 from sae.errors import SaescopeError
 from sae.io.files import read_json
+from sae.io.paths import user_path
 
 FILE = "labels.sqlite"
 LIMITS = {"label": 1_000, "note": 100_000, "tag": 100, "list": 200}
@@ -86,10 +87,11 @@ class Labels:
         Raises:
             SaescopeError: the run has no trained SAE.
         """
-        self.path = Path(run) / FILE
+        run = user_path(run)
+        self.path = run / FILE
         self.d_sae: int | None = None
         if weights is None:
-            manifest = read_json(Path(run) / "final" / "sae.json")
+            manifest = read_json(run / "final" / "sae.json")
             weights, self.d_sae = manifest.get("weights_sha256"), manifest.get("d_sae")
             if not isinstance(weights, str) or not isinstance(self.d_sae, int):
                 raise SaescopeError(f"{run}/final/sae.json names no weights; restore it or train again.")

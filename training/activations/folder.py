@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.errors import SaescopeError, first_line
+from sae.io.paths import user_path
 
 _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -56,7 +57,7 @@ class ActsDir:
         Raises:
             SaescopeError: no folder, no arrays, or arrays that are not rows of one width.
         """
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.name = str(self.path)
         if not self.path.is_dir():
             raise SaescopeError(f"acts:{path}: no such folder, seen from {Path.cwd()}.")

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 from sae.variants import variant_config
 from training.config.schema import Config
 from training.config.yaml12 import load_yaml
@@ -25,7 +26,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
     Raises:
         SaescopeError: no such file, bad YAML, an unknown key, or a value that does not fit.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no .yaml file"
         raise SaescopeError(f"no config at {path}; {path.parent} holds {there}.")

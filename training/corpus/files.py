@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 from training.config.text_source import TextSource
 from training.corpus.document import Document
 
 
 def files_of(source: TextSource) -> list[Path]:
     """The files of a source, by path."""
-    path = Path(source.rest).expanduser()
+    path = user_path(source.rest)
     if path.is_dir() and source.kind != "datasets":
         raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
     if path.is_dir():

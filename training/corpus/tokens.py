@@ -23,6 +23,7 @@ from sae.errors import SaescopeError
 from sae.io.arrays import write_array
 from sae.io.files import atomic_dir, code_version, write_bytes, write_json
 from sae.io.locks import locked
+from sae.io.paths import user_path
 from training.config.schema import Config
 from training.model.language_model import Model
 from training.provenance import first_difference
@@ -111,12 +112,13 @@ def made_from(config: Config, model: Model) -> dict[str, Any]:
 
 def cache_folder(config: Config, facts: dict[str, Any]) -> Path:
     """Where this cache lives: its given name, or one made of model, corpus and a hash of everything."""
+    root = user_path(config.cache.dir)
     if config.cache.name is not None:
-        return Path(config.cache.dir) / config.cache.name
+        return root / config.cache.name
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     words = [facts["model"]["name"], *(source.source for source in config.corpus.sources)]
     slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word.split("/")[-1]).strip("-") for word in words)
-    return Path(config.cache.dir) / f"{slug[:80]}-{digest}"
+    return root / f"{slug[:80]}-{digest}"
 
 
 def make_tokens(config: Config, model: Model) -> Tokens:

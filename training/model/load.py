@@ -12,13 +12,13 @@ This is the only file that imports transformer_lens.
 
 import copy
 import difflib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae.errors import SaescopeError, first_line
+from sae.io.paths import user_path
 from training.model.devices import fast_dtype, resolve_device, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
@@ -50,7 +50,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         if kind == "hub" and rest:
             identity, network, tokenizer = from_hub(name, rest, number)
         elif kind == "local" and rest:
-            identity, network, tokenizer = from_local(Path(rest).expanduser(), number)
+            identity, network, tokenizer = from_local(user_path(rest), number)
         elif name in PACKAGED:
             directory = packaged_dir(name)
             identity = {"name": name, "sha256": source_of(directory)["weights_sha256"]}
