@@ -1,7 +1,8 @@
 """The user's own activations, `acts:DIR`: rows in `.npy` and `.safetensors` files, read where they lie.
 
-Files directly in the folder are the hook `acts`, in the order of their names; a subfolder is a hook of its name. Hooks
-have equal numbers of rows. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]` taken as consecutive rows.
+Files directly in the folder are the hook `acts`, in the order of their names; a subfolder is a hook of its name. Hidden
+files and folders are left alone. Hooks have equal numbers of rows. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]`
+taken as consecutive rows.
 """
 
 import bisect
@@ -61,13 +62,17 @@ class ActsDir:
         self.name = str(self.path)
         if not self.path.is_dir():
             raise SaescopeError(f"acts:{path}: no such folder, seen from {Path.cwd()}.")
-        folders = {hook or "acts": self.path, **{p.name: p for p in sorted(self.path.iterdir()) if p.is_dir()}}
+        below = sorted(p for p in self.path.iterdir() if p.is_dir() and _shown(p))
+        folders = {hook or "acts": self.path, **{p.name: p for p in below}}
         found = {name: [a for file in _array_files(folder) for a in _arrays(file)] for name, folder in folders.items()}
         self._arrays = {name: arrays for name, arrays in found.items() if arrays}
         if not self._arrays:
             raise SaescopeError(f"{self.path} holds no .npy or .safetensors file; put rows of activations there.")
         self.hooks = {name: _width(arrays) for name, arrays in self._arrays.items()}
         self.n_rows = self._equal_rows()
+        if not self.n_rows:
+            n_arrays = sum(map(len, self._arrays.values()))
+            raise SaescopeError(f"{self.path}: there is no row in any of its {n_arrays} arrays; put some there.")
         self._ends = {name: list(accumulate(a.n_rows for a in arrays)) for name, arrays in self._arrays.items()}
         self._dtypes = {name: _common_dtype(arrays) for name, arrays in self._arrays.items()}
         self._open = lru_cache(maxsize=_OPEN_FILES)(partial(_open_array))
@@ -110,7 +115,12 @@ class ActsDir:
 
 
 def _array_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file() and _shown(p))
+
+
+def _shown(path: Path) -> bool:
+    """Not what a notebook (.ipynb_checkpoints) or a Mac (._a.npy) keeps beside it."""
+    return not path.name.startswith(".")
 
 
 def _arrays(path: Path) -> Iterator[_Array]:
