@@ -6,9 +6,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from training.config.schema import Config
-from training.model.devices import resolve_device
 
 _CGROUP = Path("/sys/fs/cgroup")
 _PER_WEIGHT = 16

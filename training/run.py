@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from sae.io.files import write_bytes
 from sae.io.locks import locked
@@ -32,7 +33,6 @@ from training.display import Display
 from training.finish import Result, finish, finished
 from training.loop import Every, Interrupted, fit
 from training.memory import require_saes
-from training.model.devices import resolve_device
 from training.provenance import first_difference
 from training.report import Report, loggers
 from training.run_folder import run_folder

@@ -36,12 +36,12 @@ from analysis.trained import open_trained
 from analysis.vocabulary import Vocabulary
 from sae import store as sae_store
 from sae.base import SAE
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json
 from sae.io.locks import locked
 from sae.io.paths import user_path
 from training.display import Display
-from training.model.devices import resolve_device
 from training.model.language_model import Model
 from training.model.token_bytes import token_bytes
 from training.provenance import first_difference

@@ -251,7 +251,7 @@ def in_batches(rows: np.ndarray, n: int = 250) -> list[np.ndarray]:
         (lambda: np.arange(64_000).reshape(4000, 16), r"int64; rows are float16"),
         (lambda: torch.ones(4000, 16, dtype=torch.int32), r"int32; rows are float16"),
         (lambda: made(4000).astype(np.complex64), "complex64"),
-        (lambda: damaged(np.nan), "NaN or infinite.*row 3333"),
+        (lambda: damaged(np.nan), "NaN, infinite.*row 3333"),
         (lambda: damaged(np.inf).reshape(-1, 32, D), "sequence 104, position 5.*row 3333"),
         (lambda: made(40), "40 rows, 1 sequences of n_ctx = 32"),
         (lambda: made(0), "0 rows"),

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae.devices import resolve_device
 from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
-from training.model.devices import fast_dtype, resolve_device, torch_dtype
+from training.model.devices import fast_dtype, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
