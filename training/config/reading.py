@@ -31,7 +31,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no .yaml file"
         raise SaescopeError(f"no config at {path}; {path.parent} holds {there}.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
     fields = load_yaml(text, str(path))
