@@ -17,9 +17,9 @@ class TextSource(Section):
     """One source of text."""
 
     source: str
-    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`), `datasets:NAME` (of
-    the hub, or a local folder or file), `acts:DIR` (activations of your own, no text), or `tensors` (the same, given in
-    Python to `training.train_on`)."""
+    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`; texts and JSON lines may be
+    compressed: .gz, .bz2, .zst), `datasets:NAME` (of the hub, or a local folder or file), `acts:DIR` (activations of your
+    own, no text), or `tensors` (the same, given in Python to `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"

@@ -1,11 +1,15 @@
+import bz2
+import gzip
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 from pydantic import ValidationError
 
@@ -38,6 +42,38 @@ def read(*sources: TextSource | str, seed: int = 0) -> list[Document]:
 
 
 # --- text
+
+
+def compress(path: Path, data: bytes) -> Path:
+    """The data in two frames behind one another, as parallel compressors write them."""
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": partial(pyarrow.compress, codec="zstd", asbytes=True)}
+    path.write_bytes(b"".join(pack[path.suffix](part) for part in (data[:7], data[7:])))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_compressed_files_are_what_they_hold(tmp_path, suffix):
+    text, rows = "one\ntwo\n\nthree é\n", b'{"text": "a"}\n{"text": "b"}\n'
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    plain = TextSource(source=f"text:{tmp_path}/a.txt", split="line")
+    packed = TextSource(source=f"text:{compress(tmp_path / f'a.txt{suffix}', text.encode())}", split="line")
+    assert [d.text for d in read(packed)] == [d.text for d in read(plain)] == ["one", "two", "three é"]
+    assert identity([packed]) == identity([plain]), "the same corpus"
+    compress(tmp_path / f"b.jsonl{suffix}", rows)
+    assert [d.text for d in read(f"jsonl:{tmp_path}/*.jsonl{suffix}")] == ["a", "b"]
+    if suffix != ".zst":  # which `datasets` reads with a package that is not asked for
+        assert [d.text for d in read(f"datasets:{tmp_path}/b.jsonl{suffix}")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_compressed_files_that_are_damaged(tmp_path, suffix):
+    whole = compress(tmp_path / f"a.txt{suffix}", b"some text\n" * 50)
+    for data in (b"no such thing", whole.read_bytes()[:-6]):
+        whole.write_bytes(data)
+        with pytest.raises(SaescopeError, match=rf"a\.txt{suffix} cannot be read \(.*fetch or compress it anew"):
+            read(f"text:{whole}")
+        with pytest.raises(SaescopeError, match="cannot be read"):
+            identity([TextSource(source=f"text:{whole}")])
 
 
 def test_a_text_file_is_a_document(tmp_path):
