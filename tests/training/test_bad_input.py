@@ -196,11 +196,14 @@ def test_without_a_hub_the_offline_models_and_corpora_are_named(tmp_path: Path) 
         ({}, [], r"text:corpus/\*\.txt: no such file, seen from /.*check the path"),
         ({"a": "abc " * 99, "b": "xyz " * 99}, [], r"the corpus ends after 792 tokens, which fill 2\d of 128 sequences of "
                                                   r"32; corpus\.n_tokens asks for 4,096: set corpus\.n_tokens=\d+, or"),
-        ({"a": "abc " * 5000}, [], r"none of the 128 sequences \(1 document\) is held out, for a document is held out "
-                                  r"as a whole or not at all; raise corpus\.n_tokens, let paragraphs be documents "
-                                  r"\('corpus\.sources=\{source: text:corpus/\*\.txt, split: blank-line\}'\), or raise"),
-        ({"a": "abc"}, ["corpus.n_tokens=40"], r"makes fewer than two sequences.*raise corpus\.n_tokens to 64"),
-        ({"a": "abc\udcff"}, [], r"corpus/a\.txt, line 1: not UTF-8 .*convert the file to UTF-8"),
+        ({"a": "abc " * 5000}, [], r"corpus/a\.txt is one document, and a document is held out as a whole or not at all.*"
+                                  r"let paragraphs be documents \('corpus\.sources=\{source: text:corpus/\*\.txt, spl"),
+        ({"a": "abc " * 5000, "b": "abc " * 5000}, [],
+         r"none of the 128 sequences \(1 document\) is held out, for a document is held out as a whole or not at all; "
+         r"raise corpus\.n_tokens, let paragraphs be documents \('corpus\.sources=\{source: text:corpus/\*\.txt, split: "
+         r"blank-line\}'\), or raise"),
+        ({"a": "abc", "b": "xyz"}, ["corpus.n_tokens=40"], r"makes fewer than two sequences.*raise corpus\.n_tokens to 64"),
+        ({"a": "abc\udcff", "b": "xyz"}, [], r"corpus/a\.txt, line 1: not UTF-8 .*convert the file to UTF-8"),
         ({"a": "abc"}, ["corpus.sources=pyton-stdlib"], r"corpus\.sources\.0: 'pyton-stdlib' is no source, did you mean "
                                                         r"python-stdlib\?; write python-stdlib, text:PATH"),
         ({"a": "abc"}, ["corpus.sources=[]"], r"corpus\.sources: no source is named; write for example python-stdlib"),

@@ -138,12 +138,17 @@ def make_tokens(config: Config, model: Model) -> Tokens:
 
 
 def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> None:
-    from training.corpus.documents import documents, finer
+    from training.corpus.documents import documents, finer, only_document
     from training.corpus.packing import pack
 
     corpus = config.corpus
     if corpus.n_ctx > model.n_ctx_max:
         raise SaescopeError(f"corpus.n_ctx = {corpus.n_ctx}, but {model.name} sees at most {model.n_ctx_max} tokens.")
+    if only := only_document(corpus.sources):
+        raise SaescopeError(
+            f"{only} is one document, and a document is held out as a whole or not at all, so that one side of the split "
+            f"would stay empty; {finer(corpus.sources)}, or give more files."
+        )
     packed = pack(
         documents(corpus.sources, corpus.seed), model.tokenizer, n_ctx=corpus.n_ctx, n_tokens=corpus.n_tokens,
         prepend_bos=model.prepend_bos, bos_id=model.bos_id, special_ids=model.special_ids, held_out=corpus.held_out,
