@@ -23,9 +23,9 @@ class TextSource(Section):
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"
-    """Column or key that holds the text, or with `chat_roles` the messages."""
+    """Column or key that holds the text, or with `chat_roles` the messages; dots lead inside: `turns.0.text`."""
     label_field: str | None = None
-    """Column or key whose value labels a document; null labels it by file and row."""
+    """Column or key, as in `field`, whose value labels a document; null labels it by file and row."""
     subset: str | None = None
     """Configuration of a `datasets` source."""
     split: str | None = None
@@ -35,7 +35,8 @@ class TextSource(Section):
     revision: str | None = None
     """Branch, tag or commit of a `datasets` source."""
     chat_roles: tuple[str, ...] | None = None
-    """Roles of a conversation to train on, such as [assistant]; `field` then holds messages of role and content."""
+    """Roles of a conversation to train on, such as [assistant]; `field` then holds messages of role and content (or of
+    from and value, where human is user and gpt assistant)."""
 
     @model_validator(mode="after")
     def _known(self) -> "TextSource":

@@ -347,3 +347,33 @@ def test_bad_sources_are_refused_with_a_hint(fields, message):
 def test_activations_are_no_text():
     with pytest.raises(SaescopeError, match="holds activations, not text"):
         read("acts:somewhere")
+
+
+# --- what rows hold
+
+
+def test_dots_lead_inside_rows(tmp_path):
+    rows = [{"meta": {"id": 7}, "turns": [{"text": "one"}, {"text": "two"}], "a.b": "whole"}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+
+    def texts(**fields):
+        return [(d.text, d.label) for d in read(TextSource(source=f"jsonl:{path}", **fields))]
+
+    assert texts(field="turns.1.text", label_field="meta.id") == [("two", "7")]
+    assert texts(field="a.b") == [("whole", "a.jsonl:1")]
+    for field, facts in (("meta.name", "has id"), ("turns.2.text", "no '2'"), ("turns.x", "no 'x'"), ("b", "has meta")):
+        with pytest.raises(SaescopeError, match=facts):
+            texts(field=field)
+
+
+def test_conversations_in_the_form_of_sharegpt(tmp_path):
+    theirs = [{"from": "system", "value": "be"}, {"from": "human", "value": "and?"}, {"from": "gpt", "value": "no", "w": 1}]
+    ours = [{"role": r, "content": m["value"]} for r, m in zip(("system", "user", "assistant"), theirs, strict=True)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"c": {"d": theirs}}, {"c": {"d": ours}}])
+    for roles in (["assistant"], ["gpt"]):
+        first, second = read(TextSource(source=f"jsonl:{path}", field="c.d", chat_roles=roles))
+        assert first._replace(label="") == second._replace(label="")
+        assert list(first.messages) == ours and first.roles == ("assistant",)
+    bad = write_jsonl(tmp_path / "b.jsonl", [{"c": [{"from": "gpt", "value": 3}]}])
+    with pytest.raises(SaescopeError, match="from and value"):
+        read(TextSource(source=f"jsonl:{bad}", field="c", chat_roles=["assistant"]))
