@@ -64,7 +64,8 @@ def _report(results: "list[Result]") -> None:
 def _held_out(results: "list[Result]") -> None:
     from training.display import Display
 
-    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
+    # dead: not fired in the last window of training; silent: never fired on held-out rows
+    header = ("run", "L0", "FVE", "dead (training)", "silent (held out)", "CE rec. (mean)", "CE rec. (zero)", "KL")
     held = results[0].summary["heldout"]
     title = f"Held out: {held['n_units']} {held['interval_unit']}s" if "n_units" in held else "Held out"
     Display().table(title, [_row(one) for one in results], header)
@@ -80,10 +81,16 @@ def _row(result: "Result") -> tuple[str, ...]:
         return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
+        result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), _dead(dead), f"{held['silent']:.2%}",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         with_interval("kl"),
     )
+
+
+def _dead(dead: dict[str, Any] | None) -> str:
+    if dead is None:
+        return "–"
+    return "not measured" if dead["share"] is None else f"{dead['share']:.2%}"
 
 
 def import_(argv: list[str]) -> int:

@@ -96,11 +96,12 @@ def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[st
 
 
 def _figures(member: Config, trainer: Trainer) -> dict[str, Any]:
-    dead = trainer.dead()
+    share = trainer.dead_share
     return {
         "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae,
-        "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
-                 "window_rows": trainer.clock.rows(member.train.dead_window)},
+        # of a training shorter than the window it is not known which features are dead
+        "dead": {"share": share, "n": None if share is None else int(trainer.dead().sum()),
+                 "window_rows": trainer.dead_window},
         "n_rows_trained": trainer.rows_seen, "n_steps": trainer.n_steps,
     }
 

@@ -28,7 +28,7 @@ class Report:
         for trainer, outs in zip(self.trainers, self.loggers, strict=True):
             metrics = trainer.metrics()
             _write(outs, trainer, n_steps, {**metrics, "tokens_per_s": self.task.per_second()})
-        self.task.note({key: metrics[key] for key in SHOWN})
+        self.task.note({key: metrics[key] for key in SHOWN if key in metrics})
 
     def evaluate(self, n_steps: int) -> None:
         """Held-out figures."""

@@ -40,7 +40,7 @@ class CorpusConfig(Section):
     n_tokens: Count = Field(default=320_000, gt=0)
     """Tokens in all, held-out ones included. Of acts:DIR all rows are taken."""
     held_out: float = Field(default=0.05, gt=0, lt=1)
-    """Share of documents that no training or calibration sees."""
+    """Share of documents that no training or calibration sees; of rows without text, of blocks of n_ctx of them."""
     seed: Seed = 0
     """Order of the draws from a mixture."""
     synthetic: SyntheticConfig | None = None
@@ -138,7 +138,7 @@ class TrainConfig(Section):
     budget: Duration = Duration(1, "epochs")
     """Length of the training; an epoch is one pass over the eligible training rows."""
     dead_window: Duration = Duration(300_000, "tokens")
-    """A feature is dead if it has not fired for this long."""
+    """A feature is dead if it has not fired for this long in training; of a shorter training it is not known."""
     device: str = "auto"
     """Where the SAEs live; may differ from the model's."""
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
