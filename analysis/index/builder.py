@@ -160,6 +160,8 @@ def write_index(
     tokens = rows.tokens
     writer.save("tokens", np.full((rows.n_seqs, rows.n_ctx), -1, np.int32) if tokens is None else tokens)
     writer.save("kept", kept.reshape(rows.n_seqs, rows.n_ctx))
+    if (units := rows.data.tokens.units()).kind != "sequence":
+        writer.save("unit", units.number[: rows.n_seqs].astype(np.int32))
     context = Context(
         rows.n_seqs, rows.n_ctx, 1 + signed, None if tokens is None else np.ascontiguousarray(tokens).reshape(-1), kept
     )

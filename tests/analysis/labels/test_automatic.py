@@ -120,6 +120,20 @@ def test_labels_do_not_know_the_half_that_judges_them() -> None:
     assert one.judges(0)[0].tolist() != other.judges(0)[0].tolist()
 
 
+def test_the_halves_share_no_document() -> None:
+    """A document goes on from context to context, and contexts hold several."""
+    planted = Planted()
+    unit = np.arange(N_SEQS * N_CTX).reshape(N_SEQS, N_CTX) // 50
+    planted.arrays["unit"] = unit.astype(np.int32)
+    words = Words(planted)  # type: ignore[arg-type]
+    made, judged = (set(unit.reshape(-1)[words.made_from == side].tolist()) for side in (True, False))
+    assert made and judged and not made & judged
+    explainer = Explainer(planted)  # type: ignore[arg-type]
+    rows, active = explainer.judges(0)
+    assert set(unit.reshape(-1)[rows].tolist()) <= judged and active.sum() >= 8
+    assert explainer.label(0).score > 0.9  # type: ignore[union-attr]
+
+
 def test_the_same_seed_makes_the_same_labels(explainer: Explainer) -> None:
     again = explain(Planted(), [6, 0, 3])  # type: ignore[arg-type]
     assert [one.feature for one in again] == [6, 0, 3]
