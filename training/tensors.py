@@ -10,7 +10,7 @@ from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, by_hook, is_array
 from training.activations.harvest import Data
 from training.activations.loader import Loader, LoaderBatches, Opened, opened
-from training.activations.row_sequences import acts_tokens
+from training.activations.row_sequences import acts_tokens, blocks_are_split
 from training.activations.sources import ActsSource
 from training.config.reading import merged, resolve
 from training.config.schema import Config, DataConfig
@@ -137,6 +137,7 @@ def _arrays(members: Sequence[Config], rows: object, display: Display) -> Shared
     """Shuffled batches of whole arrays."""
     arrays = Arrays(rows, all_hooks(members))
     require_saes(members, arrays.hooks)
+    display.say(blocks_are_split(members[0]))
     return share(members, Data(ActsSource(arrays), acts_tokens(members[0], arrays), None), display)
 
 
@@ -148,6 +149,7 @@ def _loader(members: Sequence[Config], given: Any, begun: Opened, display: Displ
     tokens = acts_tokens(config, loader.stretch)
     data = Data(ActsSource(loader.stretch), tokens, None)
     require_saes(members, data.source.widths)
+    display.say(blocks_are_split(config))
     mask = mask_of(members, data)
     held_out = tokens.sequences(held_out=True)
     held_rows = {hook: data.source.rows(hook, held_out, tokens.n_ctx) for hook in hooks}

@@ -163,7 +163,8 @@ def test_rows_that_changed_their_width_since_the_checkpoint(tmp_path: Path) -> N
 
     write_rows(8)
     write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
-    assert train(tmp_path).code == 0
+    outcome = train(tmp_path)
+    assert outcome.code == 0 and "blocks of corpus.n_ctx = 32 consecutive rows" in outcome.err
     (tmp_path / "runs/quick/summary.json").unlink()
     write_rows(12)
     said = refusal(train(tmp_path, "--resume"))

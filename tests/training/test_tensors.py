@@ -16,6 +16,7 @@ from tests.helpers import tree
 from tests.training.test_train import lines, weights, without_speed
 from training import train, train_on
 from training.activations.loader import row_keys
+from training.commands import _dead
 
 D, N_TRUE, N_ROWS = 16, 24, 20_000
 SAE = {"variant": "topk", "d_sae": 48, "k": 4}
@@ -52,6 +53,14 @@ def through_acts(rows: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> 
     corpus = SECTIONS["corpus"] | {"sources": f"acts:{folder}"}
     fields = {"name": "acts", "model": None, "site": "acts", "sae": SAE} | SECTIONS | {"corpus": corpus}
     return train(fields, runs=folder / "runs", quiet=True).summary
+
+
+def test_what_is_dead_is_not_known_before_a_window_has_passed(rows: np.ndarray) -> None:
+    short = on(rows, train={"budget": "5 steps", "dead_window": "6 steps"}).summary["dead"]
+    assert short == {"share": None, "n": None, "window_rows": 6 * 250}
+    assert _dead(short) == "not measured"
+    whole = on(rows, train={"budget": "5 steps", "dead_window": "5 steps"}).summary["dead"]
+    assert 0 <= whole["n"] == whole["share"] * 48
 
 
 def test_ten_lines_from_an_array(rows: np.ndarray, through_acts: dict[str, Any], tmp_path: Path) -> None:

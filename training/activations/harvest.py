@@ -9,7 +9,7 @@ import torch
 from sae.errors import SaescopeError
 from training.activations.cache import CacheSource, fill, missing_hooks
 from training.activations.folder import ActsDir
-from training.activations.row_sequences import acts_tokens, synthetic_tokens
+from training.activations.row_sequences import acts_tokens, blocks_are_split, synthetic_tokens
 from training.activations.sources import ActsSource, ModelSource, Source
 from training.activations.synthetic import HOOK, Synthetic
 from training.config.schema import Config
@@ -58,6 +58,7 @@ def open_data(
             if hook not in source.widths:
                 raise SaescopeError(f"{acts.name} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
         check(source.widths)
+        display.say(blocks_are_split(config))
         return Data(source, acts_tokens(config, acts), None)
     if not config.corpus.needs_model:
         raise SaescopeError(

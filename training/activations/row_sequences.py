@@ -25,6 +25,14 @@ def synthetic_tokens(config: Config) -> Tokens:
     return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts)
 
 
+def blocks_are_split(config: Config) -> str:
+    """What a person should know of a split without documents."""
+    return (
+        f"rows come without documents: blocks of corpus.n_ctx = {config.corpus.n_ctx} consecutive rows are trained on or "
+        "held out, so that one document may be on both sides"
+    )
+
+
 def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any]) -> Tokens:
     """Rows without text. A sequence is held out by the hash of its number, so that the split depends on nothing else."""
     n_ctx = config.corpus.n_ctx
