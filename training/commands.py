@@ -24,11 +24,15 @@ def train(argv: list[str]) -> int:
     parser = _parser(
         "train", "Train the SAE, or the sweep of SAEs, that a config describes.",
         "examples:\n  sae train configs/quickstart.yaml\n  sae train configs/quickstart.yaml name=wide sae.d_sae=16384\n"
-        "  sae train configs/quickstart.yaml --resume\n\n--fields lists every key of a config with its meaning.",
+        "  sae train configs/quickstart.yaml --resume\n"
+        "  sae train configs/quickstart.yaml name=longer train.budget='6 epochs' --from runs/quickstart\n\n"
+        "--fields lists every key of a config with its meaning.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same config")
+    parser.add_argument("--from", dest="from_run", metavar="RUN", type=user_path,
+                        help="begin a new run at the last checkpoint of this one, with a longer train.budget if you like")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     parser.add_argument("--fields", action="store_true", help="list every key of a config and leave")
@@ -40,7 +44,8 @@ def train(argv: list[str]) -> int:
         parser.error("which config? for example configs/quickstart.yaml")
     from training.run import sweep
 
-    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
+    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, from_run=args.from_run,
+                    quiet=args.quiet)
     if not args.quiet:
         _report(results)
     return 0

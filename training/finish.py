@@ -11,6 +11,7 @@ from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.io.files import read_json, write_json
 from sae.kernels import backend
+from training import going_on
 from training.activations.calibration import KeepMask
 from training.activations.harvest import Data
 from training.checkpoint import surroundings
@@ -60,7 +61,7 @@ def finish(
     for member, folder, trainer, ce in zip(members, folders, trainers, spliced, strict=True):
         saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask))
         held: dict[str, Any] = shared.heldout.measure(saved.sae, member.site) | ce
-        summary = saved.summary | _figures(member, trainer) | {
+        summary = saved.summary | _figures(member, trainer) | going_on.facts(folder) | {
             "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
         }
         if folder is not None:

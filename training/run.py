@@ -6,6 +6,7 @@
               final/                 the SAE as `sae.load` reads it
               cfg.json, sae_weights.safetensors   the same for SAELens, where it has the architecture
               summary.json           held-out figures with intervals; its presence means: finished
+              going_on.json          which run it went on from, where it did not begin anew (`training.going_on`)
 
 A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/.
 """
@@ -31,6 +32,7 @@ from training.config.schema import Config
 from training.config.unused import unused
 from training.display import Display
 from training.finish import Result, finish, finished
+from training.going_on import going_on
 from training.loop import Every, Interrupted, fit
 from training.memory import require_saes
 from training.provenance import first_difference
@@ -43,7 +45,8 @@ Source = str | Path | Config | dict[str, Any]
 
 
 def train(
-    config: Source, overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
+    config: Source, overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False,
 ) -> Result:
     """Train the SAE that a config describes.
 
@@ -52,6 +55,7 @@ def train(
         overrides: dotted keys, `sae.k=64`.
         runs: the folder of all runs.
         resume: continue an interrupted run of the same config, bit for bit.
+        from_run: the folder of another run, from whose last checkpoint a new one goes on (`training.going_on`).
         quiet: no progress display.
 
     Raises:
@@ -63,12 +67,12 @@ def train(
             f"the config describes {len(members)} trainings ({', '.join(m.name for m in members)}); call sweep, which "
             "returns their results."
         )
-    return run_in_folders(members, runs, _from_config, resume=resume, quiet=quiet)[0]
+    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)[0]
 
 
 def sweep(
     config: Source | Sequence[Config], overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
-    quiet: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False,
 ) -> list[Result]:
     """Train every SAE that a config describes on one stream of batches, and return their results in its order.
 
@@ -78,7 +82,7 @@ def sweep(
         members = [one for c in config for one in _resolved(c, overrides)]
     else:
         members = _resolved(config, overrides)
-    return run_in_folders(members, runs, _from_config, resume=resume, quiet=quiet)
+    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)
 
 
 def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
@@ -96,9 +100,11 @@ def _from_config(members: Sequence[Config], display: Display) -> Shared:
 
 def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
-    resume: bool, quiet: bool,
+    resume: bool, quiet: bool, from_run: str | Path | None = None,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
+    if from_run is not None and (resume or len(members) > 1):
+        raise SaescopeError("a run that goes on from another is a new one, and a single one: no --resume, and no sweep.")
     folders = [run_folder(runs, c.name) for c in members]
     display = Display(quiet=quiet)
     if resume and all((f / "summary.json").exists() for f in folders):
@@ -109,7 +115,9 @@ def run_in_folders(
         for folder in folders:
             locks.enter_context(locked(folder))
         _refuse_taken(members, folders, resume=resume)
-        return run(members, folders, opened, display, resume=resume)
+        if from_run is not None:
+            locks.enter_context(going_on(from_run, members[0], folders[0]))
+        return run(members, folders, opened, display, resume=resume or from_run is not None)
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
@@ -177,6 +185,11 @@ def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Di
     address, changed = found
     for line in changed:
         display.say(f"warning: {line} since the checkpoint; the run will not continue bit for bit")
+    if trainers[0].n_steps > trainers[0].clock.n_steps:
+        raise SaescopeError(
+            f"the checkpoint is of step {trainers[0].n_steps}, and train.budget = {trainers[0].config.train.budget} is "
+            f"{trainers[0].clock.n_steps} steps; give a longer one."
+        )
     display.say(f"continuing after step {trainers[0].n_steps}")
     return address
 

@@ -50,6 +50,8 @@ def open_data(
         if set(hooks) != {HOOK}:
             raise SaescopeError(f"corpus.synthetic has one hook, {HOOK}; this config asks for {', '.join(hooks)}.")
         check({HOOK: config.corpus.synthetic.d})
+        n = config.corpus.synthetic.n_features
+        require(8 * n * config.corpus.synthetic.d, f"directions of {n:,} synthetic features", "lower roots, branching or d")
         return Data(Synthetic(config.corpus.synthetic), synthetic_tokens(config), None)
     if config.corpus.acts_dir is not None:
         acts = ActsDir(config.corpus.acts_dir)
