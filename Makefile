@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean
 
 demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
 	$(SAE) train configs/quickstart.yaml --resume
@@ -39,6 +39,17 @@ kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare 
 
 journeys: $(VENV)/.done        ## the ways through the dashboard in a real browser, which `make test` walks too
 	$(PY) -m pytest --durations=10 $(wildcard tests/dashboard/test_*journeys.py)
+
+circuit-demo: $(VENV)/.done    ## a first circuit: five small SAEs, then subject-verb agreement as a tested graph (minutes)
+	$(SAE) train configs/circuits/demo-saes.yaml --resume
+	$(SAE) circuit configs/circuits/demo.yaml
+	$(SAE) circuit show circuits/demo --html circuits/demo.html
+	@echo "look at it: circuits/demo.html, or analysis/notebooks"
+
+circuit-agreement: $(VENV)/.done  ## the circuit of docs/results: thirteen SAEs, 128 pairs, all baselines (under 90 minutes)
+	$(SAE) train configs/circuits/smollm2-saes.yaml --resume
+	$(SAE) circuit configs/circuits/agreement.yaml
+	$(SAE) circuit show circuits/agreement --tables docs/results --html circuits/agreement.html
 
 reproduce-%: $(VENV)/.done     ## an experiment's jobs and tables: docs/results/NAME.csv; goes on where it was stopped
 	$(SAE) reproduce $*
@@ -77,6 +88,12 @@ saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens,
 
 saelens-import: $(VENV)/.done .peers/saelens/.done  ## an SAE that SAELens trains, imported: its own figures, and its pages
 	$(PY) -m tests.peers.saelens_import --saelens .peers/saelens/bin/python
+
+# CIRCUIT_TRACER=CHECKOUT of decoderesearch/circuit-tracer at 0.4.1, and if you like NEURONPEDIA_SCHEMA=graph-schema.json,
+# GRAPHS="FILE ..." of theirs and CIRCUITS="circuits/NAME ..." of ours
+circuit-tracer-check: $(VENV)/.done                 ## our graphs under circuit-tracer's own models, theirs opened here
+	$(PY) -m tests.peers.circuit_tracer_check --circuit-tracer "$(CIRCUIT_TRACER)" \
+		$(if $(NEURONPEDIA_SCHEMA),--neuronpedia-schema "$(NEURONPEDIA_SCHEMA)") $(addprefix --graph ,$(GRAPHS)) $(CIRCUITS)
 
 .peers/saelens/.done:
 	$(PYTHON) -m venv .peers/saelens

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32
 
 from analysis.trained import open_trained
 from sae.code import SparseCode
+from sae.torch_state import own_torch_state
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class PromptCode:
         return list(out.values())
 
 
+@own_torch_state()
 def encode_text(run: str | Path, text: str) -> PromptCode:
     """The features of a text, token by token.
 

@@ -23,6 +23,7 @@ QUIET_S = 60.0
 LATE = 10.0
 SLOW_S = 15 * 60.0
 """The same where silence is usual: before the first line (activations are made) and after the last (evaluation)."""
+_LARGEST = 1e300
 _READ = ("config.yaml", "metrics.jsonl", "summary.json")
 
 
@@ -48,7 +49,8 @@ class Run:
     @property
     def n_rows(self) -> int:
         """Training rows so far; 0 where none are known."""
-        return int(self.summary.get("n_rows_trained") or (self.lines[-1]["rows"] if self.lines else 0))
+        logged = self.lines[-1]["rows"] if self.lines else 0
+        return int(number(self.summary.get("n_rows_trained")) or logged)
 
     @property
     def imported(self) -> bool:
@@ -77,20 +79,18 @@ class Run:
 
     def latest(self, metric: str) -> float | None:
         """The last value of a metric; of a held-out one after the end, the summary's."""
-        after = _mapping(self.summary.get("heldout")).get(metric.removeprefix("heldout/"))
-        if metric.startswith("heldout/") and isinstance(after, int | float):
-            return float(after)
+        after = number(section(self.summary, "heldout").get(metric.removeprefix("heldout/")))
+        if metric.startswith("heldout/") and after is not None:
+            return after
         values = series(self.lines, metric)[1]
         return values[-1] if values else None
 
     def interval(self, metric: str) -> tuple[float, float] | None:
         """The 95 % interval of the value that `latest` gives, where it has one: not of few documents."""
-        name, after = metric.removeprefix("heldout/"), _mapping(self.summary.get("heldout"))
-        lines = [{name: line[metric], f"{name}_interval": line.get(f"{metric}_interval")}
-                 for line in self.lines if isinstance(line.get(metric), int | float)]
-        found = [after] if isinstance(after.get(name), int | float) else lines
-        interval = found[-1].get(f"{name}_interval") if found else None
-        return (float(interval[0]), float(interval[1])) if interval else None
+        name, after = metric.removeprefix("heldout/"), section(self.summary, "heldout")
+        lines = [line.get(f"{metric}_interval") for line in self.lines if number(line.get(metric)) is not None]
+        found = lines if number(after.get(name)) is None else [after.get(f"{name}_interval")]
+        return _bounds(found[-1]) if found else None
 
 
 def find(root: Path) -> list[Run]:
@@ -148,23 +148,35 @@ def read_metrics(path: Path, problems: list[str]) -> list[Line]:
 
 def series(lines: Sequence[Line], metric: str) -> tuple[list[float], list[float]]:
     """The rows at which a metric was logged, and its values."""
-    points = [(float(line["rows"]), float(line[metric])) for line in lines if isinstance(line.get(metric), int | float)]
+    points = [(float(line["rows"]), value) for line in lines if (value := number(line.get(metric))) is not None]
     return [rows for rows, _ in points], [value for _, value in points]
 
 
 def intervals(lines: Sequence[Line], metric: str) -> list[tuple[float, float]] | None:
     """The 95 % intervals beside a metric's values; None unless every value has one."""
-    found = [line.get(f"{metric}_interval") for line in lines if isinstance(line.get(metric), int | float)]
-    return [(float(i[0]), float(i[1])) for i in found if i] if found and all(found) else None
+    found = [_bounds(line.get(f"{metric}_interval")) for line in lines if number(line.get(metric)) is not None]
+    known = [bounds for bounds in found if bounds is not None]
+    return known if found and len(known) == len(found) else None
 
 
 def metrics(runs: Sequence[Run]) -> list[str]:
     """Every metric that can be drawn, losses first, held-out ones last."""
     names = {
         key for run in runs for line in run.lines for key, value in line.items()
-        if isinstance(value, int | float) and key not in ("step", "rows") and not key.startswith("heldout/n_")
+        if number(value) is not None and key not in ("step", "rows") and not key.startswith("heldout/n_")
     }
     return sorted(names, key=lambda name: (name.startswith("heldout/"), not name.startswith("loss/"), name))
+
+
+def section(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a config or summary; empty where it is no mapping, or not there."""
+    found = fields.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def number(value: object) -> float | None:
+    """A finite number; None for anything else."""
+    return float(value) if isinstance(value, int | float) and abs(value) <= _LARGEST else None
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:
@@ -195,9 +207,9 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _line(text: bytes) -> Line | None:
     try:
         line = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("rows"), int | float) else None
+    return line if isinstance(line, dict) and number(line.get("rows")) is not None else None
 
 
 def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
@@ -205,7 +217,7 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
 
     try:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
         problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):
@@ -219,7 +231,7 @@ def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):
@@ -228,8 +240,10 @@ def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
     return value
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _bounds(interval: object) -> tuple[float, float] | None:
+    """The two ends of an interval; None for anything else."""
+    ends = [number(end) for end in interval] if isinstance(interval, list) else []
+    return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -244,7 +258,7 @@ def _stat(path: Path) -> tuple[int, int]:
 def _patience(config: Mapping[str, Any], lines: Sequence[Line]) -> float:
     """Seconds of silence after which a training without a summary counts as interrupted."""
     budget = _budget_rows(config, lines)
-    trained = [line for line in lines if line.get("tokens_per_s")]
+    trained = [line for line in lines if number(line.get("tokens_per_s"))]
     if len(trained) < 2 or (budget and lines[-1]["rows"] >= 0.98 * budget):
         return SLOW_S
     interval_s = (trained[-1]["rows"] - trained[-2]["rows"]) / trained[-1]["tokens_per_s"]
@@ -253,8 +267,7 @@ def _patience(config: Mapping[str, Any], lines: Sequence[Line]) -> float:
 
 def _budget_rows(config: Mapping[str, Any], lines: Sequence[Line]) -> float | None:
     """The length of the training in rows; estimated from the distance of its log lines where only the corpus knows."""
-    train = _mapping(config.get("train"))
-    batch_rows = _mapping(config.get("data")).get("batch_rows")
+    train, batch_rows = section(config, "train"), section(config, "data").get("batch_rows")
     budget, log_every = _duration(train.get("budget")), _duration(train.get("log_every"))
     if budget is not None and isinstance(batch_rows, int) and budget.unit in ("tokens", "steps"):
         return float(budget.rows(budget_rows=0, batch_rows=batch_rows, epoch_rows=0))

@@ -94,16 +94,39 @@ class TrainedSAE:
 
     @property
     def _loaded(self) -> tuple[Model, Vocabulary]:
+        config, _ = self.model_facts()
+        with LOCK:
+            model, vocabulary = _model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
+        self.check_model(model)
+        return model, vocabulary
+
+    def check_model(self, model: Model) -> None:
+        """Check that a model is the one whose activations the SAE was trained on; precision may differ.
+
+        Raises:
+            SaescopeError: it has other weights, or nobody knows which model it was.
+        """
+        then, now = self.model_facts()[1], model.identity
+        for key in sorted({*then, *now} - {"dtype"}):
+            if then.get(key) != now.get(key):
+                raise SaescopeError(
+                    f"{model.name} is not the model that {self.folder.name} was trained on: its {key} is {now.get(key)!r}, "
+                    f"was {then.get(key)!r}; bring that one back."
+                )
+
+    def model_facts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """How the language model was asked for (name, device, dtype), and its identity (`Model.identity`).
+
+        Raises:
+            SaescopeError: the SAE came without one.
+        """
         facts = self.sae.provenance
-        config, then = facts.get("config", {}).get("model") or {}, facts.get("made_from", {}).get("model")
-        if then is None or not config.get("name"):
+        config, identity = facts.get("config", {}).get("model") or {}, facts.get("made_from", {}).get("model")
+        if identity is None or not config.get("name"):
             raise SaescopeError(
                 f"{self.folder.name} was trained on activations that came without a language model: it reads no text."
             )
-        with LOCK:
-            model, vocabulary = _model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
-        _check_same(then, model, self.folder.name)
-        return model, vocabulary
+        return config, identity
 
     def tokens(self, text: str, limit: int = MAX_TOKENS) -> Int[Tensor, " n"]:
         """The tokens of a text as in training: BOS first where the model has it, and no spelt-out special tokens.
@@ -182,17 +205,6 @@ def _model(name: str, device: str, dtype: str) -> tuple[Model, Vocabulary]:
     except SaescopeError as error:
         raise SaescopeError(f"The language model is needed for this and is not on this machine: {error}") from error
     return model, Vocabulary(token_bytes(model.tokenizer))
-
-
-def _check_same(then: dict[str, Any], model: Model, run: str) -> None:
-    """Refuse a model with other weights; precision may differ."""
-    now = model.identity
-    for key in sorted({*then, *now} - {"dtype"}):
-        if then.get(key) != now.get(key):
-            raise SaescopeError(
-                f"{model.name} is not the model that {run} was trained on: its {key} is {now.get(key)!r}, was "
-                f"{then.get(key)!r}; bring that one back."
-            )
 
 
 def _limits(run: Path, provenance: dict[str, Any]) -> dict[str, float]:

@@ -5,9 +5,12 @@ line of a subcommand is the first line of its function's docstring, read from th
 """
 
 import ast
+import contextlib
 import errno
 import importlib.metadata
 import importlib.util
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +20,31 @@ from sae.errors import SaescopeError
 GROUP = "saescope.commands"
 _OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the system refuses whoever asks: no defect of the code, so no traceback."""
+_CLOSED_PIPE = 141
+"""What a shell says of a program that a closed pipe ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand: 0 on success, 2 with one sentence on stderr for what the user can mend, 130 if interrupted."""
+    """Run a subcommand: 0 on success, 2 with one sentence on stderr for what the user can mend, 130 if interrupted.
+
+    Characters that the terminal's encoding lacks are replaced. 141, without a word, if nobody reads the output any more.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # here and not at the interpreter's end, where a closed pipe could no longer be caught
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still to be written goes nowhere
+        with contextlib.suppress(io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
     if not argv or argv[0] in ("-h", "--help"):

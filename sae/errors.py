@@ -10,6 +10,10 @@ class SaescopeError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, without its full stop; the error's class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    """The first line of another library's error, without its full stop; the error's class where it says nothing.
+
+    A line that ends with a colon only announces the next.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    n = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:n]).rstrip(".") or type(error).__name__

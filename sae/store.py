@@ -21,6 +21,7 @@ from sae.formats import gemma_scope, saelens
 from sae.io import files
 from sae.io.paths import user_path
 from sae.kernels import backend
+from sae.torch_state import own_torch_state
 from sae.variants import READABLE
 
 FORMAT = "saescope-sae"
@@ -29,7 +30,7 @@ WEIGHTS, MANIFEST = "sae.safetensors", "sae.json"
 
 
 def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
-    """Write an SAE to `folder`, replacing what is there, and return its weights hash. The SAE itself is unchanged.
+    """Write an SAE to `folder`, replacing an SAE that is there, and return its weights hash. The SAE itself is unchanged.
 
     Args:
         sae: any variant, on any device.
@@ -37,8 +38,12 @@ def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
         provenance: what the SAE was made from (site, model, corpus, ...), in JSON types; `load` gives it back.
 
     Raises:
-        SaescopeError: decoder norms cannot be folded without changing which features are active, or the disk is full.
+        SaescopeError: decoder norms cannot be folded without changing which features are active, the disk is full, or
+            the folder holds something else.
     """
+    folder = Path(folder)
+    if folder.exists() and files.format_of(folder / MANIFEST) != FORMAT and (not folder.is_dir() or any(folder.iterdir())):
+        raise SaescopeError(f"{folder} holds something else than an SAE of this code; choose another folder, or remove it.")
     unit = unit_copy(sae)
     tensors = dict(unit.tensors())
     digest = tensors_hash(tensors)
@@ -49,12 +54,13 @@ def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
         "tensors": {name: {"dtype": _dtype(t), "shape": list(t.shape)} for name, t in tensors.items()},
         "weights_sha256": digest, "provenance": provenance,
     }
-    with files.atomic_dir(Path(folder)) as partial:
+    with files.atomic_dir(folder) as partial:
         files.write_tensors(partial / WEIGHTS, tensors, {"format": FORMAT})
         files.write_json(partial / MANIFEST, manifest)
     return digest
 
 
+@own_torch_state()
 def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> SAE:
     """Read an SAE from a run folder, its `final/`, or a folder of SAELens or Gemma Scope; `sae.provenance` says which.
 

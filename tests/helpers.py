@@ -7,8 +7,12 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from sae.cli import main
 
@@ -114,3 +118,20 @@ def tree(folder: Path) -> dict[str, bytes]:
     paths = sorted(p for p in folder.rglob("*") if p.is_file())
     names = {str(p.relative_to(folder)): p for p in paths}
     return {name: path.read_bytes() for name, path in names.items() if ".partial" not in name and ".lock" not in name}
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """While open, nothing below `folder` can be written: mounted so for root, whom no mode stops; else by its mode."""
+    if os.geteuid():
+        folder.chmod(0o555)
+        undo = partial(folder.chmod, 0o755)
+    else:
+        for options in (["--bind", str(folder)], ["-o", "remount,bind,ro"]):
+            if subprocess.run(["mount", *options, str(folder)], capture_output=True).returncode:
+                pytest.skip("root may not mount here")
+        undo = partial(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        undo()

@@ -78,6 +78,7 @@ def _held_out(results: "list[Result]") -> None:
 
 def _row(result: "Result") -> tuple[str, ...]:
     held, dead = result.summary["heldout"], result.summary["dead"]
+    l0 = "–" if held["l0"] is None else f"{held['l0']:.1f}"
 
     def with_interval(key: str) -> str:
         if held.get(key) is None:
@@ -86,7 +87,7 @@ def _row(result: "Result") -> tuple[str, ...]:
         return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        result.summary["name"], f"{held['l0']:.1f}", with_interval("fve"), _dead(dead), f"{held['silent']:.2%}",
+        result.summary["name"], l0, with_interval("fve"), _dead(dead), f"{held['silent']:.2%}",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         with_interval("kl"),
     )
@@ -151,6 +152,8 @@ def cache(argv: list[str]) -> int:
         sub = commands.add_parser(name, help=text)
         sub.add_argument("name", help="a cache's folder, or its name below --dir")
         sub.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
+        if name == "rm":
+            sub.add_argument("--yes", action="store_true", help="remove it without being asked")
     ls = commands.add_parser("ls", help="list caches with their hooks and sizes")
     ls.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -177,14 +180,23 @@ def _cache_make(args: argparse.Namespace) -> int:
 def _cache_folder(args: argparse.Namespace) -> Path:
     candidates = [user_path(args.name), args.dir / args.name]
     for folder in candidates:
-        if (folder / "manifest.json").exists():
+        if _is_cache(folder):
             return folder
     there = ", ".join(_cache_names(args.dir)) or "none"
-    raise SaescopeError(f"no cache {args.name!r}; in {args.dir} there are: {there}.")
+    found = next((f"{folder} is no cache" for folder in candidates if folder.exists()), f"no cache {args.name!r}")
+    raise SaescopeError(f"{found}; in {args.dir} there are: {there}.")
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether its manifest says so: other folders have a manifest.json too."""
+    from sae.io.files import format_of
+    from training.corpus.tokens import FORMAT
+
+    return format_of(folder / "manifest.json") == FORMAT
 
 
 def _cache_names(root: Path) -> list[str]:
-    return sorted(p.parent.name for p in root.glob("*/manifest.json"))
+    return sorted(p.parent.name for p in root.glob("*/manifest.json") if _is_cache(p.parent))
 
 
 def _cache_verify(args: argparse.Namespace) -> int:
@@ -199,15 +211,17 @@ def _cache_verify(args: argparse.Namespace) -> int:
 
 
 def _cache_ls(args: argparse.Namespace) -> int:
+    from sae.io.files import read_json
     from training.display import Display
 
     rows = []
     for name in _cache_names(args.dir):
         folder = args.dir / name
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        manifest = read_json(folder / "manifest.json")
+        counts = [manifest.get("n_seqs"), manifest.get("n_ctx")]
+        n_tokens = f"{counts[0] * counts[1]:,}" if all(isinstance(n, int) for n in counts) else "damaged"
         hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
-        rows.append((name, f"{manifest['n_seqs'] * manifest['n_ctx']:,}", f"{size / 1e6:,.0f}", " ".join(hooks)))
+        rows.append((name, n_tokens, f"{_size(folder) / 1e6:,.0f}", " ".join(hooks)))
     Display().table(str(args.dir), rows, ("cache", "tokens", "MB", "hooks"))
     return 0
 
@@ -218,10 +232,29 @@ def _cache_rm(args: argparse.Namespace) -> int:
     from sae.io.locks import locked
 
     folder = _cache_folder(args)
-    with locked(folder):
-        shutil.rmtree(folder)
-    print(f"removed {folder}")
+    # what a link leads to is what takes the space; and `.` has no name to lock
+    place = folder.resolve()
+    if not args.yes and not _agreed(f"remove {place}, {_size(place) / 1e6:,.0f} MB?"):
+        print(f"kept {place}")
+        return 0
+    # what is being filled is locked apart
+    with locked(place), locked(place / "acts"):
+        shutil.rmtree(place)
+    if folder.is_symlink():
+        folder.unlink()
+    print(f"removed {place}")
     return 0
+
+
+def _size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        raise SaescopeError(f"{question} Nobody is there to answer; --yes removes it without asking.") from None
 
 
 def bench(argv: list[str]) -> int:

@@ -46,7 +46,7 @@ class HeldOut:
             n_rows: before masked rows are left out.
         """
         self.source, self.tokens = source, tokens
-        self.seqs = spread(tokens.sequences(held_out=True), -(-n_rows // tokens.n_ctx))
+        self.seqs = spread(tokens.sequences_with_rows(held_out=True), -(-n_rows // tokens.n_ctx))
         keep = mask.over(source, tokens).keep(self.seqs, tokens.n_ctx)
         self.units = _Units(tokens, self.seqs, keep.view(-1, tokens.n_ctx).numpy())
         self.acts = {hook: source.rows(hook, self.seqs, tokens.n_ctx)[keep] for hook in hooks}
@@ -118,7 +118,7 @@ class Spliced:
         assert tokens.tokens is not None
         self.model, self.source, self.tokens = model, source, tokens
         self.mask = mask.over(source, tokens)
-        seqs = spread(tokens.sequences(held_out=True), -(-n_tokens // (tokens.n_ctx - 1)))
+        seqs = spread(tokens.sequences_with_rows(held_out=True), -(-n_tokens // (tokens.n_ctx - 1)))
         masks = self.mask.keep(seqs, tokens.n_ctx).view(len(seqs), tokens.n_ctx).numpy()
         self.seqs = seqs[sorted(range(len(seqs)), key=lambda i: masks[i].tobytes())]
         self.batch_seqs = batch_seqs

@@ -23,6 +23,7 @@ from sae.errors import SaescopeError
 from sae.io.files import write_bytes
 from sae.io.locks import locked
 from sae.kernels import backend
+from sae.torch_state import own_torch_state
 from training.activations.batches import FIRST, Address
 from training.activations.calibration import calibrate
 from training.activations.harvest import open_data
@@ -121,15 +122,19 @@ def run_in_folders(
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse run folders that exist, unless the same config is resumed, and new runs with settings without effect."""
-    if not resume:
-        if reason := unused(members[0]):
-            raise SaescopeError(reason)
-        for folder in folders:
-            if (folder / "config.yaml").exists():
-                raise SaescopeError(
-                    f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
-                )
+    """Refuse folders of runs, unless the same config is resumed, and of something else; and settings without effect."""
+    if not resume and (reason := unused(members[0])):
+        raise SaescopeError(reason)
+    for folder in folders:
+        begun = (folder / "config.yaml").exists()
+        if begun and not resume:
+            raise SaescopeError(
+                f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
+            )
+        if not begun and (folder / "final").exists():
+            raise SaescopeError(
+                f"{folder} is no run (it holds no config.yaml), but its final/ would be replaced; choose another name."
+            )
     _check_same(members, folders)
 
 
@@ -141,6 +146,7 @@ def _check_same(members: Sequence[Config], folders: Sequence[Path]) -> None:
             raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
 
 
+@own_torch_state()
 def run(
     members: Sequence[Config], folders: Sequence[Path] | None, opened: Callable[[Sequence[Config], Display], Shared],
     display: Display, *, resume: bool = False,

@@ -176,8 +176,10 @@ class Trainer:
                 f"(= {self.config.optim.lr:g}), lengthen optim.warmup, or set train.precision=fp32."
             )
         residual, variance = sums.pop("residual"), sums.pop("variance")
+        # of rows that all are the training mean there is none to explain
+        fve = {"fve": 1 - residual / variance} if variance else {}
         dead = {} if self.dead_share is None else {"dead": self.dead_share}
-        return sums | {"fve": 1 - residual / variance} | dead
+        return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state, by name."""

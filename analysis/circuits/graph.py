@@ -1,13 +1,26 @@
 """A circuit: nodes, edges, what was measured of them, and everything needed to make it again."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
-from analysis.circuits.nodes import Nodes
+from analysis.circuits.nodes import ANYWHERE, ERROR, OUTPUT, SKIP, Nodes
+from sae.errors import SaescopeError
 from training.site import Site
+
+if TYPE_CHECKING:
+    from analysis.render.circuit import Drawing
+
+KINDS = {ERROR: "error", SKIP: "skip"}
+"""What stands in a name where a feature has its number."""
+OUTPUT_NAME = "output"
+_BY_NODE = ("effect", "low", "high", "value", "reference", "inclusion")
+_BY_EDGE = ("weight", "weight_low", "weight_high", "edge_inclusion")
 
 
 @dataclass(frozen=True)
@@ -69,3 +82,180 @@ class Circuit:
     weight_high: Float64[np.ndarray, " n_edges"]
     edge_inclusion: Float64[np.ndarray, " n_edges"]
     scores: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Every array has its length, edges name nodes, and nodes name sites."""
+        n, e = len(self.nodes), len(self.source)
+        assert all(len(getattr(self, name)) == n for name in _BY_NODE), "a number for each node"
+        assert all(len(getattr(self, name)) == e for name in ("target", *_BY_EDGE)), "a number for each edge"
+        assert not n or (self.nodes.site.min() >= 0 and self.nodes.site.max() < len(self.sites)), "nodes of these sites"
+        assert not e or (self.source.min() >= 0 and max(self.source.max(), self.target.max()) < n), "edges of these nodes"
+
+    @property
+    def positional(self) -> bool:
+        """Whether nodes are at positions, rather than summed over them."""
+        return bool((self.nodes.position != ANYWHERE).all())
+
+    @property
+    def n_features(self) -> int:
+        """Features, errors and skip paths counted once however many positions they are at."""
+        return len(set(zip(self.nodes.site.tolist(), self.nodes.feature.tolist(), strict=True)))
+
+    def node_name(self, i: SupportsIndex) -> str:
+        """`resid-9/f920@3`: site, feature (or `error`, `skip`), and position where there is one; OUTPUT is `output`."""
+        if int(i) == OUTPUT:
+            return OUTPUT_NAME
+        return name_of(self.sites, *(int(column[i]) for column in self._columns))
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every node."""
+        return [self.node_name(i) for i in range(len(self.nodes))]
+
+    def find(self, *names: str) -> Int64[np.ndarray, " n"]:
+        """Indices of nodes, ascending, by name; a name without its position stands for all of them.
+
+        Raises:
+            SaescopeError: no node has that name.
+        """
+        found = [self._find(name) for name in names]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+
+    def select(self, *names: str) -> Nodes:
+        """Nodes by name, as an intervention takes them; see `find`."""
+        return self.nodes.take(self.find(*names))
+
+    def table(self, of: Literal["nodes", "edges"] = "nodes") -> list[dict[str, Any]]:
+        """Nodes or edges as rows, the largest effect first, for a data frame or a file; NaN becomes None."""
+        rows = self.rows(of)
+        by = self.effect if of == "nodes" else self.weight
+        return [rows[i] for i in np.argsort(-np.nan_to_num(np.abs(by)), kind="stable")]
+
+    def rows(self, of: Literal["nodes", "edges"] = "nodes") -> list[dict[str, Any]]:
+        """The same in the circuit's own order."""
+        return self._node_rows() if of == "nodes" else self._edge_rows()
+
+    def take(
+        self, nodes: Bool[np.ndarray, " n_nodes"], edges: Bool[np.ndarray, " n_edges"] | None = None
+    ) -> "Circuit":
+        """The part with these nodes, and of these edges those between them. Scores, which were of the whole, go.
+
+        Args:
+            nodes: which stay.
+            edges: which may stay; None is all.
+        """
+        into = np.append(nodes, True)  # OUTPUT is −1, the last
+        stay = nodes[self.source] & into[self.target] & (True if edges is None else edges)
+        if nodes.all() and stay.all():
+            return self
+        place = np.append(np.cumsum(nodes) - 1, OUTPUT)
+        return replace(
+            self, nodes=self.nodes.take(nodes), source=place[self.source[stay]], target=place[self.target[stay]],
+            scores={}, **{name: getattr(self, name)[nodes] for name in _BY_NODE},
+            **{name: getattr(self, name)[stay] for name in _BY_EDGE},
+        )
+
+    def without(self, *names: str) -> "Circuit":
+        """The circuit less some nodes and their edges; see `find` for names, `prune.without_orphans` for what then hangs.
+
+        Raises:
+            SaescopeError: no node has that name.
+        """
+        stay = np.ones(len(self.nodes), dtype=bool)
+        stay[self.find(*names)] = False
+        return self.take(stay)
+
+    def consensus(self, threshold: float = 0.9) -> "Circuit":
+        """The nodes and edges that were chosen in at least this share of the bootstraps (after CIRCUS, 2603.00523).
+
+        Edges whose own inclusion was not measured stay with their nodes.
+
+        Raises:
+            SaescopeError: inclusion was not measured.
+        """
+        if len(self.nodes) and np.isnan(self.inclusion).all():
+            raise SaescopeError(
+                f"The circuit {self.name} has no inclusion probabilities, so it has no consensus: measure its stability."
+            )
+        return self.take(self.inclusion >= threshold, np.isnan(self.edge_inclusion) | (self.edge_inclusion >= threshold))
+
+    def figure(
+        self, *, consensus: float = 0.9, max_edges: int = 300, labels: Mapping[str, str] | None = None
+    ) -> "Drawing":
+        """The graph drawn: sites upwards, positions to the right; shows itself in a notebook, and saves itself as HTML.
+
+        Args:
+            consensus: nodes with at least this inclusion have a ring.
+            max_edges: the largest edges that are drawn.
+            labels: what features are about, by the name of a node, or by its name without the position.
+        """
+        from analysis.render.circuit import draw
+
+        return draw(self, consensus=consensus, max_edges=max_edges, labels=labels or {})
+
+    def _repr_html_(self) -> str:
+        return self.figure()._repr_html_()
+
+    @property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.nodes.site, self.nodes.position, self.nodes.feature
+
+    def _find(self, name: str) -> np.ndarray:
+        names = self.names
+        found = [i for i, one in enumerate(names) if name in (one, one.rpartition("@")[0])]
+        if not found:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+            raise SaescopeError(
+                f"None of the {len(names)} nodes of circuit {self.name} is called {name!r}; the nearest: {', '.join(near)}."
+            )
+        return np.array(found, dtype=np.int64)
+
+    def _node_rows(self) -> list[dict[str, Any]]:
+        numbers = {name: _plain(getattr(self, name)) for name in _BY_NODE}
+        return [
+            {"node": self.node_name(i), "site": self.sites[site].name,
+             "position": None if position == ANYWHERE else position, "kind": KINDS.get(feature, "feature"),
+             "feature": feature if feature >= 0 else None,
+             **{name: column[i] for name, column in numbers.items()}}
+            for i, (site, position, feature) in enumerate(self.nodes.triples)
+        ]
+
+    def _edge_rows(self) -> list[dict[str, Any]]:
+        columns = [_plain(getattr(self, name)) for name in _BY_EDGE]
+        ends = zip(self.source.tolist(), self.target.tolist(), strict=True)
+        return [
+            {"source": self.node_name(source), "target": self.node_name(target),
+             **dict(zip(("weight", "low", "high", "inclusion"), (column[i] for column in columns), strict=True))}
+            for i, (source, target) in enumerate(ends)
+        ]
+
+
+def name_of(sites: Sequence[SiteInfo], site: int, position: int, feature: int) -> str:
+    """The name of a node; see `Circuit.node_name`."""
+    what = KINDS.get(feature, f"f{feature}")
+    return f"{sites[site].name}/{what}" + ("" if position == ANYWHERE else f"@{position}")
+
+
+def site_names(sites: Sequence[Site]) -> list[str]:
+    """Short names by block and kind, `resid-9`, `attn-12`, `mlp-0`; full hooks where two sites would be called the same."""
+    short = [_short(site) for site in sites]
+    return [
+        name if short.count(name) == 1 else ">".join(site.hooks) for name, site in zip(short, sites, strict=True)
+    ]
+
+
+def layer_of(site: Site) -> int | None:
+    """The block in which a site's output lies; None where it lies in none."""
+    block = re.match(r"blocks\.(\d+)\.", site.output)
+    return int(block[1]) if block else None
+
+
+def _short(site: Site) -> str:
+    layer, hook = layer_of(site), site.output.rpartition("hook_")[2]
+    kinds = {"resid_post": "resid", "attn_out": "attn", "mlp_out": "mlp"}
+    name = "update" if site.update else kinds.get(hook, hook.replace("_", "-"))
+    return name if layer is None else f"{name}-{layer}"
+
+
+def _plain(numbers: Float64[np.ndarray, " n"]) -> list[float | None]:
+    return [None if number != number else number for number in numbers.tolist()]

@@ -146,3 +146,29 @@ class EdgeEffects:
         """Some of the edges, by mask or by indices; the list of nodes stays."""
         columns = np.flatnonzero(which) if which.dtype == bool else which
         return EdgeEffects(self.nodes, self.source[columns], self.target[columns], self.values[:, columns])
+
+    @classmethod
+    def none(cls, nodes: Nodes, n_examples: int) -> "EdgeEffects":
+        """No edges between these nodes."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls(nodes, none, none, sparse.csr_array((n_examples, 0), dtype=np.float64))
+
+    def largest(self, n: int) -> "EdgeEffects":
+        """The n edges with the largest absolute mean effect, in their order; edges without one are left out."""
+        size = np.abs(self.mean)
+        order = np.argsort(-size, kind="stable")[:n]
+        return self.take(np.sort(order[size[order] > 0]))
+
+
+def joined_edges(parts: Sequence[EdgeEffects]) -> EdgeEffects:
+    """Edges between the same nodes, of further examples, put below each other."""
+    nodes = parts[0].nodes
+    keys = [part.source * (len(nodes) + 1) + part.target + 1 for part in parts]
+    found = np.unique(np.concatenate(keys))
+    blocks = []
+    for part, key in zip(parts, keys, strict=True):
+        coo = part.values.tocoo()
+        cells = (coo.coords[0], np.searchsorted(found, key)[coo.coords[1]])
+        blocks.append(sparse.csr_array((coo.data, cells), shape=(part.values.shape[0], len(found))))
+    values = sparse.csr_array(sparse.vstack(blocks))
+    return EdgeEffects(nodes, found // (len(nodes) + 1), found % (len(nodes) + 1) - 1, values)

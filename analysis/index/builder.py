@@ -41,6 +41,7 @@ from sae.errors import SaescopeError
 from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json
 from sae.io.locks import locked
 from sae.io.paths import user_path
+from sae.torch_state import own_torch_state
 from training.display import Display
 from training.model.language_model import Model
 from training.model.token_bytes import token_bytes
@@ -50,6 +51,7 @@ SHARD_ROWS = 131_072
 """Rows after which progress is made safe."""
 
 
+@own_torch_state()
 def build(
     run: str | Path, *, corpus: Sequence[str] | None = None, name: str = "default", n_rows: int | None = None,
     memory: str | int = "1 GB", quiet: bool = False, again: bool = False, batch_rows: int | None = None,

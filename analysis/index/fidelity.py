@@ -18,15 +18,17 @@ from sae.metrics import FVE
 def fidelity(rows: CorpusRows, codes: Codes) -> dict[str, Any]:
     """FVE of the target from the stored codes, in raw units over kept rows.
 
-    Of held-out sequences, which cost a twentieth of all; of every one where a corpus holds out none.
+    Of held-out sequences, which cost a twentieth of all; of every one where none with kept rows is held out.
 
     Returns:
         `fve` (None where the target has no variance), `n_rows` and `n_seqs` it is of, and whether they are `held_out`.
     """
     sae = rows.trained.sae
+    kept = codes.kept.reshape(rows.n_seqs, rows.n_ctx).any(axis=1)
     held = rows.data.tokens.sequences(held_out=True)
     held = held[held < rows.n_seqs]
-    seqs = held if len(held) else np.arange(rows.n_seqs)
+    held = held[kept[held]]
+    seqs = held if len(held) else np.flatnonzero(kept)
     fve = FVE(1, sae.target.mean.cpu())
     block = max(1, BLOCK_ROWS // rows.n_ctx)
     for start in range(0, len(seqs), block):

@@ -51,17 +51,20 @@ def label_all(
     """Label features and write the labels as they are made, so that an interruption loses few.
 
     Raises:
-        SaescopeError: the index was made from other weights than the run has now, or has no text.
+        SaescopeError: the index was made from other weights than the run has now, or has no text, or the run's folder
+            cannot be written.
     """
     from analysis.labels.automatic import Explainer
     from training.display import Display
 
+    if not labels.writable:
+        raise SaescopeError(f"{labels.path} cannot be written, so no label would be kept; make the run's folder writable.")
     if index.stale:
         raise SaescopeError(f"Labels would be kept under weights that were not indexed: {index.stale}")
     if index.vocabulary is None:
         raise SaescopeError(f"{index.folder} was made without a tokenizer, so there are no words to label features by.")
     explainer, made, waiting = Explainer(index, seed=seed), [], []
-    with Display(quiet=quiet).task("labelling", len(features)) as task:
+    with Display(quiet=quiet).task("labelling", len(features), "features") as task:
         for feature in features:
             one = explainer.label(feature)
             waiting += [one] if one is not None else []

@@ -1,9 +1,13 @@
 """The SQLite file behind labels: opened on first use, made by the first write, and never harmed.
 
-A file that is damaged, newer than this code or somebody else's is refused and left as it is.
+A file that is damaged, newer than this code or somebody else's is refused and left as it is. Where it cannot be written
+(a shared disk, a copy of somebody else) a copy in memory is read: SQLite itself would write beside it even to read.
 """
 
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +41,12 @@ class Database:
         self.path = path
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._copied: tuple[int, ...] | None = None
+
+    @property
+    def writable(self) -> bool:
+        """Whether the system lets the file, and its folder, be written."""
+        return os.access(self.path.parent, os.W_OK) and (not self.path.exists() or os.access(self.path, os.W_OK))
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """The rows of a query; none while there is no file, which reading does not make.
@@ -57,6 +67,8 @@ class Database:
             SaescopeError: the file cannot be written.
         """
         with self._lock:
+            if not self.writable:
+                raise SaescopeError(self._refusal(sqlite3.OperationalError("readonly")))
             connection = self._guarded(_begin)
             try:
                 yield connection
@@ -68,10 +80,14 @@ class Database:
                 _undo(connection)
                 raise
 
+    @property
+    def _files(self) -> list[Path]:
+        """The file, and what was written last but is not yet in it."""
+        return [file for file in (self.path, self.path.with_name(f"{self.path.name}-wal")) if file.exists()]
+
     def stamp(self) -> tuple[int, ...]:
         """A value that changes whenever the file has."""
-        files = [self.path, self.path.with_name(f"{self.path.name}-wal")]
-        stats = [file.stat() for file in files if file.exists()]
+        stats = [file.stat() for file in self._files]
         return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
     def close(self) -> None:
@@ -82,15 +98,32 @@ class Database:
                 self._connection = None
 
     def _guarded(self, do: Callable[[sqlite3.Connection], Any]) -> Any:
+        # somebody else may write the file, or make it writable
+        if self._copied is not None and (self.writable or self._copied != self.stamp()):
+            self.close()
         try:
             if self._connection is None:
-                self._connection = self._open()
+                self._copied = None if self.writable else self.stamp()
+                self._connection = self._open(self.path) if self._copied is None else self._copy()
             return do(self._connection)
         except sqlite3.Error as error:
             raise SaescopeError(self._refusal(error)) from error
 
-    def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+    def _copy(self) -> sqlite3.Connection:
+        """The file's content in memory."""
+        with tempfile.TemporaryDirectory() as folder:
+            for file in self._files:
+                shutil.copyfile(file, Path(folder) / file.name)
+            copied = self._open(Path(folder) / self.path.name)
+            try:
+                connection = _connect(":memory:")
+                copied.backup(connection)
+            finally:
+                copied.close()
+        return connection
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        connection = _connect(path)
         try:
             (application,), (version,), (n_tables,) = (
                 connection.execute(query).fetchone()
@@ -143,6 +176,10 @@ class Unreadable(Database):
         """Raises SaescopeError: why the file cannot be read."""
         raise SaescopeError(self.reason)
         yield
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
 
 
 def _begin(connection: sqlite3.Connection) -> sqlite3.Connection:

@@ -99,6 +99,11 @@ class Labels:
         self.weights = weights
         self._file = Database(self.path)
 
+    @property
+    def writable(self) -> bool:
+        """Whether labels can be kept here; those that are there can be read in any case."""
+        return self._file.writable
+
     # -- labels -------------------------------------------------------------------------------------------------------
 
     def get(self, feature: int) -> Label | None:

@@ -10,6 +10,7 @@ from analysis.mdl.description_length import EPSILON, DescriptionLength, Encoded,
 from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
+from sae.torch_state import own_torch_state
 from training.display import Display
 
 N_ROWS = 16_384
@@ -57,6 +58,7 @@ class Selection:
         return self.runs[0]
 
 
+@own_torch_state()
 def least_description(
     runs: Sequence[str | Path], fve: float | None = None, epsilon: float = EPSILON, n_rows: int = N_ROWS,
     *, curves: bool = False,

@@ -98,5 +98,28 @@ def _second() -> str:
     )
 
 
-CSS = _BASE + _bars() + _levels() + _second()
+def _graph() -> str:
+    """A circuit's graph (`analysis.render.circuit`)."""
+    return f"""
+.sx-graph{{display:flex;margin:.5rem 0}}
+.sx-graph>svg{{flex:none}}
+.sx-graph svg,.sx-graph-legend svg{{width:auto;max-width:none}}
+.sx-graph-legend span{{display:inline-flex;gap:.3rem;align-items:center;margin-right:.8rem}}
+.sx-rule{{stroke:var(--sx-rule);stroke-width:1}}
+.sx-edge{{fill:none;stroke-opacity:.5;stroke:currentColor}}
+.sx-edge.sx-pos{{stroke:{POSITIVE}}}.sx-edge.sx-neg{{stroke:{NEGATIVE};stroke-dasharray:5 3}}
+.sx-node{{fill:currentColor;fill-opacity:.5;stroke:currentColor;stroke-width:1.5}}
+.sx-node.sx-pos{{fill:{POSITIVE};fill-opacity:1;stroke:{POSITIVE}}}
+.sx-node.sx-neg{{fill:var(--sx-ground,Canvas);fill-opacity:1;stroke:{NEGATIVE};stroke-width:3}}
+.sx .sx-node text{{font-size:9px;stroke:none;fill:currentColor;fill-opacity:.8}}
+.sx-node:hover,.sx-node:focus-visible{{outline:none;stroke:currentColor}}
+.sx .sx-ring{{fill:none;stroke:currentColor;stroke-width:1.5}}
+.sx-hit{{fill:transparent;stroke:none}}
+.sx-out{{fill:currentColor}}
+.sx-tip{{display:none;pointer-events:none}}
+.sx-tip rect{{fill:#1f2328;stroke:#fff;stroke-width:.5}}.sx .sx-tip text{{fill:#fff}}
+"""
+
+
+CSS = _BASE + _bars() + _levels() + _second() + _graph()
 """Classes begin with `sx-`; a wrapper has the class `sx`, and `sx-numbers` or `sx-breaks` to switch these on."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from analysis.trained import LOCK, TrainedSAE, open_trained
 from sae.errors import SaescopeError
+from sae.torch_state import own_torch_state
 from training.model import edits as splice
 from training.model.splice import SplicedModel
 
@@ -149,6 +150,7 @@ class Editor:
         ]
 
 
+@own_torch_state()
 def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None) -> Steered:
     """Continue a prompt without and with edits, from the same noise.
 

@@ -94,16 +94,16 @@ def _table(found: Sequence[Run]) -> None:
 
 
 def _row(run: Run, now: float) -> dict[str, Any]:
-    sae = run.config.get("sae") or {}
+    sae, d_sae = runs.section(run.config, "sae"), runs.number(runs.section(run.config, "sae").get("d_sae"))
     l0, dead = run.latest("heldout/l0"), run.latest("dead")
     return {
         "run": run.name, "status": GLYPHS[run.status(now)], "through": run.through,
-        "variant": sae.get("variant"), "d_sae": sae.get("d_sae"),
+        "variant": str(sae["variant"]) if "variant" in sae else None, "d_sae": None if d_sae is None else int(d_sae),
         "l0": run.latest("l0") if l0 is None else l0,
         "fve": run.latest("heldout/fve"), "fve_interval": run.interval("heldout/fve"), "dead": dead,
         "silent": run.latest("heldout/silent"),
         "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": run.interval("heldout/ce_recovered_mean"),
-        "tokens": None if run.imported else run.n_rows, "site": site_text(run.config.get("site") or {}),
+        "tokens": None if run.imported else run.n_rows, "site": site_text(runs.section(run.config, "site")),
         "updated": run.updated,
     }
 
@@ -198,7 +198,7 @@ def as_csv(chosen: Sequence[Run]) -> str:
     for run in chosen:
         for line in run.lines:
             for key, value in line.items():
-                if key not in ("step", "rows") and isinstance(value, int | float):
+                if key not in ("step", "rows") and runs.number(value) is not None:
                     writer.writerow((inert(run.name), line.get("step"), line["rows"], key, repr(value)))
     return out.getvalue()
 

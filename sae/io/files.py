@@ -148,11 +148,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))  # other programs write a BOM
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
     if not isinstance(value, dict):
         raise SaescopeError(f"{path}: holds a JSON {type(value).__name__} where an object was expected.")
     return value
+
+
+def format_of(manifest: Path) -> str | None:
+    """The format that a manifest names; None where there is no manifest that can be read, so nothing of ours."""
+    try:
+        named = read_json(manifest).get("format")
+    except SaescopeError:
+        return None
+    return named if isinstance(named, str) else None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

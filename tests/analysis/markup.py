@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-VOID = {"br", "hr", "img", "meta", "input", "line", "rect"}
+VOID = {"br", "hr", "img", "meta", "input"}
 ALLOWED = {
     "html", "head", "body", "title", "meta", "style", "main", "nav", "article", "section", "header", "footer", "div",
     "span", "bdi", "p", "h1", "h2", "h3", "a", "ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody",
-    "tr", "th", "td", "details", "summary", "svg", "g", "rect", "line", "text", "mark", "small", "strong", "sup", "br",
+    "tr", "th", "td", "details", "summary", "svg", "g", "rect", "line", "text", "circle", "path", "mark", "small",
+    "strong", "sup", "br",
 }
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis.labels.store import Labels
 from analysis.render.text import count
 from dashboard.frame import TITLES
 from dashboard.views.features import N_ROWS
 from sae.io.files import read_json, write_json
 from tests.analysis.indexed_runs import HOSTILE, STATES
 from tests.dashboard.pages import drawn, html, said, saved, visit
+from tests.helpers import read_only
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +75,18 @@ def test_every_page_over_every_state(page: str, state: str) -> None:
 @pytest.mark.parametrize("state", ["healthy", "dead", "one", "abstopk"])
 def test_every_tab_of_a_feature(tab: str, state: str) -> None:
     visit(page="feature", run=state, f="0", tab=tab)
+
+
+def test_labels_of_a_read_only_run_are_shown_and_not_edited(states: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(states / "healthy", tmp_path / "runs/shared"))
+    Labels(run).set_label(0, "somebody else's")
+    with pytest.MonkeyPatch.context() as patch, read_only(run.parent):
+        patch.setenv("SAESCOPE_RUNS", str(run.parent))
+        app = visit(page="feature", run="shared", f="0", tab="label")
+        text = app.text_input(key="label text 0")
+        assert text.value == "somebody else's" and text.disabled and app.text_area(key="note 0").disabled
+        assert "cannot be written" in said(app)
+    assert not visit(page="feature", run="healthy", f="0", tab="label").text_input(key="label text 0").disabled
 
 
 def test_signed_features_have_two_sides() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,43 @@ def test_a_broken_run_is_told_beside_the_whole_one(root: Path) -> None:
     app = visit()
     assert len(table(app)) == 2
     assert "config\\.yaml cannot be read" in app.warning[0].value
+
+
+ODD = ["null", "true", "[]", '""', '"x"', "{}", "[1]", "[1, 2, 3]", '["a", "b"]', "[null, 1]", '{"a": [1]}', "NaN",
+       "-Infinity", "1e999", "-1", "1" + 400 * "0", "0", "1e308"]
+"""JSON values that stand where numbers, intervals and objects do."""
+
+
+def test_a_summary_of_any_content_is_survived(root: Path) -> None:
+    kinds = [
+        "{odd}", '{{"heldout": {odd}}}', '{{"n_rows_trained": {odd}}}', '{{"imported": {odd}}}',
+        '{{"heldout": {{"fve": {odd}, "l0": {odd}, "fve_interval": {odd}, "ce_recovered_mean": {odd}}}}}',
+        '{{"heldout": {{"fve": 0.5, "fve_interval": {odd}, "ce_recovered_mean": 1, "ce_recovered_mean_interval": {odd}}}}}',
+    ]
+    whole = write_run(root, "whole", n_lines=1)
+    summaries = {f"{i}/{j}": kind.format(odd=odd).encode() for i, kind in enumerate(kinds) for j, odd in enumerate(ODD)}
+    no_json = [b"", b"{", b"\xff", b"[" * 100_000, b'{"n_rows_trained": ' + b"1" * 5000 + b"}", b"\x00"]
+    for name, text in (summaries | {f"no-json/{i}": text for i, text in enumerate(no_json)}).items():
+        (shutil.copytree(whole, root / name) / "summary.json").write_bytes(text)
+    (shutil.copytree(whole, root / "lines") / "metrics.jsonl").write_text("".join(
+        f'{{"step": {odd}, "rows": {odd}, "fve": {odd}, "tokens_per_s": {odd}, "heldout/fve": 1, '
+        f'"heldout/fve_interval": {odd}}}\n' for odd in ODD
+    ))
+    names = ["whole", "lines", "no-json/4", "1/0", "4/11", "5/8"]
+    app = visit(sort="fve_interval", runs=names)
+    assert len(table(app)) == 2 + len(summaries) + len(no_json)
+    assert next(row for row in table(app) if row["run"] == "whole")["fve"] == "0.750"
+    assert {row["fve"] for row in table(app) if row["run"].startswith("1/")} == {"–"}
+
+
+def test_a_config_of_any_content_is_survived(root: Path) -> None:
+    whole = write_run(root, "whole", n_lines=1)
+    for i, odd in enumerate(ODD):
+        value = json.loads(odd)
+        (shutil.copytree(whole, root / str(i)) / "config.yaml").write_text(
+            json.dumps({"sae": {"variant": value, "d_sae": value}, "site": value, "data": value}))
+    for sort in ("variant", "d_sae", "site"):
+        assert len(table(visit(sort=sort))) == 1 + len(ODD)
 
 
 def test_a_hostile_name_stays_text(root: Path) -> None:

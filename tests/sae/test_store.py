@@ -228,3 +228,18 @@ def test_a_code_of_another_sae() -> None:
     other = VARIANTS["topk"][0](VARIANTS["topk"][1](d_sae=8, k=2), D)
     with pytest.raises(SaescopeError, match="over 8 features, this SAE has 40"):
         make("topk").decode(other.encode(torch.ones(2, D)))
+
+
+def test_saving_replaces_an_sae_and_nothing_else(tmp_path: Path):
+    sae = make("topk")
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "mine"):
+        store.save(sae, tmp_path / folder, provenance={})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("x")
+    (tmp_path / "notes" / "sae.json").write_text("{}")
+    (tmp_path / "file").write_text("x")
+    for name in ("notes", "file"):
+        with pytest.raises(SaescopeError, match=name):
+            store.save(sae, tmp_path / name, provenance={})
+    assert (tmp_path / "notes" / "thesis.txt").exists() and (tmp_path / "file").read_text() == "x"

@@ -205,7 +205,7 @@ def test_without_a_hub_the_offline_models_and_corpora_are_named(tmp_path: Path) 
         ({"a": "abc", "b": "xyz"}, ["corpus.n_tokens=40"], r"makes fewer than two sequences.*raise corpus\.n_tokens to 64"),
         ({"a": "abc\udcff", "b": "xyz"}, [], r"corpus/a\.txt, line 1: not UTF-8 .*convert the file to UTF-8"),
         ({"a": "abc"}, ["corpus.sources=pyton-stdlib"], r"corpus\.sources\.0: 'pyton-stdlib' is no source, did you mean "
-                                                        r"python-stdlib\?; write python-stdlib, text:PATH"),
+                                                        r"python-stdlib\?; write python-stdlib, .*text:PATH"),
         ({"a": "abc"}, ["corpus.sources=[]"], r"corpus\.sources: no source is named; write for example python-stdlib"),
     ],
 )
@@ -237,6 +237,15 @@ def test_a_name_that_was_refused_stays_free(tmp_path: Path) -> None:
     write_config(tmp_path)
     refused(tmp_path, "has no hook", "site=blocks.9.hook_resid_post")
     assert train(tmp_path).code == 0
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    (tmp_path / "runs/quick/final").mkdir(parents=True)
+    (tmp_path / "runs/quick/final/thesis.txt").write_text("x")
+    for more in ([], ["--resume"]):
+        assert "runs/quick is no run" in refusal(train(tmp_path, *more))
+    assert list(tree(tmp_path / "runs")) == ["quick/final/thesis.txt"] and not tree(tmp_path / "cache")
 
 
 def test_an_unknown_command_and_wrong_arguments(tmp_path: Path) -> None:

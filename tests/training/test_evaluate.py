@@ -1,6 +1,7 @@
 """Held-out figures against known answers: a perfect SAE, one that says nothing, and a mask that keeps nothing."""
 
 import argparse
+import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +20,8 @@ from training.activations.cache import verify
 from training.activations.calibration import KeepMask, calibrate, fit
 from training.activations.harvest import Data, open_data, open_heldout
 from training.config import reading as configs
-from training.config.schema import Config, EvalConfig
+from training.config.schema import Config, DataConfig, EvalConfig
+from training.corpus.tokens import Tokens
 from training.display import Display
 from training.evaluate import HeldOut, Spliced
 from training.site import Site
@@ -306,3 +308,50 @@ def test_a_calibration_of_the_version_before_is_left_alone(config: Config, data:
     with pytest.raises(SaescopeError, match=re.escape(str(ours))):
         KeepMask(data.source, data.tokens, config.data.model_copy(update={"n_calib": 7}))
     ours.unlink()
+
+
+def with_few_eligible(tokens: Tokens, last: int) -> Tokens:
+    """The tokens of which only the last sequences of either side may be kept."""
+    eligible = np.zeros_like(tokens.eligible)
+    for held_out in (True, False):
+        seqs = tokens.sequences(held_out=held_out)[-last:]
+        eligible[seqs] = tokens.eligible[seqs]
+    return dataclasses.replace(tokens, eligible=eligible)
+
+
+def test_sequences_without_rows_stand_for_nothing(config: Config, data: Data, tmp_path: Path) -> None:
+    """Such as those of a chat in which only the other side speaks: few of them, spread over all, tell nothing."""
+    assert data.model is not None
+    held = open_heldout(config, data, Display(quiet=True), 1500)
+    few, few_held = (
+        dataclasses.replace(with_few_eligible(one.tokens, 3), folder=shutil.copytree(one.tokens.folder, tmp_path / name))
+        for one, name in ((data, "few"), (held, "held"))
+    )
+    settings = config.data.model_copy(update={"n_calib": 4})
+    mask = KeepMask(data.source, few, settings)
+    assert len(mask.calib) == 3 and calibrate(config.site, mask).rows.isfinite().all()
+    rows = HeldOut(held.source, few_held, mask, [HOOK], 64)
+    measured = rows.measure(half(), config.site)
+    (ce,) = Spliced(data.model, held.source, few_held, mask, 64).measure([(half(), config.site)])
+    assert rows.n_rows > 0 and ce["ce_spliced"] != ce["ce_clean"]
+    known = ("fve", "l0", "cosine"), ("ce_recovered_mean", "ce_recovered_zero", "kl")
+    assert all(np.isfinite([of[key] for key in keys]).all() for of, keys in zip((measured, ce), known, strict=True))
+
+
+def test_a_corpus_without_any_row_to_keep_is_refused(config: Config, data: Data, tmp_path: Path) -> None:
+    none = dataclasses.replace(data.tokens, eligible=np.zeros_like(data.tokens.eligible), folder=tmp_path)
+    with pytest.raises(SaescopeError, match="chat_roles"):
+        KeepMask(data.source, none, config.data)
+
+
+def test_an_infinite_outlier_multiple_drops_nothing(config: Config, data: Data) -> None:
+    for given in (float("inf"), "inf", None):
+        settings = DataConfig.model_validate(config.data.model_dump() | {"outlier_multiple": given})
+        mask = KeepMask(data.source, data.tokens, settings)
+        assert mask.limits == {} and mask.over(data.source, data.tokens).limits == {}
+        seqs = np.arange(data.tokens.n_seqs)
+        assert (mask.keep(seqs, 32).numpy() == data.tokens.eligible.reshape(-1)).all()
+    rows = data.source.rows(HOOK, mask.calib, 32)[torch.from_numpy(data.tokens.eligible[mask.calib].reshape(-1))]
+    torch.testing.assert_close(mask.frozen(HOOK).transform.mean, rows.double().mean(0).float())
+    with pytest.raises(ValueError, match="outlier_multiple"):
+        DataConfig(outlier_multiple=float("nan"))

@@ -1,6 +1,7 @@
 """Training on one's own tensors from Python: the figures of the same rows through `acts:`, and bad rows refused."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.training.test_train import lines, weights, without_speed
 from training import train, train_on
 from training.activations.loader import row_keys
 from training.commands import _dead
+from training.config import reading as configs
 
 D, N_TRUE, N_ROWS = 16, 24, 20_000
 SAE = {"variant": "topk", "d_sae": 48, "k": 4}
@@ -329,3 +331,65 @@ def test_settings_that_do_not_fit(changes: dict[str, Any], facts: str, rows: np.
 def test_a_section_that_is_none(rows: np.ndarray) -> None:
     with pytest.raises(SaescopeError, match="train should be a mapping"):
         train_on(rows, SAE, train="4 epochs", quiet=True)  # type: ignore[arg-type]
+
+
+@contextmanager
+def set_globally(change: Callable[[], object], back: Callable[[], object]) -> Iterator[None]:
+    change()
+    try:
+        yield
+    finally:
+        back()
+
+
+STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no gradients": torch.no_grad, "inference": torch.inference_mode,
+    "no gradients from now on": lambda: set_globally(
+        lambda: torch.set_grad_enabled(False), lambda: torch.set_grad_enabled(True)),
+    "fp64": lambda: set_globally(
+        lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_dtype(torch.float32)),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16), "another device": lambda: torch.device("meta"),
+}
+
+
+SHORT: dict[str, Any] = {"train": {"budget": "8 steps"}, "eval": {"n_rows": 200}}
+
+
+@pytest.fixture(scope="module")
+def short(rows: np.ndarray) -> str:
+    """The weights of a short training, with nothing set."""
+    digest: str = on(rows[:3000], **SHORT).summary["weights_sha256"]
+    return digest
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_set_for_torch_as_a_whole_changes_nothing(
+    state: str, rows: np.ndarray, short: str, tmp_path: Path
+) -> None:
+    with STATES[state]():
+        before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        result = on(rows[:3000], name="run", runs=tmp_path, **SHORT)
+        given = on(torch.as_tensor(rows[:3000], device="cpu").clone(), **SHORT)
+        loaded = sae.load(result.run)
+        assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    assert result.summary["weights_sha256"] == given.summary["weights_sha256"] == short
+    assert not loaded.W_dec.is_inference() and loaded.W_dec.dtype == torch.float32
+
+
+def test_outliers_may_all_be_kept(tmp_path: Path) -> None:
+    spiked = made(3000)
+    spiked[::100] *= 100
+    result = on(spiked, name="all", runs=tmp_path, data={"outlier_multiple": float("inf")}, **SHORT)
+    assert result.summary["mask"]["dropped_beyond_first"] == 0
+    assert configs.read(result.run / "config.yaml")[0].data.outlier_multiple is None
+    assert result.sae.provenance["mask"] == {"limits": {}}
+
+
+def test_steps_whose_every_row_is_the_mean_are_logged(tmp_path: Path) -> None:
+    """There is no variance to explain between two lines of the log."""
+    some = torch.from_numpy(made(1000))
+    batches = [torch.stack([some, -some], dim=1).view(-1, D), *[torch.zeros(250, D)] * 16]
+    few = {"train": {"budget": "12 steps", "log_every": "1 steps"}, "eval": {"n_rows": 64}}
+    result = on(batches, name="still", runs=tmp_path, **few)
+    logged = [line for line in lines(result.run) if "lr" in line]
+    assert len(logged) == 12 and any("fve" not in line for line in logged) and any("fve" in line for line in logged)

@@ -12,6 +12,7 @@ Row r is token `r % n_ctx` of sequence `r // n_ctx`. Rows are raw. While it is b
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -223,7 +224,7 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
         say(f"comparing {hook} with its checksums")
     for path, digest in files:
         _check_file(path, digest, fresh)
-    if fresh != note:
+    if fresh != note and os.access(note_path.parent, os.W_OK):
         write_json(note_path, fresh)
     return manifest
 
@@ -232,7 +233,7 @@ def _read_note(path: Path) -> dict[str, Any]:
     """What passed before; nothing, if that cannot be read."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 

@@ -5,6 +5,7 @@ they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTI
 are of the version before, which took the first sequences.)
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,14 @@ class Frozen:
     median_norm: float
     """Over eligible rows of the calibration sequences that are not all zeros: sparse rows may mostly be."""
     transform: Transform
-    """Fitted on those of them whose norm is at most `outlier_multiple` times the median."""
+    """Fitted on those of them whose norm is at most `outlier_multiple` times the median; on all if that is None."""
 
 
 class KeepMask:
-    """Which rows are kept: eligible tokens whose norm at every mask hook is at most a multiple of the median."""
+    """Which rows are kept: eligible tokens whose norm at every mask hook is at most a multiple of the median.
+
+    `limits` are those norms by hook; there are none where no row is an outlier (`outlier_multiple` None).
+    """
 
     def __init__(
         self, source: Source, tokens: Tokens, data: DataConfig, limits: dict[str, float] | None = None
@@ -47,8 +51,9 @@ class KeepMask:
         """Reads or measures the calibration of each mask hook; `limits` are norms set by another corpus' calibration."""
         assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
         self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
-        self.calib = spread(tokens.sequences(held_out=False), data.n_calib)
-        self.limits = limits or {hook: data.outlier_multiple * self.frozen(hook).median_norm for hook in self.hooks}
+        self.calib = spread(tokens.sequences_with_rows(held_out=False), data.n_calib)
+        multiple, hooks = data.outlier_multiple, self.hooks
+        self.limits = limits or ({} if multiple is None else {h: multiple * self.frozen(h).median_norm for h in hooks})
 
     def over(self, source: Source, tokens: Tokens) -> "KeepMask":
         """The same mask over other rows of the same model."""
@@ -58,9 +63,12 @@ class KeepMask:
         """The calibration of a hook: as it was frozen, or measured now and frozen if there is a cache to keep it."""
         if self.tokens.folder is None:
             return self._measure(hook)
-        name = f"{hook}-{self.data.n_calib}-{self.data.outlier_multiple:g}-spread.json"
+        multiple = "all" if self.data.outlier_multiple is None else f"{self.data.outlier_multiple:g}"
+        name = f"{hook}-{self.data.n_calib}-{multiple}-spread.json"
         path = self.tokens.folder / "calibration" / name
         if not path.exists():
+            if not os.access(self.tokens.folder, os.W_OK):
+                return self._measure(hook)
             path.parent.mkdir(exist_ok=True)
             write_json(path, _plain(hook, self.data, self._measure(hook)))
         return _read(path)
@@ -68,12 +76,17 @@ class KeepMask:
     def _measure(self, hook: str) -> Frozen:
         n_ctx = self.tokens.n_ctx
         eligible = torch.from_numpy(self.tokens.eligible[self.calib].reshape(-1))
+        if not eligible.any():
+            raise SaescopeError(
+                "no token of the corpus may be trained on: all are BOS, special, padding or of roles that "
+                "corpus.sources.chat_roles leaves out; give other text."
+            )
         norms = self.source.norms(hook, self.calib, n_ctx)
         counted = norms[eligible & (norms > 0)]
         if not len(counted) or not SMALLEST <= float(counted.median()) <= LARGEST:
             raise SaescopeError(self._without_scale(hook, eligible))
         median = float(counted.median())
-        kept = eligible & (norms <= self.data.outlier_multiple * median)
+        kept = eligible if self.data.outlier_multiple is None else eligible & (norms <= self.data.outlier_multiple * median)
         return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
 
     def _without_scale(self, hook: str, eligible: Bool[Tensor, " n_rows"]) -> str:
@@ -91,8 +104,8 @@ class KeepMask:
         """Which rows of these blocks are kept."""
         eligible = self.tokens.eligible.reshape(-1, block_rows)[blocks].reshape(-1)
         keep = torch.from_numpy(eligible.copy())
-        for hook in self.hooks:
-            keep &= self.source.norms(hook, blocks, block_rows) <= self.limits[hook]
+        for hook, limit in self.limits.items():
+            keep &= self.source.norms(hook, blocks, block_rows) <= limit
         return keep
 
     def dropped(self) -> dict[str, float | int]:
@@ -155,6 +168,11 @@ def calibrate(site: Site, mask: KeepMask) -> Calibration:
     keep = mask.keep(mask.calib, n_ctx)
     acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
     rows, targets = site.rows(acts)
+    if not len(targets):
+        raise SaescopeError(
+            f"{site.output}: no calibration row is within the limits of all of {', '.join(mask.hooks)}; raise "
+            "data.outlier_multiple or data.n_calib."
+        )
     if bool((targets == targets[:1]).all()):
         raise SaescopeError(
             f"{site.output}: the {len(targets):,} calibration rows to reconstruct are all the same, so there "

@@ -1,12 +1,13 @@
 """The user's own activations, `acts:DIR`: rows in `.npy` and `.safetensors` files, read where they lie.
 
-Files directly in the folder are the hook `acts`, in the order of their names; a subfolder is a hook of its name. Hidden
-files and folders are left alone. Hooks have equal numbers of rows. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]`
-taken as consecutive rows.
+Files directly in the folder are the hook `acts`, in the order of their names, in which 2 comes before 10; a subfolder is a
+hook of its name. Hidden files and folders are left alone. Hooks have equal numbers of rows, and those of equally many files
+have them file by file. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]` taken as consecutive rows.
 """
 
 import bisect
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
+from training.corpus.files import leading_somewhere
 
 _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -62,7 +64,7 @@ class ActsDir:
         self.name = str(self.path)
         if not self.path.is_dir():
             raise SaescopeError(f"acts:{path}: no such folder, seen from {Path.cwd()}.")
-        below = sorted(p for p in self.path.iterdir() if p.is_dir() and _shown(p))
+        below = [p for p in sorted(self.path.iterdir()) if _shown(p) and leading_somewhere(p).is_dir()]
         folders = {hook or "acts": self.path, **{p.name: p for p in below}}
         found = {name: [a for file in _array_files(folder) for a in _arrays(file)] for name, folder in folders.items()}
         self._arrays = {name: arrays for name, arrays in found.items() if arrays}
@@ -83,7 +85,28 @@ class ActsDir:
             listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
             raise SaescopeError(f"{self.path}: hooks have different numbers of rows ({listed}); row r must be the same "
                                 f"token in all.")
+        self._check_pairs()
         return next(iter(counts.values()))
+
+    def _check_pairs(self) -> None:
+        """Refuse hooks whose i-th files differ in length: they are not of the same rows."""
+        first, *others = self._files().values()
+        for other in others:
+            for (mine, n_mine), (theirs, n_theirs) in zip(first.items(), other.items(), strict=False):
+                if len(first) == len(other) and n_mine != n_theirs:
+                    raise SaescopeError(
+                        f"{mine} has {n_mine:,} rows and {theirs}, which stands at the same place of another hook, "
+                        f"{n_theirs:,}; row r must be the same token in all: name the files of all hooks alike."
+                    )
+
+    def _files(self) -> dict[str, dict[Path, int]]:
+        """Per hook its files in order, with their numbers of rows."""
+        out: dict[str, dict[Path, int]] = {}
+        for name, arrays in self._arrays.items():
+            of = out.setdefault(name, {})
+            for array in arrays:
+                of[array.path] = of.get(array.path, 0) + array.n_rows
+        return out
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -115,12 +138,19 @@ class ActsDir:
 
 
 def _array_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file() and _shown(p))
+    found = [leading_somewhere(p) for p in folder.iterdir() if p.suffix in _SUFFIXES and _shown(p)]
+    return sorted((p for p in found if p.is_file()), key=lambda p: _natural(p.name))
 
 
 def _shown(path: Path) -> bool:
     """Not what a notebook (.ipynb_checkpoints) or a Mac (._a.npy) keeps beside it."""
     return not path.name.startswith(".")
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """What sorts names as people count: acts_2 before acts_10."""
+    parts = re.split(r"0*([0-9]+)", name)
+    return [(len(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)], name
 
 
 def _arrays(path: Path) -> Iterator[_Array]:
@@ -132,7 +162,7 @@ def _arrays(path: Path) -> Iterator[_Array]:
         yield _checked(_Array(path, None, array.shape, _torch_dtype(array.dtype)))
         return
     file = _open_safetensors(path)
-    for key in sorted(file.keys()):
+    for key in sorted(file.keys(), key=_natural):
         view = file.get_slice(key)
         if view.get_dtype() not in _DTYPES:
             raise SaescopeError(f"{path}, tensor {key!r} holds {view.get_dtype()}; rows are {', '.join(_DTYPES)}.")
@@ -204,7 +234,7 @@ def _rows_of(array: _Array, opened: Any, start: int, stop: int) -> Tensor:
 
 
 def _digest(arrays: Sequence[_Array]) -> dict[str, Any]:
-    paths = sorted({array.path for array in arrays})
+    paths = list(dict.fromkeys(array.path for array in arrays))
     whole = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -6,9 +6,9 @@ A sweep is a list of overrides; its members share one stream of batches.
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
@@ -16,6 +16,7 @@ from sae.variants import variant_config
 from training.config.schema import Config
 from training.config.yaml12 import load_yaml
 
+Kind = TypeVar("Kind", bound=BaseModel)
 SWEPT = ("sae", "site", "optim")
 """Sections in which the members of a sweep may differ: everything else feeds the shared stream."""
 
@@ -25,6 +26,15 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
 
     Raises:
         SaescopeError: no such file, bad YAML, an unknown key, or a value that does not fit.
+    """
+    return resolve(fields_of(path), overrides, str(path))
+
+
+def fields_of(path: str | Path) -> dict[str, Any]:
+    """The plain fields of a YAML file.
+
+    Raises:
+        SaescopeError: no such file, or what it holds is no mapping in YAML.
     """
     path = user_path(path)
     if not path.is_file():
@@ -38,24 +48,30 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else f"a {type(fields).__name__}"
         raise SaescopeError(f"{path}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
-    return resolve(fields, overrides, str(path))
+    return fields
 
 
 def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> list[Config]:
     """The trainings that plain fields and dotted overrides (`sae.k=64`) describe."""
+    fields = overridden(fields, overrides)
+    entries = fields.get("sweep")
+    base = {key: value for key, value in fields.items() if key != "sweep"}
+    if entries is None:
+        return [_training(base, where)]
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries) or not entries:
+        raise SaescopeError(f"{where}: sweep is a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
+    members = list(_members(base, entries, where))
+    return _shared_mask([_training(fields, f"{where}, sweep member {fields['name']}") for fields in members])
+
+
+def overridden(fields: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain fields with dotted overrides laid on them."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise SaescopeError(f"{override!r} is not an override; write KEY=VALUE, for example sae.k=64.")
         fields = merged(fields, _nested(key.strip(), load_yaml(value, override)))
-    entries = fields.get("sweep")
-    base = {key: value for key, value in fields.items() if key != "sweep"}
-    if entries is None:
-        return [_validated(base, where)]
-    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries) or not entries:
-        raise SaescopeError(f"{where}: sweep is a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
-    members = list(_members(base, entries, where))
-    return _shared_mask([_validated(fields, f"{where}, sweep member {fields['name']}") for fields in members])
+    return fields
 
 
 def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
@@ -97,33 +113,39 @@ def merged(base: Any, over: Any) -> Any:
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 
 
-def _validated(fields: dict[str, Any], where: str) -> Config:
+def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
+    """Plain fields as a config of some kind.
+
+    Raises:
+        SaescopeError: an unknown key, with the nearest right one, or a value that does not fit.
+    """
     try:
-        return _without_idle_model(Config.model_validate(fields))
+        return kind.model_validate(fields)
     except ValidationError as error:
-        raise SaescopeError(f"{where}: {_explained(error, fields)}") from None
+        raise SaescopeError(f"{where}: {_explained(error, fields, kind)}") from None
     except SaescopeError as error:
         raise SaescopeError(f"{where}: {error}") from None
 
 
-def _without_idle_model(config: Config) -> Config:
+def _training(fields: dict[str, Any], where: str) -> Config:
     """With no model where rows need none and none is named: a run would claim the default one."""
+    config = validated(Config, fields, where)
     if config.corpus.needs_model or "model" in config.model_fields_set:
         return config
     return config.model_copy(update={"model": None})
 
 
-def _explained(error: ValidationError, fields: dict[str, Any]) -> str:
+def _explained(error: ValidationError, fields: dict[str, Any], kind: type[BaseModel]) -> str:
     """The first problem in one sentence; a misspelled key with the nearest right one."""
     # what a misspelled key should have been is often missing too: the misspelling explains both
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     # a variant's own config is validated apart, so its path lacks the section
     path = [str(p) for p in first["loc"]]
-    if error.title not in (Config.__name__, ""):
+    if error.title not in (kind.__name__, ""):
         path = ["sae", *path]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(path, fields)
+        known = _keys_beside(path, fields, kind)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
         return f"unknown key {key!r}; {hint}"
@@ -144,11 +166,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _keys_beside(path: list[str], fields: dict[str, Any]) -> list[str]:
+def _keys_beside(path: list[str], fields: dict[str, Any], kind: type[BaseModel]) -> list[str]:
     """The keys that could have stood where the unknown one stands."""
-    model: Any = Config
+    model: Any = kind
     for i, part in enumerate(path[:-1]):
-        if i == 0 and part == "sae":
+        if kind is Config and i == 0 and part == "sae":
             model = variant_config(fields["sae"])
             continue
         info = model.model_fields.get(part) if hasattr(model, "model_fields") else None

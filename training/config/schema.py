@@ -1,5 +1,6 @@
 """The config of a training, section by section: frozen, validated before any work, saved as resolved."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -103,10 +104,16 @@ class DataConfig(Section):
     """Superblocks prepared ahead while training; 0 prepares each when it is needed."""
     n_calib: Count = Field(default=64, gt=0)
     """Training sequences, spread over the corpus, that fix mean, scale and median norm."""
-    outlier_multiple: float = Field(default=10.0, gt=1)
-    """Rows whose norm exceeds this multiple of the median are dropped (attention sinks)."""
+    outlier_multiple: float | None = Field(default=10.0, gt=1)
+    """Rows whose norm exceeds this multiple of the median are dropped (attention sinks); null, or .inf, drops none."""
     mask_hooks: tuple[str, ...] | None = None
     """Hooks whose norms decide which rows are kept; null means those of this training (of its whole sweep)."""
+
+    @field_validator("outlier_multiple", mode="before")
+    @classmethod
+    def _infinite_is_none(cls, value: object) -> object:
+        # no manifest could hold infinity: JSON has none
+        return None if value in (math.inf, "inf") else value
 
 
 class OptimConfig(Section):

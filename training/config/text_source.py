@@ -8,7 +8,8 @@ from sae.section import Section
 
 TENSORS = "tensors"
 """The source of a training on rows that were given in Python."""
-_ALONE = ("python-stdlib", TENSORS)
+_BUILT_IN = ("python-stdlib", "simple-sentences")
+_ALONE = (*_BUILT_IN, TENSORS)
 _KINDS = ("text", "jsonl", "parquet", "datasets", "acts")
 _TEXT_SPLITS = (None, "file", "blank-line", "line")
 
@@ -17,7 +18,8 @@ class TextSource(Section):
     """One source of text."""
 
     source: str
-    """`python-stdlib`, `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold `*` and `**`; texts and JSON lines may be
+    """`python-stdlib`, `simple-sentences` (short English ones), `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold
+    `*`, `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot; texts and JSON lines may be
     compressed: .gz, .bz2, .zst), `datasets:NAME` (of the hub, or a local folder or file), `acts:DIR` (activations of your
     own, no text), or `tensors` (the same, given in Python to `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)
@@ -41,11 +43,11 @@ class TextSource(Section):
     @model_validator(mode="after")
     def _known(self) -> "TextSource":
         if self.kind not in (*_ALONE, *_KINDS) or (self.kind in _KINDS and not self.rest):
-            near = difflib.get_close_matches(self.source.partition(":")[0], ["python-stdlib", *_KINDS], n=1)
+            near = difflib.get_close_matches(self.source.partition(":")[0], [*_BUILT_IN, *_KINDS], n=1)
             hint = f", did you mean {near[0]}{':...' if near[0] in _KINDS else ''}?" if near else ""
             raise ValueError(
-                f"{self.source!r} is no source{hint}; write python-stdlib, text:PATH, jsonl:PATH, parquet:PATH, "
-                f"datasets:NAME or acts:DIR"
+                f"{self.source!r} is no source{hint}; write python-stdlib, simple-sentences, text:PATH, jsonl:PATH, "
+                f"parquet:PATH, datasets:NAME or acts:DIR"
             )
         self._check_fields()
         return self
@@ -53,11 +55,11 @@ class TextSource(Section):
     def _check_fields(self) -> None:
         if self.kind != "datasets" and (self.subset is not None or self.revision is not None):
             raise ValueError(f"subset and revision belong to datasets:NAME, not to {self.source}")
-        if self.kind in ("python-stdlib", "jsonl", "parquet") and self.split is not None:
+        if self.kind in (*_BUILT_IN, "jsonl", "parquet") and self.split is not None:
             raise ValueError(f"split belongs to text: and datasets:, not to {self.source}")
         if self.kind == "text" and self.split not in _TEXT_SPLITS:
             raise ValueError(f"split of a text: source is file, blank-line or line, not {self.split!r}")
-        if self.chat_roles is not None and (self.kind in ("python-stdlib", "text") or not self.chat_roles):
+        if self.chat_roles is not None and (self.kind in (*_BUILT_IN, "text") or not self.chat_roles):
             raise ValueError("chat_roles names at least one role and belongs to jsonl:, parquet: and datasets:")
 
     @property

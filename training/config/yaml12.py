@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
 
 
 def _yaml() -> Any:
@@ -25,6 +25,8 @@ def load_yaml(text: str, where: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SaescopeError(f"{where}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or as many brackets
+        raise SaescopeError(f"{where[:80]}: more than is read as YAML ({first_line(error)}).") from None
 
 
 def dump_yaml(values: Any) -> str:

@@ -14,6 +14,7 @@ from training.config.text_source import TextSource
 from training.corpus.document import Document
 from training.corpus.files import files_of, opened, read_text
 from training.corpus.hub import builder, dataset_rows, is_local
+from training.corpus.parquet import parquet_rows
 from training.corpus.rows import from_rows, jsonl_rows
 
 _ROW_FACTS = ("field", "label_field", "chat_roles", "split", "subset", "revision")
@@ -78,6 +79,10 @@ def _identity(source: TextSource) -> dict[str, Any]:
         from training.corpus.stdlib import stdlib_identity
 
         return {**facts, **stdlib_identity()}
+    if source.kind == "simple-sentences":
+        from training.corpus.sentences import sentences_identity
+
+        return {**facts, **sentences_identity()}
     keys = ("split",) if source.kind == "text" else _ROW_FACTS
     chosen = {key: getattr(source, key) for key in keys}
     if source.chat_roles is not None:
@@ -136,12 +141,14 @@ def _nonempty(documents: Iterator[Document], source: TextSource) -> Iterator[Doc
 def _read(source: TextSource, seed: int) -> Iterator[Document]:
     if source.kind == "python-stdlib":
         return _read_stdlib(seed)
+    if source.kind == "simple-sentences":
+        return _read_sentences(seed)
     if source.kind == "text":
         return read_text(files_of(source), source.split or "file")
     if source.kind == "jsonl":
         return from_rows(jsonl_rows(files_of(source)), source)
     if source.kind == "parquet":
-        return from_rows(dataset_rows(source, "parquet", files_of(source)), source)
+        return from_rows(parquet_rows(files_of(source), source), source)
     if source.kind == "datasets":
         return from_rows(dataset_rows(source, *builder(source)), source)
     raise SaescopeError(f"{source.source} holds activations, not text; it stands alone and needs no model.")
@@ -152,3 +159,10 @@ def _read_stdlib(seed: int) -> Iterator[Document]:
 
     for text, label, module in stdlib_pieces(seed):
         yield Document(text, label, group=f"python-stdlib/{module}")
+
+
+def _read_sentences(seed: int) -> Iterator[Document]:
+    from training.corpus.sentences import sentences
+
+    for number, text in enumerate(sentences(seed)):
+        yield Document(text, f"simple-sentences:{number}")

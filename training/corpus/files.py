@@ -4,6 +4,7 @@ A file whose name ends in .gz, .bz2 or .zst is read as what it holds.
 """
 
 import contextlib
+import fnmatch
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -18,18 +19,70 @@ COMPRESSED = (".gz", ".bz2", ".zst")
 
 
 def files_of(source: TextSource) -> list[Path]:
-    """The files of a source, by path."""
+    """The files of a source, by path. Patterns mean what they do in a shell: see `matching`.
+
+    Raises:
+        SaescopeError: there is none, or a link among them leads nowhere.
+    """
     path = user_path(source.rest)
     if path.is_dir() and source.kind != "datasets":
         raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
-    if path.is_dir():
-        found = list(path.rglob("[!.]*"))
-    else:
-        found = [path] if path.exists() else list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    files = sorted(file for file in found if file.is_file())
+    pattern = path / "**" if path.is_dir() else path
+    found = [path] if os.path.lexists(pattern) else matching(pattern)
+    files = sorted(file for file in map(leading_somewhere, found) if file.is_file())
     if not files:
         raise SaescopeError(f"{source.source}: no such file, seen from {Path.cwd()}; check the path.")
     return files
+
+
+def matching(pattern: Path) -> list[Path]:
+    """What a pattern of `*`, `?`, `[abc]` and `**` matches, by path.
+
+    As in a shell, names that begin with a dot are matched by patterns that begin with one, and `**` stands for any number
+    of folders, links to folders left out; at the end, also for any file in them. (`Path.glob` differs between versions.)
+    """
+    return sorted(set(_walk(Path(pattern.anchor), pattern.relative_to(pattern.anchor).parts)))
+
+
+def _walk(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _walk(folder, rest)
+        for child in _children(folder, "*"):
+            if child.is_dir() and not child.is_symlink():
+                yield from _walk(child, parts)
+            elif not rest:
+                yield child
+    elif any(c in part for c in "*?["):
+        for child in _children(folder, part):
+            yield from _walk(child, rest)
+    elif os.path.lexists(folder / part):
+        yield from _walk(folder / part, rest)
+
+
+def _children(folder: Path, pattern: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    try:
+        children = list(folder.iterdir())
+    except OSError as error:
+        raise SaescopeError(f"{folder} cannot be read ({error.strerror}).") from None
+    hidden = pattern.startswith(".")
+    return [c for c in children if fnmatch.fnmatchcase(c.name, pattern) and (hidden or not c.name.startswith("."))]
+
+
+def leading_somewhere(path: Path) -> Path:
+    """The path itself.
+
+    Raises:
+        SaescopeError: it is a link that leads nowhere: what it stood for would be missing without a word.
+    """
+    if path.is_symlink() and not path.exists():
+        raise SaescopeError(f"{path} is a link to {path.readlink()}, which is not there; restore it, or remove the link.")
+    return path
 
 
 def names(files: Sequence[Path]) -> list[str]:

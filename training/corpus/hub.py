@@ -1,6 +1,7 @@
 """Rows that the library `datasets` reads: of the hub, or of local files. The only file that imports it."""
 
 import contextlib
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,8 @@ def _load(source: TextSource, name: str, files: list[Path] | None) -> Any:
         saved = datasets.load_from_disk(name)
         return saved[source.split or "train"] if isinstance(saved, datasets.DatasetDict) else saved
     return datasets.load_dataset(
-        name, source.subset, data_files=[str(path) for path in files] if files else None,
-        split=source.split or "train", streaming=source.streaming or source.kind == "parquet", revision=source.revision,
+        name, source.subset, data_files=[glob.escape(str(path)) for path in files] if files else None,
+        split=source.split or "train", streaming=source.streaming, revision=source.revision,
     )
 
 
@@ -69,7 +70,9 @@ def _explained(source: TextSource) -> Iterator[None]:
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
-    return ValueError, KeyError, *hub.transport_errors()
+    from datasets.exceptions import DatasetsError
+
+    return ValueError, KeyError, RecursionError, DatasetsError, *hub.transport_errors()
 
 
 def _check_hub(source: TextSource) -> None:

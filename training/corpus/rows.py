@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
 from training.config.text_source import TextSource
 from training.corpus.document import Document
 from training.corpus.files import lines, names
@@ -33,6 +33,8 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise SaescopeError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or as many brackets
+        raise SaescopeError(f"{path}, line {number}: more than is read as JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):
         raise SaescopeError(f"{path}, line {number}: a JSON object was expected, found {type(value).__name__}.")
     return value

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int32, Int64
 
 from sae.errors import SaescopeError
@@ -64,6 +65,12 @@ class Tokens:
     def sequences(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
         """The numbers of the training or of the held-out sequences, in corpus order."""
         return np.flatnonzero(self.held_out == held_out)
+
+    def sequences_with_rows(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
+        """Those of them with an eligible row, which alone tell something; all, if none has one."""
+        seqs = self.sequences(held_out=held_out)
+        found = seqs[self.eligible[seqs].any(axis=1)]
+        return found if len(found) else seqs
 
     def n_eligible(self) -> int:
         """Training rows that the token mask lets through: one epoch."""
@@ -154,6 +161,7 @@ def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> 
         prepend_bos=model.prepend_bos, bos_id=model.bos_id, special_ids=model.special_ids, held_out=corpus.held_out,
         finer=finer(corpus.sources),
     )
+    model.check_ids(torch.from_numpy(packed.tokens))
     write_tokens(folder, packed.tokens, packed.held_out, packed.eligible, packed.segments, packed.labels, facts)
 
 
@@ -189,7 +197,7 @@ def read_manifest(folder: Path, *entries: str) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SaescopeError(f"{folder} holds no manifest.json: it is not a finished cache; make it again.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise SaescopeError(f"{path} is not JSON: the file was altered; remove {folder} and make it again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise SaescopeError(f"{path} is not the manifest of a Saescope cache; name another one, or remove {folder}.")

@@ -25,6 +25,7 @@ from sae.formats import saelens
 from sae.io.files import atomic_dir, write_bytes, write_json
 from sae.io.locks import locked
 from sae.recentre import recentred
+from sae.torch_state import own_torch_state
 from training.activations.cache import missing_hooks
 from training.activations.calibration import KeepMask, calibrate
 from training.activations.harvest import Data, open_data, open_heldout
@@ -55,6 +56,7 @@ _OF_AN_SAE = (
 """Keys of an SAE's config that say what it computes."""
 
 
+@own_torch_state()
 def import_run(
     path: str, overrides: Sequence[str] = (), *, model: str | None = None, hook: str | None = None,
     target: str | None = None, corpus: str = "python-stdlib", name: str | None = None, runs: str | Path = "runs",
@@ -220,6 +222,12 @@ def _write(
     return Result(store.load(folder), summary, folder)
 
 
+def _limit(data: DataConfig) -> str:
+    if data.outlier_multiple is None:
+        return ""
+    return f", no norm above {data.outlier_multiple:g} times the median of {data.n_calib} training sequences of the corpus"
+
+
 def _known(source: ImportSource, config: Config) -> dict[str, Any]:
     """What is known of the SAE without the model: over what `provenance` says, which takes a training for granted."""
     metadata = source.cfg.get("metadata") or {}
@@ -232,7 +240,6 @@ def _known(source: ImportSource, config: Config) -> dict[str, Any]:
         "imported": {
             "from": source.place, "format": source.format, "files": source.files, "cfg": source.cfg,
             "mask": "chosen here, for it is not known which rows the SAE was trained on: no BOS, special or padding "
-            f"token, no norm above {config.data.outlier_multiple:g} times the median of the first {config.data.n_calib} "
-            "training sequences of the corpus",
+            f"token{_limit(config.data)}",
         },
     }

@@ -61,7 +61,7 @@ class FrozenModel:
         found: dict[str, Tensor] = {}
         with torch.no_grad(), ExitStack() as stack:
             for name in names:
-                stack.enter_context(_hooked(model.bridge, name, partial(found.__setitem__, name)))
+                stack.enter_context(hooked(model.bridge, name, partial(found.__setitem__, name)))
             _run(model, tokens)
         return cls(model, found, (tokens.shape[0], tokens.shape[1]))
 
@@ -79,7 +79,7 @@ class FrozenModel:
         with ExitStack() as stack:
             for name, value in self.held.items():
                 # before whatever else hooks in there, so that a splice can take the held value's place
-                stack.enter_context(_hooked(self.model.bridge, name, partial(_held, value), first=True))
+                stack.enter_context(hooked(self.model.bridge, name, partial(_held, value), first=True))
             return _run(self.model, tokens)
 
     @contextmanager
@@ -99,7 +99,7 @@ class FrozenModel:
         name = re.sub(r"\[\d+\]$", "", hook)
         if name not in self.model.hooks() and name in bridge.hook_dict:
             self._refuse_decoration(name)
-            with _hooked(bridge, name, fn):
+            with hooked(bridge, name, fn):
                 yield
             return
         self.model.d_hook(hook)  # refuses a hook that there is not
@@ -113,11 +113,11 @@ class FrozenModel:
             return new.view_as(acts)
 
         with ExitStack() as stack:
-            stack.enter_context(_hooked(bridge, name, into_branch))
+            stack.enter_context(hooked(bridge, name, into_branch))
             if location.block is not None:
                 out = name.removesuffix("hook_resid_mid") + "hook_out"
                 # first: the block's output is not whole before
-                stack.enter_context(_hooked(bridge, out, lambda acts: acts + change.pop(), first=True))
+                stack.enter_context(hooked(bridge, out, lambda acts: acts + change.pop(), first=True))
             yield
 
 
@@ -140,7 +140,7 @@ def _note_silence(silent: dict[str, bool], block: str, z: Tensor) -> None:
 
 
 @contextmanager
-def _hooked(bridge: Any, name: str, fn: Callable[[Tensor], Tensor | None], *, first: bool = False) -> Iterator[None]:
+def hooked(bridge: Any, name: str, fn: Callable[[Tensor], Tensor | None], *, first: bool = False) -> Iterator[None]:
     """While open, `fn` is called with what the bridge has at a hook; a tensor that it returns replaces it."""
     point = bridge.hook_dict[name]
     handle = point.add_hook(lambda acts, hook: fn(acts), prepend=first)  # noqa: ARG005 (passed by name)
@@ -210,8 +210,8 @@ def _find_live_patterns(model: Model) -> dict[str, bool]:
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for block in blocks:
-            stack.enter_context(_hooked(model.bridge, f"{block}.hook_pattern", torch.zeros_like))
+            stack.enter_context(hooked(model.bridge, f"{block}.hook_pattern", torch.zeros_like))
             if f"{block}.hook_z" in points:
-                stack.enter_context(_hooked(model.bridge, f"{block}.hook_z", partial(_note_silence, live, block)))
+                stack.enter_context(hooked(model.bridge, f"{block}.hook_z", partial(_note_silence, live, block)))
         model.bridge(torch.arange(4, device=model.device)[None], return_type=None)
     return live

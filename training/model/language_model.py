@@ -160,6 +160,7 @@ class Model:
             return _logits(self._forward(tokens))[:, -1], tokens
         n_past = past.get_seq_length() if past is not None else 0
         self.check_length(n_past + tokens.shape[1])
+        self.check_ids(tokens)
         out = self._network(
             input_ids=tokens.to(self.device, torch.long), past_key_values=past, use_cache=True
         )
@@ -242,6 +243,7 @@ class Model:
 
     def _forward(self, tokens: Tensor) -> Any:
         self.check_length(tokens.shape[1])
+        self.check_ids(tokens)
         return self._network(input_ids=tokens.to(self.device, torch.long), use_cache=False)
 
     def check_length(self, n: int) -> None:
@@ -249,6 +251,15 @@ class Model:
         if n > self.n_ctx_max:
             raise SaescopeError(
                 f"A sequence of {n} tokens is longer than {self.name} takes ({self.n_ctx_max}): lower n_ctx."
+            )
+
+    def check_ids(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> None:
+        """Refuse tokens that the model does not know: its tokenizer is another model's."""
+        # those on an accelerator were made there, by the model itself, and to look at them would wait for it
+        if tokens.numel() and tokens.device.type == "cpu" and (highest := int(tokens.max())) >= self.d_vocab:
+            raise SaescopeError(
+                f"The tokenizer of {self.name} gives the token {highest}, but the model knows {self.d_vocab:,} (0 to "
+                f"{self.d_vocab - 1}): the two do not belong together."
             )
 
     def location(self, hook: str) -> tuple[ModuleLocation, slice]:
@@ -288,7 +299,7 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def _prepends_bos(tokenizer: Any) -> bool:
-    return bool(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
+    return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
 
 
 def _logits(output: Any) -> Tensor:

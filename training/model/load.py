@@ -12,6 +12,7 @@ This is the only file that imports transformer_lens.
 
 import copy
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,13 +21,17 @@ from torch import Tensor, nn
 from sae.devices import resolve_device
 from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
+from sae.torch_state import own_torch_state
 from training.model.devices import fast_dtype, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
-from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_pretrained
+from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_packaged
+
+_CPU = torch.device("cpu")
 
 
+@own_torch_state()
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Model:
     """Load a language model.
 
@@ -55,7 +60,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         elif name in PACKAGED:
             directory = packaged_dir(name)
             identity = {"name": name, "sha256": source_of(directory)["weights_sha256"]}
-            network, tokenizer = from_pretrained(str(directory), number, local_files_only=True)
+            network, tokenizer = from_packaged(directory, number)
         else:
             raise SaescopeError(_unknown_model(name))
         return bridged(name, {**identity, "dtype": dtype}, network.to(torch_device), tokenizer)
@@ -78,30 +83,40 @@ def _unknown_model(name: str) -> str:
 
 
 def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype) -> Model:
-    """A small TransformerLens model with random weights, a function of its spec alone.
+    """A small TransformerLens model with random weights, a function of its spec alone."""
+    spec = native_spec(text)
+    identity = {"name": "native", **spec, "dtype": str(dtype).removeprefix("torch.")}
+    sizes = {"d_head": spec["d_model"] // spec["n_heads"], "d_mlp": 4 * spec["d_model"], "act_fn": "gelu",
+             "normalization_type": "LN"}
+    return native_model(name, identity, {**spec, **sizes}, device=device, dtype=dtype)
+
+
+def native_model(
+    name: str, identity: dict[str, Any], sizes: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, *,
+    device: torch.device = _CPU, dtype: torch.dtype = torch.float32,
+) -> Model:
+    """A small TransformerLens model that reads bytes.
 
     The steps of `TransformerBridge.boot_native`, taken one by one to keep the network free of bridge components.
+
+    Args:
+        name, identity: of the `Model`.
+        sizes: fields of `TransformerBridgeConfig`, by which the network and, with `seed`, its random weights are made.
+        weights: by name in the network (`layers.0.attn.q.weight`); what is not named is zero. None is random weights.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
 
-    spec = native_spec(text)
-    cfg = TransformerBridgeConfig.from_dict(
-        {
-            **{key: spec[key] for key in ("d_model", "n_layers", "n_heads", "d_vocab", "n_ctx", "seed")},
-            "d_head": spec["d_model"] // spec["n_heads"],
-            "d_mlp": 4 * spec["d_model"],
-            "act_fn": "gelu",
-            "normalization_type": "LN",
-        }
-    )
+    cfg = TransformerBridgeConfig.from_dict(dict(sizes))
     with torch.random.fork_rng(devices=[]):
         network = NativeModel(cfg)
     initialize_native_model(network, cfg)
     network = network.to(device, dtype).eval().requires_grad_(False)
+    if weights is not None:
+        network.load_state_dict({**{key: torch.zeros_like(old) for key, old in network.state_dict().items()}, **weights})
     twin, paths = _twin(network)
-    tokenizer = byte_tokenizer(spec["d_vocab"], spec["n_ctx"])
+    tokenizer = byte_tokenizer(cfg.d_vocab, cfg.n_ctx)
     bridge = build_bridge_from_module(
         twin,
         architecture="TransformerLensNative",
@@ -113,8 +128,6 @@ def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype)
     for block in bridge.blocks:
         show_scores(block.attn)
     _mark_paths(bridge, paths)
-    dtype_name = str(dtype).removeprefix("torch.")
-    identity = {"name": "native", **spec, "dtype": dtype_name}
     return Model(name, identity, NativeNetwork(network), tokenizer, bridge)
 
 
@@ -133,7 +146,7 @@ def bridged(name: str, identity: dict[str, Any], network: nn.Module, tokenizer: 
             device=first.device,
             dtype=first.dtype,
         )
-    except (ValueError, NotImplementedError) as error:
+    except Exception as error:  # a network that it does not know fails anywhere in it
         raise SaescopeError(f"TransformerLens cannot host the model {name} ({first_line(error)}).") from None
     for block in bridge.blocks:
         _show_rotated(getattr(block, "attn", None))

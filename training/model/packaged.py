@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.io.files import read_json
 from sae.io.locks import locked
 
 FORMAT_VERSION = 1
@@ -106,15 +107,16 @@ def packaged_dir(name: str) -> Path:
 
 def source_of(directory: Path) -> dict[str, str | int]:
     """What a cached packaged model was made from: format version, sha256 of the GGUF and of the weights."""
-    source: dict[str, str | int] = json.loads((directory / "source.json").read_text())
-    return source
+    return read_json(directory / "source.json")
 
 
 def _is_complete(directory: Path, package: Packaged) -> bool:
-    if not (directory / "source.json").is_file():
+    try:
+        source = source_of(directory)
+    except SaescopeError:
         return False
-    source = source_of(directory)
-    return source["format_version"] == FORMAT_VERSION and source["gguf_sha256"] == package.sha256
+    known = (source.get("format_version"), source.get("gguf_sha256")) == (FORMAT_VERSION, package.sha256)
+    return known and "weights_sha256" in source
 
 
 def _make(name: str, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Networks and tokenizers from a directory, or from the Hugging Face hub and its local cache."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,50 @@ def from_pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[nn
     """Network and tokenizer with Hugging Face's own choice of attention, except where it would be another model.
 
     Gemma 2 caps its attention scores, which the fused kernels leave out.
+
+    Raises:
+        SaescopeError: files are missing or damaged, or the weights are not those of the network that config.json
+            describes. It says why and not of which model, and transformers' own error is its cause.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(source, **options)
-    attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **attention, **options)
-    return network.eval(), AutoTokenizer.from_pretrained(source, **options)
+    # code that comes with a model is never run, nor asked about
+    options["trust_remote_code"] = False
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+        network, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **attention, **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # over damaged files transformers stumbles in every way there is
+        told = type(error) in (OSError, ValueError, RuntimeError, ImportError)
+        raise SaescopeError(first_line(error) if told else f"{type(error).__name__}: {first_line(error)}") from error
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise SaescopeError("its tokenizer makes no tokens of a text: are the tokenizer's files there?")
+    if differs := _difference(network, found):
+        raise SaescopeError(f"the weights do not fit config.json: {differs}")
+    return network.eval(), tokenizer
+
+
+def _difference(network: nn.Module, found: dict[str, Any]) -> str | None:
+    """The first tensor that transformers would leave random, or leave out with its whole block; None if all fit.
+
+    Other tensors without a place are common and harmless: buffers of older versions, a vision tower.
+    """
+    for name, there, wanted in sorted(found["mismatched_keys"]):
+        return f"{name} has shape {list(there)} where the config makes it {list(wanted)}"
+    if missing := sorted(found["missing_keys"]):
+        return f"{missing[0]} is missing" + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
+    lists = {path: len(module) for path, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    prefix = f"{getattr(network, 'base_model_prefix', '')}."
+    for name in sorted(found["unexpected_keys"]):
+        for match in re.finditer(r"\.(\d+)\.", name):
+            path = name[: match.start()]
+            n = lists.get(path, lists.get(prefix + path))
+            if n is not None and int(match[1]) >= n:
+                return f"{name} is among them, but the config makes {n} of {path}"
+    return None
 
 
 def from_local(directory: Path, dtype: torch.dtype) -> tuple[dict[str, Any], nn.Module, Any]:
@@ -42,10 +80,21 @@ def from_local(directory: Path, dtype: torch.dtype) -> tuple[dict[str, Any], nn.
     stamp = tuple((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in weights)
     try:
         network, tokenizer = from_pretrained(str(directory), dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise SaescopeError(f"transformers cannot load a language model from {directory} ({reason}).") from None
+    except SaescopeError as error:
+        raise SaescopeError(f"transformers cannot load a language model from {directory} ({error}).") from None
     return {"name": "local", "sha256": _sha256_cached(stamp)}, network, tokenizer
+
+
+def from_packaged(directory: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    """Network and tokenizer of a packaged model, from the directory that `packaged_dir` gave.
+
+    Raises:
+        SaescopeError: it has been damaged since it was made.
+    """
+    try:
+        return from_pretrained(str(directory), dtype, local_files_only=True)
+    except SaescopeError as error:
+        raise SaescopeError(f"{directory} is damaged ({error}); remove that folder, and it is made anew.") from None
 
 
 @lru_cache(maxsize=16)
@@ -61,9 +110,11 @@ def from_hub(name: str, repo: str, dtype: torch.dtype) -> tuple[dict[str, Any], 
     wanted = commit or revision or "main"
     try:
         network, tokenizer = from_pretrained(repo, dtype, revision=wanted, local_files_only=commit is None)
-    except (OSError, ValueError, KeyError) as error:
+    except SaescopeError as error:
+        # what is not in the cache raises OSError; damaged files have another reason than the hub's silence
+        why = reason if reason and isinstance(error.__cause__, OSError) else error
         raise SaescopeError(
-            f"The model {name} cannot be loaded from the Hugging Face hub ({reason or first_line(error)}); "
+            f"The model {name} cannot be loaded from the Hugging Face hub ({why}); "
             f"models that need no hub: {', '.join(OFFLINE_MODELS)}."
         ) from None
     return {"name": f"hub:{repo}", "revision": commit or _cached_commit(repo, wanted)}, network, tokenizer

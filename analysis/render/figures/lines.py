@@ -24,14 +24,23 @@ class Line:
     high: Sequence[float | None]
 
 
-def lines(curves: Sequence[Line], *, x_title: str, y_title: str) -> str:
-    """The picture: points joined by straight lines, intervals as bars, names in the upper left."""
+def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = False) -> str:
+    """The picture: points joined by straight lines, intervals as bars, names in the upper left.
+
+    Args:
+        curves: the i-th in the i-th colour of the palette.
+        x_title: what x is, with its unit.
+        y_title: likewise.
+        log_x: logarithmic axis, of values above 0, marked at powers of ten.
+    """
     xs = [x for curve in curves for x in curve.x]
     ys = [y for curve in curves for part in (curve.y, curve.low, curve.high) for y in part if y is not None]
-    x_ticks, y_ticks = ticks(min(xs, default=0.0), max(xs, default=1.0)), ticks(min([0.0, *ys]), max(ys, default=1.0))
+    x_ticks = (decades if log_x else ticks)(min(xs, default=float(log_x)), max(xs, default=1.0))
+    y_ticks = ticks(min([0.0, *ys]), max(ys, default=1.0))
+    scale = math.log10 if log_x else float
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        across = (scale(x) - scale(x_ticks[0])) / (scale(x_ticks[-1]) - scale(x_ticks[0]))
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
@@ -73,3 +82,10 @@ def ticks(low: float, high: float, n: int = 6) -> list[float]:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def decades(low: float, high: float) -> list[float]:
+    """Powers of ten, from at or below `low` to at or above `high`, at least two."""
+    first = math.floor(math.log10(low) + 1e-9)
+    last = max(math.ceil(math.log10(high) - 1e-9), first + 1)
+    return [10.0**power for power in range(first, last + 1)]

@@ -14,16 +14,20 @@ def label(place: CurrentFeature) -> None:
     labels, feature = place.labels, place.feature
     mine = next((one.text for one in labels.every(feature) if one.author == "you"), "")
     lists = labels.lists()
+    fixed = not labels.writable
+    if fixed:
+        st.info("This run's folder cannot be written: labels are shown and cannot be changed.", icon=":material/lock:")
     # keyed by feature, so that what was typed for one is not saved for the next
     with st.form(f"label {feature}", border=False):
         text = st.text_input("Label", mine, key=f"label text {feature}", max_chars=300,
-                             placeholder="what this feature fires on")
-        note = st.text_area("Notes", labels.note(feature), key=f"note {feature}", height=100)
+                             disabled=fixed, placeholder="what this feature fires on")
+        note = st.text_area("Notes", labels.note(feature), key=f"note {feature}", height=100, disabled=fixed)
         tags = st.multiselect("Tags", sorted({*labels.all_tags(), *labels.tags(feature)}), labels.tags(feature),
-                              key=f"tags {feature}", accept_new_options=True, placeholder="type to add one")
+                              key=f"tags {feature}", accept_new_options=True, disabled=fixed, placeholder="type to add one")
         chosen = st.multiselect("Lists", sorted(lists), [name for name, has in lists.items() if feature in has],
-                                key=f"lists {feature}", accept_new_options=True, placeholder="type to begin one")
-        if st.form_submit_button("Save", icon=":material/save:"):
+                                key=f"lists {feature}", accept_new_options=True, disabled=fixed,
+                                placeholder="type to begin one")
+        if st.form_submit_button("Save", icon=":material/save:", disabled=fixed):
             tried(lambda: _save(place, text, note, tags, chosen))
     automatic = next((one for one in labels.every(feature) if one.author == "auto"), None)
     if automatic is None:

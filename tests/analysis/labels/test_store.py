@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from analysis.labels.store import FILE, Judged, Label, Labels, Match
 from sae.errors import SaescopeError
 from sae.io.files import write_json
 from tests.analysis.samples import HOSTILE
+from tests.helpers import read_only
 
 
 def folder(root: Path, weights: str = "a" * 64) -> Path:
@@ -248,3 +250,58 @@ def test_a_file_that_another_program_holds(labels: Labels, monkeypatch: pytest.M
     finally:
         other.close()
     labels.set_label(1, "b")
+
+
+def test_labels_in_a_read_only_folder_are_read_and_not_changed(labels: Labels) -> None:
+    labels.set_label(3, "mine")
+    labels.close()
+    with read_only(labels.path.parent):
+        again = Labels(labels.path.parent)
+        assert again.names() == {3: "mine"} and again.get(3) == labels.get(3) and again.search("mine")
+        assert not again.writable and not list(labels.path.parent.glob("*-wal"))
+        for change in (lambda: again.set_label(3, "other"), lambda: again.add_to_list("list", 3), lambda: again.put([])):
+            with pytest.raises(SaescopeError, match="writable"):
+                change()
+        assert Labels(folder(labels.path.parents[1] / "none")).writable
+    assert again.names() == {3: "mine"} and again.writable
+    again.set_label(3, "other")
+    assert labels.names() == {3: "other"}
+
+
+def test_what_was_not_yet_in_the_file_is_read_from_a_read_only_folder_too(labels: Labels) -> None:
+    """Of a run that was copied while somebody labelled."""
+    labels.set_label(3, "mine")
+    assert labels.path.with_name(f"{FILE}-wal").stat().st_size
+    copied = folder(labels.path.parents[1] / "copy")
+    for file in labels.path.parent.glob(f"{FILE}*"):
+        if not file.name.endswith("-shm"):
+            shutil.copy(file, copied)
+    with read_only(copied):
+        assert Labels(copied).names() == {3: "mine"}
+
+
+def test_a_read_only_folder_that_somebody_else_writes_is_read_again(labels: Labels) -> None:
+    labels.set_label(3, "mine")
+    labels.close()
+    shown = folder(labels.path.parents[1] / "shown")
+    subprocess.run(["mount", "--bind", str(labels.path.parent), str(shown)], check=False, capture_output=True)
+    if not (shown / FILE).exists():
+        pytest.skip("no folder can be mounted twice here")
+    try:
+        with read_only(shown):
+            theirs = Labels(shown)
+            assert theirs.names() == {3: "mine"}
+            labels.set_label(4, "more")
+            assert theirs.names() == {3: "mine", 4: "more"}
+    finally:
+        subprocess.run(["umount", "--lazy", str(shown)], check=True)
+
+
+def test_a_read_only_folder_without_labels_or_with_something_else(labels: Labels) -> None:
+    with read_only(labels.path.parent):
+        assert labels.names() == {} and not labels.writable
+    connection = sqlite3.connect(labels.path)
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with read_only(labels.path.parent), pytest.raises(SaescopeError, match=f"{labels.path} is a database of something"):
+        labels.names()

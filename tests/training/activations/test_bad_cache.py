@@ -1,5 +1,6 @@
 """Damaged, foreign and contested caches, and activations that are no numbers, at the command."""
 
+import io
 import json
 import os
 import re
@@ -122,6 +123,48 @@ def test_what_is_no_cache_is_not_replaced_by_one(tmp_path: Path) -> None:
     before = tree(tmp_path)
     assert "corpus is there but is no cache" in refusal(train(tmp_path))
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[1]", "{", '{"format": "saescope-index", "format_version": 2}'])
+def test_what_is_no_cache_is_neither_removed_nor_listed(tmp_path: Path, manifest: str) -> None:
+    """A folder of the user's own, an index, and whatever else has a manifest.json."""
+    mine = tmp_path / "cache/mine"
+    mine.mkdir(parents=True)
+    (mine / "manifest.json").write_text(manifest)
+    (mine / "thesis.txt").write_text("x")
+    for name in ("cache/mine", "mine"):
+        for what in (["rm", "--yes"], ["verify"]):
+            said = refusal(run_sae(tmp_path, "cache", *what, name), "cache")
+            assert "cache/mine is no cache" in said and said.endswith("there are: none.")
+    listed = run_sae(tmp_path, "cache", "ls")
+    assert listed.code == 0 and "mine" not in listed.out
+    assert (mine / "thesis.txt").read_text() == "x"
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_cache_is_removed_when_told_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tree(place / "cache")
+    answering(monkeypatch, "")
+    assert "--yes" in refusal(run_sae(place, "cache", "rm", "c"), "cache")
+    answering(monkeypatch, "\n")
+    assert run_sae(place, "cache", "rm", "c").code == 0
+    assert tree(place / "cache") == whole
+    answering(monkeypatch, "y\n")
+    assert run_sae(place, "cache", "rm", "c").code == 0
+    assert not (place / "cache/c").exists()
+
+
+def test_a_damaged_cache_is_listed_and_removed_and_so_is_one_behind_a_link(place: Path) -> None:
+    (place / "cache/c/manifest.json").write_text('{"format": "saescope-cache", "format_version": 1}')
+    shutil.move(place / "cache/c", place / "elsewhere")
+    (place / "cache/c").symlink_to(place / "elsewhere")
+    listed = run_sae(place, "cache", "ls")
+    assert listed.code == 0 and "damaged" in listed.out
+    assert run_sae(place, "cache", "rm", "c", "--yes").code == 0
+    assert not (place / "elsewhere").exists() and not (place / "cache/c").is_symlink()
 
 
 # --- NaN and infinity

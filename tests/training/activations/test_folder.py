@@ -125,3 +125,41 @@ def test_hidden_files_and_folders_are_left_alone(tmp_path):
     (tmp_path / "mlp/._a.npy").write_bytes(b"what a Mac writes")
     np.save(tmp_path / "a.npy", values(4))
     assert ActsDir(tmp_path).hooks == {"acts": 3, "mlp": 3}
+
+
+def test_names_are_counted_as_people_do(tmp_path):
+    """Both hooks are of the same rows, whatever their files are called: acts_10 comes after acts_9."""
+    for hook in ("in", "out"):
+        (tmp_path / hook).mkdir()
+    for i in range(12):
+        np.save(tmp_path / "in" / f"acts_{i}.npy", values(2, first=2 * i))
+        np.save(tmp_path / "out" / f"{i:02d}.npy", values(2, first=2 * i))
+    acts = ActsDir(tmp_path)
+    assert torch.equal(acts.rows("in", 0, 24), torch.from_numpy(values(24)))
+    assert torch.equal(acts.rows("in", 0, 24), acts.rows("out", 0, 24))
+    assert acts.place("in", 20).endswith("acts_10.npy, row 0")
+    assert acts.identity["hooks"]["in"] == acts.identity["hooks"]["out"]
+    save_file({f"t{i}": torch.from_numpy(values(2, first=2 * i)) for i in range(12)}, tmp_path / "t.safetensors")
+    assert torch.equal(ActsDir(tmp_path).rows("acts", 0, 24), torch.from_numpy(values(24)))
+
+
+def test_files_of_two_hooks_that_do_not_pair_are_refused(tmp_path):
+    for hook, lengths in (("in", (4, 2)), ("out", (2, 4))):
+        (tmp_path / hook).mkdir()
+        for i, n in enumerate(lengths):
+            np.save(tmp_path / hook / f"{i}.npy", values(n))
+    with pytest.raises(SaescopeError, match=r"in/0\.npy has 4 rows.*out/0\.npy.*2"):
+        ActsDir(tmp_path)
+    for i in range(2):
+        (tmp_path / "out" / f"{i}.npy").unlink()
+    np.save(tmp_path / "out" / "all.npy", values(6))
+    assert ActsDir(tmp_path).n_rows == 6
+
+
+@pytest.mark.parametrize("link", ["in/1.npy", "out"])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path, link):
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "0.npy", values(4))
+    (tmp_path / link).symlink_to(tmp_path / "gone")
+    with pytest.raises(SaescopeError, match=f"{link} is a link to .*gone"):
+        ActsDir(tmp_path)

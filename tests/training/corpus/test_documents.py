@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -9,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import datasets
-import pyarrow
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -17,6 +19,7 @@ from sae.errors import SaescopeError
 from training.config.text_source import TextSource
 from training.corpus.document import Document
 from training.corpus.documents import documents, identity
+from training.corpus.files import files_of, matching
 from training.corpus.stdlib import cut, stdlib_pieces
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +49,7 @@ def read(*sources: TextSource | str, seed: int = 0) -> list[Document]:
 
 def compress(path: Path, data: bytes) -> Path:
     """The data in two frames behind one another, as parallel compressors write them."""
-    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": partial(pyarrow.compress, codec="zstd", asbytes=True)}
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": partial(pa.compress, codec="zstd", asbytes=True)}
     path.write_bytes(b"".join(pack[path.suffix](part) for part in (data[:7], data[7:])))
     return path
 
@@ -113,6 +116,50 @@ def test_bad_text_files(tmp_path):
         read(f"text:{tmp_path}")
 
 
+def test_patterns_mean_what_they_do_in_a_shell(tmp_path):
+    names = ["a.txt", "b.txt", ".env", ".DS_Store", "deep/c.txt", "deep/.d.txt", "deep/er/e.txt", ".git/f.txt", "x[1].txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\xff" if name == ".DS_Store" else name.encode())
+    (tmp_path / "loop").symlink_to(tmp_path)
+    expected = {
+        "*": ["a.txt", "b.txt", "x[1].txt"], "*.txt": ["a.txt", "b.txt", "x[1].txt"], "?.txt": ["a.txt", "b.txt"],
+        "[!a].txt": ["b.txt"], "x[[]1].txt": ["x[1].txt"], "x[1].txt": ["x[1].txt"],
+        "**": ["a.txt", "b.txt", "deep/c.txt", "deep/er/e.txt", "x[1].txt"],
+        "**/*.txt": ["a.txt", "b.txt", "deep/c.txt", "deep/er/e.txt", "x[1].txt"],
+        "deep/**/e.txt": ["deep/er/e.txt"], "*/*.txt": ["deep/c.txt", "loop/a.txt", "loop/b.txt", "loop/x[1].txt"],
+        ".e*": [".env"], ".git/*": [".git/f.txt"], "deep/.*": ["deep/.d.txt"], ".env": [".env"],
+    }
+    for pattern, found in expected.items():
+        files = files_of(TextSource(source=f"text:{tmp_path}/{pattern}"))
+        assert [file.relative_to(tmp_path).as_posix() for file in files] == found, pattern
+    for pattern in ("*.md", "none/*", "none/**", "a.txt/*"):
+        with pytest.raises(SaescopeError, match="no such file"):
+            files_of(TextSource(source=f"text:{tmp_path}/{pattern}"))
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="compares with bash")
+def test_patterns_are_bashs(tmp_path):
+    for name in ("a", ".b", "c/d", "c/.e", "c/f/g", ".h/i", "c/[j]"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for pattern in ("*", ".*", "**", "**/*", "c/**", "**/g", "*/*", "*/.e", "c/[[]*", "[ac]", "[!a]*", "c/**/*"):
+        said = subprocess.run(
+            ["bash", "-O", "globstar", "-O", "nullglob", "-c", f'for f in {pattern}; do [ -f "$f" ] && echo "$f"; done'],
+            cwd=tmp_path, capture_output=True, text=True,
+        ).stdout.split()
+        ours = [file.relative_to(tmp_path).as_posix() for file in matching(tmp_path / pattern) if file.is_file()]
+        assert sorted(set(said)) == sorted(ours), pattern
+
+
+def test_a_link_that_leads_nowhere_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    for pattern in ("*", "**/*.txt", "b.txt"):
+        with pytest.raises(SaescopeError, match=r"b\.txt is a link to .*gone"):
+            files_of(TextSource(source=f"text:{tmp_path}/{pattern}"))
+
+
 # --- rows
 
 
@@ -159,6 +206,48 @@ def test_bad_lines_are_named(tmp_path, line, message):
         read(f"jsonl:{tmp_path}/a.jsonl")
 
 
+@pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "1" * 5000], ids=["nested", "long"])
+def test_json_beyond_what_is_read_is_named(tmp_path, value):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{{"text": "fine", "n": {value}}}\n')
+    with pytest.raises(SaescopeError, match=r"a\.jsonl, line 2"):
+        read(f"jsonl:{tmp_path}/a.jsonl")
+
+
+def write_parquet(path: Path, **columns: list | pa.Array) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def test_of_parquet_only_the_columns_asked_for_are_read(tmp_path):
+    write_parquet(tmp_path / "0.parquet", text=pa.array([], pa.string()), n=pa.array([], pa.int64()))
+    write_parquet(tmp_path / "1.parquet", text=pa.nulls(2), n=[1, 2])
+    write_parquet(tmp_path / "x [1].parquet", n=["one"], text=pa.array(["a"], pa.large_string()), other=[{"deep": [1]}])
+    write_parquet(tmp_path / "y.parquet", text=pa.array(["b", None, "c"]).dictionary_encode(), id=[True, False, None])
+    found = read(f"parquet:{tmp_path}/*.parquet")
+    assert [(d.text, d.label) for d in found] == [("a", "row 2"), ("b", "row 3"), ("c", "row 5")]
+    assert [d.text for d in read(f"parquet:{tmp_path}/x [1].parquet")] == ["a"]
+    write_parquet(tmp_path / "z.parquet", body=["d"], n=[1])
+    with pytest.raises(SaescopeError, match=r"z\.parquet: no field 'text'; it has body, n"):
+        read(f"parquet:{tmp_path}/*.parquet")
+    data = (tmp_path / "y.parquet").read_bytes()
+    (tmp_path / "z.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SaescopeError, match=r"z\.parquet cannot be read"):
+        read(f"parquet:{tmp_path}/*.parquet")
+    write_parquet(tmp_path / "z.parquet", text=[b"bytes"])
+    with pytest.raises(SaescopeError, match=r"z\.parquet, row 0: 'text' is no text but a bytes"):
+        read(f"parquet:{tmp_path}/*.parquet")
+
+
+def test_messages_in_parquet_are_those_in_jsonl(tmp_path):
+    rows = [{"chat": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "n": i} for i in range(2)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    found = [
+        [(d.text, d.messages) for d in read(TextSource(source=source, field="chat", chat_roles=("assistant",)))]
+        for source in (f"parquet:{tmp_path}/a.parquet", f"jsonl:{path}")
+    ]
+    assert found[0] == found[1] and len(found[0]) == 2
+
+
 def test_lone_surrogates_do_not_reach_the_tokenizer(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d"}\n')
     assert [d.text for d in read(f"jsonl:{tmp_path}/a.jsonl")] == ["half ?"]
@@ -166,7 +255,7 @@ def test_lone_surrogates_do_not_reach_the_tokenizer(tmp_path):
 
 def test_bad_parquet_and_bad_splits(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"hello")
-    with pytest.raises(SaescopeError, match=r"parquet:.*cannot be read.*check"):
+    with pytest.raises(SaescopeError, match=r"a\.parquet cannot be read"):
         read(f"parquet:{tmp_path}/a.parquet")
     write_jsonl(tmp_path / "data" / "rows.jsonl", ROWS)
     with pytest.raises(SaescopeError, match=r"split.*check subset, split"):

@@ -1,17 +1,22 @@
 import copy
+import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae.errors import SaescopeError
 from training.model.language_model import Model
 from training.model.load import load_model
 from training.model.packaged import packaged_dir, quiet_transformers
-from training.model.weights import OFFLINE_MODELS
+from training.model.weights import OFFLINE_MODELS, from_packaged
 
 HOOK = "blocks.9.hook_resid_post"
 TEXT = "When Mary and John went to the store, John gave a drink to"
@@ -357,6 +362,131 @@ def test_a_missing_local_directory_and_one_without_weights(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(SaescopeError, match="transformers cannot load"):
         load_model(f"local:{tmp_path}")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama as transformers saves it."""
+    from transformers import LlamaConfig
+
+    folder = tmp_path_factory.mktemp("llama") / "whole"
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    save_random(folder, LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=512, max_position_embeddings=64))
+    return folder
+
+
+def altered_config(**values: Any) -> Callable[[Path], None]:
+    def alter(folder: Path) -> None:
+        fields = json.loads((folder / "config.json").read_text()) | values
+        (folder / "config.json").write_text(json.dumps(fields))
+
+    return alter
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [(folder / name).unlink() for name in names] and None
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: ((folder / name).write_text(text), None)[1]
+
+
+def altered_weights(alter: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        save_file(alter(load_file(path)), path, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def sharded_in_two_of_which_one_is_gone(folder: Path) -> None:
+    names = sorted(load_file(folder / "model.safetensors"))
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    (folder / "model.safetensors").rename(folder / files[0])
+    weight_map = {name: files[i > 3] for i, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+DAMAGES = {
+    "weights cut short": lambda folder: os.truncate(folder / "model.safetensors", 20_000),
+    "weights empty": written("model.safetensors", ""),
+    "weights a pointer": written("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:abc\n"),
+    "weights gone": without("model.safetensors"),
+    "a shard gone": sharded_in_two_of_which_one_is_gone,
+    "an index of nothing": lambda folder: (
+        sharded_in_two_of_which_one_is_gone(folder), written("model.safetensors.index.json", "{}")(folder)
+    ),
+    "no pickle": lambda folder: (without("model.safetensors")(folder), written("pytorch_model.bin", "no")(folder)),
+    "a tensor gone": altered_weights(lambda all_: {k: v for k, v in all_.items() if k != "model.norm.weight"}),
+    "MLPs gone": altered_weights(lambda all_: {k: v for k, v in all_.items() if "mlp" not in k}),
+    "a tensor turned": altered_weights(lambda all_: {k: v.t().contiguous() if "gate" in k else v for k, v in all_.items()}),
+    "other names": altered_weights(lambda all_: {f"base.{k}": v for k, v in all_.items()}),
+    "more layers": altered_config(num_hidden_layers=4),
+    "fewer layers": altered_config(num_hidden_layers=1),
+    "no layers": altered_config(num_hidden_layers=0),
+    "wider": altered_config(hidden_size=64),
+    "other heads": altered_config(num_key_value_heads=4),
+    "heads that do not divide": altered_config(num_attention_heads=3),
+    "more tokens": altered_config(vocab_size=600),
+    "layers in words": altered_config(num_hidden_layers="two"),
+    "another architecture": altered_config(model_type="gpt2", n_layer=2, n_head=4, n_embd=32),
+    "no causal model": altered_config(model_type="t5"),
+    "nobody's architecture": altered_config(model_type="nonsense"),
+    "code of its own": altered_config(model_type="custom", auto_map={"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}),
+    "quantised": altered_config(quantization_config={"quant_method": "gptq", "bits": 4}),
+    "config cut short": written("config.json", "{"),
+    "config a list": written("config.json", "[]"),
+    "config gone": without("config.json"),
+    "tokenizer gone": without("tokenizer.json", "tokenizer_config.json"),
+    "tokenizer cut short": written("tokenizer.json", "{"),
+    "tokenizer's config a list": written("tokenizer_config.json", "[]"),
+    "nothing at all": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_folder_is_refused_in_one_sentence(saved: Path, tmp_path: Path, damage: str):
+    folder = shutil.copytree(saved, tmp_path / "m")
+    DAMAGES[damage](folder)
+    with pytest.raises(SaescopeError) as caught:
+        load_model(f"local:{folder}")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_tensor_that_does_not_fit_is_named(saved: Path, tmp_path: Path):
+    for damage, facts in {
+        "a tensor gone": ["model.norm.weight"], "wider": ["[512, 32]", "[512, 64]"],
+        "fewer layers": ["model.layers", " 1 "],
+    }.items():
+        folder = shutil.copytree(saved, tmp_path / damage)
+        DAMAGES[damage](folder)
+        with pytest.raises(SaescopeError) as caught:
+            load_model(f"local:{folder}")
+        assert all(fact in str(caught.value) for fact in facts), caught.value
+
+
+def test_a_tokenizer_whose_files_are_gone_or_of_another_model(saved: Path, tmp_path: Path, smol: Model):
+    """GPT-2's class makes an empty tokenizer of no files at all."""
+    from transformers import GPT2Config
+
+    save_random(tmp_path / "gpt2", GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=512, n_positions=64))
+    without("tokenizer.json", "tokenizer_config.json")(tmp_path / "gpt2")
+    with pytest.raises(SaescopeError, match="tokenizer"):
+        load_model(f"local:{tmp_path / 'gpt2'}")
+    smol.tokenizer.save_pretrained(shutil.copytree(saved, tmp_path / "other"))
+    model = load_model(f"local:{tmp_path / 'other'}")
+    tokens = torch.tensor([model.tokenizer(TEXT).input_ids])
+    for ask in (model.logits, model.extend, lambda t: model.activations(t, ["blocks.0.hook_resid_post"])):
+        with pytest.raises(SaescopeError, match=f"{int(tokens.max())}.*512"):
+            ask(tokens)
+
+
+def test_a_damaged_packaged_model_says_how_to_make_it_anew(saved: Path, tmp_path: Path):
+    folder = shutil.copytree(saved, tmp_path / "m")
+    assert from_packaged(folder, torch.float32)[0].dtype == torch.float32
+    DAMAGES["weights cut short"](folder)
+    with pytest.raises(SaescopeError, match=f"{folder}.*remove"):
+        from_packaged(folder, torch.float32)
 
 
 def test_without_a_hub_the_offline_models_are_named(monkeypatch, tmp_path):

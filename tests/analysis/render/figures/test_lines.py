@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from analysis.render.figures.lines import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, lines, ticks
+from analysis.render.figures.lines import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, decades, lines, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -35,6 +35,15 @@ def test_points_lie_where_their_numbers_say() -> None:
     bottom, top = (float(n) for n in re.findall(r"[\d.]+", bar)[1:])
     assert bottom - top == pytest.approx(0.4 * inner[1], abs=0.2)
     assert {"a < b", "b", "FVE", "bits"} <= {t.text for t in root.iter(f"{SVG}text")}
+
+
+def test_a_logarithmic_axis_is_marked_at_powers_of_ten() -> None:
+    assert decades(1.0, 100.0) == [1, 10, 100] and decades(3.0, 3.0) == [1, 10] and decades(0.2, 11.0) == [0.1, 1, 10, 100]
+    drawn = lines([Line("a", [10.0, 100.0], [0.0, 1.0], [None] * 2, [None] * 2)], x_title="n", y_title="y", log_x=True)
+    root = ElementTree.fromstring(drawn)
+    across = [(float(c.get("cx", "")) - LEFT) / (WIDTH - LEFT - RIGHT) for c in root.iter(f"{SVG}circle")]
+    assert across == pytest.approx([0, 1], abs=1e-3)
+    assert {"10", "100"} <= {t.text for t in root.iter(f"{SVG}text")}
 
 
 def test_a_curve_without_points_is_only_named() -> None:

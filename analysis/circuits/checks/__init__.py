@@ -1,0 +1,1 @@
+"""Whether a circuit is true: faithfulness and completeness, baselines, specificity, stability."""

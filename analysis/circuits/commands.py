@@ -1,0 +1,95 @@
+"""The subcommand `sae circuit`: thin over `analysis.circuits.run`, the formats and the self-test."""
+
+import argparse
+
+from sae.errors import SaescopeError
+from sae.io.paths import user_path
+
+_ABOUT = """Find the features behind a behaviour of a language model, as a graph, and test how much of it the graph carries.
+
+The config names the behaviour (built-in, or pairs of prompts of your own), the runs whose SAEs are used, and how much is
+kept. The result is a folder below circuits/, which the notebooks open and `sae circuit export` passes on. An interrupted
+run goes on where it was.
+"""
+_EXAMPLES = """examples:
+  sae circuit configs/circuits/demo.yaml
+  sae circuit configs/circuits/demo.yaml task=ioi name=ioi nodes.most=50
+  sae circuit show circuits/demo                                     nodes, edges and scores
+  sae circuit export circuits/demo graph.json                        for circuit-tracer and Neuronpedia
+  sae circuit selftest                                               estimators on models whose circuit is known"""
+
+
+def circuit(argv: list[str]) -> int:
+    """Find the circuit behind a behaviour and test it; show, export, self-test."""
+    others = {"show": _show, "export": _export, "selftest": _selftest}
+    if argv and argv[0] in others:
+        return others[argv[0]](argv[1:])
+    parser = argparse.ArgumentParser(
+        "sae circuit", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file such as configs/circuits/demo.yaml; or show, export, selftest")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields of the config, for example nodes.most=50")
+    parser.add_argument("--again", action="store_true", help="do every step anew, even those that are done")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    args = parser.parse_intermixed_args(argv)
+    from analysis.circuits.pipeline.config import read_config
+    from analysis.circuits.pipeline.run import find_circuit
+    from analysis.render.circuit_text import circuit_lines
+
+    config = read_config(args.config, args.overrides)
+    found = find_circuit(config, quiet=args.quiet, again=args.again)
+    if not args.quiet:
+        print("\n".join(circuit_lines(found)))
+        print(f"saved in {user_path(config.dir) / config.name}")
+    return 0
+
+
+def _show(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("sae circuit show", description="Show a circuit: scores, nodes and edges.")
+    parser.add_argument("circuit", help="its folder, such as circuits/demo")
+    parser.add_argument("--nodes", type=int, default=20, help="how many nodes and edges, by effect (default: %(default)s)")
+    parser.add_argument("--html", type=user_path, metavar="FILE", help="write the graph as a page that needs nothing else")
+    parser.add_argument("--tables", type=user_path, metavar="FOLDER", help="write its figures as CSV, its curves as SVG")
+    args = parser.parse_args(argv)
+    from analysis.circuits.formats.opening import open_circuit
+    from analysis.circuits.pipeline.tables import write_results
+    from analysis.render.circuit_text import circuit_lines
+
+    if args.nodes < 0:
+        raise SaescopeError(f"--nodes {args.nodes} is no number of nodes.")
+    found = open_circuit(args.circuit)
+    print("\n".join(circuit_lines(found, args.nodes)))
+    if args.html is not None:
+        found.figure().save(args.html)
+        print(f"wrote {args.html}")
+    for path in write_results(found, args.tables) if args.tables is not None else ():
+        print(f"wrote {path}")
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sae circuit export", description="Write a circuit as a graph of circuit-tracer and Neuronpedia (schema_version 1)."
+    )
+    parser.add_argument("circuit", help="its folder, such as circuits/demo")
+    parser.add_argument("file", type=user_path, help="where the JSON goes")
+    args = parser.parse_args(argv)
+    from analysis.circuits.formats.circuit_tracer.writing import write_graph
+    from analysis.circuits.formats.opening import open_circuit
+
+    write_graph(open_circuit(args.circuit), args.file)
+    print(f"wrote {args.file}")
+    return 0
+
+
+def _selftest(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sae circuit selftest",
+        description="Run every estimator on models whose circuit is known, and print how well it tells true nodes and "
+        "edges from others (AUROC); and the doubling test of edges in the linear forward.",
+    )
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write the table, too")
+    args = parser.parse_args(argv)
+    from analysis.circuits.selftest import selftest
+
+    return 0 if selftest(args.csv) else 1

@@ -1,0 +1,146 @@
+"""Direct paths: a run in which every site's target is cut off from what it is computed from, and which sites it then joins.
+
+Each target becomes a leaf of its own, so what a site reads depends on earlier sites only along paths that meet no site
+between them (the stop-gradients of Marks et al. 2403.19647, App. A.1). Architecture needs no table: in parallel blocks
+attention does not reach the MLP beside it, because autograd finds no path.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+from analysis.circuits.model import CircuitModel
+from analysis.circuits.nodes import ANYWHERE, OUTPUT, Nodes
+from analysis.circuits.tasks.examples import Examples
+from training.model.frozen import FrozenModel
+from training.model.splice import Forward, Reconstruct
+from training.site import Site, SiteRows
+
+
+@dataclass(frozen=True)
+class CutRun:
+    """A run whose sites are cut.
+
+    Attributes:
+        leaves: site → what stands in place of its target, with a gradient.
+        rows: site → x and target as they arrive there, as they depend on the leaves of earlier sites.
+        logits: of the run.
+    """
+
+    leaves: dict[Site, Float[Tensor, "n_rows _"]]
+    rows: dict[Site, SiteRows]
+    logits: Float[Tensor, "n_examples n_ctx d_vocab"]
+
+
+def cut_run(
+    model: CircuitModel, tokens: Int[Tensor, "n_examples n_ctx"], keep: Bool[Tensor, "n_examples n_ctx"],
+    targets: Mapping[Site, Float[Tensor, "n_rows _"]], forward: Forward | None = None, *, skips_pass: bool = False,
+) -> CutRun:
+    """Run a model with every kept target replaced by a leaf.
+
+    Args:
+        model: the model with its SAEs.
+        tokens: of the run.
+        keep: rows that are cut; others pass.
+        targets: site → the values of its leaf. A site without an SAE may be among them (`hook_embed`).
+        forward: the model, or a `FrozenModel` of it.
+        skips_pass: a skip path is no part of the cut: its offset is computed from x, and leaves are targets without it.
+    """
+    leaves: dict[Site, Tensor] = {}
+    seen: dict[Site, SiteRows] = {}
+
+    def cut(site: Site) -> Reconstruct:
+        passes = skips_pass and site in model.saes and model.saes[site].has_offsets
+
+        def put(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001
+            seen[site], leaves[site] = rows, targets[site].detach().clone().requires_grad_()
+            return leaves[site] + model.state(site, rows).offset if passes else leaves[site]
+
+        return put
+
+    with torch.enable_grad():
+        logits = model.run(tokens, keep, {site: cut(site) for site in targets}, forward)
+    return CutRun(leaves, seen, logits)
+
+
+NONE, SAME, EARLIER = 0, 1, 2
+"""How one site reaches another directly: not at all, within a position, or from earlier positions too."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which sites reach which directly.
+
+    Attributes:
+        how: NONE, SAME or EARLIER by upstream site and downstream site; the last column is the metric.
+        n_ctx: tokens of the prompts; the metric reads the last.
+    """
+
+    how: Int64[np.ndarray, "n_sites n_sites_and_output"]
+    n_ctx: int
+
+    def upstream(self, site: int) -> list[int]:
+        """The sites that reach a site, or OUTPUT."""
+        return np.flatnonzero(self.how[:, site] != NONE).tolist()
+
+    def separates(self, site: int) -> bool:
+        """Whether all that earlier sites do to later ones and to the metric passes through this site."""
+        return not self.how[:site, site + 1 :].any()
+
+    def edges(self, nodes: Nodes) -> tuple[Int64[np.ndarray, " n_edges"], Int64[np.ndarray, " n_edges"]]:
+        """All edges that there can be between nodes and from them to OUTPUT, as (source, target), ordered.
+
+        A node ANYWHERE stands for every position.
+        """
+        down = np.append(nodes.position, self.n_ctx - 1)
+        how, up = self.how[nodes.site][:, np.append(nodes.site, OUTPUT)], nodes.position[:, None]
+        meet = np.where(how == SAME, up == down, up <= down) | (up == ANYWHERE) | (down == ANYWHERE)
+        source, target = ((how != NONE) & meet).nonzero()
+        target = np.where(target == len(nodes), OUTPUT, target)
+        order = np.lexsort((target, source))
+        return source[order], target[order]
+
+
+@torch.enable_grad()
+def reach(model: CircuitModel, examples: Examples, forward: Forward | None = None) -> Reach:
+    """Which sites reach which directly, found by value: gradients of random sums of what arrives at a site.
+
+    Args:
+        model: the model with its SAEs.
+        examples: the first two and one of each keep-mask are looked at; all with a `FrozenModel`, which takes no fewer.
+        forward: the model, or a `FrozenModel` of it.
+    """
+    few = examples if isinstance(forward, FrozenModel) else _telling(examples)
+    states, _ = model.states(few.clean, few.keep, forward)
+    run = cut_run(model, few.clean, few.keep, {site: states[site].target for site in model.sites}, forward)
+    position = few.keep.nonzero()[:, 1]
+    last = position == position.max()
+    arriving = [[part[last] for part in run.rows[site]] for site in model.sites]
+    how = np.zeros((len(model.sites), len(model.sites) + 1), dtype=np.int64)
+    generator = torch.Generator().manual_seed(0)
+    for d, parts in enumerate([*arriving, [run.logits[:, -1]]]):
+        if d and any(part.requires_grad for part in parts):
+            weights = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+            total = torch.stack([(part * weight).sum() for part, weight in zip(parts, weights, strict=True)]).sum()
+            leaves = [run.leaves[site] for site in model.sites[:d]]
+            grads = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+            how[:d, d] = [_how(grad, last) for grad in grads]
+    return Reach(how, few.n_ctx)
+
+
+def _telling(examples: Examples) -> Examples:
+    """The first two examples, and the first of each mask."""
+    masks: dict[bytes, int] = {}
+    for i, mask in enumerate(examples.keep.cpu().numpy()):
+        masks.setdefault(mask.tobytes(), i)
+    return examples.take(torch.tensor(sorted({*range(min(2, len(examples))), *masks.values()})))
+
+
+def _how(grad: Float[Tensor, "n_rows _"], last: Bool[Tensor, " n_rows"]) -> int:
+    if not bool(grad.any()):
+        return NONE
+    return EARLIER if bool(grad[~last].any()) else SAME

@@ -1,0 +1,1 @@
+"""Circuits on disk: our own folder, circuit-tracer's and Neuronpedia's graph files, networkx."""

@@ -1,0 +1,1 @@
+"""Graph files of circuit-tracer and Neuronpedia (schema_version 1)."""

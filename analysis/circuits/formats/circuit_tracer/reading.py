@@ -1,0 +1,199 @@
+"""A graph file of circuit-tracer or Neuronpedia as a circuit.
+
+A graph of ours comes back as it was written. One of theirs becomes a circuit to be read: a site for each layer and kind
+of feature, whose SAE is not known; sites for token embeddings and for logits, whose features are tokens; each logit leads
+to the output with its probability, as their influence counts it. Their weights are changes of the target's pre-
+activation, not of a metric; effects are not known (NaN), and `settings` keeps metadata, influence and labels.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from analysis.circuits.formats.circuit_tracer.schema import EMBEDDING, LOGIT, SCHEMA_VERSION, Graph, Node, unpaired
+from analysis.circuits.graph import Circuit, SiteInfo
+from analysis.circuits.nodes import ERROR, OUTPUT, SKIP, Nodes
+from sae.errors import SaescopeError
+from sae.io.files import read_json
+from sae.io.paths import user_path
+from training.site import Site
+
+_FAMILIES = {"mlp reconstruction error": "cross layer transcoder", "lorsa error": "lorsa"}
+"""Whose error an error is."""
+_SHORT = {"cross layer transcoder": "transcoder"}
+
+
+def read_graph(path: Path | str) -> Circuit:
+    """Read a graph file.
+
+    Raises:
+        SaescopeError: no such file or no JSON; another schema_version; nodes that are no graph's.
+    """
+    path = user_path(path)
+    found = read_json(path)
+    version = found["metadata"].get("schema_version") if isinstance(found.get("metadata"), dict) else None
+    if version != SCHEMA_VERSION:
+        raise SaescopeError(
+            f"{path}: has schema_version {version!r} and this code reads {SCHEMA_VERSION}, where a feature's number is "
+            "paired with its layer; write the graph anew with circuit-tracer 0.4 or Neuronpedia."
+        )
+    try:
+        graph = Graph.model_validate(found)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise SaescopeError(f"{path}: is no graph of circuit-tracer or Neuronpedia ({where}: {fault['msg']}).") from error
+    try:
+        return _own(graph) if graph.metadata.saescope else _theirs(graph)
+    except ValueError as error:
+        raise SaescopeError(f"{path}: {error}.") from error
+
+
+def _own(graph: Graph) -> Circuit:
+    own = graph.metadata.saescope or {}
+    rows = own.get("sites", [])
+    try:
+        sites = TypeAdapter(tuple[SiteInfo, ...]).validate_python(
+            [{k: v for k, v in row.items() if k in SiteInfo.__dataclass_fields__} for row in rows]
+        )
+        by_rank = {(str(row["layer"]), row["rank"]): (i, row["first_feature"]) for i, row in enumerate(rows)}
+        facts = {key: own[key] for key in ("name", "model", "task", "settings", "scores")}
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError("metadata.saescope is not as Saescope writes it") from error
+
+    def triple(node: Node) -> tuple[int, int, int]:
+        layer, number = str(node.layer), _number(node)
+        if number < 0:
+            rank, kind = (-number - 1) // 2, ERROR if number % 2 else SKIP
+            site = by_rank.get((layer, rank), (None, 0))[0]
+            feature = kind
+        else:
+            within = [(i, first) for (at, _), (i, first) in by_rank.items() if at == layer and first <= number]
+            site, first = max(within, key=lambda one: one[1], default=(None, 0))
+            feature = number - first
+        if site is None:
+            raise ValueError(f"the node {node.node_id} is of no site that metadata.saescope lists")
+        return site, node.ctx_idx, feature
+
+    place = {node.node_id: triple(node) for node in graph.nodes if node.feature_type not in (EMBEDDING, LOGIT)}
+    outputs = {node.node_id: 1.0 for node in graph.nodes if node.feature_type == LOGIT}
+    return _circuit(graph, sites, place, outputs, {**facts, "prompt": tuple(graph.metadata.prompt_tokens)})
+
+
+def _theirs(graph: Graph) -> Circuit:
+    families = {node.node_id: _family(node) for node in graph.nodes}
+    keys = sorted(set(families.values()))
+    sites = tuple(_site(key, graph.nodes, families) for key in keys)
+    number = {key: i for i, key in enumerate(keys)}
+    place = {node.node_id: (number[families[node.node_id]], node.ctx_idx, _feature(node)) for node in graph.nodes}
+    meta = graph.metadata
+    logits = [node for node in graph.nodes if node.feature_type == LOGIT]
+    names = {node.node_id: _name(sites, *place[node.node_id]) for node in graph.nodes}
+    layers = [int(node.layer) for node in graph.nodes if node.feature_type not in (EMBEDDING, LOGIT)]
+    facts = {
+        "name": meta.slug, "prompt": tuple(meta.prompt_tokens), "scores": {}, "task": {"metric": "logits by probability"},
+        "model": {"name": meta.scan, "n_layers": int(logits[0].layer) - 1 if logits else max(layers, default=0) + 1},
+        "settings": {
+            "source": "circuit-tracer", "metadata": meta.model_dump(exclude_none=True),
+            "qParams": graph.qParams.model_dump(),
+            "clerps": {names[n.node_id]: n.clerp for n in graph.nodes if n.clerp},
+            "influence": {names[n.node_id]: n.influence for n in graph.nodes if n.influence is not None},
+        },
+    }
+    return _circuit(graph, sites, place, {}, facts, {place[node.node_id]: node.token_prob for node in logits})
+
+
+def _circuit(
+    graph: Graph, sites: tuple[SiteInfo, ...], place: dict[str, tuple[int, int, int]], outputs: dict[str, float],
+    facts: dict[str, Any], logits: dict[tuple[int, int, int], float] | None = None,
+) -> Circuit:
+    """Put nodes in order and links to their nodes; links of nodes that are not there are left out, as their pages do."""
+    called = Counter(node.node_id for node in graph.nodes)
+    if twice := [name for name, n in called.items() if n > 1]:
+        raise ValueError(f"several of its nodes are called {twice[0]}, so that their links cannot be told apart")
+    nodes = Nodes.of(list(place.values()))
+    if len(nodes) < len(place):
+        raise ValueError(f"{len(place) - len(nodes)} of its {len(place)} nodes have the place of another")
+    index = {triple: i for i, triple in enumerate(nodes.triples)}
+    by_triple = {place[node.node_id]: node for node in graph.nodes if node.node_id in place}
+    ordered = [by_triple[triple] for triple in nodes.triples]
+    ends = {**{name: index[triple] for name, triple in place.items()}, **dict.fromkeys(outputs, OUTPUT)}
+    links = [(ends[x.source], ends[x.target], x.weight, x.low, x.high, x.inclusion) for x in graph.links
+             if x.source in ends and x.target in ends and ends[x.source] != OUTPUT]
+    links += [(index[triple], OUTPUT, share, None, None, None) for triple, share in (logits or {}).items()]
+    columns = list(zip(*links, strict=True)) if links else [()] * 6
+    return Circuit(
+        **facts, sites=sites, nodes=nodes, effect=_floats([n.effect for n in ordered]),
+        low=_floats([n.low for n in ordered]), high=_floats([n.high for n in ordered]),
+        value=_floats([n.activation for n in ordered]), reference=_floats([n.reference for n in ordered]),
+        inclusion=_floats([n.inclusion for n in ordered]), source=np.array(columns[0], dtype=np.int64),
+        target=np.array(columns[1], dtype=np.int64), weight=_floats(columns[2]), weight_low=_floats(columns[3]),
+        weight_high=_floats(columns[4]), edge_inclusion=_floats(columns[5]),
+    )
+
+
+def _family(node: Node) -> tuple[int, int, str]:
+    """What orders sites, the layer, and the kind of feature."""
+    if node.feature_type == EMBEDDING:
+        return 0, 0, EMBEDDING
+    if node.feature_type == LOGIT:
+        return 2, 0, LOGIT
+    return 1, _layer(node), _FAMILIES.get(node.feature_type, node.feature_type)
+
+
+def _site(key: tuple[int, int, str], nodes: Sequence[Node], families: dict[str, tuple[int, int, str]]) -> SiteInfo:
+    _, layer, kind = key
+    if kind in (EMBEDDING, LOGIT):
+        return SiteInfo(kind, Site(input="hook_embed" if kind == EMBEDDING else "unembed.hook_out"), "", 0, kind)
+    mlp = Site(input=f"blocks.{layer}.mlp.hook_in", target=f"blocks.{layer}.hook_mlp_out")
+    site = mlp if kind in _FAMILIES.values() and kind != "lorsa" else Site(input=f"blocks.{layer}.hook_attn_out")
+    highest = max((_feature(node) for node in nodes if families[node.node_id] == key), default=-1)
+    name = f"{_SHORT.get(kind, kind.replace(' ', '-'))}-{layer}"
+    return SiteInfo(name, site, "", max(highest + 1, 1), kind)
+
+
+def _feature(node: Node) -> int:
+    """A token, ERROR, or the number in its layer."""
+    if node.feature_type == EMBEDDING:
+        return _token(node)
+    if node.feature_type == LOGIT:
+        return int(node.feature or 0)
+    return ERROR if node.feature_type in _FAMILIES else _number(node)
+
+
+def _token(node: Node) -> int:
+    token = node.node_id.split("_")[1:2]
+    if not (token and token[0].isdecimal()):
+        raise ValueError(f"the embedding {node.node_id} does not name its token as E_TOKEN_POSITION")
+    return int(token[0])
+
+
+def _layer(node: Node) -> int:
+    if not str(node.layer).isdecimal():
+        raise ValueError(f"the node {node.node_id} lies in layer {node.layer!r}, which is no number")
+    return int(node.layer)
+
+
+def _number(node: Node) -> int:
+    """The feature's number in its layer."""
+    if node.feature is None or node.feature < 0:
+        return -1 if node.feature is None else node.feature
+    layer, feature = unpaired(node.feature)
+    if layer != _layer(node):
+        raise ValueError(f"the feature number {node.feature} of node {node.node_id} is paired with layer {layer}, "
+                         f"and the node lies in layer {node.layer}")
+    return feature
+
+
+def _name(sites: Sequence[SiteInfo], site: int, position: int, feature: int) -> str:
+    from analysis.circuits.graph import name_of
+
+    return name_of(sites, site, position, feature)
+
+
+def _floats(numbers: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if number is None else number for number in numbers], dtype=np.float64)

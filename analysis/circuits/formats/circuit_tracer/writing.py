@@ -1,0 +1,212 @@
+"""A circuit as a graph file that circuit-tracer's and Neuronpedia's pages open.
+
+The format knows one dictionary a layer and names a node LAYER_FEATURE_POSITION. Here `layer` is always the block of the
+site's output. Where several sites lie in one block their features are counted on: the first site, in causal order, keeps
+its numbers, the next begin at the sum of the d_sae before them (`metadata.saescope.sites[].first_feature`), and their
+errors and skip paths take −1, −2, then −3, −4 and so on. With one site a layer all numbers are the SAE's own. Sites
+outside of blocks count as layer 0.
+
+The metric is one logit node with a token number beyond the vocabulary, as circuit-tracer numbers functions of logits; its
+probability, 1, is the weight that such targets have there. Links hold our edge weights, effects on the metric and not on
+the target's pre-activation; `influence` is the share of Σ |effect| that nodes of this size and larger ones have.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from analysis.circuits.formats.circuit_tracer.schema import (
+    EMBEDDING,
+    ERROR_TYPE,
+    FEATURE,
+    LOGIT,
+    SCHEMA_VERSION,
+    SKIP_TYPE,
+    Graph,
+    Link,
+    Metadata,
+    Node,
+    QParams,
+    paired,
+)
+from analysis.circuits.formats.store import plain
+from analysis.circuits.graph import Circuit, SiteInfo, layer_of
+from analysis.circuits.nodes import ERROR, OUTPUT
+from sae.errors import SaescopeError
+from sae.io import files
+from sae.io.paths import user_path
+
+MEANING = (
+    "A link's weight and a node's effect are changes of the metric when the source is moved to its reference value, the "
+    "link's through its direct path alone; what supports the clean answer is negative. A node's influence is the share of "
+    "the sum of |effect| that nodes at least as large have. The logit node is the metric, not a token. "
+    "layer is the block; a feature is first_feature of its site plus the feature of the site's SAE."
+)
+
+
+def write_graph(
+    circuit: Circuit, path: Path | str, *, tokens: Sequence[int] | None = None, scan: str | None = None
+) -> None:
+    """Write `to_graph` of a circuit as JSON.
+
+    Raises:
+        SaescopeError: as `to_graph`.
+    """
+    graph = to_graph(circuit, tokens=tokens, scan=scan)
+    files.write_json(user_path(path), plain(graph.model_dump(exclude_none=True)))
+
+
+def to_graph(circuit: Circuit, *, tokens: Sequence[int] | None = None, scan: str | None = None) -> Graph:
+    """A circuit in their format; see the head of this file.
+
+    A graph of theirs that was opened here goes back as it was, but for scores and settings of its run.
+
+    Args:
+        circuit: with positions.
+        tokens: ids of the prompt's tokens, which become embedding nodes (without links); None leaves them out.
+        scan: the model's id on Neuronpedia; the last part of its name where not given.
+
+    Raises:
+        SaescopeError: nodes are summed over positions, the prompt is not known, or the model's size is not.
+    """
+    theirs = any(info.variant == LOGIT for info in circuit.sites)
+    _check(circuit, tokens, theirs)
+    place = Numbering(circuit.sites, circuit.model["n_layers"])
+    nodes = [*(_embedding(token, i) for i, token in enumerate(tokens or ())), *_nodes(circuit, place)]
+    ids = [place.node_id(*triple) for triple in circuit.nodes.triples]
+    if not theirs:
+        nodes.append(_output(circuit))
+        ids.append(nodes[-1].node_id)  # OUTPUT is −1, the last
+    links = [
+        Link(source=ids[source], target=ids[target], weight=row["weight"], **_known(row, "low", "high", "inclusion"))
+        for source, target, row in zip(circuit.source.tolist(), circuit.target.tolist(), circuit.rows("edges"), strict=True)
+        if not (theirs and target == OUTPUT)
+    ]
+    return Graph(metadata=_metadata(circuit, place, scan), nodes=nodes, links=links,
+                 qParams=QParams.model_validate(circuit.settings.get("qParams", {})))
+
+
+class Numbering:
+    """What features of several sites in one layer are called."""
+
+    def __init__(self, sites: Sequence[SiteInfo], n_layers: int) -> None:
+        self.kinds = [info.variant for info in sites]
+        self.layers = [
+            n_layers + 1 if info.variant == LOGIT else "E" if info.variant == EMBEDDING else layer_of(info.site) or 0
+            for info in sites
+        ]
+        before = [[j for j in range(i) if self.layers[j] == self.layers[i]] for i in range(len(sites))]
+        self.rank = [len(others) for others in before]
+        self.first = [sum(sites[j].d_sae for j in others) for others in before]
+
+    def feature(self, site: int, feature: int) -> int:
+        """The number in the layer; below zero for errors and skip paths."""
+        return self.first[site] + feature if feature >= 0 else feature - 2 * self.rank[site]
+
+    def node_id(self, site: int, position: int, feature: int) -> str:
+        """Unique in the graph."""
+        return f"{self.layers[site]}_{self.feature(site, feature)}_{position}"
+
+
+def _check(circuit: Circuit, tokens: Sequence[int] | None, theirs: bool) -> None:
+    if not circuit.positional:
+        raise SaescopeError(
+            f"The nodes of {circuit.name} are summed over positions, and this format places every node at a token of one "
+            "prompt; find the circuit per position, on prompts of one length."
+        )
+    last = int(circuit.nodes.position.max()) if len(circuit.nodes) else 0
+    if last >= len(circuit.prompt):
+        raise SaescopeError(f"{circuit.name} has nodes at position {last} and a prompt of {len(circuit.prompt)} tokens.")
+    if tokens is not None and len(tokens) != len(circuit.prompt):
+        raise SaescopeError(f"{len(tokens)} token ids were given for a prompt of {len(circuit.prompt)} tokens.")
+    needed = ("n_layers",) if theirs else ("n_layers", "d_vocab")
+    if missing := [key for key in needed if key not in circuit.model]:
+        raise SaescopeError(f"The circuit {circuit.name} does not say its model's {missing[0]}, which this format needs.")
+
+
+def _metadata(circuit: Circuit, place: Numbering, scan: str | None) -> Metadata:
+    name = str(circuit.model.get("name", ""))
+    facts = {
+        "slug": re.sub(r"[^a-z0-9]+", "-", circuit.name.lower()).strip("-") or "circuit",
+        "scan": scan or name.rpartition(":")[2].rpartition("/")[2], "prompt": "".join(circuit.prompt),
+        "prompt_tokens": list(circuit.prompt), "schema_version": SCHEMA_VERSION,
+    }
+    if any(info.variant == LOGIT for info in circuit.sites):
+        return Metadata.model_validate({**circuit.settings.get("metadata", {}), **facts, "scan": scan or name})
+    sites = [
+        {**asdict(info), "site": info.site.model_dump(), "layer": place.layers[i], "first_feature": place.first[i],
+         "rank": place.rank[i]} for i, info in enumerate(circuit.sites)
+    ]
+    own = {key: getattr(circuit, key) for key in ("name", "model", "task", "settings", "scores")}
+    generator = {"name": "saescope", "version": files.code_version()}
+    return Metadata.model_validate({
+        **facts, "saescope": {**own, "sites": sites}, "info": {"description": MEANING, "generator": generator},
+    })
+
+
+def _nodes(circuit: Circuit, place: Numbering) -> Iterator[Node]:
+    influence, said = cumulative(circuit.effect), circuit.settings.get("clerps", {})
+    before = circuit.settings.get("influence", {})
+    probability = dict(zip(circuit.source[circuit.target == OUTPUT].tolist(),
+                           circuit.weight[circuit.target == OUTPUT].tolist(), strict=True))
+    for i, ((site, position, feature), row) in enumerate(zip(circuit.nodes.triples, circuit.rows("nodes"), strict=True)):
+        name, kind = row["node"], circuit.sites[site].variant
+        if kind == EMBEDDING:
+            yield _embedding(feature, position)
+        elif kind == LOGIT:
+            yield _logit(place.layers[site], feature, position, probability.get(i, 0.0), said.get(name, ""))
+        else:
+            layer, number = int(place.layers[site]), place.feature(site, feature)
+            yield Node(
+                node_id=place.node_id(site, position, feature), layer=str(layer), ctx_idx=position,
+                feature=paired(layer, number) if feature >= 0 else number, feature_type=_type(circuit.sites[site], feature),
+                clerp=said.get(name, name if feature < 0 and circuit.sites[site].sae else ""),
+                jsNodeId=f"{layer}_{number}-0",
+                influence=before.get(name, influence[i]), activation=row["value"],
+                **_known(row, "effect", "low", "high", "reference", "inclusion"),
+            )
+
+
+def _type(info: SiteInfo, feature: int) -> str:
+    if feature < 0:
+        return ERROR_TYPE if feature == ERROR else SKIP_TYPE
+    return FEATURE if info.sae else info.variant  # a graph of theirs knows no SAE, but what it calls its features
+
+
+def _output(circuit: Circuit) -> Node:
+    """The metric, after the last token."""
+    said = str(circuit.task.get("metric", "metric")).replace('"', "'")
+    last = len(circuit.prompt) - 1
+    return _logit(circuit.model["n_layers"] + 1, circuit.model["d_vocab"], last, 1.0, f'Output "{said}" (p=1.000)', True)
+
+
+def _logit(layer: int | str, token: int, position: int, share: float, said: str, target: bool = False) -> Node:
+    return Node(
+        node_id=f"{layer}_{token}_{position}", feature=token, layer=str(layer), ctx_idx=position, feature_type=LOGIT,
+        token_prob=share, is_target_logit=target, jsNodeId=f"L_{token}-{position}", clerp=said,
+    )
+
+
+def _embedding(token: int, position: int) -> Node:
+    return Node(
+        node_id=f"E_{token}_{position}", feature=position, layer="E", ctx_idx=position, feature_type=EMBEDDING,
+        jsNodeId=f"E_{token}-{position}",
+    )
+
+
+def cumulative(effect: Float64[np.ndarray, " n"]) -> list[float | None]:
+    """The share of Σ |effect| that nodes at least as large have, those of the same size in their order; None of NaN."""
+    size = np.nan_to_num(np.abs(effect))
+    order = np.argsort(-size, kind="stable")
+    share = np.empty(len(size))
+    share[order] = np.cumsum(size[order]) / max(size.sum(), 1e-300)
+    return [None if value != value else one for value, one in zip(effect.tolist(), share.tolist(), strict=True)]
+
+
+def _known(row: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: row[key] for key in keys if row[key] is not None}

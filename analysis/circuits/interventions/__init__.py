@@ -1,0 +1,1 @@
+"""Interventions on nodes of a circuit: what they do to the output and to other nodes, predicted and measured."""

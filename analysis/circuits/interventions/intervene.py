@@ -1,0 +1,112 @@
+"""`intervene`: run prompts clean and intervened, and say what first order had predicted.
+
+The prediction is Σ ⟨∂m/∂target, move⟩ over the sites, the moves being those of the clean run: attribution patching's
+estimate of the metric m, and likewise of every watched node, for groups of nodes at several sites too. A watched feature
+that is not active has no slope, so that it is predicted to stay at 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analysis.circuits.interventions.moves import Intervention, Moves, States, check, check_nodes
+from analysis.circuits.interventions.runs import Runs
+from analysis.circuits.model import CircuitModel
+from analysis.circuits.nodes import Nodes
+from analysis.circuits.tasks.examples import Examples, Metric, value
+from training.model.splice import Forward
+
+
+@dataclass(frozen=True)
+class Change:
+    """Numbers by example, as they were, as they became, and as first order said that they would become."""
+
+    before: Float[Tensor, "n_examples *nodes"]
+    after: Float[Tensor, "n_examples *nodes"]
+    predicted: Float[Tensor, "n_examples *nodes"]
+
+
+@dataclass(frozen=True)
+class Intervened:
+    """What interventions did.
+
+    Attributes:
+        metric: None where none was given.
+        nodes: what was watched.
+        values: `[n_examples, n_nodes]`; of errors and skip paths the norm; summed over positions where a node is ANYWHERE.
+        logits: (token, change): the largest mean changes of logits behind the last token, less the mean over all tokens.
+    """
+
+    metric: Change | None
+    nodes: Nodes
+    values: Change
+    logits: list[tuple[int, float]]
+
+    def table(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Means over the examples: a row for the metric, then one for each watched node, by the names given."""
+        m = self.metric
+        rows = [] if m is None else [_row("metric", m.before, m.after, m.predicted)]
+        names = names or [str(triple) for triple in self.nodes.triples]
+        columns = (self.values.before.T, self.values.after.T, self.values.predicted.T)
+        return [*rows, *(_row(*column) for column in zip(names, *columns, strict=True))]
+
+
+def intervene(
+    model: CircuitModel, examples: Examples | Int[Tensor, "n_examples n_ctx"], interventions: Sequence[Intervention],
+    metric: Metric | None = None, *, watch: Nodes | None = None, reference: States | None = None,
+    forward: Forward | None = None, n_logits: int = 10,
+) -> Intervened:
+    """Run prompts clean and intervened, and predict the difference to first order.
+
+    Args:
+        model: with SAEs at the nodes' sites.
+        examples: of a task, or tokens without padding (special tokens are then left alone, and there are no answers).
+        interventions: done in this order.
+        metric: of the output.
+        watch: nodes whose values are wanted; where they are intervened on themselves, as they are afterwards.
+        reference: what `ablate` moves to (`effects.reference.reference_states`); None is zero.
+        forward: the model, or a `FrozenModel` of it.
+        n_logits: how many changed logits are given.
+
+    Raises:
+        SaescopeError: a node of a site, feature or position that is not there; a mode that an error or a skip path does not
+            have; a prompt to patch from that is not there or has another shape; a metric without a gradient.
+    """
+    examples = examples if isinstance(examples, Examples) else plain_examples(model, examples)
+    nodes = Nodes.empty() if watch is None else watch
+    check_nodes(model, examples, nodes)
+    for one in interventions:
+        check(model, examples, one)
+    moves, runs = Moves(model, examples, interventions, reference, forward), Runs(model, examples, nodes, forward)
+    clean = runs.clean()
+    after = runs.intervened(moves)
+    slope_m, slope = runs.slopes(moves, clean, metric)
+    changed = None
+    if metric is not None:
+        m = [value(metric, run.logits, examples).double().cpu() for run in (clean, after)]
+        changed = Change(m[0], m[1], m[0] + slope_m)
+    return Intervened(changed, nodes, Change(clean.values, after.values, clean.values + slope),
+                      _changed_logits(clean.logits, after.logits, n_logits))
+
+
+def plain_examples(model: CircuitModel, tokens: Int[Tensor, "n_examples n_ctx"]) -> Examples:
+    """Prompts without answers; all but special tokens are kept."""
+    special = torch.tensor(sorted(model.model.special_ids), dtype=torch.int64)
+    none = torch.zeros(len(tokens), 0, dtype=torch.int64)
+    return Examples(tokens.long(), None, none, none, ~torch.isin(tokens.long(), special))
+
+
+def _changed_logits(before: Tensor, after: Tensor, n: int) -> list[tuple[int, float]]:
+    change = (after[:, -1].double() - before[:, -1].double()).mean(0)
+    change = change - change.mean()
+    order = change.abs().argsort(descending=True, stable=True)[:n]
+    return list(zip(order.tolist(), change[order].tolist(), strict=True))
+
+
+def _row(name: str, before: Tensor, after: Tensor, predicted: Tensor) -> dict[str, Any]:
+    numbers = {"before": before, "after": after, "predicted": predicted}
+    return {"node": name, **{key: float(one.mean()) for key, one in numbers.items()}}

@@ -1,0 +1,122 @@
+"""Transformers written by hand: named directions of the residual stream, and heads and neurons that read and write them.
+
+No norms, no biases but the neurons', ReLU. What is not wired is zero. A feature of every dictionary here is one name.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.variants.relu import ReLU, ReLUConfig
+from training.model.language_model import Model
+from training.model.load import native_model
+from training.model.native import byte_tokenizer
+
+D_VOCAB, N_CTX = 259, 32
+
+
+class Wiring:
+    """Weights in the making.
+
+    Attributes:
+        names: of the directions, one axis of the residual stream each.
+    """
+
+    def __init__(self, names: Sequence[str], *, n_layers: int, n_heads: int = 1, d_head: int = 1, d_mlp: int = 1) -> None:
+        self.names = tuple(names)
+        self.axis = {name: i for i, name in enumerate(names)}
+        self.sizes: dict[str, Any] = {
+            "d_model": len(names), "n_layers": n_layers, "n_heads": n_heads, "d_head": d_head, "d_mlp": d_mlp,
+            "d_vocab": D_VOCAB, "n_ctx": N_CTX, "seed": 0, "act_fn": "relu", "normalization_type": None,
+        }
+        self._tokenizer = byte_tokenizer(D_VOCAB, N_CTX)
+        self.weights: dict[str, Tensor] = {}
+
+    def token(self, text: str, **amounts: float) -> None:
+        """What a character writes where it stands."""
+        self._write("tok_embed.weight", self._token(text), amounts)
+
+    def position(self, position: int, **amounts: float) -> None:
+        """What a position writes; BOS stands at 0."""
+        self._write("pos.weight", position, amounts)
+
+    def head(
+        self, layer: int, head: int, match: Mapping[str, str], values: Mapping[str, str], *, score: float
+    ) -> None:
+        """A head that looks from where a direction is to where its match is.
+
+        Args:
+            match: direction of the query → that of the key. Each adds score · query · key to the score before the softmax.
+            values: direction that is read where it looks → direction that is written.
+        """
+        attn, first, root = f"layers.{layer}.attn", head * self.sizes["d_head"], self.sizes["d_head"] ** 0.5
+        assert max(len(match), len(values)) <= self.sizes["d_head"]
+        for i, (query, key) in enumerate(match.items()):
+            self._tensor(f"{attn}.q.weight")[first + i, self.axis[query]] = score * root
+            self._tensor(f"{attn}.k.weight")[first + i, self.axis[key]] = 1
+        for i, (read, written) in enumerate(values.items()):
+            self._tensor(f"{attn}.v.weight")[first + i, self.axis[read]] = 1
+            self._tensor(f"{attn}.o.weight")[self.axis[written], first + i] = 1
+
+    def neuron(
+        self, layer: int, neuron: int, reads: Mapping[str, float], bias: float, writes: Mapping[str, float]
+    ) -> None:
+        """Relu(Σ reads + bias) times what it writes."""
+        mlp = f"layers.{layer}.mlp"
+        self._write(f"{mlp}.fc_in.weight", neuron, reads)
+        self._tensor(f"{mlp}.fc_in.bias")[neuron] = bias
+        for name, amount in writes.items():
+            self._tensor(f"{mlp}.fc_out.weight")[self.axis[name], neuron] = amount
+
+    def logit(self, text: str, **amounts: float) -> None:
+        """What a character's logit reads."""
+        self._write("head.weight", self._token(text), amounts)
+
+    def model(self, name: str) -> Model:
+        """The model, in fp64."""
+        return written_model(name, self.sizes, self.weights)
+
+    def dictionary(self) -> ReLU:
+        """An SAE with a feature for each name, in their order: the direction itself, without bias."""
+        return dictionary(torch.eye(len(self.names), dtype=torch.float64))
+
+    def _token(self, text: str) -> int:
+        (token,) = self._tokenizer(text, add_special_tokens=False).input_ids
+        return int(token)
+
+    def _write(self, name: str, row: int, amounts: Mapping[str, float]) -> None:
+        for direction, amount in amounts.items():
+            self._tensor(name)[row, self.axis[direction]] += amount
+
+    def _tensor(self, name: str) -> Tensor:
+        s = self.sizes
+        inner, d = s["n_heads"] * s["d_head"], s["d_model"]
+        shapes = {
+            "tok_embed.weight": (s["d_vocab"], d), "pos.weight": (s["n_ctx"], d), "head.weight": (s["d_vocab"], d),
+            "o.weight": (d, inner), "fc_in.weight": (s["d_mlp"], d), "fc_in.bias": (s["d_mlp"],),
+            "fc_out.weight": (d, s["d_mlp"]),
+        }
+        shape = next((shape for end, shape in shapes.items() if name.endswith(end)), (inner, d))
+        return self.weights.setdefault(name, torch.zeros(shape, dtype=torch.float64))
+
+
+def written_model(name: str, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Model:
+    """A native model with these weights in fp64, which its identity names by their hash."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode() + weights[key].numpy().tobytes())
+    identity = {"name": name, **sizes, "sha256": digest.hexdigest(), "dtype": "float64"}
+    return native_model(name, identity, sizes, weights, dtype=torch.float64)
+
+
+def dictionary(directions: Tensor) -> ReLU:
+    """An SAE whose features are orthonormal directions `[d_sae, d]`, active as far as they are there."""
+    d_sae, d = directions.shape
+    sae = ReLU(ReLUConfig(d_sae=d_sae, sparsity={"coefficient": 1.0}), d).double()
+    with torch.no_grad():
+        sae.W_dec.copy_(directions)
+        sae.W_enc.copy_(directions.t())
+    return sae

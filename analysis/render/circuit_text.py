@@ -1,0 +1,88 @@
+"""A circuit as text for a terminal: how well it was tested, then its largest nodes and edges."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.circuits.graph import Circuit
+from analysis.render.text import plain
+
+_SCORES = {
+    "faithfulness": "faithfulness, all else ablated",
+    "faithfulness_errors_kept": "… with all errors kept",
+    "faithfulness_errors_dropped": "… with no error kept",
+    "edge_faithfulness": "… through its edges alone",
+    "all_features": "all features, no errors",
+    "completeness": "left without the circuit (completeness)",
+}
+
+
+def circuit_lines(circuit: Circuit, n: int = 10) -> list[str]:
+    """Lines to print.
+
+    Args:
+        circuit: with or without scores.
+        n: nodes, and edges, that are listed, by effect.
+    """
+    name, task = (plain(str(part), limit=None) for part in (circuit.name, circuit.task.get("name", "")))
+    out = [
+        f"{name}: {len(circuit.nodes)} nodes ({circuit.n_features} over all positions), {len(circuit.source)} edges, "
+        f"{len(circuit.sites)} sites; task {task} on {plain(str(circuit.model.get('name', '?')), limit=None)}"
+    ]
+    out += [*_tested(circuit.scores), *_curves(circuit.scores)]
+    if n:
+        out += ["", "largest nodes: change of the metric when one moves to its reference", *_nodes(circuit, n)]
+    if n and len(circuit.source):
+        out += ["", "largest edges", *_edges(circuit, n)]
+    return out
+
+
+def _tested(scores: dict[str, Any]) -> list[str]:
+    found = scores.get("circuit", {})
+    return [f"  {title:<42} {_interval(found, key)}" for key, title in _SCORES.items() if key in found]
+
+
+def _curves(scores: dict[str, Any]) -> list[str]:
+    """Each curve at its smallest size of at least the circuit's nodes, and its area."""
+    curves = [*scores.get("curves", []), *([scores["mlp_activations"]] if "mlp_activations" in scores else [])]
+    n = scores.get("circuit", {}).get("n_nodes", 0)
+    lines = []
+    for curve in curves:
+        at = next((i for i, size in enumerate(curve["n_nodes"]) if size >= n), len(curve["n_nodes"]) - 1)
+        value, size = _number(curve["values"][at]["value"]), curve["n_nodes"][at]
+        name = plain(curve["name"], limit=None)
+        lines.append(f"  {name:<18} {value} at {size} nodes, area over log k {_number(curve['area'])}")
+    return ["curves on held-out examples", *lines] if lines else []
+
+
+def _nodes(circuit: Circuit, n: int) -> list[str]:
+    return [
+        f"  {_number(row['effect']):>8} {_between(row['low'], row['high']):<18} {row['node']}"
+        f"{_where(circuit, row['position'])}"
+        for row in circuit.table("nodes")[:n]
+    ]
+
+
+def _edges(circuit: Circuit, n: int) -> list[str]:
+    return [
+        f"  {_number(row['weight']):>8} {_between(row['low'], row['high']):<18} {row['source']} → {row['target']}"
+        for row in circuit.table("edges")[:n]
+    ]
+
+
+def _where(circuit: Circuit, position: int | None) -> str:
+    if position is None or position >= len(circuit.prompt):
+        return ""
+    return f"  at {plain(circuit.prompt[position])!r}"
+
+
+def _interval(found: dict[str, Any], key: str) -> str:
+    bounds: Sequence[float] | None = found.get(f"{key}_interval")
+    return _number(found[key]) + (f" {_between(*bounds)}" if bounds else "")
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.3g}, {high:.3g}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
