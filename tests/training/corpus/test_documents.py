@@ -237,6 +237,16 @@ def test_of_parquet_only_the_columns_asked_for_are_read(tmp_path):
         read(f"parquet:{tmp_path}/*.parquet")
 
 
+def test_fields_of_parquet_may_be_dotted(tmp_path):
+    write_parquet(tmp_path / "a.parquet", **{"turns": [[{"text": "a"}], [{"text": "b"}]], "x.y": ["x", "y"]})
+    for field, label in (("turns.0.text", "x.y"), ("x.y", "turns.0.text"), ("turns.0.text", "turns.0.text")):
+        found = read(TextSource(source=f"parquet:{tmp_path}/a.parquet", field=field, label_field=label))
+        values = {"turns.0.text": ("a", "b"), "x.y": ("x", "y")}
+        assert [(d.text, d.label) for d in found] == list(zip(values[field], values[label], strict=True))
+    with pytest.raises(SaescopeError, match=r"a\.parquet: no field 'turn\.0\.text'; it has turns, x\.y"):
+        read(TextSource(source=f"parquet:{tmp_path}/a.parquet", field="turn.0.text"))
+
+
 def test_messages_in_parquet_are_those_in_jsonl(tmp_path):
     rows = [{"chat": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "n": i} for i in range(2)]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
