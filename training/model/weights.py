@@ -28,6 +28,8 @@ def from_pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[nn
 
     # code that comes with a model is never run, nor asked about
     options["trust_remote_code"] = False
+    network: Any
+    found: Any
     try:
         config = AutoConfig.from_pretrained(source, **options)
         attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
