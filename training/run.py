@@ -131,7 +131,8 @@ def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume:
             raise SaescopeError(
                 f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
             )
-        if not begun and (folder / "final").exists():
+        final = folder / "final"
+        if not begun and final.exists() and not (final.is_dir() and not any(final.iterdir())):
             raise SaescopeError(
                 f"{folder} is no run (it holds no config.yaml), but its final/ would be replaced; choose another name."
             )
