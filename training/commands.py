@@ -218,8 +218,8 @@ def _cache_ls(args: argparse.Namespace) -> int:
     for name in _cache_names(args.dir):
         folder = args.dir / name
         manifest = read_json(folder / "manifest.json")
-        counts = [manifest.get("n_seqs"), manifest.get("n_ctx")]
-        n_tokens = f"{counts[0] * counts[1]:,}" if all(isinstance(n, int) for n in counts) else "damaged"
+        n_seqs, n_ctx = manifest.get("n_seqs"), manifest.get("n_ctx")
+        n_tokens = f"{n_seqs * n_ctx:,}" if isinstance(n_seqs, int) and isinstance(n_ctx, int) else "damaged"
         hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
         rows.append((name, n_tokens, f"{_size(folder) / 1e6:,.0f}", " ".join(hooks)))
     Display().table(str(args.dir), rows, ("cache", "tokens", "MB", "hooks"))
