@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -23,7 +24,7 @@ def index(argv: list[str]) -> int:
         "examples:\n  sae index runs/quickstart\n  sae index runs/quickstart --name notes corpus.sources=text:notes.txt\n\n"
         "An interrupted index goes on where it was. Labels are kept apart and are never touched.",
     )
-    parser.add_argument("run", help="the folder of a finished run")
+    parser.add_argument("run", type=user_path, help="the folder of a finished run")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE",
         help="another corpus: keys of the run's config (corpus., cache., model.)",
@@ -40,7 +41,7 @@ def index(argv: list[str]) -> int:
     if args.overrides and args.name is None:
         raise SaescopeError("an index over another corpus needs a name of its own; add --name, for example --name notes.")
     if args.verify:
-        return _verify(Path(args.run), args.name)
+        return _verify(args.run, args.name)
     from analysis.index import build, indexes
     from analysis.index.store import MANIFEST
     from analysis.labels.store import FILE as LABELS
@@ -58,9 +59,9 @@ def index(argv: list[str]) -> int:
             which = "held-out" if explained["held_out"] else "indexed"
             print(f"FVE {explained['fve']:.3f} on {explained['n_rows']:,} {which} rows")
         now = (made.folder / MANIFEST).read_bytes()
-        if before.get(made.folder, now) != now and (Path(args.run) / LABELS).exists():
+        if before.get(made.folder, now) != now and (args.run / LABELS).exists():
             print(f"automatic labels are still those of the old index; `sae label {args.run}` makes them again")
-        print(f"browse     sae dashboard --runs {Path(args.run).resolve().parent}\nin Python  from analysis.index import "
+        print(f"browse     sae dashboard --runs {args.run.resolve().parent}\nin Python  from analysis.index import "
               f"open_index; open_index({str(made.folder)!r})")
     return 0
 
@@ -81,7 +82,7 @@ def show(argv: list[str]) -> int:
         "show", "Print a feature: its density and values, the tokens it promotes, examples with the activation as colour, "
         "neighbours.", "examples:\n  sae show runs/quickstart 12\n  sae show runs/quickstart 12 --n 10 --groups top,random",
     )
-    parser.add_argument("run", help="the folder of an indexed run, or of one of its indexes")
+    parser.add_argument("run", type=user_path, help="the folder of an indexed run, or of one of its indexes")
     parser.add_argument("feature", type=int, help="number of the feature")
     parser.add_argument("--name", help="which of the run's indexes (default: default)")
     parser.add_argument("--n", type=int, default=5, help="examples of each group (default: %(default)s)")
@@ -93,7 +94,7 @@ def show(argv: list[str]) -> int:
     from analysis.index import open_index
     from analysis.render import terminal
 
-    opened = open_index(Path(args.run) / "index" / args.name if args.name else Path(args.run))
+    opened = open_index(args.run / "index" / args.name if args.name else args.run)
     if args.json:
         found = opened.feature(args.feature)
         examples = [dataclasses.asdict(e) for e in opened.examples(args.feature, n=args.n)]
@@ -111,7 +112,7 @@ def bench_index(argv: list[str]) -> int:
     parser.add_argument("--rows", type=int, default=200_704, help="rows of the index that is made (default: %(default)s)")
     parser.add_argument("--d-sae", type=int, default=2048, help="its features (default: %(default)s)")
     parser.add_argument("--values", type=int, default=20_000_000, help="values of the one asked (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=user_path, help="write the figures as JSON")
     args = parser.parse_args(argv)
     from analysis.index import bench
     from sae.io.files import write_json

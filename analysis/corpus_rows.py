@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from analysis.trained import TrainedSAE
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 from training.activations.cache import CacheSource, missing_hooks
 from training.activations.calibration import KeepMask
+from training.activations.folder import ActsDir
 from training.activations.harvest import Data, open_data, open_heldout
 from training.config import reading as configs
 from training.config.schema import Config
@@ -138,7 +141,7 @@ def open_rows(
         SaescopeError: a corpus, model or cache that is not there, overrides of something else, or rows that the SAE does
             not take.
     """
-    config, display = trained.config, display or Display(quiet=True)
+    config, display = _with_own_acts(trained, trained.config), display or Display(quiet=True)
     mask_hooks = tuple(trained.limits) or config.data.mask_hooks or config.site.hooks
     config = config.model_copy(update={"data": config.data.model_copy(update={"mask_hooks": mask_hooks})})
     hooks = tuple(dict.fromkeys((*trained.site.hooks, *mask_hooks)))
@@ -173,15 +176,31 @@ def _check_widths(trained: TrainedSAE, widths: Mapping[str, int]) -> None:
         )
 
 
+def _places(trained: TrainedSAE, path: Path) -> list[Path]:
+    """Where a relative path of the config may lead: what was made with a run lies beside the folder of all runs.
+
+    That is so wherever a command is called from.
+    """
+    return [path, *(parent / path for parent in list(trained.folder.resolve().parents)[1:3])]
+
+
+def _with_own_acts(trained: TrainedSAE, config: Config) -> Config:
+    """The config with the folder of activations, if that is its corpus, where it is found with the rows of the training."""
+    given, facts = config.corpus.acts_dir, trained.sae.provenance.get("made_from", {}).get("acts")
+    for place in [] if given is None else _places(trained, user_path(given)):
+        if place.is_dir() and ActsDir(place).identity == facts:
+            source = config.corpus.sources[0].model_copy(update={"source": f"acts:{place}"})
+            return config.model_copy(update={"corpus": config.corpus.model_copy(update={"sources": (source,)})})
+    return config
+
+
 def _own(trained: TrainedSAE, config: Config, hooks: tuple[str, ...]) -> Data | None:
     """The run's own cache if it is there whole: no model needs to be loaded to read it."""
     facts = trained.sae.provenance.get("made_from", {})
     if config.corpus.acts_dir is not None or config.cache.mode != "disk" or "model" not in facts:
         return None
     folder = cache_folder(config, facts)
-    # a relative cache lies beside the folder of all runs, wherever the command is called from
-    places = [folder, *(parent / folder for parent in list(trained.folder.resolve().parents)[1:3])]
-    for place in places:
+    for place in _places(trained, folder):
         if (place / "manifest.json").exists() and not missing_hooks(place, hooks):
             return Data(CacheSource(place, hooks), open_tokens(place, facts), None)
     return None

@@ -23,6 +23,7 @@ from sae.base import SAE
 from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.io.files import read_json
+from sae.io.paths import user_path
 from training.config import reading as configs
 from training.config.schema import Config
 from training.model.language_model import Model
@@ -180,7 +181,7 @@ def open_trained(run: str | Path, *, device: str | torch.device = "cpu") -> Trai
     Raises:
         SaescopeError: no trained SAE there, or one that does not say at which site it was trained.
     """
-    folder = Path(run)
+    folder = user_path(run)
     if not (folder / "config.yaml").is_file() and not (folder / "final").is_dir():
         raise SaescopeError(f"{folder} is no run: it has neither config.yaml nor final/; give one such as runs/quickstart.")
     manifest = folder / "final" / store.MANIFEST

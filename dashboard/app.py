@@ -24,7 +24,7 @@ def main() -> None:
     name = address.page(frame.TITLES)
     st.set_page_config(page_title=f"{frame.TITLES[name]} · Saescope", page_icon=ICON, layout="wide")
     frame.bar(name)
-    importlib.import_module(f"dashboard.views.{name}").page()
+    frame.tried(importlib.import_module(f"dashboard.views.{name}").page)
 
 
 if __name__ == "__main__":

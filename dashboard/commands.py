@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dashboard.settings import RUNS
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 PORT = 8501
 LATE = ("dashboard.views.features", "dashboard.views.feature.page", "dashboard.views.runs", "dashboard.views.compare",
@@ -23,7 +24,7 @@ def dashboard(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     address = _ip("127.0.0.1" if args.address == "localhost" else args.address)
     port = _free_port(address, args.port)
-    os.environ[RUNS] = str(Path(args.runs).absolute())
+    os.environ[RUNS] = str(user_path(args.runs).absolute())
     shown = "localhost" if address.is_loopback else f"[{address}]" if address.version == 6 else address
     print(f"dashboard of {args.runs}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
     serve({

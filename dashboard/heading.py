@@ -6,12 +6,13 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from analysis.index import indexes
+from analysis.labels.store import Labels
 from analysis.runs import Run
 from dashboard import frame
 from dashboard.escaping import plain, shell, visible
 from dashboard.settings import runs_folder
 from dashboard.state import address
-from dashboard.state.selection import Selection, labels, opened, stamp
+from dashboard.state.selection import Selection, labels, opened, readable, stamp
 from dashboard.state.watched_runs import all_runs
 from sae.errors import SaescopeError
 
@@ -67,7 +68,17 @@ def choose(title: str) -> Selection:
         frame.nothing("This makes the index anew; labels are kept:", f"{command} --again{named}")
     if index.stale:
         st.warning(plain(f"This index is stale: {index.stale}"), icon=":material/history:")
-    return Selection(run, index, own)
+    return Selection(run, index, _readable(own))
+
+
+def _readable(own: Labels) -> Labels:
+    """The labels, or, said above the page, none where their file cannot be read: it must not hide the features."""
+    try:
+        readable(own)
+    except SaescopeError as error:
+        st.error(plain(f"Labels are neither shown nor kept: {error}"), icon=":material/label_off:")
+        return own.without_file(str(error))
+    return own
 
 
 def _no_index(run: Run, command: str) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from sae import products
@@ -24,18 +25,17 @@ from sae.code import OffsetCode, SparseCode
 from sae.errors import SaescopeError
 from sae.init import InitConfig
 from sae.kernels import Autoencoded, Backend, Revival, Select, backend
-from sae.units import Count, Duration
+from sae.section import Section
+from sae.units import Count, Duration, Seed
 
 
-class SAEConfig(BaseModel):
+class SAEConfig(Section):
     """What every variant has in its config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     variant: str
     d_sae: Count = Field(gt=0)
     """Number of features."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights; the order of the data has its own (data.seed)."""
     apply_b_dec_to_input: bool = True
     """Encode x − b_dec rather than x. SAEs only; transcoders always encode x."""
@@ -195,12 +195,33 @@ class SAE(nn.Module, ABC):
         return self.config.skip
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
+    def encode(self, x: Tensor | np.ndarray) -> SparseCode:
         """The features of raw activations; a value is the length the feature adds in the model's units.
 
         With a skip path the code carries to `decode` what that adds.
+
+        Args:
+            x: `[..., d_in]`, a tensor or an array on any device; row r of the code is its r-th, the last axis apart.
+
+        Raises:
+            SaescopeError: rows of another width, or no floating-point numbers.
         """
-        return self.encode_traced(x)
+        return self.encode_traced(self.rows_of(x))
+
+    def rows_of(self, x: Tensor | np.ndarray) -> Float[Tensor, "n_rows d_in"]:
+        """Activations `[..., d_in]` as rows on this SAE's device. Raises as `encode`."""
+        if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize <= 8:
+            # torch knows no foreign byte order, and shares no memory that may not be written
+            x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("="), order="C"))
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            held = getattr(x, "dtype", None)
+            what = type(x).__name__ if held is None else f"{type(x).__name__} of {str(held).removeprefix('torch.')}"
+            raise SaescopeError(f"a {what} was given where floating-point activations [..., {self.d_in}] were expected.")
+        if x.ndim == 0 or x.shape[-1] != self.d_in:
+            raise SaescopeError(
+                f"activations of shape {list(x.shape)} were given; this SAE reads rows of width {self.d_in}, the last axis."
+            )
+        return x.reshape(-1, self.d_in).to(self.W_dec.device)
 
     def encode_traced(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
         """`encode` under autograd: values and offsets carry gradient to x, and to the parameters that require it.
@@ -246,8 +267,10 @@ class SAE(nn.Module, ABC):
         """The raw reconstruction of a code in the model's units.
 
         Raises:
-            SaescopeError: rows have offsets (`has_offsets`) and this code does not carry them.
+            SaescopeError: a code of another SAE, or one that does not carry the offsets that rows have (`has_offsets`).
         """
+        if code.d_sae != self.d_sae:
+            raise SaescopeError(f"the code is over {code.d_sae} features, this SAE has {self.d_sae}: take its own.")
         directions = self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
         centre = self.centre(code)
         if centre.ndim == 1:
@@ -299,9 +322,9 @@ class SAE(nn.Module, ABC):
         twin._parameters = {name: p if p is None else p.detach() for name, p in self._parameters.items()}  # type: ignore[misc]
         return twin
 
-    def forward(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
-        """Raw activations to their raw reconstruction."""
-        return self.decode(self.encode(x))
+    def forward(self, x: Tensor | np.ndarray) -> Float[Tensor, "*rows d_out"]:
+        """Raw activations `[..., d_in]` to their raw reconstruction. Raises as `encode`."""
+        return self.decode(self.encode(x)).reshape(*x.shape[:-1], self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
         """Along which axis of a parameter the features lie; None for those that are no feature's own."""

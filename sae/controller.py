@@ -20,18 +20,17 @@ L1 ends at an FVE of 0.77 with an approach of 40 %, and of 0.71 with one of 20 %
 import math
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from sae.section import Section
 from sae.units import Duration
 
 AVERAGE = 0.9
 """Decay per step of the average of log L0."""
 
 
-class Sparsity(BaseModel):
+class Sparsity(Section):
     """A fixed coefficient, or the L0 that a controller steers it to. Give exactly one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     coefficient: float | None = Field(default=None, gt=0)
     """A fixed coefficient of the sparsity term."""

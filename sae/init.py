@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from sae.errors import SaescopeError
 from sae.kernels import Select
+from sae.section import Section
 from sae.subspace import Subspace
 from sae.units import Count
 
@@ -32,10 +33,10 @@ LOWEST, HIGHEST, COARSE, FINE = 0.1, 5.0, 50, 20
 """The paper's grid of decoder norms."""
 
 
-class InitConfig(BaseModel):
+class InitConfig(Section):
     """Initialisation of the weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     directions: Literal["random", "active_subspace"] = "random"
     """Decoder directions: uniform on the unit sphere, or on that of the subspace in which the targets vary."""

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sae.base import SAE, SAEConfig
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from sae.formats import gemma_scope, saelens
 from sae.io import files
+from sae.io.paths import user_path
 from sae.kernels import backend
 from sae.torch_state import own_torch_state
 from sae.variants import READABLE
@@ -64,9 +66,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "a
 
     Raises:
         SaescopeError: there is nothing that can be read, or what there is has an unknown format, is incomplete, was
-            altered, or does not fit together.
+            altered, or does not fit together; or torch has no such device here.
     """
-    path = Path(path)
+    path, device = user_path(path), resolve_device(device)
     operations = backend(device, kernels)
     if (path / "final").is_dir():
         sae = _read(path / "final")

@@ -1,13 +1,17 @@
 """Quantities people write in configs: durations with a unit, and counts such as `1e6` or `2_000_000`."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, GetCoreSchemaHandler
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from sae.errors import SaescopeError
+
 Unit = Literal["%", "tokens", "steps", "epochs"]
+_LARGEST = 2**63 - 1
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 _NUMBER = r"([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)"
 _DURATION = re.compile(rf"^\s*{_NUMBER}\s*([kMB]?)\s*(%|tokens?|rows?|steps?|epochs?)\s*$")
@@ -36,7 +40,12 @@ class Duration:
             raise ValueError(f"{text!r} is not a duration; write '5%', '2M tokens', '100 steps' or '4 epochs'")
         number, multiple, unit = match.groups()
         names: dict[str, Unit] = {"%": "%", "t": "tokens", "r": "tokens", "s": "steps", "e": "epochs"}
-        return cls(float(number) * _MULTIPLES[multiple], names[unit[0]])
+        value = float(number) * _MULTIPLES[multiple]
+        if unit == "%" and value > 100:
+            raise ValueError(f"{text!r} is more than the whole budget; a share is 0% to 100%")
+        if not math.isfinite(value):
+            raise ValueError(f"{text!r} is longer than can be counted")
+        return cls(value, names[unit[0]])
 
     def __str__(self) -> str:
         """The spelling `parse` reads back."""
@@ -63,11 +72,27 @@ def _count(value: object) -> object:
             raise ValueError(f"{value!r} is not a count; write for example 4608, 2_000_000 or 1e6")
         value = float(match[1]) * _MULTIPLES[match[2]]
     if isinstance(value, float):
-        if value != int(value):
+        if not value.is_integer():
             raise ValueError(f"a count is a whole number, not {value}")
-        return int(value)
+        value = int(value)
+    if isinstance(value, int) and value > _LARGEST:
+        raise ValueError(f"a count is at most 2^63 − 1, not {value:.3g}")
     return value
 
 
 Count = Annotated[int, BeforeValidator(_count)]
 """A whole number that may be written `1e6`, `2_000_000` or `320k`."""
+
+Seed = Annotated[int, Field(ge=0, le=_LARGEST)]
+"""What random numbers are drawn from: 0 to 2^63 − 1."""
+
+
+def checked_seed(seed: int) -> int:
+    """A seed that was given outside a config.
+
+    Raises:
+        SaescopeError: it is negative or beyond 2^63 − 1.
+    """
+    if not 0 <= seed <= _LARGEST:
+        raise SaescopeError(f"the seed is {seed}; give one from 0 to {_LARGEST:,}.")
+    return seed

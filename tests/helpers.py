@@ -57,6 +57,8 @@ def quick_fields(**sections: Any) -> dict[str, Any]:
     for key, value in sections.items():
         both = isinstance(value, dict) and isinstance(fields.get(key), dict)
         fields[key] = {**fields[key], **value} if both else value
+    if str(fields["corpus"]["sources"]).startswith("acts:"):
+        del fields["corpus"]["n_tokens"]
     return fields
 
 

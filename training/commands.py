@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 if TYPE_CHECKING:
     from training.finish import Result
@@ -23,11 +24,15 @@ def train(argv: list[str]) -> int:
     parser = _parser(
         "train", "Train the SAE, or the sweep of SAEs, that a config describes.",
         "examples:\n  sae train configs/quickstart.yaml\n  sae train configs/quickstart.yaml name=wide sae.d_sae=16384\n"
-        "  sae train configs/quickstart.yaml --resume\n\n--fields lists every key of a config with its meaning.",
+        "  sae train configs/quickstart.yaml --resume\n"
+        "  sae train configs/quickstart.yaml name=longer train.budget='6 epochs' --from runs/quickstart\n\n"
+        "--fields lists every key of a config with its meaning.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same config")
+    parser.add_argument("--from", dest="from_run", metavar="RUN", type=user_path,
+                        help="begin a new run at the last checkpoint of this one, with a longer train.budget if you like")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     parser.add_argument("--fields", action="store_true", help="list every key of a config and leave")
@@ -39,7 +44,8 @@ def train(argv: list[str]) -> int:
         parser.error("which config? for example configs/quickstart.yaml")
     from training.run import sweep
 
-    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, quiet=args.quiet)
+    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, from_run=args.from_run,
+                    quiet=args.quiet)
     if not args.quiet:
         _report(results)
     return 0
@@ -63,7 +69,8 @@ def _report(results: "list[Result]") -> None:
 def _held_out(results: "list[Result]") -> None:
     from training.display import Display
 
-    header = ("run", "L0", "FVE", "dead", "CE rec. (mean)", "CE rec. (zero)", "KL")
+    # dead: not fired in the last window of training; silent: never fired on held-out rows
+    header = ("run", "L0", "FVE", "dead (training)", "silent (held out)", "CE rec. (mean)", "CE rec. (zero)", "KL")
     held = results[0].summary["heldout"]
     title = f"Held out: {held['n_units']} {held['interval_unit']}s" if "n_units" in held else "Held out"
     Display().table(title, [_row(one) for one in results], header)
@@ -80,10 +87,16 @@ def _row(result: "Result") -> tuple[str, ...]:
         return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        result.summary["name"], l0, with_interval("fve"), f"{dead['share']:.2%}" if dead else "–",
+        result.summary["name"], l0, with_interval("fve"), _dead(dead), f"{held['silent']:.2%}",
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         with_interval("kl"),
     )
+
+
+def _dead(dead: dict[str, Any] | None) -> str:
+    if dead is None:
+        return "–"
+    return "not measured" if dead["share"] is None else f"{dead['share']:.2%}"
 
 
 def import_(argv: list[str]) -> int:
@@ -138,11 +151,11 @@ def cache(argv: list[str]) -> int:
     for name, text in (("verify", "read every byte and compare checksums"), ("rm", "remove a cache")):
         sub = commands.add_parser(name, help=text)
         sub.add_argument("name", help="a cache's folder, or its name below --dir")
-        sub.add_argument("--dir", default="cache", help="folder of all caches (default: %(default)s)")
+        sub.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
         if name == "rm":
             sub.add_argument("--yes", action="store_true", help="remove it without being asked")
     ls = commands.add_parser("ls", help="list caches with their hooks and sizes")
-    ls.add_argument("--dir", default="cache", help="folder of all caches (default: %(default)s)")
+    ls.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
     args = parser.parse_args(argv)
     return {"make": _cache_make, "verify": _cache_verify, "ls": _cache_ls, "rm": _cache_rm}[args.what](args)
 
@@ -165,11 +178,11 @@ def _cache_make(args: argparse.Namespace) -> int:
 
 
 def _cache_folder(args: argparse.Namespace) -> Path:
-    candidates = [Path(args.name), Path(args.dir) / args.name]
+    candidates = [user_path(args.name), args.dir / args.name]
     for folder in candidates:
         if _is_cache(folder):
             return folder
-    there = ", ".join(_cache_names(Path(args.dir))) or "none"
+    there = ", ".join(_cache_names(args.dir)) or "none"
     found = next((f"{folder} is no cache" for folder in candidates if folder.exists()), f"no cache {args.name!r}")
     raise SaescopeError(f"{found}; in {args.dir} there are: {there}.")
 
@@ -202,14 +215,14 @@ def _cache_ls(args: argparse.Namespace) -> int:
     from training.display import Display
 
     rows = []
-    for name in _cache_names(Path(args.dir)):
-        folder = Path(args.dir) / name
+    for name in _cache_names(args.dir):
+        folder = args.dir / name
         manifest = read_json(folder / "manifest.json")
-        counts = [manifest.get("n_seqs"), manifest.get("n_ctx")]
-        n_tokens = f"{counts[0] * counts[1]:,}" if all(isinstance(n, int) for n in counts) else "damaged"
+        n_seqs, n_ctx = manifest.get("n_seqs"), manifest.get("n_ctx")
+        n_tokens = f"{n_seqs * n_ctx:,}" if isinstance(n_seqs, int) and isinstance(n_ctx, int) else "damaged"
         hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
         rows.append((name, n_tokens, f"{_size(folder) / 1e6:,.0f}", " ".join(hooks)))
-    Display().table(args.dir, rows, ("cache", "tokens", "MB", "hooks"))
+    Display().table(str(args.dir), rows, ("cache", "tokens", "MB", "hooks"))
     return 0
 
 
@@ -266,7 +279,7 @@ def bench(argv: list[str]) -> int:
     kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
     kernels.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
-    kernels.add_argument("--peers", type=Path, help="python of the environment that `make bench-peers` builds")
+    kernels.add_argument("--peers", type=user_path, help="python of the environment that `make bench-peers` builds")
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
     kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
     kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
@@ -278,7 +291,7 @@ def bench(argv: list[str]) -> int:
     for sub in (harvest, reading, kernels):
         sub.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
     for sub in (harvest, reading, kernels, whole):
-        sub.add_argument("--out", type=Path, help="write the figures as JSON: a file, or a folder to name it in")
+        sub.add_argument("--out", type=user_path, help="write the figures as JSON: a file, or a folder to name it in")
     args = parser.parse_args(argv)
     figures = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole}[args.what](args)
     if args.out is not None:

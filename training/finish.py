@@ -11,6 +11,7 @@ from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.io.files import read_json, write_json
 from sae.kernels import backend
+from training import going_on
 from training.activations.calibration import KeepMask
 from training.activations.harvest import Data
 from training.checkpoint import surroundings
@@ -60,7 +61,7 @@ def finish(
     for member, folder, trainer, ce in zip(members, folders, trainers, spliced, strict=True):
         saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask))
         held: dict[str, Any] = shared.heldout.measure(saved.sae, member.site) | ce
-        summary = saved.summary | _figures(member, trainer) | {
+        summary = saved.summary | _figures(member, trainer) | going_on.facts(folder) | {
             "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
         }
         if folder is not None:
@@ -96,11 +97,12 @@ def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[st
 
 
 def _figures(member: Config, trainer: Trainer) -> dict[str, Any]:
-    dead = trainer.dead()
+    share = trainer.dead_share
     return {
         "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae,
-        "dead": {"share": float(dead.float().mean()), "n": int(dead.sum()),
-                 "window_rows": trainer.clock.rows(member.train.dead_window)},
+        # of a training shorter than the window it is not known which features are dead
+        "dead": {"share": share, "n": None if share is None else int(trainer.dead().sum()),
+                 "window_rows": trainer.dead_window},
         "n_rows_trained": trainer.rows_seen, "n_steps": trainer.n_steps,
     }
 

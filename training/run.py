@@ -6,6 +6,7 @@
               final/                 the SAE as `sae.load` reads it
               cfg.json, sae_weights.safetensors   the same for SAELens, where it has the architecture
               summary.json           held-out figures with intervals; its presence means: finished
+              going_on.json          which run it went on from, where it did not begin anew (`training.going_on`)
 
 A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/.
 """
@@ -13,9 +14,11 @@ A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoint
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from sae.io.files import write_bytes
 from sae.io.locks import locked
@@ -27,12 +30,15 @@ from training.activations.harvest import open_data
 from training.checkpoint import Checkpoints
 from training.config import reading as configs
 from training.config.schema import Config
+from training.config.unused import unused
 from training.display import Display
 from training.finish import Result, finish, finished
+from training.going_on import going_on
 from training.loop import Every, Interrupted, fit
-from training.model.devices import resolve_device
+from training.memory import require_saes
 from training.provenance import first_difference
 from training.report import Report, loggers
+from training.run_folder import run_folder
 from training.shared import Reader, Shared, all_hooks, share
 from training.trainer import Trainer, new_sae
 
@@ -40,7 +46,8 @@ Source = str | Path | Config | dict[str, Any]
 
 
 def train(
-    config: Source, overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
+    config: Source, overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False,
 ) -> Result:
     """Train the SAE that a config describes.
 
@@ -49,6 +56,7 @@ def train(
         overrides: dotted keys, `sae.k=64`.
         runs: the folder of all runs.
         resume: continue an interrupted run of the same config, bit for bit.
+        from_run: the folder of another run, from whose last checkpoint a new one goes on (`training.going_on`).
         quiet: no progress display.
 
     Raises:
@@ -60,12 +68,12 @@ def train(
             f"the config describes {len(members)} trainings ({', '.join(m.name for m in members)}); call sweep, which "
             "returns their results."
         )
-    return run_in_folders(members, runs, _from_config, resume=resume, quiet=quiet)[0]
+    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)[0]
 
 
 def sweep(
     config: Source | Sequence[Config], overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
-    quiet: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False,
 ) -> list[Result]:
     """Train every SAE that a config describes on one stream of batches, and return their results in its order.
 
@@ -75,7 +83,7 @@ def sweep(
         members = [one for c in config for one in _resolved(c, overrides)]
     else:
         members = _resolved(config, overrides)
-    return run_in_folders(members, runs, _from_config, resume=resume, quiet=quiet)
+    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)
 
 
 def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
@@ -87,15 +95,18 @@ def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
 
 
 def _from_config(members: Sequence[Config], display: Display) -> Shared:
-    return share(members, open_data(members[0], all_hooks(members), display), display)
+    data = open_data(members[0], all_hooks(members), display, check=partial(require_saes, members))
+    return share(members, data, display)
 
 
 def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
-    resume: bool, quiet: bool,
+    resume: bool, quiet: bool, from_run: str | Path | None = None,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
-    folders = [Path(runs) / c.name for c in members]
+    if from_run is not None and (resume or len(members) > 1):
+        raise SaescopeError("a run that goes on from another is a new one, and a single one: no --resume, and no sweep.")
+    folders = [run_folder(runs, c.name) for c in members]
     display = Display(quiet=quiet)
     if resume and all((f / "summary.json").exists() for f in folders):
         _check_same(members, folders)
@@ -105,18 +116,23 @@ def run_in_folders(
         for folder in folders:
             locks.enter_context(locked(folder))
         _refuse_taken(members, folders, resume=resume)
-        return run(members, folders, opened, display, resume=resume)
+        if from_run is not None:
+            locks.enter_context(going_on(from_run, members[0], folders[0]))
+        return run(members, folders, opened, display, resume=resume or from_run is not None)
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse run folders that exist, unless the same config is resumed, and folders that are no runs."""
+    """Refuse folders of runs, unless the same config is resumed, and of something else; and settings without effect."""
+    if not resume and (reason := unused(members[0])):
+        raise SaescopeError(reason)
     for folder in folders:
         begun = (folder / "config.yaml").exists()
         if begun and not resume:
             raise SaescopeError(
                 f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
             )
-        if not begun and (folder / "final").exists():
+        final = folder / "final"
+        if not begun and final.exists() and not (final.is_dir() and not any(final.iterdir())):
             raise SaescopeError(
                 f"{folder} is no run (it holds no config.yaml), but its final/ would be replaced; choose another name."
             )
@@ -176,6 +192,11 @@ def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Di
     address, changed = found
     for line in changed:
         display.say(f"warning: {line} since the checkpoint; the run will not continue bit for bit")
+    if trainers[0].n_steps > trainers[0].clock.n_steps:
+        raise SaescopeError(
+            f"the checkpoint is of step {trainers[0].n_steps}, and train.budget = {trainers[0].config.train.budget} is "
+            f"{trainers[0].clock.n_steps} steps; give a longer one."
+        )
     display.say(f"continuing after step {trainers[0].n_steps}")
     return address
 

@@ -13,6 +13,7 @@ from training.activations.harvest import Data, open_heldout
 from training.config.schema import Config
 from training.display import Display
 from training.evaluate import HeldOut
+from training.memory import require
 from training.schedule import Clock
 
 
@@ -60,6 +61,8 @@ def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
         data.source, data.tokens, mask, hooks, seed=first.data.seed, batch_rows=first.data.batch_rows,
         superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
     )
+    n_bytes = (1 + first.data.prefetch) * batches.superblock_bytes()
+    require(n_bytes, f"{1 + first.data.prefetch} superblocks", "lower data.superblock_rows or data.prefetch")
     display.say(
         f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} "
         f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"

@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from sae.errors import SaescopeError
+from sae.section import Section
 
 
 class SiteRows(NamedTuple):
@@ -27,10 +28,8 @@ class SiteRows(NamedTuple):
     target: Float[Tensor, "*rows d_out"]
 
 
-class Site(BaseModel):
+class Site(Section):
     """What is read and what is reconstructed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     input: str = "acts"
     """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head."""

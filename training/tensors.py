@@ -10,14 +10,16 @@ from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, by_hook, is_array
 from training.activations.harvest import Data
 from training.activations.loader import Loader, LoaderBatches, Opened, opened
-from training.activations.row_sequences import acts_tokens
+from training.activations.row_sequences import acts_tokens, blocks_are_split
 from training.activations.sources import ActsSource
 from training.config.reading import merged, resolve
 from training.config.schema import Config, DataConfig
 from training.config.text_source import TENSORS
+from training.config.unused import unused
 from training.display import Display
 from training.evaluate import HeldOut
 from training.finish import Result
+from training.memory import require_saes
 from training.run import run, run_in_folders
 from training.schedule import Clock
 from training.shared import Shared, all_hooks, mask_of, share, site_hooks
@@ -80,6 +82,8 @@ def train_on(
         return _arrays(members, rows, display) if begun is None else _loader(members, rows, begun, display)
 
     if name is None:
+        if reason := unused(config):
+            raise SaescopeError(reason)
         return run([config], None, from_rows, Display(quiet=quiet))[0]
     return run_in_folders([config], runs, from_rows, resume=resume, quiet=quiet)[0]
 
@@ -132,6 +136,8 @@ def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _arrays(members: Sequence[Config], rows: object, display: Display) -> Shared:
     """Shuffled batches of whole arrays."""
     arrays = Arrays(rows, all_hooks(members))
+    require_saes(members, arrays.hooks)
+    display.say(blocks_are_split(members[0]))
     return share(members, Data(ActsSource(arrays), acts_tokens(members[0], arrays), None), display)
 
 
@@ -142,6 +148,8 @@ def _loader(members: Sequence[Config], given: Any, begun: Opened, display: Displ
     loader = Loader(given, begun, hooks, _stretch_rows(config))
     tokens = acts_tokens(config, loader.stretch)
     data = Data(ActsSource(loader.stretch), tokens, None)
+    require_saes(members, data.source.widths)
+    display.say(blocks_are_split(config))
     mask = mask_of(members, data)
     held_out = tokens.sequences(held_out=True)
     held_rows = {hook: data.source.rows(hook, held_out, tokens.n_ctx) for hook in hooks}

@@ -96,7 +96,17 @@ class Trainer:
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """Features that have not fired in the last `dead_window` rows."""
-        return self.rows_seen - self.last_fired >= max(1, self.clock.rows(self.config.train.dead_window))
+        return self.rows_seen - self.last_fired >= self.dead_window
+
+    @property
+    def dead_window(self) -> int:
+        """The window in training rows."""
+        return max(1, self.clock.rows(self.config.train.dead_window))
+
+    @property
+    def dead_share(self) -> float | None:
+        """The share of dead features; None while training is shorter than the window, when nothing can be dead yet."""
+        return float(self.dead().float().mean()) if self.rows_seen >= self.dead_window else None
 
     def step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
         """One step of training on raw rows of the site's hooks."""
@@ -151,7 +161,7 @@ class Trainer:
         self.window.add(sums | {name: torch.tensor(value) for name, value in step.logs.items()}, lr)
 
     def metrics(self) -> dict[str, float]:
-        """Averages since the last call, and the share of dead features now.
+        """Averages since the last call, and the share of dead features now, once a window is behind.
 
         `dense_steps` is the share of steps with so many active features that they ran through dense products.
 
@@ -168,7 +178,8 @@ class Trainer:
         residual, variance = sums.pop("residual"), sums.pop("variance")
         # of rows that all are the training mean there is none to explain
         fve = {"fve": 1 - residual / variance} if variance else {}
-        return sums | fve | {"dead": float(self.dead().float().mean())}
+        dead = {} if self.dead_share is None else {"dead": self.dead_share}
+        return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the state, by name."""

@@ -1,9 +1,9 @@
 """The subcommand `sae circuit`: thin over `analysis.circuits.run`, the formats and the self-test."""
 
 import argparse
-from pathlib import Path
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 _ABOUT = """Find the features behind a behaviour of a language model, as a graph, and test how much of it the graph carries.
 
@@ -40,7 +40,7 @@ def circuit(argv: list[str]) -> int:
     found = find_circuit(config, quiet=args.quiet, again=args.again)
     if not args.quiet:
         print("\n".join(circuit_lines(found)))
-        print(f"saved in {Path(config.dir) / config.name}")
+        print(f"saved in {user_path(config.dir) / config.name}")
     return 0
 
 
@@ -48,8 +48,8 @@ def _show(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("sae circuit show", description="Show a circuit: scores, nodes and edges.")
     parser.add_argument("circuit", help="its folder, such as circuits/demo")
     parser.add_argument("--nodes", type=int, default=20, help="how many nodes and edges, by effect (default: %(default)s)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the graph as a page that needs nothing else")
-    parser.add_argument("--tables", type=Path, metavar="FOLDER", help="write its figures as CSV, and the curves as SVG")
+    parser.add_argument("--html", type=user_path, metavar="FILE", help="write the graph as a page that needs nothing else")
+    parser.add_argument("--tables", type=user_path, metavar="FOLDER", help="write its figures as CSV, its curves as SVG")
     args = parser.parse_args(argv)
     from analysis.circuits.formats.opening import open_circuit
     from analysis.circuits.pipeline.tables import write_results
@@ -72,7 +72,7 @@ def _export(argv: list[str]) -> int:
         "sae circuit export", description="Write a circuit as a graph of circuit-tracer and Neuronpedia (schema_version 1)."
     )
     parser.add_argument("circuit", help="its folder, such as circuits/demo")
-    parser.add_argument("file", type=Path, help="where the JSON goes")
+    parser.add_argument("file", type=user_path, help="where the JSON goes")
     args = parser.parse_args(argv)
     from analysis.circuits.formats.circuit_tracer.writing import write_graph
     from analysis.circuits.formats.opening import open_circuit
@@ -88,7 +88,7 @@ def _selftest(argv: list[str]) -> int:
         description="Run every estimator on models whose circuit is known, and print how well it tells true nodes and "
         "edges from others (AUROC); and the doubling test of edges in the linear forward.",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table, too")
+    parser.add_argument("--csv", type=user_path, metavar="FILE", help="write the table, too")
     args = parser.parse_args(argv)
     from analysis.circuits.selftest.table import passed, selftest, shown, write
 

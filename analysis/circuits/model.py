@@ -15,6 +15,7 @@ from torch import Tensor
 from sae.base import SAE
 from sae.code import OffsetCode, SparseCode
 from sae.errors import SaescopeError
+from training.model.frozen import FrozenModel
 from training.model.language_model import Model
 from training.model.splice import Forward, Reconstruct, SplicedModel, at_sites
 from training.site import Site, SiteRows
@@ -75,8 +76,11 @@ class CircuitModel:
     def run(
         self, tokens: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"],
         at: Mapping[Site, Reconstruct], forward: Forward | None = None,
-    ) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
+    ) -> Float[Tensor, "n_seqs n_logits d_vocab"]:
         """Logits of a run in which the kept rows of each site's target are replaced; see `at_sites`.
+
+        They end with those behind the last token, which every metric reads. The model gives no others where it can do
+        without, because unembedding all tokens of short prompts takes longer than many blocks.
 
         Args:
             tokens: without padding.
@@ -84,14 +88,17 @@ class CircuitModel:
             at: site → fn of its rows (x, target) and the mask, giving the new target.
             forward: the model, or a `FrozenModel` of it.
         """
-        forward = forward or self.model
-        with at_sites(forward, at, keep):
-            return forward.logits(tokens)
+        if isinstance(forward, FrozenModel) or any(not hook.startswith("blocks.") for site in at for hook in site.hooks):
+            forward = forward or self.model
+            with at_sites(forward, at, keep):
+                return forward.logits(tokens)
+        with at_sites(self.model, at, keep):
+            return self.model.last_logits(tokens)
 
     @torch.no_grad()
     def states(
         self, tokens: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], forward: Forward | None = None
-    ) -> tuple[dict[Site, State], Float[Tensor, "n_seqs n_ctx d_vocab"]]:
+    ) -> tuple[dict[Site, State], Float[Tensor, "n_seqs n_logits d_vocab"]]:
         """Every site of an unchanged run taken apart, and the run's logits."""
         found: dict[Site, State] = {}
 

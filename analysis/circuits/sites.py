@@ -7,7 +7,9 @@ from analysis.circuits.graph import SiteInfo, site_names
 from analysis.circuits.model import CircuitModel
 from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 from sae.store import weights_hash
+from training.corpus.files import matching
 from training.model.language_model import Model
 from training.model.load import load_model
 
@@ -16,17 +18,17 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
     """The SAEs of runs.
 
     Args:
-        runs: folders; the last part may be a pattern (`runs/circuit-saes/*`), which passes over what is no finished run.
+        runs: folders, or patterns of them (`runs/circuit-saes/*`), each of which passes over what is no finished run.
 
     Raises:
         SaescopeError: a folder is no run, a pattern finds none, or two SAEs write at one hook.
     """
     folders: list[Path] = []
     for run in runs:
-        path = Path(run).expanduser()
+        path = user_path(run)
         found = [path]
-        if any(c in path.name for c in "*?["):
-            found = [folder for folder in sorted(path.parent.glob(path.name)) if (folder / "final").is_dir()]
+        if not path.exists() and any(c in run for c in "*?["):
+            found = [folder for folder in matching(path) if (folder / "final").is_dir()]
             if not found:
                 raise SaescopeError(f"saes: no finished run is at {run}; train some first, or name other folders.")
         folders += [folder for folder in found if folder not in folders]

@@ -36,12 +36,13 @@ from analysis.trained import open_trained
 from analysis.vocabulary import Vocabulary
 from sae import store as sae_store
 from sae.base import SAE
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json
 from sae.io.locks import locked
+from sae.io.paths import user_path
 from sae.torch_state import own_torch_state
 from training.display import Display
-from training.model.devices import resolve_device
 from training.model.language_model import Model
 from training.model.token_bytes import token_bytes
 from training.provenance import first_difference
@@ -73,7 +74,7 @@ def build(
     Raises:
         SaescopeError: no finished run there, no such corpus, model or cache, or no room.
     """
-    run, budget = Path(run), memory_bytes(memory)
+    run, budget = user_path(run), memory_bytes(memory)
     folder = run / "index" / checked_name(name)
     display = Display(quiet=quiet)
     trained = open_trained(run, device=resolve_device("auto"))
@@ -161,6 +162,8 @@ def write_index(
     tokens = rows.tokens
     writer.save("tokens", np.full((rows.n_seqs, rows.n_ctx), -1, np.int32) if tokens is None else tokens)
     writer.save("kept", kept.reshape(rows.n_seqs, rows.n_ctx))
+    if (units := rows.data.tokens.units()).kind != "sequence":
+        writer.save("unit", units.number[: rows.n_seqs].astype(np.int32))
     context = Context(
         rows.n_seqs, rows.n_ctx, 1 + signed, None if tokens is None else np.ascontiguousarray(tokens).reshape(-1), kept
     )

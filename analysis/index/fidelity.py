@@ -24,7 +24,7 @@ def fidelity(rows: CorpusRows, codes: Codes) -> dict[str, Any]:
         `fve` (None where the target has no variance), `n_rows` and `n_seqs` it is of, and whether they are `held_out`.
     """
     sae = rows.trained.sae
-    kept = codes.kept.reshape(rows.n_seqs, rows.n_ctx).any(axis=1)
+    kept = np.asarray(codes.kept.reshape(rows.n_seqs, rows.n_ctx).any(axis=1))
     held = rows.data.tokens.sequences(held_out=True)
     held = held[held < rows.n_seqs]
     held = held[kept[held]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Float64, Int32
 
 from analysis.index import store
 from analysis.index.queries import cooccurrence
@@ -32,6 +32,7 @@ from analysis.index.types import (
 from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 from sae.io.files import read_json
+from sae.io.paths import user_path
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -44,7 +45,7 @@ LONGEST_WINDOW = 1024
 
 def indexes(run: str | Path) -> list[Path]:
     """The finished indexes of a run, `default` first."""
-    found = sorted(p.parent for p in (Path(run) / "index").glob(f"*/{store.MANIFEST}"))
+    found = sorted(p.parent for p in (user_path(run) / "index").glob(f"*/{store.MANIFEST}"))
     return sorted((p for p in found if not p.name.startswith(".")), key=lambda p: (p.name != "default", p.name))
 
 
@@ -54,7 +55,7 @@ def open_index(folder: str | Path) -> "Index":
     Raises:
         SaescopeError: there is none, or it cannot be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / store.MANIFEST).exists() and (found := indexes(folder)):
         folder = found[0]
     if not folder.is_dir():
@@ -252,11 +253,17 @@ class Index:
         return cooccurrence.where(self, a, b, n)
 
     def similar(self, code: "SparseCode", n: int = 20) -> list[Similar]:
-        """The contexts whose code is most like a prompt's, by the cosine of their peaks; exact.
+        """The contexts whose code is most like a prompt's, by the cosine of their weighted peaks; exact.
 
-        A context's (and the prompt's) code is, of each feature, the value of largest size among its rows.
+        A context's (and the prompt's) code is, of each feature, the value of largest size among its rows, times
+        log(contexts / contexts that the feature is active in): what fires everywhere counts for nothing.
         """
         return cooccurrence.similar(self, code, n)
+
+    @cached_property
+    def weighted_norms(self) -> Float64[np.ndarray, " n_seqs"]:
+        """Norms of the contexts' peaks as `similar` weights them; found on the first call and kept."""
+        return cooccurrence.weighted_norms(self)
 
     def search(self, text: str, regex: bool = False, n: int = 50) -> list[Hit]:
         """Places whose text holds `text`, or matches it as a regular expression; the first n in corpus order."""

@@ -30,6 +30,7 @@ GROUPS = ("top", *(f"q{i}" for i in range(1, 11)), "random", "near")
 ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
     "tokens": (np.int32, ("n_seqs", "n_ctx")),
     "kept": (np.bool_, ("n_seqs", "n_ctx")),
+    "unit": (np.int32, ("n_seqs", "n_ctx")),
     "row_indptr": (np.int64, ("n_rows_in_all + 1",)),
     "row_feature": (np.int32, ("n_values",)),
     "row_value": (np.float16, ("n_values",)),
@@ -57,9 +58,10 @@ ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
     "coactive_pearson": (np.float64, ("d_sae", "32")),
 }
 """Every array with its type and the names of its axes. Where there is nothing, numbers of tokens, rows and features are
-−1. `promoted_*` are absent where the model is not at hand or the site is not read by the unembedding."""
+−1. `promoted_*` are absent where the model is not at hand or the site is not read by the unembedding, `unit` where rows
+came without text and in indexes made before there was one."""
 
-OPTIONAL = ("promoted_token", "promoted_logit")
+OPTIONAL = ("promoted_token", "promoted_logit", "unit")
 
 
 class Writer:

@@ -1,7 +1,7 @@
 """Automatic labels without a model: words that set a feature's rows apart, judged on examples they were not made from.
 
 A label is a rule that can be read and that can be checked: "token ` to` after ` seem`, ` possible`" says of any row whether
-the feature is active there. It is made from the active rows of one half of the contexts (even numbers), by contrast with
+the feature is active there. It is made from the active rows of one half of the documents (even numbers), by contrast with
 all rows of that half, and scored by detection (Paulo et al. 2410.13928, §4.2) on the other half: of rows at which the
 feature is active, from weak to strong, and of as many others, half of them near misses, the rule says which are active.
 The score is balanced accuracy. The baseline is the rule of another feature, drawn at random, on the same examples; a label
@@ -20,11 +20,12 @@ from jaxtyping import Bool, Int64
 from analysis.labels.contrast import NEAR, PLACES, Condition, Words, best_words, words_of
 from analysis.labels.store import Judged, Label
 from analysis.render.text import plain
+from sae.units import checked_seed
 
 if TYPE_CHECKING:
     from analysis.index import Index
 
-METHOD = "contrast 1"
+METHOD = "contrast 2"
 """Written beside each label; changes when the way of making labels does."""
 MOST_WORDS = 5
 LEAST_GAIN = 0.03
@@ -60,7 +61,7 @@ class Explainer:
     """Labels for the features of one index."""
 
     def __init__(self, index: "Index", *, seed: int = 0) -> None:
-        self.index, self.seed = index, seed
+        self.index, self.seed = index, checked_seed(seed)
         self.words = Words(index)
         self.columns = index.csc()
         self._rules: dict[int, Rule] = {}

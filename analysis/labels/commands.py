@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 if TYPE_CHECKING:
     from analysis.index import Index
@@ -103,14 +104,14 @@ def export(argv: list[str]) -> int:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--features", metavar="LIST", help="such as 12,40-60")
     which.add_argument("--list", metavar="NAME", help="a list that was kept in the dashboard")
-    parser.add_argument("--out", type=Path, required=True, help="ends in .html, .csv or .json")
+    parser.add_argument("--out", type=user_path, required=True, help="ends in .html, .csv or .json")
     args = parser.parse_args(argv)
     index, labels = _open(args)
     if args.list is not None and args.list not in labels.lists():
         known = ", ".join(labels.lists()) or "none"
         raise SaescopeError(f"There is no list {args.list!r} in {args.run}; there are: {known}.")
     features = labels.lists()[args.list] if args.list is not None else numbers(args.features, index.d_sae)
-    title = args.list or f"Features of {Path(args.run).resolve().name}"
+    title = args.list or f"Features of {args.run.resolve().name}"
     write(index, labels, features, args.out, title=title)
     print(args.out)
     return 0
@@ -152,12 +153,14 @@ def numbers(text: str, d_sae: int) -> list[int]:
             raise SaescopeError(f"{part.strip()!r} is no feature or range of features; write them as 12,40-60.")
         if int(last or first) >= d_sae:
             raise SaescopeError(f"There is no feature {int(last or first)}; this run has 0 to {d_sae - 1}.")
+        if int(first) > int(last or first):
+            raise SaescopeError(f"{part.strip()!r} is no range of features: it ends before it begins.")
         out += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(out))
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="the folder of a run that has an index")
+    parser.add_argument("run", type=user_path, help="the folder of a run that has an index")
     parser.add_argument("--index", help="which index of the run (default: default)")
 
 
@@ -165,5 +168,5 @@ def _open(args: argparse.Namespace) -> "tuple[Index, Labels]":
     from analysis.index import open_index
     from analysis.labels.store import Labels
 
-    run = Path(args.run)
+    run = args.run
     return open_index(run / "index" / args.index if args.index else run), Labels(run)

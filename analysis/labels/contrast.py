@@ -38,14 +38,19 @@ class Words:
     """A corpus as words, with their counts at each place over the rows that labels are made from."""
 
     def __init__(self, index: "Index") -> None:
-        """Labels are made from contexts of even number; those of odd number are held out to judge them."""
+        """Labels are made from documents of even number; those of odd number are held out to judge them.
+
+        Documents, because what one says in one context it says again in the next. Where none are known (activations
+        without text, an index of before they were kept) it is contexts.
+        """
         self.index = index
         self.n_seqs, self.n_ctx = index.n_seqs, index.n_ctx
         self.names, of_token = _words(index)
         tokens = np.asarray(index.tokens)
         self.words: Int32[np.ndarray, "n_seqs n_ctx"] = of_token[tokens]
         self.kept: Bool[np.ndarray, " n_rows"] = np.asarray(index.arrays["kept"]).reshape(-1).astype(bool)
-        self.made_from: Bool[np.ndarray, " n_rows"] = np.repeat(np.arange(self.n_seqs) % 2 == 0, self.n_ctx)
+        unit = index.arrays.get("unit", np.arange(self.n_seqs).repeat(self.n_ctx))
+        self.made_from: Bool[np.ndarray, " n_rows"] = np.asarray(unit).reshape(-1) % 2 == 0
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " n"]:

@@ -160,6 +160,24 @@ class Database:
         )
 
 
+class Unreadable(Database):
+    """In place of a file that cannot be read: nothing is in it, and nothing can be written to it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path)
+        self.reason = reason
+
+    def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:  # noqa: ARG002
+        """No rows."""
+        return []
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Raises SaescopeError: why the file cannot be read."""
+        raise SaescopeError(self.reason)
+        yield
+
+
 def _connect(path: Path | str) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
 

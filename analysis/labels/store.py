@@ -8,14 +8,16 @@ is interpreted, and a lone half of a surrogate pair, which no file can hold as t
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.labels.file import Database
-from sae.errors import SaescopeError
+from analysis.labels.file import Database, Unreadable
+from sae.errors import SaescopeError, first_line
 from sae.io.files import read_json
+from sae.io.paths import user_path
 
 FILE = "labels.sqlite"
 LIMITS = {"label": 1_000, "note": 100_000, "tag": 100, "list": 200}
@@ -86,10 +88,11 @@ class Labels:
         Raises:
             SaescopeError: the run has no trained SAE.
         """
-        self.path = Path(run) / FILE
+        run = user_path(run)
+        self.path = run / FILE
         self.d_sae: int | None = None
         if weights is None:
-            manifest = read_json(Path(run) / "final" / "sae.json")
+            manifest = read_json(run / "final" / "sae.json")
             weights, self.d_sae = manifest.get("weights_sha256"), manifest.get("d_sae")
             if not isinstance(weights, str) or not isinstance(self.d_sae, int):
                 raise SaescopeError(f"{run}/final/sae.json names no weights; restore it or train again.")
@@ -151,7 +154,7 @@ class Labels:
             f"WHERE weights = ? {condition} ORDER BY feature, author != 'you'", *values,
         )
         return [
-            Label(feature, text, author, score, baseline, _unpacked(examples), method, when)
+            Label(feature, text, author, score, baseline, self._unpacked(feature, examples), method, when)
             for feature, text, author, score, baseline, examples, method, when in rows
         ]
 
@@ -225,6 +228,21 @@ class Labels:
         ]
         return list(dict.fromkeys(found))
 
+    def check(self) -> None:
+        """Look into every table.
+
+        Raises:
+            SaescopeError: the file is none of labels, is damaged, or cannot be read.
+        """
+        for table in ("labels", "notes", "tags", "lists"):
+            self._read(f"SELECT * FROM {table} WHERE weights = ? LIMIT 1")
+
+    def without_file(self, reason: str) -> "Labels":
+        """Labels of the same run that hold nothing, and refuse, for this reason, to be written."""
+        other = copy(self)
+        other._file = Unreadable(self.path, reason)
+        return other
+
     def stamp(self) -> tuple[int, ...]:
         """A value that changes whenever the file has."""
         return self._file.stamp()
@@ -239,6 +257,15 @@ class Labels:
     def _write(self, query: str, *values: object) -> None:
         with self._file.writing() as connection:
             connection.execute(query, (self.weights, *values))
+
+    def _unpacked(self, feature: int, text: str) -> tuple[Judged, ...]:
+        try:
+            return tuple(Judged(**one) for one in json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise SaescopeError(
+                f"{self.path}: the examples that judged the label of feature {feature} cannot be read "
+                f"({first_line(error)}); label it anew."
+            ) from None
 
     def _checked(self, feature: int) -> int:
         if feature < 0 or (self.d_sae is not None and feature >= self.d_sae):
@@ -264,10 +291,6 @@ def _clean(text: str) -> str:
 
 def _packed(judged: Sequence[Judged]) -> str:
     return json.dumps([asdict(one) for one in judged], separators=(",", ":"))
-
-
-def _unpacked(text: str) -> tuple[Judged, ...]:
-    return tuple(Judged(**one) for one in json.loads(text))
 
 
 def _now() -> str:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.io.paths import user_path
+
 if TYPE_CHECKING:
     from analysis.mdl.runs import Selection
 
@@ -43,7 +45,7 @@ def mdl(argv: list[str]) -> int:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="everything, as JSON, in place of the table")
     shape.add_argument("--csv", action="store_true", help="a line for each run, as CSV, in place of the table")
-    parser.add_argument("--plot", type=Path, metavar="FILE",
+    parser.add_argument("--plot", type=user_path, metavar="FILE",
                         help="draw bits against FVE: .html, or with kaleido .png or .svg")
     args = parser.parse_args(argv)
     from analysis.mdl.runs import least_description

@@ -9,6 +9,7 @@ from analysis.corpus_rows import open_rows
 from analysis.mdl.description_length import EPSILON, DescriptionLength, Encoded, compare
 from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 from sae.torch_state import own_torch_state
 from training.display import Display
 
@@ -114,7 +115,7 @@ def members(runs: Sequence[str | Path]) -> list[Path]:
     if not runs:
         raise SaescopeError("no run to compare; give the folders of some, such as runs/sweep/topk-16.")
     found: list[Path] = []
-    for folder in map(Path, runs):
+    for folder in map(user_path, runs):
         inside = [folder] if (folder / "config.yaml").is_file() else sorted(
             config.parent for config in folder.glob("*/config.yaml")
         )

@@ -18,6 +18,7 @@ from analysis.render import graph_layout as layout
 from analysis.render.css import CSS
 from analysis.render.text import attribute, count, inner, number, plain, shown
 from sae.io.files import write_bytes
+from sae.io.paths import user_path
 
 if TYPE_CHECKING:
     from analysis.circuits.graph import Circuit
@@ -55,7 +56,7 @@ class Drawing:
 
     def save(self, path: Path | str) -> None:
         """Write the page."""
-        write_bytes(Path(path), self.page().encode())
+        write_bytes(user_path(path), self.page().encode())
 
 
 def draw(

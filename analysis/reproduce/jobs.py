@@ -27,8 +27,9 @@ from analysis.reproduce import EXPERIMENTS
 from analysis.reproduce.tables import NOT_METRICS, Row, summary, write_table
 from sae.errors import SaescopeError
 from sae.io.files import read_json, write_json
+from sae.io.paths import user_path
+from sae.section import Section
 from training.config.reading import merged
-from training.config.schema import Section
 from training.config.yaml12 import load_yaml
 from training.display import Display
 
@@ -104,10 +105,10 @@ def reproduce(
     """
     if name not in EXPERIMENTS:
         raise SaescopeError(f"no experiment called {name!r}; there are {', '.join(EXPERIMENTS)}.")
-    plan = read_plan(Path(configs) / f"{name}.yaml", short=short)
+    plan = read_plan(user_path(configs) / f"{name}.yaml", short=short)
     module = importlib.import_module(EXPERIMENTS[name])
-    place = Path(runs) / (f"{name}-short" if short else name)
-    out = Path(out) if out is not None else place if short else RESULTS
+    place = user_path(runs) / (f"{name}-short" if short else name)
+    out = user_path(out) if out is not None else place if short else RESULTS
     display = Display(quiet=quiet)
     jobs = [
         Job(setting, seed, merged(plan.base, fields), place / f"{setting}-{seed}", quiet)

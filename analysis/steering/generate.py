@@ -54,8 +54,9 @@ class Settings:
     """0 takes the likeliest token each time."""
     seed: int = 0
     positions: str | Sequence[int] = "all"
-    """Where edits act: `all`, the `prompt`, what is `generated`, or given positions (0 is the first token). Special
-    tokens are left alone unless they are given by position."""
+    """Where edits act: `all`, the `prompt`, what is `generated`, or given positions (0 is the first token). A new token
+    is drawn from what stands at the token before it: so `generated` begins with the prompt's last token. Special tokens
+    are left alone unless they are given by position."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be generated."""
@@ -140,11 +141,12 @@ class Editor:
         if not isinstance(where, str):
             wanted = set(where)
             return [i for i, position in enumerate(at) if position in wanted]
-        in_prompt = [position < self.n_prompt for position in at]
-        allowed = {"all": (True, True), "prompt": (False, True), "generated": (True, False)}[where]
+        edited = {
+            "all": range(start + n), "prompt": range(self.n_prompt), "generated": range(self.n_prompt - 1, start + n),
+        }[where]
         return [
             i for i, position in enumerate(at)
-            if allowed[in_prompt[i]] and not (in_prompt[i] and bool(self.special[position]))
+            if position in edited and not (position < self.n_prompt and bool(self.special[position]))
         ]
 
 

@@ -46,6 +46,16 @@ def _names(path: str, weights: str, stamp: tuple[int, ...], _labels: Labels) -> 
     return _labels.names()
 
 
+def readable(own: Labels) -> None:
+    """Raises SaescopeError if the labels' file cannot be read; looked at again when it has changed."""
+    _readable(str(own.path), own.stamp(), own)
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _readable(path: str, stamp: tuple[int, ...], _labels: Labels) -> None:  # noqa: ARG001
+    _labels.check()
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
 def opened(folder: Path, stamp: tuple[int, int]) -> Index:  # noqa: ARG001 (an index made anew is a new entry)
     """An index, kept open; `stamp` changes when it is made anew."""

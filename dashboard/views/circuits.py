@@ -15,7 +15,7 @@ def page() -> None:
     folder = runs_folder().absolute().parent / "circuits"
     found = sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
     if not found:
-        said = f"No circuits yet (folder: {escaping.shell(folder)}). This traces one:"
-        frame.nothing(said, 'sae circuit "The capital of France is"')
+        said = f"No circuits yet (folder: {escaping.shell(folder)}). This finds a first one:"
+        frame.nothing(said, "make circuit-demo")
     navigation()
     st.html(plain.table(["circuit"], [[name] for name in found], caption="Circuits"))

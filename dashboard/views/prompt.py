@@ -94,8 +94,10 @@ def _similar(chosen: Selection, code: PromptCode) -> None:
         heat = tokens.heat(example.pieces, example.values, scale=scale, peak=at - example.start)
         rows.append(f'<div class="sx-ex"><span class="sx-val" title="context {one.seq}">{one.score:.2f}<br>'
                     f'<a href="{escape(address.link("feature", f=best[0]), quote=True)}">#{best[0]}</a></span>{heat}</div>')
-    st.html(f'<div class="sx"><p class="sx-quiet">Cosine of the contexts’ codes with the prompt’s; shaded is the prompt’s '
-            f'feature that is strongest there.</p>{"".join(rows)}</div>' if rows else "<p>No context shares a feature.</p>")
+    said = ("Cosine of the contexts’ codes with the prompt’s, in which rare features weigh more; shaded is the prompt’s "
+            "feature that is strongest there.")
+    st.html(f'<div class="sx"><p class="sx-quiet">{said}</p>{"".join(rows)}</div>' if rows
+            else "<p>No context shares a feature that is rare enough to tell it from others.</p>")
 
 
 def _pick() -> Callable[[int], str]:

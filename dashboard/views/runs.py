@@ -101,6 +101,7 @@ def _row(run: Run, now: float) -> dict[str, Any]:
         "variant": str(sae["variant"]) if "variant" in sae else None, "d_sae": None if d_sae is None else int(d_sae),
         "l0": run.latest("l0") if l0 is None else l0,
         "fve": run.latest("heldout/fve"), "fve_interval": run.interval("heldout/fve"), "dead": dead,
+        "silent": run.latest("heldout/silent"),
         "ce": run.latest("heldout/ce_recovered_mean"), "ce_interval": run.interval("heldout/ce_recovered_mean"),
         "tokens": None if run.imported else run.n_rows, "site": site_text(runs.section(run.config, "site")),
         "updated": run.updated,

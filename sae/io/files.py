@@ -147,7 +147,7 @@ def read_json(path: Path) -> dict[str, Any]:
         SaescopeError: the file is missing, unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # other programs write a BOM
     except (OSError, ValueError, RecursionError) as error:
         raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
     if not isinstance(value, dict):

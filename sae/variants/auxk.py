@@ -5,18 +5,17 @@
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from sae import losses
 from sae.kernels import Revival
+from sae.section import Section
 from sae.units import Count
 
 
-class AuxK(BaseModel):
+class AuxK(Section):
     """The auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     coefficient: float = Field(default=1 / 32, ge=0)
     """Weight beside the reconstruction loss; 0 switches the term off."""

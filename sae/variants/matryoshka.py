@@ -17,11 +17,12 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae import losses
 from sae.base import Progress, Step
+from sae.section import Section
 from sae.units import Count
 from sae.variants.topk import BatchCountConfig, TopK
 
@@ -29,10 +30,8 @@ THIRTY_SECONDS = (1, 3, 7, 15, 32)
 """The paper's prefixes, in parts of d_sae."""
 
 
-class Sampled(BaseModel):
+class Sampled(Section):
     """Prefixes drawn anew for every batch."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     n: Count = Field(default=10, gt=1)
     """Prefixes per batch, the whole dictionary among them."""

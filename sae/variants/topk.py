@@ -29,12 +29,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae import losses
 from sae.base import SAE, Progress, SAEConfig, Step
 from sae.kernels import Select
+from sae.section import Section
 from sae.units import Count, Duration
 from sae.variants.auxk import AuxK
 
@@ -42,10 +43,8 @@ GROWTH = 1 / 30
 """By how many batches the memory of a threshold grows a step: the share of the steps so far that it reaches back."""
 
 
-class KAnneal(BaseModel):
+class KAnneal(Section):
     """k falls linearly from `start` to its final value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     start: Count = Field(gt=0)
     """k at the first step."""

@@ -56,3 +56,21 @@ def test_every_token_is_of_the_document_that_has_it(config: Config) -> None:
     plain = Tokens(tokens.held_out, tokens.eligible, None, {})
     with pytest.raises(SaescopeError, match=r"rows without text are of no document"):
         plain.documents()
+
+
+def test_rows_of_ones_own_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`acts:own` is beside runs/; a folder of that name where the command is called from has other rows."""
+    rows = np.random.default_rng(0).standard_normal((1280, 8)).astype(np.float32)
+    for place, those in (("home", rows), ("elsewhere", rows + 1)):
+        (tmp_path / place / "own").mkdir(parents=True)
+        np.save(tmp_path / place / "own/a.npy", those)
+    monkeypatch.chdir(tmp_path / "home")
+    fields = quick_fields(model=None, corpus={"sources": "acts:own"}, site="acts")
+    train(fields, quiet=True)
+    here = open_rows(open_trained("runs/quick"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = open_rows(open_trained("../home/runs/quick"))
+    assert there.facts() == here.facts()
+    assert torch.equal(there.held_out().x, here.held_out().x)
+    other = open_rows(open_trained("../home/runs/quick"), ["corpus.sources=acts:own"])
+    assert torch.equal(other.kept(np.arange(1)).x, torch.from_numpy(rows[:32] + 1)), "asked for by name"

@@ -23,9 +23,10 @@ def test_a_real_training_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "rows" / "acts.npy", rows)
     config = {
         "name": "real", "model": None,
-        "corpus": {"sources": f"acts:{tmp_path / 'rows'}", "n_ctx": 32, "n_tokens": 4096, "held_out": 0.2},
+        "corpus": {"sources": f"acts:{tmp_path / 'rows'}", "n_ctx": 32, "held_out": 0.2},
         "site": "acts", "sae": {"variant": "topk", "d_sae": 16, "k": 2}, "data": {"batch_rows": 256, "n_calib": 16},
-        "cache": {"dir": str(tmp_path / "cache")}, "train": {"budget": "20 steps", "kernels": "reference"},
+        "cache": {"dir": str(tmp_path / "cache")},
+        "train": {"budget": "20 steps", "kernels": "reference", "dead_window": "1k tokens"},
     }
     trained = training.train(config, runs=tmp_path / "runs", quiet=True)
     run = one(tmp_path / "runs")

@@ -38,6 +38,19 @@ def test_an_index_of_another_version_is_refused_with_the_command(page: str, stat
     assert "format version 1" in told and f"sae index {run} --again" in told
 
 
+@pytest.mark.parametrize("content", [b"not a database, just text " * 100, b"SQLite format 3\x00" + b"\xff" * 8192])
+def test_labels_that_cannot_be_read_hide_no_features(content: bytes, states: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(states / "healthy", tmp_path / "runs/garbled"))
+    (run / "labels.sqlite").write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAESCOPE_RUNS", str(run.parent))
+        for query in ({"page": "features"}, {"page": "features", "q": "a"}, {"page": "feature", "f": "0", "tab": "label"}):
+            app = visit(run="garbled", **query)
+            assert "labels.sqlite cannot be used as a database" in said(app).replace("\\", "")
+            assert f"{64} features" in said(app) or "<h2>Feature 0</h2>" in html(app)
+    assert (run / "labels.sqlite").read_bytes() == content
+
+
 NEEDS_INDEX = {"going": "going is training, 25% done", "unindexed": "has no index yet", "corrupt": "cannot be read as JSON"}
 
 

@@ -122,6 +122,8 @@ def main() -> int:
     parser.add_argument("--graph", type=Path, action="append", default=[])
     parser.add_argument("circuits", type=Path, nargs="*")
     options = parser.parse_args()
+    if not (options.circuit_tracer / "circuit_tracer" / "frontend" / "graph_models.py").is_file():
+        parser.error(f"{options.circuit_tracer} is no work tree of decoderesearch/circuit-tracer (CIRCUIT_TRACER=CHECKOUT)")
     with (options.circuit_tracer / "pyproject.toml").open("rb") as file:
         found = tomllib.load(file)["project"]["version"]
     say(f"circuit-tracer {found}" + ("" if found == VERSION else f" (made for {VERSION})"))

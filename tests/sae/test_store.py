@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -183,6 +184,50 @@ def test_where_nothing_lies(tmp_path: Path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(SaescopeError, match="has no final/ yet"):
         store.load(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cdua", torch.device("cuda:99")])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str | torch.device) -> None:
+    store.save(make("topk"), tmp_path / "final", provenance={})
+    with pytest.raises(SaescopeError, match="is not available to torch here"):
+        package.load(tmp_path, device=device)
+    assert package.load(tmp_path, device="auto").d_sae == N
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_of_any_shape_and_kind_are_encoded(variant: str) -> None:
+    sae, x = make(variant), 30 * torch.randn(6, D, generator=torch.Generator().manual_seed(1))
+    rows = sae.encode(x)
+    array = x.numpy()
+    array.flags.writeable = False
+    for same in (x.view(2, 3, D), x.double(), array, array.astype(">f4"), array.reshape(1, 2, 3, D)):
+        code = sae.encode(same)
+        assert torch.equal(code.feature, rows.feature) and torch.equal(code.value, rows.value)
+    assert sae.encode(x[0]).n_rows == 1
+    assert torch.equal(sae(x.view(2, 3, D)), sae(x).view(2, 3, D))
+
+
+@pytest.mark.parametrize(
+    ("x", "facts"),
+    [
+        (torch.zeros(3, D + 1), rf"\[3, {D + 1}\].*width {D}"),
+        (torch.zeros(()), rf"\[\].*width {D}"),
+        (torch.zeros(3, D, dtype=torch.int64), "Tensor of int64"),
+        (np.zeros((3, D), dtype=np.int32), "ndarray of int32"),
+        (np.zeros((3, D - 1)), rf"\[3, {D - 1}\].*width {D}"),
+    ],
+)
+def test_what_cannot_be_encoded(x: torch.Tensor | np.ndarray, facts: str) -> None:
+    with pytest.raises(SaescopeError, match=facts):
+        make("topk").encode(x)
+    with pytest.raises(SaescopeError, match=facts):
+        make("topk")(x)
+
+
+def test_a_code_of_another_sae() -> None:
+    other = VARIANTS["topk"][0](VARIANTS["topk"][1](d_sae=8, k=2), D)
+    with pytest.raises(SaescopeError, match="over 8 features, this SAE has 40"):
+        make("topk").decode(other.encode(torch.ones(2, D)))
 
 
 def test_saving_replaces_an_sae_and_nothing_else(tmp_path: Path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import runs
 from tests.helpers import ended, refusal, run_sae, start_sae, train, tree, write_config
 
 
@@ -28,6 +29,29 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ("sae.init.form=x", r"unknown key 'sae\.init\.form'; did you mean 'from'\?"),
         ("data.zzz=1", r"unknown key 'data\.zzz'; known keys are seed, batch_rows,"),
         ("=3", r"unknown key ''; known keys are name, model,"),
+        ("optim.betas=[0.9,1.5]", r"optim\.betas\.1 should be less than 1, found 1\.5"),
+        ("sae.k=.inf", r"sae\.k: a count is a whole number, not inf"),
+        ("sae.k=.nan", r"sae\.k: a count is a whole number, not nan"),
+        ("sae.k=1e400", r"sae\.k: a count is a whole number, not inf"),
+        ("sae.k=true", r"sae\.k: a number was expected, found True"),
+        ("optim.lr=true", r"optim\.lr: a number was expected, found True"),
+        ("data.prefetch=true", r"data\.prefetch: a number was expected, found True"),
+        ("optim.betas=[true, 0.9]", r"optim\.betas: a number was expected, found \[True, 0\.9\]"),
+        ("sae.auxk.coefficient=yes", r"sae\.auxk\.coefficient should be a valid number"),
+        ("optim.lr=.inf", r"optim\.lr should be a finite number"),
+        ("sae.grad_clip=.inf", r"sae\.grad_clip should be a finite number"),
+        ("optim.warmup=200%", r"optim\.warmup: '200%' is more than the whole budget"),
+        ("eval.every=101%", r"eval\.every: '101%' is more than the whole budget"),
+        ("optim={warmup: 60%, decay: 50%}", r"optim: warmup = 60% and decay = 50% are more than the whole budget"),
+        ("train.budget=1e400 tokens", r"train\.budget: '1e400 tokens' is longer than can be counted"),
+        ("sae.seed=12345678901234567890", r"sae\.seed should be less than or equal to 9223372036854775807"),
+        ("sae.seed=-1", r"sae\.seed should be greater than or equal to 0"),
+        ("corpus.seed=12345678901234567890", r"corpus\.seed should be less than or equal to"),
+        ("data.seed=12345678901234567890", r"data\.seed should be less than or equal to"),
+        ("sae.d_sae=1e30", r"sae\.d_sae: a count is at most 2\^63 − 1"),
+        ("sae.d_sae=1e10", r"sae\.d_sae = 10,000,000,000 needs 10,240\.0 GB of memory at least, and [0-9.,]+ GB are"),
+        ("corpus.n_tokens=1e15", r"1,000,000,000,000,000 tokens needs 5,000,000\.0 GB of memory at least, and "),
+        ("eval.n_rows=1e15", r"tokens needs 5,000,000\.0 GB.*lower eval\.n_rows"),
         ("train.budget=5", r"train\.budget: a duration needs its unit: write '5%' of the budget or '5 tokens'"),
         ("sae.k_anneal={start: 9, over: 5}", r"sae\.k_anneal\.over: a duration needs its unit"),
         ("train.budget=-1 epochs", r"train\.budget: '-1 epochs' is not a duration; write"),
@@ -50,6 +74,13 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ("model.device=gpu0", r"device 'gpu0' is not available.*use cpu, cuda, mps or auto"),
         ("model.dtype=fp16", r"model\.dtype should be 'auto', 'float32', 'bfloat16' or 'float16', found 'fp16'"),
         ("name=../elsewhere", r"name: '\.\./elsewhere' names no folder below runs/"),
+        ("name=a/b/c", r"name: 'a/b/c' lies 3 folders deep"),
+        ("name=.x", r"name: '\.x' names no folder below runs/ that is shown"),
+        ("name=.x/a", r"names no folder below runs/ that is shown"),
+        ("name=a//b", r"lies 3 folders deep"),
+        ("name=a/final", r"would lie where the run 'a' keeps its final/"),
+        (f"name={'x' * 300}", r"has 300 bytes; a folder's name has 200 at most"),
+        ('name="a\\0b"', r"characters that no folder's name should have"),
         ("sae.k", r"'sae\.k' is not an override; write KEY=VALUE, for example sae\.k=64"),
         ("sae.k=[1", r"sae\.k=\[1, line 1, column 3: not valid YAML"),
         ("model=null", r"model is null, but only acts:DIR, tensors and corpus\.synthetic can do without a model"),
@@ -104,6 +135,26 @@ def test_a_wrong_sweep(tmp_path: Path, entry: dict, message: str) -> None:
     refused(tmp_path, message)
 
 
+def test_a_sweep_within_a_group(tmp_path: Path) -> None:
+    """Its members would be three folders deep."""
+    write_config(tmp_path, sweep=[{"name": "a"}])
+    refused(tmp_path, r"sweep member group/quick/a: name: .* 3 folders deep", "name=group/quick")
+
+
+def test_a_run_folder_that_is_a_link(tmp_path: Path) -> None:
+    """Out of runs/ it would never be shown; within, it is."""
+    write_config(tmp_path)
+    for folder in ("elsewhere", "runs/real"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "runs/quick").symlink_to(tmp_path / "elsewhere")
+    refused(tmp_path, r"runs/quick is a link that leads out of runs")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "runs/quick").unlink()
+    (tmp_path / "runs/quick").symlink_to("real")
+    assert train(tmp_path).code == 0
+    assert {run.name for run in runs.find(tmp_path / "runs")} == {"quick", "real"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -145,13 +196,16 @@ def test_without_a_hub_the_offline_models_and_corpora_are_named(tmp_path: Path) 
         ({}, [], r"text:corpus/\*\.txt: no such file, seen from /.*check the path"),
         ({"a": "abc " * 99, "b": "xyz " * 99}, [], r"the corpus ends after 792 tokens, which fill 2\d of 128 sequences of "
                                                   r"32; corpus\.n_tokens asks for 4,096: set corpus\.n_tokens=\d+, or"),
-        ({"a": "abc " * 5000}, [], r"none of the 128 sequences \(1 document\) is held out, for a document is held out "
-                                  r"as a whole or not at all; raise corpus\.n_tokens, let paragraphs be documents "
-                                  r"\('corpus\.sources=\{source: text:corpus/\*\.txt, split: blank-line\}'\), or raise"),
-        ({"a": "abc"}, ["corpus.n_tokens=40"], r"makes fewer than two sequences.*raise corpus\.n_tokens to 64"),
-        ({"a": "abc\udcff"}, [], r"corpus/a\.txt, line 1: not UTF-8 .*convert the file to UTF-8"),
+        ({"a": "abc " * 5000}, [], r"corpus/a\.txt is one document, and a document is held out as a whole or not at all.*"
+                                  r"let paragraphs be documents \('corpus\.sources=\{source: text:corpus/\*\.txt, spl"),
+        ({"a": "abc " * 5000, "b": "abc " * 5000}, [],
+         r"none of the 128 sequences \(1 document\) is held out, for a document is held out as a whole or not at all; "
+         r"raise corpus\.n_tokens, let paragraphs be documents \('corpus\.sources=\{source: text:corpus/\*\.txt, split: "
+         r"blank-line\}'\), or raise"),
+        ({"a": "abc", "b": "xyz"}, ["corpus.n_tokens=40"], r"makes fewer than two sequences.*raise corpus\.n_tokens to 64"),
+        ({"a": "abc\udcff", "b": "xyz"}, [], r"corpus/a\.txt, line 1: not UTF-8 .*convert the file to UTF-8"),
         ({"a": "abc"}, ["corpus.sources=pyton-stdlib"], r"corpus\.sources\.0: 'pyton-stdlib' is no source, did you mean "
-                                                        r"python-stdlib\?; write python-stdlib, simple-sentences, text:PATH"),
+                                                        r"python-stdlib\?; write python-stdlib, .*text:PATH"),
         ({"a": "abc"}, ["corpus.sources=[]"], r"corpus\.sources: no source is named; write for example python-stdlib"),
     ],
 )

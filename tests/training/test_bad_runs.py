@@ -69,6 +69,42 @@ def test_a_member_of_a_sweep_that_exists(tmp_path: Path) -> None:
     assert not tree(tmp_path / "runs/quick/a") and not tree(tmp_path / "cache")
 
 
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_goes_on_under_another_name(place: Path) -> None:
+    """From the checkpoint before the last, to the same weights; and from the last, for longer."""
+    old = summary_of(place / "runs/quick")
+    shutil.rmtree(place / LAST)
+    before = tree(place / "runs/quick")
+    assert train(place, "name=b", "eval.n_rows=128", "--from", "runs/quick").code == 0
+    new = summary_of(place / "runs/b")
+    assert new["weights_sha256"] == old["weights_sha256"] and 0 < new["going_on"]["n_steps"] < new["n_steps"] == 26
+    assert train(place, "name=long", "train.budget=2 epochs", "--from", "runs/b").code == 0
+    longer = summary_of(place / "runs/long")
+    assert longer["going_on"] == {"run": "b", "n_steps": 26, "budget": "1 epochs"} and longer["n_steps"] == 52
+    steps = [json.loads(line)["step"] for line in (place / "runs/long/metrics.jsonl").read_text().splitlines()]
+    assert steps[0] <= 2 and steps[-1] == 52 and steps == sorted(steps)
+    assert tree(place / "runs/quick") == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sae.k=5"], r"runs/quick was trained with another config \(sae\.k was 4, is 5\)"),
+        (["train.dead_window=2k tokens"], r"\(train\.dead_window was '1000 tokens', is '2000 tokens'\)"),
+        (["train.budget=20 steps"], r"the checkpoint is of step 26, and train\.budget = 20 steps is 20 steps"),
+        (["--resume"], r"no --resume"),
+        (["--from", "runs/nowhere"], r"no config at runs/nowhere/config\.yaml"),
+    ],
+)
+def test_a_run_that_cannot_go_on(place: Path, arguments: list[str], message: str) -> None:
+    said = refusal(train(place, "name=b", "--from", "runs/quick", *arguments))
+    assert re.search(message, said), said
+    assert not tree(place / "runs/b"), "the name stays free"
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 9)
 
@@ -163,7 +199,8 @@ def test_rows_that_changed_their_width_since_the_checkpoint(tmp_path: Path) -> N
 
     write_rows(8)
     write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
-    assert train(tmp_path).code == 0
+    outcome = train(tmp_path)
+    assert outcome.code == 0 and "blocks of corpus.n_ctx = 32 consecutive rows" in outcome.err
     (tmp_path / "runs/quick/summary.json").unlink()
     write_rows(12)
     said = refusal(train(tmp_path, "--resume"))

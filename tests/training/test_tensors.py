@@ -17,6 +17,7 @@ from tests.helpers import tree
 from tests.training.test_train import lines, weights, without_speed
 from training import train, train_on
 from training.activations.loader import row_keys
+from training.commands import _dead
 from training.config import reading as configs
 
 D, N_TRUE, N_ROWS = 16, 24, 20_000
@@ -54,6 +55,14 @@ def through_acts(rows: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> 
     corpus = SECTIONS["corpus"] | {"sources": f"acts:{folder}"}
     fields = {"name": "acts", "model": None, "site": "acts", "sae": SAE} | SECTIONS | {"corpus": corpus}
     return train(fields, runs=folder / "runs", quiet=True).summary
+
+
+def test_what_is_dead_is_not_known_before_a_window_has_passed(rows: np.ndarray) -> None:
+    short = on(rows, train={"budget": "5 steps", "dead_window": "6 steps"}).summary["dead"]
+    assert short == {"share": None, "n": None, "window_rows": 6 * 250}
+    assert _dead(short) == "not measured"
+    whole = on(rows, train={"budget": "5 steps", "dead_window": "5 steps"}).summary["dead"]
+    assert 0 <= whole["n"] == whole["share"] * 48
 
 
 def test_ten_lines_from_an_array(rows: np.ndarray, through_acts: dict[str, Any], tmp_path: Path) -> None:
@@ -253,7 +262,7 @@ def in_batches(rows: np.ndarray, n: int = 250) -> list[np.ndarray]:
         (lambda: np.arange(64_000).reshape(4000, 16), r"int64; rows are float16"),
         (lambda: torch.ones(4000, 16, dtype=torch.int32), r"int32; rows are float16"),
         (lambda: made(4000).astype(np.complex64), "complex64"),
-        (lambda: damaged(np.nan), "NaN or infinite.*row 3333"),
+        (lambda: damaged(np.nan), "NaN, infinite.*row 3333"),
         (lambda: damaged(np.inf).reshape(-1, 32, D), "sequence 104, position 5.*row 3333"),
         (lambda: made(40), "40 rows, 1 sequences of n_ctx = 32"),
         (lambda: made(0), "0 rows"),

@@ -80,8 +80,11 @@ def test_what_a_run_leaves(base: dict[str, Any], tmp_path: Path) -> None:
     assert torch.equal(loaded(x), trained.sae(x))
     steps = [line["step"] for line in lines(trained.folder)]
     assert steps == sorted(steps)
-    expected = {"loss/reconstruction", "l0", "fve", "dead", "lr", "grad_norm", "rows", "dense_steps"}
+    expected = {"loss/reconstruction", "l0", "fve", "lr", "grad_norm", "rows", "dense_steps"}
     assert expected <= set(lines(trained.folder)[0])
+    trained_lines = [line for line in lines(trained.folder) if "fve" in line]
+    assert [("dead" in line) == (line["rows"] >= 2000) for line in trained_lines] == [True] * len(trained_lines)
+    assert "dead" not in trained_lines[0] and "dead" in trained_lines[-1]
     assert any("heldout/fve" in line for line in lines(trained.folder))
     assert len(list((trained.folder / "checkpoints").glob("step-*"))) == 2
     fve = [line["fve"] for line in lines(trained.folder) if "fve" in line]

@@ -25,6 +25,8 @@ from training.corpus.tokens import Tokens, spread
 from training.site import Site
 
 FORMAT, FORMAT_VERSION = "saescope-calibration", 2
+SMALLEST, LARGEST = 1e-15, 1e15
+"""Median norms whose squares, and those of rows a thousandth or a thousand times as long, fp32 holds to full precision."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,22 @@ class KeepMask:
             )
         norms = self.source.norms(hook, self.calib, n_ctx)
         counted = norms[eligible & (norms > 0)]
-        if not len(counted):
-            raise SaescopeError(f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus.")
+        if not len(counted) or not SMALLEST <= float(counted.median()) <= LARGEST:
+            raise SaescopeError(self._without_scale(hook, eligible))
         median = float(counted.median())
         kept = eligible if self.data.outlier_multiple is None else eligible & (norms <= self.data.outlier_multiple * median)
         return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
+
+    def _without_scale(self, hook: str, eligible: Bool[Tensor, " n_rows"]) -> str:
+        """Why norms cannot be told apart: as they are in fp64, where none is lost."""
+        norms = self.source.rows(hook, self.calib, self.tokens.n_ctx)[eligible].double().norm(dim=1)
+        if not bool((norms > 0).any()):
+            return f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus."
+        median = float(norms[norms > 0].median())
+        return (
+            f"{hook}: the median norm of the calibration rows is {median:.2g}, and squares of such numbers are lost in "
+            f"fp32 (norms may be {SMALLEST:.0e} to {LARGEST:.0e}); multiply all rows by one factor."
+        )
 
     def keep(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Bool[Tensor, " n_rows"]:
         """Which rows of these blocks are kept."""

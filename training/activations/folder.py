@@ -1,8 +1,8 @@
 """The user's own activations, `acts:DIR`: rows in `.npy` and `.safetensors` files, read where they lie.
 
 Files directly in the folder are the hook `acts`, in the order of their names, in which 2 comes before 10; a subfolder is a
-hook of its name. Hooks have equal numbers of rows, and those of equally many files have them file by file. An array is
-`[n_rows, d]`, or `[n_seqs, n_ctx, d]` taken as consecutive rows.
+hook of its name. Hidden files and folders are left alone. Hooks have equal numbers of rows, and those of equally many files
+have them file by file. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]` taken as consecutive rows.
 """
 
 import bisect
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.errors import SaescopeError, first_line
+from sae.io.paths import user_path
 from training.corpus.files import leading_somewhere
 
 _SUFFIXES = (".npy", ".safetensors")
@@ -59,11 +60,11 @@ class ActsDir:
         Raises:
             SaescopeError: no folder, no arrays, or arrays that are not rows of one width.
         """
-        self.path = Path(path).expanduser()
+        self.path = user_path(path)
         self.name = str(self.path)
         if not self.path.is_dir():
             raise SaescopeError(f"acts:{path}: no such folder, seen from {Path.cwd()}.")
-        below = [p for p in sorted(self.path.iterdir()) if leading_somewhere(p).is_dir()]
+        below = [p for p in sorted(self.path.iterdir()) if _shown(p) and leading_somewhere(p).is_dir()]
         folders = {hook or "acts": self.path, **{p.name: p for p in below}}
         found = {name: [a for file in _array_files(folder) for a in _arrays(file)] for name, folder in folders.items()}
         self._arrays = {name: arrays for name, arrays in found.items() if arrays}
@@ -71,6 +72,9 @@ class ActsDir:
             raise SaescopeError(f"{self.path} holds no .npy or .safetensors file; put rows of activations there.")
         self.hooks = {name: _width(arrays) for name, arrays in self._arrays.items()}
         self.n_rows = self._equal_rows()
+        if not self.n_rows:
+            n_arrays = sum(map(len, self._arrays.values()))
+            raise SaescopeError(f"{self.path}: there is no row in any of its {n_arrays} arrays; put some there.")
         self._ends = {name: list(accumulate(a.n_rows for a in arrays)) for name, arrays in self._arrays.items()}
         self._dtypes = {name: _common_dtype(arrays) for name, arrays in self._arrays.items()}
         self._open = lru_cache(maxsize=_OPEN_FILES)(partial(_open_array))
@@ -134,8 +138,13 @@ class ActsDir:
 
 
 def _array_files(folder: Path) -> list[Path]:
-    found = [leading_somewhere(p) for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith(".")]
+    found = [leading_somewhere(p) for p in folder.iterdir() if p.suffix in _SUFFIXES and _shown(p)]
     return sorted((p for p in found if p.is_file()), key=lambda p: _natural(p.name))
+
+
+def _shown(path: Path) -> bool:
+    """Not what a notebook (.ipynb_checkpoints) or a Mac (._a.npy) keeps beside it."""
+    return not path.name.startswith(".")
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:

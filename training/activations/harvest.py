@@ -9,13 +9,14 @@ import torch
 from sae.errors import SaescopeError
 from training.activations.cache import CacheSource, fill, missing_hooks
 from training.activations.folder import ActsDir
-from training.activations.row_sequences import acts_tokens, synthetic_tokens
+from training.activations.row_sequences import acts_tokens, blocks_are_split, synthetic_tokens
 from training.activations.sources import ActsSource, ModelSource, Source
 from training.activations.synthetic import HOOK, Synthetic
 from training.config.schema import Config
 from training.corpus.heldout import heldout_tokens
 from training.corpus.tokens import Tokens, make_tokens
 from training.display import Display
+from training.memory import require
 from training.model.language_model import Model
 from training.model.load import load_model
 
@@ -29,8 +30,18 @@ class Data:
     model: Model | None
 
 
-def open_data(config: Config, hooks: tuple[str, ...], display: Display, model: Model | None = None) -> Data:
-    """Whatever it takes to read rows of these hooks; `model` is the config's, if it is loaded already.
+def open_data(
+    config: Config, hooks: tuple[str, ...], display: Display, model: Model | None = None,
+    check: Callable[[dict[str, int]], None] = lambda _: None,
+) -> Data:
+    """Whatever it takes to read rows of these hooks.
+
+    Args:
+        config: of the training.
+        hooks: whose rows are read.
+        display: told what is made.
+        model: the config's, if it is loaded already.
+        check: told the width of each hook's rows before anything is made; what it raises ends this.
 
     Raises:
         SaescopeError: a model, corpus, hook or cache that is not there or does not fit.
@@ -38,6 +49,9 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display, model: M
     if config.corpus.synthetic is not None:
         if set(hooks) != {HOOK}:
             raise SaescopeError(f"corpus.synthetic has one hook, {HOOK}; this config asks for {', '.join(hooks)}.")
+        check({HOOK: config.corpus.synthetic.d})
+        n = config.corpus.synthetic.n_features
+        require(8 * n * config.corpus.synthetic.d, f"directions of {n:,} synthetic features", "lower roots, branching or d")
         return Data(Synthetic(config.corpus.synthetic), synthetic_tokens(config), None)
     if config.corpus.acts_dir is not None:
         acts = ActsDir(config.corpus.acts_dir)
@@ -45,6 +59,8 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display, model: M
         for hook in hooks:
             if hook not in source.widths:
                 raise SaescopeError(f"{acts.name} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
+        check(source.widths)
+        display.say(blocks_are_split(config))
         return Data(source, acts_tokens(config, acts), None)
     if not config.corpus.needs_model:
         raise SaescopeError(
@@ -54,8 +70,9 @@ def open_data(config: Config, hooks: tuple[str, ...], display: Display, model: M
     assert config.model is not None
     if model is None:
         model = load_model(config.model.name, device=config.model.device, dtype=config.model.dtype)
-    for hook in hooks:
-        model.d_hook(hook)
+    check({hook: model.d_hook(hook) for hook in hooks})
+    _require_tokens(config.corpus.n_tokens, "corpus.n_tokens")
+    _require_tokens(_n_heldout(config) * config.corpus.n_ctx, "eval.n_rows or eval.n_tokens")
     tokens = make_tokens(config, model)
     if config.cache.mode == "stream":
         return Data(_model_source(config, model, tokens, hooks), tokens, model)
@@ -81,8 +98,8 @@ def open_heldout(
     """
     if data.tokens.tokens is None:
         return data
-    n_ctx = data.tokens.n_ctx
-    n_seqs = max(-(-max(n_rows, config.eval.n_rows) // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
+    n_seqs = _n_heldout(config, n_rows)
+    _require_tokens(n_seqs * data.tokens.n_ctx, "the number of held-out rows")
     load = model or partial(_given, data)
     tokens, hooks = heldout_tokens(config, load, data.tokens, n_seqs), tuple(data.source.widths)
     if config.cache.mode == "stream":
@@ -91,6 +108,17 @@ def open_heldout(
     if missing_hooks(tokens.folder, hooks):
         make_cache(config, load(), tokens, hooks, display)
     return Data(CacheSource(tokens.folder, hooks, say=display.say), tokens, data.model)
+
+
+def _n_heldout(config: Config, n_rows: int = 0) -> int:
+    """Sequences to evaluate on."""
+    n_ctx = config.corpus.n_ctx
+    return max(-(-max(n_rows, config.eval.n_rows) // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
+
+
+def _require_tokens(n_tokens: int, lower: str) -> None:
+    """Refuse more tokens than memory holds: four bytes each, and one that says whether it is eligible."""
+    require(5 * n_tokens, f"{n_tokens:,} tokens", f"lower {lower}")
 
 
 def _given(data: Data) -> Model:

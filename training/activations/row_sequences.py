@@ -1,6 +1,5 @@
 """Rows that come without text, as sequences of n_ctx consecutive rows with a held-out split."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,9 @@ from sae.errors import SaescopeError
 from training.activations.arrays import Arrays
 from training.activations.folder import ActsDir
 from training.config.schema import Config
+from training.corpus.packing import is_held_out
 from training.corpus.tokens import Tokens
+from training.memory import require
 
 
 def acts_tokens(config: Config, acts: ActsDir | Arrays) -> Tokens:
@@ -24,12 +25,20 @@ def synthetic_tokens(config: Config) -> Tokens:
     return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts)
 
 
+def blocks_are_split(config: Config) -> str:
+    """What a person should know of a split without documents."""
+    return (
+        f"rows come without documents: blocks of corpus.n_ctx = {config.corpus.n_ctx} consecutive rows are trained on or "
+        "held out, so that one document may be on both sides"
+    )
+
+
 def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any]) -> Tokens:
     """Rows without text. A sequence is held out by the hash of its number, so that the split depends on nothing else."""
     n_ctx = config.corpus.n_ctx
     n_seqs = n_rows // n_ctx
-    digests = [hashlib.sha256(f"sequence {i}".encode()).digest() for i in range(n_seqs)]
-    held_out = np.array([int.from_bytes(d[:8], "big") / 2**64 < config.corpus.held_out for d in digests], dtype=bool)
+    require(n_rows, f"{name}: the mask of {n_rows:,} rows", "give fewer (corpus.n_tokens)")
+    held_out = np.fromiter((is_held_out(f"sequence {i}", config.corpus.held_out) for i in range(n_seqs)), bool, n_seqs)
     if not n_seqs or held_out.all() or not held_out.any():
         raise SaescopeError(
             f"{name} has {n_rows} rows, {n_seqs} sequences of n_ctx = {n_ctx}: too few to train on some and hold out "

@@ -116,8 +116,8 @@ class ActsSource:
             bad = int((~rows.isfinite().all(1)).nonzero()[0, 0])
             row = int(blocks[bad // block_rows]) * block_rows + bad % block_rows
             raise SaescopeError(
-                f"{hook}: NaN or infinite values in {self.acts.place(hook, row)} (row {row} of all); clean them and start "
-                "again."
+                f"{hook}: NaN, infinite values or values beyond float32 (3.4e38) in {self.acts.place(hook, row)} (row "
+                f"{row} of all); clean them and start again."
             )
         return rows
 

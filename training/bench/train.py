@@ -6,12 +6,12 @@ import statistics
 import time
 from typing import Any
 
+from sae.devices import resolve_device
 from training.activations.batches import Batches
 from training.activations.calibration import KeepMask, calibrate
 from training.activations.harvest import open_data
 from training.config import reading as configs
 from training.display import Display
-from training.model.devices import resolve_device
 from training.schedule import Clock
 from training.trainer import Trainer, new_sae
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 from sae.variants import variant_config
 from training.config.schema import Config
 from training.config.yaml12 import load_yaml
@@ -35,12 +36,12 @@ def fields_of(path: str | Path) -> dict[str, Any]:
     Raises:
         SaescopeError: no such file, or what it holds is no mapping in YAML.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no .yaml file"
         raise SaescopeError(f"no config at {path}; {path.parent} holds {there}.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
     fields = load_yaml(text, str(path))
@@ -56,11 +57,11 @@ def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = 
     entries = fields.get("sweep")
     base = {key: value for key, value in fields.items() if key != "sweep"}
     if entries is None:
-        return [validated(Config, base, where)]
+        return [_training(base, where)]
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries) or not entries:
         raise SaescopeError(f"{where}: sweep is a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
     members = list(_members(base, entries, where))
-    return _shared_mask([validated(Config, fields, f"{where}, sweep member {fields['name']}") for fields in members])
+    return _shared_mask([_training(fields, f"{where}, sweep member {fields['name']}") for fields in members])
 
 
 def overridden(fields: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -124,6 +125,14 @@ def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
         raise SaescopeError(f"{where}: {_explained(error, fields, kind)}") from None
     except SaescopeError as error:
         raise SaescopeError(f"{where}: {error}") from None
+
+
+def _training(fields: dict[str, Any], where: str) -> Config:
+    """With no model where rows need none and none is named: a run would claim the default one."""
+    config = validated(Config, fields, where)
+    if config.corpus.needs_model or "model" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"model": None})
 
 
 def _explained(error: ValidationError, fields: dict[str, Any], kind: type[BaseModel]) -> str:

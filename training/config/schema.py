@@ -1,23 +1,21 @@
 """The config of a training, section by section: frozen, validated before any work, saved as resolved."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from sae.base import SAEConfig
-from sae.units import Count, Duration
+from sae.section import Section
+from sae.units import Count, Duration, Seed
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TENSORS, TextSource
 from training.config.yaml12 import dump_yaml
+from training.run_folder import fault_of_name
 from training.site import Site
 
-
-class Section(BaseModel):
-    """A part of a config: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ModelConfig(Section):
@@ -41,10 +39,10 @@ class CorpusConfig(Section):
     n_ctx: Count = Field(default=256, gt=1)
     """Tokens per sequence."""
     n_tokens: Count = Field(default=320_000, gt=0)
-    """Tokens in all, held-out ones included."""
+    """Tokens in all, held-out ones included. Of acts:DIR all rows are taken."""
     held_out: float = Field(default=0.05, gt=0, lt=1)
-    """Share of documents that no training or calibration sees."""
-    seed: int = 0
+    """Share of documents that no training or calibration sees; of rows without text, of blocks of n_ctx of them."""
+    seed: Seed = 0
     """Order of the draws from a mixture."""
     synthetic: SyntheticConfig | None = None
     """Instead of text: `n_tokens` rows of known features."""
@@ -94,7 +92,7 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """Order, batches and which rows are kept."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Order of the rows."""
     batch_rows: Count = Field(default=4096, gt=0)
     """Rows per training step."""
@@ -124,15 +122,21 @@ class OptimConfig(Section):
     lr: float = Field(default=3e-4, gt=0)
     """Learning rate after warm-up."""
     warmup: Duration = Duration(5, "%")
-    """Linear rise from 0."""
+    """Linear rise from 0, before the fall."""
     decay: Duration = Duration(20, "%")
-    """Linear fall to 0 at the end."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decays of Adam's averages."""
+    """Linear fall to 0 at the end, behind the rise."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decays of Adam's averages, 0 to below 1."""
     eps: float = Field(default=1e-8, gt=0)
     """Adam's denominator offset."""
     sparse: bool = False
     """Sparse Adam (2508.16929): weights and averages of features without a gradient in the step stay as they are."""
+
+    @model_validator(mode="after")
+    def _rise_before_fall(self) -> "OptimConfig":
+        if self.warmup.unit == self.decay.unit == "%" and self.warmup.value + self.decay.value > 100:
+            raise ValueError(f"warmup = {self.warmup} and decay = {self.decay} are more than the whole budget together")
+        return self
 
 
 class TrainConfig(Section):
@@ -141,7 +145,7 @@ class TrainConfig(Section):
     budget: Duration = Duration(1, "epochs")
     """Length of the training; an epoch is one pass over the eligible training rows."""
     dead_window: Duration = Duration(300_000, "tokens")
-    """A feature is dead if it has not fired for this long."""
+    """A feature is dead if it has not fired for this long in training; of a shorter training it is not known."""
     device: str = "auto"
     """Where the SAEs live; may differ from the model's."""
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
@@ -184,9 +188,9 @@ class Config(Section):
     """One training: one SAE, or a sweep of several on one stream."""
 
     name: str
-    """The run's folder below runs/."""
+    """The run's folder below runs/: NAME or GROUP/NAME, of at most 200 bytes each."""
     model: ModelConfig | None = ModelConfig()
-    """Null for acts:DIR, which needs no model."""
+    """Null, or left out, where rows need no model: acts:DIR, tensors, corpus.synthetic."""
     corpus: CorpusConfig = CorpusConfig()
     cache: CacheConfig = CacheConfig()
     site: Site
@@ -199,8 +203,8 @@ class Config(Section):
     @field_validator("name")
     @classmethod
     def _below_runs(cls, value: str) -> str:
-        if value.startswith("/") or not value.strip("./") or ".." in value.split("/"):
-            raise ValueError(f"{value!r} names no folder below runs/; write for example 'quickstart'")
+        if fault := fault_of_name(value):
+            raise ValueError(fault)
         return value
 
     @field_validator("site", mode="before")
@@ -245,7 +249,7 @@ class Config(Section):
             )
         if self.model is None and self.corpus.needs_model:
             raise ValueError("model is null, but only acts:DIR, tensors and corpus.synthetic can do without a model")
-        if self.model is not None and self.corpus.synthetic is not None:
+        if "model" in self.model_fields_set and self.model is not None and self.corpus.synthetic is not None:
             raise ValueError("corpus.synthetic has no model; write model: null")
         return self
 

@@ -1,22 +1,25 @@
 """The config of synthetic rows: features in trees, how often they occur, and their directions."""
 
+from itertools import accumulate
+from operator import mul
 from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from sae.units import Count
+from sae.section import Section
+from sae.units import Count, Seed
+
+MOST_FEATURES = 1_000_000
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Section):
     """Features and how they occur."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of directions and rows."""
     d: Count = Field(default=64, gt=0)
     """Width of a row."""
@@ -47,6 +50,8 @@ class SyntheticConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "SyntheticConfig":
+        if self.n_features > MOST_FEATURES or self.d > MOST_FEATURES:
+            raise ValueError(f"{self.n_features:,} features in d = {self.d:,}; at most {MOST_FEATURES:,} of either")
         if self.orthogonal and self.n_features > self.d:
             raise ValueError(f"{self.n_features} features cannot be orthogonal in d = {self.d} dimensions")
         if (most := float(self.root_density().max())) >= 1:
@@ -60,7 +65,8 @@ class SyntheticConfig(BaseModel):
     @property
     def n_features(self) -> int:
         """All features of all trees."""
-        return len(self.parents())
+        levels = accumulate(self.branching, mul, initial=1)
+        return self.roots * sum(levels)
 
     def parents(self) -> list[int]:
         """The parent of each feature, −1 for roots; depth first, so that a parent comes before its children."""

@@ -2,7 +2,9 @@
 
 import difflib
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from sae.section import Section
 
 TENSORS = "tensors"
 """The source of a training on rows that were given in Python."""
@@ -12,22 +14,20 @@ _KINDS = ("text", "jsonl", "parquet", "datasets", "acts")
 _TEXT_SPLITS = (None, "file", "blank-line", "line")
 
 
-class TextSource(BaseModel):
+class TextSource(Section):
     """One source of text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: str
     """`python-stdlib`, `simple-sentences` (short English ones), `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold
-    `*`, `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot), `datasets:NAME` (of the hub, or a
-    local folder or file), `acts:DIR` (activations of your own, no text), or `tensors` (the same, given in Python to
-    `training.train_on`)."""
+    `*`, `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot; texts and JSON lines may be
+    compressed: .gz, .bz2, .zst), `datasets:NAME` (of the hub, or a local folder or file), `acts:DIR` (activations of your
+    own, no text), or `tensors` (the same, given in Python to `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"
-    """Column or key that holds the text, or with `chat_roles` the messages."""
+    """Column or key that holds the text, or with `chat_roles` the messages; dots lead inside: `turns.0.text`."""
     label_field: str | None = None
-    """Column or key whose value labels a document; null labels it by file and row."""
+    """Column or key, as in `field`, whose value labels a document; null labels it by file and row."""
     subset: str | None = None
     """Configuration of a `datasets` source."""
     split: str | None = None
@@ -37,7 +37,8 @@ class TextSource(BaseModel):
     revision: str | None = None
     """Branch, tag or commit of a `datasets` source."""
     chat_roles: tuple[str, ...] | None = None
-    """Roles of a conversation to train on, such as [assistant]; `field` then holds messages of role and content."""
+    """Roles of a conversation to train on, such as [assistant]; `field` then holds messages of role and content (or of
+    from and value, where human is user and gpt assistant)."""
 
     @model_validator(mode="after")
     def _known(self) -> "TextSource":

@@ -57,6 +57,14 @@ def finer(sources: Sequence[TextSource]) -> str | None:
     return f"let paragraphs be documents ({how if len(sources) == 1 else f'split: blank-line for {whole[0]}'})"
 
 
+def only_document(sources: Sequence[TextSource]) -> Path | None:
+    """The file that is the only document of a corpus, where that can be told without reading it."""
+    if len(sources) > 1 or finer(sources) is None:
+        return None
+    files = files_of(sources[0])
+    return files[0] if len(files) == 1 else None
+
+
 def identity(sources: Sequence[TextSource]) -> dict[str, Any]:
     """Facts that name the content, for manifests: digests of files, the Python version, a dataset's name and revision.
 

@@ -1,14 +1,21 @@
-"""The files of a corpus: which a pattern names, what they are called in labels, and their texts, UTF-8 line by line."""
+"""The files of a corpus: which a pattern names, what they are called in labels, and their texts, UTF-8 line by line.
 
+A file whose name ends in .gz, .bz2 or .zst is read as what it holds.
+"""
+
+import contextlib
 import fnmatch
 import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
+from sae.io.paths import user_path
 from training.config.text_source import TextSource
 from training.corpus.document import Document
+
+COMPRESSED = (".gz", ".bz2", ".zst")
 
 
 def files_of(source: TextSource) -> list[Path]:
@@ -17,7 +24,7 @@ def files_of(source: TextSource) -> list[Path]:
     Raises:
         SaescopeError: there is none, or a link among them leads nowhere.
     """
-    path = Path(source.rest).expanduser()
+    path = user_path(source.rest)
     if path.is_dir() and source.kind != "datasets":
         raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
     pattern = path / "**" if path.is_dir() else path
@@ -126,9 +133,25 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from None
 
 
-def opened(path: Path) -> io.BufferedReader:
-    """The file, to be read as bytes."""
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, to be read as bytes, decompressed.
+
+    Raises:
+        SaescopeError: it cannot be read, also later on, or is not compressed as its name says, or cut off.
+    """
     try:
-        return path.open("rb")
+        with _stream(path) as file:
+            yield file
     except OSError as error:
-        raise SaescopeError(f"{path} cannot be read ({error.strerror}).") from None
+        hint = "; fetch or compress it anew" if path.suffix in COMPRESSED and not error.errno else ""
+        raise SaescopeError(f"{path} cannot be read ({error.strerror or first_line(error)}){hint}.") from None
+
+
+def _stream(path: Path) -> io.BufferedReader:
+    if path.suffix not in COMPRESSED:
+        return path.open("rb")
+    import pyarrow
+
+    # all of these, several frames behind one another included, without a further package
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sae.errors import SaescopeError, first_line
+from sae.io.paths import user_path
 from training.config.text_source import TextSource
-from training.corpus.files import files_of
+from training.corpus.files import COMPRESSED, files_of
 from training.corpus.rows import Row
 from training.model import hub
 
@@ -18,7 +19,7 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 
 def is_local(name: str) -> bool:
     """Whether the name of a dataset is a path of this machine."""
-    return Path(name).expanduser().exists() or name.startswith(("/", "./", "../", "~"))
+    return user_path(name).exists() or name.startswith(("/", "./", "../", "~"))
 
 
 def builder(source: TextSource) -> tuple[str, list[Path] | None]:
@@ -26,12 +27,13 @@ def builder(source: TextSource) -> tuple[str, list[Path] | None]:
     if not is_local(source.rest):
         return source.rest, None
     files = files_of(source)
-    path = Path(source.rest).expanduser()
+    path = user_path(source.rest)
     if path.is_dir():
         return str(path), None
-    if path.suffix not in _BUILDERS:
-        raise SaescopeError(f"{source.source}: cannot tell how to read {path.suffix!r}; known: {', '.join(_BUILDERS)}.")
-    return _BUILDERS[path.suffix], files
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+    if suffix not in _BUILDERS:
+        raise SaescopeError(f"{source.source}: cannot tell how to read {suffix!r}; known: {', '.join(_BUILDERS)}.")
+    return _BUILDERS[suffix], files
 
 
 def dataset_rows(source: TextSource, name: str, files: list[Path] | None) -> Iterator[Row]:

@@ -19,15 +19,15 @@ def parquet_rows(files: Sequence[Path], source: TextSource) -> Iterator[Row]:
     Raises:
         SaescopeError: a file cannot be read, or lacks a column.
     """
-    columns = list(dict.fromkeys(name for name in (source.field, source.label_field) if name is not None))
+    names = [name for name in (source.field, source.label_field) if name is not None]
     number = 0
     for path in files:
-        for i, fields in enumerate(_rows(path, columns)):
+        for i, fields in enumerate(_rows(path, names)):
             yield Row(fields, f"{path}, row {i}", f"row {number}")
             number += 1
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -35,9 +35,11 @@ def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
         try:
             file = ParquetFile(opened_file)
             there = file.schema_arrow.names
-            if lacking := [name for name in columns if name not in there]:
+            # dots lead inside, unless the whole is a name
+            columns = [name if name in there else name.partition(".")[0] for name in fields]
+            if lacking := [name for name, column in zip(fields, columns, strict=True) if column not in there]:
                 raise SaescopeError(f"{path}: no field {lacking[0]!r}; it has {', '.join(there) or 'none'}.")
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns))):
                 yield from batch.to_pylist()
         except (OSError, ValueError, pa.ArrowException) as error:
             raise SaescopeError(f"{path} cannot be read as Parquet ({first_line(error)}); check the file.") from None

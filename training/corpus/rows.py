@@ -40,18 +40,43 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
     return value
 
 
+_ABSENT = object()
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""Names of roles in ShareGPT's form, whose messages have `from` and `value`."""
+
+
+def _value(row: Row, name: str) -> Any:
+    """The value of a field; dots lead into objects and lists, `turns.0.text`, unless the whole is a name.
+
+    Raises:
+        SaescopeError: there is no such field.
+    """
+    if name in row.fields:
+        return row.fields[name]
+    value: Any = row.fields
+    for part in name.split("."):
+        if isinstance(value, dict):
+            found = value.get(part, _ABSENT)
+        else:
+            inside = isinstance(value, list) and part.isdecimal() and int(part) < len(value)
+            found = value[int(part)] if inside else _ABSENT
+        if found is _ABSENT:
+            there = ", ".join(map(str, value)) if isinstance(value, dict) else f"no {part!r}"
+            raise SaescopeError(f"{row.where}: no field {name!r}; it has {there or 'none'}.")
+        value = found
+    return value
+
+
 def from_rows(rows: Iterable[Row], source: TextSource) -> Iterator[Document]:
     """The documents of rows; a row whose text is null is passed over."""
     for row in rows:
-        for name in (source.field, source.label_field):
-            if name is not None and name not in row.fields:
-                raise SaescopeError(f"{row.where}: no field {name!r}; it has {', '.join(row.fields) or 'none'}.")
-        value = row.fields[source.field]
-        label = row.label if source.label_field is None else str(row.fields[source.label_field])
+        value = _value(row, source.field)
+        label = row.label if source.label_field is None else str(_value(row, source.label_field))
         if source.chat_roles is not None and value is not None:
             messages = _messages(value, row.where, source.field)
             text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
-            yield Document(text, label, messages=messages, roles=source.chat_roles)
+            roles = tuple(_ROLES.get(role, role) for role in source.chat_roles)
+            yield Document(text, label, messages=messages, roles=roles)
         elif isinstance(value, str):
             yield Document(value, label)
         elif value is not None:
@@ -60,13 +85,18 @@ def from_rows(rows: Iterable[Row], source: TextSource) -> Iterator[Document]:
 
 
 def _messages(value: Any, where: str, field: str) -> tuple[dict[str, str], ...]:
-    good = isinstance(value, list) and all(
-        isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in value
-    )
-    if not good:
+    messages = [_message(one) for one in value] if isinstance(value, list) else [None]
+    if None in messages:
         raise SaescopeError(
-            f"{where}: {field!r} does not hold messages; chat_roles needs a list of objects with role and content, "
-            f"both text."
+            f"{where}: {field!r} does not hold messages; chat_roles needs a list of objects with role and content (or "
+            f"from and value), both text."
         )
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+    return tuple(message for message in messages if message is not None)
+
+
+def _message(value: Any) -> dict[str, str] | None:
+    """A message in either form; None if it is none."""
+    for role, content in (("role", "content"), ("from", "value")):
+        if isinstance(value, dict) and isinstance(value.get(role), str) and isinstance(value.get(content), str):
+            return {"role": _ROLES.get(value[role], value[role]), "content": value[content]}
+    return None

@@ -24,6 +24,7 @@ from sae.errors import SaescopeError
 from sae.io.arrays import write_array
 from sae.io.files import atomic_dir, code_version, write_bytes, write_json
 from sae.io.locks import locked
+from sae.io.paths import user_path
 from training.config.schema import Config
 from training.model.language_model import Model
 from training.provenance import first_difference
@@ -118,12 +119,13 @@ def made_from(config: Config, model: Model) -> dict[str, Any]:
 
 def cache_folder(config: Config, facts: dict[str, Any]) -> Path:
     """Where this cache lives: its given name, or one made of model, corpus and a hash of everything."""
+    root = user_path(config.cache.dir)
     if config.cache.name is not None:
-        return Path(config.cache.dir) / config.cache.name
+        return root / config.cache.name
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     words = [facts["model"]["name"], *(source.source for source in config.corpus.sources)]
     slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word.split("/")[-1]).strip("-") for word in words)
-    return Path(config.cache.dir) / f"{slug[:80]}-{digest}"
+    return root / f"{slug[:80]}-{digest}"
 
 
 def make_tokens(config: Config, model: Model) -> Tokens:
@@ -143,12 +145,17 @@ def make_tokens(config: Config, model: Model) -> Tokens:
 
 
 def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> None:
-    from training.corpus.documents import documents, finer
+    from training.corpus.documents import documents, finer, only_document
     from training.corpus.packing import pack
 
     corpus = config.corpus
     if corpus.n_ctx > model.n_ctx_max:
         raise SaescopeError(f"corpus.n_ctx = {corpus.n_ctx}, but {model.name} sees at most {model.n_ctx_max} tokens.")
+    if only := only_document(corpus.sources):
+        raise SaescopeError(
+            f"{only} is one document, and a document is held out as a whole or not at all, so that one side of the split "
+            f"would stay empty; {finer(corpus.sources)}, or give more files."
+        )
     packed = pack(
         documents(corpus.sources, corpus.seed), model.tokenizer, n_ctx=corpus.n_ctx, n_tokens=corpus.n_tokens,
         prepend_bos=model.prepend_bos, bos_id=model.bos_id, special_ids=model.special_ids, held_out=corpus.held_out,

@@ -41,6 +41,7 @@ from training.importing.source import ImportSource, decide, open_source
 from training.model.language_model import Model
 from training.model.load import load_model
 from training.model.packaged import PACKAGED
+from training.run_folder import run_folder
 
 OVERRIDABLE = ("corpus", "cache", "data", "eval", "model")
 """Sections that an import may set; the rest is the SAE's, or of a training."""
@@ -84,7 +85,7 @@ def import_run(
     config = _config(source, overrides, {
         "name": name or source.name, "model": {"name": model}, "corpus": {"sources": corpus}, "site": site.model_dump(),
     })
-    folder = Path(runs) / config.name
+    folder = run_folder(runs, config.name)
     with locked(folder):
         if folder.exists():
             raise SaescopeError(f"{folder} exists; choose another --name, or remove it.")

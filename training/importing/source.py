@@ -12,6 +12,7 @@ from sae import store
 from sae.base import SAE
 from sae.errors import SaescopeError
 from sae.formats import gemma_scope, saelens
+from sae.io.paths import user_path
 from training.model import hub
 from training.model.load import official_name
 from training.model.packaged import PACKAGED, sha256_of
@@ -120,7 +121,7 @@ def decide(source: ImportSource, path: str, model: str | None, hook: str | None,
 def _folder(path: str) -> tuple[Path, str]:
     """The folder with the files, and what to call the place."""
     if not path.startswith("hub:"):
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         if not folder.is_dir():
             why = "it is a file; give the folder that holds it" if folder.exists() else "there is no such folder"
             raise SaescopeError(f"{path}: {why}, or hub:ORG/NAME/FOLDER.")
@@ -185,7 +186,7 @@ def _name(path: str, form: str) -> str:
     if path.startswith("hub:"):
         parts = path.removeprefix("hub:").partition("@")[0].strip("/").split("/")[1:]
     else:
-        resolved = Path(path).expanduser().resolve().parts
+        resolved = user_path(path).resolve().parts
         start = next((i for i, part in enumerate(resolved) if re.fullmatch(r"layer_\d+", part)), len(resolved) - 1)
         parts = list(resolved[start:] if form == "gemma-scope" else resolved[-1:])
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.") or "imported"

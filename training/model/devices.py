@@ -1,4 +1,4 @@
-"""Which device, and which number format on it."""
+"""Which number format is for which device."""
 
 import torch
 
@@ -8,22 +8,6 @@ from sae.kernels.cpu.backend import bf16_is_fast
 _DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64,
 }
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; `auto` is the best there is.
-
-    Raises:
-        SaescopeError: torch cannot use it here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch says "not compiled with CUDA" by assertion
-        raise SaescopeError(
-            f"The device {name!r} is not available to torch here: use cpu, cuda, mps or auto."
-        ) from None
 
 
 def fast_dtype(device: torch.device) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -110,6 +111,11 @@ class Model:
     def logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
         """Next-token logits in the model's dtype. Weights are frozen: a graph is kept only if a splice brings one."""
         return _logits(self._forward(tokens))
+
+    def last_logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs 1 d_vocab"]:
+        """`logits` behind the last token alone; most networks then unembed no other."""
+        options = {"logits_to_keep": 1} if "logits_to_keep" in signature(self._network.forward).parameters else {}
+        return _logits(self._forward(tokens, **options))[:, -1:]
 
     @torch.no_grad()
     def direct_logits(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
@@ -241,10 +247,10 @@ class Model:
                 self._forward(tokens)
         return {hook: found[hook] for hook in locations}
 
-    def _forward(self, tokens: Tensor) -> Any:
+    def _forward(self, tokens: Tensor, **options: int) -> Any:
         self.check_length(tokens.shape[1])
         self.check_ids(tokens)
-        return self._network(input_ids=tokens.to(self.device, torch.long), use_cache=False)
+        return self._network(input_ids=tokens.to(self.device, torch.long), use_cache=False, **options)
 
     def check_length(self, n: int) -> None:
         """Refuse sequences of more tokens than the model takes."""

@@ -13,15 +13,16 @@ This is the only file that imports transformer_lens.
 import copy
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sae.devices import resolve_device
 from sae.errors import SaescopeError, first_line
+from sae.io.paths import user_path
 from sae.torch_state import own_torch_state
-from training.model.devices import fast_dtype, resolve_device, torch_dtype
+from training.model.devices import fast_dtype, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
@@ -55,7 +56,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
         if kind == "hub" and rest:
             identity, network, tokenizer = from_hub(name, rest, number)
         elif kind == "local" and rest:
-            identity, network, tokenizer = from_local(Path(rest).expanduser(), number)
+            identity, network, tokenizer = from_local(user_path(rest), number)
         elif name in PACKAGED:
             directory = packaged_dir(name)
             identity = {"name": name, "sha256": source_of(directory)["weights_sha256"]}

@@ -28,10 +28,11 @@ def from_pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[nn
 
     # code that comes with a model is never run, nor asked about
     options["trust_remote_code"] = False
+    model_class: Any = AutoModelForCausalLM  # its stubs know nothing of output_loading_info
     try:
         config = AutoConfig.from_pretrained(source, **options)
         attention = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-        network, found = AutoModelForCausalLM.from_pretrained(
+        network, found = model_class.from_pretrained(
             source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **attention, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

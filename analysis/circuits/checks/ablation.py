@@ -5,8 +5,8 @@ Each node has a share, 1 where it keeps the value that it has in this run, and 0
     new target = Σ_f (s v + (1 − s) v_ref)_f W_f + (s error + (1 − s) error_ref) + (s offset + (1 − s) offset_ref)
 
 v, error and offset are computed from what arrives in this very run, which earlier sites have changed. Where everything is
-kept that is the model, where nothing is it is the reference. Rows outside the keep-mask pass unchanged. Shares between 0
-and 1 serve to choose circuits (`choose`). Under autograd a run passes gradients on through what is kept.
+kept that is the model, where nothing is it is the reference. Rows outside the keep-mask pass unchanged. Under autograd a
+run passes gradients on through what is kept.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

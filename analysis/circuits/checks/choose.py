@@ -1,24 +1,18 @@
 """Choosing a circuit by what its nodes do among themselves, rather than by what each does in the whole model.
 
-Effects at the clean run say what the model loses when a node goes and everything else stays, makes up for it, or passes on
-the same information beside it. A small circuit is another place: nearly all is at its reference there. So
-
-    joint     every node of every site goes from its reference to its own value together, and each gets its part of the way:
-              Σ over all nodes of all sites = m(∅) − m(M), at whatever size (integrated gradients over shares; Aumann &
-              Shapley's value of the nodes). A site that others hide or repeat does not count twice.
-    pruned    from many nodes to few: in turns, effects are taken within the circuit that is left, and the smallest go
-
-Both see training examples only; what they gain is measured on others.
+Effects at the clean run say what the model loses when one node goes and everything else stays, repeats it or makes up for
+it. A small circuit is another place: nearly all is at its reference there, and nodes that oppose the answer may be missing.
+So pruning goes from many nodes to few in turns, and takes effects anew within the circuit that is left. It sees training
+examples only; what it gains is to be measured on others.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from analysis.circuits.checks.ablation import PLAIN, Ablation, Errors, Shares, ablated, measure, shares_of
@@ -34,19 +28,20 @@ from training.site import Site, SiteRows
 
 
 def effects_within(
-    model: CircuitModel, groups: Iterable[Examples], metric: Metric, shares: Callable[[int], Shares], *,
+    model: CircuitModel, groups: Iterable[Examples], metric: Metric, run: Ablation, *,
     nodes: Nodes | None = None, reference: Reference = "mean", means: Means | None = None, batch: int = 32,
 ) -> NodeEffects:
     """Attribution patching in an ablated run: what each node's whole move to its reference would do there, to first order.
 
     The slope is taken where the run is, and passes through the circuit alone: a node acts by what the nodes behind it are
-    still there to read. Effects are minus the derivative of the metric with respect to the node's share.
+    still there to read. Effects are minus the derivative of the metric with respect to the node's share, of nodes that are
+    moved in this run too.
 
     Args:
         model: the model with its SAEs.
         groups: examples.
         metric: differentiable.
-        shares: of the run, for prompts of this many tokens.
+        run: the ablation.
         nodes: whose effects are wanted, by position in any case; None for all.
         reference: what nodes are moved to.
         means: what `mean` is read from.
@@ -55,19 +50,10 @@ def effects_within(
     Raises:
         SaescopeError: a metric without a gradient.
     """
-    entries, n_examples = _entries(model, groups, metric, shares, nodes, reference, means, batch)
-    return node_effects_of(entries, n_examples)
-
-
-def _entries(
-    model: CircuitModel, groups: Iterable[Examples], metric: Metric, shares: Callable[[int], Shares],
-    nodes: Nodes | None, reference: Reference, means: Means | None, batch: int,
-) -> tuple[list[Entries], int]:
-    """Effects entry by entry, and how many examples there are."""
     entries, first = [], 0
     for part in (part for group in groups for part in group.batches(batch)):
         states = reference_states(model, part, reference, means)
-        found, slopes = _slopes(model, part, metric, shares(part.n_ctx), states)
+        found, slopes = _slopes(model, part, metric, shares_of(model, run, part.n_ctx), states)
         wanted = shares_of(model, PLAIN if nodes is None else Ablation(nodes), part.n_ctx)
         for i, site in enumerate(model.sites):
             chosen = wanted[site][position_of_rows(part)] != 0
@@ -76,7 +62,7 @@ def _entries(
             effects = moves.effects(slopes[site])
             entries.append(Entries.of(i, part, first, moves.row[mine], moves.feature[mine], effects[mine]))
         first += len(part)
-    return entries, first
+    return node_effects_of(entries, first)
 
 
 def _only(state: State, chosen: Bool[Tensor, "n_rows d"]) -> State:
@@ -112,48 +98,17 @@ def _slopes(
     return found, dict(zip(model.sites, slopes, strict=True))
 
 
-def joint_effects(
-    model: CircuitModel, groups: Iterable[Examples], metric: Metric, *, nodes: Nodes | None = None, n_steps: int = 10,
-    reference: Reference = "mean", means: Means | None = None, batch: int = 32,
-) -> NodeEffects:
-    """Effects along the way on which all nodes go together: the mean within runs of equal shares, at midpoints.
-
-    Args:
-        model: the model with its SAEs.
-        groups: training examples.
-        metric: differentiable.
-        nodes: whose effects are wanted; all go.
-        n_steps: runs, each forward and backward.
-        reference: what nodes come from.
-        means: what `mean` is read from.
-        batch: examples at a time.
-
-    Raises:
-        SaescopeError: a metric without a gradient.
-    """
-    groups, entries, n_examples = list(groups), [], 0
-    for i in range(n_steps):
-        even = partial(_even, model, (i + 0.5) / n_steps)
-        found, n_examples = _entries(model, groups, metric, even, nodes, reference, means, batch)
-        entries += [replace(one, value=one.value / n_steps) for one in found]
-    return node_effects_of(entries, n_examples)
-
-
-def _even(model: CircuitModel, share: float, n_ctx: int) -> Shares:
-    return {site: torch.full_like(table, share) for site, table in shares_of(model, PLAIN, n_ctx).items()}
-
-
 def pruned(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, sizes: Sequence[int], *, start: Nodes,
     by: Literal["distance", "size"] = "distance", errors: Errors = "circuit", shrink: float = 0.8, **options: Any,
 ) -> list[Nodes]:
     """Circuits of these sizes, each inside the next, by dropping nodes from `start` by their effects within what is left.
 
-    With e_i a node's effect in example i and r_i = m_i(C) − m_i(M) what the circuit is off by, those nodes go first whose
+    Which nodes go in a turn, by what each does in each example within the circuit C that is left:
 
-        distance    mean of (r_i + e_i)² − r_i² is least: without them the circuit is nearest to the model, example by
-                    example, to first order; while a circuit falls short that keeps what supports the answer
-        size        |mean of e_i| is least
+        distance    those without which C stays nearest to the model, by Σ_i (m_i(C) − m_i(M))² over examples, to first
+                    order; one after the other, each counting in what has gone, so that nodes that cancel go together
+        size        those with the smallest |mean effect|
 
     Args:
         model: the model with its SAEs.
@@ -174,25 +129,41 @@ def pruned(
     for size in sorted({min(size, len(start)) for size in sizes}, reverse=True):
         while len(left) > size:
             run = Ablation(left, errors=errors)
-            effects = effects_within(model, groups, metric, partial(shares_of, model, run), nodes=left, **options)
+            effects = effects_within(model, groups, metric, run, nodes=left, **options)
             effects = effects.over_positions() if (left.position == ANYWHERE).all() else effects
-            worth = np.abs(effects.mean)
-            if by == "distance":
+            table = _table(effects, left)
+            n = max(size, int(shrink * len(left)))
+            if by == "size":
+                kept = np.argsort(-np.abs(table.mean(axis=0)), kind="stable")[:n]
+            else:
                 (mine,) = measure(model, groups, metric, [run], **options)
-                worth = gained(effects, mine - full)
-            left = _first(effects.nodes, worth, left, max(size, int(shrink * len(left))))
+                kept = nearest(table, mine - full, n)
+            left = left.take(np.sort(kept))
         found.append(left)
     return found[::-1]
 
 
-def gained(effects: NodeEffects, off: Float64[np.ndarray, " n_examples"]) -> Float64[np.ndarray, " n_nodes"]:
-    """How much further from the model a circuit is without each node: mean of (off + e)² − off²."""
-    e = effects.values
-    return np.asarray((e.multiply(e) + e.multiply(2 * off[:, None])).sum(axis=0)).ravel() / len(off)
+def _table(effects: NodeEffects, nodes: Nodes) -> Float64[np.ndarray, "n_examples n_nodes"]:
+    """Effects of these nodes, 0 for those without."""
+    place = {triple: i for i, triple in enumerate(nodes.triples)}
+    table = np.zeros((effects.values.shape[0], len(nodes)))
+    table[:, [place[triple] for triple in effects.nodes.triples]] = effects.values.toarray()
+    return table
 
 
-def _first(found: Nodes, worth: Float64[np.ndarray, " n_found"], among: Nodes, n: int) -> Nodes:
-    """The n nodes of most worth; those that were not found are worth nothing."""
-    by_node = dict(zip(found.triples, worth, strict=True))
-    order = np.argsort([-by_node.get(triple, 0.0) for triple in among.triples], kind="stable")
-    return among.take(np.sort(order[:n]))
+def nearest(
+    effects: Float64[np.ndarray, "n_examples n_nodes"], off: Float64[np.ndarray, " n_examples"], n: int
+) -> Int64[np.ndarray, " n"]:
+    """The n nodes that are left when nodes go one by one, each the one without which Σ_i off_i² is least.
+
+    Args:
+        effects: what a node's going adds to `off`.
+        off: how far each example is from where it should be.
+        n: nodes to keep.
+    """
+    left, squares, off = np.arange(effects.shape[1]), np.square(effects).sum(axis=0), off.copy()
+    while len(left) > n:
+        least = int(np.argmin(squares[left] + 2 * off @ effects[:, left]))
+        off += effects[:, left[least]]
+        left = np.delete(left, least)
+    return left

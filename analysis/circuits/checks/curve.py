@@ -64,13 +64,6 @@ class Curve:
             tuple(_interval(value, "value") for value in plain["values"]), _interval(plain, "area"),
         )
 
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> "Curve":
-        """The curve that `plain` gave."""
-        values = tuple(_interval(value, "value") for value in plain["values"])
-        counts = (tuple(plain[name]) for name in ("n_nodes", "n_summed"))
-        return cls(plain["name"], *counts, values, _interval(plain, "area"))
-
     def reaches(self, level: float) -> int | None:
         """Nodes of the smallest circuit with at least this value; None if none has it."""
         return next((n for n, value in zip(self.n_nodes, self.values, strict=True) if value.value >= level), None)
@@ -79,12 +72,6 @@ class Curve:
 def _interval(plain: Mapping[str, Any], name: str) -> Interval:
     value, bounds = plain[name], plain[f"{name}_interval"] or (None, None)
     return Interval(float("nan") if value is None else value, *bounds)
-
-
-def _interval(plain: dict[str, Any], name: str) -> Interval:
-    """What `Interval.named` gave; NaN where it was undefined."""
-    value = plain[name]
-    return Interval(float("nan") if value is None else value, *(plain[f"{name}_interval"] or (None, None)))
 
 
 def sizes(largest: int, per_decade: int = 6) -> list[int]:

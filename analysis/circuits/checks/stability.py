@@ -23,6 +23,8 @@ from sae.metrics import Interval
 CANDIDATES = 2000
 """Nodes or edges that a draw chooses from, those with the largest |mean| over all examples: of 500,000 nodes nearly all are
 never near the n-th place, and a table of every node in every draw would not fit in memory."""
+DRAWS = 1000
+"""Draws whose pairs are compared: there are half a million of them."""
 SAME = 0.7
 """|cosine| of decoder rows from which features of two SAEs count as the same."""
 
@@ -99,8 +101,8 @@ def largest(
 
 
 def _jaccard_of_draws(chosen: Bool[np.ndarray, "n_draws n_candidates"]) -> Interval:
-    """Over all pairs of draws."""
-    sets = chosen.astype(np.float32)
+    """Over all pairs of draws, of the first `DRAWS`."""
+    sets = chosen[:DRAWS].astype(np.float32)
     both, size = sets @ sets.T, sets.sum(axis=1)
     pairs = np.triu_indices(len(sets), 1)
     either = (size[:, None] + size[None] - both)[pairs]

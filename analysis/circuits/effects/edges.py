@@ -66,11 +66,10 @@ def edge_effects(
             metric that is flat at the clean point.
     """
     nodes = effects.nodes if isinstance(effects, NodeEffects) else effects
-    found, reached = Cells(len(nodes)), None
+    found, reached = Cells(len(nodes)), reach(model, examples)
     for span in spans(
         model, examples, metric, reference=reference, means=means, weights=weights, batch=batch, freeze=freeze
     ):
-        reached = reached or reach(model, span.examples, span.forward)
         placed = place(model, nodes, span.examples.keep)
         steps, both = span.steps(model, placed), span.ends(ends, reference)
         for end in both:

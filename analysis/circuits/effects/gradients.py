@@ -12,12 +12,10 @@ from torch import Tensor
 
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.tasks.examples import Examples, Metric, value
+from analysis.circuits.tasks.metrics import require_gradient
 from sae.errors import SaescopeError
 from training.model.splice import Forward, Reconstruct
 from training.site import Site, SiteRows
-
-_FLAT = 1e-6
-"""A gradient with respect to the logits below this, in units of the metric, is rounding."""
 
 
 def clean_gradients(
@@ -42,14 +40,17 @@ def clean_gradients(
 
     with torch.enable_grad():
         logits = model.run(examples.clean, examples.keep, {site: add(site) for site in model.sites}, forward)
-        check_slope(metric, logits, examples)
         total = differentiable(metric, logits, examples).sum()
+        last = logits[:, -1:].detach()
+        # a distance from the clean run is taken from this very run, so that rounding does not hide that it is flat
+        own = examples if examples.reference is None else replace(examples, reference=last[:, 0])
+        require_gradient(metric, last, own)
         found = torch.autograd.grad(total, [leaves[site] for site in model.sites])
     return dict(zip(model.sites, found, strict=True))
 
 
 def differentiable(
-    metric: Metric, logits: Float[Tensor, "n_examples n_ctx d_vocab"], examples: Examples
+    metric: Metric, logits: Float[Tensor, "n_examples n_logits d_vocab"], examples: Examples
 ) -> Float[Tensor, " n_examples"]:
     """The metric of a run under autograd.
 
@@ -63,20 +64,3 @@ def differentiable(
             "differentiable torch functions (a logit difference rather than whether the answer is right)."
         )
     return found
-
-
-def check_slope(metric: Metric, logits: Float[Tensor, "n_examples n_ctx d_vocab"], examples: Examples) -> None:
-    """Refuse a metric that is flat at the clean run.
-
-    Raises:
-        SaescopeError: the gradient is zero for every example.
-    """
-    last = logits[:, -1:].detach().float().requires_grad_()
-    # a divergence from the clean run is compared with this very run, so that rounding does not hide that it is flat
-    own = examples if examples.reference is None else replace(examples, reference=last[:, 0].detach())
-    (slope,) = torch.autograd.grad(differentiable(metric, last, own).sum(), last)
-    if not float(slope.abs().max()) > _FLAT:
-        raise SaescopeError(
-            "The metric's gradient is zero at the clean prompts, as that of a divergence from the clean run always is, so "
-            "attribution and relp see nothing there: use ig."
-        )

@@ -16,7 +16,6 @@ from torch import Tensor
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import ANYWHERE, OUTPUT, Nodes
 from analysis.circuits.tasks.examples import Examples
-from training.model.frozen import FrozenModel
 from training.model.splice import Forward, Reconstruct
 from training.site import Site, SiteRows
 
@@ -33,7 +32,7 @@ class CutRun:
 
     leaves: dict[Site, Float[Tensor, "n_rows _"]]
     rows: dict[Site, SiteRows]
-    logits: Float[Tensor, "n_examples n_ctx d_vocab"]
+    logits: Float[Tensor, "n_examples n_logits d_vocab"]
 
 
 def cut_run(
@@ -106,17 +105,14 @@ class Reach:
 
 
 @torch.enable_grad()
-def reach(model: CircuitModel, examples: Examples, forward: Forward | None = None) -> Reach:
+def reach(model: CircuitModel, examples: Examples) -> Reach:
     """Which sites reach which directly, found by value: gradients of random sums of what arrives at a site.
 
-    Args:
-        model: the model with its SAEs.
-        examples: the first two and one of each keep-mask are looked at; all with a `FrozenModel`, which takes no fewer.
-        forward: the model, or a `FrozenModel` of it.
+    A few of the examples are looked at. With parts of the model held, some of these paths may be empty.
     """
-    few = examples if isinstance(forward, FrozenModel) else _telling(examples)
-    states, _ = model.states(few.clean, few.keep, forward)
-    run = cut_run(model, few.clean, few.keep, {site: states[site].target for site in model.sites}, forward)
+    few = _telling(examples)
+    states, _ = model.states(few.clean, few.keep)
+    run = cut_run(model, few.clean, few.keep, {site: states[site].target for site in model.sites})
     position = few.keep.nonzero()[:, 1]
     last = position == position.max()
     arriving = [[part[last] for part in run.rows[site]] for site in model.sites]

@@ -68,7 +68,7 @@ def _shared(seen: dict[str, Tensor], factors: Sequence[str], post: Tensor) -> Te
 
 def _mlp_hooks(model: Model) -> dict[str, tuple[str, ...]]:
     """What leaves each block's activation function, and the pre-activations that are its factors: z, or gate and up."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for layer in range(model.n_layers):
         mlp = f"blocks.{layer}.mlp.hook_"
         gated = f"{mlp}pre_linear" in model.bridge.hook_dict

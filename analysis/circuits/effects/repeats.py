@@ -36,6 +36,6 @@ class Repeats:
         with self._model.model.replayed(hooks):
             yield
 
-    def logits(self, at: Mapping[Site, Reconstruct]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
+    def logits(self, at: Mapping[Site, Reconstruct]) -> Float[Tensor, "n_seqs n_logits d_vocab"]:
         """Logits of a run of the clean prompts with these sites' targets replaced."""
         return self._model.run(self.examples.clean, self.examples.keep, at, self._forward)

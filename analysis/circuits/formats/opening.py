@@ -6,6 +6,7 @@ from analysis.circuits.formats.circuit_tracer.reading import read_graph
 from analysis.circuits.formats.store import read_circuit
 from analysis.circuits.graph import Circuit
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin"}
 
@@ -16,7 +17,7 @@ def open_circuit(path: Path | str) -> Circuit:
     Raises:
         SaescopeError: nothing there; a pickle; or as `read_circuit` and `read_graph`.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix in _PICKLES:
         raise SaescopeError(
             f"{path}: is a pickle, and to open one is to run what is in it, so Saescope never does; where it is a graph of "

@@ -24,6 +24,7 @@ from analysis.circuits.graph import KINDS, OUTPUT_NAME, Circuit, SiteInfo
 from analysis.circuits.nodes import ANYWHERE, OUTPUT, EdgeEffects, NodeEffects, Nodes
 from sae.errors import SaescopeError, first_line
 from sae.io import files
+from sae.io.paths import user_path
 
 FORMAT, FORMAT_VERSION = "saescope-circuit", 1
 MANIFEST, CIRCUIT, NODES, EDGES, EFFECTS = (
@@ -93,7 +94,7 @@ def save_circuit(
     Raises:
         SaescopeError: the folder holds something else than a circuit, or cannot be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).exists())):
         raise SaescopeError(f"{folder} exists and is not a circuit: nothing is replaced; choose another name.")
     with files.atomic_dir(folder) as partial:
@@ -128,7 +129,7 @@ def read_circuit(folder: Path | str) -> Circuit:
     Raises:
         SaescopeError: no circuit, one of another version, or files that are missing or damaged.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     _manifest(folder)
     head = _parsed(folder / CIRCUIT, _Head, (folder / CIRCUIT).read_bytes())
     nodes = [_parsed(folder / NODES, NodeRow, line) for line in (folder / NODES).read_bytes().splitlines()]
@@ -157,7 +158,7 @@ def read_effects(folder: Path | str) -> tuple[NodeEffects | None, EdgeEffects | 
     Raises:
         SaescopeError: as `read_circuit`.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     circuit, manifest = read_circuit(folder), _manifest(folder)
     tensors = files.read_tensors(folder / EFFECTS) if EFFECTS in manifest["files"] else {}
     nodes = _matrix(tensors, "nodes", len(circuit.nodes))

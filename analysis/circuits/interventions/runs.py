@@ -21,7 +21,7 @@ from training.site import Site, SiteRows
 class Found:
     """What a run showed: logits, states of the sites that move, and the watched nodes' values."""
 
-    logits: Float[Tensor, "n_examples n_ctx d_vocab"]
+    logits: Float[Tensor, "n_examples n_logits d_vocab"]
     values: Float[Tensor, "n_examples n_nodes"]
     states: dict[Site, State]
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from analysis.circuits.tasks.config import Builtin, TaskConfig
-from sae.units import Count
+from sae.section import Section
+from sae.units import Count, Seed
 from training.config.reading import fields_of, overridden, validated
-from training.config.schema import Section
 from training.config.yaml12 import dump_yaml
 
 
@@ -78,7 +78,7 @@ class ChecksConfig(Section):
     """Built-in tasks that the circuit is run on beside its own (specificity)."""
     n_points: Count = Field(default=9, gt=1)
     """Sizes at which the curve is measured, spaced by ratio up to `nodes.most` and beyond."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of bootstraps and random circuits."""
 
 
@@ -90,7 +90,7 @@ class CircuitConfig(Section):
     dir: str = "circuits"
     """Folder of all circuits."""
     saes: tuple[str, ...] = Field(min_length=1)
-    """Runs, by folder; the last part may be a pattern such as `runs/circuit-saes/*`."""
+    """Runs, by folder, or patterns of them such as `runs/circuit-saes/*`."""
     model: LanguageModelConfig = LanguageModelConfig()
     task: TaskConfig
     effects: EffectsConfig = EffectsConfig()

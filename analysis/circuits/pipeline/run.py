@@ -34,6 +34,7 @@ from analysis.circuits.pipeline.stages import Stages, edge_effects_of, edge_tens
 from analysis.circuits.prune import without_orphans
 from analysis.circuits.tasks.behaviour import require_behaviour
 from analysis.circuits.tasks.examples import Examples
+from sae.io.paths import user_path
 from training.display import Display
 from training.site import Site
 
@@ -59,7 +60,7 @@ def find_circuit(
         config = read_config(config, overrides)
     display = Display(quiet=quiet)
     setup = open_setup(config)
-    stages = Stages(Path(config.dir) / ".work" / config.name, setup.inputs, again=again)
+    stages = Stages(user_path(config.dir) / ".work" / config.name, setup.inputs, again=again)
     display.say(f"{len(setup.sites)} sites of {setup.model.model.name}: {', '.join(info.name for info in setup.sites)}")
     behaviour = stages.json("behaviour", lambda: _behaviour(setup, display), "model", "task")
     display.say(f"before it begins: {estimate(config, setup.model, setup.train, setup.test, setup.metric)}")
@@ -76,7 +77,7 @@ def find_circuit(
     found = replace(circuit, scores={
         "behaviour": behaviour, "estimator": str(estimator), "agreement": agreement, **tests.measure(),
     })
-    save_circuit(found, Path(config.dir) / config.name)
+    save_circuit(found, user_path(config.dir) / config.name)
     return found
 
 

@@ -6,13 +6,14 @@ from typing import Any
 from analysis.circuits.checks.curve import Curve
 from analysis.circuits.graph import Circuit
 from sae.io.files import write_bytes
+from sae.io.paths import user_path
 
 
 def curves_of(circuit: Circuit) -> list[Curve]:
     """The curves that were measured of a circuit, MLP activations last."""
     scores = circuit.scores
     others = [scores["mlp_activations"]] if "mlp_activations" in scores else []
-    return [Curve.of(one) for one in [*scores.get("curves", []), *others]]
+    return [Curve.read(one) for one in [*scores.get("curves", []), *others]]
 
 
 def write_results(circuit: Circuit, folder: str | Path) -> list[Path]:
@@ -28,7 +29,7 @@ def write_results(circuit: Circuit, folder: str | Path) -> list[Path]:
     from analysis.render.figures.faithfulness import picture
     from analysis.reproduce.tables import write_table
 
-    folder, scores = Path(folder), circuit.scores
+    folder, scores = user_path(folder), circuit.scores
     tables = {
         "": _numbers(scores.get("circuit", {})), "-curves": [row for curve in curves_of(circuit) for row in _points(curve)],
         "-edges": _edge_points(scores.get("edge_curve")), "-specificity": scores.get("specificity", []),

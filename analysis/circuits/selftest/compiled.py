@@ -107,11 +107,11 @@ def _edges(pair: Pair) -> list[NamedEdge]:
         return [(("0.resid_pre", at, f"tokens:{x}"), ("0.resid_post", at, f"tokens:{x}")) for x in (right, wrong)] + [
             (("0.resid_post", at, f"tokens:{x}"), ("1.attn_out", _N, f"next:{x}")) for x in (right, wrong)
         ] + tail
-    asks = pair.clean[-1]
+    asked = pair.clean[-1]
     edges: list[NamedEdge] = []
     for at in changed:
-        previous: list[Named] = [(hook, at + 1, f"previous:{asks}") for hook in ("0.attn_out", "0.resid_post")]
-        edges += [(("0.resid_pre", at, f"tokens:{asks}"), previous[0]), (previous[0], previous[1])]
+        previous: list[Named] = [(hook, at + 1, f"previous:{asked}") for hook in ("0.attn_out", "0.resid_post")]
+        edges += [(("0.resid_pre", at, f"tokens:{asked}"), previous[0]), (previous[0], previous[1])]
         edges += [(previous[1], answer) for answer in answers]
     return edges + tail
 

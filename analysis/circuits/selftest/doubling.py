@@ -33,6 +33,8 @@ Skips = Literal["node", "linear"]
 _Item = TypeVar("_Item")
 TOKENS = Site(input="hook_embed")
 """Where token vectors enter."""
+_COPIES = 128
+"""Copies of the prompt that run together."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def doubling(
         tokens: one prompt.
         skips: how skip paths are taken, see above.
         n_each: vectors of each kind (feature, error, skip path, token), and pre-activations of each site and logits: a
-            batch of as many copies of the prompt, in chunks of 64.
+            batch of as many copies of the prompt, in chunks of 128.
         seed: of the sample.
         name: of the case.
         freeze: what is held. Without attention or norms among it, edges are no longer exact.
@@ -161,7 +163,7 @@ class _Runs:
     def edges(
         self, targets: list[_Target], sources: list[_Source], elsewhere: torch.Generator | None
     ) -> Float[Tensor, "n_targets n_sources"]:
-        """Every edge, by one backward pass for 64 targets, each in a copy of its own.
+        """Every edge, by one backward pass for 128 targets, each in a copy of its own.
 
         Args:
             targets: where they end.
@@ -184,7 +186,7 @@ class _Runs:
 
     @torch.no_grad()
     def movements(self, targets: list[_Target], sources: list[_Source]) -> Float[Tensor, "n_targets n_sources"]:
-        """How far each target moves when each source is doubled, 64 sources at once, each in a copy of its own."""
+        """How far each target moves when each source is doubled, 128 sources at once, each in a copy of its own."""
         one = {site: leaf[None] for site, leaf in self.leaves.items()}
         clean, found = self._all_values(self.run(one), targets, 1), []
         for chunk in _chunks(sources):
@@ -218,7 +220,7 @@ class _Runs:
 
 
 def _chunks(items: list[_Item]) -> Iterator[list[_Item]]:
-    return (items[start : start + 64] for start in range(0, len(items), 64))
+    return (items[start : start + _COPIES] for start in range(0, len(items), _COPIES))
 
 
 def _sample(sources: list[_Source], n_each: int, generator: torch.Generator) -> list[_Source]:

@@ -47,8 +47,10 @@ def _copied(random: Random) -> Pair:
     where = random.randrange(len(_LETTERS))
     clean = [random.choice(_LETTERS) for _ in _LETTERS]
     corrupt = [random.choice([x for x in _LETTERS if x != letter]) for letter in clean]
-    prompts = ("".join(x.upper() if i == where else x for i, x in enumerate(letters)) + "=" for letters in (clean, corrupt))
-    return Pair(*prompts, (clean[where],), (corrupt[where],))
+    prompt, other = (
+        "".join(x.upper() if i == where else x for i, x in enumerate(letters)) + "=" for letters in (clean, corrupt)
+    )
+    return Pair(prompt, other, (clean[where],), (corrupt[where],))
 
 
 def _copy_stages(pair: Pair) -> list[list[Named]]:
@@ -127,11 +129,11 @@ def _looked_up(random: Random, *, by_value: bool) -> Pair:
     changed = random.choice([x for x in _VALUES if x != clean[idle]])
     corrupt = clean | {idle: changed} | ({pointer: wrong} if by_value else {})
     noise = random.sample(_NOISE, 2)
-    prompts = (
+    prompt, counterfactual = (
         f"{noise[i]}{pointer if by_value or i == 0 else other}{''.join(_entry(k, v) for k, v in table.items())}="
         for i, table in enumerate((clean, corrupt))
     )
-    return Pair(*prompts, (right,), (wrong,))
+    return Pair(prompt, counterfactual, (right,), (wrong,))
 
 
 def _lookup_stages(pair: Pair) -> list[list[Named]]:

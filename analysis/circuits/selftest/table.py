@@ -61,7 +61,7 @@ def node_rows(known: Known, methods: Sequence[Method] = METHODS) -> list[Row]:
     own = auroc(exact, true[entries])
     rows: list[Row] = []
     for method in methods:
-        row = {"model": known.name, "what": "nodes", "estimator": method, "n_true": int(true[entries].sum()),
+        row: Row = {"model": known.name, "what": "nodes", "estimator": method, "n_true": int(true[entries].sum()),
                "n_others": int((~true[entries]).sum()), "auroc": auroc(flat[method], true[entries]),
                "correlation": _correlation(flat[method], exact), "largest_gap": float(np.abs(flat[method] - exact).max())}
         if method == DEFAULT:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae.controller import Sparsity
 from sae.variants.relu import ReLU, ReLUConfig
 from training.model.language_model import Model
 from training.model.load import native_model
@@ -116,7 +117,7 @@ def written_model(name: str, sizes: Mapping[str, Any], weights: Mapping[str, Ten
 def dictionary(directions: Tensor) -> ReLU:
     """An SAE whose features are orthonormal directions `[d_sae, d]`, active as far as they are there."""
     d_sae, d = directions.shape
-    sae = ReLU(ReLUConfig(d_sae=d_sae, sparsity={"coefficient": 1.0}), d).double()
+    sae = ReLU(ReLUConfig(d_sae=d_sae, sparsity=Sparsity(coefficient=1.0)), d).double()
     with torch.no_grad():
         sae.W_dec.copy_(directions)
         sae.W_enc.copy_(directions.t())

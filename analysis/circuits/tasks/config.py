@@ -12,8 +12,8 @@ from analysis.circuits.tasks.pairs_file import read_pairs
 from analysis.circuits.tasks.task import Answers, Pair, Task
 from analysis.circuits.tasks.tokens import answered, check_pairs
 from sae.errors import SaescopeError
-from sae.units import Count
-from training.config.schema import Section
+from sae.section import Section
+from sae.units import Count, Seed
 from training.model.language_model import Model
 
 TEMPLATES = {template.name: template for template in (*agreement.TEMPLATES, *ioi.TEMPLATES, *greater_than.TEMPLATES)}
@@ -54,7 +54,7 @@ class TaskConfig(Section):
     """Pairs that the circuit is found on; null: 100 built-in ones, or all of your own that are not held out."""
     n_held_out: Count | None = Field(default=None, gt=0)
     """Pairs that it is tested on; null: 100 built-in ones, or half of your own. A single pair is used for both."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the pairs that are drawn, or of the order in which your own are dealt."""
 
     @field_validator("prompts", mode="before")

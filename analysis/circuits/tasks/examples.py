@@ -60,7 +60,7 @@ Metric = Callable[[Float[Tensor, "n_examples d_vocab"], Examples], Float[Tensor,
 
 
 def value(
-    metric: Metric, logits: Float[Tensor, "n_examples n_ctx d_vocab"], examples: Examples
+    metric: Metric, logits: Float[Tensor, "n_examples n_logits d_vocab"], examples: Examples
 ) -> Float[Tensor, " n_examples"]:
     """The metric of a run, in at least fp32."""
     last = logits[:, -1]

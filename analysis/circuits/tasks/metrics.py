@@ -65,7 +65,7 @@ def with_reference(model: Model, examples: Examples, *, batch: int = 32) -> Exam
     return replace(examples, reference=torch.cat(parts))
 
 
-def require_gradient(metric: Metric, logits: Float[Tensor, "n_examples n_ctx d_vocab"], examples: Examples) -> None:
+def require_gradient(metric: Metric, logits: Float[Tensor, "n_examples n_logits d_vocab"], examples: Examples) -> None:
     """Refuse a metric whose gradient says nothing at these logits, those of the clean run.
 
     For estimators that take the gradient there alone. KL to the clean run is at its least there, so that it is flat.

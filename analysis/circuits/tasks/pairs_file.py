@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from analysis.circuits.tasks.task import Pair
 from sae.errors import SaescopeError
+from sae.io.paths import user_path
 
 _PAIR = TypeAdapter(Pair)
 
@@ -22,7 +23,7 @@ def read_pairs(path: str | Path) -> tuple[Pair, ...]:
     Raises:
         SaescopeError: no such file, a line that is not such an object, or no pair at all.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

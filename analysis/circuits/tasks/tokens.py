@@ -80,7 +80,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 def encode(model: Model, texts: Iterable[str]) -> list[list[int]]:
     """The tokens of prompts, BOS first where the model has it; special tokens that a text spells out are plain text."""
     ids = model.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return [[model.bos_id, *one] for one in ids] if model.prepend_bos else [list(one) for one in ids]
+    return [[model.bos_id, *one] if model.prepend_bos and model.bos_id is not None else list(one) for one in ids]
 
 
 def answer_tokens(model: Model, prompt: str, answers: Sequence[str]) -> list[int | None]:

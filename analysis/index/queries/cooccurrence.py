@@ -5,6 +5,7 @@ largest size there. They are the block maxima of an inverted index whose blocks 
 """
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = 12, 11
 """Tokens shown around the two peaks."""
+_AT_ONCE = 1 << 22
+"""Values of peaks that are squared at a time."""
 BITMAP_FROM = 16
 """Rows of the longer list for each of the shorter below which a bitmap is faster than binary search."""
 
@@ -75,25 +78,48 @@ def _marked(a: Int32[np.ndarray, " n"], b: Int32[np.ndarray, " m"], n_all: int) 
 
 
 def similar(index: "Index", code: "SparseCode", n: int) -> list[Similar]:
-    """A scan of the peaks of the prompt's features: every context that shares one gets its exact cosine."""
+    """A scan of the peaks of the prompt's features: every context that shares one gets its exact cosine.
+
+    Features are weighted by `rarity`, so that one that is active in every context says nothing of any.
+    """
     if code.d_sae != index.d_sae:
         raise SaescopeError(f"the code has {code.d_sae} features and the index {index.d_sae}: they are of different SAEs.")
     features, values = pooled(code)
+    weight = rarity(index)[features]
+    values = values * weight
     norm = float(np.sqrt((values**2).sum()))
     if norm == 0:
         return []
-    dots = _dots(index, features, values)
-    norms = np.asarray(index.arrays["context_norm"])
+    dots, norms = _dots(index, features, values * weight), index.weighted_norms
     cosine = np.divide(dots, norms * norm, out=np.zeros_like(dots), where=norms > 0)
     touched = np.flatnonzero(dots)
     order = touched[np.lexsort((touched, -cosine[touched]))][: max(0, n)]
     return [Similar(int(seq), float(cosine[seq])) for seq in order]
 
 
+def rarity(index: "Index") -> Float64[np.ndarray, " d_sae"]:
+    """log(contexts / contexts that a feature is active in), as in inverse document frequency (Spärck Jones 1972)."""
+    n_contexts = np.diff(np.asarray(index.arrays["context_indptr"]))
+    return np.log(index.n_seqs / np.maximum(1, n_contexts))
+
+
+def weighted_norms(index: "Index") -> Float64[np.ndarray, " n_seqs"]:
+    """The norm of each context's peaks, times their features' rarity."""
+    arrays, squares = index.arrays, np.zeros(index.n_seqs)
+    bounds = np.asarray(arrays["context_indptr"])
+    factor = arrays["scale"].astype(np.float64) * rarity(index)
+    cuts = np.unique(np.searchsorted(bounds, np.arange(0, bounds[-1] + _AT_ONCE, _AT_ONCE)).clip(max=index.d_sae))
+    for first, last in pairwise([0, *cuts.tolist(), index.d_sae]):
+        some = slice(bounds[first], bounds[last])
+        values = arrays["context_value"][some] * np.repeat(factor[first:last], np.diff(bounds[first : last + 1]))
+        squares += np.bincount(arrays["context_seq"][some], np.square(values), index.n_seqs)
+    return np.sqrt(squares)
+
+
 def _dots(
     index: "Index", features: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n_seqs"]:
-    """Products of the prompt's peaks with every context's, features ascending."""
+    """Products of the prompt's weighted peaks with every context's, features ascending."""
     from sae.kernels.columns import pairs
     from sae.kernels.cpu import runtime
 

@@ -24,7 +24,8 @@ def steer(place: CurrentFeature) -> None:
         first, second, third = st.columns(3, vertical_alignment="bottom")
         first.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"), width="stretch",
                                 help="add: lengthen the feature by the strength; clamp: hold it there")
-        second.selectbox("Positions", WHERE, **form.choice("at", WHERE, default="all"))
+        second.selectbox("Positions", WHERE, **form.choice("at", WHERE, default="all"),
+                         help="generated: from the prompt's last token on, after which the first new one is drawn")
         third.number_input("Temperature", 0.0, 10.0, step=0.1, **form.number("heat", 0.0, 10.0, default=0.8))
         first, second, third = st.columns(3, vertical_alignment="bottom")
         first.number_input("Strength", -most, most, **form.number("strength", -most, most, default=round(top, 1)),

@@ -47,7 +47,11 @@ def read(folder: Path) -> SAE:
         SaescopeError: it is not one, is incomplete, does not fit together, or has a part that cannot be expressed.
     """
     folder = Path(folder)
-    cfg = _modern(files.read_json(folder / CONFIG))
+    found = files.read_json(folder / CONFIG)
+    for key in ("metadata", "activation_fn_kwargs"):
+        if not isinstance(found.get(key) or {}, dict):
+            raise SaescopeError(f"{folder / CONFIG}: {key} is {found[key]!r} where a JSON object was expected.")
+    cfg = _modern(found)
     _refuse_unknown(folder, cfg)
     return of_tensors(folder, cfg, _checked(folder, cfg, files.read_tensors(folder / WEIGHTS)))
 
@@ -80,8 +84,10 @@ def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
     }
     cfg = {names.get(key, key): value for key, value in cfg.items() if key != "metadata"}
     cfg.setdefault("architecture", "standard")
-    if cfg.get("activation_fn") == "topk":
-        cfg |= {"architecture": "topk", "k": (cfg.get("activation_fn_kwargs") or {}).get("k")}
+    # the architecture came with version 4, and its k stayed where it was
+    if cfg.get("activation_fn") == "topk" or cfg["architecture"] == "topk":
+        kwargs = cfg.get("activation_fn_kwargs") or {}
+        cfg |= {"architecture": "topk", "k": cfg.get("k") or kwargs.get("k")}
     if isinstance(cfg.get("normalize_activations"), bool):
         cfg["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
     return cfg | {"metadata": {key: cfg[key] for key in ("hook_name", "hook_head_index", "model_name") if key in cfg}}
@@ -89,13 +95,15 @@ def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_unknown(folder: Path, cfg: dict[str, Any]) -> None:
     path, architecture = folder / CONFIG, cfg.get("architecture")
+    if not isinstance(architecture, str):
+        raise SaescopeError(f"{path}: architecture is {architecture!r} where a name was expected, such as standard.")
     if architecture in _NOT_READ:
         raise SaescopeError(f"{path}: the architecture {architecture} cannot be read: {_NOT_READ[architecture]}.")
     if architecture not in _TENSORS:
         raise SaescopeError(f"{path}: unknown architecture {architecture!r}; these are read: {', '.join(_TENSORS)}.")
     counts = ["d_in", "d_sae"] + ["k"] * (architecture in ("topk", "abstopk")) + ["d_out"] * ("coder" in architecture)
     for key in counts:
-        if not isinstance(cfg.get(key), int) or cfg[key] <= 0:
+        if type(cfg.get(key)) is not int or cfg[key] <= 0:
             raise SaescopeError(f"{path}: {key} is {cfg.get(key)!r} where a positive whole number was expected.")
     if "k" in counts and cfg["k"] > cfg["d_sae"]:
         raise SaescopeError(f"{path}: k = {cfg['k']} exceeds d_sae = {cfg['d_sae']}.")
@@ -114,8 +122,7 @@ def _checked(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> d
     path, n, d_in, d_out = folder / WEIGHTS, cfg["d_sae"], cfg["d_in"], _d_out(cfg)
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    if "scaling_factor" in tensors and bool((tensors["scaling_factor"] == 1).all()):
-        del tensors["scaling_factor"]
+    scaling = _scaling(path, cfg, tensors)
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n), "W_dec": (n, d_out), "b_dec": (d_out,)}
     if cfg["architecture"] != "gated":
         shapes["b_enc"] = (n,)
@@ -133,7 +140,22 @@ def _checked(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> d
             )
         if not bool(tensors[name].isfinite().all()):
             raise SaescopeError(f"{path}: {name} holds NaN or infinite values; this SAE cannot be used.")
-    return {name: tensor.double() for name, tensor in tensors.items()}
+    return {name: tensor.double() for name, tensor in tensors.items()} | scaling
+
+
+def _scaling(path: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What finetuning has multiplied each feature by, in fp64, taken from the tensors; nothing where it is 1."""
+    named = [tensors.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors]
+    if not named or bool((named[0] == 1).all()):
+        return {}
+    if not cfg.get("finetuning_scaling_factor"):
+        raise SaescopeError(
+            f"{path}: there is a scaling_factor other than 1, which {CONFIG} beside it says is not used "
+            f"(finetuning_scaling_factor); SAELens refuses this too: set it to true, or remove the tensor."
+        )
+    if tuple(named[0].shape) != (cfg["d_sae"],) or not bool(named[0].isfinite().all()):
+        raise SaescopeError(f"{path}: scaling_factor is not one finite number for each of {cfg['d_sae']} features.")
+    return {"scaling_factor": named[0].double()}
 
 
 def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
@@ -194,6 +216,9 @@ def _expressed(sae_class: type[SAE], cfg: dict[str, Any], tensors: dict[str, Ten
         norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-8)
         tensors |= {"W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms}
         tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
+    if "scaling_factor" in tensors:
+        # between encoder and decoder: which features are active is none of its business
+        tensors["W_dec"] = tensors["W_dec"] * tensors.pop("scaling_factor")[:, None]
     if "topk_threshold" in tensors:
         tensors["threshold"] = tensors.pop("topk_threshold").expand(n)
     if "threshold" in tensors:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.corpus_rows import open_rows
 from analysis.index import Index, build, encode, indexes, open_index
+from analysis.trained import open_trained
 from sae.errors import SaescopeError
 from tests.helpers import ended, refusal, run_sae, start_sae, train, tree, write_config
 
@@ -155,3 +157,10 @@ def test_signed_codes_have_two_sides(tmp_path: Path) -> None:
             assert found and all(sign * e.value > 0 for e in found)
             assert [abs(e.value) for e in found] == sorted((abs(e.value) for e in found), reverse=True)
     assert run_sae(tmp_path, "show", "runs/quick", str(both[0])).out.count("side ") == 2
+
+
+def test_rows_have_the_unit_of_the_split(index: Index, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    units = open_rows(open_trained(folder / "runs/quick")).data.tokens.units()
+    assert units.kind == "document" and len(np.unique(units.number)) > 10
+    assert np.array_equal(index.arrays["unit"], units.number)

@@ -42,13 +42,18 @@ def test_where_two_features_fire(index: Index, dense: Dense) -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_similar_contexts_are_exact(tmp_path: Path, signed: bool) -> None:
+def test_similar_contexts_are_exact(tmp_path: Path, signed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.index.queries.cooccurrence._AT_ONCE", 100)
     acts, tokens = random_codes(50, 16, 40, signed=signed, share=0.05)
+    acts[:, 3, 7] = 1000  # everywhere, and strongest
     made = make_index(tmp_path, acts, tokens)
     stored = made.csc().toarray().reshape(50, 16, 40)
     pooled = np.take_along_axis(stored, np.abs(stored).argmax(1)[:, None], 1)[:, 0].astype(np.float64)
     query, _ = random_codes(1, 5, 40, signed=signed, share=0.1, seed=9)
     peak = query[0][np.abs(query[0]).argmax(0), np.arange(40)].astype(np.float64)
+    weight = np.log(50 / (pooled != 0).sum(0))
+    assert weight[7] == 0 and (weight > 0).sum() > 30
+    pooled, peak = pooled * weight, peak * weight
     expected = pooled @ peak / np.linalg.norm(pooled, axis=1) / np.linalg.norm(peak)
     found = made.similar(from_dense(torch.from_numpy(query[0])), n=10)
     np.testing.assert_allclose([s.score for s in found], np.sort(expected)[::-1][:10], rtol=1e-12)

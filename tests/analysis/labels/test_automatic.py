@@ -6,7 +6,7 @@ import scipy.sparse
 
 from analysis.index.types import Example
 from analysis.labels.automatic import N_JUDGED, Explainer, Rule, balanced_accuracy, explain
-from analysis.labels.commands import label_all, told
+from analysis.labels.commands import label_all, numbers, told
 from analysis.labels.contrast import NEAR, Condition, Words, best_words, chance
 from analysis.labels.store import Label, Labels
 from analysis.vocabulary import Vocabulary
@@ -120,6 +120,20 @@ def test_labels_do_not_know_the_half_that_judges_them() -> None:
     assert one.judges(0)[0].tolist() != other.judges(0)[0].tolist()
 
 
+def test_the_halves_share_no_document() -> None:
+    """A document goes on from context to context, and contexts hold several."""
+    planted = Planted()
+    unit = np.arange(N_SEQS * N_CTX).reshape(N_SEQS, N_CTX) // 50
+    planted.arrays["unit"] = unit.astype(np.int32)
+    words = Words(planted)  # type: ignore[arg-type]
+    made, judged = (set(unit.reshape(-1)[words.made_from == side].tolist()) for side in (True, False))
+    assert made and judged and not made & judged
+    explainer = Explainer(planted)  # type: ignore[arg-type]
+    rows, active = explainer.judges(0)
+    assert set(unit.reshape(-1)[rows].tolist()) <= judged and active.sum() >= 8
+    assert explainer.label(0).score > 0.9  # type: ignore[union-attr]
+
+
 def test_the_same_seed_makes_the_same_labels(explainer: Explainer) -> None:
     again = explain(Planted(), [6, 0, 3])  # type: ignore[arg-type]
     assert [one.feature for one in again] == [6, 0, 3]
@@ -177,6 +191,19 @@ def test_balanced_accuracy_weighs_both_sides_alike() -> None:
     said, active = np.array([True, True, False, False, False]), np.array([True, False, False, False, False])
     assert balanced_accuracy(said, active) == pytest.approx((1 + 0.75) / 2)
     assert balanced_accuracy(np.ones(5, bool), active) == 0.5
+
+
+@pytest.mark.parametrize("seed", [-5, 10**20])
+def test_a_seed_that_is_none(seed: int) -> None:
+    with pytest.raises(SaescopeError, match=str(seed)):
+        Explainer(Planted(), seed=seed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["12-3", "-4", "1,b", "0-99"])
+def test_features_that_are_none(text: str) -> None:
+    with pytest.raises(SaescopeError):
+        numbers(text, 20)
+    assert numbers("3,1-2", 20) == [3, 1, 2]
 
 
 def test_labels_are_written_and_yours_stay(tmp_path: Path) -> None:

@@ -151,6 +151,25 @@ def test_a_damaged_file_is_refused_and_left(labels: Labels) -> None:
     assert labels.names() == {1: "precious"}
 
 
+def test_a_file_that_cannot_be_read_is_stood_in_for(labels: Labels) -> None:
+    labels.path.write_bytes(b"not a database, just text " * 100)
+    with pytest.raises(SaescopeError, match="cannot be used as a database"):
+        labels.check()
+    none = labels.without_file("for this reason")
+    assert (none.names(), none.lists(), none.search("a"), none.get(1)) == ({}, {}, [], None)
+    with pytest.raises(SaescopeError, match="for this reason"):
+        none.set_label(1, "x")
+
+
+def test_judged_examples_that_are_garbage(labels: Labels) -> None:
+    labels.set_label(1, "precious")
+    labels._write("UPDATE labels SET judged = '[{\"a\": 1}]' WHERE weights = ?")
+    labels.check()
+    assert labels.names() == {1: "precious"}
+    with pytest.raises(SaescopeError, match="label of feature 1 cannot be read"):
+        labels.get(1)
+
+
 def test_a_file_that_was_only_begun_is_empty(labels: Labels) -> None:
     labels.path.touch()
     assert labels.all() == []

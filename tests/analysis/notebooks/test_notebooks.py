@@ -44,8 +44,9 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch.setenv("SAESCOPE_NOTEBOOKS", str(folder))
     write_corpus(folder / "corpus")
     (folder / "configs" / "circuits").mkdir(parents=True)
-    sweep = [{"name": name, "site": hook} for name, hook in HOOKS.items()]
-    saes = {**quick_fields(name="saes"), "sweep": sweep}
+    sweep = [{"name": name, "site": HOOKS[name]} for name in ("resid-0", "mlp-1")]
+    quick = quick_fields(name="saes", eval={"n_rows": 64, "n_tokens": 0}, train={"budget": "4 steps"})
+    saes = {**quick, "sweep": sweep}
     (folder / "configs" / "circuits" / "demo-saes.yaml").write_text(json.dumps(saes))
     short = fields(
         name="demo", task={"pairs": pairs()[:8]}, effects={"n_steps": 1, "n_exact": 0, "batch": 8},

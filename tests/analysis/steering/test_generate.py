@@ -96,7 +96,8 @@ def test_positions_by_name(loaded: TrainedSAE) -> None:
     n = len(tokens)
     longer = torch.cat([tokens, tokens[1:4]])
     clean = residual(loaded, longer, None)
-    for where, expected in (("all", range(1, n + 3)), ("prompt", range(1, n)), ("generated", range(n, n + 3)), ([0], [0])):
+    places = {"all": range(1, n + 3), "prompt": range(1, n), "generated": range(n - 1, n + 3)}
+    for where, expected in (*places.items(), ([0], [0])):
         moved = residual(loaded, longer, Editor(loaded, [Edit(1, 1.0)], Settings(positions=where), tokens))
         assert (moved != clean).any(1).nonzero().squeeze(-1).tolist() == list(expected), where
 
@@ -149,6 +150,13 @@ def test_a_strong_edit_parts_the_texts_and_a_seed_repeats_them(run: Path) -> Non
     assert steer(run, TEXT, [], replace(settings, seed=5)).baseline.tokens != first.baseline.tokens
     assert len(first.baseline.logprobs) == len(first.baseline.tokens) == len(first.baseline.pieces)
     assert first.steered.tokens[: first.parted] == first.baseline.tokens[: first.parted]
+
+
+def test_generated_begins_with_the_first_new_token(run: Path) -> None:
+    """Which is drawn from what stands at the prompt's last token."""
+    strong = [Edit(f, 80.0) for f in range(8)]
+    result = steer(run, TEXT, strong, Settings(max_tokens=3, temperature=0.0, positions="generated"))
+    assert result.parted == 0
 
 
 def test_greedy_generation_is_the_models_own(loaded: TrainedSAE, run: Path) -> None:

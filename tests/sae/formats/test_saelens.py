@@ -175,6 +175,36 @@ def test_old_names_are_understood(tmp_path: Path):
     assert sae.provenance["cfg"]["metadata"]["hook_name"] == "blocks.2.hook_resid_pre"
 
 
+def test_a_topk_of_version_4_keeps_its_k_with_the_activation_function(tmp_path: Path):
+    flat = {"d_in": D, "d_sae": N, "hook_name": "blocks.2.hook_resid_pre", "architecture": "topk",
+            "activation_fn_str": "relu", "activation_fn_kwargs": {"k": 3}, "normalize_activations": "none"}
+    (tmp_path / "cfg.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(flat).encode())  # and a BOM
+    save_file(weights("topk"), tmp_path / "sae_weights.safetensors")
+    sae = saelens.read(tmp_path)
+    assert isinstance(sae, TopK) and sae.config.k == 3
+    x = torch.randn(20, D)
+    cfg = {**flat, "k": 3, "apply_b_dec_to_input": True}
+    torch.testing.assert_close(sae(x), dense(cfg, weights("topk"), x)[1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated", "topk"])
+def test_what_finetuning_scaled_is_folded(tmp_path: Path, architecture: str, name: str):
+    """x̂ = (f · s) W_dec + b_dec, and the same features are active."""
+    w, x = weights(architecture), torch.randn(20, D, generator=torch.Generator().manual_seed(2))
+    scaling = 0.5 + torch.rand(N, generator=torch.Generator().manual_seed(1))
+    cfg = folder_of(tmp_path, architecture, {**w, name: scaling}, finetuning_scaling_factor=True)
+    sae, plain = saelens.read(tmp_path), dense(cfg, w, x)
+    torch.testing.assert_close(sae.encode(x).to_dense(), plain[0] * scaling, atol=2e-5, rtol=1e-4)
+    expected = dense(cfg, w | {"W_dec": w["W_dec"] * scaling[:, None]}, x)[1]
+    torch.testing.assert_close(sae(x), expected, atol=5e-5, rtol=1e-4)
+    cfg = folder_of(tmp_path, architecture, {**w, name: torch.ones(N)})
+    torch.testing.assert_close(saelens.read(tmp_path)(x), plain[1], atol=2e-5, rtol=1e-4)
+    folder_of(tmp_path, architecture, {**w, name: scaling}, finetuning_scaling_factor=False)
+    with pytest.raises(SaescopeError, match="scaling_factor other than 1"):
+        saelens.read(tmp_path)
+
+
 def test_the_scale_of_a_checkpoint(tmp_path: Path):
     cfg = folder_of(tmp_path, "standard", normalize_activations="expected_average_only_in")
     x = torch.randn(20, D)
@@ -192,6 +222,9 @@ def test_the_scale_of_a_checkpoint(tmp_path: Path):
         ("matching_pursuit", {}, "one after the other"),
         ("temporal", {}, "attends over the tokens"),
         ("other", {}, "unknown architecture 'other'"),
+        ("standard", {"metadata": [1]}, r"metadata is \[1\]"),
+        ("standard", {"activation_fn_kwargs": "k"}, "activation_fn_kwargs is 'k'"),
+        ("topk", {"k": True}, "k is True"),
         ("topk", {"k": N + 1}, f"k = {N + 1} exceeds d_sae = {N}"),
         ("topk", {"k": None}, "k is None"),
         ("standard", {"d_in": "many"}, "d_in is 'many'"),
@@ -204,6 +237,14 @@ def test_the_scale_of_a_checkpoint(tmp_path: Path):
 def test_what_cannot_be_read_says_why(tmp_path: Path, architecture: str, changes: dict[str, Any], message: str):
     folder_of(tmp_path, architecture, weights("standard" if architecture == "other" else architecture), **changes)
     with pytest.raises(SaescopeError, match=message):
+        store.load(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", [[], {}, None, 3])
+def test_an_architecture_is_a_name(tmp_path: Path, architecture: Any):
+    cfg = folder_of(tmp_path, "standard")
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg | {"architecture": architecture}))
+    with pytest.raises(SaescopeError, match="architecture is"):
         store.load(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Damaged, foreign and contested caches, and activations that are no numbers, at the command."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -225,9 +226,42 @@ def test_rows_of_ones_own_that_are_no_numbers(tmp_path: Path) -> None:
     write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
     said = refusal(train(tmp_path))
     assert said == (
-        "acts: NaN or infinite values in own/b.npy, row 300 (row 1000 of all); clean them and start again."
+        "acts: NaN, infinite values or values beyond float32 (3.4e38) in own/b.npy, row 300 (row 1000 of all); clean them "
+        "and start again."
     )
     assert not (tmp_path / "runs/quick/final").exists()
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (1e-30, r"acts: the median norm of the calibration rows is 2\.6e-30.*norms may be 1e-15 to 1e\+15"),
+        (1e25, r"acts: the median norm of the calibration rows is 2\.6e\+25"),
+        (1e60, r"acts: NaN, infinite values or values beyond float32 \(3\.4e38\) in own/a\.npy, row 96 "),
+        (0, r"acts: every calibration row is zero"),
+    ],
+)
+def test_rows_whose_squares_are_no_numbers(tmp_path: Path, factor: float, message: str) -> None:
+    (tmp_path / "own").mkdir()
+    np.save(tmp_path / "own/a.npy", np.random.default_rng(0).standard_normal((1280, 8)) * factor)
+    write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
+    said = refusal(train(tmp_path))
+    assert re.search(message, said), said
+    assert not tree(tmp_path / "runs")
+
+
+def test_small_and_large_rows_train_alike(tmp_path: Path) -> None:
+    """Within the range a common factor changes no figure but by rounding."""
+    found = []
+    rows = np.random.default_rng(0).standard_normal((1280, 8))
+    write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")
+    (tmp_path / "own").mkdir()
+    for factor in (1, 2.0**-47, 2.0**47):
+        np.save(tmp_path / "own/a.npy", rows * factor)
+        assert train(tmp_path, f"name=x{len(found)}", "--quiet").code == 0
+        found.append(json.loads((tmp_path / f"runs/x{len(found)}/summary.json").read_text())["heldout"])
+    assert found[1]["fve"] == pytest.approx(found[0]["fve"], abs=1e-4)
+    assert found[2]["fve"] == pytest.approx(found[0]["fve"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -235,8 +269,11 @@ def test_rows_of_ones_own_that_are_no_numbers(tmp_path: Path) -> None:
     [
         (["site=act"], r"own has no hook 'act'; it has acts: set site\.input"),
         (["corpus.n_ctx=1024"], r"acts:own has 1280 rows, 1 sequences of n_ctx = 1024: too few .*lower corpus\.n_ctx"),
+        (["corpus.n_tokens=4096"], r"corpus\.n_tokens = 4,096 does not apply: all rows of acts:own are taken"),
+        (["corpus.seed=3"], r"corpus\.seed = 3 does not apply"),
         (["corpus.sources=acts:nowhere"], r"acts:nowhere: no such folder"),
         (["corpus.sources=acts:empty"], r"empty holds no \.npy or \.safetensors file; put rows"),
+        (["corpus.sources=acts:rowless"], r"rowless: there is no row in any of its 2 arrays"),
         (["corpus.sources=acts:widths"], r"a\.npy has rows of width 8, widths/c\.npy of 3; a hook has one width"),
         (["corpus.sources=acts:short"], r"short/a\.npy is no array that can be read .*truncated file must be written"),
     ],
@@ -245,6 +282,9 @@ def test_rows_of_ones_own_that_do_not_fit(tmp_path: Path, overrides: list[str], 
     for name in ("own", "widths", "short"):
         write_acts(tmp_path / name)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "rowless").mkdir()
+    for name in "ab":
+        np.save(tmp_path / f"rowless/{name}.npy", np.zeros((0, 8), dtype=np.float32))
     np.save(tmp_path / "widths/c.npy", np.zeros((5, 3), dtype=np.float32))
     truncate(tmp_path / "short/a.npy")
     write_config(tmp_path, model=None, corpus={"sources": "acts:own"}, site="acts")

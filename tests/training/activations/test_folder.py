@@ -118,6 +118,15 @@ def test_a_hook_that_is_not_there(tmp_path):
         ActsDir(tmp_path).rows("resid", 0, 1)
 
 
+def test_hidden_files_and_folders_are_left_alone(tmp_path):
+    for name in (".ipynb_checkpoints", ".hidden", "mlp"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a-checkpoint.npy", values(4))
+    (tmp_path / "mlp/._a.npy").write_bytes(b"what a Mac writes")
+    np.save(tmp_path / "a.npy", values(4))
+    assert ActsDir(tmp_path).hooks == {"acts": 3, "mlp": 3}
+
+
 def test_names_are_counted_as_people_do(tmp_path):
     """Both hooks are of the same rows, whatever their files are called: acts_10 comes after acts_9."""
     for hook in ("in", "out"):

@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sae.errors import SaescopeError
 from sae.units import Duration
 from training.config import reading as configs
+from training.config.synthetic import SyntheticConfig
 
 ROOT = Path(__file__).parents[3]
 BASE = {"name": "r", "site": "blocks.0.hook_resid_post", "sae": {"variant": "topk", "d_sae": 64, "k": 4}}
@@ -101,3 +103,21 @@ def test_fields_lists_every_variants_keys_with_their_meaning() -> None:
     text = fields()
     assert "variant: batchtopk" in text and "threshold_decay: 0.99" in text
     assert "budget: 1 epochs" in text and "Rows per training step." in text
+
+
+@pytest.mark.parametrize("corpus", ["acts:own", "tensors", {"synthetic": {"d": 8}}])
+def test_rows_that_need_no_model_claim_none(corpus: Any) -> None:
+    fields = {"name": "a", "site": "acts", "corpus": corpus, "sae": {"variant": "topk", "d_sae": 8, "k": 2}}
+    (config,) = configs.resolve(fields)
+    assert config.model is None and config.plain()["model"] is None
+    (text,) = configs.resolve({**fields, "corpus": "python-stdlib"})
+    assert text.model is not None and text.model.name == "smollm2-135m"
+    with pytest.raises(SaescopeError, match=r"synthetic has no model"):
+        configs.resolve({**fields, "corpus": {"synthetic": {"d": 8}}, "model": "native:tiny"})
+
+
+def test_synthetic_features_are_counted_without_making_them() -> None:
+    made = SyntheticConfig(roots=4, branching=(3, 2))
+    assert made.n_features == len(made.parents()) == 4 * (1 + 3 + 6)
+    with pytest.raises(ValueError, match="at most 1,000,000"):
+        SyntheticConfig(roots=10**6, branching=(10**6, 10**6))

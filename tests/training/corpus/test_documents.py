@@ -1,9 +1,12 @@
+import bz2
+import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -42,6 +45,38 @@ def read(*sources: TextSource | str, seed: int = 0) -> list[Document]:
 
 
 # --- text
+
+
+def compress(path: Path, data: bytes) -> Path:
+    """The data in two frames behind one another, as parallel compressors write them."""
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": partial(pa.compress, codec="zstd", asbytes=True)}
+    path.write_bytes(b"".join(pack[path.suffix](part) for part in (data[:7], data[7:])))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_compressed_files_are_what_they_hold(tmp_path, suffix):
+    text, rows = "one\ntwo\n\nthree é\n", b'{"text": "a"}\n{"text": "b"}\n'
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    plain = TextSource(source=f"text:{tmp_path}/a.txt", split="line")
+    packed = TextSource(source=f"text:{compress(tmp_path / f'a.txt{suffix}', text.encode())}", split="line")
+    assert [d.text for d in read(packed)] == [d.text for d in read(plain)] == ["one", "two", "three é"]
+    assert identity([packed]) == identity([plain]), "the same corpus"
+    compress(tmp_path / f"b.jsonl{suffix}", rows)
+    assert [d.text for d in read(f"jsonl:{tmp_path}/*.jsonl{suffix}")] == ["a", "b"]
+    if suffix != ".zst":  # which `datasets` reads with a package that is not asked for
+        assert [d.text for d in read(f"datasets:{tmp_path}/b.jsonl{suffix}")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_compressed_files_that_are_damaged(tmp_path, suffix):
+    whole = compress(tmp_path / f"a.txt{suffix}", b"some text\n" * 50)
+    for data in (b"no such thing", whole.read_bytes()[:-6]):
+        whole.write_bytes(data)
+        with pytest.raises(SaescopeError, match=rf"a\.txt{suffix} cannot be read \(.*fetch or compress it anew"):
+            read(f"text:{whole}")
+        with pytest.raises(SaescopeError, match="cannot be read"):
+            identity([TextSource(source=f"text:{whole}")])
 
 
 def test_a_text_file_is_a_document(tmp_path):
@@ -200,6 +235,16 @@ def test_of_parquet_only_the_columns_asked_for_are_read(tmp_path):
     write_parquet(tmp_path / "z.parquet", text=[b"bytes"])
     with pytest.raises(SaescopeError, match=r"z\.parquet, row 0: 'text' is no text but a bytes"):
         read(f"parquet:{tmp_path}/*.parquet")
+
+
+def test_fields_of_parquet_may_be_dotted(tmp_path):
+    write_parquet(tmp_path / "a.parquet", **{"turns": [[{"text": "a"}], [{"text": "b"}]], "x.y": ["x", "y"]})
+    for field, label in (("turns.0.text", "x.y"), ("x.y", "turns.0.text"), ("turns.0.text", "turns.0.text")):
+        found = read(TextSource(source=f"parquet:{tmp_path}/a.parquet", field=field, label_field=label))
+        values = {"turns.0.text": ("a", "b"), "x.y": ("x", "y")}
+        assert [(d.text, d.label) for d in found] == list(zip(values[field], values[label], strict=True))
+    with pytest.raises(SaescopeError, match=r"a\.parquet: no field 'turn\.0\.text'; it has turns, x\.y"):
+        read(TextSource(source=f"parquet:{tmp_path}/a.parquet", field="turn.0.text"))
 
 
 def test_messages_in_parquet_are_those_in_jsonl(tmp_path):
@@ -401,3 +446,33 @@ def test_bad_sources_are_refused_with_a_hint(fields, message):
 def test_activations_are_no_text():
     with pytest.raises(SaescopeError, match="holds activations, not text"):
         read("acts:somewhere")
+
+
+# --- what rows hold
+
+
+def test_dots_lead_inside_rows(tmp_path):
+    rows = [{"meta": {"id": 7}, "turns": [{"text": "one"}, {"text": "two"}], "a.b": "whole"}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+
+    def texts(**fields):
+        return [(d.text, d.label) for d in read(TextSource(source=f"jsonl:{path}", **fields))]
+
+    assert texts(field="turns.1.text", label_field="meta.id") == [("two", "7")]
+    assert texts(field="a.b") == [("whole", "a.jsonl:1")]
+    for field, facts in (("meta.name", "has id"), ("turns.2.text", "no '2'"), ("turns.x", "no 'x'"), ("b", "has meta")):
+        with pytest.raises(SaescopeError, match=facts):
+            texts(field=field)
+
+
+def test_conversations_in_the_form_of_sharegpt(tmp_path):
+    theirs = [{"from": "system", "value": "be"}, {"from": "human", "value": "and?"}, {"from": "gpt", "value": "no", "w": 1}]
+    ours = [{"role": r, "content": m["value"]} for r, m in zip(("system", "user", "assistant"), theirs, strict=True)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"c": {"d": theirs}}, {"c": {"d": ours}}])
+    for roles in (["assistant"], ["gpt"]):
+        first, second = read(TextSource(source=f"jsonl:{path}", field="c.d", chat_roles=roles))
+        assert first._replace(label="") == second._replace(label="")
+        assert list(first.messages) == ours and first.roles == ("assistant",)
+    bad = write_jsonl(tmp_path / "b.jsonl", [{"c": [{"from": "gpt", "value": 3}]}])
+    with pytest.raises(SaescopeError, match="from and value"):
+        read(TextSource(source=f"jsonl:{bad}", field="c", chat_roles=["assistant"]))

@@ -19,6 +19,7 @@ from analysis.circuits.graph import Circuit, SiteInfo
 from analysis.circuits.nodes import ERROR, OUTPUT, SKIP, Nodes
 from sae.errors import SaescopeError
 from sae.io.files import read_json
+from sae.io.paths import user_path
 from training.site import Site
 
 _FAMILIES = {"mlp reconstruction error": "cross layer transcoder", "lorsa error": "lorsa"}
@@ -32,7 +33,7 @@ def read_graph(path: Path | str) -> Circuit:
     Raises:
         SaescopeError: no such file or no JSON; another schema_version; nodes that are no graph's.
     """
-    path = Path(path)
+    path = user_path(path)
     found = read_json(path)
     version = found["metadata"].get("schema_version") if isinstance(found.get("metadata"), dict) else None
     if version != SCHEMA_VERSION:

@@ -39,6 +39,7 @@ from analysis.circuits.graph import Circuit, SiteInfo, layer_of
 from analysis.circuits.nodes import ERROR, OUTPUT
 from sae.errors import SaescopeError
 from sae.io import files
+from sae.io.paths import user_path
 
 MEANING = (
     "A link's weight and a node's effect are changes of the metric when the source is moved to its reference value, the "
@@ -57,7 +58,7 @@ def write_graph(
         SaescopeError: as `to_graph`.
     """
     graph = to_graph(circuit, tokens=tokens, scan=scan)
-    files.write_json(Path(path), plain(graph.model_dump(exclude_none=True)))
+    files.write_json(user_path(path), plain(graph.model_dump(exclude_none=True)))
 
 
 def to_graph(circuit: Circuit, *, tokens: Sequence[int] | None = None, scan: str | None = None) -> Graph:

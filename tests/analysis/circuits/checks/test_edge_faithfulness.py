@@ -26,7 +26,7 @@ MIDDLE = Site(input="blocks.1.hook_resid_post")
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    return pairs(3, 5)
+    return pairs(3, 4)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,13 @@ def edges_of(nodes: Nodes, source: Any, target: Any) -> EdgeEffects:
     return EdgeEffects(nodes, np.asarray(source), np.asarray(target), sparse.csr_array((3, len(source))))
 
 
-@pytest.mark.parametrize("errors", ["circuit", "kept", "dropped"])
-@pytest.mark.parametrize("anywhere", [False, True])
+@pytest.mark.parametrize(
+    ("errors", "anywhere"), [("circuit", False), ("kept", False), ("dropped", True), ("kept", True)]
+)
 def test_all_edges_carry_what_the_nodes_carry(
     model: CircuitModel, examples: Examples, means: Means, errors: Any, anywhere: bool
 ) -> None:
-    nodes = sample(every_node(model, examples), 70)
+    nodes = sample(every_node(model, examples), 40)
     assert {ERROR, SKIP} < set(nodes.feature.tolist())
     if anywhere:
         nodes = Nodes.of([(site, ANYWHERE, feature) for site, _, feature in nodes.triples])
@@ -97,9 +98,10 @@ def one_by_one(model: CircuitModel, examples: Examples, reference: dict[Site, St
 def test_some_edges_carry_what_a_run_for_each_node_gives(
     model: CircuitModel, examples: Examples, means: Means, reference: Any
 ) -> None:
-    nodes = sample(every_node(model, examples), 26)
+    nodes = every_node(model, examples)
+    nodes = sample(nodes.take(nodes.position >= 2), 26)
     source, target = reach(model, examples).edges(nodes)
-    chosen = np.random.default_rng(0).random(len(source)) < 0.5
+    chosen = np.random.default_rng(0).random(len(source)) < 0.7
     edges = edges_of(nodes, source[chosen], target[chosen])
     (found,) = edge_faithfulness(model, [examples], metric, [edges], reference=reference, means=means)
     expected = one_by_one(model, examples, reference_states(model, examples, reference, means), edges)
@@ -111,7 +113,7 @@ def test_some_edges_carry_what_a_run_for_each_node_gives(
 def test_runs_are_as_many_as_sets_of_parents(
     model: CircuitModel, examples: Examples, means: Means, monkeypatch: Any
 ) -> None:
-    nodes = sample(every_node(model, examples), 60)
+    nodes = sample(every_node(model, examples), 30)
     edges = edges_of(nodes, *reach(model, examples).edges(nodes))
     ran, run = [], CircuitModel.run
     monkeypatch.setattr(CircuitModel, "run", lambda self, *args: (ran.append(args), run(self, *args))[1])
@@ -123,15 +125,15 @@ def test_runs_are_as_many_as_sets_of_parents(
 
 
 def test_a_curve_over_numbers_of_edges(model: CircuitModel, examples: Examples, means: Means) -> None:
-    nodes = sample(every_node(model, examples), 40)
+    nodes = sample(every_node(model, examples), 30)
     edges = edge_effects(model, examples, metric, nodes, reference="mean", means=means)
-    curve = edge_curve(model, [examples], metric, edges, [30, 0, 10_000], means=means, n_bootstraps=20)
-    assert curve.n_edges == (0, 30, len(edges)) and curve.n_nodes[0] == 0 < curve.n_nodes[1] < curve.n_nodes[2]
+    curve = edge_curve(model, [examples], metric, edges, [20, 0, 10_000], means=means, n_bootstraps=20)
+    assert curve.n_edges == (0, 20, len(edges)) and curve.n_nodes[0] == 0 < curve.n_nodes[1] < curve.n_nodes[2]
     assert curve.values[0].value == pytest.approx(0, abs=1e-9)
-    some = largest_edges(edges, 30)
-    assert np.abs(some.mean).min() == np.sort(np.abs(edges.mean))[-30]
+    some = largest_edges(edges, 20)
+    assert np.abs(some.mean).min() == np.sort(np.abs(edges.mean))[-20]
     (found,) = edge_faithfulness(model, [examples], metric, [some], means=means)
-    assert curve.values[1].value == pytest.approx(found.value) and curve.plain()["n_edges"] == [0, 30, len(edges)]
+    assert curve.values[1].value == pytest.approx(found.value) and curve.plain()["n_edges"] == [0, 20, len(edges)]
     cut = some.take(some.target != OUTPUT)
     (nothing,) = edge_faithfulness(model, [examples], metric, [cut], means=means)
     np.testing.assert_allclose(nothing.run, nothing.empty, atol=1e-12)

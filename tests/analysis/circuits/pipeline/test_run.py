@@ -16,11 +16,12 @@ from analysis.circuits.effects.nodes import node_effects
 from analysis.circuits.effects.reference import mean_states
 from analysis.circuits.formats.opening import open_circuit
 from analysis.circuits.pipeline import run as pipeline
-from analysis.circuits.pipeline.config import CircuitConfig
+from analysis.circuits.pipeline.config import CircuitConfig, read_config
 from analysis.circuits.pipeline.run import find_circuit
 from analysis.circuits.pipeline.setup import open_setup
 from sae.errors import SaescopeError
-from tests.helpers import quick_fields, run_sae, write_corpus
+from tests.helpers import ROOT, quick_fields, run_sae, write_corpus
+from training.config.reading import read as read_trainings
 from training.model.load import load_model
 
 HOOKS = {"resid-0": "blocks.0.hook_resid_post", "attn-1": "blocks.1.hook_attn_out", "mlp-1": "blocks.1.hook_mlp_out"}
@@ -88,6 +89,14 @@ def test_the_command_finds_tests_and_saves_a_circuit(folder: Path) -> None:
     assert circuit.table()[0]["node"] in (folder / "graph.html").read_text()
     assert run_sae(folder, "circuit", "export", "circuits/small", "graph.json").code == 0
     assert json.loads((folder / "graph.json").read_text())["metadata"]["schema_version"] == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "circuits").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_can_be_read(path: Path) -> None:
+    if path.stem.endswith("saes"):
+        assert {member.site.output for member in read_trainings(path)}
+    else:
+        assert read_config(path).name == path.stem
 
 
 def test_numbers_are_those_of_the_parts() -> None:

@@ -11,16 +11,16 @@ from training.site import Site
 
 @pytest.mark.parametrize(("dtype", "layers", "gap"), [("float32", (2, 16), 1e-3), ("float64", (2,), 1e-9)])
 def test_doubled_vectors_move_everything_by_their_edges(dtype: str, layers: tuple[int, ...], gap: float) -> None:
-    found = doubling_cases(dtype, layers=layers, n_each=8)
+    found = doubling_cases(dtype, layers=layers, n_each=5)
     names = ["no skip paths", "skip paths: node", "skip paths: linear"]
     assert [case.name for case in found[:3]] == [f"2 layers, {name}" for name in names]
     for case in found:
         assert case.gap < gap and case.point < gap and 0.1 < case.largest < 100, case
-        assert case.n_sources == {"token": 8, "feature": 8, "error": 8} | ({"skip": 8} if "node" in case.name else {})
-    assert found[-1].n_targets == {"pre-activation": 8 * layers[-1], "logit": 8}
+        assert case.n_sources == {"token": 5, "feature": 5, "error": 5} | ({"skip": 5} if "node" in case.name else {})
+    assert found[-1].n_targets == {"pre-activation": 5 * layers[-1], "logit": 5}
 
 
-@pytest.mark.parametrize("freeze", [("attention", "mlps"), ("norms", "mlps"), ("attention", "norms")])
+@pytest.mark.parametrize("freeze", [("norms", "mlps"), ("attention", "norms")])
 def test_it_fails_where_something_is_not_held(freeze: tuple[str, ...]) -> None:
     """Also an MLP that has no transcoder, unless it is held."""
     model = load_model("native:n_layers=3", dtype="float64")
@@ -29,5 +29,4 @@ def test_it_fails_where_something_is_not_held(freeze: tuple[str, ...]) -> None:
     del saes[Site(input="blocks.1.mlp.hook_in", target="blocks.1.hook_mlp_out")]
     circuit = CircuitModel(model, saes)
     assert doubling(circuit, tokens, n_each=8, freeze=freeze).gap > 1e-3
-    held = doubling(circuit, tokens, n_each=8)
-    assert held.gap < 1e-9 and held.point < 1e-9
+    assert doubling(circuit, tokens, n_each=8).gap < 1e-9

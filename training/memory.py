@@ -1,0 +1,57 @@
+"""Whether what is asked for fits into memory: estimated from counts before anything is allocated."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+from sae.devices import resolve_device
+from sae.errors import SaescopeError
+from training.config.schema import Config
+
+_CGROUP = Path("/sys/fs/cgroup")
+_PER_WEIGHT = 16
+"""Bytes of a weight in training: itself, its gradient and Adam's two averages, in fp32."""
+
+
+def available(device: torch.device | None = None) -> int:
+    """Bytes that a process may still take, of the machine's memory (of its container's, where that is less) or a GPU's."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
+
+
+def require(n_bytes: int, what: str, remedy: str, device: torch.device | None = None) -> None:
+    """Refuse what cannot fit.
+
+    Args:
+        n_bytes: at least as many are needed.
+        what: needs them, for the message.
+        remedy: what to lower.
+        device: where; None is the machine's own memory.
+
+    Raises:
+        SaescopeError: there is less.
+    """
+    there = available(device)
+    if n_bytes > there:
+        place = f" on {device}" if device is not None and device.type == "cuda" else ""
+        raise SaescopeError(
+            f"{what} needs {n_bytes / 1e9:,.1f} GB of memory{place} at least, and {there / 1e9:,.1f} GB are available; "
+            f"{remedy}."
+        )
+
+
+def require_saes(members: Sequence[Config], widths: Mapping[str, int]) -> None:
+    """Refuse SAEs whose weights, gradients and averages cannot fit; `widths` are those of the rows of each hook."""
+    device = resolve_device(members[0].train.device)
+    weights = sum(m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members)
+    sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(m.sae.d_sae for m in members))
+    what = f"sae.d_sae = {sizes}" if len(members) == 1 else f"a sweep of {len(members)} SAEs (sae.d_sae = {sizes})"
+    require(_PER_WEIGHT * weights, what, "lower sae.d_sae", device)
