@@ -82,16 +82,16 @@ def node_values(
         for i, states in enumerate((clean, to)):
             for s, site in enumerate(model.sites):
                 here = nodes.site == s
-                sums[i, here] += _values(states[site], rows, nodes.take(here))
+                sums[i, here] += _values(states[site], model.saes[site].bias(), rows, nodes.take(here))
     value, moved = sums / sum(map(len, groups))
     return value, moved
 
 
-def _values(state: State, rows: Tensor, nodes: Nodes) -> Float64[np.ndarray, " n_nodes"]:
+def _values(state: State, bias: Tensor, rows: Tensor, nodes: Nodes) -> Float64[np.ndarray, " n_nodes"]:
     """Sums over rows of each node of one site."""
     code_at, feature = rows[state.code.rows()].numpy(), state.code.feature.numpy()
     value = state.code.value.double().numpy()
-    norms = [vector.double().norm(dim=1).numpy() for vector in (state.error, state.offset)]  # ERROR is −1, SKIP −2
+    norms = [vector.double().norm(dim=1).numpy() for vector in (state.error, state.offset - bias)]  # ERROR, SKIP
     out = np.zeros(len(nodes))
     for i, (_, position, which) in enumerate(nodes.triples):
         if which >= 0:

@@ -62,7 +62,7 @@ def find_circuit(
     setup = open_setup(config)
     stages = Stages(user_path(config.dir) / ".work" / config.name, setup.inputs, again=again)
     display.say(f"{len(setup.sites)} sites of {setup.model.model.name}: {', '.join(info.name for info in setup.sites)}")
-    behaviour = stages.json("behaviour", lambda: _behaviour(setup, display), "model", "task")
+    behaviour = stages.json("behaviour", lambda: _behaviour(setup, display), "code", "model", "task")
     display.say(f"before it begins: {estimate(config, setup.model, setup.train, setup.test, setup.metric)}")
     means = mean_states(setup.model, setup.train, batch=config.effects.batch)
     agreement = _agreement(setup, stages, means, display)

@@ -1,5 +1,6 @@
 """What a config asks for, opened: the model with its SAEs, and the examples of the task."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,7 +63,12 @@ class Setup:
         config = self.config.plain()
         sections = {key: config[key] for key in ("task", "effects", "nodes", "edges", "checks")}
         saes = [[info.site.model_dump(mode="json"), info.sae] for info in self.sites]
-        return {"code": files.code_version(), "model": self.model.model.identity, "saes": saes, **sections}
+        # templates and word lists are code, so the prompts themselves say whether a task is the same
+        prompts = [_digest(group) for group in (*self.train, *self.test)]
+        return {
+            "code": files.code_version(), "model": self.model.model.identity, "saes": saes, **sections,
+            "task": {**sections["task"], "prompts": prompts},
+        }
 
     @property
     def task_facts(self) -> dict[str, Any]:
@@ -71,6 +77,12 @@ class Setup:
             **self.config.task.model_dump(mode="json"), "name": self.task.name, "metric": name_of(self.metric),
             "n_train": sum(map(len, self.train)), "n_held_out": sum(map(len, self.test)),
         }
+
+
+def _digest(examples: Examples) -> str:
+    """Names examples by their tokens."""
+    parts = [examples.clean, examples.right, examples.wrong, *([] if examples.corrupt is None else [examples.corrupt])]
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
 
 def open_setup(config: CircuitConfig) -> Setup:
