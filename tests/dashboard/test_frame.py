@@ -46,7 +46,7 @@ def test_evaluations_show_every_figure_and_say_what_is_broken(root: Path) -> Non
 
 
 def test_circuits_say_what_fills_them_and_list_what_there_is(root: Path) -> None:
-    assert visit(page="circuits").code[0].value.startswith("sae circuit ")
+    assert visit(page="circuits").code[0].value == "make circuit-demo"
     (root.parent / "circuits" / "<b>capital").mkdir(parents=True)
     page = html(visit(page="circuits"))
     assert "&lt;b&gt;capital" in page and "<b>capital" not in page
