@@ -9,10 +9,8 @@ RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
 .PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean
 
-demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
-	$(SAE) train configs/quickstart.yaml --resume
-	$(SAE) index runs/quickstart
-	@echo "look at it with: make dashboard   (or: $(SAE) dashboard)"
+demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
+	$(SAE) demo
 
 # one thread a worker; tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
 test: $(VENV)/.done            ## the whole quick test suite

@@ -47,7 +47,7 @@ Source = str | Path | Config | dict[str, Any]
 
 def train(
     config: Source, overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
-    from_run: str | Path | None = None, quiet: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False, display: Display | None = None,
 ) -> Result:
     """Train the SAE that a config describes.
 
@@ -58,6 +58,7 @@ def train(
         resume: continue an interrupted run of the same config, bit for bit.
         from_run: the folder of another run, from whose last checkpoint a new one goes on (`training.going_on`).
         quiet: no progress display.
+        display: one of further work, whose steps are planned.
 
     Raises:
         SaescopeError: anything a user can cause; see the message.
@@ -68,7 +69,9 @@ def train(
             f"the config describes {len(members)} trainings ({', '.join(m.name for m in members)}); call sweep, which "
             "returns their results."
         )
-    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)[0]
+    return run_in_folders(
+        members, runs, _from_config, resume=resume, from_run=from_run, display=display or Display(quiet=quiet)
+    )[0]
 
 
 def sweep(
@@ -83,7 +86,7 @@ def sweep(
         members = [one for c in config for one in _resolved(c, overrides)]
     else:
         members = _resolved(config, overrides)
-    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)
+    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, display=Display(quiet=quiet))
 
 
 def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
@@ -101,13 +104,12 @@ def _from_config(members: Sequence[Config], display: Display) -> Shared:
 
 def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
-    resume: bool, quiet: bool, from_run: str | Path | None = None,
+    resume: bool, display: Display, from_run: str | Path | None = None,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
     if from_run is not None and (resume or len(members) > 1):
         raise SaescopeError("a run that goes on from another is a new one, and a single one: no --resume, and no sweep.")
     folders = [run_folder(runs, c.name) for c in members]
-    display = Display(quiet=quiet)
     if resume and all((f / "summary.json").exists() for f in folders):
         _check_same(members, folders)
         display.say(f"{folders[0]}: already finished")

@@ -85,7 +85,7 @@ def train_on(
         if reason := unused(config):
             raise SaescopeError(reason)
         return run([config], None, from_rows, Display(quiet=quiet))[0]
-    return run_in_folders([config], runs, from_rows, resume=resume, quiet=quiet)[0]
+    return run_in_folders([config], runs, from_rows, resume=resume, display=Display(quiet=quiet))[0]
 
 
 def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
