@@ -24,6 +24,7 @@ from sae.io.files import write_bytes
 from sae.io.locks import locked
 from sae.kernels import backend
 from sae.torch_state import own_torch_state
+from sae.units import Duration, Time
 from training.activations.batches import FIRST, Address
 from training.activations.calibration import calibrate
 from training.activations.harvest import open_data
@@ -34,11 +35,13 @@ from training.config.unused import unused
 from training.display import Display
 from training.finish import Result, finish, finished
 from training.going_on import going_on
-from training.loop import Every, Interrupted, fit
+from training.loop import Every, EverySeconds, Interrupted, fit
 from training.memory import require_saes
 from training.provenance import first_difference
 from training.report import Report, loggers
 from training.run_folder import run_folder
+from training.saver import Saver
+from training.schedule import Clock
 from training.shared import Reader, Shared, all_hooks, share
 from training.trainer import Trainer, new_sae
 
@@ -209,17 +212,24 @@ def _fit(
 ) -> None:
     """The loop over the shared batches."""
     clock, every = shared.clock, first.train
-    with closing(Reader(shared.batches.stream(start, prefetch=first.data.prefetch), start)) as reader:
-        def save(_: int) -> None:
-            assert checkpoints is not None
-            checkpoints.save(trainers, reader.next)
-
+    with ExitStack() as stack:
+        reader = stack.enter_context(closing(Reader(shared.batches.stream(start, prefetch=first.data.prefetch), start)))
+        saver = stack.enter_context(Saver(checkpoints, trainers, report.task.display.say)) if checkpoints else None
         try:
             fit(
                 trainers, reader, clock.n_steps, log=Every(clock.steps(every.log_every), report.log),
                 evaluate=Every(clock.steps(first.eval.every), report.evaluate),
-                save=Every(clock.steps(every.checkpoint_every), save) if checkpoints else None,
+                save=_save(every.checkpoint_every, clock, saver, reader) if saver else None,
                 advance=lambda: report.task.advance(clock.batch_rows),
             )
         except Interrupted as stop:
             raise Interrupted(f"{stop} Continue with --resume.") from None
+
+
+def _save(interval: Duration | Time, clock: Clock, saver: Saver, reader: Reader) -> Every | EverySeconds:
+    def save(_: int) -> None:
+        saver.save(reader.next)
+
+    if isinstance(interval, Time):
+        return EverySeconds(interval.seconds, save, lambda: saver.free)
+    return Every(clock.steps(interval), save)

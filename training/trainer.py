@@ -182,10 +182,10 @@ class Trainer:
         return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name."""
-        out = {f"sae.{name}": tensor for name, tensor in self.sae.tensors()}
+        """All tensors of the state, by name: themselves, as they lie in memory."""
+        out = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, (first, second) in self.moments.items():
-            out |= {f"adam.{name}.first": first.contiguous(), f"adam.{name}.second": second.contiguous()}
+            out |= {f"adam.{name}.first": first, f"adam.{name}.second": second}
         return out | {"last_fired": self.last_fired}
 
     def numbers(self) -> dict[str, Any]:

@@ -116,12 +116,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Equal tensors and metadata make equal bytes, which the library's own writer does not promise (the order of its
     metadata varies from run to run); and tensors go to disk one by one, without a second copy of all in memory.
     """
+    head, order = tensors_head(tensors, metadata)
+    with atomic_file(path) as file:
+        file.write(head)
+        for name in order:
+            file.write(tensor_bytes(tensors[name]))
+
+
+def tensors_head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> tuple[bytes, list[str]]:
+    """The first bytes of a safetensors file, and the order in which the tensors' own follow."""
     # wider types first keeps every tensor aligned, as the format asks
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for name in order:
-        size = tensors[name].numel() * tensors[name].element_size()
+        size = tensors[name].nbytes
         header[name] = {
             "dtype": _DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape),
             "data_offsets": [offset, offset + size],
@@ -129,10 +138,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(tensor_bytes(tensors[name]))
+    return len(text).to_bytes(8, "little") + text, order
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -7,7 +7,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from sae.base import SAEConfig
 from sae.section import Section
-from sae.units import Count, Duration, Seed
+from sae.units import Count, Duration, Interval, Seed, Time
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TENSORS, TextSource
@@ -155,8 +155,9 @@ class TrainConfig(Section):
     fused_adam: bool = False
     """On a GPU: make the gradients of W_enc and W_dec inside the optimiser step, a row at a time. 4 bytes less memory for
     each of their numbers, for gathering active rows twice; faster where rows · k is less than about 4 · d_sae."""
-    checkpoint_every: Duration = Duration(10, "%")
-    """How often the whole state is saved."""
+    checkpoint_every: Interval = Time(10, "min")
+    """How often the whole state is saved while training goes on: a time (`10 min`) or a stretch of training (`5%`). It is
+    also saved at the end, and when a signal comes."""
     log_every: Duration = Duration(1, "%")
     """How often a line goes to metrics.jsonl."""
     wandb: str | None = None
