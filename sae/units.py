@@ -76,7 +76,7 @@ class Time:
     @property
     def seconds(self) -> float:
         """In seconds."""
-        return self.value * {"s": 1, "min": 60, "h": 3600}[self.unit]
+        return float(self.value * {"s": 1, "min": 60, "h": 3600}[self.unit])
 
     def __str__(self) -> str:
         """The spelling that is read back."""

@@ -103,6 +103,7 @@ def test_fields_lists_every_variants_keys_with_their_meaning() -> None:
     text = fields()
     assert "variant: batchtopk" in text and "threshold_decay: 0.99" in text
     assert "budget: 1 epochs" in text and "Rows per training step." in text
+    assert "checkpoint_every: 10 min" in text
 
 
 @pytest.mark.parametrize("corpus", ["acts:own", "tensors", {"synthetic": {"d": 8}}])
