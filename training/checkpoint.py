@@ -20,7 +20,7 @@ import torch
 
 from sae.errors import SaescopeError
 from sae.io import chunks
-from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json
+from sae.io.files import atomic_dir, code_version, read_json, read_tensors, remove_all_abandoned, write_json
 from sae.io.snapshot import Snapshot
 from training.activations.batches import Address
 from training.provenance import first_difference
@@ -55,6 +55,7 @@ class Checkpoints:
 
     def write(self, facts: dict[str, Any], snapshots: Sequence[Snapshot]) -> None:
         """Write a checkpoint and drop all but the last two."""
+        remove_all_abandoned(self.folder, "step-*")  # a resumed training need not come by the same step again
         with atomic_dir(self.folder / f"step-{facts['n_steps']:08d}") as part:
             places = [part / f"{i:03d}.safetensors" for i in range(len(snapshots))]
             digests = [chunks.write_hashed(p, s.bytes()) for p, s in zip(places, snapshots, strict=True)]

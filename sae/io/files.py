@@ -6,6 +6,7 @@ a writer holds a lock on its partial file or folder, so that only abandoned ones
 
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import json
 import os
@@ -31,6 +32,7 @@ _DTYPES = {
 }
 
 
+@functools.cache
 def code_version() -> str:
     """The installed version of this code, as manifests record it."""
     try:
@@ -204,7 +206,12 @@ def read_rows(path: Path, name: str, rows: Sequence[int]) -> Tensor:
 
 def remove_abandoned(path: Path) -> None:
     """Remove what killed processes left behind while writing `path`."""
-    for partial in path.parent.glob(f".{_escaped(path.name)}.*{_PARTIAL}"):
+    remove_all_abandoned(path.parent, _escaped(path.name))
+
+
+def remove_all_abandoned(folder: Path, names: str) -> None:
+    """Remove what killed processes left behind in a folder while writing anything whose name is like `names`, a pattern."""
+    for partial in folder.glob(f".{names}.*{_PARTIAL}"):
         with _lock(partial, without_locks=False) as locked:
             if locked:
                 _remove(partial)
