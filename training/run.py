@@ -147,9 +147,15 @@ def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume:
 def _check_same(members: Sequence[Config], folders: Sequence[Path]) -> None:
     for member, folder in zip(members, folders, strict=True):
         path = folder / "config.yaml"
-        if path.exists() and (there := configs.read(path)[0]) != member:
+        if path.exists() and (there := _saved_as_often(configs.read(path)[0], member)) != member:
             key = first_difference(there.plain(), member.plain())
             raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
+
+
+def _saved_as_often(there: Config, member: Config) -> Config:
+    """How often a training is saved may change: nothing else of it depends on that."""
+    train = there.train.model_copy(update={"checkpoint_every": member.train.checkpoint_every})
+    return there.model_copy(update={"train": train})
 
 
 @own_torch_state()

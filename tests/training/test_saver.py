@@ -1,6 +1,7 @@
 """Checkpoints beside the training: what is in them, who waits for whom, and disks that refuse."""
 
 import errno
+import hashlib
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from torch import Tensor
 from sae.base import Transform
 from sae.errors import SaescopeError
 from sae.io import chunks
+from sae.io.files import read_json, write_json, write_tensors
 from training.activations.batches import Address
 from training.activations.calibration import Calibration
 from training.checkpoint import Checkpoints
@@ -94,6 +96,34 @@ def test_it_is_the_state_at_its_step_whatever_is_trained_meanwhile(
     steps(twin, 20)
     if device == "cpu":
         assert_same(state(twin), state(one))
+
+
+def test_a_checkpoint_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """It had every matrix row by row, and hashes of whole files."""
+    one, checkpoints = trainer(), Checkpoints(tmp_path, {})
+    steps(one, 3)
+    with Saver(checkpoints, [one], pytest.fail) as saver:
+        saver.save(HERE)
+    (place,) = checkpoints.finished()
+    write_tensors(place / "000.safetensors", {name: tensor.contiguous() for name, tensor in one.tensors().items()})
+    facts = read_json(place / "state.json")
+    assert facts.pop("turned") == [["sae.W_enc", "adam.W_enc.first", "adam.W_enc.second"]]
+    of_file = hashlib.sha256((place / "000.safetensors").read_bytes()).hexdigest()
+    write_json(place / "state.json", facts | {"format_version": 2, "sha256": [of_file]})
+    twin = trainer()
+    assert checkpoints.load([twin]) == (HERE, [])
+    assert_same(state(twin), state(one))
+    write_json(place / "state.json", facts | {"format_version": 2, "sha256": [of_file[::-1]]})
+    with pytest.raises(SaescopeError, match="was altered"):
+        checkpoints.load([twin])
+
+
+def test_what_a_kill_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000120.0123456789ab.partial").mkdir()
+    (tmp_path / ".other.0123456789ab.partial").mkdir()
+    with Saver(Checkpoints(tmp_path, {}), [trainer()], pytest.fail) as saver:
+        saver.save(HERE)
+    assert {path.name for path in tmp_path.iterdir()} == {".other.0123456789ab.partial", "step-00000000"}
 
 
 def test_the_next_one_waits_for_the_disk_and_the_loop_need_not(tmp_path: Path, held: threading.Event) -> None:
