@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean
 
 demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
 	$(SAE) demo
@@ -75,6 +75,9 @@ bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 feature
 
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json
+
+bench-checkpoints: $(VENV)/.done  ## a training with a checkpoint every minute beside the same one without (20 minutes)
+	$(PY) -m tests.e2e.checkpoint_times --out benchmarks/checkpoints.json
 
 saedashboard-times: $(VENV)/.done .peers/saedashboard/.done     ## sae index beside SAEDashboard, from one cache
 	$(PY) -m tests.peers.saedashboard_times runs/quickstart --python .peers/saedashboard/bin/python \

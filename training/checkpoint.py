@@ -1,10 +1,10 @@
 """Checkpoints of a group of trainers: one folder each, complete when it has its final name.
 
-    checkpoints/step-00000120/state.json              address of the next batch, counters, versions, hashes (`sae.io.chunks`)
+    checkpoints/step-00000120/state.json              address of the next batch, counters, versions, hashes
                               MEMBER.safetensors      weights, Adam's averages, thresholds, dead counters
 
-Matrices named in state.json under `turned` are in the file as their transpose. The last two checkpoints are kept. To resume
-from one continues bit for bit on the same machine, thread count and versions. `training.saver` writes them.
+Matrices named in state.json under `turned` are in the file as their transpose; hashes are those of `sae.io.chunks`. The
+last two checkpoints are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
 """
 
 import hashlib
@@ -48,9 +48,9 @@ class Checkpoints:
     def facts(self, trainers: Sequence[Trainer], next_batch: Address) -> dict[str, Any]:
         """What state.json says of trainers as they are now; to read their numbers waits for the device."""
         return {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": trainers[0].n_steps, "next_batch": list(next_batch),
-            "members": [t.config.name for t in trainers], "numbers": [t.numbers() for t in trainers],
-            "made_from": self.made_from, "surroundings": surroundings(),
+            "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": trainers[0].n_steps,
+            "next_batch": list(next_batch), "members": [t.config.name for t in trainers],
+            "numbers": [t.numbers() for t in trainers], "made_from": self.made_from, "surroundings": surroundings(),
         }
 
     def write(self, facts: dict[str, Any], snapshots: Sequence[Snapshot]) -> None:

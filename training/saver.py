@@ -1,13 +1,13 @@
 """Checkpoints that do not stop the training: a snapshot in host memory, written and hashed by a thread of its own.
 
 One is written at a time, from the one snapshot there is memory for. Who asks for another meanwhile waits, so that a stretch
-of training (`checkpoint_every: 5%`) means the same steps on any disk; a time (`10 min`) is no promise of a step, so there the
+of training (`checkpoint_every: 5%`) means the same steps on any disk. A time (`10 min`) is no promise of a step: there the
 loop asks first whether the saver is `free`, and steps on until it is.
 """
 
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
-from typing import Any
+from typing import Any, Self
 
 from sae.errors import SaescopeError
 from sae.io.snapshot import Snapshot
@@ -28,7 +28,7 @@ class Saver:
         self._pool = ThreadPool(1)
         self._writing: AsyncResult[SaescopeError | None] | None = None
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,7 +1,7 @@
 """Large files, written and hashed in chunks by several threads.
 
-A file's digest is the sha256 of the sha256 of its chunks, `CHUNK` bytes each but the last, so that chunks can be hashed side
-by side, and while they are written: nothing is read back from the disk.
+A file's digest is the sha256 of the sha256 of its chunks, `CHUNK` bytes each but the last. So chunks can be hashed side by
+side, and while they are written: nothing is read back from the disk.
 """
 
 import errno
@@ -31,6 +31,8 @@ def write_hashed(path: Path, data: memoryview) -> str:
             done = 0
             while done < len(chunk):
                 done += os.pwrite(file.fileno(), chunk[done:], start + done)
+            if hasattr(os, "posix_fadvise"):  # to the disk at once, and not in the place of what is read from memory
+                os.posix_fadvise(file.fileno(), start, len(chunk), os.POSIX_FADV_DONTNEED)
             return hashlib.sha256(chunk).digest()
 
         return _digest(write, len(data))

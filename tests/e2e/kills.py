@@ -66,7 +66,8 @@ def artefacts(root: Path) -> dict[str, bytes]:
     found += sorted(folder.glob("checkpoints/step-*"))[-1].iterdir()
     metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     lines = [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in metrics]
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)} | {"metrics": json.dumps(lines, sort_keys=True).encode()}
+    of_files = {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
+    return of_files | {"metrics": json.dumps(lines, sort_keys=True).encode()}
 
 
 def whole(root: Path) -> dict[str, float]:

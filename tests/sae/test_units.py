@@ -38,7 +38,8 @@ class Repeated(BaseModel):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30 s", 30), ("1.5 seconds", 1.5), ("10 min", 600), ("1 minute", 60), ("10min", 600), ("2 h", 7200), ("0.5 hours", 1800)],
+    [("30 s", 30), ("1.5 seconds", 1.5), ("10 min", 600), ("1 minute", 60), ("10min", 600), ("2 h", 7200),
+     ("0.5 hours", 1800)],
 )
 def test_a_time_is_read_with_its_unit_and_survives_its_spelling(text: str, seconds: float) -> None:
     repeated = Repeated.model_validate({"every": text})

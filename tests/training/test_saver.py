@@ -59,7 +59,8 @@ def state(one: Trainer) -> dict[str, Tensor]:
 
 def assert_same(there: dict[str, Tensor], here: dict[str, Tensor]) -> None:
     assert there.keys() == here.keys()
-    assert all(torch.equal(there[name], here[name]) for name in here), [n for n in here if not torch.equal(there[n], here[n])]
+    different = [name for name in here if not torch.equal(there[name], here[name])]
+    assert not different
 
 
 @pytest.fixture
