@@ -29,8 +29,9 @@ from sae.errors import SaescopeError
 from sae.io.arrays import write_array
 from sae.io.files import code_version, write_json
 from sae.io.locks import locked
+from training.activations.outbox import OnTheWay, Writers, to_host
 from training.activations.row_files import RowFile, RowFiles
-from training.activations.sources import DTYPES, NO_NUMBERS, row_norms
+from training.activations.sources import DTYPES, NO_NUMBERS
 from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
 
 # bfloat16 has no numpy type: its bits are stored as uint16
@@ -77,9 +78,10 @@ def fill(
 ) -> None:
     """Write the activations of `widths`' hooks, going on behind the last whole shard of an earlier attempt.
 
-    `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype; `advance(n_tokens)` is told of
-    progress, `skip(n_tokens)` of what was there.
-    Several hooks are filled in step. A kill at any moment leaves whole shards only.
+    `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype, on whichever device, in memory of their
+    own; `advance(n_tokens)` is told of progress, `skip(n_tokens)` of what was there.
+    Several hooks are filled in step. Shards are copied to the host, hashed and written by threads while the next are
+    computed. A kill at any moment leaves whole shards only.
 
     Raises:
         SaescopeError: another process is writing, too little space, or NaN or infinite activations.
@@ -99,13 +101,15 @@ def fill(
             _restart_unless(part, plan | {"d": widths[hook]})
         done = sum(f.stat().st_size for part in parts.values() for f in part.glob("*.npy"))
         check_space(tokens.folder, bytes_needed(tokens, {h: widths[h] for h in hooks}, dtype) - done, say)
-        for i, (start, stop) in enumerate(bounds):
-            todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
-            if todo:
-                acts = compute(np.arange(start, stop))
-                for hook in todo:
-                    _write_shard(parts[hook], i, acts[hook], start, hook)
-            (advance if todo else skip)((stop - start) * tokens.n_ctx)
+        with Writers() as writers:
+            for i, (start, stop) in enumerate(bounds):
+                todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
+                if todo:
+                    acts = compute(np.arange(start, stop))
+                    for hook in todo:
+                        writers.submit(_write_shard, parts[hook], i, to_host(acts[hook]), start, hook)
+                    del acts
+                (advance if todo else skip)((stop - start) * tokens.n_ctx)
         for hook, part in parts.items():
             _finish(part, hook_folder(tokens.folder, hook), hook, widths[hook], dtype, len(bounds), str(plan["tokens"]))
 
@@ -124,8 +128,8 @@ def _restart_unless(part: Path, plan: dict[str, Any]) -> None:
     write_json(path, plan)
 
 
-def _write_shard(part: Path, i: int, acts: Float[Tensor, "n n_ctx d"], first_seq: int, hook: str) -> None:
-    norms = row_norms(acts.flatten(0, 1)).view(acts.shape[:2])
+def _write_shard(part: Path, i: int, shard: OnTheWay, first_seq: int, hook: str) -> None:
+    acts, norms = shard.arrived()
     bad = ~norms.isfinite()
     if bad.any():
         seq, position = (int(v) for v in bad.nonzero()[0])
