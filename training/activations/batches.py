@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sae.errors import SaescopeError
 from training.activations.calibration import KeepMask
-from training.activations.places import Buffers, Loaded, Place, place_for
+from training.activations.places import Buffers, Loaded, Place
 from training.activations.sources import Source
 from training.corpus.tokens import Tokens
 
@@ -34,7 +34,6 @@ class Address(NamedTuple):
 
 
 FIRST = Address(0, 0, 0)
-CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
@@ -61,8 +60,7 @@ class Batches:
 
     def __init__(
         self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], *,
-        seed: int, batch_rows: int, superblock_rows: int, block_rows: int, device: torch.device = CPU, reserved: int = 0,
-        say: Callable[[str], None] = lambda _: None,
+        seed: int, batch_rows: int, superblock_rows: int, block_rows: int, say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Nothing is read yet.
 
@@ -75,13 +73,12 @@ class Batches:
             batch_rows: rows per batch.
             superblock_rows: rows shuffled together, at most.
             block_rows: contiguous rows that stay together until then.
-            device: where batches are given.
-            reserved: bytes of it that a training step takes, which superblocks leave free.
-            say: told where superblocks lie.
+            say: told if superblocks do not go where they were to.
         """
+        self.place = Place()
         self.source, self.mask, self.hooks = source, mask, tuple(hooks)
         self.seed, self.batch_rows, self.block_rows = seed, batch_rows, block_rows
-        self.device, self.reserved, self.say = device, reserved, say
+        self.say = say
         per_seq = tokens.n_ctx // block_rows
         training = tokens.sequences(held_out=False)
         self.blocks = (training[:, None] * per_seq + np.arange(per_seq)).reshape(-1)
@@ -108,17 +105,21 @@ class Batches:
         """Those of a batch, and those of the mask if their norms are known only once the model has run."""
         return tuple(dict.fromkeys((*self.hooks, *(self.mask.limits if self.source.computed else ()))))
 
-    def _buffers(self, place: Place) -> Buffers:
+    def _buffers(self, n: int) -> list[Buffers]:
+        """Memory of `n` superblocks; where the place has less, there is another."""
         widths = {hook: self.source.widths[hook] for hook in self._read_hooks()}
-        return place.buffers(widths, self.source.dtypes, self.superblock_rows)
+        try:
+            return [self.place.buffers(widths, self.source.dtypes, self.superblock_rows) for _ in range(n)]
+        except torch.OutOfMemoryError:
+            self.place = self.place.instead()
+            self.say(f"less of the device is free than it was; superblocks are {self.place.name}")
+            return self._buffers(n)
 
     def superblock(
-        self, epoch: int, number: int, place: Place | None = None, buffers: Buffers | None = None,
-        stop: threading.Event | None = None,
+        self, epoch: int, number: int, buffers: Buffers | None = None, stop: threading.Event | None = None
     ) -> Superblock:
         """Read one superblock and permute its kept rows; given up as soon as `stop` is set."""
-        place = place or Place()
-        buffers = buffers or self._buffers(place)
+        place, buffers = self.place, buffers or self._buffers(1)[0]
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.blocks))
         mine = order[number * self.blocks_per_superblock : (number + 1) * self.blocks_per_superblock]
         blocks = self.blocks[np.sort(mine)]
@@ -137,8 +138,8 @@ class Batches:
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
     ) -> Generator[Batch, None, None]:
         """Batches from an address on, without end; rank r of n takes every n-th one, beginning with the r-th."""
-        empty, place = 0, self._place(prefetch)
-        for block in self._superblocks(start.epoch, start.superblock, prefetch, place):
+        empty = 0
+        for block in self._superblocks(start.epoch, start.superblock, prefetch):
             here = (block.epoch, block.number) == (start.epoch, start.superblock)
             n_batches = len(block.rows) // self.batch_rows
             empty = 0 if n_batches else empty + 1
@@ -149,35 +150,29 @@ class Batches:
                 )
             mine = [j for j in range(start.j if here else 0, n_batches) if j % n_ranks == rank]
             cuts = [slice(j * self.batch_rows, (j + 1) * self.batch_rows) for j in mine]
-            with closing(place.batches(block.loaded, cuts)) as batches:
+            with closing(self.place.batches(block.loaded, cuts)) as batches:
                 for j, cut, acts in zip(mine, cuts, batches, strict=True):
                     yield Batch(Address(block.epoch, block.number, j), block.rows[cut], acts)
 
-    def _place(self, prefetch: int) -> Place:
-        """Where superblocks go, by the memory that is free now."""
-        place = place_for(self.device, (1 + prefetch) * self.superblock_bytes(), self.reserved)
-        self.say(f"superblocks are {place.name}")
-        return place
-
-    def _superblocks(self, epoch: int, number: int, prefetch: int, place: Place) -> Iterator[Superblock]:
+    def _superblocks(self, epoch: int, number: int, prefetch: int) -> Iterator[Superblock]:
         """Superblocks without end, the next `prefetch` of them prepared by a thread meanwhile.
 
         Each uses the memory of an earlier one that is no longer needed.
         """
         count = epoch * self.n_superblocks + number
         stop = threading.Event()
-        free = [self._buffers(place) for _ in range(1 + prefetch)]
+        free = self._buffers(1 + prefetch)
         with ThreadPoolExecutor(1, thread_name_prefix="superblocks") as pool:
             ahead: deque[Future[Superblock]] = deque()
             try:
                 while True:
                     while free:
                         at = divmod(count, self.n_superblocks)
-                        ahead.append(pool.submit(self.superblock, *at, place, free.pop(), stop))
+                        ahead.append(pool.submit(self.superblock, *at, free.pop(), stop))
                         count += 1
                     block = ahead.popleft().result()
                     yield block
-                    place.release(block.buffers)
+                    self.place.release(block.buffers)
                     free.append(block.buffers)
             finally:
                 stop.set()

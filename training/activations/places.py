@@ -56,7 +56,11 @@ class Loaded:
 class Place:
     """Superblocks in memory, for a training on the CPU; on a GPU the two below stand for it."""
 
-    name = "in memory"
+    name, on_host = "in memory", True
+
+    def instead(self) -> "Place":
+        """Where superblocks go if there is too little memory here after all."""
+        raise AssertionError("memory of the host runs out in other ways")
 
     def buffers(self, widths: Mapping[str, int], dtypes: Mapping[str, torch.dtype], n_rows: int) -> Buffers:
         """Memory for a superblock of `n_rows` rows."""
@@ -91,9 +95,16 @@ class Place:
 class OnDevice(Place):
     """Superblocks on the GPU that trains."""
 
+    on_host = False
+
     def __init__(self, device: torch.device) -> None:
         self.device, self.name = device, f"on {device}"
         self.side = _side_stream(device)
+
+    def instead(self) -> Place:
+        """Host memory."""
+        torch.cuda.empty_cache()
+        return ThroughHost(self.device)
 
     def buffers(self, widths: Mapping[str, int], dtypes: Mapping[str, torch.dtype], n_rows: int) -> Buffers:
         """Memory for a superblock of `n_rows` rows.
@@ -154,8 +165,10 @@ class OnDevice(Place):
 class ThroughHost(Place):
     """Superblocks in host memory, batches on the GPU that trains."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.name = device, f"in host memory, their batches copied to {device} ahead of need"
+    def __init__(self, device: torch.device, free: int = 0) -> None:
+        """`free` are the bytes of the device beside what training takes, for the name."""
+        self.device = device
+        self.name = f"in memory ({device} has {free / 1e6:,.0f} MB for them), their batches copied there ahead of need"
         self.side = _side_stream(device)
 
     def working(self) -> AbstractContextManager[object]:
@@ -195,13 +208,13 @@ def _side_stream(device: torch.device) -> "torch.cuda.Stream":
     return side
 
 
-def place_for(device: torch.device, n_bytes: int, reserved: int) -> Place:
-    """Where `n_bytes` of superblocks go, if a training step takes `reserved` bytes of the device besides."""
+def place_for(device: torch.device, n_bytes: int, taken: int) -> Place:
+    """Where `n_bytes` of superblocks go, if training takes `taken` bytes of its device besides."""
     if device.type != "cuda":
         return Place()
     # what torch's allocator holds and does not use is free, too
     free = available(device) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return OnDevice(device) if n_bytes <= _FREE_SHARE * free - reserved else ThroughHost(device)
+    return OnDevice(device) if n_bytes <= _FREE_SHARE * free - taken else ThroughHost(device, max(0, free - taken))
 
 
 def in_pieces(
