@@ -91,6 +91,14 @@ class Place:
     def release(self, buffers: Buffers) -> None:
         """Nothing to wait for."""
 
+    def bring(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
+        """Rows that were given from elsewhere, for work here (`working`)."""
+        return dict(acts)
+
+    def hand_over(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
+        """The outcome of work here, for the trainer."""
+        return acts
+
 
 class OnDevice(Place):
     """Superblocks on the GPU that trains."""
@@ -149,17 +157,28 @@ class OnDevice(Place):
 
     def batches(self, loaded: Loaded, cuts: Sequence[slice]) -> Generator[dict[str, Float[Tensor, "n_rows _"]]]:
         """Rows by hook, gathered on the trainer's stream."""
-        stream = torch.cuda.current_stream(self.device)
         assert loaded.ready is not None
-        stream.wait_event(loaded.ready)
-        for tensor in (*loaded.acts.values(), loaded.order):
-            tensor.record_stream(stream)
+        _handed({**loaded.acts, "order": loaded.order}, loaded.ready, self.device)
         for cut in cuts:
             yield {hook: rows.index_select(0, loaded.order[cut]) for hook, rows in loaded.acts.items()}
 
     def release(self, buffers: Buffers) -> None:
         """They are written again behind what the trainer's stream still does with them."""
         buffers.free = torch.cuda.current_stream(self.device).record_event()
+
+    def bring(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
+        """Those that lie here stay; others are copied without waiting for what the trainer does."""
+        if any(rows.device == self.device for rows in acts.values()):
+            self.side.wait_stream(torch.cuda.default_stream(self.device))
+        with self.working():
+            return {hook: rows if rows.device == self.device else self._copied(rows) for hook, rows in acts.items()}
+
+    def _copied(self, rows: Float[Tensor, "n_rows _"]) -> Float[Tensor, "n_rows _"]:
+        return (rows.pin_memory() if rows.device.type == "cpu" else rows).to(self.device, non_blocking=True)
+
+    def hand_over(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
+        """The trainer's stream goes on behind the work here."""
+        return _handed(acts, self.side.record_event(), self.device)
 
 
 class ThroughHost(Place):
@@ -183,12 +202,7 @@ class ThroughHost(Place):
                 if cut is not None:
                     ahead.append(pool.submit(self._copied, loaded, cut))
                 if len(ahead) > BATCHES_AHEAD or (cut is None and ahead):
-                    acts, done = ahead.popleft().result()
-                    stream = torch.cuda.current_stream(self.device)
-                    stream.wait_event(done)
-                    for rows in acts.values():
-                        rows.record_stream(stream)
-                    yield acts
+                    yield _handed(*ahead.popleft().result(), self.device)
 
     def _copied(self, loaded: Loaded, cut: slice) -> tuple[dict[str, Tensor], torch.cuda.Event]:
         order, acts = loaded.order[cut], {}
@@ -199,6 +213,15 @@ class ThroughHost(Place):
                 # torch gives the pinned memory out again only behind this copy
                 acts[hook] = pinned.to(self.device, non_blocking=True)
             return acts, self.side.record_event()
+
+
+def _handed(acts: dict[str, Tensor], done: "torch.cuda.Event", device: torch.device) -> dict[str, Tensor]:
+    """Have the current stream wait for `done`, and torch keep the memory of these until that stream is through with them."""
+    stream = torch.cuda.current_stream(device)
+    stream.wait_event(done)
+    for rows in acts.values():
+        rows.record_stream(stream)
+    return acts
 
 
 def _side_stream(device: torch.device) -> "torch.cuda.Stream":
