@@ -29,7 +29,7 @@ from sae.errors import SaescopeError
 from sae.io.arrays import write_array
 from sae.io.files import code_version, write_json
 from sae.io.locks import locked
-from training.activations.outbox import OnTheWay, Writers, to_host
+from training.activations.outbox import OnTheWay, to_host, writing
 from training.activations.row_files import RowFile, RowFiles
 from training.activations.sources import DTYPES, NO_NUMBERS
 from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
@@ -101,13 +101,13 @@ def fill(
             _restart_unless(part, plan | {"d": widths[hook]})
         done = sum(f.stat().st_size for part in parts.values() for f in part.glob("*.npy"))
         check_space(tokens.folder, bytes_needed(tokens, {h: widths[h] for h in hooks}, dtype) - done, say)
-        with Writers() as writers:
+        with writing() as write:
             for i, (start, stop) in enumerate(bounds):
                 todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
                 if todo:
                     acts = compute(np.arange(start, stop))
                     for hook in todo:
-                        writers.submit(_write_shard, parts[hook], i, to_host(acts[hook]), start, hook)
+                        write(_write_shard, parts[hook], i, to_host(acts[hook]), start, hook)
                     del acts
                 (advance if todo else skip)((stop - start) * tokens.n_ctx)
         for hook, part in parts.items():

@@ -2,10 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from jaxtyping import Float
@@ -40,7 +40,7 @@ def to_host(rows: Float[Tensor, "n n_ctx d"]) -> OnTheWay:
     norms = row_norms(rows.flatten(0, 1)).view(rows.shape[:2])
     if rows.device.type != "cuda":
         return OnTheWay(rows.cpu(), norms.cpu())
-    side = _side(rows.device)
+    side = torch.cuda.Stream(rows.device)
     side.wait_stream(torch.cuda.current_stream(rows.device))
     with torch.cuda.stream(side):
         pinned = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (rows, norms)]
@@ -51,29 +51,20 @@ def to_host(rows: Float[Tensor, "n n_ctx d"]) -> OnTheWay:
     return OnTheWay(*pinned, copied, (rows, norms))
 
 
-def _side(device: torch.device) -> "torch.cuda.Stream":
-    """One of torch's own pool of streams, of which there are few."""
-    return torch.cuda.Stream(device)
+@contextmanager
+def writing() -> Iterator[Callable[..., None]]:
+    """While open, calls handed to what this gives are made by threads, which are at most a few behind.
 
+    What goes wrong in one is raised by a later one, or at the end, when all have been made.
+    """
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1), thread_name_prefix="writers") as pool:
 
-class Writers:
-    """Threads that write, at most a few files behind; what went wrong in one is raised here. To be used in a `with`."""
+        def submit(write: Callable[..., None], *args: object) -> None:
+            while len(pending) > WRITERS:
+                pending.popleft().result()
+            pending.append(pool.submit(write, *args))
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1), thread_name_prefix="writers")
-        self._pending: deque[Future[None]] = deque()
-
-    def submit(self, write: Callable[..., None], *args: object) -> None:
-        """Have `write(*args)` called; waits while too many are under way."""
-        while len(self._pending) > WRITERS:
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(write, *args))
-
-    def __enter__(self) -> "Writers":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Wait for all; an error of one is raised unless there is another."""
-        self._pool.shutdown(wait=True)
-        while self._pending and error is None:
-            self._pending.popleft().result()
+        yield submit
+        while pending:
+            pending.popleft().result()

@@ -216,7 +216,7 @@ class ThroughHost(Place):
 
 
 def _handed(acts: dict[str, Tensor], done: "torch.cuda.Event", device: torch.device) -> dict[str, Tensor]:
-    """Have the current stream wait for `done`, and torch keep the memory of these until that stream is through with them."""
+    """Have the current stream wait for `done`; torch keeps the memory of these until that stream is through with them."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(done)
     for rows in acts.values():
