@@ -25,6 +25,7 @@ from training.activations.places import Buffers, Loaded, Place
 from training.activations.sources import Source
 from training.corpus.tokens import Tokens
 
+
 class Address(NamedTuple):
     """Where a batch stands in the stream."""
 

@@ -1,4 +1,4 @@
-"""Rows on their way from the model to the disk, while the model goes on: copies on a stream of their own, writing threads."""
+"""Rows on their way from model to disk, while the model goes on: copies on a stream of their own, and writing threads."""
 
 import os
 from collections import deque
