@@ -1,18 +1,20 @@
 """Rows of one width in files, one file behind the other: blocks of them are read straight into memory that is given."""
 
-import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from sae.errors import SaescopeError
+
+# every map takes a descriptor, and 1,024 is a common limit
+_MAPPED_FILES = 256
 
 
 class RowFile(NamedTuple):
@@ -24,62 +26,71 @@ class RowFile(NamedTuple):
     n_rows: int
 
 
-class Run(NamedTuple):
-    """Rows that follow each other, and where they go."""
-
-    first: int
-    n_rows: int
-    at: int
-
-
-def runs(blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Iterator[Run]:
-    """The rows of blocks in the order given, neighbouring blocks together."""
-    begins = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
-    lengths = np.diff(begins, append=len(blocks))
-    for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):
-        yield Run(int(blocks[begin]) * block_rows, length * block_rows, begin * block_rows)
-
-
 class RowFiles:
-    """Reads blocks of rows; several threads may at once."""
+    """Reads blocks of rows; several threads may at once.
+
+    Files are mapped, and all blocks of one are copied by a single call that lets other threads run: a call for each block
+    would keep the trainer's thread from launching its kernels (a hundred took 18 ms beside eight such readers, and 0.7 ms
+    beside these, at a seventh of the speed).
+    """
 
     def __init__(self, files: Sequence[RowFile], row_bytes: int) -> None:
         self.files, self.row_bytes = files, row_bytes
-        self._ends = list(accumulate(file.n_rows for file in files))
+        self._ends = np.cumsum([file.n_rows for file in files])
+        self._mapped = lru_cache(maxsize=_MAPPED_FILES)(self._map)
+
+    def _map(self, number: int) -> UInt8[np.ndarray, "n_rows row_bytes"]:
+        path, offset, n_rows = self.files[number]
+        try:
+            return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(n_rows, self.row_bytes))
+        except (OSError, ValueError):
+            raise SaescopeError(f"{path} has gone or become shorter since it was opened; restore it.") from None
 
     def read(
         self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Float[Tensor, "n_rows d"]
     ) -> None:
-        """Fill `out`, on the CPU, with the rows of these blocks: one request for blocks that lie side by side.
+        """Fill `out`, on the CPU, with the rows of these blocks.
 
         Raises:
             SaescopeError: a file has gone or become shorter since it was opened.
         """
-        target = memoryview(out.view(torch.uint8).numpy().reshape(-1))
-        for number, requests in groupby(self._requests(blocks, block_rows), lambda request: request[0]):
-            file = self.files[number]
-            try:
-                with file.path.open("rb", buffering=0) as opened:
-                    for _, (first, n_rows, at) in requests:
-                        part = target[at * self.row_bytes : (at + n_rows) * self.row_bytes]
-                        _read_exactly(opened.fileno(), part, file.offset + first * self.row_bytes, file.path)
-            except FileNotFoundError:
-                raise SaescopeError(f"{file.path} has gone since it was opened; restore it and start again.") from None
+        target = out.view(torch.uint8).numpy().reshape(len(blocks), block_rows, self.row_bytes)
+        first = blocks * block_rows
+        file, last = (np.searchsorted(self._ends, row, side="right") for row in (first, first + block_rows - 1))
+        whole = np.flatnonzero(file == last)
+        # stretches of blocks of one file, as they come in `out`
+        cuts = np.flatnonzero((np.diff(file[whole]) != 0) | (np.diff(whole) != 1)) + 1
+        for mine in np.split(whole, cuts) if len(whole) else ():
+            self._take(int(file[mine[0]]), first[mine], target[mine[0] : mine[-1] + 1])
+        for i in np.flatnonzero(file != last):
+            self._across(int(first[i]), target[i])
 
-    def _requests(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Iterator[tuple[int, Run]]:
-        """Runs cut at the ends of files, each with its file's number and counted from that file's first row."""
-        for first, n_rows, at in runs(blocks, block_rows):
-            while n_rows:
-                number = bisect_right(self._ends, first)
-                here = min(n_rows, self._ends[number] - first)
-                yield number, Run(first - self._ends[number] + self.files[number].n_rows, here, at)
-                first, n_rows, at = first + here, n_rows - here, at + here
+    def _take(
+        self, number: int, first: Int64[np.ndarray, " n"], target: UInt8[np.ndarray, "n block_rows row_bytes"]
+    ) -> None:
+        """Blocks that lie in one file, by their first rows."""
+        rows, block_rows = self._mapped(number), target.shape[1]
+        local = first - (int(self._ends[number]) - self.files[number].n_rows)
+        # the file's blocks begin where the first of these does, a whole number of blocks before it
+        begin = int(local[0]) % block_rows
+        n_blocks = (len(rows) - begin) // block_rows
+        aligned = rows[begin : begin + n_blocks * block_rows].reshape(n_blocks, block_rows, self.row_bytes)
+        # with another mode numpy would copy a second time
+        np.take(aligned, local // block_rows, axis=0, out=target, mode="clip")
+
+    def _across(self, first: int, target: UInt8[np.ndarray, "block_rows row_bytes"]) -> None:
+        """A block that begins in one file and ends in another."""
+        at = 0
+        while at < len(target):
+            number = int(np.searchsorted(self._ends, first + at, side="right"))
+            local = first + at - (int(self._ends[number]) - self.files[number].n_rows)
+            here = min(len(target) - at, self.files[number].n_rows - local)
+            target[at : at + here] = self._mapped(number)[local : local + here]
+            at += here
 
 
-def _read_exactly(descriptor: int, part: memoryview, offset: int, path: Path) -> None:
-    """Fill `part` with the bytes from `offset` on; one request carries at most 2 GB on Linux."""
-    while part:
-        n_read = os.preadv(descriptor, (part,), offset)
-        if not n_read:
-            raise SaescopeError(f"{path} ends before byte {offset:,}: it was cut while it was read; write it again.")
-        part, offset = part[n_read:], offset + n_read
+def runs(blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Iterator[tuple[int, int, int]]:
+    """The rows of blocks in the order given, neighbouring blocks together: first row, number of rows, place in the order."""
+    begins = np.flatnonzero(np.diff(blocks, prepend=-2) != 1).tolist()
+    for begin, end in pairwise([*begins, len(blocks)]):
+        yield int(blocks[begin]) * block_rows, (end - begin) * block_rows, begin * block_rows
