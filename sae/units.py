@@ -105,7 +105,8 @@ Interval = Annotated[Duration | Time, PlainValidator(_interval), PlainSerializer
 """How often something is done: a stretch of training, `5%`, or a time, `10 min`."""
 
 
-def _count(value: object) -> object:
+def count(value: object) -> object:
+    """A number that may be written as a `Count`; what is no number is left as it is."""
     if isinstance(value, str):
         match = re.match(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kMB]?)\s*$", value)
         if match is None:
@@ -120,7 +121,7 @@ def _count(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(count)]
 """A whole number that may be written `1e6`, `2_000_000` or `320k`."""
 
 Seed = Annotated[int, Field(ge=0, le=_LARGEST)]

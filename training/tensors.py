@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sae.base import SAEConfig
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, by_hook, is_array
 from training.activations.harvest import Data
 from training.activations.loader import Loader, LoaderBatches, Opened, opened
+from training.activations.places import place_for
 from training.activations.row_sequences import acts_tokens, blocks_are_split
 from training.activations.sources import ActsSource
 from training.config.reading import merged, resolve
@@ -162,7 +164,8 @@ def _loader(
     held_out = tokens.sequences(held_out=True)
     held_rows = {hook: data.source.rows(hook, held_out, tokens.n_ctx) for hook in hooks}
     clock = _clock(config, loader, len(held_out) * tokens.n_ctx)
-    batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows)
+    place = place_for(resolve_device(config.train.device), 0, 0)
+    batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows, place=place)
     heldout = HeldOut(data.source, tokens, mask, site_hooks(members), config.eval.n_rows)
     return Shared(data, mask, clock, batches, heldout)
 

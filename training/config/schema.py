@@ -3,11 +3,11 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from sae.base import SAEConfig
 from sae.section import Section
-from sae.units import Count, Duration, Interval, Seed, Time
+from sae.units import Count, Duration, Interval, Seed, Time, count
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TENSORS, TextSource
@@ -16,6 +16,13 @@ from training.run_folder import fault_of_name
 from training.site import Site
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _batch_seqs(value: object) -> object:
+    found = count(value) if value != "auto" else value
+    if found != "auto" and not (isinstance(found, int) and found > 0):
+        raise ValueError(f"{value!r} is neither auto nor a number of sequences above 0")
+    return found
 
 
 class ModelConfig(Section):
@@ -27,8 +34,8 @@ class ModelConfig(Section):
     """Where it runs: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision it computes in; `auto` is bfloat16 where the device multiplies it in hardware, else float32."""
-    batch_seqs: Count = Field(default=16, gt=0)
-    """Sequences per forward pass."""
+    batch_seqs: Annotated[int | Literal["auto"], BeforeValidator(_batch_seqs)] = "auto"
+    """Sequences per forward pass; `auto` is what a GPU's free memory allows, measured once for a cache, and 16 on a CPU."""
 
 
 class CorpusConfig(Section):
