@@ -20,7 +20,9 @@ Opened = Callable[[Sequence[Config], Display], Shared]
 """Opens the rows of a training, as `training.run.run` takes it."""
 
 PATIENCE = 4
-"""A stretch is cut off after so many times the seconds asked for, though its superblock has not ended."""
+"""A stretch begins, and is cut off, after so many times the seconds asked for, though its superblock has not ended."""
+N_FIRST = 4
+"""Steps in which kernels are compiled and captured, which no patience is lost on."""
 
 
 class Enough(Exception):
@@ -42,7 +44,7 @@ class Watched:
         self.batches, self.device, self.seconds = batches, device, seconds
         self.warmup_rows, self.keep = warmup_rows, keep
         self.kept: list[dict[str, Tensor]] = []
-        self.n_rows = self.n_superblocks = 0
+        self.n_rows = self.n_batches = self.n_superblocks = 0
         self.opened = time.perf_counter()
         self.began: tuple[float, int] | None = None
         self.took: tuple[float, int] | None = None
@@ -59,18 +61,20 @@ class Watched:
                 if len(self.kept) < self.keep:
                     # copies: a stream may use the memory of a batch again
                     self.kept.append({hook: rows.to(self.device, copy=True) for hook, rows in batch.acts.items()})
-                self.n_rows += len(batch.rows)
+                self.n_rows, self.n_batches = self.n_rows + len(batch.rows), self.n_batches + 1
                 yield batch
 
     def _look(self, fresh: bool) -> None:
         """Begin or end the stretch before the next batch, which is the first of its superblock if it is `fresh`."""
+        if self.n_batches <= N_FIRST:
+            self.opened = time.perf_counter()
         since = time.perf_counter() - (self.began[0] if self.began else self.opened)
         late = since > PATIENCE * self.seconds
         if self.began is None:
             if (fresh and self.n_superblocks > 2 and self.n_rows >= self.warmup_rows) or (late and self.n_rows):
-                self.began, self.whole = (self._now(), self.n_rows), fresh
+                self.began, self.whole = (self._now(), self.n_rows), not late
         elif late or (fresh and since >= self.seconds):
-            self.whole = self.whole and fresh
+            self.whole = bool(self.whole) and fresh
             self.took = self._now() - self.began[0], self.n_rows - self.began[1]
             raise Enough
 
