@@ -72,7 +72,7 @@ def bench_e2e(
     for name in sizes:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="bench-e2e-", dir=folder) as root:
-            measured = Legs(Path(root), SIZES[name], where, seconds, overrides, say=partial(_say, display, name))
+            measured = Legs(Path(root), SIZES[name], where, seconds, overrides, say=partial(_say, display, name, began))
             for _ in range(rounds):
                 measured.once([leg for leg in PARTS if leg in legs])
         found = {leg: figures(leg, measured.rates) for leg in PARTS if leg in legs}
@@ -83,8 +83,8 @@ def bench_e2e(
     return {"machine": machine(where), "results": results}
 
 
-def _say(display: Display, name: str, text: str) -> None:
-    display.say(f"{name}: {text}")
+def _say(display: Display, name: str, began: float, text: str) -> None:
+    display.say(f"{name}, {time.perf_counter() - began:.0f} s: {text}")
 
 
 def figures(leg: str, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from training.activations.cache import CacheSource
 from training.model.native import byte_tokenizer
@@ -18,8 +19,12 @@ FILE_ROWS = 65_536
 def make_model(
     folder: Path, *, d_model: int, n_layers: int, n_heads: int, d_mlp: int, n_ctx: int, dtype: torch.dtype,
     device: torch.device,
-) -> None:
-    """Write a Llama network with random weights and a tokenizer of bytes as a transformers directory."""
+) -> nn.Module:
+    """Write a Llama network with random weights and a tokenizer of bytes as a transformers directory.
+
+    Returns:
+        The network without its head.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -33,6 +38,8 @@ def make_model(
     with quiet_transformers():
         network.to(dtype).save_pretrained(folder)
     byte_tokenizer(D_VOCAB, n_ctx).save_pretrained(folder)
+    bare: nn.Module = network.model.eval().requires_grad_(False)
+    return bare
 
 
 def make_text(path: Path, *, n_tokens: int, n_ctx: int) -> None:

@@ -19,7 +19,7 @@ from training.activations.cache import CacheSource, hook_folder
 from training.activations.harvest import make_cache, open_data
 from training.bench.inputs import make_model, make_rows, make_text
 from training.bench.pace import Watched, paced
-from training.bench.parts import Step, copy_rates, forward, forward_rate, rate, read_rate, write_rate
+from training.bench.parts import Step, copy_rates, forward_rate, rate, read_rate, write_rate
 from training.config.reading import resolve
 from training.config.schema import Config
 from training.corpus.tokens import make_tokens
@@ -64,19 +64,18 @@ class Legs:
         self, folder: Path, size: Size, device: torch.device, seconds: float, overrides: Sequence[str],
         say: Callable[[str], None],
     ) -> None:
-        """Makes and loads the network, and makes text."""
+        """Makes a network, of which one copy is the model and another stays bare, and text."""
         self.folder, self.size, self.device, self.seconds = folder, size, device, seconds
         self.overrides, self.say = overrides, say
         self.rates: dict[str, list[float]] = {}
         self.facts: dict[str, Any] = {"device": str(device), "seconds": seconds, "rounds": 0}
         say("making a network and text")
-        make_model(
+        self.bare = make_model(
             folder / "model", d_model=size.d_in, n_layers=size.n_layers, n_heads=size.n_heads, d_mlp=size.d_mlp,
             n_ctx=size.n_ctx, dtype=torch_dtype(fast_dtype(device)), device=device,
         )
         make_text(folder / "text.jsonl", n_tokens=size.n_tokens, n_ctx=size.n_ctx)
         self.model = load_model(f"local:{folder / 'model'}", device=str(device), dtype="auto")
-        self.bare = forward(folder / "model", self.model.dtype, device)
         self.facts["model_dtype"] = str(self.model.dtype).removeprefix("torch.")
 
     @property

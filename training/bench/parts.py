@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from training.activations.calibration import calibrate
 from training.config.schema import Config
-from training.model.packaged import quiet_transformers
 from training.shared import Shared
 from training.trainer import Trainer, new_sae
 
@@ -61,18 +60,9 @@ class Step:
         return len(next(iter(batch.values())))
 
 
-def forward(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The bare Hugging Face network of a folder, without its head."""
-    from transformers import AutoModel
-
-    with quiet_transformers():
-        network: nn.Module = AutoModel.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
-    return network.eval().requires_grad_(False).to(device)
-
-
 @torch.no_grad()
 def forward_rate(network: nn.Module, n_seqs: int, n_ctx: int, d_vocab: int, device: torch.device, seconds: float) -> float:
-    """Tokens per second of the bare forward, `n_seqs` sequences at a time."""
+    """Tokens per second of a bare Hugging Face network's forward, `n_seqs` sequences at a time."""
     ids = torch.randint(0, d_vocab, (n_seqs, n_ctx), generator=torch.Generator().manual_seed(0)).to(device)
 
     def one() -> int:
