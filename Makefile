@@ -20,11 +20,12 @@ check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.done           ## harvest, cache and index benchmarks
+bench: $(VENV)/.done           ## harvest, cache, index and end-to-end benchmarks
 	mkdir -p benchmarks
 	$(SAE) bench harvest --out benchmarks/harvest.json
 	$(SAE) bench cache --out benchmarks/cache.json
 	$(SAE) bench index --out benchmarks/index.json
+	$(SAE) bench e2e --out benchmarks/e2e.json
 
 dashboard: $(VENV)/.done       ## browse the runs: http://localhost:8501
 	$(SAE) dashboard
