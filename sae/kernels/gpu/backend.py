@@ -8,6 +8,7 @@ how the kernels are tested without a device.
 
 import os
 import weakref
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -51,7 +52,7 @@ class Gpu:
         if precision not in ("auto", "fp32", "bf16"):
             raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
         try:
-            from sae.kernels.gpu import autograd
+            from sae.kernels.gpu import autograd, kept
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise
@@ -69,6 +70,9 @@ class Gpu:
         self._reference = Reference()
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
+        self._copies: Any = kept.Copies()
+        self._kept: Any = None
+        self._kept_stats: Any = kept.KeptStats
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without the gradients that wait."""
@@ -123,8 +127,11 @@ class Gpu:
         ids = None if auxk is None else auxk.dead.nonzero().squeeze(-1)
         ids = None if ids is None or ids.numel() == 0 else ids
         k_aux = 0 if auxk is None or ids is None else min(auxk.k, ids.numel())
+        with _plain(x), torch.no_grad():
+            operands = self._autograd.Operands(self._operand(W_enc, W_enc.t()), self._operand(W_dec, W_dec))
         options = self._autograd.Options(
-            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec)
+            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec), operands,
+            partial(self._keep, weakref.ref(W_dec)),
         )
         with _plain(x):
             value, x_hat, aux_hat, feature, indptr = self._autograd.Autoencode.apply(
@@ -155,7 +162,26 @@ class Gpu:
         _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
         from sae.kernels.gpu import optimizer
 
-        return optimizer.optimizer_step(params, self._waiting, **arguments)
+        kept, self._kept = self._kept, None
+        return optimizer.optimizer_step(params, self._waiting, kept, self._copies, **arguments)
+
+    def refresh(self) -> None:
+        """Make the bf16 copies again of weights that were changed by others than `optimizer_step`.
+
+        Every pass does so for its weights; a captured step cannot, so this is to be called before it is replayed.
+        """
+        self._copies.refresh()
+
+    def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
+        """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""
+        if self._settings.precision == "bf16" and _may_wait(weight, feature_major):
+            half = self._copies.of(weight)
+            return half if weight is feature_major else half.t()
+        return self._settings.operand(_fp32(feature_major))
+
+    def _keep(self, W_dec: weakref.ref, grads: Any) -> None:
+        """Keep the statistics of gradients for the optimiser step."""
+        self._kept = self._kept_stats.of(grads, W_dec())
 
     def _deferred(self, W_enc: Tensor, W_dec: Tensor) -> Any:
         """Where the gradients of the weights wait for a fused step, if it can take them; None: they are made."""
