@@ -11,7 +11,7 @@ import weakref
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.code import SparseCode
@@ -142,11 +142,11 @@ class Gpu:
     @torch.no_grad()
     def optimizer_step(
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-        clip: float | None,
+        clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """Adam with clipping by global norm and unit-norm rows."""
         tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
-        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip}
+        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip, "rates": rates}
         other = any(t.dtype != torch.float32 for t in tensors)
         while other and self._waiting:
             self._waiting.pop().write_out()

@@ -34,7 +34,7 @@ def _row_length(p: ParamState) -> int:
 
 def optimizer_step(
     params: list[ParamState], waiting: list[Waiting], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-    clip: float | None,
+    clip: float | None, rates: Float32[Tensor, "2"] | None = None,
 ) -> Float32[Tensor, ""]:
     """One Adam step, see `sae.kernels.Backend`. Two passes over the gradients (norm, step), no wait for the device.
 
@@ -62,13 +62,13 @@ def optimizer_step(
         total = total + claimed[0].squares(claimed[2].unit_rows)
     norm = total.sqrt()
     if claimed is not None:
-        fused_step(*claimed, norm, clip, numbers)
+        fused_step(*claimed, norm, clip, numbers, rates)
     for p, d, block, grad, square, radial in work:
         param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
         launch(
-            kernels.adam_kernel, (square.numel(),), grad, param, mean, var, square, radial, norm, param.numel(), d,
-            0.0 if clip is None else clip, *numbers, BLOCK_D=block, UNIT_ROWS=p.unit_rows,
-            SPARSE=p.sparse_axis is not None, CLIP=clip is not None,
+            kernels.adam_kernel, (square.numel(),), grad, param, mean, var, square, radial, norm,
+            norm if rates is None else rates, param.numel(), d, 0.0 if clip is None else clip, *numbers, BLOCK_D=block, UNIT_ROWS=p.unit_rows,
+            SPARSE=p.sparse_axis is not None, CLIP=clip is not None, ON_DEVICE=rates is not None,
         )
         # autograd has to learn that they changed
         torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])
