@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.code import SparseCode
@@ -149,11 +149,11 @@ class Gpu:
     @torch.no_grad()
     def optimizer_step(
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-        clip: float | None,
+        clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """Adam with clipping by global norm and unit-norm rows."""
         tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
-        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip}
+        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip, "rates": rates}
         other = any(t.dtype != torch.float32 for t in tensors)
         while other and self._waiting:
             self._waiting.pop().write_out()
@@ -164,13 +164,6 @@ class Gpu:
 
         kept, self._kept = self._kept, None
         return optimizer.optimizer_step(params, self._waiting, kept, self._copies, **arguments)
-
-    def refresh(self) -> None:
-        """Make the bf16 copies again of weights that were changed by others than `optimizer_step`.
-
-        Every pass does so for its weights; a captured step cannot, so this is to be called before it is replayed.
-        """
-        self._copies.refresh()
 
     def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
         """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""

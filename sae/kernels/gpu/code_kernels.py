@@ -120,10 +120,20 @@ def adam(grad, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bia
 
 @triton.jit
 @no_type_check
+def rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE: tl.constexpr):
+    """The two numbers of an Adam step that change from step to step: as given, or read from the device."""
+    if ON_DEVICE:
+        lr_over_bias = tl.load(rate_ptr)
+        one_over_bias2 = tl.load(rate_ptr + 1)
+    return lr_over_bias, one_over_bias2
+
+
+@triton.jit
+@no_type_check
 def adam_kernel(
-    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, norm_ptr, half_ptr, n_elements, d, clip,
+    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, norm_ptr, rate_ptr, half_ptr, n_elements, d, clip,
     lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr,
-    SPARSE: tl.constexpr, CLIP: tl.constexpr, HAS_HALF: tl.constexpr,
+    SPARSE: tl.constexpr, CLIP: tl.constexpr, ON_DEVICE: tl.constexpr, HAS_HALF: tl.constexpr,
 ):
     """One Adam step of each row; unit rows lose the radial part of their gradient and are renormalised. Grid (rows,).
 
@@ -131,6 +141,7 @@ def adam_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     scale = clip / tl.maximum(tl.load(norm_ptr), clip, propagate_nan=tl.PropagateNan.ALL) if CLIP else 1.0
+    lr_over_bias, one_over_bias2 = rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE)
     if SPARSE:
         n_elements = tl.where(tl.load(square_ptr + row) == 0, 0, n_elements)
     radial = 0.0

@@ -56,13 +56,6 @@ class Copies:
             torch.autograd.graph.increment_version([held.half])
             held.version = weight._version
 
-    def refresh(self) -> None:
-        """Make the copies again of weights that somebody else has changed."""
-        for held in list(self._copies.values()):
-            weight = held.weight()
-            if weight is not None:
-                self.of(weight)
-
 
 @dataclass
 class KeptStats:

@@ -95,7 +95,7 @@ def _with_norms(
 
 def optimizer_step(
     params: list[ParamState], waiting: list[Waiting], kept: KeptStats | None, copies: Copies, *, step: int, lr: float,
-    betas: tuple[float, float], eps: float, clip: float | None,
+    betas: tuple[float, float], eps: float, clip: float | None, rates: Float32[Tensor, "2"] | None = None,
 ) -> Float32[Tensor, ""]:
     """One Adam step, see `sae.kernels.Backend`; no wait for the device.
 
@@ -111,16 +111,17 @@ def optimizer_step(
         total = total + claimed[0].squares(claimed[2].unit_rows)
     norm = total.sqrt()
     if claimed is not None:
-        fused_step(*claimed, norm, clip, numbers)
+        fused_step(*claimed, norm, clip, numbers, rates)
     for flat in flats:
         p = flat.state
         param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
         half = copies.to_write(p.param)
         launch(
             kernels.adam_kernel, (ceil_div(param.numel(), flat.d),), flat.grad, param, mean, var, flat.square,
-            flat.radial, norm, param if half is None else _in_place(half, p.param), param.numel(), flat.d,
-            0.0 if clip is None else clip, *numbers, BLOCK_D=flat.block, UNIT_ROWS=p.unit_rows,
-            SPARSE=p.sparse_axis is not None, CLIP=clip is not None, HAS_HALF=half is not None,
+            flat.radial, norm, norm if rates is None else rates, param if half is None else _in_place(half, p.param),
+            param.numel(), flat.d, 0.0 if clip is None else clip, *numbers, BLOCK_D=flat.block, UNIT_ROWS=p.unit_rows,
+            SPARSE=p.sparse_axis is not None, CLIP=clip is not None, ON_DEVICE=rates is not None,
+            HAS_HALF=half is not None,
         )
         # autograd has to learn that they changed
         torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])

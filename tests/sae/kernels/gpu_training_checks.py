@@ -284,6 +284,36 @@ def check_optimizer(device: str) -> None:
 
 
 @check
+def check_rates_on_the_device(device: str) -> None:
+    """Numbers of the host that a captured step would repeat are not looked at: the same bits from those of the device."""
+    for fused in (False, True):
+        states = []
+        for on_device in (False, True):
+            training = Training(Gpu("fp32", dense_above=1.0, fused_adam=fused), Problem.random(device, 5, 8, 8, 12), False)
+            for step in (1, 2):
+                training.loss(Select("topk", k=2), None, None).backward()
+                over = [0.01 / (1 - 0.9**step), 1 / (1 - 0.999**step)]
+                rates = torch.tensor(over, device=device) if on_device else None
+                numbers = {"step": 7, "lr": 99.0} if on_device else {"step": step, "lr": 0.01}
+                training.kernels.optimizer_step(
+                    training.params, betas=(0.9, 0.999), eps=1e-4, clip=0.5, rates=rates, **numbers
+                )
+                for p in training.params:
+                    p.param.grad = None
+            states.append(training.state())
+        for name, tensor in states[0].items():
+            assert torch.equal(tensor, states[1][name]), (fused, name)
+    exact, params = (adam_params(device, torch.float64) for _ in range(2))
+    for p in (*exact, *params):
+        p.param.grad = torch.sin(torch.arange(p.param.numel(), device=device)).view(p.param.shape).double()
+    REFERENCE.optimizer_step(exact, step=3, clip=None, **ADAM)
+    rates = torch.tensor([0.01 / (1 - 0.9**3), 1 / (1 - 0.999**3)], device=device)
+    REFERENCE.optimizer_step(params, step=1, clip=None, rates=rates, **ADAM)
+    for a, b in zip(params, exact, strict=True):
+        close("reference", a.param, b.param)
+
+
+@check
 def check_sparse_optimizer(device: str) -> None:
     """Features without a gradient keep value and moments; in the parameters of every layout."""
     sizes = {"W_dec": ((9, 21), 0), "W_enc": ((1100, 9), 1), "b_enc": ((9,), 0), "b_dec": ((21,), None)}
