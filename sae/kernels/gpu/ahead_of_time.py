@@ -144,7 +144,7 @@ def _optimise(shape: Shape) -> None:
 
 
 _TYPES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
 }
 
 

@@ -120,6 +120,15 @@ def adam(grad, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bia
 
 @triton.jit
 @no_type_check
+def bf16_bits(number):
+    """The bits of a number rounded to bf16, nearest even: the interpreter's own cast cuts them off."""
+    bits = number.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(number != number, 0x7FC0, rounded).to(tl.int16)
+
+
+@triton.jit
+@no_type_check
 def rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE: tl.constexpr):
     """The two numbers of an Adam step that change from step to step: as given, or read from the device."""
     if ON_DEVICE:
@@ -165,7 +174,7 @@ def adam_kernel(
         tl.store(var_ptr + at, var, mask=inside)
         tl.store(param_ptr + at, param, mask=inside)
         if HAS_HALF and not UNIT_ROWS:
-            tl.store(half_ptr + at, param.to(half_ptr.dtype.element_ty), mask=inside)
+            tl.store(half_ptr + at, bf16_bits(param), mask=inside)
         square += tl.where(inside, param * param, 0.0)
     if UNIT_ROWS:
         norm = tl.maximum(tl.sqrt(tl.sum(square, 0)), 1e-12)
@@ -179,4 +188,4 @@ def adam_kernel(
             param /= norm
             tl.store(param_ptr + row * d + column, param, mask=inside)
             if HAS_HALF:
-                tl.store(half_ptr + row * d + column, param.to(half_ptr.dtype.element_ty), mask=inside)
+                tl.store(half_ptr + row * d + column, bf16_bits(param), mask=inside)
