@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels.gpu import backward, optimizer, products, select
+from sae.kernels.gpu import backward, batch, optimizer, products, select
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu import launch as gpu_launch
 from sae.kernels.gpu.kept import Copies
@@ -81,6 +81,10 @@ def _select(shape: Shape) -> None:
         select.select_topk(scores, bias, shape.k, absolute)
     listed = torch.empty(48, shape.k + 8, dtype=torch.int32)
     select.select_listed(listed, torch.empty(listed.shape), shape.k, False)
+    rows, weights = torch.empty(48, shape.d_in), torch.empty(shape.d_sae, shape.d_in)
+    select.select_rescored(listed, rows, weights, bias, shape.k, False, select.empty(48, shape.k, bias.device))
+    found = batch.largest_scores(scores, bias, 48 * (shape.k + 1), False)
+    batch.largest_entries(found, 48 * shape.k, False)
     for threshold, margin, inclusive in (
         (torch.empty(1), None, False), (torch.empty(1), None, True), (bias, torch.empty(48), False),
     ):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from sae.code import SparseCode
+from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 from sae.kernels.reference import Reference
@@ -90,7 +90,8 @@ class Gpu:
             return self._reference.encode(x, W_enc, b_enc, select)
         with _plain(x):
             encoder = self._autograd.Encoder.of(_fp32(x), _fp32(W_enc.t()), _fp32(b_enc), self._settings)
-            return self._autograd.encode(encoder, select)
+            code = self._autograd.encode(encoder, select)
+        return without_padding(code) if select.mode == "batch_topk" else code
 
     @torch.no_grad()
     def decode(
@@ -183,6 +184,12 @@ class Gpu:
         from sae.kernels.gpu.fused import Deferred
 
         return Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
+
+
+def without_padding(code: SparseCode) -> SparseCode:
+    """A CSR code without its zeros. Waits for the device."""
+    kept = code.active.nonzero().squeeze(-1)
+    return from_pairs(code.rows()[kept], code.feature[kept], code.value[kept], code.n_rows, code.d_sae)
 
 
 def _plain(x: Tensor) -> torch.autocast:

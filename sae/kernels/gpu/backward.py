@@ -1,5 +1,6 @@
 """The backward pass of a code on the GPU: every gradient from one plan, the code's entries sorted by feature."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.kernels.gpu import weight_kernels as kernels
-from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, warps_for
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, two_blocks, warps_for
 from sae.kernels.gpu.products import entry_dots
 
 CHUNK_ENTRIES = 256
@@ -152,7 +153,7 @@ class Work:
         """One program holds whole rows, and makes the value gradients on its way."""
         return self.width <= self.fused_width
 
-    @property
+    @functools.cached_property
     def cut(self) -> tuple[Tensor, ...]:
         """Features, where they begin, order, and rows: how the work is cut."""
         plan = self.plan
@@ -231,8 +232,7 @@ def _decoder_grads(work: Work, dW_dec: Tensor, stats: Stats, parts: Tensor) -> F
     """The decoder's gradients and statistics, and those of the values, of which padding passes none on."""
     (d_sae, d), code = work.W_dec.shape, work.code
     dvalue = torch.zeros_like(code.value)
-    block_a = max(16, power_of_2(d + 1) // 2)
-    block_b = 0 if block_a >= d else power_of_2(d - block_a)
+    block_a, block_b = two_blocks(d)
     launch(
         kernels.decoder_grads_kernel, (2 * work.plan.n_windows + d_sae,), *work.cut, code.value,
         code.value if work.extra is None else work.extra, dvalue, work.plan.first if work.ends is None else work.ends,
