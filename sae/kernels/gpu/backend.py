@@ -70,7 +70,7 @@ class Gpu:
         self._reference = Reference()
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
-        self._copies: Any = kept.Copies()
+        self.copies: Any = kept.Copies()
         self._kept: Any = None
         self._kept_stats: Any = kept.KeptStats
 
@@ -164,12 +164,12 @@ class Gpu:
         from sae.kernels.gpu import optimizer
 
         kept, self._kept = self._kept, None
-        return optimizer.optimizer_step(params, self._waiting, kept, self._copies, **arguments)
+        return optimizer.optimizer_step(params, self._waiting, kept, self.copies, **arguments)
 
     def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
         """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""
         if self._settings.precision == "bf16" and _may_wait(weight, feature_major):
-            half = self._copies.of(weight)
+            half = self.copies.of(weight)
             return half if weight is feature_major else half.t()
         return self._settings.operand(_fp32(feature_major))
 
