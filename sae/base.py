@@ -75,7 +75,8 @@ class Step:
     @property
     def loss(self) -> Float[Tensor, ""]:
         """The sum of the terms."""
-        return torch.stack(list(self.terms.values())).sum()
+        first, *rest = self.terms.values()
+        return sum(rest, first)
 
 
 class Transform(nn.Module):

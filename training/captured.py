@@ -60,6 +60,8 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
+        self.graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        """Those in use."""
 
     def run(self, step: Callable[[], None]) -> None:
         """On the stream on which it will be captured."""
@@ -71,21 +73,21 @@ class CudaGraphs:
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture it. Threads that read, copy and save meanwhile are no part of it."""
-        graph, others = torch.cuda.CUDAGraph(), graphs(self.device)
-        pool = next((other.pool() for other in others), None)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((other.pool() for other in self.graphs), None)
         here = torch.cuda.current_stream(self.device)
         # a capture that fails would leave its own stream the current one
         with torch.cuda.device(self.device), torch.cuda.stream(here):
             with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
                 step()
-        others.add(graph)
+        self.graphs.add(graph)
         return graph.replay
 
 
 @functools.cache
-def graphs(device: torch.device) -> "WeakSet[torch.cuda.CUDAGraph]":
-    """Those of a device that are in use."""
-    return WeakSet()
+def cuda_graphs(device: torch.device) -> CudaGraphs:
+    """The recorder of a device, which all its trainers share."""
+    return CudaGraphs(device)
 
 
 class Captured:

@@ -17,7 +17,7 @@ from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.variants import VARIANTS
 from training.activations.calibration import Calibration
-from training.captured import Captured, CudaGraphs, Line, Moment, Recorder
+from training.captured import Captured, Line, Moment, Recorder, cuda_graphs
 from training.config.schema import Config
 from training.schedule import Clock, learning_rate
 
@@ -57,7 +57,7 @@ class Trainer:
 
     def __init__(
         self, config: Config, sae: SAE, clock: Clock, device: torch.device, *,
-        reduce_gradients: Callable[[list[Tensor]], None] | None = None,
+        reduce_gradients: Callable[[list[Tensor]], None] | None = None, say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`sae` is moved to `device`.
 
@@ -69,9 +69,11 @@ class Trainer:
             reduce_gradients: called in every step between backward and optimiser, with the gradients of all parameters
                 in the order of their names. It changes them in place: here gradients of several ranks become their mean.
                 Counters, thresholds and the controller stay this rank's own.
+            say: told, once, why steps on a CUDA device are not captured in a CUDA graph (`train.graph`).
 
         Raises:
-            SaescopeError: `reduce_gradients` with `train.fused_adam`, which makes no gradients.
+            SaescopeError: `reduce_gradients` with `train.fused_adam`, which makes no gradients; `train.graph` is true where
+                steps cannot be captured.
         """
         if reduce_gradients is not None and config.train.fused_adam:
             raise SaescopeError("train.fused_adam makes no gradients that could be reduced over ranks; set it to false.")
@@ -97,16 +99,29 @@ class Trainer:
         self.controller = Controller(sparsity, clock.steps(sparsity.approach), device)
         self.window = Window(device)
         self.pace = Pace()
-        self.launched_because = None if config.train.graph is False else self._uncapturable()
-        if config.train.graph is True and self.launched_because:
-            raise SaescopeError(f"train.graph is true, but {self.launched_because}; set it to auto.")
-        self._captured = None
-        if config.train.graph is not False and self.launched_because is None:
-            self._captured = self.captured(CudaGraphs(device))
+        self._say = say
+        self._captured = self._to_be_captured()
 
     def _choose_kernels(self) -> None:
         train = self.config.train
         self.sae.kernels = backend(self.device, train.kernels, train.precision, fused_adam=train.fused_adam)
+
+    def _to_be_captured(self) -> Captured | None:
+        """The step, if it is to be captured."""
+        asked = self.config.train.graph
+        if asked is False:
+            return None
+        reason = self._uncapturable()
+        if reason is None:
+            return self.captured(cuda_graphs(self.device))
+        if asked is True:
+            raise SaescopeError(f"train.graph is true, but {reason}; set it to auto.")
+        if self.device.type == "cuda":
+            self._say_launched(reason)
+        return None
+
+    def _say_launched(self, reason: str) -> None:
+        self._say(f"{self.config.name}: each launch of a step is the host's own, not a CUDA graph's: {reason}")
 
     def _uncapturable(self) -> str | None:
         """Why steps cannot be captured."""
@@ -175,7 +190,7 @@ class Trainer:
             if not self._captured.recording:
                 raise
             self._captured = None
-            self.launched_because = f"it could not be captured in a CUDA graph ({str(error).splitlines()[0]})"
+            self._say_launched(f"capturing one failed ({str(error).splitlines()[0]})")
             self.sae.zero_grad(set_to_none=True)
             self._choose_kernels()  # anew, without gradients that wait
             return False

@@ -170,9 +170,9 @@ class TopK(SAE):
     @torch.no_grad()
     def observe(self, step: Step) -> None:
         """Move the inference threshold of those that choose over the batch towards this batch's smallest |value|."""
-        size = step.code.value.detach().abs()
-        if not self.config.over_batch or size.numel() == 0:
+        if not self.config.over_batch or step.code.value.numel() == 0:
             return
+        size = step.code.value.detach().abs()
         assert isinstance(self.config, BatchCountConfig)
         least = torch.where(size > 0, size, torch.inf).min()
         found = least.isfinite()  # not asked of the device, which would have to be waited for
