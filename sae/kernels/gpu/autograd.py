@@ -5,6 +5,7 @@ of x_hat are gathered in bf16; every sum is fp32, as are values and gradients.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -111,7 +112,7 @@ class Pass:
             else:
                 grads = gpu_backward.code_grads(work)
         if left is not None:
-            left.add_to(grads)
+            left.add_to(grads, saved.decoder)
         return grads
 
     def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor, saved: Saved) -> Tensor:
@@ -167,6 +168,13 @@ def _revive(
     return done, saved, _reconstruct(code, rows, None, None, settings)[0]
 
 
+class Operands(NamedTuple):
+    """Weights as gathers and GEMMs read them, feature-major."""
+
+    W_enc_t: Float[Tensor, "d_sae d_in"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+
+
 class Options(NamedTuple):
     """What a pass is to do, beside its tensors."""
 
@@ -177,6 +185,10 @@ class Options(NamedTuple):
     """Dead features per row, of those that are given."""
     deferred: gpu_fused.Deferred | None
     """Where the gradients of the weights wait for the optimiser, if they are not to be made in the backward pass."""
+    operands: Operands
+    """Both weights as gathers and GEMMs read them."""
+    keep: Callable[[gpu_backward.CodeGrads], None]
+    """Told of the gradients that a backward pass has made."""
 
 
 class Autoencode(torch.autograd.Function):
@@ -194,15 +206,16 @@ class Autoencode(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
         """Encode, select, decode."""
         select, settings = options.select, options.settings
-        encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
-        decoder = settings.operand(W_dec)
+        x = x if b_pre is None else x - b_pre
+        encoder = Encoder(x, W_enc_t, b_enc, settings, settings.operand(x), options.operands.W_enc_t)
+        decoder = options.operands.W_dec
         ctx.done, saved, x_hat = _forward(encoder, W_dec, decoder, b_dec, select, options.prefixes)
         kept, aux_hat = [W_enc_t, *saved], None
         if chosen is not None:
             ctx.aux, of_dead, aux_hat = _revive(encoder, chosen, decoder, options.k_aux, absolute=select.absolute)
             kept = [*kept, chosen.ids, *of_dead]
         ctx.save_for_backward(*kept)
-        ctx.deferred = options.deferred
+        ctx.deferred, ctx.keep = options.deferred, options.keep
         ctx.mark_non_differentiable(*(t for t in (saved.feature, saved.indptr) if t is not None))
         ctx.set_materialize_grads(False)
         return saved.value, x_hat, aux_hat, saved.feature, saved.indptr
@@ -220,6 +233,7 @@ class Autoencode(torch.autograd.Function):
             dead, of_dead = tensors[n], Saved(*tensors[n + 1 :])
             left = gpu_backward.Left(dead, ctx.aux.gradients(None, daux_hat[None].contiguous(), of_dead))
         grads = done.gradients(dvalue, dx_hat, saved, left=left, deferred=ctx.deferred)
+        ctx.keep(grads)
         dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
         if dx is not None and left is not None:
             dx += ctx.aux.input_gradient(left.grads.value, W_enc_t[left.ids], of_dead)

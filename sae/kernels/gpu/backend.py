@@ -8,13 +8,14 @@ how the kernels are tested without a device.
 
 import os
 import weakref
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from sae.code import SparseCode
+from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 from sae.kernels.reference import Reference
@@ -51,7 +52,7 @@ class Gpu:
         if precision not in ("auto", "fp32", "bf16"):
             raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
         try:
-            from sae.kernels.gpu import autograd
+            from sae.kernels.gpu import autograd, kept
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise
@@ -69,6 +70,9 @@ class Gpu:
         self._reference = Reference()
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
+        self._copies: Any = kept.Copies()
+        self._kept: Any = None
+        self._kept_stats: Any = kept.KeptStats
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without the gradients that wait."""
@@ -86,7 +90,8 @@ class Gpu:
             return self._reference.encode(x, W_enc, b_enc, select)
         with _plain(x):
             encoder = self._autograd.Encoder.of(_fp32(x), _fp32(W_enc.t()), _fp32(b_enc), self._settings)
-            return self._autograd.encode(encoder, select)
+            code = self._autograd.encode(encoder, select)
+        return without_padding(code) if select.mode == "batch_topk" else code
 
     @torch.no_grad()
     def decode(
@@ -122,8 +127,11 @@ class Gpu:
             )
         chosen = None if auxk is None else self._autograd.Chosen.of(auxk)
         k_aux = 0 if auxk is None or chosen is None else min(auxk.k, chosen.ids.numel())
+        with _plain(x), torch.no_grad():
+            operands = self._autograd.Operands(self._operand(W_enc, W_enc.t()), self._operand(W_dec, W_dec))
         options = self._autograd.Options(
-            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec)
+            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec), operands,
+            partial(self._keep, weakref.ref(W_dec)),
         )
         with _plain(x):
             value, x_hat, aux_hat, feature, indptr = self._autograd.Autoencode.apply(
@@ -154,7 +162,19 @@ class Gpu:
         _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
         from sae.kernels.gpu import optimizer
 
-        return optimizer.optimizer_step(params, self._waiting, **arguments)
+        kept, self._kept = self._kept, None
+        return optimizer.optimizer_step(params, self._waiting, kept, self._copies, **arguments)
+
+    def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
+        """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""
+        if self._settings.precision == "bf16" and _may_wait(weight, feature_major):
+            half = self._copies.of(weight)
+            return half if weight is feature_major else half.t()
+        return self._settings.operand(_fp32(feature_major))
+
+    def _keep(self, W_dec: weakref.ref, grads: Any) -> None:
+        """Keep the statistics of gradients for the optimiser step."""
+        self._kept = self._kept_stats.of(grads, W_dec())
 
     def _deferred(self, W_enc: Tensor, W_dec: Tensor) -> Any:
         """Where the gradients of the weights wait for a fused step, if it can take them; None: they are made."""
@@ -163,6 +183,12 @@ class Gpu:
         from sae.kernels.gpu.fused import Deferred
 
         return Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
+
+
+def without_padding(code: SparseCode) -> SparseCode:
+    """A CSR code without its zeros. Waits for the device."""
+    kept = code.active.nonzero().squeeze(-1)
+    return from_pairs(code.rows()[kept], code.feature[kept], code.value[kept], code.n_rows, code.d_sae)
 
 
 def _plain(x: Tensor) -> torch.autocast:

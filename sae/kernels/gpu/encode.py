@@ -15,9 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
-from sae.kernels.gpu import products
+from sae.kernels.gpu import batch, products
 from sae.kernels.gpu import select as gpu_select
-from sae.kernels.gpu.launch import power_of_2
 from sae.kernels.interface import Select
 
 Pairs = tuple[Tensor, Tensor, Tensor]
@@ -126,8 +125,9 @@ def encode(encoder: Encoder, select: Select) -> SparseCode:
     """The selected features of every row, ascending in each row."""
     if select.mode == "topk":
         return _topk(encoder, select)
-    pairs = _batch_topk(encoder, select) if select.mode == "batch_topk" else _threshold(encoder, select)
-    return from_pairs(*pairs, *encoder.shape)
+    if select.mode == "batch_topk":
+        return _batch_topk(encoder, select)
+    return from_pairs(*_threshold(encoder, select), *encoder.shape)
 
 
 def everything(encoder: Encoder, *, absolute: bool) -> SparseCode:
@@ -152,8 +152,7 @@ def _topk(encoder: Encoder, select: Select) -> SparseCode:
         n_listed = min(d_sae, k + encoder.settings.margin)
         # scores below 0 are not ranked: in a row of fewer than k positives, those within rounding of 0 may be missed
         listed, _ = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
-        exact = encoder.rescored(n_listed, listed.view(-1), rows).view_as(listed)
-        gpu_select.select_listed(listed, exact, k, select.absolute, out)
+        gpu_select.select_rescored(listed, encoder.x[rows], encoder.W, encoder.b, k, select.absolute, out)
     return SparseCode(feature.view(-1), value.view(-1), n_rows, d_sae, k=k)
 
 
@@ -198,47 +197,21 @@ def _concatenated(found: list[Pairs], device: torch.device) -> Pairs:
     return row, feature, score
 
 
-def _largest(pairs: Pairs, n: int, absolute: bool) -> Pairs:
-    """The n largest, in the order in which they lie; among equals those that come first."""
-    row, feature, score = pairs
-    if score.numel() <= n:
-        return pairs
-    strength = score.abs() if absolute else score
-    kept = torch.sort(strength, descending=True, stable=True).indices[:n].sort().values
-    return row[kept], feature[kept], score[kept]
-
-
-def _batch_topk(encoder: Encoder, select: Select) -> Pairs:
-    """The k · n_rows largest of the batch: a running list of the largest so far, whose end bounds what follows."""
+def _batch_topk(encoder: Encoder, select: Select) -> SparseCode:
+    """The k · n_rows largest of the batch, with padding where fewer are positive; never waits for the device."""
     n_rows, d_sae = encoder.shape
-    extra = 0 if encoder.exact else encoder.settings.margin
-    n_listed = min((select.k + extra) * n_rows, n_rows * d_sae)
-    best = _concatenated([], encoder.x.device)
-    for rows, scores in encoder.chunks():
-        if best[2].numel() == n_listed:
-            # equals of the last one come later in the order, so they are out
-            bound, inclusive = (best[2].abs() if select.absolute else best[2]).min().view(1), False
-        else:
-            bound, inclusive = _lower_bound(scores, encoder.b, n_listed, select.absolute), True
-        row, feature, score = gpu_select.compact_above(
-            scores, encoder.b, bound, select.absolute, inclusive=inclusive
-        )
-        best = _largest(_concatenated([best, (row + rows.start, feature, score)], encoder.x.device), n_listed,
-                        select.absolute)
-    if encoder.exact:
-        return best
-    row, feature, _ = best
-    score = encoder.rescored(row, feature)
-    active = _is_active(feature, score, select, None)
-    n_kept = min(select.k * n_rows, n_rows * d_sae)
-    return _largest((row[active], feature[active], score[active]), n_kept, select.absolute)
-
-
-def _lower_bound(scores: Tensor, bias: Tensor, n: int, absolute: bool) -> Float32[Tensor, "1"]:
-    """What at least n scores reach: the n-th largest of their group maxima; 0 where there are too few groups."""
-    n_rows, d_sae = scores.shape
-    group = min(64, power_of_2(n_rows * d_sae // (2 * n) + 1) // 2)
-    if group < 16:
-        return scores.new_zeros(1)
-    best = gpu_select.group_maxima(scores, bias, group, absolute).view(-1)
-    return best.sort(descending=True).values[n - 1].view(1)
+    n, absolute = min(select.k * n_rows, n_rows * d_sae), select.absolute
+    n_listed = n if encoder.exact else min((select.k + encoder.settings.margin) * n_rows, n_rows * d_sae)
+    chunks = [
+        batch.largest_scores(scores, encoder.b, min(n_listed, scores.numel()), absolute) for _, scores in encoder.chunks()
+    ]
+    if not chunks:
+        empty = torch.empty(0, device=encoder.x.device)
+        return SparseCode(empty.int(), empty, 0, d_sae, indptr=torch.zeros(1, dtype=torch.int64, device=empty.device))
+    found = batch.joined(chunks)
+    if len(chunks) > 1:
+        found = batch.largest_entries(found, n_listed, absolute)
+    if not encoder.exact:
+        value = encoder.rescored(found.rows(), found.feature)
+        found = batch.largest_entries(replace(found, value=value if absolute else value.relu()), n, absolute)
+    return SparseCode(found.feature, found.value, n_rows, d_sae, indptr=found.indptr)

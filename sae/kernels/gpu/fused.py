@@ -72,7 +72,7 @@ class Waiting:
             return
         grads = code_grads(self.work)
         if self.left is not None:
-            self.left.add_to(grads)
+            self.left.add_to(grads, self.work.W_dec)
         assert grads.W_enc is not None and grads.W_dec is not None
         for weight, grad in ((W_enc, grads.W_enc.t()), (W_dec, grads.W_dec)):
             weight.grad = grad if weight.grad is None else weight.grad + grad

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
+from sae.kernels.gpu import products, topk_kernels
 from sae.kernels.gpu import select_kernels as kernels
-from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, recording
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, recording, two_blocks
 
 PLAIN, GROUPS, LISTED = 0, 1, 2
 """Where a row's candidates lie: see `gpu_select_kernels.load_candidates`."""
@@ -76,6 +77,15 @@ def select_topk(
         return feature, value
     best = group_maxima(scores, bias, group, absolute)
     groups = torch.empty_like(feature)
+    n_groups = best.shape[1]
+    if max(n_groups, k * group) <= ONE_TILE:
+        block = max(power_of_2(n_groups), power_of_2(k * group))
+        launch(
+            topk_kernels.select_grouped_kernel, (n_rows,), scores, bias, best, groups, feature, value, d_sae, n_groups, k,
+            GROUP=group, BLOCK_GROUPS=power_of_2(n_groups), BLOCK=power_of_2(k * group), ABSOLUTE=absolute,
+            WRITE_VALUE=True, num_warps=min(8, max(1, block // 512)),
+        )
+        return feature, value
     _select_rows(best, None, None, groups, None, best.shape[1], PLAIN, 1, False)
     _select_rows(scores, bias, groups, feature, value, k * group, GROUPS, group, absolute)
     return feature, value
@@ -89,6 +99,24 @@ def select_listed(
     feature, value = out or empty(listed.shape[0], k, scores.device)
     _select_rows(scores, None, listed, feature, value, listed.shape[1], LISTED, 1, absolute)
     return feature, value
+
+
+def select_rescored(
+    listed: Int32[Tensor, "n_rows n_listed"], x: Float32[Tensor, "n_rows d_in"], W: Float32[Tensor, "d_sae d_in"],
+    bias: Float32[Tensor, " d_sae"], k: int, absolute: bool, out: Selected,
+) -> None:
+    """The k largest of each row's listed features, scored in fp32, in the order of the list."""
+    (n_rows, n_listed), d, (feature, value) = listed.shape, x.shape[1], out
+    if max(d, n_listed) > 4096:
+        exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
+        select_listed(listed, exact, k, absolute, out)
+        return
+    block_a, block_b = two_blocks(d)
+    launch(
+        topk_kernels.rescore_kernel, (n_rows,), listed, x, W, bias, torch.empty(listed.shape, device=x.device), feature,
+        value, d, n_listed, k, BLOCK_ENTRIES=4, BLOCK_A=block_a, BLOCK_B=block_b,
+        BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute, num_warps=min(8, max(1, block_a // 256)),
+    )
 
 
 def compact_above(
