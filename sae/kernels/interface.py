@@ -34,6 +34,8 @@ class Revival(NamedTuple):
 
     dead: Bool[Tensor, " d_sae"]
     k: int
+    room: int | None = None
+    """At least as many as there are dead, so that nobody has to wait for a device to count them; None: not known."""
 
 
 class Autoencoded(NamedTuple):

@@ -125,9 +125,8 @@ class Gpu:
             return self._reference.autoencode(
                 x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes, auxk=auxk
             )
-        ids = None if auxk is None else auxk.dead.nonzero().squeeze(-1)
-        ids = None if ids is None or ids.numel() == 0 else ids
-        k_aux = 0 if auxk is None or ids is None else min(auxk.k, ids.numel())
+        chosen = None if auxk is None else self._autograd.Chosen.of(auxk)
+        k_aux = 0 if auxk is None or chosen is None else min(auxk.k, chosen.ids.numel())
         with _plain(x), torch.no_grad():
             operands = self._autograd.Operands(self._operand(W_enc, W_enc.t()), self._operand(W_dec, W_dec))
         options = self._autograd.Options(
@@ -137,7 +136,7 @@ class Gpu:
         with _plain(x):
             value, x_hat, aux_hat, feature, indptr = self._autograd.Autoencode.apply(
                 _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
-                None if b_pre is None else _fp32(b_pre), ids, options,
+                None if b_pre is None else _fp32(b_pre), chosen, options,
             )
         if auxk is not None and aux_hat is None:
             aux_hat = x_hat.new_zeros(x_hat.shape[1:])
@@ -194,7 +193,7 @@ def without_padding(code: SparseCode) -> SparseCode:
 
 def _plain(x: Tensor) -> torch.autocast:
     """Autocast off: precision is the backend's own choice."""
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
 
 
 def _may_wait(weight: Tensor, feature_major: Tensor) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
@@ -85,9 +85,19 @@ class Encoder:
         """With the operands made once."""
         return cls(x, W, b, settings, settings.operand(x), settings.operand(W))
 
-    def of_features(self, ids: Int64[Tensor, " n"]) -> "Encoder":
-        """The encoder of the same rows by some of the features."""
-        return Encoder(self.x, self.W[ids], self.b[ids], self.settings, self.x_operand, self.W_operand[ids])
+    def of_features(self, ids: Int64[Tensor, " n"], mine: Bool[Tensor, " n"] | None = None) -> "Encoder":
+        """The encoder of the same rows by some of the features.
+
+        Of those that are not `mine` all pre-activations are 0, so that none of them is active.
+        """
+        W, b = self.W[ids], self.b[ids]
+        if mine is not None:
+            W, b = W * mine[:, None], b * mine
+        return Encoder(self.x, W, b, self.settings, self.x_operand, self.settings.operand(W))
+
+    def in_fp32(self) -> "Encoder":
+        """The same, whose product is fp32: with few features that costs less than to score candidates again."""
+        return Encoder(self.x, self.W, self.b, replace(self.settings, precision="fp32"), self.x, self.W)
 
     def chunks(self) -> Iterator[tuple[slice, Float32[Tensor, "n_chunk d_sae"]]]:
         """Each chunk of rows with its scores, without bias."""
@@ -118,6 +128,15 @@ def encode(encoder: Encoder, select: Select) -> SparseCode:
     if select.mode == "batch_topk":
         return _batch_topk(encoder, select)
     return from_pairs(*_threshold(encoder, select), *encoder.shape)
+
+
+def everything(encoder: Encoder, *, absolute: bool) -> SparseCode:
+    """All features of every row by an fp32 product, the inactive as padding."""
+    n_rows, d_sae = encoder.shape
+    pre = torch.addmm(encoder.b, encoder.x, encoder.W.t())
+    value = pre if absolute else pre.relu_()
+    feature = torch.arange(d_sae, dtype=torch.int32, device=pre.device).repeat(n_rows)
+    return SparseCode(feature, value.view(-1), n_rows, d_sae, k=d_sae)
 
 
 def _topk(encoder: Encoder, select: Select) -> SparseCode:
