@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from sae.kernels.gpu import products, topk_kernels
@@ -30,7 +30,7 @@ def group_size(d_sae: int, k: int) -> int:
 
 
 def group_maxima(
-    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
+    scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
 ) -> Float32[Tensor, "n_rows n_groups"]:
     """The largest max(score + bias, 0) (or |score + bias|) of each group of neighbouring features."""
     n_rows, d_sae = scores.shape
@@ -62,7 +62,7 @@ def _select_rows(
 
 
 def select_topk(
-    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
+    scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
     out: Selected | None = None,
 ) -> Selected:
     """The k largest of each row, exactly, features ascending; among equals the lower feature. Reads the scores once.

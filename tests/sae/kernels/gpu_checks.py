@@ -22,6 +22,7 @@ from sae.errors import SaescopeError
 from sae.kernels import Autoencoded, Revival, Select
 from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import batch as gpu_batch
+from sae.kernels.gpu import operands as gpu_operands
 from sae.kernels.gpu import select as gpu_select
 from sae.kernels.gpu.autograd import Pass
 from sae.kernels.gpu.backend import Gpu
@@ -331,6 +332,26 @@ def check_bf16(device: str) -> None:
             for name, gradient in exact.grads().items():
                 close(f"{mode} {name}", problem.grads()[name], gradient, tolerance=0.02)
                 assert problem.grads()[name].dtype == torch.float32
+
+
+@check
+def check_eight_bits(device: str) -> None:
+    """Rows and weights in e4m3 are torch's, and candidates that come of them hold what fp32 selects, with fp32's values."""
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.randn(5, 37, generator=draw) * torch.logspace(-4, 3, 5)[:, None]).to(device)
+    b = torch.randn(37, generator=draw).to(device)
+    rows = gpu_operands.prepared(x, b, True, True)
+    assert torch.equal(rows.x, x - b) and torch.equal(rows.operand, (x - b).bfloat16())
+    for eight, of in ((rows.eight, x - b), (gpu_operands.in_eight(rows.operand), (x - b).bfloat16().float())):
+        expected = (of / eight.scale).to(torch.float8_e4m3fn)
+        assert torch.equal(eight.bits.view(torch.int8), expected.view(torch.int8))
+        close("scale", eight.scale * 448, of.abs().amax(1, keepdim=True), 1e-6)
+    for d_sae in (208, 37):  # 37 is no multiple of 16: by bf16
+        problem = Problem.random(device, 6, 32, 16, d_sae)
+        for mode in ("topk", "topk_absolute", "batch_topk", "batch_topk_absolute"):
+            codes = [problem.autoencode(kernels, MODES[mode]).code.csr() for kernels in (Gpu("fp8"), REFERENCE)]
+            assert torch.equal(codes[0].feature, codes[1].feature) and torch.equal(codes[0].indptr, codes[1].indptr)
+            close(mode, codes[0].value, codes[1].value)
 
 
 @check
