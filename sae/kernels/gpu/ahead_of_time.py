@@ -90,6 +90,7 @@ def _select(shape: Shape) -> None:
     operands.in_eight(weights.bfloat16())
     found = batch.largest_scores(scores, bias, 48 * (shape.k + 1), False)
     batch.largest_entries(found, 48 * shape.k, False)
+    select.score_entries(found.indptr, found.feature, rows, weights, bias)
     for threshold, margin, inclusive in (
         (torch.empty(1), None, False), (torch.empty(1), None, True), (bias, torch.empty(48), False),
     ):
@@ -153,7 +154,8 @@ def _optimise(shape: Shape) -> None:
 
 
 _TYPES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 

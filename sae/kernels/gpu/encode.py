@@ -241,6 +241,6 @@ def _batch_topk(encoder: Encoder, select: Select) -> SparseCode:
     if len(chunks) > 1:
         found = batch.largest_entries(found, n_listed, absolute)
     if not encoder.exact:
-        value = encoder.rescored(found.rows(), found.feature)
+        value = gpu_select.score_entries(found.indptr, found.feature, encoder.x, encoder.W, encoder.b)
         found = batch.largest_entries(replace(found, value=value if absolute else value.relu()), n, absolute)
     return SparseCode(found.feature, found.value, n_rows, d_sae, indptr=found.indptr)

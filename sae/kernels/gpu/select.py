@@ -111,12 +111,34 @@ def select_rescored(
         exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
         select_listed(listed, exact, k, absolute, out)
         return
-    block_a, block_b = two_blocks(d)
     launch(
         topk_kernels.rescore_kernel, (n_rows,), listed, x, W, bias, torch.empty(listed.shape, device=x.device), feature,
-        value, d, n_listed, k, BLOCK_ENTRIES=4, BLOCK_A=block_a, BLOCK_B=block_b,
-        BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute, num_warps=min(8, max(1, block_a // 256)),
+        value, d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
     )
+
+
+def _scoring_tiles(d: int) -> dict[str, int]:
+    """Of kernels that hold a row of x and score features with it."""
+    block_a, block_b = two_blocks(d)
+    return {
+        "BLOCK_ENTRIES": 4, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": min(8, max(1, block_a // 256)),
+    }
+
+
+def score_entries(
+    indptr: Int64[Tensor, " n_rows_plus_1"], feature: Int32[Tensor, " nnz"], x: Float32[Tensor, "n_rows d_in"],
+    W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"],
+) -> Float32[Tensor, " nnz"]:
+    """`x[row] · W[feature] + bias[feature]` of the entries of a CSR code, in fp32."""
+    (n_rows, d), scores = x.shape, torch.empty(feature.numel(), device=x.device)
+    if d > 4096:
+        ids = torch.arange(n_rows, device=x.device)
+        row = ids.repeat_interleave(indptr.diff(), output_size=feature.numel())
+        return products.entry_dots(row, feature, x, W, bias=bias)
+    launch(
+        topk_kernels.score_entries_kernel, (n_rows,), indptr, feature, x, W, bias, scores, d, **_scoring_tiles(d)
+    )
+    return scores
 
 
 def compact_above(

@@ -296,7 +296,8 @@ def check_batch_selection_is_exact(device: str) -> None:
 def assert_largest(found: gpu_batch.Entries, pre: Tensor, n: int, absolute: bool) -> None:
     value = pre if absolute else pre.relu()
     kept = torch.sort(value.abs().view(-1), descending=True, stable=True).indices[:n].sort().values
-    assert torch.equal(found.rows(), kept // pre.shape[1])
+    rows = torch.arange(pre.shape[0], device=pre.device).repeat_interleave(found.indptr.diff())
+    assert torch.equal(rows, kept // pre.shape[1])
     assert torch.equal(found.feature.long(), kept % pre.shape[1])
     assert torch.equal(found.value, value.view(-1)[kept])
 
