@@ -9,15 +9,14 @@ from torch import Tensor
 
 from sae.code import SparseCode
 from sae.kernels.gpu import weight_kernels as kernels
-from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, two_blocks, warps_for
-from sae.kernels.gpu.products import entry_dots
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, warps_for
 
 CHUNK_ENTRIES = 256
 """Entries of one feature that one program sums; a feature with more is hot, and its pieces are summed in order."""
 FUSED_WIDTH = 4096
-"""Widest row that one program holds whole; wider ones are cut into tiles, and value gradients come first."""
-SUM_WIDTH = 256
-"""Columns of the encoder's gradients that one program sums: of bf16 rows so many fit into cache for all features."""
+"""Widest row that the fused optimiser step holds whole."""
+TILE = 256
+"""Columns of a gradient that one program sums: with 16-byte loads, what a warp holds of a row in bf16."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,26 @@ def plan_by_feature(code: SparseCode, chunk: int = CHUNK_ENTRIES) -> FeaturePlan
 class Stats:
     """What the optimiser wants to know of weight gradients, left by the pass that made them."""
 
-    rows: Float32[Tensor, "n_tiles_plus_3 d_sae"]
-    """See `sae.kernels.gpu.weight_kernels`."""
+    rows: Float32[Tensor, "4 d_sae"]
+    """See `weight_kernels.store_stats`."""
 
-    def squares(self, unit_rows: bool) -> Float32[Tensor, "n_tiles_plus_1 d_sae"]:
-        """Parts of the squared norm of both gradients, that of the decoder without its radial part for unit rows."""
-        return self.rows[:-2] if unit_rows else self.rows[1:-1]
+    def squares(self, unit_rows: bool) -> Float32[Tensor, "2 d_sae"]:
+        """Squared norms of both gradients by feature, of the decoder's without its radial part for unit rows."""
+        return self.rows[:2] if unit_rows else self.rows[1:3]
 
+    @property
     def enc(self) -> Float32[Tensor, " d_sae"]:
         """‖dW_enc‖² of each feature."""
-        return self.rows[1:-2].sum(0)
+        return self.rows[1]
 
     def dec(self, unit_rows: bool) -> Float32[Tensor, " d_sae"]:
-        """‖dW_dec‖² of each feature."""
-        return self.rows[0 if unit_rows else -2]
+        """‖dW_dec‖² of each feature, without its radial part for unit rows."""
+        return self.rows[0 if unit_rows else 2]
 
     @property
     def radial(self) -> Float32[Tensor, " d_sae"]:
         """The part of each row of dW_dec along its decoder row."""
-        return self.rows[-1]
+        return self.rows[3]
 
 
 @dataclass(frozen=True)
@@ -103,28 +103,22 @@ class Left:
 
         Each feature is there once, so every number is added to once: the bits do not depend on an order.
         """
-        mine, d_sae = self.grads, total.b_enc.numel()
+        mine = self.grads
         if total.W_enc is None or total.W_dec is None:
             total.b_enc.index_add_(0, self.ids, mine.b_enc)
             return
         assert mine.W_enc is not None and mine.W_dec is not None
         d_in, d_out = mine.W_enc.shape[1], mine.W_dec.shape[1]
-        stats = None if total.stats is None else total.stats.rows
         launch(
             kernels.add_left_kernel, (self.ids.numel(),), self.ids, mine.W_enc, mine.W_dec, mine.b_enc, total.W_enc,
-            total.W_dec, total.b_enc, W_dec, total.b_enc if stats is None else stats, sum_tiles(d_in), d_sae, d_in, d_out,
-            BLOCK_D=min(sum_width(d_in), 256), TILE=sum_width(d_in), HAS_STATS=stats is not None,
+            total.W_dec, total.b_enc, W_dec, total.b_enc if total.stats is None else total.stats.rows, total.b_enc.numel(),
+            d_in, d_out, BLOCK_D=min(1024, max(16, power_of_2(max(d_in, d_out)))), HAS_STATS=total.stats is not None,
         )
 
 
-def sum_width(d: int) -> int:
-    """Columns of a tile of the encoder's gradients."""
-    return min(SUM_WIDTH, max(16, power_of_2(d)))
-
-
-def sum_tiles(d: int) -> int:
-    """And how many there are."""
-    return ceil_div(d, sum_width(d))
+def tile_of(d: int) -> int:
+    """Columns of a tile of a gradient."""
+    return min(TILE, max(16, power_of_2(d)))
 
 
 @dataclass(frozen=True)
@@ -201,81 +195,45 @@ class Work:
 
 
 def code_grads(work: Work) -> CodeGrads:
-    """Value, weight and bias gradients of a code; with statistics where rows are held whole."""
+    """Value, weight and bias gradients of a code, and their statistics."""
     (d_sae, d_out), d_in, plan, device = work.W_dec.shape, work.x.shape[1], work.plan, work.x.device
     dW_enc, dW_dec = torch.empty(d_sae, d_in, device=device), torch.empty(d_sae, d_out, device=device)
-    db_enc, parts, n_tiles = torch.empty(d_sae, device=device), work.parts(), sum_tiles(d_in)
-    stats = Stats(torch.empty(n_tiles + 3, d_sae, device=device)) if work.fused else None
-    if stats is not None:
-        dvalue = _decoder_grads(work, dW_dec, stats, parts[1])
-    else:
-        dvalue = value_grads(work)
-        _row_sums(work, work.code.value, work.dy, dW_dec, None, None, parts[1:])
-    _row_sums(work, dvalue, work.x, dW_enc, db_enc, stats, parts[::2])
-    hot = plan.feature, plan.first, *parts, dW_enc, dW_dec, db_enc
-    block = sum_width(d_in)
+    db_enc, parts = torch.empty(d_sae, device=device), work.parts()
+    tiles_in, tiles_out = (ceil_div(d, tile_of(d)) for d in (d_in, d_out))
+    of_tiles = torch.empty(tiles_in + 3 * tiles_out, d_sae, device=device)
+    # padding passes no gradient on
+    dots = torch.zeros(tiles_out, plan.order.numel(), device=device)
+    _row_sums(work, work.code.value, work.dy, dW_dec, of_tiles[tiles_in:], parts[1], dots=dots)
+    dvalue = dots[0] if tiles_out == 1 else dots.sum(0)
+    _row_sums(work, dvalue, work.x, dW_enc, of_tiles, parts[0], sums=(db_enc, parts[2]))
     launch(
-        kernels.sum_parts_kernel, (plan.n_windows, ceil_div(max(d_in, d_out), block)), *hot,
-        db_enc if stats is None else stats.rows, plan.n_windows, plan.order.numel(), d_sae, d_in, d_out,
-        CHUNK=plan.chunk, BLOCK_D=block, HAS_STATS=stats is not None,
+        kernels.sum_parts_kernel, (plan.n_windows, max(tiles_in, tiles_out)), plan.feature, plan.first, *parts, work.W_dec,
+        dW_enc, dW_dec, db_enc, of_tiles, plan.n_windows, plan.order.numel(), tiles_in, tiles_out, d_sae, d_in, d_out,
+        CHUNK=plan.chunk, BLOCK_IN=tile_of(d_in), BLOCK_OUT=tile_of(d_out), num_warps=2,
     )
-    if stats is not None:
-        launch(
-            kernels.hot_decoder_stats_kernel, (plan.n_windows,), plan.feature, plan.first, dW_dec, work.W_dec, stats.rows,
-            plan.n_windows, plan.order.numel(), n_tiles, d_sae, d_out, CHUNK=plan.chunk,
-            BLOCK_D=min(1024, max(16, power_of_2(d_out))),
-        )
+    stats = Stats(torch.empty(4, d_sae, device=device))
+    launch(kernels.sum_stats_kernel, (ceil_div(d_sae, 256),), of_tiles, stats.rows, tiles_in, tiles_out, d_sae, BLOCK=256)
     return CodeGrads(dW_enc, dW_dec, db_enc, dvalue, stats)
 
 
-def _decoder_grads(work: Work, dW_dec: Tensor, stats: Stats, parts: Tensor) -> Float32[Tensor, " nnz"]:
-    """The decoder's gradients and statistics, and those of the values, of which padding passes none on."""
-    (d_sae, d), code = work.W_dec.shape, work.code
-    dvalue = torch.zeros_like(code.value)
-    block_a, block_b = two_blocks(d)
-    launch(
-        kernels.decoder_grads_kernel, (2 * work.plan.n_windows + d_sae,), *work.cut, code.value,
-        code.value if work.extra is None else work.extra, dvalue, work.plan.first if work.ends is None else work.ends,
-        work.dy, work.W_dec, dW_dec, stats.rows, parts, *work.sizes(), work.dy_stride, stats.rows.shape[0] - 3, d_sae, d,
-        **work.layout, **DECODER_TILES(block_a, work.dy), BLOCK_A=block_a, BLOCK_B=block_b,
-        HAS_EXTRA=work.extra is not None,
-    )
-    return dvalue
-
-
-def DECODER_TILES(width: int, rows: Tensor) -> dict[str, int]:
-    """TUNE"""
-    return {"BLOCK_ENTRIES": 2, "num_warps": max(1, min(8, warps_for(width, rows) // 2))}
-
-
 def _row_sums(
-    work: Work, weight: Float32[Tensor, " nnz"], rows: Float[Tensor, "*n_segments n_rows d"], out: Tensor,
-    sums: Tensor | None, stats: Stats | None, parts: list[Tensor],
+    work: Work, weight: Float32[Tensor, " nnz"], rows: Float[Tensor, "*n_segments n_rows d"], out: Tensor, stats: Tensor,
+    part: Tensor, *, dots: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """`Σ weight · rows[row]` of each feature and, with `sums`, Σ weight; with `stats`, the encoder's squares."""
+    """`Σ weight · rows[row]` of each feature; with `dots` of the decoder, with `sums` also Σ weight (and of pieces)."""
     d_sae, d = out.shape
-    block, (part, part_sum) = sum_width(d), (parts if len(parts) > 1 else parts * 2)
-    n_segments = rows.shape[0] if rows.dim() == 3 else 1
+    block, extra = tile_of(d), work.extra if dots is not None else None
     n_windows, n_entries, k, n_ends = work.sizes()
     launch(
         kernels.row_sums_kernel, (2 * n_windows + d_sae, ceil_div(d, block)), *work.cut, weight,
-        work.plan.first if work.ends is None else work.ends, rows, out, out if sums is None else sums,
-        out if stats is None else stats.rows[1], part, part_sum, n_windows, n_entries, k, n_ends if n_segments > 1 else 0,
-        work.dy_stride, d_sae, d, **work.layout, **SUM_TILES(block, rows), BLOCK_D=block, HAS_SUM=sums is not None,
-        HAS_SQUARE=stats is not None,
+        weight if extra is None else extra, work.plan.first if work.ends is None else work.ends, rows, work.W_dec, out,
+        out if dots is None else dots, out if sums is None else sums[0], stats, part,
+        part if sums is None else sums[1], n_windows, n_entries, k, n_ends if dots is not None else 0, work.dy_stride,
+        ceil_div(d, block), d_sae, d, **work.layout, **row_sum_tiles(block, rows), BLOCK_D=block,
+        HAS_DOT=dots is not None, HAS_EXTRA=extra is not None, HAS_SUM=sums is not None,
     )
 
 
-def SUM_TILES(width: int, rows: Tensor) -> dict[str, int]:
-    """TUNE"""
+def row_sum_tiles(width: int, rows: Tensor) -> dict[str, int]:
+    """Entries that a program gathers at once, and its warps."""
     return {"BLOCK_ENTRIES": 8, "num_warps": warps_for(width, rows)}
-
-
-def value_grads(work: Work) -> Float32[Tensor, " nnz"]:
-    """`⟨dy, W_dec[feature]⟩ + extra` of each entry; padding passes none on."""
-    code, ends = work.code, work.ends
-    row: Tensor | int = code.rows() if code.k is None or ends is not None else code.k
-    if ends is not None:
-        row = torch.bucketize(code.feature, ends, right=True) * code.n_rows + row
-    dots = entry_dots(row, code.feature, work.dy.view(-1, work.dy.shape[2]), work.W_dec, extra=work.extra)
-    return torch.where(code.value != 0, dots, 0.0)

@@ -47,7 +47,7 @@ def _kept_rows(
     if enc.unit_rows or not kept.holds_for(enc.param.grad, dec.param.grad, dec.param):
         return {}
     # of features that all step nobody asks for the norm
-    squares = kept.stats.enc() if enc.sparse_axis is not None else kept.stats.radial
+    squares = kept.stats.enc if enc.sparse_axis is not None else kept.stats.radial
     return {id(enc): (squares, squares), id(dec): (kept.stats.dec(dec.unit_rows), kept.stats.radial)}
 
 

@@ -1,12 +1,14 @@
 """The Triton kernels that sum weight gradients and write them to memory.
 
 See `sae.kernels.gpu.code_kernels` for the rules that all follow and `sae.kernels.gpu.backward_kernels` for how the work
-is cut. The decoder's rows come first, whole, for the gradient of a value is a dot product over all of a row; the
-encoder's follow tile by tile of columns, so that one tile of x is gathered from cache. Either pass also leaves what the
-optimiser would have to read the gradients again for: their squared norms, and the part along a decoder row.
+is cut into features, and hot features into pieces. Columns are cut into tiles, one tile after the other for all
+features, so that a tile's part of the rows that are gathered stays in cache; one warp holds a tile, so that no sum
+waits for others. The decoder's gradients come first, and with them each tile's part of the value gradients, which the
+encoder's need.
 
-Rows of the statistics `stat [n_tiles + 3, d_sae]`: ‖dW_dec − r w‖², one row per tile with that tile's part of
-‖dW_enc‖², ‖dW_dec‖², and r = ⟨dW_dec, w⟩, where w is the decoder row as the products read it.
+Each pass also leaves what the optimiser would have to read the gradients again for: `tile_stat` holds, of each tile and
+feature, the squared norm of the gradient's part and, for the decoder, its product with the decoder row w as the
+products read it, and ‖w‖² of that part: `[n_tiles, d_sae]` of the encoder, then three such of the decoder.
 """
 
 from typing import no_type_check
@@ -27,222 +29,173 @@ def load_rows(rows_ptr, row, here, column, d):
 
 @triton.jit
 @no_type_check
-def entries_at(order_ptr, row_ptr, entry, here, k, FIXED_K: tl.constexpr):
-    """Position and row of sorted entries."""
-    position = tl.load(order_ptr + entry, mask=here, other=0)
-    if FIXED_K:
-        row = (position.to(tl.int32) // k).to(tl.int64)
-    else:
-        row = tl.load(row_ptr + position, mask=here, other=0).to(tl.int64)
-    return position, row
+def store_tile_stats(stat_ptr, feature, tile, n_tiles, d_sae, grad, w, HAS_W: tl.constexpr):
+    """The statistics of one tile of a gradient."""
+    stat_ptr += tile.to(tl.int64) * d_sae + feature
+    tl.store(stat_ptr, tl.sum(grad * grad, 0))
+    if HAS_W:
+        stride = n_tiles.to(tl.int64) * d_sae
+        tl.store(stat_ptr + stride, tl.sum(grad * w, 0))
+        tl.store(stat_ptr + 2 * stride, tl.sum(w * w, 0))
 
 
-@triton.jit(do_not_specialize=SIZES)
-@no_type_check
-def decoder_grads_kernel(
-    feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, dy_ptr, W_dec_ptr,
-    dW_dec_ptr, stat_ptr, part_ptr, n_windows, n_entries, k, n_ends, dy_stride, n_tiles, d_sae, d, CHUNK: tl.constexpr,
-    BLOCK_ENTRIES: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, FIXED_K: tl.constexpr,
-    HAS_EXTRA: tl.constexpr,
-):
-    """dvalue = ⟨dy, W_dec[f]⟩ + extra of each entry and dW_dec[f] = Σ value · dy, with its statistics. Grid (items,).
-
-    A row is held as BLOCK_A columns and the BLOCK_B after these (0: there are none), so that little width is idle.
-    """
-    item = tl.program_id(0)
-    feature, start, end = find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK)
-    if feature < d_sae:
-        dy_ptr += segment_of(end_ptr, n_ends, feature) * dy_stride
-        column_a = tl.arange(0, BLOCK_A)
-        w_a = tl.load(W_dec_ptr + feature * d + column_a, mask=column_a < d, other=0.0).to(tl.float32)
-        grad_a = tl.zeros([BLOCK_A], tl.float32)
-        if BLOCK_B > 0:
-            column_b = BLOCK_A + tl.arange(0, BLOCK_B)
-            w_b = tl.load(W_dec_ptr + feature * d + column_b, mask=column_b < d, other=0.0).to(tl.float32)
-            parts_b = tl.zeros([BLOCK_ENTRIES, BLOCK_B], tl.float32)
-        for first in range(start, end, BLOCK_ENTRIES):
-            entry = first + tl.arange(0, BLOCK_ENTRIES)
-            here = entry < end
-            position, row = entries_at(order_ptr, row_ptr, entry, here, k, FIXED_K)
-            dy_a = load_rows(dy_ptr, row, here, column_a, d)
-            if BLOCK_B > 0:
-                dy_b = load_rows(dy_ptr, row, here, column_b, d)
-            value = tl.load(value_ptr + position, mask=here, other=0.0)
-            dvalue = tl.sum(dy_a * w_a[None, :], axis=1)
-            grad_a += tl.sum(value[:, None] * dy_a, axis=0)
-            if BLOCK_B > 0:
-                dvalue += tl.sum(dy_b * w_b[None, :], axis=1)
-                parts_b += value[:, None] * dy_b
-            if HAS_EXTRA:
-                dvalue += tl.load(extra_ptr + position, mask=here, other=0.0)
-            tl.store(dvalue_ptr + position, dvalue, mask=here)
-        if BLOCK_B > 0:
-            grad_b = tl.sum(parts_b, 0)
-        if item < 2 * n_windows:
-            part_ptr += item.to(tl.int64) * d
-            tl.store(part_ptr + column_a, grad_a, mask=column_a < d)
-            if BLOCK_B > 0:
-                tl.store(part_ptr + column_b, grad_b, mask=column_b < d)
-        else:
-            dW_dec_ptr += feature * d
-            tl.store(dW_dec_ptr + column_a, grad_a, mask=column_a < d)
-            if BLOCK_B > 0:
-                tl.store(dW_dec_ptr + column_b, grad_b, mask=column_b < d)
-            radial = tl.sum(grad_a * w_a, 0)
-            square = tl.sum(grad_a * grad_a, 0)
-            if BLOCK_B > 0:
-                radial += tl.sum(grad_b * w_b, 0)
-                square += tl.sum(grad_b * grad_b, 0)
-            across = tl.sum((grad_a - radial * w_a) * (grad_a - radial * w_a), 0)
-            if BLOCK_B > 0:
-                across += tl.sum((grad_b - radial * w_b) * (grad_b - radial * w_b), 0)
-            store_decoder_stats(stat_ptr, feature, across, square, radial, n_tiles, d_sae)
-
-
-@triton.jit
-@no_type_check
-def store_decoder_stats(stat_ptr, feature, across, square, radial, n_tiles, d_sae):
-    """The three rows of the statistics that are the decoder's."""
-    tl.store(stat_ptr + feature, across)
-    tl.store(stat_ptr + (n_tiles + 1) * d_sae + feature, square)
-    tl.store(stat_ptr + (n_tiles + 2) * d_sae + feature, radial)
-
-
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "n_tiles"])
 @no_type_check
 def row_sums_kernel(
-    feature_ptr, first_ptr, order_ptr, row_ptr, weight_ptr, end_ptr, rows_ptr, out_ptr, sum_ptr, square_ptr, part_ptr,
-    part_sum_ptr, n_windows, n_entries, k, n_ends, rows_stride, d_sae, d, CHUNK: tl.constexpr,
-    BLOCK_ENTRIES: tl.constexpr, BLOCK_D: tl.constexpr, FIXED_K: tl.constexpr, HAS_SUM: tl.constexpr,
-    HAS_SQUARE: tl.constexpr,
+    feature_ptr, first_ptr, order_ptr, row_ptr, weight_ptr, extra_ptr, end_ptr, rows_ptr, W_ptr, out_ptr, dot_ptr,
+    sum_ptr, stat_ptr, part_ptr, part_sum_ptr, n_windows, n_entries, k, n_ends, rows_stride, n_tiles, d_sae, d,
+    CHUNK: tl.constexpr, BLOCK_ENTRIES: tl.constexpr, BLOCK_D: tl.constexpr, FIXED_K: tl.constexpr,
+    HAS_DOT: tl.constexpr, HAS_EXTRA: tl.constexpr, HAS_SUM: tl.constexpr,
 ):
     """Σ weight · rows[row] over the entries of each feature, one tile of columns. Grid (items, tiles of d).
 
-    HAS_SUM: also Σ weight. HAS_SQUARE: also the squared norm of each tile, `square [n_tiles, d_sae]`.
+    HAS_DOT: also each entry's `rows[row] · W[feature]` over this tile (and `extra` in the first), `dot [n_tiles,
+    n_entries]` by position. HAS_SUM: also Σ weight.
     """
     item, tile = tl.program_id(0), tl.program_id(1)
     feature, start, end = find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK)
     if feature < d_sae:
         rows_ptr += segment_of(end_ptr, n_ends, feature) * rows_stride
+        dot_ptr += tile.to(tl.int64) * n_entries
         column = tile * BLOCK_D + tl.arange(0, BLOCK_D)
         total = tl.zeros([BLOCK_D], tl.float32)
+        w = total
+        if HAS_DOT:
+            w = tl.load(W_ptr + feature * d + column, mask=column < d, other=0.0).to(tl.float32)
         weights = tl.zeros([BLOCK_ENTRIES], tl.float32)
         for first in range(start, end, BLOCK_ENTRIES):
             entry = first + tl.arange(0, BLOCK_ENTRIES)
             here = entry < end
-            position, row = entries_at(order_ptr, row_ptr, entry, here, k, FIXED_K)
+            position = tl.load(order_ptr + entry, mask=here, other=0)
+            if FIXED_K:
+                row = (position.to(tl.int32) // k).to(tl.int64)
+            else:
+                row = tl.load(row_ptr + position, mask=here, other=0).to(tl.int64)
             rows = load_rows(rows_ptr, row, here, column, d)
             weight = tl.load(weight_ptr + position, mask=here, other=0.0)
             total += tl.sum(weight[:, None] * rows, axis=0)
+            if HAS_DOT:
+                dot = tl.sum(rows * w[None, :], axis=1)
+                if HAS_EXTRA:
+                    dot += tl.load(extra_ptr + position, mask=entry < tl.where(tile == 0, end, 0), other=0.0)
+                tl.store(dot_ptr + position, dot, mask=here)
             weights += weight
-        part = item.to(tl.int64)
         if item >= 2 * n_windows:
             tl.store(out_ptr + feature * d + column, total, mask=column < d)
             if HAS_SUM:
                 tl.store(sum_ptr + feature, tl.sum(weights, 0), mask=tile == 0)
-            if HAS_SQUARE:
-                tl.store(square_ptr + tile * d_sae + feature, tl.sum(total * total, 0))
+            store_tile_stats(stat_ptr, feature, tile, n_tiles, d_sae, total, w, HAS_DOT)
         else:
+            part = item.to(tl.int64)
             tl.store(part_ptr + part * d + column, total, mask=column < d)
             if HAS_SUM:
                 tl.store(part_sum_ptr + part, tl.sum(weights, 0), mask=tile == 0)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "tiles_in", "tiles_out"])
 @no_type_check
 def sum_parts_kernel(
-    feature_ptr, first_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, stat_ptr,
-    n_windows, n_entries, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, HAS_STATS: tl.constexpr,
+    feature_ptr, first_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr, W_dec_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr,
+    stat_ptr, n_windows, n_entries, tiles_in, tiles_out, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
 ):
-    """The gradients of the hot feature that begins in a window, if one does. Grid (windows, tiles of d)."""
+    """The gradients of the hot feature that begins in a window, if one does. Grid (windows, tiles of either d)."""
     window, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     feature, _, _ = find_piece(feature_ptr, first_ptr, 2 * window + 1, n_windows, n_entries, d_sae, CHUNK)
     if feature < d_sae:
         last = (tl.load(first_ptr + feature + 1) - 1) // CHUNK
-        column = tile * BLOCK_D + tl.arange(0, BLOCK_D)
-        enc = sum_parts(part_enc_ptr, column, window, last, d_in, BLOCK_D)
-        tl.store(dW_enc_ptr + feature * d_in + column, enc, mask=column < d_in)
-        if HAS_STATS:
-            tl.store(stat_ptr + (tile + 1) * d_sae + feature, tl.sum(enc * enc, 0), mask=tile * BLOCK_D < d_in)
-        dec = sum_parts(part_dec_ptr, column, window, last, d_out, BLOCK_D)
-        tl.store(dW_dec_ptr + feature * d_out + column, dec, mask=column < d_out)
-        b = sum_parts(part_b_ptr, column, window, last, 1, BLOCK_D)
-        tl.store(db_enc_ptr + feature + column, b, mask=column < 1)
+        if tile < tiles_in:
+            column = tile * BLOCK_IN + tl.arange(0, BLOCK_IN)
+            enc = sum_parts(part_enc_ptr, column, window, last, d_in, BLOCK_IN)
+            tl.store(dW_enc_ptr + feature * d_in + column, enc, mask=column < d_in)
+            store_tile_stats(stat_ptr, feature, tile, tiles_in, d_sae, enc, enc, False)
+        if tile < tiles_out:
+            column = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+            dec = sum_parts(part_dec_ptr, column, window, last, d_out, BLOCK_OUT)
+            tl.store(dW_dec_ptr + feature * d_out + column, dec, mask=column < d_out)
+            w = tl.load(W_dec_ptr + feature * d_out + column, mask=column < d_out, other=0.0).to(tl.float32)
+            stat_ptr += tiles_in.to(tl.int64) * d_sae
+            store_tile_stats(stat_ptr, feature, tile, tiles_out, d_sae, dec, w, True)
+        b = tl.sum(sum_parts(part_b_ptr, tl.arange(0, 16), window, last, 1, 16), 0)
+        tl.store(db_enc_ptr + feature, b, mask=tile == 0)
 
 
 @triton.jit
 @no_type_check
-def row_stats(grad_ptr, w_ptr, d, BLOCK_D: tl.constexpr):
-    """‖g − r w‖², ‖g‖² and r = ⟨g, w⟩ of one row of a gradient in memory."""
-    along = tl.zeros([BLOCK_D], tl.float32)
-    squares = tl.zeros([BLOCK_D], tl.float32)
-    for start in range(0, d, BLOCK_D):
-        column = start + tl.arange(0, BLOCK_D)
-        grad = tl.load(grad_ptr + column, mask=column < d, other=0.0)
-        along += grad * tl.load(w_ptr + column, mask=column < d, other=0.0).to(tl.float32)
-        squares += grad * grad
-    radial = tl.sum(along, 0)
-    across = tl.zeros([BLOCK_D], tl.float32)
-    for start in range(0, d, BLOCK_D):
-        column = start + tl.arange(0, BLOCK_D)
-        grad = tl.load(grad_ptr + column, mask=column < d, other=0.0)
-        grad -= radial * tl.load(w_ptr + column, mask=column < d, other=0.0).to(tl.float32)
-        across += grad * grad
-    return tl.sum(across, 0), tl.sum(squares, 0), radial
+def store_stats(stat_ptr, feature, inside, enc, dec, radial, w, d_sae):
+    """The statistics of features, `stat [4, d_sae]`: ‖dW_dec − r w‖², ‖dW_enc‖², ‖dW_dec‖² and r = ⟨dW_dec, w⟩."""
+    across = tl.maximum(dec - radial * radial * (2.0 - w), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(stat_ptr + feature, across, mask=inside)
+    tl.store(stat_ptr + d_sae + feature, enc, mask=inside)
+    tl.store(stat_ptr + 2 * d_sae + feature, dec, mask=inside)
+    tl.store(stat_ptr + 3 * d_sae + feature, radial, mask=inside)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=["tiles_in", "tiles_out"])
 @no_type_check
-def hot_decoder_stats_kernel(
-    feature_ptr, first_ptr, dW_dec_ptr, W_dec_ptr, stat_ptr, n_windows, n_entries, n_tiles, d_sae, d,
-    CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
-):
-    """The decoder's statistics of the hot feature that begins in a window, if one does. Grid (windows,)."""
-    window = tl.program_id(0).to(tl.int64)
-    feature, _, _ = find_piece(feature_ptr, first_ptr, 2 * window + 1, n_windows, n_entries, d_sae, CHUNK)
-    if feature < d_sae:
-        across, square, radial = row_stats(dW_dec_ptr + feature * d, W_dec_ptr + feature * d, d, BLOCK_D)
-        store_decoder_stats(stat_ptr, feature, across, square, radial, n_tiles, d_sae)
+def sum_stats_kernel(tile_stat_ptr, stat_ptr, tiles_in, tiles_out, d_sae, BLOCK: tl.constexpr):
+    """The statistics of features from those of tiles. Grid (blocks of features,)."""
+    feature = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = feature < d_sae
+    place = tile_stat_ptr + feature
+    enc = tl.zeros([BLOCK], tl.float32)
+    for _ in range(tiles_in):
+        enc += tl.load(place, mask=inside, other=0.0)
+        place += d_sae
+    dec = tl.zeros([BLOCK], tl.float32)
+    for _ in range(tiles_out):
+        dec += tl.load(place, mask=inside, other=0.0)
+        place += d_sae
+    radial = tl.zeros([BLOCK], tl.float32)
+    for _ in range(tiles_out):
+        radial += tl.load(place, mask=inside, other=0.0)
+        place += d_sae
+    w = tl.zeros([BLOCK], tl.float32)
+    for _ in range(tiles_out):
+        w += tl.load(place, mask=inside, other=0.0)
+        place += d_sae
+    store_stats(stat_ptr, feature, inside, enc, dec, radial, w, d_sae)
+
+
+@triton.jit
+@no_type_check
+def add_row(grad_ptr, left_ptr, w_ptr, d, BLOCK_D: tl.constexpr, HAS_W: tl.constexpr):
+    """Add a row to one of a gradient; its squared norm afterwards, its product with a row w, and ‖w‖²."""
+    square, radial = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    length = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(0, d, BLOCK_D):
+        column = start + tl.arange(0, BLOCK_D)
+        grad = tl.load(grad_ptr + column, mask=column < d, other=0.0)
+        grad += tl.load(left_ptr + column, mask=column < d, other=0.0)
+        # threads may hold the same elements: all have read before one writes
+        tl.debug_barrier()
+        tl.store(grad_ptr + column, grad, mask=column < d)
+        square += grad * grad
+        if HAS_W:
+            w = tl.load(w_ptr + column, mask=column < d, other=0.0).to(tl.float32)
+            radial += grad * w
+            length += w * w
+    return tl.sum(square, 0), tl.sum(radial, 0), tl.sum(length, 0)
 
 
 @triton.jit
 @no_type_check
 def add_left_kernel(
-    id_ptr, left_enc_ptr, left_dec_ptr, left_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, W_dec_ptr, stat_ptr, n_tiles,
-    d_sae, d_in, d_out, BLOCK_D: tl.constexpr, TILE: tl.constexpr, HAS_STATS: tl.constexpr,
+    id_ptr, left_enc_ptr, left_dec_ptr, left_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, W_dec_ptr, stat_ptr, d_sae, d_in,
+    d_out, BLOCK_D: tl.constexpr, HAS_STATS: tl.constexpr,
 ):
     """Add the gradients of some features, `left [n_ids, …]`, to those of all, and renew their statistics. Grid (n_ids,).
 
-    No feature is named twice; an id of d_sae names none.
+    No feature is named twice.
     """
     at = tl.program_id(0).to(tl.int64)
     feature = tl.load(id_ptr + at).to(tl.int64)
-    if feature < d_sae:
-        for tile in range(0, tl.cdiv(d_in, TILE)):
-            square = tl.zeros([BLOCK_D], tl.float32)
-            for start in range(0, TILE, BLOCK_D):
-                column = tile * TILE + start + tl.arange(0, BLOCK_D)
-                inside = column < d_in
-                grad = tl.load(dW_enc_ptr + feature * d_in + column, mask=inside, other=0.0)
-                grad += tl.load(left_enc_ptr + at * d_in + column, mask=inside, other=0.0)
-                # threads may hold the same elements: all have read before one writes
-                tl.debug_barrier()
-                tl.store(dW_enc_ptr + feature * d_in + column, grad, mask=inside)
-                square += grad * grad
-            if HAS_STATS:
-                tl.store(stat_ptr + (tile + 1) * d_sae + feature, tl.sum(square, 0))
-        for start in range(0, d_out, BLOCK_D):
-            column = start + tl.arange(0, BLOCK_D)
-            inside = column < d_out
-            grad = tl.load(dW_dec_ptr + feature * d_out + column, mask=inside, other=0.0)
-            grad += tl.load(left_dec_ptr + at * d_out + column, mask=inside, other=0.0)
-            tl.debug_barrier()
-            tl.store(dW_dec_ptr + feature * d_out + column, grad, mask=inside)
-        b = tl.load(db_enc_ptr + feature) + tl.load(left_b_ptr + at)
-        tl.debug_barrier()
-        tl.store(db_enc_ptr + feature, b)
-        if HAS_STATS:
-            # the row just written is read again, maybe by other threads of the program
-            tl.debug_barrier()
-            across, squared, radial = row_stats(dW_dec_ptr + feature * d_out, W_dec_ptr + feature * d_out, d_out, BLOCK_D)
-            store_decoder_stats(stat_ptr, feature, across, squared, radial, n_tiles, d_sae)
+    enc, _, _ = add_row(dW_enc_ptr + feature * d_in, left_enc_ptr + at * d_in, W_dec_ptr, d_in, BLOCK_D, False)
+    dec, radial, w = add_row(
+        dW_dec_ptr + feature * d_out, left_dec_ptr + at * d_out, W_dec_ptr + feature * d_out, d_out, BLOCK_D, True
+    )
+    b = tl.load(db_enc_ptr + feature) + tl.load(left_b_ptr + at)
+    tl.debug_barrier()
+    tl.store(db_enc_ptr + feature, b)
+    if HAS_STATS:
+        store_stats(stat_ptr, feature, True, enc, dec, radial, w, d_sae)
