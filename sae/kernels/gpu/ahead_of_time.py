@@ -82,7 +82,7 @@ def _select(shape: Shape) -> None:
     listed = torch.empty(48, shape.k + 8, dtype=torch.int32)
     select.select_listed(listed, torch.empty(listed.shape), shape.k, False)
     rows, weights = torch.empty(48, shape.d_in), torch.empty(shape.d_sae, shape.d_in)
-    select.select_rescored(listed, rows, weights, bias, shape.k, False, select.empty(48, shape.k, bias.device))
+    select.select_rescored(listed, torch.empty(listed.shape), rows, weights, bias, shape.k, False, select.empty(48, shape.k, bias.device))
     half = scores.bfloat16()
     select.select_topk(half, bias, shape.k, False)
     batch.largest_scores(half, bias, 48 * (shape.k + 1), False)

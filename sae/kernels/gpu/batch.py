@@ -39,6 +39,8 @@ class _Candidates:
     listed: Tensor
     score: Tensor
     bias: Tensor
+    least: Tensor
+    """A key that the largest reach."""
     n_rows: int
     d_sae: int
     n_groups: int
@@ -51,7 +53,7 @@ class _Candidates:
 
     def constants(self) -> dict[str, int]:
         """Constants of the kernels that read candidates."""
-        return {"GROUP": self.group, "BLOCK": 512 if self.group else 128, "ABSOLUTE": self.absolute}
+        return {"GROUP": self.group, "BLOCK": 1024 if self.group else 128, "ABSOLUTE": self.absolute}
 
     def largest(self, n: int) -> Entries:
         """The n largest; there are at least as many."""
@@ -67,7 +69,7 @@ class _Candidates:
         upper, lower, cut = counts.split([1 << 15, 1 << 16, 2])
         for level, histogram in enumerate((upper, lower)):
             launch(
-                kernels.histogram_kernel, (self.n_rows,), *self.tensors(), cut, histogram, *sizes, LEVEL=level,
+                kernels.histogram_kernel, (self.n_rows,), *self.tensors(), self.least, cut, histogram, *sizes, LEVEL=level,
                 **self.constants(),
             )
             launch(
@@ -99,8 +101,9 @@ def largest_scores(
     coarse = by_row.sum(0, dtype=torch.int32)
     listed = torch.empty(n_rows, n_groups, dtype=torch.int32, device=scores.device)
     count = torch.empty(n_rows, dtype=torch.int32, device=scores.device)
-    launch(kernels.list_groups_kernel, (n_rows,), best, coarse, listed, count, n_groups, n, BLOCK=block)
-    return _Candidates(count, listed, scores, bias, n_rows, d_sae, n_groups, group, absolute).largest(n)
+    least = torch.empty(1, dtype=torch.int32, device=scores.device)
+    launch(kernels.list_groups_kernel, (n_rows,), best, coarse, listed, count, least, n_groups, n, BLOCK=block)
+    return _Candidates(count, listed, scores, bias, least, n_rows, d_sae, n_groups, group, absolute).largest(n)
 
 
 def largest_entries(entries: Entries, n: int, absolute: bool) -> Entries:
@@ -108,7 +111,8 @@ def largest_entries(entries: Entries, n: int, absolute: bool) -> Entries:
     if entries.feature.numel() <= n:
         return entries
     e = entries
-    return _Candidates(e.indptr, e.feature, e.value, e.value, e.n_rows, 0, 0, 0, absolute).largest(n)
+    least = torch.zeros(1, dtype=torch.int32, device=e.value.device)
+    return _Candidates(e.indptr, e.feature, e.value, e.value, least, e.n_rows, 0, 0, 0, absolute).largest(n)
 
 
 def joined(chunks: list[Entries]) -> Entries:

@@ -11,8 +11,9 @@ import triton.language as tl
 
 from sae.kernels.gpu.select_kernels import score_key
 
-FIRST_BIN = tl.constexpr((127 - 20) * 8)
-"""Coarse bins are eighths of an octave; the first holds all below 2^-20, the last of 256 all above 2^12."""
+SHIFT = tl.constexpr(19)
+FIRST_BIN = tl.constexpr((127 - 9) * 16)
+"""Coarse bins are sixteenths of an octave; the first of 256 holds all below 2^-9, the last all above 2^7."""
 
 
 @triton.jit
@@ -24,7 +25,7 @@ def coarse_histogram_kernel(best_ptr, histogram_ptr, n_groups, BLOCK: tl.constex
     for start in range(0, n_groups, BLOCK):
         group = start + tl.arange(0, BLOCK)
         best = tl.load(best_ptr + row * n_groups + group, mask=group < n_groups, other=0.0)
-        coarse = (best.to(tl.int32, bitcast=True) >> 20) - FIRST_BIN
+        coarse = (best.to(tl.int32, bitcast=True) >> SHIFT) - FIRST_BIN
         # lanes without a group count as 0, which no bound rests on
         counts += tl.histogram(tl.minimum(tl.maximum(coarse, 0), 255), 256)
     tl.store(histogram_ptr + row * 256 + tl.arange(0, 256), counts)
@@ -32,13 +33,18 @@ def coarse_histogram_kernel(best_ptr, histogram_ptr, n_groups, BLOCK: tl.constex
 
 @triton.jit(do_not_specialize=["n"])
 @no_type_check
-def list_groups_kernel(best_ptr, histogram_ptr, listed_ptr, count_ptr, n_groups, n, BLOCK: tl.constexpr):
-    """The groups of each row whose maximum reaches what n groups of the batch reach, by coarse bins. Grid (n_rows,)."""
+def list_groups_kernel(best_ptr, histogram_ptr, listed_ptr, count_ptr, least_ptr, n_groups, n, BLOCK: tl.constexpr):
+    """The groups of each row whose maximum reaches what n groups of the batch reach, by coarse bins. Grid (n_rows,).
+
+    That key is stored too: the n largest scores reach it.
+    """
     row = tl.program_id(0).to(tl.int64)
     counts = tl.load(histogram_ptr + tl.arange(0, 256))
     reached = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
     coarse = tl.maximum(tl.sum((reached >= n).to(tl.int32), 0) - 1, 0)
-    least = tl.where(coarse == 0, 0, (coarse + FIRST_BIN) << 20)
+    least = tl.where(coarse == 0, 0, (coarse + FIRST_BIN) << SHIFT)
+    if row == 0:
+        tl.store(least_ptr, least)
     n_listed = 0
     for start in range(0, n_groups, BLOCK):
         group = start + tl.arange(0, BLOCK)
@@ -83,22 +89,25 @@ def candidates(
 @triton.jit
 @no_type_check
 def histogram_kernel(
-    bound_ptr, listed_ptr, score_ptr, bias_ptr, cut_ptr, histogram_ptr, d_sae, n_groups, LEVEL: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
+    bound_ptr, listed_ptr, score_ptr, bias_ptr, least_ptr, cut_ptr, histogram_ptr, d_sae, n_groups,
+    LEVEL: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
     """Count candidates by the upper 15 bits of their keys (LEVEL 0), or those on the cut by the lower 16.
 
-    Grid (n_rows,).
+    What falls into the first bin is not counted: it is found by nothing being above (and zeros may be many). Grid
+    (n_rows,).
     """
     row = tl.program_id(0).to(tl.int64)
     start, end = extent(bound_ptr, row, GROUP)
+    least = tl.load(least_ptr)
     for first in range(start, end, BLOCK):
         j = first + tl.arange(0, BLOCK)
         _, _, key = candidates(j, end, row, listed_ptr, score_ptr, bias_ptr, d_sae, n_groups, GROUP, ABSOLUTE)
         if LEVEL == 0:
-            counted, place = key >= 0, key >> 16
+            counted, place = key >= least, key >> 16
         else:
             counted, place = (key >> 16) == tl.load(cut_ptr), key & 0xFFFF
+        counted = counted & (place > 0)
         tl.atomic_add(histogram_ptr + place, 1, mask=counted, sem="relaxed")
 
 
@@ -175,12 +184,15 @@ def store_selected_kernel(
         feature, score, key = candidates(
             j, end, row, listed_ptr, score_ptr, bias_ptr, d_sae, n_groups, GROUP, ABSOLUTE
         )
-        on = (key == cut).to(tl.int64)
-        taken = (key > cut) | ((key == cut) & (n_seen + tl.cumsum(on, 0) - on < n_on))
-        kept = taken.to(tl.int64)
+        taken = key > cut
+        on = (key == cut).to(tl.int32)
+        n_here = tl.sum(on, 0)
+        if n_here > 0:
+            taken = taken | ((key == cut) & (n_seen + tl.cumsum(on, 0) - on < n_on))
+        kept = taken.to(tl.int32)
         slot = n_stored + tl.cumsum(kept, 0) - kept
         tl.store(feature_ptr + slot, feature, mask=taken)
         tl.store(value_ptr + slot, score if ABSOLUTE else tl.where(key > 0, score, 0.0), mask=taken)
-        n_seen += tl.sum(on, 0)
+        n_seen += n_here
         n_stored += tl.sum(kept, 0)
     tl.store(indptr_ptr + row + 1, n_stored)

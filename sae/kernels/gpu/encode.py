@@ -1,9 +1,10 @@
 """Encode and select on the GPU, chunk by chunk of rows: no n_rows × d_sae tensor larger than a chunk ever exists.
 
-Scores are fp32. In fp32 they are the product of fp32 (TF32 only where the process has allowed it to torch). In bf16 the
-GEMM multiplies bf16 and accumulates and returns fp32; what it selects, and a margin beyond, is scored again in fp32,
-and the final selection is among these: values are those of fp32, and so is the selected set unless bf16 has misplaced
-a feature by more than the margin.
+In fp32 scores are the product of fp32 (TF32 only where the process has allowed it to torch). In bf16 the GEMM multiplies
+bf16 and accumulates fp32. Of the TopK family it returns bf16, and nominates k features per row and a margin beyond;
+those that could be among the k are scored again in fp32, and the final selection is among these: values are those of
+fp32, and so is the selected set unless bf16 has misplaced a feature by more than the margin. Thresholds take the
+product's fp32 and a margin of scores.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
+from jaxtyping import BFloat16, Bool, Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
@@ -36,7 +37,7 @@ class Settings:
     chunk_bytes: int = 1 << 30
     """Most bytes of scores that exist at once (but one row at least)."""
     margin: int = 8
-    """bf16: candidates per row beyond k that are scored again in fp32."""
+    """bf16: so many candidates per row, and k / 8, are nominated beyond k."""
     eight: bool = False
     """bf16: candidates of TopK and BatchTopK in training come from a product in 8 bits (e4m3, a scale for each row)."""
     margin_of_eight: int = 32
@@ -53,9 +54,9 @@ class Settings:
         """A tensor as the GEMMs and gathers of this precision read it."""
         return tensor.bfloat16() if self.precision == "bf16" else tensor
 
-    def chunks(self, n_rows: int, d_sae: int) -> Iterator[slice]:
-        """The rows, in chunks whose scores fit."""
-        step = max(1, self.chunk_bytes // (4 * d_sae))
+    def chunks(self, n_rows: int, d_sae: int, n_bytes: int = 4) -> Iterator[slice]:
+        """The rows, in chunks whose scores, of so many bytes, fit."""
+        step = max(1, self.chunk_bytes // (n_bytes * d_sae))
         return (slice(first, min(first + step, n_rows)) for first in range(0, n_rows, step))
 
 
@@ -69,6 +70,11 @@ def matmul(a: Float[Tensor, "n m"], b: Float[Tensor, "m p"]) -> Float32[Tensor, 
     if a.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float())
+
+
+def half_product(a: BFloat16[Tensor, "n m"], b: BFloat16[Tensor, "m p"]) -> BFloat16[Tensor, "n p"]:
+    """a @ b accumulated in fp32, rounded to bf16 (which CPUs may do as they go along)."""
+    return torch.mm(a, b) if a.is_cuda or a.is_meta else torch.mm(a.float(), b.float()).bfloat16()
 
 
 @dataclass(frozen=True)
@@ -119,23 +125,27 @@ class Encoder:
         return Encoder(self.x, self.W, self.b, replace(self.settings, precision="fp32"), self.x, self.W)
 
     def chunks(self, *, nominate: bool = False) -> Iterator[tuple[slice, Float[Tensor, "n_chunk d_sae"]]]:
-        """Each chunk of rows with its scores, without bias; scores that only `nominate` may come in 8 bits."""
-        for rows in self.settings.chunks(*self.shape):
-            if nominate and self.eight is not None:
+        """Each chunk of rows with its scores, without bias, in fp32; in bf16 if they only `nominate`, unless exact."""
+        short = nominate and not self.exact
+        for rows in self.settings.chunks(*self.shape, 2 if short else 4):
+            if short and self.eight is not None:
                 x, W = self.eight
                 yield rows, x.rows(rows).times(W)
-                continue
-            yield rows, matmul(self.x_operand[rows], self.W_operand.t())
+            elif short:
+                yield rows, half_product(self.x_operand[rows], self.W_operand.t())
+            else:
+                yield rows, matmul(self.x_operand[rows], self.W_operand.t())
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_rows, d_sae)."""
         return self.x.shape[0], self.W.shape[0]
 
-    @property
-    def margin(self) -> int:
+    def margin(self, k: int) -> int:
         """Candidates per row beyond k."""
-        return 0 if self.exact else self.settings.margin if self.eight is None else self.settings.margin_of_eight
+        if self.exact:
+            return 0
+        return (self.settings.margin if self.eight is None else self.settings.margin_of_eight) + k // 8
 
     @property
     def exact(self) -> bool:
@@ -177,10 +187,10 @@ def _topk(encoder: Encoder, select: Select) -> SparseCode:
         if encoder.exact:
             gpu_select.select_topk(scores, encoder.b, k, select.absolute, out)
             continue
-        n_listed = min(d_sae, k + encoder.margin)
+        n_listed = min(d_sae, k + encoder.margin(k))
         # scores below 0 are not ranked: in a row of fewer than k positives, those within rounding of 0 may be missed
-        listed, _ = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
-        gpu_select.select_rescored(listed, encoder.x[rows], encoder.W, encoder.b, k, select.absolute, out)
+        listed, rough = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
+        gpu_select.select_rescored(listed, rough, encoder.x[rows], encoder.W, encoder.b, k, select.absolute, out)
     return SparseCode(feature.view(-1), value.view(-1), n_rows, d_sae, k=k)
 
 
@@ -229,7 +239,7 @@ def _batch_topk(encoder: Encoder, select: Select) -> SparseCode:
     """The k · n_rows largest of the batch, with padding where fewer are positive; never waits for the device."""
     n_rows, d_sae = encoder.shape
     n, absolute = min(select.k * n_rows, n_rows * d_sae), select.absolute
-    n_listed = min((select.k + encoder.margin) * n_rows, n_rows * d_sae)
+    n_listed = min((select.k + encoder.margin(select.k)) * n_rows, n_rows * d_sae)
     chunks = [
         batch.largest_scores(scores, encoder.b, min(n_listed, scores.numel()), absolute)
         for _, scores in encoder.chunks(nominate=True)

@@ -26,7 +26,7 @@ def empty(n_rows: int, k: int, device: torch.device) -> Selected:
 
 def group_size(d_sae: int, k: int) -> int:
     """Features per group that make the two short selections (of groups, of features in them) about equally long."""
-    return min(256, max(16, power_of_2(math.isqrt(d_sae // k))))
+    return min(256, max(16, power_of_2(math.isqrt(d_sae // k) + 1) // 2))
 
 
 def group_maxima(
@@ -76,16 +76,17 @@ def select_topk(
         _select_rows(scores, bias, None, feature, value, d_sae, PLAIN, 1, absolute)
         return feature, value
     best = group_maxima(scores, bias, group, absolute)
-    groups = torch.empty_like(feature)
     n_groups = best.shape[1]
     if max(n_groups, k * group) <= ONE_TILE:
-        block = max(power_of_2(n_groups), power_of_2(k * group))
+        block_groups, block = power_of_2(n_groups), power_of_2(k * group)
         launch(
-            topk_kernels.select_grouped_kernel, (n_rows,), scores, bias, best, groups, feature, value, d_sae, n_groups, k,
-            GROUP=group, BLOCK_GROUPS=power_of_2(n_groups), BLOCK=power_of_2(k * group), ABSOLUTE=absolute,
-            WRITE_VALUE=True, num_warps=min(8, max(1, block // 512)),
+            topk_kernels.select_grouped_kernel, (n_rows,), scores, bias, best,
+            torch.empty(n_rows, block // group, dtype=torch.int32, device=scores.device), feature, value, d_sae, n_groups,
+            k, GROUP=group, BLOCK_GROUPS=block_groups, BLOCK=block, ABSOLUTE=absolute,
+            num_warps=min(4, max(1, max(block_groups, block) // 512)),
         )
         return feature, value
+    groups = torch.empty_like(feature)
     _select_rows(best, None, None, groups, None, best.shape[1], PLAIN, 1, False)
     _select_rows(scores, bias, groups, feature, value, k * group, GROUPS, group, absolute)
     return feature, value
@@ -102,18 +103,18 @@ def select_listed(
 
 
 def select_rescored(
-    listed: Int32[Tensor, "n_rows n_listed"], x: Float32[Tensor, "n_rows d_in"], W: Float32[Tensor, "d_sae d_in"],
-    bias: Float32[Tensor, " d_sae"], k: int, absolute: bool, out: Selected,
+    listed: Int32[Tensor, "n_rows n_listed"], rough: Float32[Tensor, "n_rows n_listed"],
+    x: Float32[Tensor, "n_rows d_in"],
+    W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool, out: Selected,
 ) -> None:
-    """The k largest of each row's listed features, scored in fp32, in the order of the list."""
+    """The k largest of each row's listed features, scored in fp32 as far as rough scores leave a doubt, in their order."""
     (n_rows, n_listed), d, (feature, value) = listed.shape, x.shape[1], out
     if max(d, n_listed) > 4096:
         exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
         select_listed(listed, exact, k, absolute, out)
         return
     launch(
-        topk_kernels.rescore_kernel, (n_rows,), listed, x, W, bias, torch.empty(listed.shape, device=x.device), feature,
-        value, d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
+        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), feature, value, d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
     )
 
 
