@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels.gpu import backward, batch, optimizer, products, select
+from sae.kernels.gpu import backward, batch, operands, optimizer, products, select
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu import launch as gpu_launch
 from sae.kernels.gpu.kept import Copies
@@ -83,8 +83,14 @@ def _select(shape: Shape) -> None:
     select.select_listed(listed, torch.empty(listed.shape), shape.k, False)
     rows, weights = torch.empty(48, shape.d_in), torch.empty(shape.d_sae, shape.d_in)
     select.select_rescored(listed, rows, weights, bias, shape.k, False, select.empty(48, shape.k, bias.device))
+    half = scores.bfloat16()
+    select.select_topk(half, bias, shape.k, False)
+    batch.largest_scores(half, bias, 48 * (shape.k + 1), False)
+    operands.prepared(rows, rows[0], True, True)
+    operands.in_eight(weights.bfloat16())
     found = batch.largest_scores(scores, bias, 48 * (shape.k + 1), False)
     batch.largest_entries(found, 48 * shape.k, False)
+    select.score_entries(found.indptr, found.feature, rows, weights, bias)
     for threshold, margin, inclusive in (
         (torch.empty(1), None, False), (torch.empty(1), None, True), (bias, torch.empty(48), False),
     ):
@@ -148,7 +154,8 @@ def _optimise(shape: Shape) -> None:
 
 
 _TYPES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int16: "*i16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 

@@ -206,8 +206,7 @@ class Autoencode(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
         """Encode, select, decode."""
         select, settings = options.select, options.settings
-        x = x if b_pre is None else x - b_pre
-        encoder = Encoder(x, W_enc_t, b_enc, settings, settings.operand(x), options.operands.W_enc_t)
+        encoder = Encoder.in_training(x, b_pre, W_enc_t, b_enc, settings, options.operands.W_enc_t)
         decoder = options.operands.W_dec
         ctx.done, saved, x_hat = _forward(encoder, W_dec, decoder, b_dec, select, options.prefixes)
         kept, aux_hat = [W_enc_t, *saved], None

@@ -9,7 +9,7 @@ how the kernels are tested without a device.
 import os
 import weakref
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float32
@@ -31,7 +31,9 @@ class Gpu:
 
     Args:
         precision: `fp32`, `bf16` (GEMMs and gathers for training in bf16, values scored again in fp32; sums, values,
-            gradients and master weights in fp32) or `auto`: bf16 on devices that multiply it (compute capability ≥ 8).
+            gradients and master weights in fp32), `fp8` (bf16, but the features that are scored again in training are
+            found by a product in 8 bits, and are 32 more than k in each row rather than 8) or `auto`: bf16 on devices
+            that multiply it (compute capability ≥ 8).
         chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
         dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
         fused_adam: gradients of W_enc and W_dec that come from one sparse pass are not written to `.grad` but made in
@@ -49,8 +51,8 @@ class Gpu:
         self, precision: str = "auto", chunk_bytes: int = 1 << 30, dense_above: float | None = None,
         fused_adam: bool = False,
     ) -> None:
-        if precision not in ("auto", "fp32", "bf16"):
-            raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
+        if precision not in ("auto", "fp32", "bf16", "fp8"):
+            raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16, fp8 and auto.")
         try:
             from sae.kernels.gpu import autograd, kept
         except ModuleNotFoundError as error:
@@ -63,21 +65,25 @@ class Gpu:
         if precision == "auto":
             fast = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
             precision = "bf16" if fast else "fp32"
+        if precision == "fp8" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+            raise SaescopeError("kernels: this device multiplies no fp8 (compute capability below 8.9); take bf16.")
         self._autograd: Any = autograd
         self._settings = autograd.Settings(
-            precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
+            precision="fp32" if precision == "fp32" else "bf16", chunk_bytes=chunk_bytes, dense_above=dense_above,
+            eight=precision == "fp8",
         )
         self._reference = Reference()
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
-        self._copies: Any = kept.Copies()
+        self.copies: Any = kept.Copies()
         self._kept: Any = None
         self._kept_stats: Any = kept.KeptStats
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without the gradients that wait."""
         settings = self._settings
-        return Gpu, (settings.precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
+        precision = "fp8" if settings.eight else settings.precision
+        return Gpu, (precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
 
     @torch.no_grad()
     def encode(
@@ -163,12 +169,12 @@ class Gpu:
         from sae.kernels.gpu import optimizer
 
         kept, self._kept = self._kept, None
-        return optimizer.optimizer_step(params, self._waiting, kept, self._copies, **arguments)
+        return optimizer.optimizer_step(params, self._waiting, kept, self.copies, **arguments)
 
     def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
         """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""
         if self._settings.precision == "bf16" and _may_wait(weight, feature_major):
-            half = self._copies.of(weight)
+            half = self.copies.of(weight)
             return half if weight is feature_major else half.t()
         return self._settings.operand(_fp32(feature_major))
 

@@ -30,11 +30,6 @@ class Entries:
         """Rows, empty ones too."""
         return self.indptr.numel() - 1
 
-    def rows(self) -> Int64[Tensor, " n"]:
-        """The row of each entry."""
-        ids = torch.arange(self.n_rows, device=self.feature.device)
-        return ids.repeat_interleave(self.indptr.diff(), output_size=self.feature.numel())
-
 
 @dataclass(frozen=True)
 class _Candidates:

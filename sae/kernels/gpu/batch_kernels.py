@@ -86,7 +86,10 @@ def histogram_kernel(
     bound_ptr, listed_ptr, score_ptr, bias_ptr, cut_ptr, histogram_ptr, d_sae, n_groups, LEVEL: tl.constexpr,
     GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
-    """Count candidates by the upper 15 bits of their keys (LEVEL 0), or those on the cut by the lower 16. Grid (n_rows,)."""
+    """Count candidates by the upper 15 bits of their keys (LEVEL 0), or those on the cut by the lower 16.
+
+    Grid (n_rows,).
+    """
     row = tl.program_id(0).to(tl.int64)
     start, end = extent(bound_ptr, row, GROUP)
     for first in range(start, end, BLOCK):

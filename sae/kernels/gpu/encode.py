@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
-from sae.kernels.gpu import batch, products
+from sae.kernels.gpu import batch, operands, products
 from sae.kernels.gpu import select as gpu_select
+from sae.kernels.gpu.operands import Eight
 from sae.kernels.interface import Select
 
 Pairs = tuple[Tensor, Tensor, Tensor]
@@ -36,6 +37,10 @@ class Settings:
     """Most bytes of scores that exist at once (but one row at least)."""
     margin: int = 8
     """bf16: candidates per row beyond k that are scored again in fp32."""
+    eight: bool = False
+    """bf16: candidates of TopK and BatchTopK in training come from a product in 8 bits (e4m3, a scale for each row)."""
+    margin_of_eight: int = 32
+    """And these are so many beyond k: on a trained SAE (d_sae 16,384, k 32) they held all of the true ones."""
     dense_above: float | None = None
     """Density of a code above which it is decoded by GEMMs; None: that of the precision in `DENSE_ABOVE`."""
 
@@ -76,6 +81,20 @@ class Encoder:
     settings: Settings
     x_operand: Float[Tensor, "n_rows d_in"]
     W_operand: Float[Tensor, "d_sae d_in"]
+    eight: tuple[Eight, Eight] | None = None
+    """Rows and weights in e4m3, if candidates come from their product."""
+
+    @classmethod
+    def in_training(
+        cls, x: Float32[Tensor, "n_rows d_in"], b_pre: Float32[Tensor, " d_in"] | None, W: Float32[Tensor, "d_sae d_in"],
+        b: Float32[Tensor, " d_sae"], settings: Settings, W_operand: Float[Tensor, "d_sae d_in"],
+    ) -> "Encoder":
+        """Of rows from which b_pre is to be taken; weights are at hand as operands."""
+        # what the device multiplies in 8 bits comes in multiples of 16
+        fits = settings.eight and W.shape[0] % 16 == 0 and W.shape[1] % 16 == 0
+        rows = operands.prepared(x, b_pre, settings.precision == "bf16", fits)
+        eight = None if rows.eight is None else (rows.eight, operands.in_eight(W_operand))
+        return cls(rows.x, W, b, settings, rows.operand, W_operand, eight)
 
     @classmethod
     def of(
@@ -99,15 +118,24 @@ class Encoder:
         """The same, whose product is fp32: with few features that costs less than to score candidates again."""
         return Encoder(self.x, self.W, self.b, replace(self.settings, precision="fp32"), self.x, self.W)
 
-    def chunks(self) -> Iterator[tuple[slice, Float32[Tensor, "n_chunk d_sae"]]]:
-        """Each chunk of rows with its scores, without bias."""
+    def chunks(self, *, nominate: bool = False) -> Iterator[tuple[slice, Float[Tensor, "n_chunk d_sae"]]]:
+        """Each chunk of rows with its scores, without bias; scores that only `nominate` may come in 8 bits."""
         for rows in self.settings.chunks(*self.shape):
+            if nominate and self.eight is not None:
+                x, W = self.eight
+                yield rows, x.rows(rows).times(W)
+                continue
             yield rows, matmul(self.x_operand[rows], self.W_operand.t())
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_rows, d_sae)."""
         return self.x.shape[0], self.W.shape[0]
+
+    @property
+    def margin(self) -> int:
+        """Candidates per row beyond k."""
+        return 0 if self.exact else self.settings.margin if self.eight is None else self.settings.margin_of_eight
 
     @property
     def exact(self) -> bool:
@@ -144,12 +172,12 @@ def _topk(encoder: Encoder, select: Select) -> SparseCode:
     n_rows, d_sae = encoder.shape
     k = select.k
     feature, value = gpu_select.empty(n_rows, k, encoder.x.device)
-    for rows, scores in encoder.chunks():
+    for rows, scores in encoder.chunks(nominate=True):
         out = feature[rows], value[rows]
         if encoder.exact:
             gpu_select.select_topk(scores, encoder.b, k, select.absolute, out)
             continue
-        n_listed = min(d_sae, k + encoder.settings.margin)
+        n_listed = min(d_sae, k + encoder.margin)
         # scores below 0 are not ranked: in a row of fewer than k positives, those within rounding of 0 may be missed
         listed, _ = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
         gpu_select.select_rescored(listed, encoder.x[rows], encoder.W, encoder.b, k, select.absolute, out)
@@ -201,9 +229,10 @@ def _batch_topk(encoder: Encoder, select: Select) -> SparseCode:
     """The k · n_rows largest of the batch, with padding where fewer are positive; never waits for the device."""
     n_rows, d_sae = encoder.shape
     n, absolute = min(select.k * n_rows, n_rows * d_sae), select.absolute
-    n_listed = n if encoder.exact else min((select.k + encoder.settings.margin) * n_rows, n_rows * d_sae)
+    n_listed = min((select.k + encoder.margin) * n_rows, n_rows * d_sae)
     chunks = [
-        batch.largest_scores(scores, encoder.b, min(n_listed, scores.numel()), absolute) for _, scores in encoder.chunks()
+        batch.largest_scores(scores, encoder.b, min(n_listed, scores.numel()), absolute)
+        for _, scores in encoder.chunks(nominate=True)
     ]
     if not chunks:
         empty = torch.empty(0, device=encoder.x.device)
@@ -212,6 +241,6 @@ def _batch_topk(encoder: Encoder, select: Select) -> SparseCode:
     if len(chunks) > 1:
         found = batch.largest_entries(found, n_listed, absolute)
     if not encoder.exact:
-        value = encoder.rescored(found.rows(), found.feature)
+        value = gpu_select.score_entries(found.indptr, found.feature, encoder.x, encoder.W, encoder.b)
         found = batch.largest_entries(replace(found, value=value if absolute else value.relu()), n, absolute)
     return SparseCode(found.feature, found.value, n_rows, d_sae, indptr=found.indptr)

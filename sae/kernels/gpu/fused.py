@@ -152,8 +152,8 @@ def fused_step(
     launch(
         kernels.fused_adam_kernel, (2 * work.plan.n_windows + work.code.d_sae,), *work.tensors(waiting.dvalue),
         *waiting.left_rows, *states[0], *states[1], waiting.stats, *waiting.parts[:2], norm,
-        norm if rates is None else rates, *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(), HAS_LEFT=waiting.left is not None,
-        UNIT_ROWS=dec.unit_rows, SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
+        norm if rates is None else rates, *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(),
+        HAS_LEFT=waiting.left is not None, UNIT_ROWS=dec.unit_rows, SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
         ON_DEVICE=rates is not None,
     )
     torch.autograd.graph.increment_version([*states[0], *states[1]])

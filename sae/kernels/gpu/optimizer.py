@@ -116,10 +116,11 @@ def optimizer_step(
         p = flat.state
         param, mean, var = (_in_place(t, p.param) for t in (p.param, p.exp_avg, p.exp_avg_sq))
         half = copies.to_write(p.param)
+        bits = param if half is None else _in_place(half, p.param).view(torch.int16)
         launch(
             kernels.adam_kernel, (ceil_div(param.numel(), flat.d),), flat.grad, param, mean, var, flat.square,
-            flat.radial, norm, norm if rates is None else rates, param if half is None else _in_place(half, p.param).view(torch.int16),
-            param.numel(), flat.d, 0.0 if clip is None else clip, *numbers, BLOCK_D=flat.block, UNIT_ROWS=p.unit_rows,
+            flat.radial, norm, norm if rates is None else rates, bits, param.numel(), flat.d,
+            0.0 if clip is None else clip, *numbers, BLOCK_D=flat.block, UNIT_ROWS=p.unit_rows,
             SPARSE=p.sparse_axis is not None, CLIP=clip is not None, ON_DEVICE=rates is not None,
             HAS_HALF=half is not None,
         )

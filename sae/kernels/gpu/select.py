@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from sae.kernels.gpu import products, topk_kernels
@@ -30,7 +30,7 @@ def group_size(d_sae: int, k: int) -> int:
 
 
 def group_maxima(
-    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
+    scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
 ) -> Float32[Tensor, "n_rows n_groups"]:
     """The largest max(score + bias, 0) (or |score + bias|) of each group of neighbouring features."""
     n_rows, d_sae = scores.shape
@@ -62,7 +62,7 @@ def _select_rows(
 
 
 def select_topk(
-    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
+    scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
     out: Selected | None = None,
 ) -> Selected:
     """The k largest of each row, exactly, features ascending; among equals the lower feature. Reads the scores once.
@@ -111,12 +111,34 @@ def select_rescored(
         exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
         select_listed(listed, exact, k, absolute, out)
         return
-    block_a, block_b = two_blocks(d)
     launch(
         topk_kernels.rescore_kernel, (n_rows,), listed, x, W, bias, torch.empty(listed.shape, device=x.device), feature,
-        value, d, n_listed, k, BLOCK_ENTRIES=4, BLOCK_A=block_a, BLOCK_B=block_b,
-        BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute, num_warps=min(8, max(1, block_a // 256)),
+        value, d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
     )
+
+
+def _scoring_tiles(d: int) -> dict[str, int]:
+    """Of kernels that hold a row of x and score features with it."""
+    block_a, block_b = two_blocks(d)
+    return {
+        "BLOCK_ENTRIES": 4, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": min(8, max(1, block_a // 256)),
+    }
+
+
+def score_entries(
+    indptr: Int64[Tensor, " n_rows_plus_1"], feature: Int32[Tensor, " nnz"], x: Float32[Tensor, "n_rows d_in"],
+    W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"],
+) -> Float32[Tensor, " nnz"]:
+    """`x[row] · W[feature] + bias[feature]` of the entries of a CSR code, in fp32."""
+    (n_rows, d), scores = x.shape, torch.empty(feature.numel(), device=x.device)
+    if d > 4096:
+        ids = torch.arange(n_rows, device=x.device)
+        row = ids.repeat_interleave(indptr.diff(), output_size=feature.numel())
+        return products.entry_dots(row, feature, x, W, bias=bias)
+    launch(
+        topk_kernels.score_entries_kernel, (n_rows,), indptr, feature, x, W, bias, scores, d, **_scoring_tiles(d)
+    )
+    return scores
 
 
 def compact_above(

@@ -58,33 +58,62 @@ def select_grouped_kernel(
 
 @triton.jit
 @no_type_check
-def rescore_kernel(
-    listed_ptr, x_ptr, W_ptr, bias_ptr, exact_ptr, feature_ptr, value_ptr, d, n_listed, k, BLOCK_ENTRIES: tl.constexpr,
-    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_LISTED: tl.constexpr, ABSOLUTE: tl.constexpr,
+def score_row(
+    feature_ptr, x_ptr, W_ptr, bias_ptr, score_ptr, row, start, end, d, BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):
-    """The k largest of each row's listed features, scored `x · W[feature] + bias` in fp32. Grid (n_rows,).
+    """`x[row] · W[feature] + bias` in fp32 of the listed features from `start` to `end`.
 
-    `exact [n_rows, n_listed]` is room for the scores. A row is held as BLOCK_A columns and the BLOCK_B after these.
+    A row is held as BLOCK_A columns and the BLOCK_B after these (0: there are none).
     """
-    row = tl.program_id(0).to(tl.int64)
     column_a = tl.arange(0, BLOCK_A)
     x_a = tl.load(x_ptr + row * d + column_a, mask=column_a < d, other=0.0)
     if BLOCK_B > 0:
         column_b = BLOCK_A + tl.arange(0, BLOCK_B)
         x_b = tl.load(x_ptr + row * d + column_b, mask=column_b < d, other=0.0)
-    for first in range(0, n_listed, BLOCK_ENTRIES):
+    for first in range(start, end, BLOCK_ENTRIES):
         entry = first + tl.arange(0, BLOCK_ENTRIES)
-        here = entry < n_listed
-        feature = tl.load(listed_ptr + row * n_listed + entry, mask=here, other=0).to(tl.int64)
+        here = entry < end
+        feature = tl.load(feature_ptr + entry, mask=here, other=0).to(tl.int64)
         dot = tl.sum(load_rows(W_ptr, feature, here, column_a, d) * x_a[None, :], axis=1)
         if BLOCK_B > 0:
             dot += tl.sum(load_rows(W_ptr, feature, here, column_b, d) * x_b[None, :], axis=1)
         dot += tl.load(bias_ptr + feature, mask=here, other=0.0)
-        tl.store(exact_ptr + row * n_listed + entry, dot, mask=here)
+        tl.store(score_ptr + entry, dot, mask=here)
+
+
+@triton.jit
+@no_type_check
+def score_entries_kernel(
+    bound_ptr, feature_ptr, x_ptr, W_ptr, bias_ptr, score_ptr, d, BLOCK_ENTRIES: tl.constexpr, BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """The score of each entry; those of a row begin at bound[row] and end at bound[row + 1]. Grid (n_rows,)."""
+    row = tl.program_id(0).to(tl.int64)
+    start, end = tl.load(bound_ptr + row), tl.load(bound_ptr + row + 1)
+    score_row(feature_ptr, x_ptr, W_ptr, bias_ptr, score_ptr, row, start, end, d, BLOCK_ENTRIES, BLOCK_A, BLOCK_B)
+
+
+@triton.jit
+@no_type_check
+def rescore_kernel(
+    listed_ptr, x_ptr, W_ptr, bias_ptr, exact_ptr, feature_ptr, value_ptr, d, n_listed, k, BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_LISTED: tl.constexpr, ABSOLUTE: tl.constexpr,
+):
+    """The k of each row's listed features with the largest scores; `exact [n_rows, n_listed]` is room for these.
+
+    Grid (n_rows,).
+    """
+    row = tl.program_id(0).to(tl.int64)
+    start = row * n_listed
+    score_row(
+        listed_ptr, x_ptr, W_ptr, bias_ptr, exact_ptr, row, start, start + n_listed, d, BLOCK_ENTRIES, BLOCK_A, BLOCK_B
+    )
+    # read again by other threads of the program
     tl.debug_barrier()
     j = tl.arange(0, BLOCK_LISTED)
-    feature = tl.load(listed_ptr + row * n_listed + j, mask=j < n_listed, other=0)
-    score = tl.load(exact_ptr + row * n_listed + j, mask=j < n_listed, other=0.0)
+    feature = tl.load(listed_ptr + start + j, mask=j < n_listed, other=0)
+    score = tl.load(exact_ptr + start + j, mask=j < n_listed, other=0.0)
     key = tl.where(j < n_listed, score_key(score, ABSOLUTE), -1)
     bound = kth_key(key, k)
     n_ties = k - tl.sum((key > bound).to(tl.int32), 0)
