@@ -74,18 +74,20 @@ class CudaGraphs:
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture it. Threads that read, copy and save meanwhile are no part of it."""
-        graph = torch.cuda.CUDAGraph()
-        pool = next((other.pool() for other in self.graphs), None) or torch.cuda.graph_pool_handle()
-        with torch.cuda.device(self.device), _as_before(self.device, pool):
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                step()
+        graph, others = torch.cuda.CUDAGraph(), list(self.graphs)  # held, or their pool might go before it is shared
+        pool = others[0].pool() if others else torch.cuda.graph_pool_handle()
+        with (
+            torch.cuda.device(self.device), _as_before(self.device, pool),
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            step()
         self.graphs.add(graph)
         return graph.replay
 
 
 @contextmanager
 def _as_before(device: torch.device, pool: tuple[int, int]) -> Iterator[None]:
-    """Put right what torch leaves in the state of a capture that fails: stream, random numbers, and where memory is from."""
+    """Put right what torch leaves as in a capture when one fails: the stream, random numbers, where memory is from."""
     here, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[torch.cuda.current_device()]
     drawn = generator.clone_state()
     try:
