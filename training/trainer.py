@@ -337,9 +337,9 @@ class Window:
         """One step's values: numbers without a shape."""
         self._names += [name for name in values if name not in self._names]
         device = self._sums.device
-        row = [values.get(name, 0.0) for name in self._names]
-        row = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
-        self._sums[: len(row)] += torch.stack(row)
+        row = (values.get(name, 0.0) for name in self._names)
+        numbers = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
+        self._sums[: len(numbers)] += torch.stack(numbers)
 
     def _read(self, *more: Tensor) -> list[float]:
         sums = self._sums[: len(self._names)]
