@@ -11,7 +11,8 @@ once, whichever way, and by the same code.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, Protocol, runtime_checkable
 from weakref import WeakSet
 
@@ -73,15 +74,30 @@ class CudaGraphs:
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture it. Threads that read, copy and save meanwhile are no part of it."""
-        graph = torch.cuda.CUDAGraph()
-        pool = next((other.pool() for other in self.graphs), None)
-        here = torch.cuda.current_stream(self.device)
-        # a capture that fails would leave its own stream the current one
-        with torch.cuda.device(self.device), torch.cuda.stream(here):
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                step()
+        graph, others = torch.cuda.CUDAGraph(), list(self.graphs)  # held, or their pool might go before it is shared
+        pool = others[0].pool() if others else torch.cuda.graph_pool_handle()
+        with (
+            torch.cuda.device(self.device), _as_before(self.device, pool),
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            step()
         self.graphs.add(graph)
         return graph.replay
+
+
+@contextmanager
+def _as_before(device: torch.device, pool: tuple[int, int]) -> Iterator[None]:
+    """Put right what torch leaves as in a capture when one fails: the stream, random numbers, where memory is from."""
+    here, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[torch.cuda.current_device()]
+    drawn = generator.clone_state()
+    try:
+        yield
+    except RuntimeError:
+        torch.cuda.set_stream(here)
+        generator.graphsafe_set_state(drawn)
+        with suppress(RuntimeError):  # it says so where that has been done
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
 from sae.base import SAE, Progress, Step
 from sae.controller import Controller, Sparsity
@@ -190,7 +189,8 @@ class Trainer:
             if not self._captured.recording:
                 raise
             self._captured = None
-            self._say_launched(f"capturing one failed ({str(error).splitlines()[0]})")
+            cause = error.__context__ or error  # a capture that has gone wrong fails once more at its end
+            self._say_launched(f"capturing one failed ({str(cause).strip().splitlines()[0]})")
             self.sae.zero_grad(set_to_none=True)
             self._choose_kernels()  # anew, without gradients that wait
             return False
@@ -248,14 +248,17 @@ class Trainer:
     @torch.no_grad()
     def _count(self, step: Step, target: Tensor, norm: Tensor, rows_seen: int | Int64[Tensor, ""]) -> None:
         """Advance counters, thresholds and the controller: once per step, and nowhere else."""
-        self.last_fired.copy_(torch.where(step.code.counts() > 0, rows_seen, self.last_fired))
+        code = step.code
+        fired = code.active * rows_seen
+        self.last_fired.scatter_reduce_(0, code.feature.long(), fired, "amax")
         self.sae.observe(step)
-        l0 = step.code.n_active / step.code.n_rows
+        l0 = code.n_active / code.n_rows
         self.controller.update(l0)
-        residual = functional.mse_loss(step.x_hat, target, reduction="sum")
+        # by rows, for a norm in fp32 adds up too many numbers to be exact
+        residual, variance = (t.norm(dim=1).square().sum() for t in (target - step.x_hat, target))
         sums: dict[str, float | Tensor] = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums["dense_steps"] = float(self.sae.kernels.last_route == "dense")
-        sums |= {"l0": l0, "residual": residual, "variance": target.square().sum(), "grad_norm": norm}
+        sums |= {"l0": l0, "residual": residual, "variance": variance, "grad_norm": norm}
         self.window.add(sums | step.logs)
 
     def metrics(self) -> dict[str, float]:
@@ -334,9 +337,9 @@ class Window:
         """One step's values: numbers without a shape."""
         self._names += [name for name in values if name not in self._names]
         device = self._sums.device
-        row = [values.get(name, 0.0) for name in self._names]
-        row = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
-        self._sums[: len(row)] += torch.stack(row)
+        row = (values.get(name, 0.0) for name in self._names)
+        numbers = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
+        self._sums[: len(numbers)] += torch.stack(numbers)
 
     def _read(self, *more: Tensor) -> list[float]:
         sums = self._sums[: len(self._names)]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.kernels.gpu import code_kernels as kernels
@@ -13,13 +13,13 @@ from sae.kernels.gpu.launch import ceil_div, launch, power_of_2
 from sae.kernels.interface import ParamState
 
 
-def _flat(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:
+def _flat(tensor: Tensor, like: Tensor) -> Float[Tensor, " n"]:
     """A tensor's elements in the order in which `like` lies in memory (a view where it lies the same way)."""
     feature_major = like.dim() == 2 and not like.is_contiguous()
     return (tensor.t() if feature_major else tensor).reshape(-1)
 
 
-def _in_place(tensor: Tensor, like: Tensor) -> Float32[Tensor, " n"]:
+def _in_place(tensor: Tensor, like: Tensor) -> Float[Tensor, " n"]:
     """`_flat`, of what is to be written."""
     flat = _flat(tensor, like)
     assert flat.data_ptr() == tensor.data_ptr(), "a parameter and its moments lie densely and in the same way"

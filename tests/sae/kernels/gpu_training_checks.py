@@ -49,7 +49,9 @@ def check_room_for_more_than_are_dead(device: str) -> None:
     """The dead among others that fill a fixed number of places: as if they had been counted; also where none is dead."""
     some, nobody = torch.arange(13, device=device) % 3 == 0, torch.zeros(13, dtype=torch.bool, device=device)
     for kernels, tolerance in ((Gpu("fp32"), 2e-5), (Gpu("fp32", dense_above=1.0), 2e-5), (Gpu("bf16"), 3e-2)):
-        for dead, k, room, absolute in ((some, 3, 8, False), (some, 9, 8, True), (nobody, 4, 8, True), (some, 9, 20, False)):
+        for dead, k, room, absolute in (
+            (some, 3, 8, False), (some, 9, 8, True), (nobody, 4, 8, True), (some, 9, 20, False),
+        ):
             problem = Problem.random(device, 5, 8, 6, 13)
             exact, problem = problem.leaves(torch.float64), problem.leaves()
             for backend, p, auxk in ((REFERENCE, exact, Revival(dead, k)), (kernels, problem, Revival(dead, k, room))):
