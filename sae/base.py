@@ -10,7 +10,7 @@ path, linear and beside the features (Paulo et al. 2501.18823):
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -55,10 +55,12 @@ class Progress:
     """Features that have not fired within the dead window."""
     through: Callable[[Duration], float] = lambda _: 1.0
     """The share, 0 to 1, of a stretch counted from the start of training that has passed."""
-    coefficient: float = 0.0
-    """The sparsity coefficient in force, from the controller or fixed."""
+    coefficient: float | Float[Tensor, ""] = 0.0
+    """The sparsity coefficient in force: fixed, or from the controller, whose lies on the device."""
     step: int = 0
     """Steps taken so far: what a random draw of a step is seeded by, so that resuming draws the same."""
+    room: int | None = None
+    """At least as many as there are dead features, so that nobody waits for a device to count them; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ class Step:
     terms: dict[str, Float[Tensor, ""]]
     code: SparseCode
     x_hat: Float[Tensor, "n_rows d_out"]
-    logs: dict[str, float] = field(default_factory=dict)
+    logs: dict[str, float | Tensor] = field(default_factory=dict)
 
     @property
     def loss(self) -> Float[Tensor, ""]:
         """The sum of the terms."""
-        return torch.stack(list(self.terms.values())).sum()
+        first, *rest = self.terms.values()
+        return sum(rest, first)
 
 
 class Transform(nn.Module):
@@ -97,7 +100,9 @@ class Transform(nn.Module):
 
     def normalise(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n_rows d"]:
         """From the model's units to those of training."""
-        return (x.to(self.mean.dtype) - self.mean) * self.scale
+        # of narrower numbers the difference is as wide as the mean, in one pass
+        x = x.to(self.mean.dtype) if x.dtype == torch.float64 else x
+        return (x - self.mean) * self.scale
 
     def restore(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n_rows d"]:
         """From the units of training to the model's."""
@@ -170,6 +175,15 @@ class SAE(nn.Module, ABC):
         return self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes, auxk=auxk
         )
+
+    def launches(self, progress: Progress) -> Hashable | None:
+        """What a step on the host decides which launches it consists of: where two are equal, so are the steps' launches.
+
+        None: the sizes of a step depend on its data, and only the step itself can tell. A variant that says more has
+        nothing else of `progress` on the host that differs from step to step.
+        """
+        del progress
+        return None
 
     def observe(self, step: Step) -> None:
         """Advance what the variant estimates while training (an inference threshold, say). Called once per step."""

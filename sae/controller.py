@@ -18,9 +18,11 @@ L1 ends at an FVE of 0.77 with an approach of 40 %, and of 0.71 with one of 20 %
 """
 
 import math
-from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from sae.section import Section
 from sae.units import Duration
@@ -52,68 +54,66 @@ class Sparsity(Section):
         return self
 
 
-@dataclass
 class Controller:
-    """The state: four numbers, saved with a checkpoint."""
+    """The state: four numbers, kept where L0 is measured, so that nobody waits for it; saved with a checkpoint."""
 
-    config: Sparsity
-    steps: int
-    """Length of the approach."""
-    log_coefficient: float = 0.0
-    log_l0: float | None = None
-    first: float | None = None
-    """log L0 of the first step."""
-    n: int = 0
-    """Steps seen."""
-
-    def __post_init__(self) -> None:
-        """Begin at the configured coefficient."""
-        self.log_coefficient = math.log(self.config.start)
+    def __init__(self, config: Sparsity, steps: int, device: torch.device | str = "cpu") -> None:
+        """`steps` is the length of the approach."""
+        self.config, self.steps = config, steps
+        kind = torch.device(device).type
+        # log λ; the average of log L0 and log L0 of the first step, NaN before it; steps seen
+        self._numbers = torch.tensor(
+            [math.log(config.start), math.nan, math.nan, 0.0], dtype=torch.float32 if kind == "mps" else torch.float64
+        ).to(device)
 
     @property
-    def error(self) -> float:
+    def error(self) -> Float[Tensor, ""]:
         """log(L0 / wanted) of this moment; 0 before anything was seen."""
-        if self.log_l0 is None or self.first is None or self.config.target_l0 is None:
-            return 0.0
-        return self.log_l0 - (1 - self.share) * self.first - self.share * math.log(self.config.target_l0)
+        assert self.config.target_l0 is not None
+        _, log_l0, first, _ = self._numbers
+        share = self.share
+        return torch.nan_to_num(log_l0 - (1 - share) * first - share * math.log(self.config.target_l0), nan=0.0)
 
     @property
-    def share(self) -> float:
+    def share(self) -> Float[Tensor, ""]:
         """How much of the approach is behind."""
-        return min(1.0, self.n / max(1, self.steps))
+        return (self._numbers[3] / max(1, self.steps)).clamp(max=1.0)
 
     @property
-    def coefficient(self) -> float:
-        """The coefficient in force."""
+    def coefficient(self) -> float | Float[Tensor, ""]:
+        """The coefficient in force: a number, or where it is steered a tensor."""
         if self.config.coefficient is not None:
             return self.config.coefficient
-        return math.exp(self.log_coefficient + self.config.damping * self.error)
+        return (self._numbers[0] + self.config.damping * self.error).exp()
 
     @property
     def steers(self) -> bool:
         """Whether the coefficient moves at all."""
         return self.config.target_l0 is not None
 
-    def update(self, l0: float) -> None:
+    @torch.no_grad()
+    def update(self, l0: float | Float[Tensor, ""]) -> None:
         """One step's mean L0, active features per row, has been measured."""
         if self.config.target_l0 is None:
             return
-        now = math.log(max(l0, 1e-3))
-        self.log_l0 = now if self.log_l0 is None else AVERAGE * self.log_l0 + (1 - AVERAGE) * now
-        self.first = now if self.first is None else self.first
-        self.n += 1
+        log_coefficient, log_l0, first, n = self._numbers
+        now = torch.as_tensor(l0, dtype=first.dtype, device=first.device).clamp_min(1e-3).log()
+        unseen = first.isnan()
+        log_l0.copy_(torch.where(unseen, now, AVERAGE * log_l0 + (1 - AVERAGE) * now))
+        first.copy_(torch.where(unseen, now, first))
+        n += 1
         # while the target is out of reach the integral must not wind up: a bounded error, and in the end a bounded sum
         # far beyond any use, and far from overflow
         gain = self.config.gain * self.share / max(1, self.steps)
-        moved = self.log_coefficient + gain * max(-1.0, min(1.0, self.error))
-        self.log_coefficient = max(-50.0, min(50.0, moved))
+        log_coefficient.add_(gain * self.error.clamp(-1, 1)).clamp_(-50, 50)
 
     def state(self) -> dict[str, float | None]:
         """What a checkpoint keeps."""
-        return {"log_coefficient": self.log_coefficient, "log_l0": self.log_l0, "first": self.first, "n": self.n}
+        values = zip(("log_coefficient", "log_l0", "first", "n"), self._numbers.tolist(), strict=True)
+        return {name: None if math.isnan(value) else value for name, value in values}
 
     def load(self, state: dict[str, float | None]) -> None:
         """Continue from a checkpoint."""
-        assert state["log_coefficient"] is not None
-        self.log_coefficient, self.log_l0 = state["log_coefficient"], state["log_l0"]
-        self.first, self.n = state["first"], int(state["n"] or 0)
+        names = ("log_coefficient", "log_l0", "first", "n")
+        values = [math.nan if (value := state[name]) is None else value for name in names]
+        self._numbers.copy_(torch.tensor(values, dtype=self._numbers.dtype))

@@ -34,4 +34,4 @@ def auxk(residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows
     e is the reconstruction error, a constant here: dead features learn what the living leave over, and the living are
     not taught to leave more.
     """
-    return (residual.detach() - aux_hat).square().sum(-1).mean()
+    return functional.mse_loss(aux_hat, residual.detach(), reduction="sum") / len(residual)

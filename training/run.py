@@ -169,7 +169,9 @@ def run(
     device = resolve_device(first.train.device)
     backend(device, first.train.kernels, first.train.precision)
     shared = opened(members, display)
-    trainers = [Trainer(m, new_sae(m, calibrate(m.site, shared.mask)), shared.clock, device) for m in members]
+    trainers = [
+        Trainer(m, new_sae(m, calibrate(m.site, shared.mask)), shared.clock, device, say=display.say) for m in members
+    ]
     checkpoints = _checkpoints(folders, shared)
     start = _continue(checkpoints, trainers, display) if checkpoints and resume else FIRST
     places: Sequence[Path | None] = folders or [None] * len(members)

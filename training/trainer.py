@@ -1,11 +1,12 @@
 """One SAE in training: weights, Adam's averages, counters and controller, advanced one batch at a time."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae.base import SAE, Progress, Step
@@ -15,8 +16,14 @@ from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.variants import VARIANTS
 from training.activations.calibration import Calibration
+from training.captured import Captured, Line, Moment, Recorder, cuda_graphs
 from training.config.schema import Config
 from training.schedule import Clock, learning_rate
+
+LOOK_EVERY = 32
+"""Steps between two looks at how many features are dead, where a look waits for a device."""
+LEAST_ROOM = 128
+"""Dead features that there is room for, if for any."""
 
 
 def new_sae(config: Config, calibration: Calibration) -> SAE:
@@ -49,7 +56,7 @@ class Trainer:
 
     def __init__(
         self, config: Config, sae: SAE, clock: Clock, device: torch.device, *,
-        reduce_gradients: Callable[[list[Tensor]], None] | None = None,
+        reduce_gradients: Callable[[list[Tensor]], None] | None = None, say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`sae` is moved to `device`.
 
@@ -61,17 +68,18 @@ class Trainer:
             reduce_gradients: called in every step between backward and optimiser, with the gradients of all parameters
                 in the order of their names. It changes them in place: here gradients of several ranks become their mean.
                 Counters, thresholds and the controller stay this rank's own.
+            say: told, once, why steps on a CUDA device are not captured in a CUDA graph (`train.graph`).
 
         Raises:
-            SaescopeError: `reduce_gradients` with `train.fused_adam`, which makes no gradients.
+            SaescopeError: `reduce_gradients` with `train.fused_adam`, which makes no gradients; `train.graph` is true where
+                steps cannot be captured.
         """
         if reduce_gradients is not None and config.train.fused_adam:
             raise SaescopeError("train.fused_adam makes no gradients that could be reduced over ranks; set it to false.")
         self.config, self.clock, self.device, self.reduce_gradients = config, clock, device, reduce_gradients
         # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
         self.sae = (sae.normalised() if sae.unit_norm_decoder else sae).to(device)
-        train = config.train
-        self.sae.kernels = backend(device, train.kernels, train.precision, fused_adam=train.fused_adam)
+        self._choose_kernels()
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.sae.named_parameters()
         }
@@ -84,10 +92,61 @@ class Trainer:
         ]
         self.n_steps = 0
         self.last_fired = torch.zeros(self.sae.d_sae, dtype=torch.int64, device=device)
+        self._nobody = torch.zeros(self.sae.d_sae, dtype=torch.bool, device=device)
+        self.room: int | None = None
         sparsity = getattr(config.sae, "sparsity", Sparsity(coefficient=1.0))
-        self.controller = Controller(sparsity, clock.steps(sparsity.approach))
-        self.window = Window()
+        self.controller = Controller(sparsity, clock.steps(sparsity.approach), device)
+        self.window = Window(device)
         self.pace = Pace()
+        self._say = say
+        self._captured = self._to_be_captured()
+
+    def _choose_kernels(self) -> None:
+        train = self.config.train
+        self.sae.kernels = backend(self.device, train.kernels, train.precision, fused_adam=train.fused_adam)
+
+    def _to_be_captured(self) -> Captured | None:
+        """The step, if it is to be captured."""
+        asked = self.config.train.graph
+        if asked is False:
+            return None
+        reason = self._uncapturable()
+        if reason is None:
+            return self.captured(cuda_graphs(self.device))
+        if asked is True:
+            raise SaescopeError(f"train.graph is true, but {reason}; set it to auto.")
+        if self.device.type == "cuda":
+            self._say_launched(reason)
+        return None
+
+    def _say_launched(self, reason: str) -> None:
+        self._say(f"{self.config.name}: each launch of a step is the host's own, not a CUDA graph's: {reason}")
+
+    def _uncapturable(self) -> str | None:
+        """Why steps cannot be captured."""
+        if self.device.type != "cuda":
+            return f"{self.device} has no CUDA graphs"
+        if self.sae.kernels.name != "gpu":
+            return f"steps of kernels={self.sae.kernels.name} wait for the device"
+        if self.reduce_gradients is not None:
+            return "gradients are reduced by code that is not known"
+        if self._launches() is None:
+            return f"the sizes of a step of this {self.config.sae.variant} depend on its data or are drawn anew"
+        return None
+
+    def captured(self, recorder: Recorder) -> Captured:
+        """Its step, to be recorded and replayed."""
+        moments = [m for pair in self.moments.values() for m in pair]
+        state = [*self.sae.parameters(), *self.sae.buffers(), *moments, self.last_fired]
+        return Captured(self._advance, self._line, self.device, recorder, state)
+
+    def _line(self, n_steps: int) -> Line:
+        """The numbers of the step after so many."""
+        first, second = (1 - beta ** (n_steps + 1) for beta in self.config.optim.betas)
+        return Line(n_steps * self.clock.batch_rows, self._lr(n_steps) / first, 1 / second)
+
+    def _lr(self, n_steps: int) -> float:
+        return learning_rate(self.config.optim, self.clock, n_steps)
 
     @property
     def rows_seen(self) -> int:
@@ -111,26 +170,67 @@ class Trainer:
     def step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
         """One step of training on raw rows of the site's hooks."""
         began = time.thread_time()
-        self._step(acts)
+        self._make_room()
+        acts = {hook: acts[hook] for hook in self.config.site.hooks}
+        if not self._replayed(acts):
+            there = {hook: rows.to(self.device, non_blocking=True) for hook, rows in acts.items()}
+            self._advance(there, Moment(self.rows_seen, None))
+        self.window.count(self._lr(self.n_steps))
+        self.n_steps += 1
         self.pace = Pace(self.pace.n_steps + 1, self.pace.seconds + time.thread_time() - began)
 
-    def _step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
+    def _replayed(self, acts: Mapping[str, Tensor]) -> bool:
+        """Take a step by what has been captured, or to capture it; False if that cannot be."""
+        if self._captured is None:
+            return False
+        try:
+            self._captured.step(acts, self.n_steps, self._launches())
+        except RuntimeError as error:  # torch's own errors of memory and driver are of this kind
+            if not self._captured.recording:
+                raise
+            self._captured = None
+            cause = error.__context__ or error  # a capture that has gone wrong fails once more at its end
+            self._say_launched(f"capturing one failed ({str(cause).strip().splitlines()[0]})")
+            self.sae.zero_grad(set_to_none=True)
+            self._choose_kernels()  # anew, without gradients that wait
+            return False
+        return True
+
+    def _advance(self, acts: Mapping[str, Float[Tensor, "n_rows _"]], moment: Moment) -> None:
+        """The whole step on the device; nothing of the host differs from step to step but what `launches` says."""
         sae = self.sae
         x, target = self._normalised(acts)
-        progress = Progress(
-            dead=self.dead(), through=lambda d: self.clock.through(d, self.n_steps),
-            coefficient=self.controller.coefficient, step=self.n_steps,
-        )
-        step = sae.step(x, target, progress)
+        step = sae.step(x, target, self._progress(moment.rows_seen - self.last_fired >= self.dead_window))
         step.loss.backward()
         self._reduce()
-        lr = learning_rate(self.config.optim, self.clock, self.n_steps)
         norm = sae.kernels.optimizer_step(
-            self.params, step=self.n_steps + 1, lr=lr, betas=self.config.optim.betas, eps=self.config.optim.eps,
-            clip=self.config.sae.grad_clip,
+            self.params, step=self.n_steps + 1, lr=self._lr(self.n_steps), betas=self.config.optim.betas,
+            eps=self.config.optim.eps, clip=self.config.sae.grad_clip, rates=moment.rates,
         )
         sae.zero_grad(set_to_none=True)
-        self._count(step, target, lr, norm)
+        self._count(step, target, norm, moment.rows_seen + self.clock.batch_rows)
+
+    def _launches(self) -> Hashable | None:
+        return self.sae.launches(self._progress(self._nobody))
+
+    def _progress(self, dead: Tensor) -> Progress:
+        coefficient = self.controller.coefficient
+        if isinstance(coefficient, Tensor):
+            coefficient = coefficient.to(self.sae.W_dec.dtype)
+        return Progress(dead, lambda d: self.clock.through(d, self.n_steps), coefficient, self.n_steps, self.room)
+
+    def _make_room(self) -> None:
+        """Find how many features can be dead until the next look: at most those that are if none of them fires.
+
+        So the device is waited for once in a while, and sizes stand still meanwhile. A look reaches no further than the
+        dead window: what fires after it cannot be dead before the next.
+        """
+        if getattr(self.config.sae, "auxk", None) is None:
+            return
+        looks = min(LOOK_EVERY, max(1, self.dead_window // self.clock.batch_rows)) if self.device.type != "cpu" else 1
+        if self.room is None or self.n_steps % looks == 0:
+            until = (self.n_steps + looks - 1 - self.n_steps % looks) * self.clock.batch_rows
+            self.room = room(int((until - self.last_fired >= self.dead_window).sum()), self.room or 0, self.sae.d_sae)
 
     def _reduce(self) -> None:
         if self.reduce_gradients is not None:
@@ -141,24 +241,25 @@ class Trainer:
 
     def _normalised(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         site = self.config.site
-        x, target = site.rows({hook: acts[hook].to(self.device) for hook in site.hooks})
+        x, target = site.rows(acts)
         normalised = self.sae.input.normalise(x)
         return normalised, self.sae.target.normalise(target) if site.cross else normalised
 
     @torch.no_grad()
-    def _count(self, step: Step, target: Tensor, lr: float, norm: Tensor) -> None:
+    def _count(self, step: Step, target: Tensor, norm: Tensor, rows_seen: int | Int64[Tensor, ""]) -> None:
         """Advance counters, thresholds and the controller: once per step, and nowhere else."""
-        self.n_steps += 1
-        self.last_fired.masked_fill_(step.code.counts() > 0, self.rows_seen)
+        code = step.code
+        fired = code.active * rows_seen
+        self.last_fired.scatter_reduce_(0, code.feature.long(), fired, "amax")
         self.sae.observe(step)
-        l0 = step.code.n_active / step.code.n_rows
-        if self.controller.steers:  # reading a number waits for the device
-            self.controller.update(float(l0))
-        residual = (target - step.x_hat).square().sum()
-        sums = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
-        sums["dense_steps"] = torch.tensor(float(self.sae.kernels.last_route == "dense"))
-        sums |= {"l0": l0, "residual": residual, "variance": target.square().sum(), "grad_norm": norm}
-        self.window.add(sums | {name: torch.tensor(value) for name, value in step.logs.items()}, lr)
+        l0 = code.n_active / code.n_rows
+        self.controller.update(l0)
+        # by rows, for a norm in fp32 adds up too many numbers to be exact
+        residual, variance = (t.norm(dim=1).square().sum() for t in (target - step.x_hat, target))
+        sums: dict[str, float | Tensor] = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
+        sums["dense_steps"] = float(self.sae.kernels.last_route == "dense")
+        sums |= {"l0": l0, "residual": residual, "variance": variance, "grad_norm": norm}
+        self.window.add(sums | step.logs)
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, and the share of dead features now, once a window is behind.
@@ -168,9 +269,9 @@ class Trainer:
         Raises:
             SaescopeError: the loss has become NaN or infinite.
         """
-        sums = self.window.means()
-        self.window = Window()
-        if not all(map(torch.isfinite, map(torch.tensor, sums.values()))):
+        sums, n_dead = self.window.means(self.dead().sum())
+        self.window.clear()
+        if not all(map(math.isfinite, sums.values())):
             raise SaescopeError(
                 f"{self.config.name}: the loss is NaN or infinite by step {self.n_steps}; lower optim.lr "
                 f"(= {self.config.optim.lr:g}), lengthen optim.warmup, or set train.precision=fp32."
@@ -178,7 +279,7 @@ class Trainer:
         residual, variance = sums.pop("residual"), sums.pop("variance")
         # of rows that all are the training mean there is none to explain
         fve = {"fve": 1 - residual / variance} if variance else {}
-        dead = {} if self.dead_share is None else {"dead": self.dead_share}
+        dead = {"dead": n_dead / self.sae.d_sae} if self.rows_seen >= self.dead_window else {}
         return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:
@@ -190,7 +291,10 @@ class Trainer:
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state, JSON-able; floats survive JSON exactly."""
-        return {"n_steps": self.n_steps, "controller": self.controller.state(), "window": self.window.state()}
+        return {
+            "n_steps": self.n_steps, "controller": self.controller.state(), "window": self.window.state(),
+            "room": self.room,
+        }
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -203,29 +307,61 @@ class Trainer:
         self.last_fired.copy_(tensors["last_fired"])
         self.n_steps = numbers["n_steps"]
         self.controller.load(numbers["controller"])
-        self.window = Window(**numbers["window"])
+        self.window.load(**numbers["window"])
+        self.room = numbers.get("room")
+
+
+def room(n: int, before: int, d_sae: int) -> int:
+    """Room for n dead features, in few sizes: powers of two, and the one before while it is less than 4 times too large."""
+    if n <= before < 4 * n:
+        return before
+    return min(d_sae, max(LEAST_ROOM, 1 << (n - 1).bit_length())) if n else 0
 
 
 class Window:
-    """Sums of what is logged, between two lines of the log; kept on the device until asked for."""
+    """Sums of what is logged, between two lines of the log: on the device, until all are read at once."""
 
-    def __init__(self, n_steps: int = 0, lr: float = 0.0, sums: dict[str, float] | None = None) -> None:
-        self.n_steps, self.lr = n_steps, lr
-        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in (sums or {}).items()}
+    N = 64
+    """Most values that are logged."""
 
-    def add(self, values: dict[str, Float[Tensor, ""]], lr: float) -> None:
-        """One step's values."""
+    def __init__(self, device: torch.device) -> None:
+        self.n_steps, self.lr = 0, 0.0
+        self._names: list[str] = []
+        self._sums = torch.zeros(self.N, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+    def count(self, lr: float) -> None:
+        """One more step, at this learning rate."""
         self.n_steps, self.lr = self.n_steps + 1, lr
-        for name, value in values.items():
-            value = value.double() if value.device.type != "mps" else value
-            self._sums[name] = self._sums[name].to(value) + value if name in self._sums else value
 
-    def means(self) -> dict[str, float]:
-        """Mean per step of each value, and the last learning rate."""
-        return {"lr": self.lr} | {name: float(v) / max(1, self.n_steps) for name, v in self._sums.items()}
+    def add(self, values: dict[str, float | Tensor]) -> None:
+        """One step's values: numbers without a shape."""
+        self._names += [name for name in values if name not in self._names]
+        device = self._sums.device
+        row = (values.get(name, 0.0) for name in self._names)
+        numbers = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
+        self._sums[: len(numbers)] += torch.stack(numbers)
+
+    def _read(self, *more: Tensor) -> list[float]:
+        sums = self._sums[: len(self._names)]
+        return torch.cat([sums, *(number.to(sums.dtype).view(1) for number in more)]).tolist()
+
+    def means(self, n: Int64[Tensor, ""]) -> tuple[dict[str, float], float]:
+        """Mean per step of each value and the last learning rate; and a number that is read with them."""
+        *sums, number = self._read(n)
+        means = {name: value / max(1, self.n_steps) for name, value in zip(self._names, sums, strict=True)}
+        return {"lr": self.lr} | means, number
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.n_steps = 0
+        self._sums.zero_()
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"n_steps": self.n_steps, "lr": self.lr, "sums": {name: float(v) for name, v in self._sums.items()}}
+        return {"n_steps": self.n_steps, "lr": self.lr, "sums": dict(zip(self._names, self._read(), strict=True))}
 
-
+    def load(self, n_steps: int, lr: float, sums: dict[str, float]) -> None:
+        """From a checkpoint."""
+        self.n_steps, self.lr, self._names = n_steps, lr, list(sums)
+        self._sums.zero_()
+        self._sums[: len(sums)] = torch.tensor(list(sums.values()), dtype=self._sums.dtype)

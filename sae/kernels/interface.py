@@ -7,7 +7,7 @@ weights of one feature are one contiguous run in both; gradients come in the lay
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from sae.code import SparseCode
@@ -34,6 +34,8 @@ class Revival(NamedTuple):
 
     dead: Bool[Tensor, " d_sae"]
     k: int
+    room: int | None = None
+    """At least as many as there are dead, so that nobody has to wait for a device to count them; None: not known."""
 
 
 class Autoencoded(NamedTuple):
@@ -102,7 +104,7 @@ class Backend(Protocol):
 
     def optimizer_step(
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-        clip: float | None,
+        clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """One Adam step (`step` counts from 1) on `param.grad`, clipped by the global norm, which is returned.
 
@@ -110,5 +112,8 @@ class Backend(Protocol):
         content afterwards is unspecified. Where a parameter has a `sparse_axis`, the features whose gradient (without
         that radial part) is zero keep value and moments to the bit: sparse Adam, of which Adam's bias correction
         counts every step (as `torch.optim.SparseAdam`, and 2508.16929, §5).
+
+        `rates`, on the device of the parameters, are lr / (1 − beta1^step) and 1 / (1 − beta2^step): `step` and `lr` are
+        then not looked at, so that a step captured in a CUDA graph can be replayed with others.
         """
         ...

@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.code import SparseCode, from_dense
@@ -85,7 +85,7 @@ class Reference:
     @torch.no_grad()
     def optimizer_step(
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-        clip: float | None,
+        clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """Adam with clipping by global norm and unit-norm rows (Kingma & Ba 1412.6980, algorithm 1)."""
         live = [(p, p.param.grad) for p in params if p.param.grad is not None]
@@ -99,8 +99,12 @@ class Reference:
             grad = grad * scale
             p.exp_avg.lerp_(grad, 1 - betas[0])
             p.exp_avg_sq.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-            denominator = (p.exp_avg_sq / (1 - betas[1] ** step)).sqrt_().add_(eps)
-            p.param.addcdiv_(p.exp_avg, denominator, value=-lr / (1 - betas[0] ** step))
+            if rates is None:
+                denominator = (p.exp_avg_sq / (1 - betas[1] ** step)).sqrt_().add_(eps)
+                p.param.addcdiv_(p.exp_avg, denominator, value=-lr / (1 - betas[0] ** step))
+            else:
+                denominator = (p.exp_avg_sq * rates[1]).sqrt_().add_(eps)
+                p.param.sub_(rates[0] * p.exp_avg / denominator)
             if p.unit_rows:
                 p.param.div_(p.param.norm(dim=1, keepdim=True).clamp_min(1e-12))
             before.restore(p)

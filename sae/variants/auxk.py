@@ -22,14 +22,22 @@ class AuxK(Section):
     k: Count | None = Field(default=None, gt=0)
     """Dead features that reconstruct each row's error; null means d_in / 2."""
 
-    def revival(self, dead: Bool[Tensor, " d_sae"], d_in: int) -> Revival | None:
-        """What the training pass is asked for; None while no feature is dead, or with the term off."""
-        if self.coefficient == 0 or not bool(torch.any(dead)):
+    def revival(self, dead: Bool[Tensor, " d_sae"], d_in: int, room: int | None = None) -> Revival | None:
+        """What the training pass is asked for; None while no feature is dead, or with the term off.
+
+        With `room` (at least as many as are dead) no device is waited for, and where there is some none may be dead.
+        """
+        if self.coefficient == 0 or room == 0 or (room is None and not bool(torch.any(dead))):
             return None
-        return Revival(dead, self.k or max(1, d_in // 2))
+        return Revival(dead, self.k or max(1, d_in // 2), room)
 
     def term(
-        self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None
+        self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None,
+        revival: Revival | None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """The weighted loss term, mean over rows; none without a reconstruction by dead features."""
-        return {} if aux_hat is None else {"auxk": self.coefficient * losses.auxk(residual, aux_hat)}
+        """The weighted loss term, mean over rows; none, or 0, without a reconstruction by dead features."""
+        if aux_hat is None or revival is None:
+            return {}
+        # where nobody has looked whether any is dead, the term is 0 if none is
+        weight = self.coefficient if revival.room is None else self.coefficient * revival.dead.any()
+        return {"auxk": weight * losses.auxk(residual, aux_hat)}

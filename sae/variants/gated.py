@@ -16,12 +16,12 @@ asked for. AuxK for dead features (not in the paper) is off unless asked for.
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae import losses
 from sae.base import SAE, Progress, Step
-from sae.kernels import Select
+from sae.kernels import Revival, Select
 from sae.variants.auxk import AuxK
 from sae.variants.steered import SteeredConfig
 
@@ -75,20 +75,20 @@ class Gated(SAE):
             # a skip path is part of the target here, and frozen like the decoder
             "gate": losses.reconstruction(target.detach(), frozen),
         }
-        terms |= self.config.auxk.term(target - x_hat, self.revived(x, progress.dead))
+        revival = self.config.auxk.revival(progress.dead, self.d_in)
+        terms |= self.config.auxk.term((target - x_hat).detach(), self.revived(x, revival), revival)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def revived(
-        self, x: Float[Tensor, "n_rows d_in"], dead: Bool[Tensor, " d_sae"]
+        self, x: Float[Tensor, "n_rows d_in"], revival: Revival | None
     ) -> Float[Tensor, "n_rows d_out"] | None:
         """What AuxK reconstructs: through the gate, which is shut where a feature is dead, and a decoder that learns.
 
         Neither pass has both, so it is one of its own, over the dead features alone.
         """
-        revival = self.config.auxk.revival(dead, self.d_in)
         if revival is None:
             return None
-        ids = dead.nonzero().squeeze(-1)
+        ids = revival.dead.nonzero().squeeze(-1)
         select, b_dec = Select("topk", k=min(revival.k, len(ids))), torch.zeros_like(self.b_dec)
         W_enc = self.W_enc.t()[ids].t()
         return self.kernels.autoencode(

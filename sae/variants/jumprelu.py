@@ -182,19 +182,20 @@ class JumpReLU(LearntThreshold):
     ) -> Step:
         """Reconstruction, the L0 penalty, and AuxK if asked for."""
         auxk = self.config.auxk
-        out = self.autoencode(x, self.select(), auxk=auxk.revival(progress.dead, self.d_in))
+        revival = auxk.revival(progress.dead, self.d_in, progress.room)
+        out = self.autoencode(x, self.select(), auxk=revival)
         code, x_hat = out.single()
         l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
         x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
         penalty, coefficient = self.penalty(l0, progress)
         terms = {"reconstruction": losses.reconstruction(target, x_hat), "l0": penalty}
-        terms |= auxk.term(target - x_hat, out.aux_hat)
+        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
-    def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float]:
+    def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float | Tensor]:
         """λ L0 or the pull towards the target L0, and its slope: the λ that acts on this step."""
         share, goal = progress.through(self.config.warmup), self.config.sparsity.target_l0
         if goal is None:
             return share * progress.coefficient * l0, share * progress.coefficient
         weight = share * self.config.pull
-        return weight * (l0 - goal).square() / goal, 2 * weight * (float(l0.detach()) / goal - 1)
+        return weight * (l0 - goal).square() / goal, 2 * weight * (l0.detach() / goal - 1)

@@ -12,6 +12,7 @@ Where the paper is silent: drawn prefixes are distinct, and a pure function of t
 that no feature bends to what follows it: x̂_m = sg(x̂_m') + acts[m':m] W_dec[m':m].
 """
 
+from collections.abc import Hashable
 from itertools import pairwise
 from typing import Literal, final
 
@@ -115,13 +116,16 @@ class Matryoshka(TopK):
         """Reconstruction by all features, by the shorter prefixes, and AuxK."""
         config = self.config
         ends, select = config.prefixes_at(progress.step), self.select_in_training(config.k_at(progress))
-        code, x_hats, aux_hat = self.autoencode(
-            x, select, prefixes=ends, auxk=config.auxk.revival(progress.dead, self.d_in)
-        )
+        revival = config.auxk.revival(progress.dead, self.d_in, progress.room)
+        code, x_hats, aux_hat = self.autoencode(x, select, prefixes=ends, auxk=revival)
         x_hat = x_hats[-1]
         fits = [losses.reconstruction(target, fit) for fit in (apart(x_hats) if config.stop_gradient else x_hats)]
         weights = config.weights or (1.0,) * len(ends)
         terms = {"reconstruction": weights[-1] * fits[-1]}
         if len(ends) > 1:
             terms["prefixes"] = torch.stack([w * fit for w, fit in zip(weights, fits, strict=True)][:-1]).sum()
-        return Step(terms | config.auxk.term(target - x_hat, aux_hat), code, x_hat)
+        return Step(terms | config.auxk.term((target - x_hat).detach(), aux_hat, revival), code, x_hat)
+
+    def launches(self, progress: Progress) -> Hashable | None:
+        """Prefixes that are drawn anew are others in every step."""
+        return None if self.config.sampled is not None else super().launches(progress)

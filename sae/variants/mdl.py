@@ -150,13 +150,13 @@ class MDL(LearntThreshold):
 
     # -- the code -----------------------------------------------------------------------------------------------------
 
-    def price(self, coefficient: float) -> float:
+    def price(self, coefficient: float | Tensor) -> float | Tensor:
         """λ: squared error per bit, in normalised units (where a row's mean squared norm is d_out)."""
         return coefficient * BASIS_POINT * self.d_out
 
-    def quantum(self, coefficient: float) -> float:
+    def quantum(self, coefficient: float | Tensor) -> float | Tensor:
         """Δ, in normalised units."""
-        return self.config.step or math.sqrt(6 * self.price(coefficient) / math.log(2))
+        return self.config.step or (6 * self.price(coefficient) / math.log(2)) ** 0.5
 
     def rates(self) -> Float[Tensor, " d_sae"]:
         """p: the share of rows in which each feature has been active of late."""
@@ -164,7 +164,7 @@ class MDL(LearntThreshold):
         # one that is always active would have p = 1 after some 10⁷ rows, to rounding, and being off infinite bits
         return p.clamp(max=1 - torch.finfo(p.dtype).eps)
 
-    def mean_excess(self, quantum: float) -> Float[Tensor, " d_sae"]:
+    def mean_excess(self, quantum: float | Tensor) -> Float[Tensor, " d_sae"]:
         """μ: how far each feature's activations have been above its threshold of late."""
         pooled = (self.excess.sum() + quantum) / (self.fired.sum() + 1)
         return (self.excess + pooled) / (self.fired + 1)
@@ -176,7 +176,8 @@ class MDL(LearntThreshold):
     ) -> Step:
         """Reconstruction, the bits at their price with what rounding adds, and AuxK if asked for."""
         auxk = self.config.auxk
-        out = self.autoencode(x, self.select(), auxk=auxk.revival(progress.dead & ~self.pruned, self.d_in))
+        revival = auxk.revival(progress.dead & ~self.pruned, self.d_in, progress.room)
+        out = self.autoencode(x, self.select(), auxk=revival)
         code, x_hat = out.single()
         share, coefficient = progress.through(self.config.warmup), progress.coefficient
         quantum, price, n = self.quantum(coefficient), self.price(coefficient), code.n_rows
@@ -195,7 +196,7 @@ class MDL(LearntThreshold):
             "entries": share * (toll + price * bits.off.sum()),
             "values": share * price * (excess * bits.slope).sum() / n,
         }
-        terms |= auxk.term(target - x_hat, out.aux_hat)
+        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival)
         with torch.no_grad():
             cost = price * (n * bits.off + excess * bits.slope + n * self.config.decoder_bits) + per_entry * count
             total = (bits.of(count, excess, n)).sum()
@@ -204,7 +205,7 @@ class MDL(LearntThreshold):
             if may_prune and progress.step % _MEASURE_EVERY == 0:
                 net = saving(code, target - x_hat, self.W_dec) - cost
             tally = Tally(n, count, excess.detach(), net)
-        logs = {"coefficient": coefficient, "bits": float(total), "pruned": float(self.pruned.sum())}
+        logs = {"coefficient": coefficient, "bits": total, "pruned": self.pruned.sum()}
         return MDLStep(terms, code, x_hat, logs, tally=tally)
 
     @torch.no_grad()
@@ -259,7 +260,7 @@ class CodeBits:
         return self.off + (count * (self.on + self.least) + excess * self.slope) / n_rows
 
 
-def code_bits(p: Float[Tensor, " d_sae"], mean: Float[Tensor, " d_sae"], quantum: float) -> CodeBits:
+def code_bits(p: Float[Tensor, " d_sae"], mean: Float[Tensor, " d_sae"], quantum: float | Tensor) -> CodeBits:
     """The code of features that are active with probability p and exceed their threshold by `mean` on average."""
     return CodeBits(
         torch.log2((1 - p) / p), -torch.log2(1 - p), -torch.log2(-torch.expm1(-quantum / mean)),

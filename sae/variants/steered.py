@@ -1,6 +1,7 @@
 """The part of a config that says how sparse a variant is whose sparsity is a penalty of the loss."""
 
 from pydantic import model_validator
+from torch import Tensor
 
 from sae.base import Progress, SAEConfig
 from sae.controller import Sparsity
@@ -26,6 +27,6 @@ class SteeredConfig(SAEConfig):
             )
         return self
 
-    def coefficient_at(self, progress: Progress) -> float:
+    def coefficient_at(self, progress: Progress) -> float | Tensor:
         """λ in force at this point of the training."""
         return progress.coefficient * (progress.through(self.warmup) if self.sparsity.target_l0 is None else 1.0)

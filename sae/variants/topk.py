@@ -25,6 +25,7 @@ gradient for the ℓ0-constrained dictionary problem, hard thresholding without 
 feature carries both ends of an axis. AuxK ranks by |pre| as well, and θ is on |pre|; the paper has it over the row only.
 """
 
+from collections.abc import Hashable
 from typing import Literal
 
 import torch
@@ -156,17 +157,22 @@ class TopK(SAE):
     ) -> Step:
         """Reconstruction and AuxK."""
         auxk, select = self.config.auxk, self.select_in_training(self.config.k_at(progress))
-        out = self.autoencode(x, select, auxk=auxk.revival(progress.dead, self.d_in))
+        revival = auxk.revival(progress.dead, self.d_in, progress.room)
+        out = self.autoencode(x, select, auxk=revival)
         code, x_hat = out.single()
         terms = {"reconstruction": losses.reconstruction(target, x_hat)}
-        return Step(terms | auxk.term(target - x_hat, out.aux_hat), code, x_hat)
+        return Step(terms | auxk.term((target - x_hat).detach(), out.aux_hat, revival), code, x_hat)
+
+    def launches(self, progress: Progress) -> Hashable | None:
+        """How many features are active, and how many may be dead."""
+        return self.config.k_at(progress), progress.room
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
         """Move the inference threshold of those that choose over the batch towards this batch's smallest |value|."""
-        size = step.code.value.detach().abs()
-        if not self.config.over_batch or size.numel() == 0:
+        if not self.config.over_batch or step.code.value.numel() == 0:
             return
+        size = step.code.value.detach().abs()
         assert isinstance(self.config, BatchCountConfig)
         least = torch.where(size > 0, size, torch.inf).min()
         found = least.isfinite()  # not asked of the device, which would have to be waited for

@@ -157,11 +157,16 @@ class TrainConfig(Section):
     """Where the SAEs live; may differ from the model's."""
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
     """Sparse kernels: by device, or forced."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Encoder scores: bf16 candidates re-scored in fp32 where that pays, or fp32 throughout."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """Encoder scores: bf16 candidates re-scored in fp32 where that pays, or fp32 throughout. fp8: on a GPU, candidates of
+    the TopK family by a product in 8 bits, 32 beyond k; whatever is further off than those is missed."""
     fused_adam: bool = False
     """On a GPU: make the gradients of W_enc and W_dec inside the optimiser step, a row at a time. 4 bytes less memory for
     each of their numbers, for gathering active rows twice; faster where rows · k is less than about 4 · d_sae."""
+    graph: Literal["auto"] | bool = "auto"
+    """On a GPU: capture the training step in a CUDA graph, so that it costs the host one launch. auto: where the sizes of
+    a step do not depend on its data (topk, abstopk, batchtopk, matryoshka with fixed prefixes), and else launch by launch.
+    true: refuse where that cannot be. The weights that come out are the same."""
     checkpoint_every: Interval = Time(10, "min")
     """How often the whole state is saved while training goes on: a time (`10 min`) or a stretch of training (`5%`). It is
     also saved at the end, and when a signal comes."""

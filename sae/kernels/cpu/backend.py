@@ -17,7 +17,7 @@ fp64 tensors are served by the reference.
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.code import SparseCode
@@ -120,7 +120,7 @@ class Cpu:
     @torch.no_grad()
     def optimizer_step(
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-        clip: float | None,
+        clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """One pass over each matrix: clipping, Adam, unit rows, and the bf16 copy the next encode needs.
 
@@ -128,8 +128,8 @@ class Cpu:
         backward.
         """
         live = [p for p in params if p.param.grad is not None]
-        if not live or not all(takes(param=p.param, grad=p.param.grad) for p in live):
-            return self._reference.optimizer_step(live, step=step, lr=lr, betas=betas, eps=eps, clip=clip)
+        if rates is not None or not live or not all(takes(param=p.param, grad=p.param.grad) for p in live):
+            return self._reference.optimizer_step(live, step=step, lr=lr, betas=betas, eps=eps, clip=clip, rates=rates)
         with lock():
             return step_params(self._buffers, live, step, lr, betas, eps, clip, self.half)
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels.gpu import backward, optimizer, products, select
+from sae.kernels.gpu import backward, batch, operands, optimizer, products, select
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu import launch as gpu_launch
+from sae.kernels.gpu.kept import Copies
 from sae.kernels.gpu.launch import Launch
 from sae.kernels.interface import ParamState
 
@@ -80,6 +81,16 @@ def _select(shape: Shape) -> None:
         select.select_topk(scores, bias, shape.k, absolute)
     listed = torch.empty(48, shape.k + 8, dtype=torch.int32)
     select.select_listed(listed, torch.empty(listed.shape), shape.k, False)
+    rows, weights = torch.empty(48, shape.d_in), torch.empty(shape.d_sae, shape.d_in)
+    select.select_rescored(listed, torch.empty(listed.shape), rows, weights, bias, shape.k, False, select.empty(48, shape.k, bias.device))
+    half = scores.bfloat16()
+    select.select_topk(half, bias, shape.k, False)
+    batch.largest_scores(half, bias, 48 * (shape.k + 1), False)
+    operands.prepared(rows, rows[0], True, True)
+    operands.in_eight(weights.bfloat16())
+    found = batch.largest_scores(scores, bias, 48 * (shape.k + 1), False)
+    batch.largest_entries(found, 48 * shape.k, False)
+    select.score_entries(found.indptr, found.feature, rows, weights, bias)
     for threshold, margin, inclusive in (
         (torch.empty(1), None, False), (torch.empty(1), None, True), (bias, torch.empty(48), False),
     ):
@@ -104,7 +115,8 @@ def _train(shape: Shape) -> None:
         ):
             plan = backward.plan_by_feature(code)
             work = backward.Work(plan, code, x.to(shape.dtype), dy, W_dec, extra, ends)
-            backward.code_grads(work)
+            grads = backward.code_grads(work)
+            backward.Left(torch.empty(4, dtype=torch.int64), _rows(shape)).add_to(grads, W_dec)
             if work.fused:
                 _fused(shape, work)
 
@@ -114,29 +126,36 @@ def _params(shape: Shape) -> list[ParamState]:
     return [ParamState(p, torch.empty_like(p), torch.empty_like(p), unit_rows=p is dec) for p in (enc, dec)]
 
 
+def _rows(shape: Shape) -> backward.CodeGrads:
+    return backward.CodeGrads(torch.empty(4, shape.d_in), torch.empty(4, shape.d_out), torch.empty(4), torch.empty(4))
+
+
 def _fused(shape: Shape, work: backward.Work) -> None:
-    ids = torch.empty(4, dtype=torch.int64)
-    rows = backward.CodeGrads(torch.empty(4, shape.d_in), torch.empty(4, shape.d_out), torch.empty(4), torch.empty(4))
+    ids, rows = torch.empty(4, dtype=torch.int64), _rows(shape)
     for left in (None, backward.Left(ids, rows)):
         enc, dec = _params(shape)
         waiting: list[gpu_fused.Waiting] = []
         deferred = gpu_fused.Deferred(weakref.ref(enc.param), weakref.ref(dec.param), waiting)
         deferred.take(work, dec.param, left)
-        optimizer.optimizer_step([enc, dec], waiting, **_ADAM)
+        optimizer.optimizer_step([enc, dec], waiting, None, Copies(), **_ADAM)
 
 
 _ADAM: dict[str, Any] = {"step": 1, "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "clip": 1.0}
 
 
 def _optimise(shape: Shape) -> None:
-    params = _params(shape)
-    for p in params:
-        p.param.grad = torch.empty_like(p.param)
-    optimizer.optimizer_step(params, [], **_ADAM)
+    for copied in (False, True):
+        params, copies = _params(shape), Copies()
+        for p in params:
+            p.param.grad = torch.empty_like(p.param)
+            if copied:
+                copies.of(p.param)
+        optimizer.optimizer_step(params, [], None, copies, **_ADAM)
 
 
 _TYPES = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int8: "*i8", torch.int16: "*i16", torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 
 

@@ -5,11 +5,12 @@ of x_hat are gathered in bf16; every sum is fp32, as are values and gradients.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int32, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,8 +18,8 @@ from sae.code import SparseCode
 from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import dense, products
 from sae.kernels.gpu import fused as gpu_fused
-from sae.kernels.gpu.encode import Encoder, Settings, encode
-from sae.kernels.interface import Select
+from sae.kernels.gpu.encode import Encoder, Settings, encode, everything
+from sae.kernels.interface import Revival, Select
 
 
 @functools.lru_cache
@@ -111,7 +112,7 @@ class Pass:
             else:
                 grads = gpu_backward.code_grads(work)
         if left is not None:
-            left.add_to(grads)
+            left.add_to(grads, saved.decoder)
         return grads
 
     def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor, saved: Saved) -> Tensor:
@@ -130,6 +131,50 @@ def _forward(
     return done, Saved(W_dec, encoder.x_operand, decoder, code.feature, code.value, code.indptr), x_hat
 
 
+class Chosen(NamedTuple):
+    """The features that AuxK chooses from."""
+
+    ids: Int64[Tensor, " n"]
+    dead: Bool[Tensor, " n"] | None
+    """Which of them are; None: all."""
+
+    @classmethod
+    def of(cls, auxk: Revival) -> "Chosen | None":
+        """The dead; with `room` as many features as that, the dead first. None if there are none."""
+        if auxk.room is None:
+            ids = auxk.dead.nonzero().squeeze(-1)
+            return cls(ids, None) if ids.numel() else None
+        # no id twice: what is added to the gradients of those that are not dead (zeros) is added by one thread each
+        order = torch.sort(auxk.dead.to(torch.uint8), descending=True, stable=True).indices
+        ids = order[: auxk.room]
+        return cls(ids, auxk.dead[ids]) if auxk.room else None
+
+
+FEW = 24
+"""Times k: so many features are multiplied with the rows in fp32 more quickly than k of each row are scored again."""
+
+
+def _revive(
+    encoder: Encoder, chosen: Chosen, decoder: Tensor, k: int, *, absolute: bool
+) -> tuple[Pass, Saved, Float32[Tensor, "n_rows d_out"]]:
+    """The pass of the k strongest of the dead; `decoder` is W_dec as gathers and GEMMs read it."""
+    settings, rows, few = encoder.settings, decoder[chosen.ids], encoder.of_features(chosen.ids, chosen.dead)
+    if k == len(rows):
+        code = everything(few, absolute=absolute)
+    else:
+        code = encode(few.in_fp32() if len(rows) <= FEW * k else few, Select("topk", k=k, absolute=absolute))
+    done = Pass(code.n_rows, code.d_sae, code.feature.numel(), k, (code.d_sae,), settings)
+    saved = Saved(rows, encoder.x_operand, rows, code.feature, code.value, None)
+    return done, saved, _reconstruct(code, rows, None, None, settings)[0]
+
+
+class Operands(NamedTuple):
+    """Weights as gathers and GEMMs read them, feature-major."""
+
+    W_enc_t: Float[Tensor, "d_sae d_in"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+
+
 class Options(NamedTuple):
     """What a pass is to do, beside its tensors."""
 
@@ -140,12 +185,16 @@ class Options(NamedTuple):
     """Dead features per row, of those that are given."""
     deferred: gpu_fused.Deferred | None
     """Where the gradients of the weights wait for the optimiser, if they are not to be made in the backward pass."""
+    operands: Operands
+    """Both weights as gathers and GEMMs read them."""
+    keep: Callable[[gpu_backward.CodeGrads], None]
+    """Told of the gradients that a backward pass has made."""
 
 
 class Autoencode(torch.autograd.Function):
     """(x, weights, dead features) → (value, x_hat, aux_hat, feature, indptr).
 
-    AuxK (`dead` given: their ids) is a pass over copies of the dead features' weights. The gradients that it leaves for
+    AuxK (`chosen` given) is a pass over copies of the dead features' weights. The gradients that it leaves for
     these rows are added to those of all features, so that no second gradient of the size of the weights is made.
     """
 
@@ -153,21 +202,19 @@ class Autoencode(torch.autograd.Function):
     def forward(
         ctx: Any, x: Float32[Tensor, "n_rows d_in"], W_enc_t: Float32[Tensor, "d_sae d_in"],
         b_enc: Float32[Tensor, " d_sae"], W_dec: Float32[Tensor, "d_sae d_out"], b_dec: Float32[Tensor, " d_out"],
-        b_pre: Float32[Tensor, " d_in"] | None, dead: Int64[Tensor, " n"] | None, options: Options,
+        b_pre: Float32[Tensor, " d_in"] | None, chosen: Chosen | None, options: Options,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
         """Encode, select, decode."""
         select, settings = options.select, options.settings
-        encoder = Encoder.of(x if b_pre is None else x - b_pre, W_enc_t, b_enc, settings)
-        decoder = settings.operand(W_dec)
+        encoder = Encoder.in_training(x, b_pre, W_enc_t, b_enc, settings, options.operands.W_enc_t)
+        decoder = options.operands.W_dec
         ctx.done, saved, x_hat = _forward(encoder, W_dec, decoder, b_dec, select, options.prefixes)
         kept, aux_hat = [W_enc_t, *saved], None
-        if dead is not None:
-            strongest = Select("topk", k=options.k_aux, absolute=select.absolute)
-            rows = decoder[dead]
-            ctx.aux, of_dead, aux_hats = _forward(encoder.of_features(dead), rows, rows, None, strongest, None)
-            kept, aux_hat = [*kept, dead, *of_dead], aux_hats[0]
+        if chosen is not None:
+            ctx.aux, of_dead, aux_hat = _revive(encoder, chosen, decoder, options.k_aux, absolute=select.absolute)
+            kept = [*kept, chosen.ids, *of_dead]
         ctx.save_for_backward(*kept)
-        ctx.deferred = options.deferred
+        ctx.deferred, ctx.keep = options.deferred, options.keep
         ctx.mark_non_differentiable(*(t for t in (saved.feature, saved.indptr) if t is not None))
         ctx.set_materialize_grads(False)
         return saved.value, x_hat, aux_hat, saved.feature, saved.indptr
@@ -185,6 +232,7 @@ class Autoencode(torch.autograd.Function):
             dead, of_dead = tensors[n], Saved(*tensors[n + 1 :])
             left = gpu_backward.Left(dead, ctx.aux.gradients(None, daux_hat[None].contiguous(), of_dead))
         grads = done.gradients(dvalue, dx_hat, saved, left=left, deferred=ctx.deferred)
+        ctx.keep(grads)
         dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
         if dx is not None and left is not None:
             dx += ctx.aux.input_gradient(left.grads.value, W_enc_t[left.ids], of_dead)

@@ -8,13 +8,14 @@ how the kernels are tested without a device.
 
 import os
 import weakref
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from sae.code import SparseCode
+from sae.code import SparseCode, from_pairs
 from sae.errors import SaescopeError
 from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 from sae.kernels.reference import Reference
@@ -30,7 +31,9 @@ class Gpu:
 
     Args:
         precision: `fp32`, `bf16` (GEMMs and gathers for training in bf16, values scored again in fp32; sums, values,
-            gradients and master weights in fp32) or `auto`: bf16 on devices that multiply it (compute capability ≥ 8).
+            gradients and master weights in fp32), `fp8` (bf16, but the features that are scored again in training are
+            found by a product in 8 bits, and are 32 more than k in each row rather than 8) or `auto`: bf16 on devices
+            that multiply it (compute capability ≥ 8).
         chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
         dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
         fused_adam: gradients of W_enc and W_dec that come from one sparse pass are not written to `.grad` but made in
@@ -48,10 +51,10 @@ class Gpu:
         self, precision: str = "auto", chunk_bytes: int = 1 << 30, dense_above: float | None = None,
         fused_adam: bool = False,
     ) -> None:
-        if precision not in ("auto", "fp32", "bf16"):
-            raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16 and auto.")
+        if precision not in ("auto", "fp32", "bf16", "fp8"):
+            raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16, fp8 and auto.")
         try:
-            from sae.kernels.gpu import autograd
+            from sae.kernels.gpu import autograd, kept
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise
@@ -62,18 +65,25 @@ class Gpu:
         if precision == "auto":
             fast = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
             precision = "bf16" if fast else "fp32"
+        if precision == "fp8" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+            raise SaescopeError("kernels: this device multiplies no fp8 (compute capability below 8.9); take bf16.")
         self._autograd: Any = autograd
         self._settings = autograd.Settings(
-            precision=cast(Literal["fp32", "bf16"], precision), chunk_bytes=chunk_bytes, dense_above=dense_above
+            precision="fp32" if precision == "fp32" else "bf16", chunk_bytes=chunk_bytes, dense_above=dense_above,
+            eight=precision == "fp8",
         )
         self._reference = Reference()
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
+        self.copies: Any = kept.Copies()
+        self._kept: Any = None
+        self._kept_stats: Any = kept.KeptStats
 
     def __reduce__(self) -> tuple:
         """Copies and pickles begin without the gradients that wait."""
         settings = self._settings
-        return Gpu, (settings.precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
+        precision = "fp8" if settings.eight else settings.precision
+        return Gpu, (precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
 
     @torch.no_grad()
     def encode(
@@ -86,7 +96,8 @@ class Gpu:
             return self._reference.encode(x, W_enc, b_enc, select)
         with _plain(x):
             encoder = self._autograd.Encoder.of(_fp32(x), _fp32(W_enc.t()), _fp32(b_enc), self._settings)
-            return self._autograd.encode(encoder, select)
+            code = self._autograd.encode(encoder, select)
+        return without_padding(code) if select.mode == "batch_topk" else code
 
     @torch.no_grad()
     def decode(
@@ -120,16 +131,18 @@ class Gpu:
             return self._reference.autoencode(
                 x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes, auxk=auxk
             )
-        ids = None if auxk is None else auxk.dead.nonzero().squeeze(-1)
-        ids = None if ids is None or ids.numel() == 0 else ids
-        k_aux = 0 if auxk is None or ids is None else min(auxk.k, ids.numel())
+        chosen = None if auxk is None else self._autograd.Chosen.of(auxk)
+        k_aux = 0 if auxk is None or chosen is None else min(auxk.k, chosen.ids.numel())
+        with _plain(x), torch.no_grad():
+            operands = self._autograd.Operands(self._operand(W_enc, W_enc.t()), self._operand(W_dec, W_dec))
         options = self._autograd.Options(
-            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec)
+            select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec), operands,
+            partial(self._keep, weakref.ref(W_dec)),
         )
         with _plain(x):
             value, x_hat, aux_hat, feature, indptr = self._autograd.Autoencode.apply(
                 _fp32(x), _fp32(W_enc.t()), _fp32(b_enc), _fp32(W_dec), _fp32(b_dec),
-                None if b_pre is None else _fp32(b_pre), ids, options,
+                None if b_pre is None else _fp32(b_pre), chosen, options,
             )
         if auxk is not None and aux_hat is None:
             aux_hat = x_hat.new_zeros(x_hat.shape[1:])
@@ -142,11 +155,11 @@ class Gpu:
     @torch.no_grad()
     def optimizer_step(
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
-        clip: float | None,
+        clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
         """Adam with clipping by global norm and unit-norm rows."""
         tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
-        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip}
+        arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip, "rates": rates}
         other = any(t.dtype != torch.float32 for t in tensors)
         while other and self._waiting:
             self._waiting.pop().write_out()
@@ -155,7 +168,19 @@ class Gpu:
         _check(None, **{f"tensor {i}": t for i, t in enumerate(tensors)})
         from sae.kernels.gpu import optimizer
 
-        return optimizer.optimizer_step(params, self._waiting, **arguments)
+        kept, self._kept = self._kept, None
+        return optimizer.optimizer_step(params, self._waiting, kept, self.copies, **arguments)
+
+    def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
+        """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""
+        if self._settings.precision == "bf16" and _may_wait(weight, feature_major):
+            half = self.copies.of(weight)
+            return half if weight is feature_major else half.t()
+        return self._settings.operand(_fp32(feature_major))
+
+    def _keep(self, W_dec: weakref.ref, grads: Any) -> None:
+        """Keep the statistics of gradients for the optimiser step."""
+        self._kept = self._kept_stats.of(grads, W_dec())
 
     def _deferred(self, W_enc: Tensor, W_dec: Tensor) -> Any:
         """Where the gradients of the weights wait for a fused step, if it can take them; None: they are made."""
@@ -166,9 +191,15 @@ class Gpu:
         return Deferred(weakref.ref(W_enc), weakref.ref(W_dec), self._waiting)
 
 
+def without_padding(code: SparseCode) -> SparseCode:
+    """A CSR code without its zeros. Waits for the device."""
+    kept = code.active.nonzero().squeeze(-1)
+    return from_pairs(code.rows()[kept], code.feature[kept], code.value[kept], code.n_rows, code.d_sae)
+
+
 def _plain(x: Tensor) -> torch.autocast:
     """Autocast off: precision is the backend's own choice."""
-    return torch.autocast(x.device.type, enabled=False)
+    return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
 
 
 def _may_wait(weight: Tensor, feature_major: Tensor) -> bool:

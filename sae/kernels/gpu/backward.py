@@ -1,5 +1,6 @@
 """The backward pass of a code on the GPU: every gradient from one plan, the code's entries sorted by feature."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -7,14 +8,15 @@ from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode
-from sae.kernels.gpu import backward_kernels as kernels
-from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, tile_width, warps_for
-from sae.kernels.gpu.products import entry_dots
+from sae.kernels.gpu import weight_kernels as kernels
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, warps_for
 
 CHUNK_ENTRIES = 256
 """Entries of one feature that one program sums; a feature with more is hot, and its pieces are summed in order."""
 FUSED_WIDTH = 4096
-"""Widest row that one program holds whole; wider ones are cut into tiles, and value gradients come first."""
+"""Widest row that the fused optimiser step holds whole."""
+TILE = 256
+"""Columns of a gradient that one program sums: with 16-byte loads, what a warp holds of a row in bf16."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,32 @@ def plan_by_feature(code: SparseCode, chunk: int = CHUNK_ENTRIES) -> FeaturePlan
 
 
 @dataclass(frozen=True)
+class Stats:
+    """What the optimiser wants to know of weight gradients, left by the pass that made them."""
+
+    rows: Float32[Tensor, "4 d_sae"]
+    """See `weight_kernels.store_stats`."""
+
+    def squares(self, unit_rows: bool) -> Float32[Tensor, "2 d_sae"]:
+        """Squared norms of both gradients by feature, of the decoder's without its radial part for unit rows."""
+        return self.rows[:2] if unit_rows else self.rows[1:3]
+
+    @property
+    def enc(self) -> Float32[Tensor, " d_sae"]:
+        """‖dW_enc‖² of each feature."""
+        return self.rows[1]
+
+    def dec(self, unit_rows: bool) -> Float32[Tensor, " d_sae"]:
+        """‖dW_dec‖² of each feature, without its radial part for unit rows."""
+        return self.rows[0 if unit_rows else 2]
+
+    @property
+    def radial(self) -> Float32[Tensor, " d_sae"]:
+        """The part of each row of dW_dec along its decoder row."""
+        return self.rows[3]
+
+
+@dataclass(frozen=True)
 class CodeGrads:
     """What the backward pass of a code gives: feature-major weight gradients, and value gradients by position."""
 
@@ -58,6 +86,8 @@ class CodeGrads:
     """None: left to the optimiser step."""
     b_enc: Float32[Tensor, " d_sae"]
     value: Float32[Tensor, " nnz"]
+    stats: Stats | None = None
+    """None: not known."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +95,30 @@ class Left:
     """Gradients of some features' weights and biases, by a pass over these alone (AuxK)."""
 
     ids: Int64[Tensor, " n"]
+    """No feature twice; d_sae: none."""
     grads: CodeGrads
 
-    def add_to(self, total: CodeGrads) -> None:
-        """Add them to those of all features, where these are made."""
-        for name in ("W_enc", "W_dec"):
-            # None: left to the optimiser step, and so is this
-            if (all_of_them := getattr(total, name)) is not None:
-                # each id is there once, so every number is added to once: the bits do not depend on an order
-                all_of_them.index_add_(0, self.ids, getattr(self.grads, name))
-        total.b_enc.index_add_(0, self.ids, self.grads.b_enc)
+    def add_to(self, total: CodeGrads, W_dec: Float[Tensor, "d_sae d_out"]) -> None:
+        """Add them to those of all features, where these are made (the optimiser step adds to those left to it).
+
+        Each feature is there once, so every number is added to once: the bits do not depend on an order.
+        """
+        mine = self.grads
+        if total.W_enc is None or total.W_dec is None:
+            total.b_enc.index_add_(0, self.ids, mine.b_enc)
+            return
+        assert mine.W_enc is not None and mine.W_dec is not None
+        d_in, d_out = mine.W_enc.shape[1], mine.W_dec.shape[1]
+        launch(
+            kernels.add_left_kernel, (self.ids.numel(),), self.ids, mine.W_enc, mine.W_dec, mine.b_enc, total.W_enc,
+            total.W_dec, total.b_enc, W_dec, total.b_enc if total.stats is None else total.stats.rows, total.b_enc.numel(),
+            d_in, d_out, BLOCK_D=min(1024, max(16, power_of_2(max(d_in, d_out)))), HAS_STATS=total.stats is not None,
+        )
+
+
+def tile_of(d: int) -> int:
+    """Columns of a tile of a gradient."""
+    return min(TILE, max(16, power_of_2(d)))
 
 
 @dataclass(frozen=True)
@@ -103,30 +147,43 @@ class Work:
         """One program holds whole rows, and makes the value gradients on its way."""
         return self.width <= self.fused_width
 
+    @functools.cached_property
+    def cut(self) -> tuple[Tensor, ...]:
+        """Features, where they begin, order, and rows: how the work is cut."""
+        plan = self.plan
+        return plan.feature, plan.first, plan.order, plan.order if self.code.k is not None else self.code.rows()
+
     def tensors(self, dvalue: Float32[Tensor, " nnz"]) -> tuple[Tensor, ...]:
         """The arguments of `sum_entries` that are tensors, after the plan's."""
-        code, plan = self.code, self.plan
+        code = self.code
         return (
-            plan.feature, plan.first, plan.order, plan.order if code.k is not None else code.rows(), code.value,
-            code.value if self.extra is None else self.extra, dvalue, plan.first if self.ends is None else self.ends,
-            self.x, self.dy, self.W_dec,
+            *self.cut, code.value, code.value if self.extra is None else self.extra, dvalue,
+            self.plan.first if self.ends is None else self.ends, self.x, self.dy, self.W_dec,
         )
+
+    def sizes(self) -> tuple[int, ...]:
+        """Of the work: windows, entries, entries of a row, and ends of segments."""
+        n_ends = 0 if self.ends is None else self.ends.numel()
+        return self.plan.n_windows, self.plan.order.numel(), self.code.k or 1, n_ends
+
+    @property
+    def dy_stride(self) -> int:
+        """From one segment's dy to the next."""
+        return self.code.n_rows * self.W_dec.shape[1]
 
     def numbers(self) -> tuple[int, ...]:
-        """And those that are numbers."""
-        return (
-            self.plan.n_windows, self.plan.order.numel(), self.code.k or 1, 0 if self.ends is None else self.ends.numel(),
-            self.code.n_rows * self.W_dec.shape[1], self.code.d_sae, self.x.shape[1], self.W_dec.shape[1],
-        )
+        """The arguments of `sum_entries` that are numbers."""
+        return *self.sizes(), self.dy_stride, self.code.d_sae, self.x.shape[1], self.W_dec.shape[1]
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """The constants that follow from how the work is cut."""
+        return {"CHUNK": self.plan.chunk, "FIXED_K": self.code.k is not None}
 
     def constants(self) -> dict[str, int]:
-        """Tiles and warps."""
-        common = {
-            "CHUNK": self.plan.chunk, "FIXED_K": self.code.k is not None, "HAS_EXTRA": self.extra is not None,
-        }
-        if not self.fused:
-            return common | {"BLOCK_ENTRIES": 8, "BLOCK_IN": 512, "BLOCK_OUT": 512, "num_warps": 4}
-        return common | {
+        """Tiles and warps of the kernels that hold rows of encoder and decoder at once."""
+        return self.layout | {
+            "HAS_EXTRA": self.extra is not None,
             "BLOCK_ENTRIES": max(1, min(4, 4096 // self.width)), "BLOCK_IN": max(16, power_of_2(self.x.shape[1])),
             "BLOCK_OUT": max(16, power_of_2(self.W_dec.shape[1])), "num_warps": warps_for(self.width, self.x),
         }
@@ -138,34 +195,45 @@ class Work:
 
 
 def code_grads(work: Work) -> CodeGrads:
-    """Value, weight and bias gradients of a code."""
+    """Value, weight and bias gradients of a code, and their statistics."""
     (d_sae, d_out), d_in, plan, device = work.W_dec.shape, work.x.shape[1], work.plan, work.x.device
+    dW_enc, dW_dec = torch.empty(d_sae, d_in, device=device), torch.empty(d_sae, d_out, device=device)
+    db_enc, parts = torch.empty(d_sae, device=device), work.parts()
+    tiles_in, tiles_out = (ceil_div(d, tile_of(d)) for d in (d_in, d_out))
+    of_tiles = torch.empty(tiles_in + 3 * tiles_out, d_sae, device=device)
     # padding passes no gradient on
-    dvalue = torch.zeros_like(work.code.value) if work.fused else value_grads(work)
-    grads = CodeGrads(
-        torch.empty(d_sae, d_in, device=device), torch.empty(d_sae, d_out, device=device),
-        torch.empty(d_sae, device=device), dvalue,
-    )
-    parts, constants = work.parts(), work.constants()
-    n_tiles = 1 if work.fused else ceil_div(max(d_in, d_out), 512)
+    dots = torch.zeros(tiles_out, plan.order.numel(), device=device)
+    _row_sums(work, work.code.value, work.dy, dW_dec, of_tiles[tiles_in:], parts[1], dots=dots)
+    dvalue = dots[0] if tiles_out == 1 else dots.sum(0)
+    _row_sums(work, dvalue, work.x, dW_enc, of_tiles, parts[0], sums=(db_enc, parts[2]))
     launch(
-        kernels.weight_grads_kernel, (2 * plan.n_windows + d_sae, n_tiles), *work.tensors(dvalue), grads.W_enc,
-        grads.W_dec, grads.b_enc, *parts, *work.numbers(), FUSED=work.fused, **constants,
+        kernels.sum_parts_kernel, (plan.n_windows, max(tiles_in, tiles_out)), plan.feature, plan.first, *parts, work.W_dec,
+        dW_enc, dW_dec, db_enc, of_tiles, plan.n_windows, plan.order.numel(), tiles_in, tiles_out, d_sae, d_in, d_out,
+        CHUNK=plan.chunk, BLOCK_IN=tile_of(d_in), BLOCK_OUT=tile_of(d_out), num_warps=2,
     )
-    block = tile_width(max(d_in, d_out))
-    launch(
-        kernels.sum_parts_kernel, (plan.n_windows, ceil_div(max(d_in, d_out), block)), plan.feature, plan.first, *parts,
-        grads.W_enc, grads.W_dec, grads.b_enc, plan.n_windows, plan.order.numel(), d_sae, d_in, d_out, CHUNK=plan.chunk,
-        BLOCK_D=block,
-    )
-    return grads
+    stats = Stats(torch.empty(4, d_sae, device=device))
+    launch(kernels.sum_stats_kernel, (ceil_div(d_sae, 256),), of_tiles, stats.rows, tiles_in, tiles_out, d_sae, BLOCK=256)
+    return CodeGrads(dW_enc, dW_dec, db_enc, dvalue, stats)
 
 
-def value_grads(work: Work) -> Float32[Tensor, " nnz"]:
-    """`⟨dy, W_dec[feature]⟩ + extra` of each entry; padding passes none on."""
-    code, ends = work.code, work.ends
-    row: Tensor | int = code.rows() if code.k is None or ends is not None else code.k
-    if ends is not None:
-        row = torch.bucketize(code.feature, ends, right=True) * code.n_rows + row
-    dots = entry_dots(row, code.feature, work.dy.view(-1, work.dy.shape[2]), work.W_dec, extra=work.extra)
-    return torch.where(code.value != 0, dots, 0.0)
+def _row_sums(
+    work: Work, weight: Float32[Tensor, " nnz"], rows: Float[Tensor, "*n_segments n_rows d"], out: Tensor, stats: Tensor,
+    part: Tensor, *, dots: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """`Σ weight · rows[row]` of each feature; with `dots` of the decoder, with `sums` also Σ weight (and of pieces)."""
+    d_sae, d = out.shape
+    block, extra = tile_of(d), work.extra if dots is not None else None
+    n_windows, n_entries, k, n_ends = work.sizes()
+    launch(
+        kernels.row_sums_kernel, (2 * n_windows + d_sae, ceil_div(d, block)), *work.cut, weight,
+        weight if extra is None else extra, work.plan.first if work.ends is None else work.ends, rows, work.W_dec, out,
+        out if dots is None else dots, out if sums is None else sums[0], stats, part,
+        part if sums is None else sums[1], n_windows, n_entries, k, n_ends if dots is not None else 0, work.dy_stride,
+        ceil_div(d, block), d_sae, d, **work.layout, **row_sum_tiles(block, rows), BLOCK_D=block,
+        HAS_DOT=dots is not None, HAS_EXTRA=extra is not None, HAS_SUM=sums is not None,
+    )
+
+
+def row_sum_tiles(width: int, rows: Tensor) -> dict[str, int]:
+    """Entries that a program gathers at once, and its warps."""
+    return {"BLOCK_ENTRIES": 8, "num_warps": warps_for(width, rows)}

@@ -41,6 +41,16 @@ def find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK:
 
 @triton.jit
 @no_type_check
+def segment_of(end_ptr, n_ends, feature):
+    """Between which ends of prefixes a feature lies."""
+    segment = tl.zeros([], tl.int64)
+    for i in range(n_ends):
+        segment += (tl.load(end_ptr + i) <= feature).to(tl.int64)
+    return segment
+
+
+@triton.jit
+@no_type_check
 def sum_entries(
     feature, start, end, column_in, column_out, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr,
     dy_ptr, W_dec_ptr, k, n_ends, dy_stride, d_in, d_out, BLOCK_ENTRIES: tl.constexpr, BLOCK_IN: tl.constexpr,
@@ -54,10 +64,7 @@ def sum_entries(
     gradient of features between two ends of prefixes is the part of dy after as many `dy_stride`.
     """
     in_inside, out_inside = column_in < d_in, column_out < d_out
-    segment = tl.zeros([], tl.int64)
-    for i in range(n_ends):
-        segment += (tl.load(end_ptr + i) <= feature).to(tl.int64)
-    dy_ptr += segment * dy_stride
+    dy_ptr += segment_of(end_ptr, n_ends, feature) * dy_stride
     grad_enc = tl.zeros([BLOCK_IN], tl.float32)
     grad_dec = tl.zeros([BLOCK_OUT], tl.float32)
     grad_b = tl.zeros([BLOCK_ENTRIES], tl.float32)
@@ -92,37 +99,6 @@ def sum_entries(
     return grad_enc, grad_dec, tl.sum(grad_b, 0)
 
 
-@triton.jit(do_not_specialize=SIZES)
-@no_type_check
-def weight_grads_kernel(
-    feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr, dy_ptr, W_dec_ptr,
-    dW_enc_ptr, dW_dec_ptr, db_enc_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr,
-    n_windows, n_entries, k, n_ends, dy_stride, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_ENTRIES: tl.constexpr,
-    BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, FUSED: tl.constexpr, FIXED_K: tl.constexpr,
-    HAS_EXTRA: tl.constexpr,
-):
-    """All weight gradients of one feature, zeros included, or of one piece of a hot feature. Grid (items, tiles of d)."""
-    item, tile = tl.program_id(0), tl.program_id(1)
-    feature, start, end = find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK)
-    if feature < d_sae:
-        column_in = tile * BLOCK_IN + tl.arange(0, BLOCK_IN)
-        column_out = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        grad_enc, grad_dec, grad_b = sum_entries(
-            feature, start, end, column_in, column_out, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr,
-            x_ptr, dy_ptr, W_dec_ptr, k, n_ends, dy_stride, d_in, d_out, BLOCK_ENTRIES, BLOCK_IN, BLOCK_OUT, FUSED,
-            FIXED_K, HAS_EXTRA,
-        )
-        if item >= 2 * n_windows:
-            tl.store(dW_enc_ptr + feature * d_in + column_in, grad_enc, mask=column_in < d_in)
-            tl.store(dW_dec_ptr + feature * d_out + column_out, grad_dec, mask=column_out < d_out)
-            tl.store(db_enc_ptr + feature, grad_b, mask=tile == 0)
-        else:
-            part = item.to(tl.int64)
-            tl.store(part_enc_ptr + part * d_in + column_in, grad_enc, mask=column_in < d_in)
-            tl.store(part_dec_ptr + part * d_out + column_out, grad_dec, mask=column_out < d_out)
-            tl.store(part_b_ptr + part, grad_b, mask=tile == 0)
-
-
 @triton.jit
 @no_type_check
 def sum_parts(part_ptr, column, window, last_window, d, BLOCK_D: tl.constexpr):
@@ -133,23 +109,3 @@ def sum_parts(part_ptr, column, window, last_window, d, BLOCK_D: tl.constexpr):
     for later in range(window + 1, last_window + 1):
         total += tl.load(part_ptr + 2 * later * d + column, mask=inside, other=0.0)
     return total
-
-
-@triton.jit(do_not_specialize=SIZES)
-@no_type_check
-def sum_parts_kernel(
-    feature_ptr, first_ptr, part_enc_ptr, part_dec_ptr, part_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, n_windows,
-    n_entries, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
-):
-    """The gradients of the hot feature that begins in a window, if one does. Grid (windows, tiles of d)."""
-    window, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    feature, _, _ = find_piece(feature_ptr, first_ptr, 2 * window + 1, n_windows, n_entries, d_sae, CHUNK)
-    if feature < d_sae:
-        last = (tl.load(first_ptr + feature + 1) - 1) // CHUNK
-        column = tile * BLOCK_D + tl.arange(0, BLOCK_D)
-        enc = sum_parts(part_enc_ptr, column, window, last, d_in, BLOCK_D)
-        tl.store(dW_enc_ptr + feature * d_in + column, enc, mask=column < d_in)
-        dec = sum_parts(part_dec_ptr, column, window, last, d_out, BLOCK_D)
-        tl.store(dW_dec_ptr + feature * d_out + column, dec, mask=column < d_out)
-        b = sum_parts(part_b_ptr, column, window, last, 1, BLOCK_D)
-        tl.store(db_enc_ptr + feature + column, b, mask=column < 1)

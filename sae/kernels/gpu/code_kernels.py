@@ -120,17 +120,37 @@ def adam(grad, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bia
 
 @triton.jit
 @no_type_check
+def bf16_bits(number):
+    """The bits of a number rounded to bf16, nearest even: the interpreter's own cast cuts them off."""
+    bits = number.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(number != number, 0x7FC0, rounded).to(tl.int16)
+
+
+@triton.jit
+@no_type_check
+def rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE: tl.constexpr):
+    """The two numbers of an Adam step that change from step to step: as given, or read from the device."""
+    if ON_DEVICE:
+        lr_over_bias = tl.load(rate_ptr)
+        one_over_bias2 = tl.load(rate_ptr + 1)
+    return lr_over_bias, one_over_bias2
+
+
+@triton.jit
+@no_type_check
 def adam_kernel(
-    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, norm_ptr, n_elements, d, clip, lr_over_bias,
-    rest1, beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr,
-    CLIP: tl.constexpr,
+    grad_ptr, param_ptr, mean_ptr, var_ptr, square_ptr, radial_ptr, norm_ptr, rate_ptr, half_ptr, n_elements, d, clip,
+    lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr,
+    SPARSE: tl.constexpr, CLIP: tl.constexpr, ON_DEVICE: tl.constexpr, HAS_HALF: tl.constexpr,
 ):
     """One Adam step of each row; unit rows lose the radial part of their gradient and are renormalised. Grid (rows,).
 
-    If SPARSE, rows whose gradient has the squared norm 0 stay as they are.
+    If SPARSE, rows whose gradient has the squared norm 0 stay as they are. HAS_HALF: the rows' bf16 copy is written too.
     """
     row = tl.program_id(0).to(tl.int64)
     scale = clip / tl.maximum(tl.load(norm_ptr), clip, propagate_nan=tl.PropagateNan.ALL) if CLIP else 1.0
+    lr_over_bias, one_over_bias2 = rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE)
     if SPARSE:
         n_elements = tl.where(tl.load(square_ptr + row) == 0, 0, n_elements)
     radial = 0.0
@@ -153,6 +173,8 @@ def adam_kernel(
         tl.store(mean_ptr + at, mean, mask=inside)
         tl.store(var_ptr + at, var, mask=inside)
         tl.store(param_ptr + at, param, mask=inside)
+        if HAS_HALF and not UNIT_ROWS:
+            tl.store(half_ptr + at, bf16_bits(param), mask=inside)
         square += tl.where(inside, param * param, 0.0)
     if UNIT_ROWS:
         norm = tl.maximum(tl.sqrt(tl.sum(square, 0)), 1e-12)
@@ -163,4 +185,7 @@ def adam_kernel(
             inside = (column < d) & (row * d + column < n_elements)
             param = tl.load(param_ptr + row * d + column, mask=inside, other=0.0)
             tl.debug_barrier()
-            tl.store(param_ptr + row * d + column, param / norm, mask=inside)
+            param /= norm
+            tl.store(param_ptr + row * d + column, param, mask=inside)
+            if HAS_HALF:
+                tl.store(half_ptr + row * d + column, bf16_bits(param), mask=inside)

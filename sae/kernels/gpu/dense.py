@@ -59,9 +59,13 @@ def gradients(
 
 
 def chunks(code: SparseCode, settings: Settings) -> Iterator[tuple[slice, slice]]:
-    """The rows in chunks, each with its entries. Of codes that are not fixed-k it waits for the device, once."""
+    """The rows in chunks, each with its entries. Of codes that are not fixed-k several wait for the device, once."""
+    parts = list(settings.chunks(code.n_rows, code.d_sae))
+    if len(parts) == 1:
+        yield parts[0], slice(0, code.feature.numel())
+        return
     starts = None if code.indptr is None else code.indptr.tolist()
-    for rows in settings.chunks(code.n_rows, code.d_sae):
+    for rows in parts:
         first, last = (r * (code.k or 0) if starts is None else starts[r] for r in (rows.start, rows.stop))
         yield rows, slice(first, last)
 
@@ -71,8 +75,10 @@ def segments(ends: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(zip((0, *ends[:-1]), ends, strict=True))
 
 
-def places(code: SparseCode, rows: slice, entries: slice) -> Int64[Tensor, " n_entries"]:
+def places(code: SparseCode, rows: slice, entries: slice) -> Int64[Tensor, " n_entries"] | slice:
     """Where in a chunk of rows, written out, its entries lie."""
+    if code.k == code.d_sae:
+        return slice(None)  # selected in ascending order, so all of them as they are
     ids = torch.arange(rows.stop - rows.start, device=code.feature.device)
     lengths = (code.k or 0) if code.indptr is None else code.indptr[rows.start : rows.stop + 1].diff()
     row = torch.repeat_interleave(ids, lengths, output_size=entries.stop - entries.start)
@@ -80,8 +86,11 @@ def places(code: SparseCode, rows: slice, entries: slice) -> Int64[Tensor, " n_e
 
 
 def written_out(
-    code: SparseCode, value: Float32[Tensor, " nnz"], rows: slice, entries: slice, place: Int64[Tensor, " n_entries"]
+    code: SparseCode, value: Float32[Tensor, " nnz"], rows: slice, entries: slice,
+    place: Int64[Tensor, " n_entries"] | slice,
 ) -> Float32[Tensor, "n_chunk d_sae"]:
     """Values of a chunk's entries among their zeros. No row names a feature twice: it is selected, padding included."""
+    if isinstance(place, slice):
+        return value[entries].view(-1, code.d_sae)
     dense = value.new_zeros((rows.stop - rows.start) * code.d_sae)
     return dense.index_put_((place,), value[entries]).view(-1, code.d_sae)

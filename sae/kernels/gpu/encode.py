@@ -1,23 +1,24 @@
 """Encode and select on the GPU, chunk by chunk of rows: no n_rows × d_sae tensor larger than a chunk ever exists.
 
-Scores are fp32. In fp32 they are the product of fp32 (TF32 only where the process has allowed it to torch). In bf16 the
-GEMM multiplies bf16 and accumulates and returns fp32; what it selects, and a margin beyond, is scored again in fp32,
-and the final selection is among these: values are those of fp32, and so is the selected set unless bf16 has misplaced
-a feature by more than the margin.
+In fp32 scores are the product of fp32 (TF32 only where the process has allowed it to torch). In bf16 the GEMM multiplies
+bf16 and accumulates fp32. Of the TopK family it returns bf16, and nominates k features per row and a margin beyond;
+those that could be among the k are scored again in fp32, and the final selection is among these: values are those of
+fp32, and so is the selected set unless bf16 has misplaced a feature by more than the margin. Thresholds take the
+product's fp32 and a margin of scores.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int, Int32, Int64
+from jaxtyping import BFloat16, Bool, Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_pairs
-from sae.kernels.gpu import products
+from sae.kernels.gpu import batch, operands, products
 from sae.kernels.gpu import select as gpu_select
-from sae.kernels.gpu.launch import power_of_2
+from sae.kernels.gpu.operands import Eight
 from sae.kernels.interface import Select
 
 Pairs = tuple[Tensor, Tensor, Tensor]
@@ -36,7 +37,11 @@ class Settings:
     chunk_bytes: int = 1 << 30
     """Most bytes of scores that exist at once (but one row at least)."""
     margin: int = 8
-    """bf16: candidates per row beyond k that are scored again in fp32."""
+    """bf16: so many candidates per row, and k / 8, are nominated beyond k."""
+    eight: bool = False
+    """bf16: candidates of TopK and BatchTopK in training come from a product in 8 bits (e4m3, a scale for each row)."""
+    margin_of_eight: int = 32
+    """And these are so many beyond k: on a trained SAE (d_sae 16,384, k 32) they held all of the true ones."""
     dense_above: float | None = None
     """Density of a code above which it is decoded by GEMMs; None: that of the precision in `DENSE_ABOVE`."""
 
@@ -49,9 +54,9 @@ class Settings:
         """A tensor as the GEMMs and gathers of this precision read it."""
         return tensor.bfloat16() if self.precision == "bf16" else tensor
 
-    def chunks(self, n_rows: int, d_sae: int) -> Iterator[slice]:
-        """The rows, in chunks whose scores fit."""
-        step = max(1, self.chunk_bytes // (4 * d_sae))
+    def chunks(self, n_rows: int, d_sae: int, n_bytes: int = 4) -> Iterator[slice]:
+        """The rows, in chunks whose scores, of so many bytes, fit."""
+        step = max(1, self.chunk_bytes // (n_bytes * d_sae))
         return (slice(first, min(first + step, n_rows)) for first in range(0, n_rows, step))
 
 
@@ -67,6 +72,11 @@ def matmul(a: Float[Tensor, "n m"], b: Float[Tensor, "m p"]) -> Float32[Tensor, 
     return torch.mm(a.float(), b.float())
 
 
+def half_product(a: BFloat16[Tensor, "n m"], b: BFloat16[Tensor, "m p"]) -> BFloat16[Tensor, "n p"]:
+    """a @ b accumulated in fp32, rounded to bf16 (which CPUs may do as they go along)."""
+    return torch.mm(a, b) if a.is_cuda or a.is_meta else torch.mm(a.float(), b.float()).bfloat16()
+
+
 @dataclass(frozen=True)
 class Encoder:
     """The encoder of one call: input rows and feature-major weights, in fp32 and as operands of the GEMM."""
@@ -77,6 +87,20 @@ class Encoder:
     settings: Settings
     x_operand: Float[Tensor, "n_rows d_in"]
     W_operand: Float[Tensor, "d_sae d_in"]
+    eight: tuple[Eight, Eight] | None = None
+    """Rows and weights in e4m3, if candidates come from their product."""
+
+    @classmethod
+    def in_training(
+        cls, x: Float32[Tensor, "n_rows d_in"], b_pre: Float32[Tensor, " d_in"] | None, W: Float32[Tensor, "d_sae d_in"],
+        b: Float32[Tensor, " d_sae"], settings: Settings, W_operand: Float[Tensor, "d_sae d_in"],
+    ) -> "Encoder":
+        """Of rows from which b_pre is to be taken; weights are at hand as operands."""
+        # what the device multiplies in 8 bits comes in multiples of 16
+        fits = settings.eight and W.shape[0] % 16 == 0 and W.shape[1] % 16 == 0
+        rows = operands.prepared(x, b_pre, settings.precision == "bf16", fits)
+        eight = None if rows.eight is None else (rows.eight, operands.in_eight(W_operand))
+        return cls(rows.x, W, b, settings, rows.operand, W_operand, eight)
 
     @classmethod
     def of(
@@ -86,19 +110,42 @@ class Encoder:
         """With the operands made once."""
         return cls(x, W, b, settings, settings.operand(x), settings.operand(W))
 
-    def of_features(self, ids: Int64[Tensor, " n"]) -> "Encoder":
-        """The encoder of the same rows by some of the features."""
-        return Encoder(self.x, self.W[ids], self.b[ids], self.settings, self.x_operand, self.W_operand[ids])
+    def of_features(self, ids: Int64[Tensor, " n"], mine: Bool[Tensor, " n"] | None = None) -> "Encoder":
+        """The encoder of the same rows by some of the features.
 
-    def chunks(self) -> Iterator[tuple[slice, Float32[Tensor, "n_chunk d_sae"]]]:
-        """Each chunk of rows with its scores, without bias."""
-        for rows in self.settings.chunks(*self.shape):
-            yield rows, matmul(self.x_operand[rows], self.W_operand.t())
+        Of those that are not `mine` all pre-activations are 0, so that none of them is active.
+        """
+        W, b = self.W[ids], self.b[ids]
+        if mine is not None:
+            W, b = W * mine[:, None], b * mine
+        return Encoder(self.x, W, b, self.settings, self.x_operand, self.settings.operand(W))
+
+    def in_fp32(self) -> "Encoder":
+        """The same, whose product is fp32: with few features that costs less than to score candidates again."""
+        return Encoder(self.x, self.W, self.b, replace(self.settings, precision="fp32"), self.x, self.W)
+
+    def chunks(self, *, nominate: bool = False) -> Iterator[tuple[slice, Float[Tensor, "n_chunk d_sae"]]]:
+        """Each chunk of rows with its scores, without bias, in fp32; in bf16 if they only `nominate`, unless exact."""
+        short = nominate and not self.exact
+        for rows in self.settings.chunks(*self.shape, 2 if short else 4):
+            if short and self.eight is not None:
+                x, W = self.eight
+                yield rows, x.rows(rows).times(W)
+            elif short:
+                yield rows, half_product(self.x_operand[rows], self.W_operand.t())
+            else:
+                yield rows, matmul(self.x_operand[rows], self.W_operand.t())
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_rows, d_sae)."""
         return self.x.shape[0], self.W.shape[0]
+
+    def margin(self, k: int) -> int:
+        """Candidates per row beyond k."""
+        if self.exact:
+            return 0
+        return (self.settings.margin if self.eight is None else self.settings.margin_of_eight) + k // 8
 
     @property
     def exact(self) -> bool:
@@ -116,8 +163,18 @@ def encode(encoder: Encoder, select: Select) -> SparseCode:
     """The selected features of every row, ascending in each row."""
     if select.mode == "topk":
         return _topk(encoder, select)
-    pairs = _batch_topk(encoder, select) if select.mode == "batch_topk" else _threshold(encoder, select)
-    return from_pairs(*pairs, *encoder.shape)
+    if select.mode == "batch_topk":
+        return _batch_topk(encoder, select)
+    return from_pairs(*_threshold(encoder, select), *encoder.shape)
+
+
+def everything(encoder: Encoder, *, absolute: bool) -> SparseCode:
+    """All features of every row by an fp32 product, the inactive as padding."""
+    n_rows, d_sae = encoder.shape
+    pre = torch.addmm(encoder.b, encoder.x, encoder.W.t())
+    value = pre if absolute else pre.relu_()
+    feature = torch.arange(d_sae, dtype=torch.int32, device=pre.device).repeat(n_rows)
+    return SparseCode(feature, value.view(-1), n_rows, d_sae, k=d_sae)
 
 
 def _topk(encoder: Encoder, select: Select) -> SparseCode:
@@ -125,16 +182,15 @@ def _topk(encoder: Encoder, select: Select) -> SparseCode:
     n_rows, d_sae = encoder.shape
     k = select.k
     feature, value = gpu_select.empty(n_rows, k, encoder.x.device)
-    for rows, scores in encoder.chunks():
+    for rows, scores in encoder.chunks(nominate=True):
         out = feature[rows], value[rows]
         if encoder.exact:
             gpu_select.select_topk(scores, encoder.b, k, select.absolute, out)
             continue
-        n_listed = min(d_sae, k + encoder.settings.margin)
+        n_listed = min(d_sae, k + encoder.margin(k))
         # scores below 0 are not ranked: in a row of fewer than k positives, those within rounding of 0 may be missed
-        listed, _ = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
-        exact = encoder.rescored(n_listed, listed.view(-1), rows).view_as(listed)
-        gpu_select.select_listed(listed, exact, k, select.absolute, out)
+        listed, rough = gpu_select.select_topk(scores, encoder.b, n_listed, select.absolute)
+        gpu_select.select_rescored(listed, rough, encoder.x[rows], encoder.W, encoder.b, k, select.absolute, out)
     return SparseCode(feature.view(-1), value.view(-1), n_rows, d_sae, k=k)
 
 
@@ -179,47 +235,22 @@ def _concatenated(found: list[Pairs], device: torch.device) -> Pairs:
     return row, feature, score
 
 
-def _largest(pairs: Pairs, n: int, absolute: bool) -> Pairs:
-    """The n largest, in the order in which they lie; among equals those that come first."""
-    row, feature, score = pairs
-    if score.numel() <= n:
-        return pairs
-    strength = score.abs() if absolute else score
-    kept = torch.sort(strength, descending=True, stable=True).indices[:n].sort().values
-    return row[kept], feature[kept], score[kept]
-
-
-def _batch_topk(encoder: Encoder, select: Select) -> Pairs:
-    """The k · n_rows largest of the batch: a running list of the largest so far, whose end bounds what follows."""
+def _batch_topk(encoder: Encoder, select: Select) -> SparseCode:
+    """The k · n_rows largest of the batch, with padding where fewer are positive; never waits for the device."""
     n_rows, d_sae = encoder.shape
-    extra = 0 if encoder.exact else encoder.settings.margin
-    n_listed = min((select.k + extra) * n_rows, n_rows * d_sae)
-    best = _concatenated([], encoder.x.device)
-    for rows, scores in encoder.chunks():
-        if best[2].numel() == n_listed:
-            # equals of the last one come later in the order, so they are out
-            bound, inclusive = (best[2].abs() if select.absolute else best[2]).min().view(1), False
-        else:
-            bound, inclusive = _lower_bound(scores, encoder.b, n_listed, select.absolute), True
-        row, feature, score = gpu_select.compact_above(
-            scores, encoder.b, bound, select.absolute, inclusive=inclusive
-        )
-        best = _largest(_concatenated([best, (row + rows.start, feature, score)], encoder.x.device), n_listed,
-                        select.absolute)
-    if encoder.exact:
-        return best
-    row, feature, _ = best
-    score = encoder.rescored(row, feature)
-    active = _is_active(feature, score, select, None)
-    n_kept = min(select.k * n_rows, n_rows * d_sae)
-    return _largest((row[active], feature[active], score[active]), n_kept, select.absolute)
-
-
-def _lower_bound(scores: Tensor, bias: Tensor, n: int, absolute: bool) -> Float32[Tensor, "1"]:
-    """What at least n scores reach: the n-th largest of their group maxima; 0 where there are too few groups."""
-    n_rows, d_sae = scores.shape
-    group = min(64, power_of_2(n_rows * d_sae // (2 * n) + 1) // 2)
-    if group < 16:
-        return scores.new_zeros(1)
-    best = gpu_select.group_maxima(scores, bias, group, absolute).view(-1)
-    return best.sort(descending=True).values[n - 1].view(1)
+    n, absolute = min(select.k * n_rows, n_rows * d_sae), select.absolute
+    n_listed = min((select.k + encoder.margin(select.k)) * n_rows, n_rows * d_sae)
+    chunks = [
+        batch.largest_scores(scores, encoder.b, min(n_listed, scores.numel()), absolute)
+        for _, scores in encoder.chunks(nominate=True)
+    ]
+    if not chunks:
+        empty = torch.empty(0, device=encoder.x.device)
+        return SparseCode(empty.int(), empty, 0, d_sae, indptr=torch.zeros(1, dtype=torch.int64, device=empty.device))
+    found = batch.joined(chunks)
+    if len(chunks) > 1:
+        found = batch.largest_entries(found, n_listed, absolute)
+    if not encoder.exact:
+        value = gpu_select.score_entries(found.indptr, found.feature, encoder.x, encoder.W, encoder.b)
+        found = batch.largest_entries(replace(found, value=value if absolute else value.relu()), n, absolute)
+    return SparseCode(found.feature, found.value, n_rows, d_sae, indptr=found.indptr)

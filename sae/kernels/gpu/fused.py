@@ -72,7 +72,7 @@ class Waiting:
             return
         grads = code_grads(self.work)
         if self.left is not None:
-            self.left.add_to(grads)
+            self.left.add_to(grads, self.work.W_dec)
         assert grads.W_enc is not None and grads.W_dec is not None
         for weight, grad in ((W_enc, grads.W_enc.t()), (W_dec, grads.W_dec)):
             weight.grad = grad if weight.grad is None else weight.grad + grad
@@ -143,16 +143,18 @@ def fits(enc: ParamState, dec: ParamState) -> bool:
 
 def fused_step(
     waiting: Waiting, enc: ParamState, dec: ParamState, norm: Float32[Tensor, ""], clip: float | None,
-    numbers: tuple[float, ...],
+    numbers: tuple[float, ...], rates: Float32[Tensor, "2"] | None,
 ) -> None:
-    """One Adam step of both weights; `numbers` are those of `optimizer.adam`."""
+    """One Adam step of both weights; `numbers` are those of `code_kernels.adam`, and so are `rates` if given."""
     work = waiting.work
     states = [(p.param, p.exp_avg, p.exp_avg_sq) for p in (enc, dec)]
     assert all(t.t().is_contiguous() for t in states[0]) and all(t.is_contiguous() for t in states[1])
     launch(
         kernels.fused_adam_kernel, (2 * work.plan.n_windows + work.code.d_sae,), *work.tensors(waiting.dvalue),
         *waiting.left_rows, *states[0], *states[1], waiting.stats, *waiting.parts[:2], norm,
-        *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(), HAS_LEFT=waiting.left is not None,
-        UNIT_ROWS=dec.unit_rows, SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
+        norm if rates is None else rates, *work.numbers(), 0.0 if clip is None else clip, *numbers, **work.constants(),
+        HAS_LEFT=waiting.left is not None, UNIT_ROWS=dec.unit_rows,
+        SPARSE=dec.sparse_axis is not None, CLIP=clip is not None,
+        ON_DEVICE=rates is not None,
     )
     torch.autograd.graph.increment_version([*states[0], *states[1]])

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from sae.kernels.gpu.backward_kernels import SIZES, find_piece, sum_entries, sum_parts
-from sae.kernels.gpu.code_kernels import adam
+from sae.kernels.gpu.code_kernels import adam, rates
 
 
 @triton.jit
@@ -128,10 +128,11 @@ def step_row(
 def fused_adam_kernel(
     feature_ptr, first_ptr, order_ptr, row_ptr, value_ptr, extra_ptr, dvalue_ptr, end_ptr, x_ptr, dy_ptr, decoder_ptr,
     left_row_ptr, left_enc_ptr, left_dec_ptr, W_enc_ptr, mean_enc_ptr, var_enc_ptr, W_dec_ptr, mean_dec_ptr, var_dec_ptr,
-    stat_ptr, part_enc_ptr, part_dec_ptr, norm_ptr, n_windows, n_entries, k, n_ends,
+    stat_ptr, part_enc_ptr, part_dec_ptr, norm_ptr, rate_ptr, n_windows, n_entries, k, n_ends,
     dy_stride, d_sae, d_in, d_out, clip, lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps, CHUNK: tl.constexpr,
     BLOCK_ENTRIES: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, FIXED_K: tl.constexpr,
     HAS_EXTRA: tl.constexpr, HAS_LEFT: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr, CLIP: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
 ):
     """One Adam step of both rows of a feature, whose gradients are summed again on the way. Grid (items,).
 
@@ -155,6 +156,7 @@ def fused_adam_kernel(
         grad_enc += left_row(left_row_ptr, left_enc_ptr, feature, column_in, d_in, BLOCK_IN, HAS_LEFT)
         grad_dec += left_row(left_row_ptr, left_dec_ptr, feature, column_out, d_out, BLOCK_OUT, HAS_LEFT)
         scale = clip / tl.maximum(tl.load(norm_ptr), clip, propagate_nan=tl.PropagateNan.ALL) if CLIP else 1.0
+        lr_over_bias, one_over_bias2 = rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE)
         radial = tl.load(stat_ptr + 2 * d_sae + feature) if UNIT_ROWS else 0.0
         square_dec_ptr = stat_ptr + (3 * d_sae if UNIT_ROWS else d_sae)
         step_row(

@@ -73,6 +73,12 @@ def tile_width(d: int, widest: int = 512) -> int:
     return min(widths, key=lambda w: (ceil_div(d, w) * (w + 64), w)) if d > 64 else max(16, power_of_2(d))
 
 
+def two_blocks(d: int) -> tuple[int, int]:
+    """Two powers of two that hold d columns with little idle width: the larger one at most d, the second maybe 0."""
+    first = max(16, power_of_2(d + 1) // 2)
+    return first, 0 if first >= d else power_of_2(d - first)
+
+
 def warps_for(width: int, rows: Tensor) -> int:
     """So many warps that a row is one load of 16 bytes per thread: sums over several rows then stay in each thread."""
     return min(16, max(1, width * rows.element_size() // 512))

@@ -3,11 +3,12 @@
 import math
 
 import torch
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
+from sae.kernels.gpu import products, topk_kernels
 from sae.kernels.gpu import select_kernels as kernels
-from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, recording
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, recording, two_blocks
 
 PLAIN, GROUPS, LISTED = 0, 1, 2
 """Where a row's candidates lie: see `gpu_select_kernels.load_candidates`."""
@@ -25,11 +26,11 @@ def empty(n_rows: int, k: int, device: torch.device) -> Selected:
 
 def group_size(d_sae: int, k: int) -> int:
     """Features per group that make the two short selections (of groups, of features in them) about equally long."""
-    return min(256, max(16, power_of_2(math.isqrt(d_sae // k))))
+    return min(256, max(16, power_of_2(math.isqrt(d_sae // k) + 1) // 2))
 
 
 def group_maxima(
-    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
+    scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], group: int, absolute: bool
 ) -> Float32[Tensor, "n_rows n_groups"]:
     """The largest max(score + bias, 0) (or |score + bias|) of each group of neighbouring features."""
     n_rows, d_sae = scores.shape
@@ -61,7 +62,7 @@ def _select_rows(
 
 
 def select_topk(
-    scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
+    scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
     out: Selected | None = None,
 ) -> Selected:
     """The k largest of each row, exactly, features ascending; among equals the lower feature. Reads the scores once.
@@ -75,6 +76,16 @@ def select_topk(
         _select_rows(scores, bias, None, feature, value, d_sae, PLAIN, 1, absolute)
         return feature, value
     best = group_maxima(scores, bias, group, absolute)
+    n_groups = best.shape[1]
+    if max(n_groups, k * group) <= ONE_TILE:
+        block_groups, block = power_of_2(n_groups), power_of_2(k * group)
+        launch(
+            topk_kernels.select_grouped_kernel, (n_rows,), scores, bias, best,
+            torch.empty(n_rows, block // group, dtype=torch.int32, device=scores.device), feature, value, d_sae, n_groups,
+            k, GROUP=group, BLOCK_GROUPS=block_groups, BLOCK=block, ABSOLUTE=absolute,
+            num_warps=min(4, max(1, max(block_groups, block) // 512)),
+        )
+        return feature, value
     groups = torch.empty_like(feature)
     _select_rows(best, None, None, groups, None, best.shape[1], PLAIN, 1, False)
     _select_rows(scores, bias, groups, feature, value, k * group, GROUPS, group, absolute)
@@ -89,6 +100,46 @@ def select_listed(
     feature, value = out or empty(listed.shape[0], k, scores.device)
     _select_rows(scores, None, listed, feature, value, listed.shape[1], LISTED, 1, absolute)
     return feature, value
+
+
+def select_rescored(
+    listed: Int32[Tensor, "n_rows n_listed"], rough: Float32[Tensor, "n_rows n_listed"],
+    x: Float32[Tensor, "n_rows d_in"],
+    W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool, out: Selected,
+) -> None:
+    """The k largest of each row's listed features, scored in fp32 as far as rough scores leave a doubt, in their order."""
+    (n_rows, n_listed), d, (feature, value) = listed.shape, x.shape[1], out
+    if max(d, n_listed) > 4096:
+        exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
+        select_listed(listed, exact, k, absolute, out)
+        return
+    launch(
+        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), feature, value, d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
+    )
+
+
+def _scoring_tiles(d: int) -> dict[str, int]:
+    """Of kernels that hold a row of x and score features with it."""
+    block_a, block_b = two_blocks(d)
+    return {
+        "BLOCK_ENTRIES": 4, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": min(8, max(1, block_a // 256)),
+    }
+
+
+def score_entries(
+    indptr: Int64[Tensor, " n_rows_plus_1"], feature: Int32[Tensor, " nnz"], x: Float32[Tensor, "n_rows d_in"],
+    W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"],
+) -> Float32[Tensor, " nnz"]:
+    """`x[row] · W[feature] + bias[feature]` of the entries of a CSR code, in fp32."""
+    (n_rows, d), scores = x.shape, torch.empty(feature.numel(), device=x.device)
+    if d > 4096:
+        ids = torch.arange(n_rows, device=x.device)
+        row = ids.repeat_interleave(indptr.diff(), output_size=feature.numel())
+        return products.entry_dots(row, feature, x, W, bias=bias)
+    launch(
+        topk_kernels.score_entries_kernel, (n_rows,), indptr, feature, x, W, bias, scores, d, **_scoring_tiles(d)
+    )
+    return scores
 
 
 def compact_above(

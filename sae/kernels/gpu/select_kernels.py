@@ -35,7 +35,7 @@ def group_max_kernel(
     group = tl.program_id(1) * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)
     feature = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     inside = feature < d_sae
-    score = tl.load(score_ptr + row * d_sae + feature, mask=inside, other=0.0)
+    score = tl.load(score_ptr + row * d_sae + feature, mask=inside, other=0.0).to(tl.float32)
     score += tl.load(bias_ptr + feature, mask=inside, other=0.0)
     key = tl.where(inside, score_key(score, ABSOLUTE), 0)
     best = tl.max(key, axis=1).to(tl.float32, bitcast=True)
@@ -58,13 +58,13 @@ def load_candidates(
         group = tl.load(listed_ptr + row * (n_candidates // GROUP) + j // GROUP, mask=inside, other=0)
         feature = group * GROUP + j % GROUP
         inside = inside & (feature < d_sae)
-        score = tl.load(score_ptr + row * d_sae + feature, mask=inside, other=0.0)
+        score = tl.load(score_ptr + row * d_sae + feature, mask=inside, other=0.0).to(tl.float32)
     elif SOURCE == 2:
         feature = tl.load(listed_ptr + row * n_candidates + j, mask=inside, other=0)
         score = tl.load(score_ptr + row * n_candidates + j, mask=inside, other=0.0)
     else:
         feature = j
-        score = tl.load(score_ptr + row * n_candidates + j, mask=inside, other=0.0)
+        score = tl.load(score_ptr + row * n_candidates + j, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
         score += tl.load(bias_ptr + feature, mask=inside, other=0.0)
     key = tl.where(inside, score_key(score, ABSOLUTE), -1)
