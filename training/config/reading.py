@@ -19,6 +19,8 @@ from training.config.yaml12 import load_yaml
 Kind = TypeVar("Kind", bound=BaseModel)
 SWEPT = ("sae", "site", "optim")
 """Sections in which the members of a sweep may differ: everything else feeds the shared stream."""
+SWEPT_KEYS = ("train.dead_window",)
+"""Keys of other sections in which they may, too."""
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
@@ -79,10 +81,10 @@ def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) ->
     for i, entry in enumerate(entries):
         fields = base
         for key, value in entry.items():
-            if key != "name" and key.split(".")[0] not in SWEPT:
+            if key not in ("name", *SWEPT_KEYS) and key.split(".")[0] not in SWEPT:
                 raise SaescopeError(
                     f"{where}: sweep entry {i + 1} changes {key}, but members of a sweep share one stream of batches; "
-                    f"only {', '.join(SWEPT)} may differ."
+                    f"only {', '.join((*SWEPT, *SWEPT_KEYS))} may differ."
                 )
             fields = fields if key == "name" else merged(fields, _nested(key, value))
         name = str(entry.get("name", f"{i:02d}"))

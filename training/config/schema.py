@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, field_validator, model_validator
 
 from sae.base import SAEConfig
 from sae.section import Section
@@ -16,6 +16,11 @@ from training.run_folder import fault_of_name
 from training.site import Site
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Shortest = Annotated[
+    tuple[Duration, ...], Field(min_length=1), BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
+    PlainSerializer(lambda many: str(many[0]) if len(many) == 1 else [str(one) for one in many], when_used="json"),
+]
+"""A duration, or the shortest of several."""
 
 
 def _batch_seqs(value: object) -> object:
@@ -151,8 +156,9 @@ class TrainConfig(Section):
 
     budget: Duration = Duration(1, "epochs")
     """Length of the training; an epoch is one pass over the eligible training rows."""
-    dead_window: Duration = Duration(300_000, "tokens")
-    """A feature is dead if it has not fired for this long in training; of a shorter training it is not known."""
+    dead_window: Shortest = (Duration(10, "%"), Duration(10_000_000, "tokens"))
+    """A feature is dead, and AuxK may revive it, if it has not fired for this long in training: a duration, or the shortest
+    of several. A training that is shorter than this says of none that it is dead."""
     device: str = "auto"
     """Where the SAEs live; may differ from the model's."""
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
