@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sae.units import Duration
+from sae.units import Duration, Time
 from sae.variants import VARIANTS
 from training.config.schema import Config
 
@@ -40,7 +40,7 @@ def _written(default: Any) -> str | None:
     """Durations as configs spell them."""
     if isinstance(default, tuple) and all(isinstance(one, Duration) for one in default):
         return f"[{', '.join(map(str, default))}]"
-    return str(default) if isinstance(default, Duration) else None
+    return str(default) if isinstance(default, Duration | Time) else None
 
 
 def _arguments(annotation: Any) -> list[Any]:
