@@ -31,7 +31,7 @@ CONFIG = {
 }
 STAGES = ("before", "caching", "training", "writing")
 WANTED = ("caching", "training", "writing", "writing")
-WRITING_S = 0.05
+WRITING_S = 0.03
 """About how long a checkpoint takes."""
 
 
