@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def make_model(
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(0)
-        network = LlamaForCausalLM(config)
+        network: Any = LlamaForCausalLM(config)  # its stubs know no `to`
     with quiet_transformers():
         network.to(dtype).save_pretrained(folder)
     byte_tokenizer(D_VOCAB, n_ctx).save_pretrained(folder)

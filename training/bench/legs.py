@@ -162,7 +162,8 @@ class Legs:
         rows = self.folder / "rows"
         if leg == "rows" and not rows.exists():
             source = CacheSource(self.folder / "cache" / name, [self.hook])
-            make_rows(rows, source, self.hook, n_rows=self.size.n_tokens, n_ctx=self.size.n_ctx)
+            corpus = self.config("cache", name).corpus
+            make_rows(rows, source, self.hook, n_rows=corpus.n_tokens, n_ctx=corpus.n_ctx)
         if leg == "rows":
             self._read(leg, sorted(rows.glob("*.npy")))
         model = None if leg == "rows" else self.model
