@@ -1,5 +1,6 @@
 """Durations as steps, and the learning rate over a training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae.errors import SaescopeError
@@ -41,6 +42,10 @@ class Clock:
         return duration.rows(
             budget_rows=self.budget_rows, batch_rows=self.batch_rows, epoch_rows=self.epoch_rows
         )
+
+    def shortest(self, durations: Sequence[Duration]) -> int:
+        """The shortest of several in training rows, at least one."""
+        return max(1, min(map(self.rows, durations)))
 
     def steps(self, duration: Duration) -> int:
         """A duration in steps, at least one."""

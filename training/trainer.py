@@ -160,7 +160,7 @@ class Trainer:
     @property
     def dead_window(self) -> int:
         """The window in training rows."""
-        return max(1, min(map(self.clock.rows, self.config.train.dead_window)))
+        return self.clock.shortest(self.config.train.dead_window)
 
     @property
     def dead_share(self) -> float | None:

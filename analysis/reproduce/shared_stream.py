@@ -65,7 +65,7 @@ def compare(job: Job) -> list[Row]:
     """
     rows: list[Row] = []
     for config, trained in train_together(job):
-        low, high = trained.summary["heldout"]["fve_interval"]
+        low, high = trained.summary["heldout"]["fve_interval"] or (None, None)
         lines = (trained.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         norms = [norm for norm in (json.loads(line).get("grad_norm") for line in lines) if norm is not None]
         told = {key: value for key, value in figures(trained).items() if key not in ("ce_recovered", "kl", "cosine")}

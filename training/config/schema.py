@@ -17,7 +17,9 @@ from training.site import Site
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Shortest = Annotated[
-    tuple[Duration, ...], Field(min_length=1), BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
+    tuple[Duration, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
     PlainSerializer(lambda many: str(many[0]) if len(many) == 1 else [str(one) for one in many], when_used="json"),
 ]
 """A duration, or the shortest of several."""
