@@ -7,7 +7,7 @@ loop asks first whether the saver is `free`, and steps on until it is.
 
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
-from typing import Any, Self
+from typing import Any
 
 from sae.errors import SaescopeError
 from sae.io.snapshot import Snapshot
@@ -28,7 +28,7 @@ class Saver:
         self._pool = ThreadPool(1)
         self._writing: AsyncResult[SaescopeError | None] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
