@@ -279,6 +279,7 @@ def bench(argv: list[str]) -> int:
     kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
     kernels.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
+    kernels.add_argument("--precision", help="of the encoder, such as bf16,fp32 (default: those the device is fast at)")
     kernels.add_argument("--peers", type=user_path, help="python of the environment that `make bench-peers` builds")
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
     kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
@@ -380,6 +381,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
         raise SaescopeError(f"--dead {args.dead}: write shares between 0 and 1, such as 0,0.01.") from None
     figures = bench_kernels(
         shapes, device=args.device, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers,
+        precisions=args.precision.split(",") if args.precision else None,
         loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile,
         memory=not args.no_memory, warmup=args.warmup,
     )
