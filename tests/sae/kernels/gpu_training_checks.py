@@ -278,7 +278,7 @@ def check_few_launches(device: str) -> None:
         training.kernels.optimizer_step(training.params, step=1, clip=1.0, **ADAM)
     assert len(launched) == 16, launched
     # without a device, bf16 products are made by casting both operands first
-    assert len(launched) + len(counting.asked) <= (36 if device == "cpu" else 33), (launched, counting.asked)
+    assert len(launched) + len(counting.asked) <= (42 if device == "cpu" else 37), (launched, counting.asked)
 
 
 @check
