@@ -18,7 +18,7 @@ from sae.code import SparseCode
 from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import dense, products
 from sae.kernels.gpu import fused as gpu_fused
-from sae.kernels.gpu.encode import Encoder, Settings, encode, everything
+from sae.kernels.gpu.encode import Encoder, Settings, encode, everything, matmul
 from sae.kernels.interface import Revival, Select
 
 
@@ -116,8 +116,8 @@ class Pass:
         return grads
 
     def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor, saved: Saved) -> Tensor:
-        """∂x = Σ ∂value · W_enc[:, feature]."""
-        return _reconstruct(self.code(saved, dvalue), self.settings.operand(W_enc_t), None, None, self.settings)[0]
+        """∂x = Σ ∂value · W_enc[:, feature], of weights as gathers and GEMMs read them."""
+        return _reconstruct(self.code(saved, dvalue), W_enc_t, None, None, self.settings)[0]
 
 
 def _forward(
@@ -213,7 +213,7 @@ class Autoencode(torch.autograd.Function):
         encoder = Encoder.in_training(x, b_pre, W_enc_t, b_enc, settings, options.operands.W_enc_t)
         decoder = options.operands.W_dec
         ctx.done, saved, x_hat = _forward(encoder, W_dec, decoder, b_dec, select, options.prefixes)
-        kept, aux_hat = [W_enc_t, *saved], None
+        kept, aux_hat = [encoder.W_operand, *saved], None
         if chosen is not None:
             ctx.aux, of_dead, aux_hat = _revive(encoder, chosen, decoder, options.k_aux, absolute=select.absolute)
             kept = [*kept, chosen.ids, *of_dead]
@@ -240,7 +240,8 @@ class Autoencode(torch.autograd.Function):
         dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
         if dx is not None and left is not None:
             dx += ctx.aux.input_gradient(left.grads.value, W_enc_t[left.ids], of_dead)
-        db_pre = -(grads.b_enc @ W_enc_t) if needs[5] else None
+        # a product with all of W_enc is a pass over it
+        db_pre = -matmul(done.settings.operand(grads.b_enc[None]), W_enc_t)[0] if needs[5] else None
         db_dec = dx_hat.sum((0, 1)) if needs[4] and dx_hat is not None else None
         return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None
 
