@@ -119,7 +119,11 @@ def _forward(
     prefixes: tuple[int, ...] | None,
 ) -> tuple[Pass, Saved, Float32[Tensor, "n_prefixes n_rows d_out"]]:
     """Encode, select, decode; `decoder` is W_dec as gathers and GEMMs read it."""
-    settings, code = encoder.settings, encode(encoder, select)
+    settings = encoder.settings
+    if select.fixed and select.mode == "threshold" and settings.keeps_all(*encoder.shape):
+        code = everything(encoder, select.threshold, absolute=select.absolute)
+    else:
+        code = encode(encoder, select)
     x_hat = _reconstruct(code, decoder, b_dec, prefixes, settings)
     done = Pass(code.n_rows, code.d_sae, code.feature.numel(), code.k, prefixes or (code.d_sae,), settings)
     return done, Saved(W_dec, encoder.x_operand, decoder, code.feature, code.value, code.indptr), x_hat
