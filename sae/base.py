@@ -59,6 +59,8 @@ class Progress:
     """The sparsity coefficient in force: fixed, or from the controller, whose lies on the device."""
     step: int = 0
     """Steps taken so far: what a random draw of a step is seeded by, so that resuming draws the same."""
+    n_rows: int = 0
+    """Rows of a step; 0: not known."""
     room: int | None = None
     """At least as many as there are dead features, so that nobody waits for a device to count them; None: not known."""
 

@@ -26,10 +26,13 @@ class SparseCode:
     d_sae: int
     indptr: Int64[Tensor, " n_rows_plus_1"] | None = None
     k: int | None = None
+    complete: bool = False
+    """Fixed k = d_sae, features ascending in every row: values are a dense matrix, row after row."""
 
     def __post_init__(self) -> None:
         """Exactly one layout, and sizes that agree with it."""
         assert (self.indptr is None) != (self.k is None), "a code is either CSR or fixed-k"
+        assert not self.complete or self.k == self.d_sae, (self.k, self.d_sae)
         if self.k is not None:
             assert self.feature.numel() == self.n_rows * self.k, (self.feature.shape, self.n_rows, self.k)
         elif self.indptr is not None:
@@ -55,8 +58,22 @@ class SparseCode:
 
     def counts(self) -> Int64[Tensor, " d_sae"]:
         """How many rows each feature is active in."""
+        if self.complete:
+            return self.active.view(self.n_rows, self.d_sae).sum(0)
         counts = torch.zeros(self.d_sae, dtype=torch.int64, device=self.value.device)
         return counts.index_add_(0, self.feature.long(), self.active.long())
+
+    def sums(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " d_sae"]:
+        """Σ over each feature's entries of a number for each: see `sum_by_feature`."""
+        if self.complete:
+            return values.view(self.n_rows, self.d_sae).sum(0)
+        return sum_by_feature(values, self.feature, self.d_sae)
+
+    def last(self, when: int | Int64[Tensor, ""], before: Int64[Tensor, " d_sae"]) -> Int64[Tensor, " d_sae"]:
+        """When each feature was last active: `when` where it is now, and no earlier than `before`."""
+        if self.complete:
+            return torch.maximum(before, (self.counts() > 0) * when)
+        return before.scatter_reduce(0, self.feature.long(), self.active * when, "amax")
 
     def l0(self) -> Int64[Tensor, " n_rows"]:
         """Active features per row."""
@@ -98,7 +115,7 @@ class OffsetCode(SparseCode):
     @classmethod
     def around(cls, code: SparseCode, offset: Float[Tensor, "n_rows d_out"]) -> "OffsetCode":
         """A code with these points."""
-        return cls(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k, offset)
+        return cls(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k, offset=offset)
 
 
 def from_pairs(

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sae.code import SparseCode, sum_by_feature
+from sae.code import SparseCode
 
 
 def reconstruction(
@@ -25,7 +25,7 @@ def l1(code: SparseCode, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
     how we train SAEs", Anthropic, April 2024).
     """
     # summed by feature first: the gradient of norms[feature] would be added up by threads in any order
-    return (sum_by_feature(code.value.abs(), code.feature, code.d_sae) * norms).sum() / code.n_rows
+    return (code.sums(code.value.abs()) * norms).sum() / code.n_rows
 
 
 def auxk(residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"]) -> Float[Tensor, ""]:

@@ -217,7 +217,9 @@ class Trainer:
         coefficient = self.controller.coefficient
         if isinstance(coefficient, Tensor):
             coefficient = coefficient.to(self.sae.W_dec.dtype)
-        return Progress(dead, lambda d: self.clock.through(d, self.n_steps), coefficient, self.n_steps, self.room)
+        return Progress(
+            dead, lambda d: self.clock.through(d, self.n_steps), coefficient, self.n_steps, self.clock.batch_rows, self.room
+        )
 
     def _make_room(self) -> None:
         """Find how many features can be dead until the next look: at most those that are if none of them fires.
@@ -249,8 +251,7 @@ class Trainer:
     def _count(self, step: Step, target: Tensor, norm: Tensor, rows_seen: int | Int64[Tensor, ""]) -> None:
         """Advance counters, thresholds and the controller: once per step, and nowhere else."""
         code = step.code
-        fired = code.active * rows_seen
-        self.last_fired.scatter_reduce_(0, code.feature.long(), fired, "amax")
+        self.last_fired.copy_(code.last(rows_seen, self.last_fired))
         self.sae.observe(step)
         l0 = code.n_active / code.n_rows
         self.controller.update(l0)

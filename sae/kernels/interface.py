@@ -27,6 +27,8 @@ class Select:
     """threshold: active where pre > threshold (scalar or `[d_sae]`); 0 is the ReLU."""
     absolute: bool = False
     """Rank by |pre| and keep the sign (AbsTopK)."""
+    fixed: bool = False
+    """threshold, in training: the code may be `complete`, so that its size does not depend on data; see `keeps_all`."""
 
 
 class Revival(NamedTuple):
@@ -72,6 +74,10 @@ class Backend(Protocol):
     name: str
     last_route: Literal["sparse", "dense", "reference"]
     """How the last `autoencode` ran: `dense` where so many features were active that dense products were faster."""
+
+    def keeps_all(self, n_rows: int, d_sae: int) -> bool:
+        """Whether codes of so many rows are complete in training where `Select.fixed` allows it."""
+        ...
 
     def encode(
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],

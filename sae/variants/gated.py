@@ -13,6 +13,8 @@ so both paths run through the sparse kernels. λ is fixed, or driven by `sae.con
 asked for. AuxK for dead features (not in the paper) is off unless asked for.
 """
 
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
@@ -63,10 +65,11 @@ class Gated(SAE):
     ) -> Step:
         """Reconstruction, the penalty on the gate, the auxiliary reconstruction, and AuxK if asked for."""
         code, x_hat = self.kernels.autoencode(
-            x, *self.encoder(), self.W_dec, self.b_dec, self.select(), b_pre=self.b_pre
+            x, *self.encoder(), self.W_dec, self.b_dec, replace(self.select(), fixed=True), b_pre=self.b_pre
         ).single()
         gate, frozen = self.kernels.autoencode(
-            x, self.W_enc, self.b_enc, self.W_dec.detach(), self.b_dec.detach(), Select("threshold"), b_pre=self.b_pre
+            x, self.W_enc, self.b_enc, self.W_dec.detach(), self.b_dec.detach(), Select("threshold", fixed=True),
+            b_pre=self.b_pre,
         ).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
@@ -78,6 +81,11 @@ class Gated(SAE):
         revival = self.config.auxk.revival(progress.dead, self.d_in)
         terms |= self.config.auxk.term((target - x_hat).detach(), self.revived(x, revival), revival)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
+
+    def launches(self, progress: Progress) -> Hashable | None:
+        """The penalty's share rises on the host; who is revived is counted there."""
+        fixed = self.kernels.keeps_all(progress.n_rows, self.d_sae) and self.config.auxk.coefficient == 0
+        return self.config.share_at(progress) if fixed else None
 
     def revived(
         self, x: Float[Tensor, "n_rows d_in"], revival: Revival | None

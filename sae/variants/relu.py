@@ -7,6 +7,7 @@ The decoder's norm is free: the penalty already charges for it. λ is fixed, or 
 mean L0 is the one asked for; either way it may be warmed up.
 """
 
+from collections.abc import Hashable
 from typing import ClassVar, Literal, final
 
 from jaxtyping import Float
@@ -39,10 +40,14 @@ class ReLU(SAE):
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction and the L1 penalty."""
-        code, x_hat = self.autoencode(x, self.select()).single()
+        code, x_hat = self.autoencode(x, Select("threshold", fixed=True)).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat),
             "l1": coefficient * losses.l1(code, self.W_dec.norm(dim=1)),
         }
         return Step(terms, code, x_hat, {"coefficient": coefficient})
+
+    def launches(self, progress: Progress) -> Hashable | None:
+        """The penalty's share rises on the host."""
+        return self.config.share_at(progress) if self.kernels.keeps_all(progress.n_rows, self.d_sae) else None

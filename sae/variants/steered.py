@@ -27,6 +27,10 @@ class SteeredConfig(SAEConfig):
             )
         return self
 
+    def share_at(self, progress: Progress) -> float:
+        """How much of λ is in force: all of it where a controller steers it."""
+        return progress.through(self.warmup) if self.sparsity.target_l0 is None else 1.0
+
     def coefficient_at(self, progress: Progress) -> float | Tensor:
         """λ in force at this point of the training."""
-        return progress.coefficient * (progress.through(self.warmup) if self.sparsity.target_l0 is None else 1.0)
+        return progress.coefficient * self.share_at(progress)

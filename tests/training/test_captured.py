@@ -200,7 +200,7 @@ class HostNumbers(TorchFunctionMode):
 FIXED: list[dict[str, Any]] = [
     {"variant": "topk", "k": 3}, {"variant": "topk", "k": 40}, {"variant": "abstopk", "k": 3},
     {"variant": "batchtopk", "k": 3}, {"variant": "absbatchtopk", "k": 3}, {"variant": "matryoshka", "k": 3},
-    {"variant": "matryoshka", "k": 3, "base": "topk"},
+    {"variant": "matryoshka", "k": 3, "base": "topk"}, {"variant": "relu"}, {"variant": "gated"},
 ]
 
 
@@ -215,7 +215,7 @@ def on_no_device(sae: dict[str, Any], **fields: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("dead", [0, 256])
-@pytest.mark.parametrize("sae", FIXED, ids=lambda sae: f"{sae['variant']}-{sae['k']}-{sae.get('base', '')}")
+@pytest.mark.parametrize("sae", FIXED, ids=lambda sae: f"{sae['variant']}-{sae.get('k', '')}-{sae.get('base', '')}")
 def test_a_step_asks_the_device_nothing(sae: dict[str, Any], dead: int) -> None:
     """On a device without numbers, with launches that are recorded rather than run, and both ways of counting steps."""
     pytest.importorskip("triton")
@@ -229,6 +229,7 @@ def test_a_step_asks_the_device_nothing(sae: dict[str, Any], dead: int) -> None:
         one.room, one.n_steps = dead, 5
         acts = {"acts": fresh(ROWS, 16, dtype=torch.bfloat16)}
         one._advance(acts, Moment(5 * ROWS, None))  # makes what outlives a step
+        assert one._launches() is not None
         with HostReads() as reads, HostNumbers() as numbers:
             one._advance(acts, Moment(5 * ROWS, None))
             one._advance(acts, Moment(fresh(dtype=torch.int64), fresh(2)))
@@ -241,7 +242,7 @@ def test_the_device_without_numbers_finds_a_read() -> None:
     from sae.kernels.gpu import launch
 
     with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}), launch.recorded():
-        one = on_no_device({"variant": "relu"})
+        one = on_no_device({"variant": "jumprelu"})
         with pytest.raises((RuntimeError, NotImplementedError)):
             one._advance({"acts": torch.empty(ROWS, 16, device="meta")}, Moment(0, None))
     with HostReads() as reads, HostNumbers() as numbers:

@@ -62,6 +62,11 @@ class Cpu:
 
     # -- the operations -----------------------------------------------------------------------------------------------
 
+    def keeps_all(self, n_rows: int, d_sae: int) -> bool:
+        """Never: no device is waited for here."""
+        del n_rows, d_sae
+        return False
+
     @torch.no_grad()
     def encode(
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],

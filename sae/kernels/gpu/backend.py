@@ -85,6 +85,10 @@ class Gpu:
         precision = "fp8" if settings.eight else settings.precision
         return Gpu, (precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
 
+    def keeps_all(self, n_rows: int, d_sae: int) -> bool:
+        """Where that is less work than to wait for the number of active features."""
+        return self._settings.keeps_all(n_rows, d_sae)
+
     @torch.no_grad()
     def encode(
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
@@ -148,8 +152,9 @@ class Gpu:
             aux_hat = x_hat.new_zeros(x_hat.shape[1:])
         dense = self._settings.is_dense(feature.numel(), x.shape[0], W_enc.shape[1])
         self.last_route = "dense" if dense else "sparse"
-        k = select.k if select.mode == "topk" else None
-        code = SparseCode(feature, value, x.shape[0], W_enc.shape[1], indptr=indptr, k=k)
+        complete = indptr is None and select.mode == "threshold"
+        k = None if indptr is not None else W_enc.shape[1] if complete else select.k
+        code = SparseCode(feature, value, x.shape[0], W_enc.shape[1], indptr=indptr, k=k, complete=complete)
         return Autoencoded(code, x_hat, aux_hat)
 
     @torch.no_grad()

@@ -42,6 +42,8 @@ class Settings:
     """bf16: candidates of TopK and BatchTopK in training come from a product in 8 bits (e4m3, a scale for each row)."""
     margin_of_eight: int = 32
     """And these are so many beyond k: on a trained SAE (d_sae 16,384, k 32) they held all of the true ones."""
+    complete_below: int = 1 << 24
+    """Most pre-activations of a call of which all are kept where a threshold decides: sizes do not depend on data then."""
     dense_above: float | None = None
     """Density of a code above which it is decoded by GEMMs; None: that of the precision in `DENSE_ABOVE`."""
 
@@ -49,6 +51,11 @@ class Settings:
         """Whether a code goes through `dense`."""
         limit = DENSE_ABOVE[self.precision] if self.dense_above is None else self.dense_above
         return nnz > limit * n_rows * d_sae
+
+    def keeps_all(self, n_rows: int, d_sae: int) -> bool:
+        """Whether the code of a threshold has all features in each row, the inactive as padding."""
+        n = n_rows * d_sae
+        return 0 < n <= min(self.complete_below, self.chunk_bytes // 4) and self.is_dense(n, n_rows, d_sae)
 
     def operand(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """A tensor as the GEMMs and gathers of this precision read it."""
@@ -168,13 +175,15 @@ def encode(encoder: Encoder, select: Select) -> SparseCode:
     return from_pairs(*_threshold(encoder, select), *encoder.shape)
 
 
-def everything(encoder: Encoder, *, absolute: bool) -> SparseCode:
-    """All features of every row by an fp32 product, the inactive as padding."""
+def everything(encoder: Encoder, threshold: Tensor | float = 0.0, *, absolute: bool) -> SparseCode:
+    """All features of every row by an fp32 product, those not above their threshold as padding."""
     n_rows, d_sae = encoder.shape
-    pre = torch.addmm(encoder.b, encoder.x, encoder.W.t())
-    value = pre if absolute else pre.relu_()
-    feature = torch.arange(d_sae, dtype=torch.int32, device=pre.device).repeat(n_rows)
-    return SparseCode(feature, value.view(-1), n_rows, d_sae, k=d_sae)
+    value = torch.addmm(encoder.b, encoder.x, encoder.W.t())
+    least = threshold.clamp_min(0) if isinstance(threshold, Tensor) else max(0.0, threshold)
+    # NaN is not below it, so that it is seen
+    value = value.masked_fill_((value.abs() if absolute else value) <= least, 0)
+    feature = torch.arange(d_sae, dtype=torch.int32, device=value.device).repeat(n_rows)
+    return SparseCode(feature, value.view(-1), n_rows, d_sae, k=d_sae, complete=True)
 
 
 def _topk(encoder: Encoder, select: Select) -> SparseCode:
