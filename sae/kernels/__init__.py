@@ -23,8 +23,8 @@ def backend(
     """The backend for a device, or the one asked for by name (also by the variable SAESCOPE_KERNELS).
 
     `precision` is `fp32`, `bf16` (encoder scores in bf16, values re-scored in fp32), `fp8` (on GPUs: candidates from a
-    product in 8 bits) or `auto` (bf16 where the hardware multiplies it faster). `fused_adam` lets the gpu backend step weights without gradients of their size; the
-    others take no notice of it.
+    product in 8 bits) or `auto` (bf16 where the hardware multiplies it faster). `fused_adam` lets the gpu backend step
+    weights without gradients of their size; the others take no notice of it.
 
     Raises:
         SaescopeError: the name is unknown, or the backend cannot run on this device.

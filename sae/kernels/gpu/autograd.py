@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from sae.code import SparseCode
 from sae.kernels.gpu import backward as gpu_backward
-from sae.kernels.gpu import dense, products
+from sae.kernels.gpu import dense, operands, products
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu.encode import Encoder, Settings, encode, everything, matmul
 from sae.kernels.interface import Revival, Select
@@ -44,17 +44,6 @@ def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> int | Int64[Te
     row = torch.arange(code.n_rows, device=device)[:, None] * code.d_sae
     ends = torch.searchsorted(place, row + on_device(prefixes, device))
     return torch.cat([starts[:-1, None], ends], dim=1)
-
-
-def suffix_sums(
-    dx_hat: Float32[Tensor, "n_prefixes n_rows d_out"], covers_all: bool
-) -> Float32[Tensor, "n_segments n_rows d_out"]:
-    """The gradient of the part of x_hat that features between two prefix ends make: it is in every later prefix."""
-    if dx_hat.shape[0] > 1:
-        dx_hat = dx_hat.clone()
-        for later in range(dx_hat.shape[0] - 1, 0, -1):
-            dx_hat[later - 1] += dx_hat[later]
-    return dx_hat if covers_all else torch.cat([dx_hat, torch.zeros_like(dx_hat[:1])])
 
 
 class Saved(NamedTuple):
@@ -85,26 +74,31 @@ class Pass:
         """The selected code with these values."""
         return SparseCode(saved.feature, value, self.n_rows, self.d_sae, saved.indptr, self.k)
 
+    def segments(self, dx_hat: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor]:
+        """The gradients of what features between two prefix ends make, as gathers read them, and that of b_dec."""
+        if dx_hat is None:
+            dx_hat = saved.value.new_zeros(len(self.ends), self.n_rows, saved.decoder.shape[1])
+        return operands.segments(dx_hat, self.ends[-1] >= self.d_sae, self.settings.precision == "bf16")
+
     def gradients(
-        self, dvalue: Tensor | None, dx_hat: Tensor | None, saved: Saved, *,
+        self, dvalue: Tensor | None, dy: Float[Tensor, "n_segments n_rows d_out"], saved: Saved, *,
         left: gpu_backward.Left | None = None, deferred: gpu_fused.Deferred | None = None,
     ) -> gpu_backward.CodeGrads:
-        """Those of the weights and values, from those of the values and reconstructions.
+        """Those of the weights and values.
 
         Args:
+            dvalue: that of the values, by what uses them.
+            dy: those of the reconstructions, as `segments` gives them.
+            saved: by the forward pass.
             left: what AuxK adds to those of the weights.
             deferred: where these wait for the optimiser, if they are not to be made here.
         """
         # detached: what waits for the optimiser is not to keep the graph
         code, x, decoder = self.code(saved, saved.value.detach()), saved.x, saved.decoder
-        if dx_hat is None:
-            dx_hat = code.value.new_zeros(len(self.ends), self.n_rows, decoder.shape[1])
-        dy = suffix_sums(dx_hat, self.ends[-1] >= self.d_sae)
         dvalue = None if dvalue is None else dvalue.contiguous()
         if self.settings.is_dense(self.nnz, self.n_rows, self.d_sae):
             grads = dense.gradients(code, self.ends, dvalue, x, dy, decoder, self.settings)
         else:
-            dy = self.settings.operand(dy).contiguous()
             limits = on_device(self.ends, dy.device) if len(dy) > 1 else None
             work = gpu_backward.Work(gpu_backward.plan_by_feature(code), code, x, dy, decoder, dvalue, limits)
             if deferred is not None and work.fused:
@@ -234,15 +228,17 @@ class Autoencode(torch.autograd.Function):
         left = None
         if daux_hat is not None:
             dead, of_dead = tensors[n], Saved(*tensors[n + 1 :])
-            left = gpu_backward.Left(dead, ctx.aux.gradients(None, daux_hat[None].contiguous(), of_dead))
-        grads = done.gradients(dvalue, dx_hat, saved, left=left, deferred=ctx.deferred)
+            dy, _ = ctx.aux.segments(daux_hat[None], of_dead)
+            left = gpu_backward.Left(dead, ctx.aux.gradients(None, dy, of_dead))
+        dy, db_dec = done.segments(dx_hat, saved)
+        grads = done.gradients(dvalue, dy, saved, left=left, deferred=ctx.deferred)
         ctx.keep(grads)
         dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
         if dx is not None and left is not None:
             dx += ctx.aux.input_gradient(left.grads.value, W_enc_t[left.ids], of_dead)
         # a product with all of W_enc is a pass over it
         db_pre = -matmul(done.settings.operand(grads.b_enc[None]), W_enc_t)[0] if needs[5] else None
-        db_dec = dx_hat.sum((0, 1)) if needs[4] and dx_hat is not None else None
+        db_dec = db_dec if needs[4] and dx_hat is not None else None
         return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None
 
 

@@ -34,9 +34,9 @@ def reconstruct(
 
 def gradients(
     code: SparseCode, ends: tuple[int, ...], extra: Float32[Tensor, " nnz"] | None, x: Float[Tensor, "n_rows d_in"],
-    dy: Float32[Tensor, "n_segments n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"], settings: Settings,
+    dy: Float[Tensor, "n_segments n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"], settings: Settings,
 ) -> CodeGrads:
-    """Value, weight and bias gradients; `dy` is what reaches the features between two ends, as `suffix_sums` gives it."""
+    """Value, weight and bias gradients; `dy` is what reaches the features between two ends."""
     d_sae, d_out = W_dec.shape
     zeros = code.value.new_zeros
     dW_enc, dW_dec, db_enc = zeros(d_sae, x.shape[1]), zeros(d_sae, d_out), zeros(d_sae)

@@ -1,4 +1,7 @@
-"""The Triton kernel that makes rows ready for a product: see `sae.kernels.gpu.code_kernels` for the rules all follow."""
+"""The Triton kernels that make rows ready for products and gathers.
+
+See `sae.kernels.gpu.code_kernels` for the rules that all follow.
+"""
 
 from typing import no_type_check
 
@@ -49,3 +52,23 @@ def operand_kernel(
             if HAS_BIAS:
                 x -= tl.load(b_ptr + column, mask=column < d, other=0.0)
             tl.store(eight_ptr + row * d + column, e4m3_bits(x / scale), mask=column < d)
+
+
+@triton.jit
+@no_type_check
+def segments_kernel(
+    grad_ptr, out_ptr, sum_ptr, n_rows, d, n_prefixes, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, HALF: tl.constexpr,
+):
+    """Of gradients `[n_prefixes, n_rows, d]` the sum of each prefix's and all later ones, in fp32 or as bits of bf16.
+
+    And the sums over ROWS rows of the first of these, `sum [n_blocks, d]`. Grid (blocks of rows, tiles of d).
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = (row < n_rows)[:, None] & (column < d)[None, :]
+    total = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for back in range(1, n_prefixes + 1):
+        at = ((n_prefixes - back) * n_rows + row)[:, None] * d + column[None, :]
+        total += tl.load(grad_ptr + at, mask=inside, other=0.0)
+        tl.store(out_ptr + at, bf16_bits(total) if HALF else total, mask=inside)
+    tl.store(sum_ptr + tl.program_id(0).to(tl.int64) * d + column, tl.sum(total, 0), mask=column < d)

@@ -7,7 +7,7 @@ from jaxtyping import BFloat16, Float, Float32
 from torch import Tensor
 
 from sae.kernels.gpu import operand_kernels as kernels
-from sae.kernels.gpu.launch import launch, power_of_2
+from sae.kernels.gpu.launch import ceil_div, launch, power_of_2
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,28 @@ def in_eight(W: Float[Tensor, "n d"]) -> Eight:
     eight = _empty_eight(W)
     _launch(W, None, None, None, eight)
     return eight
+
+
+def segments(
+    dx_hat: Float32[Tensor, "n_prefixes n_rows d"], covers_all: bool, bf16: bool
+) -> tuple[Float[Tensor, "n_segments n_rows d"], Float32[Tensor, " d"]]:
+    """The gradient of the part of x_hat that features between two prefix ends make, and that of the bias.
+
+    The first is in every later prefix. Unless the prefixes cover all features, the last segment gets none.
+    """
+    n_prefixes, n_rows, d = dx_hat.shape
+    if n_prefixes == 1 and covers_all and not bf16:
+        return dx_hat.contiguous(), dx_hat.sum((0, 1))
+    dx_hat = dx_hat.contiguous()
+    out = torch.empty(
+        n_prefixes + (not covers_all), n_rows, d, dtype=torch.bfloat16 if bf16 else torch.float32, device=dx_hat.device
+    )
+    block = min(256, max(16, power_of_2(d)))
+    sums = torch.empty(ceil_div(n_rows, 16), d, device=dx_hat.device)
+    launch(
+        kernels.segments_kernel, (sums.shape[0], ceil_div(d, block)), dx_hat, out.view(torch.int16) if bf16 else out, sums,
+        n_rows, d, n_prefixes, ROWS=16, BLOCK_D=block, HALF=bf16,
+    )
+    if not covers_all:
+        out[-1].zero_()
+    return out, sums.sum(0)

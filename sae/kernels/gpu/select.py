@@ -103,8 +103,7 @@ def select_listed(
 
 
 def select_rescored(
-    listed: Int32[Tensor, "n_rows n_listed"], rough: Float32[Tensor, "n_rows n_listed"],
-    x: Float32[Tensor, "n_rows d_in"],
+    listed: Int32[Tensor, "n_rows n_listed"], rough: Float32[Tensor, "n_rows n_listed"], x: Float32[Tensor, "n_rows d_in"],
     W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool, out: Selected,
 ) -> None:
     """The k largest of each row's listed features, scored in fp32 as far as rough scores leave a doubt, in their order."""
@@ -114,7 +113,8 @@ def select_rescored(
         select_listed(listed, exact, k, absolute, out)
         return
     launch(
-        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), feature, value, d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
+        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), feature, value, d,
+        n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
     )
 
 

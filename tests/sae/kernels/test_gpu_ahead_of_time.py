@@ -18,7 +18,7 @@ KERNELS = {
     "decode_kernel", "row_sums_kernel", "sum_parts_kernel", "sum_stats_kernel",
     "add_left_kernel", "grad_norm_kernel", "adam_kernel", "grad_stats_kernel", "hot_stats_kernel", "fused_adam_kernel",
     "select_grouped_kernel", "rescore_kernel", "score_entries_kernel", "coarse_histogram_kernel", "list_groups_kernel",
-    "histogram_kernel", "cut_kernel", "operand_kernel", "count_selected_kernel", "store_selected_kernel",
+    "histogram_kernel", "cut_kernel", "operand_kernel", "segments_kernel", "count_selected_kernel", "store_selected_kernel",
 }
 
 
