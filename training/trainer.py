@@ -19,6 +19,7 @@ from training.activations.calibration import Calibration
 from training.captured import Captured, Line, Moment, Recorder, cuda_graphs
 from training.config.schema import Config
 from training.schedule import Clock, learning_rate
+from training.window import Window
 
 LOOK_EVERY = 32
 """Steps between two looks at how many features are dead, where a look waits for a device."""
@@ -200,7 +201,11 @@ class Trainer:
         """The whole step on the device; nothing of the host differs from step to step but what `launches` says."""
         sae = self.sae
         x, target = self._normalised(acts)
-        step = sae.step(x, target, self._progress(moment.rows_seen - self.last_fired >= self.dead_window))
+        coefficient = self.controller.coefficient
+        if isinstance(coefficient, Tensor):
+            coefficient = coefficient.to(x.dtype)
+        dead = moment.rows_seen - self.last_fired >= self.dead_window
+        step = sae.step(x, target, self._progress(dead, coefficient))
         step.loss.backward()
         self._reduce()
         norm = sae.kernels.optimizer_step(
@@ -211,12 +216,9 @@ class Trainer:
         self._count(step, target, norm, moment.rows_seen + self.clock.batch_rows)
 
     def _launches(self) -> Hashable | None:
-        return self.sae.launches(self._progress(self._nobody))
+        return self.sae.launches(self._progress(self._nobody, 0.0))
 
-    def _progress(self, dead: Tensor) -> Progress:
-        coefficient = self.controller.coefficient
-        if isinstance(coefficient, Tensor):
-            coefficient = coefficient.to(self.sae.W_dec.dtype)
+    def _progress(self, dead: Bool[Tensor, " d_sae"], coefficient: float | Float[Tensor, ""]) -> Progress:
         return Progress(
             dead, lambda d: self.clock.through(d, self.n_steps), coefficient, self.n_steps, self.clock.batch_rows, self.room
         )
@@ -227,7 +229,8 @@ class Trainer:
         So the device is waited for once in a while, and sizes stand still meanwhile. A look reaches no further than the
         dead window: what fires after it cannot be dead before the next.
         """
-        if getattr(self.config.sae, "auxk", None) is None:
+        auxk = getattr(self.config.sae, "auxk", None)
+        if auxk is None or auxk.coefficient == 0:
             return
         looks = min(LOOK_EVERY, max(1, self.dead_window // self.clock.batch_rows)) if self.device.type != "cpu" else 1
         if self.room is None or self.n_steps % looks == 0:
@@ -317,52 +320,3 @@ def room(n: int, before: int, d_sae: int) -> int:
     if n <= before < 4 * n:
         return before
     return min(d_sae, max(LEAST_ROOM, 1 << (n - 1).bit_length())) if n else 0
-
-
-class Window:
-    """Sums of what is logged, between two lines of the log: on the device, until all are read at once."""
-
-    N = 64
-    """Most values that are logged."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.n_steps, self.lr = 0, 0.0
-        self._names: list[str] = []
-        self._sums = torch.zeros(self.N, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-
-    def count(self, lr: float) -> None:
-        """One more step, at this learning rate."""
-        self.n_steps, self.lr = self.n_steps + 1, lr
-
-    def add(self, values: dict[str, float | Tensor]) -> None:
-        """One step's values: numbers without a shape."""
-        self._names += [name for name in values if name not in self._names]
-        device = self._sums.device
-        row = (values.get(name, 0.0) for name in self._names)
-        numbers = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
-        self._sums[: len(numbers)] += torch.stack(numbers)
-
-    def _read(self, *more: Tensor) -> list[float]:
-        sums = self._sums[: len(self._names)]
-        return torch.cat([sums, *(number.to(sums.dtype).view(1) for number in more)]).tolist()
-
-    def means(self, n: Int64[Tensor, ""]) -> tuple[dict[str, float], float]:
-        """Mean per step of each value and the last learning rate; and a number that is read with them."""
-        *sums, number = self._read(n)
-        means = {name: value / max(1, self.n_steps) for name, value in zip(self._names, sums, strict=True)}
-        return {"lr": self.lr} | means, number
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.n_steps = 0
-        self._sums.zero_()
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"n_steps": self.n_steps, "lr": self.lr, "sums": dict(zip(self._names, self._read(), strict=True))}
-
-    def load(self, n_steps: int, lr: float, sums: dict[str, float]) -> None:
-        """From a checkpoint."""
-        self.n_steps, self.lr, self._names = n_steps, lr, list(sums)
-        self._sums.zero_()
-        self._sums[: len(sums)] = torch.tensor(list(sums.values()), dtype=self._sums.dtype)
