@@ -123,7 +123,8 @@ def test_a_missing_config_names_those_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"name": "b", "data.seed": 1}, r"sweep entry 2 changes data\.seed, but members.*only sae, site, optim, train.dead_window may"),
+        ({"name": "b", "data.seed": 1},
+         r"sweep entry 2 changes data\.seed, but members.*only sae, site, optim, train\.dead_window may differ"),
         ({"name": "b", "model": "gemma3-270m"}, r"sweep entry 2 changes model, but"),
         ({"name": "a"}, r"sweep entry 2 is called 'a'; names must differ"),
         ({"name": "b/c"}, r"sweep entry 2 is called 'b/c'; .*hold no slash"),

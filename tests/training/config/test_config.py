@@ -21,7 +21,8 @@ def test_every_config_in_the_repository_is_valid_and_survives_its_own_yaml(path:
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs").glob("circuits/*saes.yaml")]), ids=lambda p: p.stem
+    "path", sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs").glob("circuits/*saes.yaml")]),
+    ids=lambda p: p.stem,
 )
 def test_no_config_in_the_repository_fills_a_disk(path: Path) -> None:
     """A cache takes n_tokens · d · 2 bytes a hook. Sites are of SmolLM2-135M, d 576, where a config writes one."""
@@ -34,13 +35,15 @@ def test_no_config_in_the_repository_fills_a_disk(path: Path) -> None:
 
 def test_the_default_dead_window_is_a_tenth_of_a_training_and_at_most_10m_tokens() -> None:
     (member,) = configs.resolve(BASE)
-    of = [Clock(rows, 4096, 10**9).shortest(member.train.dead_window) for rows in (1_000_000, 100_000_000, 500_000_000)]
-    assert of == [100_000, 10_000_000, 10_000_000]
+    budgets = (1_000_000, 100_000_000, 500_000_000)
+    windows = [Clock(budget, 4096, 10**9).shortest(member.train.dead_window) for budget in budgets]
+    assert windows == [100_000, 10_000_000, 10_000_000]
     assert member.plain()["train"]["dead_window"] == ["10%", "10000000 tokens"]
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("300k tokens", "300000 tokens"), (["5%"], "5%"), (["2 epochs", "3 steps"], ["2 epochs", "3 steps"])]
+    ("given", "kept"),
+    [("300k tokens", "300000 tokens"), (["5%"], "5%"), (["2 epochs", "3 steps"], ["2 epochs", "3 steps"])],
 )
 def test_a_dead_window_is_a_duration_or_the_shortest_of_several(given: object, kept: object) -> None:
     (member,) = configs.resolve({**BASE, "train": {"dead_window": given}})
