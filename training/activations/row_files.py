@@ -90,7 +90,7 @@ class RowFiles:
 
 
 def runs(blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Iterator[tuple[int, int, int]]:
-    """The rows of blocks in the order given, neighbouring blocks together: first row, number of rows, place in the order."""
+    """The rows of blocks as they come, neighbouring blocks together: first row, number of rows, place among them."""
     begins = np.flatnonzero(np.diff(blocks, prepend=-2) != 1).tolist()
     for begin, end in pairwise([*begins, len(blocks)]):
         yield int(blocks[begin]) * block_rows, (end - begin) * block_rows, begin * block_rows

@@ -14,7 +14,7 @@ from sae.errors import SaescopeError
 from tests.helpers import quick_fields
 from training.activations import batch_seqs
 from training.activations.arrays import Arrays
-from training.activations.batches import Batch, Batches
+from training.activations.batches import Batches
 from training.activations.cache import CacheSource, fill
 from training.activations.calibration import KeepMask
 from training.activations.folder import ActsDir
@@ -44,10 +44,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 300, (N_SEQS, N_CTX)).astype(np.int32)
     eligible = rng.random((N_SEQS, N_CTX)) < 0.9
-    tokens = write_tokens(
-        tmp_path_factory.mktemp("tokens") / "c", ids, np.arange(N_SEQS) % 5 == 4, eligible, np.zeros((0, 3), dtype=np.int64),
-        [], {"of": "test"},
-    )
+    folder, none = tmp_path_factory.mktemp("tokens") / "c", np.zeros((0, 3), dtype=np.int64)
+    tokens = write_tokens(folder, ids, np.arange(N_SEQS) % 5 == 4, eligible, none, [], {"of": "test"})
     source = ModelSource(model, tokens, HOOKS, dtype="bfloat16", batch_seqs=4)
     return Rows(tokens, model, {hook: acts.flatten(0, 1) for hook, acts in source.compute(np.arange(N_SEQS)).items()})
 
@@ -154,7 +152,8 @@ class Copies(TorchDispatchMode):
     [(in_cache, 1, 1), (in_folder, 1, 1), (in_numpy, 1, 1), (in_array, 2, 3)],
 )
 def test_copies_per_row(
-    rows: Rows, tmp_path: Path, kind: Callable[[Rows, Path], Source], again: int, first: int, monkeypatch: pytest.MonkeyPatch
+    rows: Rows, tmp_path: Path, kind: Callable[[Rows, Path], Source], again: int, first: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A row is read once into its superblock, and gathered once from there."""
     source = kind(rows, tmp_path)
@@ -204,7 +203,8 @@ def test_norms_of_own_rows_are_measured_once_and_faults_named(rows: Rows, tmp_pa
     source = in_folder(rows, tmp_path)
     blocks = np.array([3, 1])
     norms = source.norms(HOOKS[0], blocks, N_CTX)
-    assert torch.equal(norms, rows.every[HOOKS[0]].view(-1, N_CTX, D)[torch.from_numpy(blocks)].flatten(0, 1).float().norm(dim=1))
+    chosen = rows.every[HOOKS[0]].view(-1, N_CTX, D)[torch.from_numpy(blocks)].flatten(0, 1)
+    assert torch.equal(norms, chosen.float().norm(dim=1))
     assert torch.equal(source.norms(HOOKS[0], blocks, N_CTX, torch.zeros(2 * N_CTX, D)), norms), "not measured again"
     spoilt = rows.every[HOOKS[0]].float().numpy().copy()
     spoilt[100, 3] = np.nan
@@ -226,9 +226,3 @@ def test_batch_seqs(rows: Rows, tmp_path: Path) -> None:
             n = batch_seqs.even(most, n_seqs)
             passes = -(-n_seqs // n)
             assert n <= max(most, 1) and passes == -(-n_seqs // most) and n * passes - n_seqs < passes
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return a.address == b.address and torch.equal(a.rows, b.rows) and all(
-        torch.equal(a.acts[hook].cpu(), b.acts[hook].cpu()) for hook in a.acts
-    )
