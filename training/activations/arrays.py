@@ -150,12 +150,12 @@ class Arrays:
         array, d = self._rows[hook], self.hooks[hook]
         whole = array[: len(array) // block_rows * block_rows]
         if isinstance(whole, Tensor):
-            of, into = whole.detach().reshape(-1, block_rows, d), out.view(-1, block_rows, d)
+            of, target = whole.detach().reshape(-1, block_rows, d), out.view(-1, block_rows, d)
             chosen = torch.from_numpy(blocks).to(of.device)
             if of.dtype == out.dtype and of.device == out.device:
-                torch.index_select(of, 0, chosen, out=into)
+                torch.index_select(of, 0, chosen, out=target)
             else:
-                into.copy_(of.index_select(0, chosen))
+                target.copy_(of.index_select(0, chosen))
         elif whole.dtype.isnative and _dtype(whole) == out.dtype and out.device.type == "cpu" and whole.dtype.itemsize < 8:
             # with another mode numpy would copy a second time
             into = out.numpy().reshape(-1, block_rows, d)

@@ -235,7 +235,7 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     if any("/".join(path.parts[-3:]) not in note for path, _ in files):
         say(f"comparing {hook} with its checksums")
     with ThreadPoolExecutor(_HASHERS) as pool:
-        list(pool.map(lambda one: _check_file(*one, fresh), files))
+        list(pool.map(lambda one: _check_file(one[0], one[1], fresh), files))
     if fresh != note and os.access(note_path.parent, os.W_OK):
         write_json(note_path, fresh)
     return manifest

@@ -43,12 +43,12 @@ def to_host(rows: Float[Tensor, "n n_ctx d"]) -> OnTheWay:
     side = torch.cuda.Stream(rows.device)
     side.wait_stream(torch.cuda.current_stream(rows.device))
     with torch.cuda.stream(side):
-        pinned = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (rows, norms)]
-        for there, here in zip(pinned, (rows, norms), strict=True):
-            there.copy_(here, non_blocking=True)
+        there, there_norms = (torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in (rows, norms))
+        there.copy_(rows, non_blocking=True)
+        there_norms.copy_(norms, non_blocking=True)
         copied = torch.cuda.Event(blocking=True)
         copied.record()
-    return OnTheWay(*pinned, copied, (rows, norms))
+    return OnTheWay(there, there_norms, copied, (rows, norms))
 
 
 @contextmanager
