@@ -36,13 +36,15 @@ class RowFiles:
 
     def __init__(self, files: Sequence[RowFile], row_bytes: int) -> None:
         self.files, self.row_bytes = files, row_bytes
+        # they are opened when they are needed, maybe from another working folder
+        self._paths = [file.path.absolute() for file in files]
         self._ends = np.cumsum([file.n_rows for file in files])
         self._mapped = lru_cache(maxsize=_MAPPED_FILES)(self._map)
 
     def _map(self, number: int) -> UInt8[np.ndarray, "n_rows row_bytes"]:
         path, offset, n_rows = self.files[number]
         try:
-            return np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(n_rows, self.row_bytes))
+            return np.memmap(self._paths[number], dtype=np.uint8, mode="r", offset=offset, shape=(n_rows, self.row_bytes))
         except (OSError, ValueError):
             raise SaescopeError(f"{path} has gone or become shorter since it was opened; restore it.") from None
 
