@@ -11,12 +11,12 @@ from sae.errors import SaescopeError
 from training.config.schema import Config
 
 _CGROUP = Path("/sys/fs/cgroup")
-_PER_WEIGHT = 16
-"""Bytes of a weight in training: itself, its gradient and Adam's two averages, in fp32."""
 _PER_SAVED_WEIGHT = 12
 """Bytes of a weight in the snapshot that is written as a checkpoint, in the machine's own memory."""
 _PER_SCORE = 12
 """Bytes of the score of a feature for a row: in fp32, and twice as much for what is made of it on the way."""
+_PER_WEIGHT = 16
+"""Bytes of a weight in training: itself, its gradient and Adam's two averages, in fp32."""
 
 
 def available(device: torch.device | None = None) -> int:
@@ -52,32 +52,30 @@ def require(n_bytes: int, what: str, remedy: str, device: torch.device | None = 
         )
 
 
-def saes_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
-    """What SAEs in training take at least: weights, gradients and averages; `widths` are those of the rows of each hook."""
-    return _PER_WEIGHT * sum(_n_weights(m, widths) for m in members)
-
-
-def steps_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
-    """What they take besides, one step at a time: copies of weights in bf16, and scores of all features."""
-    return max(2 * _n_weights(m, widths) + _PER_SCORE * m.sae.d_sae * m.data.batch_rows for m in members)
-
-
-def _n_weights(member: Config, widths: Mapping[str, int]) -> int:
-    return member.sae.d_sae * (widths.get(member.site.input, 1) + widths.get(member.site.output, 1))
-
-
 def require_saes(members: Sequence[Config], widths: Mapping[str, int], *, saved: bool = True) -> None:
     """Refuse SAEs that cannot fit: weights, gradients, averages and, of a training that is `saved`, the snapshot of it all.
 
     `widths` are those of the rows of each hook.
     """
     device = resolve_device(members[0].train.device)
+    weights = sum(m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members)
     sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(m.sae.d_sae for m in members))
     what = f"sae.d_sae = {sizes}" if len(members) == 1 else f"a sweep of {len(members)} SAEs (sae.d_sae = {sizes})"
-    needed = saes_bytes(members, widths)
-    snapshot = _PER_SAVED_WEIGHT * sum(_n_weights(m, widths) for m in members) if saved else 0
+    needed = _PER_WEIGHT * weights
+    snapshot = _PER_SAVED_WEIGHT * weights if saved else 0
     if device.type == "cuda":
         require(needed, what, "lower sae.d_sae", device)
         require(snapshot, f"a checkpoint of {what}", "lower sae.d_sae")
     else:
         require(needed + snapshot, what, "lower sae.d_sae", device)
+
+
+def training_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
+    """What SAEs in training take of their device, for a plan: weights, their gradients and averages, and one step.
+
+    A step makes copies of the weights in bf16, and scores of all features for all rows. `widths` are those of the rows of
+    each hook.
+    """
+    weights = [m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members]
+    steps = [2 * n + _PER_SCORE * m.sae.d_sae * m.data.batch_rows for n, m in zip(weights, members, strict=True)]
+    return _PER_WEIGHT * sum(weights) + max(steps)

@@ -15,7 +15,7 @@ from training.activations.places import Place, place_for
 from training.config.schema import Config
 from training.display import Display
 from training.evaluate import HeldOut
-from training.memory import require, saes_bytes, steps_bytes
+from training.memory import require, training_bytes
 from training.schedule import Clock
 
 
@@ -82,8 +82,7 @@ def _place(members: Sequence[Config], data: Data, batches: Batches) -> Place:
     """
     first, widths = members[0], data.source.widths
     n_bytes = (1 + first.data.prefetch) * batches.superblock_bytes()
-    taken = saes_bytes(members, widths) + steps_bytes(members, widths)
-    place = place_for(resolve_device(first.train.device), n_bytes, taken)
+    place = place_for(resolve_device(first.train.device), n_bytes, training_bytes(members, widths))
     if place.on_host:
         require(n_bytes, f"{1 + first.data.prefetch} superblocks", "lower data.superblock_rows or data.prefetch")
     return place
