@@ -122,7 +122,7 @@ def paced(
 
     def watched(members: Sequence[Config], display: Display) -> Shared:
         shared = opened(members, display)
-        warmup_rows = shared.clock.rows(config.train.dead_window)
+        warmup_rows = shared.clock.shortest(config.train.dead_window)
         watch = Watched(shared.batches, device, seconds=seconds, warmup_rows=warmup_rows, keep=keep)
         found.append((watch, shared))
         return replace(shared, batches=watch)
