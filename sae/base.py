@@ -45,8 +45,8 @@ class SAEConfig(Section):
     """How the weights begin."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Global gradient norm above which a step's gradient is scaled down; null switches clipping off. Losses are sums over
-    d_in, so that norms are 3 to 20 throughout and 1.0 acts at every step: Adam, which no common scale moves, gives all steps
-    of its averages the same weight. It brings 0.0095 of FVE at 9,216 features, and 1.8 instead of 0.1 % silent ones
+    d_in, so that norms stay above 3 and 1.0 acts at every step: Adam, which no common scale moves, then gives all steps of
+    its averages the same weight. It brings 0.0095 of FVE at 9,216 features, and 1.8 % silent ones instead of 0.1 %
     (docs/results/dead-window.csv)."""
 
 
