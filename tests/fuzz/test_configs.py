@@ -47,7 +47,7 @@ SAID: dict[str, Callable[[Any], bool]] = {
     "sae.d_sae": lambda v: _whole(v) and v > 0, "sae.seed": lambda v: _whole(v) and 0 <= v < 2**63,
     "sae.grad_clip": lambda v: v is None or (_finite(v) and v > 0),
     "eval.n_rows": lambda v: _whole(v) and v > 0, "eval.n_tokens": lambda v: _whole(v) and v >= 0,
-    "cache.shard_rows": lambda v: _whole(v) and v > 0, "model.batch_seqs": lambda v: _whole(v) and v > 0,
+    "cache.shard_rows": lambda v: _whole(v) and v > 0, "model.batch_seqs": lambda v: v == "auto" or (_whole(v) and v > 0),
 }
 """What the texts of fields say, written down once more."""
 SHARES = ("train.budget", "optim.warmup", "optim.decay", "train.log_every", "eval.every")
