@@ -3,8 +3,8 @@
     python -m tests.e2e.checkpoint_times [--out FILE] [--shape ROWS,D_IN,D_SAE,K] [--seconds 60] [--pairs 5]
 
 Both kinds of stretch are of one training, in one process. A stretch's speed is told by the clock, which other work on the
-machine disturbs, and by the CPU seconds of the whole process, which it disturbs less. Least disturbed are the CPU seconds of
-a checkpoint by itself: training loses at most that share of one core, and on several a part of it.
+machine disturbs, and by the CPU seconds of the whole process, which it disturbs less. Least disturbed are the CPU seconds
+of a checkpoint by itself: training loses at most that share of one core, and on several a part of it.
 """
 
 import argparse
