@@ -152,7 +152,7 @@ class Encoder:
         """Candidates per row beyond k."""
         if self.exact:
             return 0
-        return (self.settings.margin if self.eight is None else self.settings.margin_of_eight) + k // 8
+        return self.settings.margin + k // 8 if self.eight is None else max(self.settings.margin_of_eight, k // 2)
 
     @property
     def exact(self) -> bool:
