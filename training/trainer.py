@@ -15,15 +15,13 @@ from sae.errors import SaescopeError
 from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.variants import VARIANTS
+from training import room
 from training.activations.calibration import Calibration
 from training.captured import Captured, Line, Moment, Recorder, cuda_graphs
 from training.config.schema import Config
+from training.room import Room
 from training.schedule import Clock, learning_rate
-
-LOOK_EVERY = 32
-"""Steps between two looks at how many features are dead, where a look waits for a device."""
-LEAST_ROOM = 128
-"""Dead features that there is room for, if for any."""
+from training.window import Window
 
 
 def new_sae(config: Config, calibration: Calibration) -> SAE:
@@ -93,7 +91,8 @@ class Trainer:
         self.n_steps = 0
         self.last_fired = torch.zeros(self.sae.d_sae, dtype=torch.int64, device=device)
         self._nobody = torch.zeros(self.sae.d_sae, dtype=torch.bool, device=device)
-        self.room: int | None = None
+        waits = device.type != "cpu"
+        self.room = Room(self.sae.d_sae, min(room.EVERY, max(1, self.dead_window // clock.batch_rows)) if waits else 1)
         sparsity = getattr(config.sae, "sparsity", Sparsity(coefficient=1.0))
         self.controller = Controller(sparsity, clock.steps(sparsity.approach), device)
         self.window = Window(device)
@@ -200,7 +199,11 @@ class Trainer:
         """The whole step on the device; nothing of the host differs from step to step but what `launches` says."""
         sae = self.sae
         x, target = self._normalised(acts)
-        step = sae.step(x, target, self._progress(moment.rows_seen - self.last_fired >= self.dead_window))
+        coefficient = self.controller.coefficient
+        if isinstance(coefficient, Tensor):
+            coefficient = coefficient.to(x.dtype)
+        dead = moment.rows_seen - self.last_fired >= self.dead_window
+        step = sae.step(x, target, self._progress(dead, coefficient))
         step.loss.backward()
         self._reduce()
         norm = sae.kernels.optimizer_step(
@@ -211,28 +214,20 @@ class Trainer:
         self._count(step, target, norm, moment.rows_seen + self.clock.batch_rows)
 
     def _launches(self) -> Hashable | None:
-        return self.sae.launches(self._progress(self._nobody))
+        return self.sae.launches(self._progress(self._nobody, 0.0))
 
-    def _progress(self, dead: Tensor) -> Progress:
-        coefficient = self.controller.coefficient
-        if isinstance(coefficient, Tensor):
-            coefficient = coefficient.to(self.sae.W_dec.dtype)
+    def _progress(self, dead: Bool[Tensor, " d_sae"], coefficient: float | Float[Tensor, ""]) -> Progress:
+        clock = self.clock
         return Progress(
-            dead, lambda d: self.clock.through(d, self.n_steps), coefficient, self.n_steps, self.clock.batch_rows, self.room
+            dead, lambda d: clock.through(d, self.n_steps), coefficient, self.n_steps, clock.batch_rows, self.room.n
         )
 
     def _make_room(self) -> None:
-        """Find how many features can be dead until the next look: at most those that are if none of them fires.
-
-        So the device is waited for once in a while, and sizes stand still meanwhile. A look reaches no further than the
-        dead window: what fires after it cannot be dead before the next.
-        """
-        if getattr(self.config.sae, "auxk", None) is None:
-            return
-        looks = min(LOOK_EVERY, max(1, self.dead_window // self.clock.batch_rows)) if self.device.type != "cpu" else 1
-        if self.room is None or self.n_steps % looks == 0:
-            until = (self.n_steps + looks - 1 - self.n_steps % looks) * self.clock.batch_rows
-            self.room = room(int((until - self.last_fired >= self.dead_window).sum()), self.room or 0, self.sae.d_sae)
+        """Look how many features can be dead, where AuxK has to know and it is time."""
+        auxk = getattr(self.config.sae, "auxk", None)
+        if auxk is not None and auxk.coefficient and self.room.is_due(self.n_steps):
+            until = self.room.last(self.n_steps) * self.clock.batch_rows
+            self.room.found(int((until - self.last_fired >= self.dead_window).sum()))
 
     def _reduce(self) -> None:
         if self.reduce_gradients is not None:
@@ -294,7 +289,7 @@ class Trainer:
         """The rest of the state, JSON-able; floats survive JSON exactly."""
         return {
             "n_steps": self.n_steps, "controller": self.controller.state(), "window": self.window.state(),
-            "room": self.room,
+            "room": self.room.state(),
         }
 
     @torch.no_grad()
@@ -309,60 +304,4 @@ class Trainer:
         self.n_steps = numbers["n_steps"]
         self.controller.load(numbers["controller"])
         self.window.load(**numbers["window"])
-        self.room = numbers.get("room")
-
-
-def room(n: int, before: int, d_sae: int) -> int:
-    """Room for n dead features, in few sizes: powers of two, and the one before while it is less than 4 times too large."""
-    if n <= before < 4 * n:
-        return before
-    return min(d_sae, max(LEAST_ROOM, 1 << (n - 1).bit_length())) if n else 0
-
-
-class Window:
-    """Sums of what is logged, between two lines of the log: on the device, until all are read at once."""
-
-    N = 64
-    """Most values that are logged."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.n_steps, self.lr = 0, 0.0
-        self._names: list[str] = []
-        self._sums = torch.zeros(self.N, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-
-    def count(self, lr: float) -> None:
-        """One more step, at this learning rate."""
-        self.n_steps, self.lr = self.n_steps + 1, lr
-
-    def add(self, values: dict[str, float | Tensor]) -> None:
-        """One step's values: numbers without a shape."""
-        self._names += [name for name in values if name not in self._names]
-        device = self._sums.device
-        row = (values.get(name, 0.0) for name in self._names)
-        numbers = [v.float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in row]
-        self._sums[: len(numbers)] += torch.stack(numbers)
-
-    def _read(self, *more: Tensor) -> list[float]:
-        sums = self._sums[: len(self._names)]
-        return torch.cat([sums, *(number.to(sums.dtype).view(1) for number in more)]).tolist()
-
-    def means(self, n: Int64[Tensor, ""]) -> tuple[dict[str, float], float]:
-        """Mean per step of each value and the last learning rate; and a number that is read with them."""
-        *sums, number = self._read(n)
-        means = {name: value / max(1, self.n_steps) for name, value in zip(self._names, sums, strict=True)}
-        return {"lr": self.lr} | means, number
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.n_steps = 0
-        self._sums.zero_()
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"n_steps": self.n_steps, "lr": self.lr, "sums": dict(zip(self._names, self._read(), strict=True))}
-
-    def load(self, n_steps: int, lr: float, sums: dict[str, float]) -> None:
-        """From a checkpoint."""
-        self.n_steps, self.lr, self._names = n_steps, lr, list(sums)
-        self._sums.zero_()
-        self._sums[: len(sums)] = torch.tensor(list(sums.values()), dtype=self._sums.dtype)
+        self.room.load(numbers.get("room"))
