@@ -28,7 +28,7 @@ class Saver:
         self._pool = ThreadPool(1)
         self._writing: AsyncResult[SaescopeError | None] | None = None
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "Saver":  # noqa: PYI034 (beartype cannot tell whose Self a single method returns)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""`sae demo`: every step in its place, a labelled feature at the end, nothing done twice; the browser's server beside it."""
+"""`sae demo`: each step in its place, a labelled feature at the end, nothing done twice; the server runs beside it."""
 
 import re
 from pathlib import Path
