@@ -59,6 +59,7 @@ class Clock:
 
 def learning_rate(optim: OptimConfig, clock: Clock, step: int) -> float:
     """The rate of step `step` (from 0): linear rise, plateau, linear fall that would reach 0 one step after the last."""
+    assert optim.lr is not None, "set where a config is read"
     rise = clock.rows(optim.warmup) / clock.batch_rows
     fall = clock.rows(optim.decay) / clock.batch_rows
     up = min(1.0, (step + 1) / rise) if rise >= 1 else 1.0

@@ -55,7 +55,7 @@ def test_a_run_that_exists(place: Path) -> None:
 
 
 def test_an_unfinished_run_is_resumed_with_its_own_config_only(unfinished: Path) -> None:
-    assert "optim.lr was 0.0003, is 0.01" in refusal(train(unfinished, "optim.lr=1e-2", "--resume"))
+    assert "optim.lr was 0.002, is 0.01" in refusal(train(unfinished, "optim.lr=1e-2", "--resume"))
     assert refusal(train(unfinished)).startswith("runs/quick exists; add --resume")
     assert train(unfinished, "train.checkpoint_every=10 min", "--resume").code == 0, "that may change"
     assert (unfinished / "runs/quick/final").exists()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 from sae.variants import variant_config
-from training.config.schema import Config
+from training.config.schema import Config, auto_lr
 from training.config.yaml12 import load_yaml
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -130,11 +130,14 @@ def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
 
 
 def _training(fields: dict[str, Any], where: str) -> Config:
-    """With no model where rows need none and none is named: a run would claim the default one."""
+    """With a number for the learning rate, and no model where rows need none and none is named: a run would claim one."""
     config = validated(Config, fields, where)
-    if config.corpus.needs_model or "model" in config.model_fields_set:
-        return config
-    return config.model_copy(update={"model": None})
+    changes: dict[str, Any] = {}
+    if config.optim.lr is None:
+        changes["optim"] = config.optim.model_copy(update={"lr": auto_lr(config.sae.d_sae)})
+    if not config.corpus.needs_model and "model" not in config.model_fields_set:
+        changes["model"] = None
+    return config.model_copy(update=changes)
 
 
 def _explained(error: ValidationError, fields: dict[str, Any], kind: type[BaseModel]) -> str:

@@ -33,6 +33,19 @@ def test_no_config_in_the_repository_fills_a_disk(path: Path) -> None:
         assert first.corpus.n_tokens * len(hooks) * 576 * 2 < 5e9
 
 
+@pytest.mark.parametrize(("d_sae", "lr"), [(256, 2e-3), (2304, 2e-3), (4608, 1.4e-3), (9216, 1e-3), (65_536, 3.8e-4)])
+@pytest.mark.parametrize("given", [{}, {"lr": "auto"}, {"lr": None}])
+def test_the_default_learning_rate_falls_with_the_width_and_is_written_down(d_sae: int, lr: float, given: dict) -> None:
+    (member,) = configs.resolve({**BASE, "sae": {"variant": "topk", "k": 4, "d_sae": d_sae}, "optim": given})
+    assert member.optim.lr == member.plain()["optim"]["lr"] == lr
+    assert configs.resolve(member.plain()) == [member]
+
+
+def test_a_learning_rate_that_is_given_stays_and_each_member_of_a_sweep_has_its_own() -> None:
+    entries = [{"sae.d_sae": 9216}, {"sae.d_sae": 36_864}, {"sae.d_sae": 9216, "optim.lr": 3e-4}]
+    assert [member.optim.lr for member in configs.resolve({**BASE, "sweep": entries})] == [1e-3, 5e-4, 3e-4]
+
+
 def test_the_default_dead_window_is_a_tenth_of_a_training_and_at_most_10m_tokens() -> None:
     (member,) = configs.resolve(BASE)
     budgets = (1_000_000, 100_000_000, 500_000_000)
