@@ -112,9 +112,10 @@ def select_rescored(
         exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
         select_listed(listed, exact, k, absolute, out)
         return
+    room = torch.empty(n_rows, 2 * n_listed, dtype=torch.int32, device=x.device)
     launch(
-        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), feature, value, d,
-        n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
+        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), room, feature, value,
+        d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
     )
 
 

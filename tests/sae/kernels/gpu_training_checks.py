@@ -302,7 +302,7 @@ def check_few_launches(device: str) -> None:
         _, x_hat = p.autoencode(training.kernels, Select("topk", k=3)).single()
         torch.nn.functional.mse_loss(x_hat, p.x, reduction="sum").div(6).backward()
         training.kernels.optimizer_step(training.params, step=1, clip=1.0, **ADAM)
-    assert len(launched) == 16, launched
+    assert len(launched) == 17, launched
     # without a device, bf16 products are made by casting both operands first
     assert len(launched) + len(counting.asked) <= (42 if device == "cpu" else 37), (launched, counting.asked)
 

@@ -15,7 +15,7 @@ PARTS = ("code", "select", "topk", "batch", "operand", "backward", "weight", "fu
 SOURCE = "".join((REPOSITORY / "sae/kernels/gpu" / f"{part}_kernels.py").read_text() for part in PARTS)
 KERNELS = {
     "group_max_kernel", "select_rows_kernel", "count_above_kernel", "compact_above_kernel", "entry_dots_kernel",
-    "decode_kernel", "row_sums_kernel", "sum_parts_kernel", "sum_stats_kernel",
+    "decode_kernel", "row_sums_kernel", "sum_parts_kernel", "sum_stats_kernel", "sum_dots_kernel",
     "add_left_kernel", "grad_norm_kernel", "adam_kernel", "grad_stats_kernel", "hot_stats_kernel", "fused_adam_kernel",
     "select_grouped_kernel", "rescore_kernel", "score_entries_kernel", "coarse_histogram_kernel", "list_groups_kernel",
     "histogram_kernel", "cut_kernel", "operand_kernel", "segments_kernel", "count_selected_kernel", "store_selected_kernel",
