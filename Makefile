@@ -7,12 +7,10 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
 
-demo: $(VENV)/.done            ## train and index the quickstart SAE of SmolLM2-135M on this machine
-	$(SAE) train configs/quickstart.yaml --resume
-	$(SAE) index runs/quickstart
-	@echo "look at it with: make dashboard   (or: $(SAE) dashboard)"
+demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
+	$(SAE) demo
 
 # one thread a worker; tests that share a server, a trained run or an index stay in one worker; the longest begin first (tests/conftest.py)
 test: $(VENV)/.done            ## the whole quick test suite
@@ -22,11 +20,12 @@ check: $(VENV)/.done           ## lint and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.done           ## harvest, cache and index benchmarks
+bench: $(VENV)/.done           ## harvest, cache, index and end-to-end benchmarks
 	mkdir -p benchmarks
 	$(SAE) bench harvest --out benchmarks/harvest.json
 	$(SAE) bench cache --out benchmarks/cache.json
 	$(SAE) bench index --out benchmarks/index.json
+	$(SAE) bench e2e --out benchmarks/e2e.json
 
 dashboard: $(VENV)/.done       ## browse the runs: http://localhost:8501
 	$(SAE) dashboard
@@ -36,6 +35,9 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
+
+fuzz: $(VENV)/.done            ## ten thousand and more damaged configs, manifests and files: no traceback, nothing that is not meant
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests/fuzz --hypothesis-profile=many
 
 journeys: $(VENV)/.done        ## the ways through the dashboard in a real browser, which `make test` walks too
 	$(PY) -m pytest --durations=10 $(wildcard tests/dashboard/test_*journeys.py)
@@ -77,6 +79,9 @@ bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 feature
 
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json
+
+bench-checkpoints: $(VENV)/.done  ## a training with a checkpoint every minute beside the same one without (20 minutes)
+	$(PY) -m tests.e2e.checkpoint_times --out benchmarks/checkpoints.json
 
 saedashboard-times: $(VENV)/.done .peers/saedashboard/.done     ## sae index beside SAEDashboard, from one cache
 	$(PY) -m tests.peers.saedashboard_times runs/quickstart --python .peers/saedashboard/bin/python \

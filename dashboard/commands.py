@@ -1,4 +1,4 @@
-"""The subcommand of this floor: the browser's server, on this machine only unless told otherwise."""
+"""The subcommands of this floor: the browser's server, on this machine only unless told otherwise, and the demo."""
 
 import argparse
 import errno
@@ -6,6 +6,8 @@ import importlib
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from dashboard.settings import RUNS
@@ -13,6 +15,7 @@ from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
 PORT = 8501
+DEMO = "configs/quickstart.yaml"
 LATE = ("dashboard.views.features", "dashboard.views.feature.page", "dashboard.views.runs", "dashboard.views.compare",
         "dashboard.views.prompt", "analysis.index.read", "duckdb", "pandas", "pyarrow.dataset", "ruamel.yaml")
 """Modules that a first page would import otherwise, most of them from inside libraries."""
@@ -23,7 +26,7 @@ def dashboard(argv: list[str]) -> int:
     """Browse runs in the browser."""
     args = _parser().parse_args(argv)
     address = _ip("127.0.0.1" if args.address == "localhost" else args.address)
-    port = _free_port(address, args.port)
+    port = free_port(address, args.port)
     os.environ[RUNS] = str(user_path(args.runs).absolute())
     shown = "localhost" if address.is_loopback else f"[{address}]" if address.version == 6 else address
     print(f"dashboard of {args.runs}: http://{shown}:{port}  (Ctrl-C ends it)", flush=True)
@@ -62,7 +65,7 @@ def _ip(address: str) -> IP:
         raise SaescopeError(f"--address {address} is not an IP address; give one such as 127.0.0.1 or 0.0.0.0.") from None
 
 
-def _free_port(address: IP, port: int) -> int:
+def free_port(address: IP, port: int) -> int:
     """The port itself if it can be listened on, or any free one for 0.
 
     Raises:
@@ -99,3 +102,51 @@ def serve(options: dict[str, object]) -> None:
     script = str(Path(__file__).parent / "app.py")
     bootstrap.load_config_options(options)
     bootstrap.run(script, is_hello=False, args=[], flag_options=options)
+
+
+def demo(argv: list[str]) -> int:
+    """Train, measure, index and label a small SAE, and follow it in the browser."""
+    parser = argparse.ArgumentParser(
+        "sae demo", description="Train, measure, index and label a small SAE of SmolLM2-135M on this machine. The "
+        "dashboard runs from the start and follows. An interrupted demo goes on where it was.",
+        epilog="example:\n  sae demo --runs elsewhere/runs --no-dashboard",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", default=DEMO, help="of one training (default: %(default)s)")
+    parser.add_argument("--runs", type=user_path, default=Path("runs"), help="folder of all runs (default: %(default)s)")
+    parser.add_argument("--port", type=int, help=f"of the dashboard (default: {PORT}, or another where that is taken)")
+    parser.add_argument("--no-dashboard", action="store_true", help="without the browser's server")
+    args = parser.parse_args(argv)
+    port = 0 if args.no_dashboard else _demo_port(args.port)
+    server = _beside(args.runs, port) if port else None
+    try:
+        # not before the server has begun: it needs a second, this needs several
+        from dashboard.demo import make
+        from training.display import Display
+
+        run, feature = make(args.config, args.runs, Display())
+        print(f"again       sae dashboard --runs {args.runs}\nterminal    sae show {run} {feature}")
+        if server is not None and sys.stdin.isatty():
+            print(f"open now    http://localhost:{port}/?page=feature&run={run.name}   (Ctrl-C ends the dashboard)")
+            server.wait()
+        return 0
+    finally:
+        if server is not None:
+            server.terminate()
+
+
+def _demo_port(asked: int | None) -> int:
+    """The port that was asked for; else the usual one, or any where a dashboard is open already."""
+    local = ipaddress.ip_address("127.0.0.1")
+    if asked is not None:
+        return free_port(local, asked)
+    try:
+        return free_port(local, PORT)
+    except SaescopeError:
+        return free_port(local, 0)
+
+
+def _beside(runs: Path, port: int) -> subprocess.Popen[bytes]:
+    """The server in a process of its own; it prints its address."""
+    start = "import sys; from sae.cli import main; sys.exit(main())"
+    return subprocess.Popen([sys.executable, "-c", start, "dashboard", "--runs", str(runs), "--port", str(port)])

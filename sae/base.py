@@ -44,7 +44,8 @@ class SAEConfig(Section):
     init: InitConfig = InitConfig()
     """How the weights begin."""
     grad_clip: float | None = Field(default=1.0, gt=0)
-    """Global gradient norm above which a step's gradient is scaled down; null switches clipping off."""
+    """Global gradient norm above which a step's gradient is scaled down; null switches clipping off. A loss is a sum over
+    d_in, so that at 1.0 nearly every step's is scaled down, to a step of fixed length: see docs/results/dead-window.csv."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""Quantities people write in configs: durations with a unit, and counts such as `1e6` or `2_000_000`."""
+"""Quantities people write in configs: durations with a unit, times, and counts such as `1e6` or `2_000_000`."""
 
 import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, PlainSerializer, PlainValidator
 from pydantic_core import CoreSchema, core_schema
 
 from sae.errors import SaescopeError
@@ -15,6 +15,7 @@ _LARGEST = 2**63 - 1
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 _NUMBER = r"([0-9][0-9_]*(?:\.[0-9]*)?(?:e[+-]?[0-9]+)?)"
 _DURATION = re.compile(rf"^\s*{_NUMBER}\s*([kMB]?)\s*(%|tokens?|rows?|steps?|epochs?)\s*$")
+_TIME = re.compile(rf"^\s*{_NUMBER}\s*(s|sec|seconds?|min|minutes?|h|hours?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,47 @@ class Duration:
         )
 
 
-def _count(value: object) -> object:
+@dataclass(frozen=True)
+class Time:
+    """A time on the clock: `30 s`, `10 min` or `2 h`."""
+
+    value: int | float
+    unit: Literal["s", "min", "h"]
+
+    @property
+    def seconds(self) -> float:
+        """In seconds."""
+        return float(self.value * {"s": 1, "min": 60, "h": 3600}[self.unit])
+
+    def __str__(self) -> str:
+        """The spelling that is read back."""
+        return f"{int(self.value) if self.value == int(self.value) else self.value} {self.unit}"
+
+
+def _interval(text: object) -> Duration | Time:
+    """Read a stretch of training or a time.
+
+    Raises:
+        ValueError: it is neither, or no time at all.
+    """
+    match = _TIME.match(text) if isinstance(text, str) else None
+    if match is None:
+        try:
+            return text if isinstance(text, Time) else Duration.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or a time such as '10 min'") from None
+    value, unit = float(match[1]), match[2][0]
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text!r} is no time between two events; write for example '10 min'")
+    return Time(value, "s" if unit == "s" else "min" if unit == "m" else "h")
+
+
+Interval = Annotated[Duration | Time, PlainValidator(_interval), PlainSerializer(str)]
+"""How often something is done: a stretch of training, `5%`, or a time, `10 min`."""
+
+
+def count(value: object) -> object:
+    """A number that may be written as a `Count`; what is no number is left as it is."""
     if isinstance(value, str):
         match = re.match(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kMB]?)\s*$", value)
         if match is None:
@@ -80,7 +121,7 @@ def _count(value: object) -> object:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(count)]
 """A whole number that may be written `1e6`, `2_000_000` or `320k`."""
 
 Seed = Annotated[int, Field(ge=0, le=_LARGEST)]

@@ -51,7 +51,8 @@ def quick_fields(**sections: Any) -> dict[str, Any]:
         "site": HOOK,
         "data": {"batch_rows": 128, "superblock_rows": 1024, "n_calib": 8},
         "sae": {"variant": "topk", "d_sae": 64, "k": 4},
-        "train": {"budget": "1 epochs", "device": "cpu", "kernels": "reference", "dead_window": "1k tokens"},
+        "train": {"budget": "1 epochs", "device": "cpu", "kernels": "reference", "dead_window": "1k tokens",
+                  "checkpoint_every": "10%"},
         "eval": {"n_rows": 256, "n_tokens": 128},
     }
     for key, value in sections.items():

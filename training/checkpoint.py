@@ -1,9 +1,10 @@
 """Checkpoints of a group of trainers: one folder each, complete when it has its final name.
 
-    checkpoints/step-00000120/state.json              address of the next batch, counters, versions
+    checkpoints/step-00000120/state.json              address of the next batch, counters, versions, hashes
                               MEMBER.safetensors      weights, Adam's averages, thresholds, dead counters
 
-The last two are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
+Matrices named in state.json under `turned` are in the file as their transpose; hashes are those of `sae.io.chunks`. The
+last two checkpoints are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
 """
 
 import hashlib
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 
 from sae.errors import SaescopeError
-from sae.io.files import atomic_dir, code_version, read_json, read_tensors, write_json, write_tensors
+from sae.io import chunks
+from sae.io.files import atomic_dir, code_version, read_json, read_tensors, remove_all_abandoned, write_json
+from sae.io.snapshot import Snapshot
 from training.activations.batches import Address
 from training.provenance import first_difference
 from training.trainer import Trainer
 
-FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 2, 2
+FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 3, 2
 _WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
 
 
@@ -42,18 +45,22 @@ class Checkpoints:
     folder: Path
     made_from: dict[str, Any]
 
-    def save(self, trainers: Sequence[Trainer], next_batch: Address) -> None:
+    def facts(self, trainers: Sequence[Trainer], next_batch: Address) -> dict[str, Any]:
+        """What state.json says of trainers as they are now; to read their numbers waits for the device."""
+        return {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": trainers[0].n_steps,
+            "next_batch": list(next_batch), "members": [t.config.name for t in trainers],
+            "numbers": [t.numbers() for t in trainers], "made_from": self.made_from, "surroundings": surroundings(),
+        }
+
+    def write(self, facts: dict[str, Any], snapshots: Sequence[Snapshot]) -> None:
         """Write a checkpoint and drop all but the last two."""
-        n_steps = trainers[0].n_steps
-        with atomic_dir(self.folder / f"step-{n_steps:08d}") as part:
-            for i, trainer in enumerate(trainers):
-                write_tensors(part / f"{i:03d}.safetensors", trainer.tensors())
-            write_json(part / "state.json", {
-                "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": n_steps, "next_batch": list(next_batch),
-                "members": [t.config.name for t in trainers], "numbers": [t.numbers() for t in trainers],
-                "sha256": [_digest(part / f"{i:03d}.safetensors") for i in range(len(trainers))],
-                "made_from": self.made_from, "surroundings": surroundings(),
-            })
+        remove_all_abandoned(self.folder, "step-*")  # a resumed training need not come by the same step again
+        with atomic_dir(self.folder / f"step-{facts['n_steps']:08d}") as part:
+            places = [part / f"{i:03d}.safetensors" for i in range(len(snapshots))]
+            digests = [chunks.write_hashed(p, s.bytes()) for p, s in zip(places, snapshots, strict=True)]
+            of_files = {"sha256": digests, "turned": [s.turned for s in snapshots]}
+            write_json(part / "state.json", facts | of_files)
         for old in self.finished()[:-KEPT]:
             shutil.rmtree(old)
 
@@ -87,26 +94,28 @@ class Checkpoints:
             raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
         if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
             raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
-        if state["format_version"] < FORMAT_VERSION:
+        if state["format_version"] < 2:
             raise SaescopeError(
-                f"{place} is of the version before, which masked rows by the norms of the corpus' first sequences: what is "
+                f"{place} is of a version that masked rows by the norms of the corpus' first sequences: what is "
                 f"left of the training would see other rows than its beginning. Train it anew from its config.yaml under "
                 f"another name: `sae train CONFIG name=NAME`."
             )
-        for i, digest in enumerate(state["sha256"]):
-            if _digest(place / f"{i:03d}.safetensors") != digest:
+        digest = chunks.digest if state["format_version"] > 2 else _digest_of_version_2
+        for i, expected in enumerate(state["sha256"]):
+            if digest(place / f"{i:03d}.safetensors") != expected:
                 raise SaescopeError(f"{place / f'{i:03d}.safetensors'} was altered: its checksum differs; {_WHAT_THEN}")
         if (key := first_difference(state["made_from"], self.made_from)) is not None:
             raise SaescopeError(
                 f"{place} was trained on other data ({key}); bring them back, or start a new run under another name."
             )
-        for trainer, theirs, numbers in zip(trainers, tensors, state["numbers"], strict=True):
-            trainer.load(theirs, numbers)
+        turned = state["turned"] if state["format_version"] > 2 else [[] for _ in trainers]
+        for trainer, theirs, names, numbers in zip(trainers, tensors, turned, state["numbers"], strict=True):
+            trainer.load(theirs | {name: theirs[name].t() for name in names}, numbers)
         was, now = state["surroundings"], surroundings()
         changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
         return Address(*state["next_batch"]), changed
 
 
-def _digest(path: Path) -> str:
+def _digest_of_version_2(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

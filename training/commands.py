@@ -258,7 +258,7 @@ def _agreed(question: str) -> bool:
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed: harvest (model), cache (reading), kernels (steps), train (whole runs), index."""
+    """Measure speed: harvest (model), cache (reading), kernels (steps), train and e2e (whole runs), index."""
     # floors above register theirs, as they do with the command itself
     others = {entry.name: entry for entry in importlib.metadata.entry_points(group="saescope.benchmarks")}
     if argv and argv[0] in others:
@@ -279,21 +279,35 @@ def bench(argv: list[str]) -> int:
     kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
     kernels.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
+    kernels.add_argument("--precision", help="of the encoder, such as bf16,fp32 (default: those the device is fast at)")
     kernels.add_argument("--peers", type=user_path, help="python of the environment that `make bench-peers` builds")
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
     kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
     kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
+    kernels.add_argument("--no-eager", action="store_true", help="leave out the dense step in eager torch")
     kernels.add_argument("--no-memory", action="store_true", help="leave out the peak memory (a process for each)")
     kernels.add_argument("--warmup", type=int, default=2, help="untimed steps before (default: %(default)s)")
     whole = commands.add_parser("train", help="a config's training with sparse kernels against kernels=reference")
     whole.add_argument("--config", default="configs/quickstart.yaml", help="default: %(default)s")
     whole.add_argument("--steps", type=int, default=30, help="timed steps of each (default: %(default)s)")
+    e2e = commands.add_parser(
+        "e2e", help="whole trainings, and filling a cache, against what their parts allow",
+        formatter_class=argparse.RawDescriptionHelpFormatter, description=_E2E, epilog=_E2E_EXAMPLES,
+    )
+    e2e.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the trainings' config")
+    e2e.add_argument("--size", action="append", metavar="NAME", help="small, gpt2 or large; repeatable (default: small)")
+    e2e.add_argument("--legs", default="fill,cache,rows,stream", help="default: %(default)s")
+    e2e.add_argument("--device", default="auto", help="of model and SAE: cpu, cuda, auto (default: %(default)s)")
+    e2e.add_argument("--seconds", type=float, default=4.0, help="measured of each training (default: %(default)s)")
+    e2e.add_argument("--rounds", type=int, default=1, help="figures are medians over these (default: %(default)s)")
+    e2e.add_argument("--dir", type=user_path, help="where all is written, and removed (default: the temporary folder)")
     for sub in (harvest, reading, kernels):
         sub.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
-    for sub in (harvest, reading, kernels, whole):
+    for sub in (harvest, reading, kernels, whole, e2e):
         sub.add_argument("--out", type=user_path, help="write the figures as JSON: a file, or a folder to name it in")
     args = parser.parse_args(argv)
-    figures = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole}[args.what](args)
+    measure = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole, "e2e": _e2e}[args.what]
+    figures = measure(args)
     if args.out is not None:
         from sae.io.files import write_json
         from training.bench.setup import file_name, machine
@@ -301,6 +315,35 @@ def bench(argv: list[str]) -> int:
         figures = {"machine": machine()} | figures
         write_json(args.out / file_name(args.what, figures) if args.out.is_dir() else args.out, figures)
     return 0
+
+
+_E2E = """Training from a cache, from own rows (fp16 .npy) and on a stream, and filling a cache: tokens/s, and the share of
+what the parts allow: the step alone on rows that lie on the device, the bare Hugging Face forward, reading (page cache
+included), writing, copies between host and device. Model (random weights), text and rows are made for it, and removed."""
+_E2E_EXAMPLES = """sizes:
+  small  d 128, d_sae 2,048, k 16, batches of 1,024       a minute on two cores
+  gpt2   d 768, d_sae 16,384, k 32, batches of 4,096      for a GPU; writes 7 GB
+  large  d 2,304, d_sae 65,536, k 64, batches of 8,192    for a GPU; writes 10 GB
+
+examples:
+  sae bench e2e
+  sae bench e2e --size gpt2 --size large --out benchmarks
+  sae bench e2e --size gpt2 --legs cache,stream sae.variant=batchtopk train.checkpoint_every='1 min'"""
+
+
+def _e2e(args: argparse.Namespace) -> dict[str, Any]:
+    from rich.console import Console
+
+    from training.bench.e2e import bench_e2e
+    from training.bench.show import e2e_table
+
+    figures = bench_e2e(
+        args.size or ("small",), legs=args.legs.split(","), device=args.device, seconds=args.seconds, rounds=args.rounds,
+        overrides=args.overrides, folder=args.dir,
+    )
+    for result in figures["results"]:
+        Console(width=140).print(e2e_table(result))
+    return figures
 
 
 def _harvest(args: argparse.Namespace) -> dict[str, Any]:
@@ -339,7 +382,8 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
         raise SaescopeError(f"--dead {args.dead}: write shares between 0 and 1, such as 0,0.01.") from None
     figures = bench_kernels(
         shapes, device=args.device, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers,
-        loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile,
+        precisions=args.precision.split(",") if args.precision else None,
+        loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile, dense=not args.no_eager,
         memory=not args.no_memory, warmup=args.warmup,
     )
     show(figures, Console(width=140).print)

@@ -11,14 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-LINE_SECONDS = 15
+LINE_SECONDS = 15.0
 """How often a line is printed where there is no terminal."""
 
 
 class Display:
-    """Progress bars on stderr. `quiet` shows nothing."""
+    """Progress bars on stderr. `quiet` shows nothing.
+
+    Work of several steps is numbered once it is planned: "3 of 6: training".
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        self._plan: tuple[str, ...] = ()
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.live = self.console.is_terminal and not quiet
         self._progress: Progress | None = None
@@ -27,9 +31,24 @@ class Display:
         """One line."""
         (self._progress.console if self._progress else self.console).print(text, markup=False)
 
+    def plan(self, *titles: str) -> None:
+        """The steps to come, by the titles of their tasks as far as a colon; other tasks are part of the step before."""
+        self._plan = titles
+
+    def step(self, title: str) -> None:
+        """A planned step begins that has no bar of its own; says nothing of others."""
+        if title in self._plan:
+            self.say(self.numbered(title))
+
+    def numbered(self, title: str) -> str:
+        """A title with its place in the plan."""
+        name = title.partition(":")[0]
+        return f"{self._plan.index(name) + 1} of {len(self._plan)}: {title}" if name in self._plan else title
+
     @contextmanager
     def task(self, title: str, total: int, unit: str = "tokens") -> Iterator["Task"]:
-        """A stretch of work of `total` units; without a terminal, its beginning and end."""
+        """A stretch of work of `total` units; without a terminal, a line now and then and one at its end."""
+        title = self.numbered(title)
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -61,6 +80,7 @@ class Task:
 
     def __init__(self, display: Display, progress: Progress, task: TaskID, title: str, unit: str) -> None:
         self.display, self.progress, self.id, self.title, self.unit = display, progress, task, title, unit
+        self.total = int(progress.tasks[0].total or 0)
         self.done, self.skipped, self.began = 0, 0, time.monotonic()
         self._next_line = self.began + LINE_SECONDS
 
@@ -73,21 +93,37 @@ class Task:
         """More of it is done."""
         self.done += n
         self.progress.update(self.id, advance=n, rate=self.rate())
-        if not self.display.live and time.monotonic() > self._next_line + LINE_SECONDS:
-            self._next_line = time.monotonic()
-            self.display.say(f"{self.title}: {self.summary()}")
+        if self._line_due(LINE_SECONDS):
+            self.display.say(f"{self.title}: {self.summary()}{self.left()}")
 
     def note(self, metrics: dict[str, Any]) -> None:
         """Show a few metrics beside the bar."""
         text = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
         self.progress.update(self.id, note=text)
-        if not self.display.live and time.monotonic() > self._next_line:
-            self._next_line = time.monotonic() + LINE_SECONDS
-            self.display.say(f"{self.title}: {self.done + self.skipped:,} {self.unit}, {self.rate()}  {text}")
+        if self._line_due():
+            done = f"{self.done + self.skipped:,} {self.unit}, {self.rate()}{self.left()}"
+            self.display.say(f"{self.title}: {done}  {text}")
+
+    def _line_due(self, late: float = 0.0) -> bool:
+        """Whether it is time for a line in place of a bar, `late` seconds after it would be for one with metrics."""
+        now = time.monotonic()
+        if self.display.live or now <= self._next_line + late or self.done + self.skipped >= self.total:
+            return False
+        self._next_line = now + LINE_SECONDS - late
+        return True
+
+    def left(self) -> str:
+        """Seconds or minutes left at the rate so far, as the end of a line."""
+        rest = self.total - self.done - self.skipped
+        if not self.done or rest <= 0:
+            return ""
+        seconds = rest / self.per_second()
+        return f", {seconds:.0f} s left" if seconds < 90 else f", {seconds / 60:.0f} min left"
 
     def rate(self) -> str:
         """Units per second so far."""
-        return f"{self.per_second():,.0f} {self.unit}/s"
+        speed = self.per_second()
+        return f"{speed:,.0f} {self.unit}/s" if speed >= 10 else f"{speed:.2g} {self.unit}/s"
 
     def per_second(self) -> float:
         """Units per second since the start."""

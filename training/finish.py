@@ -79,7 +79,7 @@ def _spliced(
         return [{} for _ in members]
     held = shared.heldout
     measure = Spliced(data.model, held.source, held.tokens, shared.mask, members[0].eval.n_tokens)
-    with display.task("splicing", len(measure.seqs) * (held.tokens.n_ctx - 1)) as task:
+    with display.task("measuring the SAE inside the model", len(measure.seqs) * (held.tokens.n_ctx - 1)) as task:
         return measure.measure([(t.sae, m.site) for t, m in zip(trainers, members, strict=True)], task.advance)
 
 

@@ -1,6 +1,7 @@
 """The training loop: next batch, step, log, evaluate, save. It knows nothing of language models, files or displays."""
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -31,10 +32,30 @@ class Every(NamedTuple):
     n_steps: int
     do: Callable[[int], None]
 
+    def due(self, n_steps: int) -> bool:
+        """Whether it is time, after so many steps."""
+        return n_steps % self.n_steps == 0
+
+
+class EverySeconds:
+    """Something to do at the first step after so many seconds, or as soon then as one is `free` to do it."""
+
+    def __init__(self, seconds: float, do: Callable[[int], None], free: Callable[[], bool] = lambda: True) -> None:
+        self.seconds, self._do, self._free, self._last = seconds, do, free, time.monotonic()
+
+    def due(self, _: int) -> bool:
+        """Whether it is time."""
+        return time.monotonic() - self._last >= self.seconds and self._free()
+
+    def do(self, n_steps: int) -> None:
+        """Do it, after so many steps."""
+        self._last = time.monotonic()
+        self._do(n_steps)
+
 
 def fit(
     trainers: Sequence[Steps], batches: Iterable[Mapping[str, Tensor]], n_steps: int, *, log: Every | None = None,
-    evaluate: Every | None = None, save: Every | None = None, advance: Callable[[], None] = lambda: None,
+    evaluate: Every | None = None, save: Every | EverySeconds | None = None, advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Step every trainer on each batch until they have taken `n_steps` steps, those taken before included.
 
@@ -60,14 +81,14 @@ def fit(
                 trainer.step(acts)
             done += 1
             advance()
-            last = done == n_steps
-            if log and (done % log.n_steps == 0 or last):
+            last, stopped = done == n_steps, interrupted()
+            if log and (log.due(done) or last):
                 log.do(done)
-            if evaluate and done % evaluate.n_steps == 0 and not last:
+            if evaluate and evaluate.due(done) and not last:
                 evaluate.do(done)
-            if save and (done % save.n_steps == 0 or last or interrupted()):
+            if save and (save.due(done) or last or stopped):
                 save.do(done)
-            if interrupted() and not last:
+            if stopped and not last:
                 raise Interrupted(f"stopped by a signal after step {done} of {n_steps}; everything is saved.")
 
 

@@ -11,6 +11,10 @@ from sae.errors import SaescopeError
 from training.config.schema import Config
 
 _CGROUP = Path("/sys/fs/cgroup")
+_PER_SAVED_WEIGHT = 12
+"""Bytes of a weight in the snapshot that is written as a checkpoint, in the machine's own memory."""
+_PER_SCORE = 12
+"""Bytes of the score of a feature for a row: in fp32, and twice as much for what is made of it on the way."""
 _PER_WEIGHT = 16
 """Bytes of a weight in training: itself, its gradient and Adam's two averages, in fp32."""
 
@@ -48,10 +52,30 @@ def require(n_bytes: int, what: str, remedy: str, device: torch.device | None = 
         )
 
 
-def require_saes(members: Sequence[Config], widths: Mapping[str, int]) -> None:
-    """Refuse SAEs whose weights, gradients and averages cannot fit; `widths` are those of the rows of each hook."""
+def require_saes(members: Sequence[Config], widths: Mapping[str, int], *, saved: bool = True) -> None:
+    """Refuse SAEs that cannot fit: weights, gradients, averages and, of a training that is `saved`, the snapshot of it all.
+
+    `widths` are those of the rows of each hook.
+    """
     device = resolve_device(members[0].train.device)
     weights = sum(m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members)
     sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(m.sae.d_sae for m in members))
     what = f"sae.d_sae = {sizes}" if len(members) == 1 else f"a sweep of {len(members)} SAEs (sae.d_sae = {sizes})"
-    require(_PER_WEIGHT * weights, what, "lower sae.d_sae", device)
+    needed = _PER_WEIGHT * weights
+    snapshot = _PER_SAVED_WEIGHT * weights if saved else 0
+    if device.type == "cuda":
+        require(needed, what, "lower sae.d_sae", device)
+        require(snapshot, f"a checkpoint of {what}", "lower sae.d_sae")
+    else:
+        require(needed + snapshot, what, "lower sae.d_sae", device)
+
+
+def training_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
+    """What SAEs in training take of their device, for a plan: weights, their gradients and averages, and one step.
+
+    A step makes copies of the weights in bf16, and scores of all features for all rows. `widths` are those of the rows of
+    each hook.
+    """
+    weights = [m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members]
+    steps = [2 * n + _PER_SCORE * m.sae.d_sae * m.data.batch_rows for n, m in zip(weights, members, strict=True)]
+    return _PER_WEIGHT * sum(weights) + max(steps)

@@ -24,6 +24,7 @@ from sae.io.files import write_bytes
 from sae.io.locks import locked
 from sae.kernels import backend
 from sae.torch_state import own_torch_state
+from sae.units import Duration, Time
 from training.activations.batches import FIRST, Address
 from training.activations.calibration import calibrate
 from training.activations.harvest import open_data
@@ -34,11 +35,13 @@ from training.config.unused import unused
 from training.display import Display
 from training.finish import Result, finish, finished
 from training.going_on import going_on
-from training.loop import Every, Interrupted, fit
+from training.loop import Every, EverySeconds, Interrupted, fit
 from training.memory import require_saes
 from training.provenance import first_difference
 from training.report import Report, loggers
 from training.run_folder import run_folder
+from training.saver import Saver
+from training.schedule import Clock
 from training.shared import Reader, Shared, all_hooks, share
 from training.trainer import Trainer, new_sae
 
@@ -47,7 +50,7 @@ Source = str | Path | Config | dict[str, Any]
 
 def train(
     config: Source, overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
-    from_run: str | Path | None = None, quiet: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False, display: Display | None = None,
 ) -> Result:
     """Train the SAE that a config describes.
 
@@ -58,6 +61,7 @@ def train(
         resume: continue an interrupted run of the same config, bit for bit.
         from_run: the folder of another run, from whose last checkpoint a new one goes on (`training.going_on`).
         quiet: no progress display.
+        display: one of further work, whose steps are planned.
 
     Raises:
         SaescopeError: anything a user can cause; see the message.
@@ -68,7 +72,9 @@ def train(
             f"the config describes {len(members)} trainings ({', '.join(m.name for m in members)}); call sweep, which "
             "returns their results."
         )
-    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)[0]
+    return run_in_folders(
+        members, runs, _from_config, resume=resume, from_run=from_run, display=display or Display(quiet=quiet)
+    )[0]
 
 
 def sweep(
@@ -83,7 +89,7 @@ def sweep(
         members = [one for c in config for one in _resolved(c, overrides)]
     else:
         members = _resolved(config, overrides)
-    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, quiet=quiet)
+    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, display=Display(quiet=quiet))
 
 
 def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
@@ -101,13 +107,12 @@ def _from_config(members: Sequence[Config], display: Display) -> Shared:
 
 def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
-    resume: bool, quiet: bool, from_run: str | Path | None = None,
+    resume: bool, display: Display, from_run: str | Path | None = None,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
     if from_run is not None and (resume or len(members) > 1):
         raise SaescopeError("a run that goes on from another is a new one, and a single one: no --resume, and no sweep.")
     folders = [run_folder(runs, c.name) for c in members]
-    display = Display(quiet=quiet)
     if resume and all((f / "summary.json").exists() for f in folders):
         _check_same(members, folders)
         display.say(f"{folders[0]}: already finished")
@@ -142,9 +147,15 @@ def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume:
 def _check_same(members: Sequence[Config], folders: Sequence[Path]) -> None:
     for member, folder in zip(members, folders, strict=True):
         path = folder / "config.yaml"
-        if path.exists() and (there := configs.read(path)[0]) != member:
+        if path.exists() and (there := _saved_as_often(configs.read(path)[0], member)) != member:
             key = first_difference(there.plain(), member.plain())
             raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
+
+
+def _saved_as_often(there: Config, member: Config) -> Config:
+    """How often a training is saved may change: nothing else of it depends on that."""
+    train = there.train.model_copy(update={"checkpoint_every": member.train.checkpoint_every})
+    return there.model_copy(update={"train": train})
 
 
 @own_torch_state()
@@ -209,17 +220,24 @@ def _fit(
 ) -> None:
     """The loop over the shared batches."""
     clock, every = shared.clock, first.train
-    with closing(Reader(shared.batches.stream(start, prefetch=first.data.prefetch), start)) as reader:
-        def save(_: int) -> None:
-            assert checkpoints is not None
-            checkpoints.save(trainers, reader.next)
-
+    with ExitStack() as stack:
+        reader = stack.enter_context(closing(Reader(shared.batches.stream(start, prefetch=first.data.prefetch), start)))
+        saver = stack.enter_context(Saver(checkpoints, trainers, report.task.display.say)) if checkpoints else None
         try:
             fit(
                 trainers, reader, clock.n_steps, log=Every(clock.steps(every.log_every), report.log),
                 evaluate=Every(clock.steps(first.eval.every), report.evaluate),
-                save=Every(clock.steps(every.checkpoint_every), save) if checkpoints else None,
+                save=_save(every.checkpoint_every, clock, saver, reader) if saver else None,
                 advance=lambda: report.task.advance(clock.batch_rows),
             )
         except Interrupted as stop:
             raise Interrupted(f"{stop} Continue with --resume.") from None
+
+
+def _save(interval: Duration | Time, clock: Clock, saver: Saver, reader: Reader) -> Every | EverySeconds:
+    def save(_: int) -> None:
+        saver.save(reader.next)
+
+    if isinstance(interval, Time):
+        return EverySeconds(interval.seconds, save, lambda: saver.free)
+    return Every(clock.steps(interval), save)

@@ -1,5 +1,6 @@
 """Durations as steps, and the learning rate over a training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae.errors import SaescopeError
@@ -42,6 +43,10 @@ class Clock:
             budget_rows=self.budget_rows, batch_rows=self.batch_rows, epoch_rows=self.epoch_rows
         )
 
+    def shortest(self, durations: Sequence[Duration]) -> int:
+        """The shortest of several in training rows, at least one."""
+        return max(1, min(map(self.rows, durations)))
+
     def steps(self, duration: Duration) -> int:
         """A duration in steps, at least one."""
         return max(1, round(self.rows(duration) / self.batch_rows))
@@ -54,6 +59,7 @@ class Clock:
 
 def learning_rate(optim: OptimConfig, clock: Clock, step: int) -> float:
     """The rate of step `step` (from 0): linear rise, plateau, linear fall that would reach 0 one step after the last."""
+    assert optim.lr is not None, "set where a config is read"
     rise = clock.rows(optim.warmup) / clock.batch_rows
     fall = clock.rows(optim.decay) / clock.batch_rows
     up = min(1.0, (step + 1) / rise) if rise >= 1 else 1.0

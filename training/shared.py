@@ -7,13 +7,15 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.devices import resolve_device
 from training.activations.batches import FIRST, Address, Batch, Batches
 from training.activations.calibration import KeepMask
 from training.activations.harvest import Data, open_heldout
+from training.activations.places import Place, place_for
 from training.config.schema import Config
 from training.display import Display
 from training.evaluate import HeldOut
-from training.memory import require
+from training.memory import require, training_bytes
 from training.schedule import Clock
 
 
@@ -60,16 +62,30 @@ def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
     batches = Batches(
         data.source, data.tokens, mask, hooks, seed=first.data.seed, batch_rows=first.data.batch_rows,
         superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
+        say=display.say,
     )
-    n_bytes = (1 + first.data.prefetch) * batches.superblock_bytes()
-    require(n_bytes, f"{1 + first.data.prefetch} superblocks", "lower data.superblock_rows or data.prefetch")
+    batches.place = _place(members, data, batches)
     display.say(
-        f"shuffling {batches.n_superblocks} superblocks of {batches.blocks_per_superblock * batches.block_rows:,} "
-        f"rows, {batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} in memory"
+        f"shuffling {batches.n_superblocks} superblocks of {batches.superblock_rows:,} rows, "
+        f"{batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} {batches.place.name}"
     )
     held = open_heldout(first, data, display)
     heldout = HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
     return Shared(data, mask, clock, batches, heldout)
+
+
+def _place(members: Sequence[Config], data: Data, batches: Batches) -> Place:
+    """Where superblocks go, beside what training takes.
+
+    Raises:
+        SaescopeError: they fit neither on the device nor in memory.
+    """
+    first, widths = members[0], data.source.widths
+    n_bytes = (1 + first.data.prefetch) * batches.superblock_bytes()
+    place = place_for(resolve_device(first.train.device), n_bytes, training_bytes(members, widths))
+    if place.on_host:
+        require(n_bytes, f"{1 + first.data.prefetch} superblocks", "lower data.superblock_rows or data.prefetch")
+    return place
 
 
 class Reader:

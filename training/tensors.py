@@ -1,15 +1,18 @@
 """Training on one's own tensors, from Python, without a folder and a YAML file: see `train_on`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sae.base import SAEConfig
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, by_hook, is_array
 from training.activations.harvest import Data
 from training.activations.loader import Loader, LoaderBatches, Opened, opened
+from training.activations.places import place_for
 from training.activations.row_sequences import acts_tokens, blocks_are_split
 from training.activations.sources import ActsSource
 from training.config.reading import merged, resolve
@@ -79,13 +82,16 @@ def train_on(
     (config,) = resolve(merged(merged(fields, defaults), given))
 
     def from_rows(members: Sequence[Config], display: Display) -> Shared:
-        return _arrays(members, rows, display) if begun is None else _loader(members, rows, begun, display)
+        require = partial(require_saes, members, saved=name is not None)
+        if begun is None:
+            return _arrays(members, rows, display, require)
+        return _loader(members, rows, begun, display, require)
 
     if name is None:
         if reason := unused(config):
             raise SaescopeError(reason)
         return run([config], None, from_rows, Display(quiet=quiet))[0]
-    return run_in_folders([config], runs, from_rows, resume=resume, quiet=quiet)[0]
+    return run_in_folders([config], runs, from_rows, resume=resume, display=Display(quiet=quiet))[0]
 
 
 def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
@@ -133,28 +139,33 @@ def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _arrays(members: Sequence[Config], rows: object, display: Display) -> Shared:
+def _arrays(
+    members: Sequence[Config], rows: object, display: Display, require: Callable[[Mapping[str, int]], None]
+) -> Shared:
     """Shuffled batches of whole arrays."""
     arrays = Arrays(rows, all_hooks(members))
-    require_saes(members, arrays.hooks)
+    require(arrays.hooks)
     display.say(blocks_are_split(members[0]))
     return share(members, Data(ActsSource(arrays), acts_tokens(members[0], arrays), None), display)
 
 
-def _loader(members: Sequence[Config], given: Any, begun: Opened, display: Display) -> Shared:
+def _loader(
+    members: Sequence[Config], given: Any, begun: Opened, display: Display, require: Callable[[Mapping[str, int]], None]
+) -> Shared:
     """Batches as they come, with a held-out split and calibration from the first of them."""
     config, hooks = members[0], all_hooks(members)
     display.say(f"reading the first {_stretch_rows(config):,} rows, to hold out some and calibrate on others")
     loader = Loader(given, begun, hooks, _stretch_rows(config))
     tokens = acts_tokens(config, loader.stretch)
     data = Data(ActsSource(loader.stretch), tokens, None)
-    require_saes(members, data.source.widths)
+    require(data.source.widths)
     display.say(blocks_are_split(config))
     mask = mask_of(members, data)
     held_out = tokens.sequences(held_out=True)
     held_rows = {hook: data.source.rows(hook, held_out, tokens.n_ctx) for hook in hooks}
     clock = _clock(config, loader, len(held_out) * tokens.n_ctx)
-    batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows)
+    place = place_for(resolve_device(config.train.device), 0, 0)
+    batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows, place=place)
     heldout = HeldOut(data.source, tokens, mask, site_hooks(members), config.eval.n_rows)
     return Shared(data, mask, clock, batches, heldout)
 

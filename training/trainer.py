@@ -159,7 +159,7 @@ class Trainer:
     @property
     def dead_window(self) -> int:
         """The window in training rows."""
-        return max(1, self.clock.rows(self.config.train.dead_window))
+        return self.clock.shortest(self.config.train.dead_window)
 
     @property
     def dead_share(self) -> float | None:
@@ -279,10 +279,10 @@ class Trainer:
         return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name."""
-        out = {f"sae.{name}": tensor for name, tensor in self.sae.tensors()}
+        """All tensors of the state, by name: themselves, as they lie in memory."""
+        out = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, (first, second) in self.moments.items():
-            out |= {f"adam.{name}.first": first.contiguous(), f"adam.{name}.second": second.contiguous()}
+            out |= {f"adam.{name}.first": first, f"adam.{name}.second": second}
         return out | {"last_fired": self.last_fired}
 
     def numbers(self) -> dict[str, Any]:

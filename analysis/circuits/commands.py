@@ -1,4 +1,4 @@
-"""The subcommand `sae circuit`: thin over `analysis.circuits.run`, the formats and the self-test."""
+"""The subcommands `sae circuit` and `sae bench circuits`: thin over the pipeline, the formats and the self-test."""
 
 import argparse
 
@@ -97,3 +97,28 @@ def _selftest(argv: list[str]) -> int:
     if args.csv is not None:
         write(args.csv, rows)
     return 0 if passed(rows) else 1
+
+
+def bench_circuits(argv: list[str]) -> int:
+    """Measure how the time of node effects grows with sites and steps."""
+    parser = argparse.ArgumentParser(
+        "sae bench circuits", description="Measure the time of a pair of prompts by number of sites and of steps of "
+        "integrated gradients, which should be linear in both; and the memory it takes.",
+    )
+    parser.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
+    parser.add_argument("--sites", type=int, nargs="+", default=[2, 4, 8, 16], help="default: %(default)s")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10], help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=24, help="pairs of prompts, one batch (default: %(default)s)")
+    parser.add_argument("--out", type=user_path, help="write the figures as JSON")
+    args = parser.parse_args(argv)
+    if min(*args.sites, *args.steps, args.pairs) < 1:
+        raise SaescopeError("--sites, --steps and --pairs are numbers above zero.")
+    from analysis.circuits import bench
+    from sae.io.files import write_json
+    from training.display import Display
+
+    figures = bench.bench_circuits(model=args.model, n_sites=args.sites, n_steps=args.steps, n_pairs=args.pairs)
+    bench.show(figures, Display())
+    if args.out is not None:
+        write_json(args.out, figures)
+    return 0

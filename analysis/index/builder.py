@@ -55,7 +55,7 @@ SHARD_ROWS = 131_072
 def build(
     run: str | Path, *, corpus: Sequence[str] | None = None, name: str = "default", n_rows: int | None = None,
     memory: str | int = "1 GB", quiet: bool = False, again: bool = False, batch_rows: int | None = None,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int = SHARD_ROWS, display: Display | None = None,
 ) -> Index:
     """Index a run over its own cache, or over another text through its model.
 
@@ -70,13 +70,14 @@ def build(
         again: make it anew even if it is up to date.
         batch_rows: rows read at a time; by default as many as fit the memory. Changes no byte of the index.
         shard_rows: rows after which progress is made safe. Changes no byte of the index.
+        display: one of further work, whose steps are planned.
 
     Raises:
         SaescopeError: no finished run there, no such corpus, model or cache, or no room.
     """
     run, budget = user_path(run), memory_bytes(memory)
     folder = run / "index" / checked_name(name)
-    display = Display(quiet=quiet)
+    display = display or Display(quiet=quiet)
     trained = open_trained(run, device=resolve_device("auto"))
     rows = open_rows(trained, corpus or (), n_rows, display)
     made_from = facts_of(rows)
@@ -100,7 +101,7 @@ def make(
         batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * width)))
     work = folder.with_name(f"{folder.name}.partial")
     with locked(folder):
-        with display.task("encoding", rows.n_seqs * rows.n_ctx, "rows") as task:
+        with display.task("indexing: rows", rows.n_seqs * rows.n_ctx, "rows") as task:
             codes = encode(
                 rows, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip
             )
@@ -167,7 +168,7 @@ def write_index(
     context = Context(
         rows.n_seqs, rows.n_ctx, 1 + signed, None if tokens is None else np.ascontiguousarray(tokens).reshape(-1), kept
     )
-    with display.task("features", sae.d_sae, "features") as task:
+    with display.task("indexing: features", sae.d_sae, "features") as task:
         columns = write_columns(codes, context, sae.d_sae, writer, budget // 2, task.advance)
     decoder, coactive = _relate(sae, codes, columns, rows.n_ctx, writer, budget, display, signed=signed)
     unit = directions(sae)
@@ -212,7 +213,7 @@ def _relate(
     writer.save("decoder_feature", decoder.feature)
     writer.save("decoder_cosine", decoder.cosine)
     position = np.load(writer.folder / "feature_position.npy", mmap_mode="r")
-    with display.task("co-activation", sae.d_sae, "features") as task:
+    with display.task("indexing: what fires together", sae.d_sae, "features") as task:
         coactive = coactivation(codes, np.asarray(position), columns.indptr, n_ctx, task.advance)
     writer.save("coactive_feature", coactive.feature)
     writer.save("coactive_jaccard", coactive.jaccard)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
+from sae.io.arrays import map_array
 from sae.io.files import read_json
 
 FORMAT, FORMAT_VERSION = "saescope-index", 2
@@ -185,8 +186,8 @@ def open_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
     path = folder / f"{name}.npy"
     try:
         # still mapped, but as a plain array: slices of it are taken thousands of times
-        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+        array = np.asarray(map_array(path))
+    except (OSError, ValueError) as error:
         raise SaescopeError(f"{path} cannot be read ({error}); make the index again with `{rebuild(folder)}`.") from None
     said = manifest["files"].get(path.name, {})
     if [str(array.dtype), list(array.shape)] != [said.get("dtype"), said.get("shape")]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from analysis.labels.contrast import NEAR, PLACES, Condition, Words, best_words, words_of
+from analysis.labels.contrast import NEAR, PLACES, Condition, Words, best_words
 from analysis.labels.store import Judged, Label
 from analysis.render.text import plain
 from sae.units import checked_seed
@@ -108,7 +108,7 @@ class Explainer:
         quiet = self._quiet(rows, random, N_CONTRASTED, held_out=False)
         sample = rows if len(rows) <= N_CONTRASTED else rows[np.sort(random.choice(len(rows), N_CONTRASTED, replace=False))]
         # what a feature promotes may name what comes next better than the few words that came next so far
-        promoted = words_of([token.text for token in self._promoted(feature)], words.names)
+        promoted = words.spelt([token.text for token in self._promoted(feature)])
         found = [Condition("before", tuple(promoted))] if promoted else []
         for place in PLACES:
             # several words nearby overlap, so that their gains would not add up

@@ -10,6 +10,7 @@ from sae.io.paths import user_path
 if TYPE_CHECKING:
     from analysis.index import Index
     from analysis.labels.store import Label, Labels
+    from training.display import Display
 
 _AT_ONCE = 256
 """Labels that are written in one transaction: what an interruption can lose."""
@@ -46,7 +47,8 @@ def label(argv: list[str]) -> int:
 
 
 def label_all(
-    index: "Index", labels: "Labels", features: list[int], *, seed: int = 0, quiet: bool = True
+    index: "Index", labels: "Labels", features: list[int], *, seed: int = 0, quiet: bool = True,
+    display: "Display | None" = None,
 ) -> "list[Label]":
     """Label features and write the labels as they are made, so that an interruption loses few.
 
@@ -64,7 +66,7 @@ def label_all(
     if index.vocabulary is None:
         raise SaescopeError(f"{index.folder} was made without a tokenizer, so there are no words to label features by.")
     explainer, made, waiting = Explainer(index, seed=seed), [], []
-    with Display(quiet=quiet).task("labelling", len(features), "features") as task:
+    with (display or Display(quiet=quiet)).task("labelling", len(features), "features") as task:
         for feature in features:
             one = explainer.label(feature)
             waiting += [one] if one is not None else []

@@ -2,12 +2,15 @@
 
 An experiment is three things of one name: a config in `configs/reproduce/` (seeds, settings and their fields), a module
 with `run(job)`, which gives the rows of one seed and setting, and the tables beside the config that it leaves. A module
-may have `finish(jobs, rows, out)` too, which draws pictures from what all jobs left.
+may have `finish(jobs, rows, out)` too, which draws pictures from what all jobs left, and `prepare(jobs)`, which makes
+what jobs share before several processes begin.
 """
 
 EXPERIMENTS: dict[str, str] = {
     "active-subspace": "analysis.reproduce.active_subspace",
     "l0-targets": "analysis.reproduce.l0_targets",
+    "learning-rate": "analysis.reproduce.learning_rate",
+    "dead-window": "analysis.reproduce.dead_window",
     "variants": "analysis.reproduce.variants",
     "matryoshka-tree": "analysis.reproduce.matryoshka_tree",
     "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",

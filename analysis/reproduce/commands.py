@@ -19,6 +19,10 @@ def reproduce(argv: list[str]) -> int:
     parser.add_argument("--configs", default="configs/reproduce", help="folder of their configs (default: %(default)s)")
     parser.add_argument("--runs", default="runs/reproduce", help="where finished jobs are kept (default: %(default)s)")
     parser.add_argument("--out", help="where tables go (default: docs/results)")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="do N jobs at a time, on a GPU for example, which small SAEs leave idle (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_args(argv)
     from analysis.reproduce.jobs import reproduce as reproduce_
@@ -26,7 +30,8 @@ def reproduce(argv: list[str]) -> int:
     from training.display import Display
 
     rows = reproduce_(
-        args.name, configs=args.configs, runs=args.runs, out=args.out, short=args.short, quiet=args.quiet
+        args.name, configs=args.configs, runs=args.runs, out=args.out, short=args.short, quiet=args.quiet,
+        processes=args.processes,
     )
     if not args.quiet:
         Display().table(args.name, _cells(summary(rows)), ("setting", "metric", "mean", "95 % interval", "seeds"))

@@ -6,15 +6,18 @@
     runs/reproduce/NAME/SETTING-SEED.json the rows of a finished job, and the fields they were made with
                         SETTING-SEED/     a folder of the job's own, for trainings that resume
 
-A finished job is not done again as long as its fields are the same. Seconds are of the attempt that finished it.
+A finished job is not done again as long as its fields are the same. Seconds are of the attempt that finished it; of jobs
+done several at a time they say little.
 """
 
 import importlib
+import multiprocessing
 import os
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,7 +89,7 @@ def read_plan(path: Path, *, short: bool = False) -> Plan:
 
 def reproduce(
     name: str, *, configs: str | Path = "configs/reproduce", runs: str | Path = "runs/reproduce",
-    out: str | Path | None = None, short: bool = False, quiet: bool = False,
+    out: str | Path | None = None, short: bool = False, quiet: bool = False, processes: int = 1,
 ) -> list[Row]:
     """Do the jobs of an experiment that are not done, and write its tables.
 
@@ -97,6 +100,7 @@ def reproduce(
         out: where tables and pictures go; by default docs/results, for the short form beside its rows.
         short: the test of seconds.
         quiet: say nothing.
+        processes: do so many jobs at a time, each in a process of its own. Where one fails the others are still done.
 
     Returns: a row for each seed and setting.
 
@@ -115,8 +119,7 @@ def reproduce(
         for seed in plan.seeds for setting, fields in plan.settings.items()
     ]
     rows: list[Row] = []
-    for i, job in enumerate(jobs):
-        done = _rows(job, module.run)
+    for i, (job, done) in enumerate(zip(jobs, _all_rows(jobs, EXPERIMENTS[name], processes), strict=True)):
         rows += done
         for row in done:
             display.say(f"{name} {i + 1}/{len(jobs)}, seed {job.seed}, {row['setting']}: {_in_words(row)}")
@@ -127,29 +130,65 @@ def reproduce(
     return rows
 
 
+def _all_rows(jobs: Sequence[Job], module: str, processes: int) -> Iterator[list[Row]]:
+    """The rows of each job, in the order of the jobs; `module` has their `run`, and `prepare` where it takes more."""
+    experiment = importlib.import_module(module)
+    if processes == 1:
+        yield from (_rows(job, experiment.run) for job in jobs)
+        return
+    if hasattr(experiment, "prepare"):
+        experiment.prepare([job for job in jobs if _rows_there(job) is None])
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+        try:
+            for future in [pool.submit(_rows_apart, job, module) for job in jobs]:
+                yield future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _rows_apart(job: Job, module: str) -> list[Row]:
+    """`_rows` in a process that has not imported the experiment."""
+    return _rows(job, importlib.import_module(module).run)
+
+
 def _rows(job: Job, run: Any) -> list[Row]:
     """The rows of a job: those of an earlier attempt with the same fields, or new ones, `run(job)`.
 
     What `run` gives of `setting` and `seconds` replaces the job's own: for a job that trains several on one stream.
     """
-    path = job.folder.with_name(f"{job.folder.name}.json")
-    if path.exists() and (there := read_json(path)).get("fields") == job.fields:
-        return list(there["rows"])
+    if (there := _rows_there(job)) is not None:
+        return there
     began = time.monotonic()
     made: Sequence[Row] = run(job)
     common = {"seconds": round((time.monotonic() - began) / len(made), 1), "machine": machine()}
     rows = [{"seed": job.seed, "setting": job.setting, **common, **row} for row in made]
-    write_json(path, {"fields": job.fields, "rows": rows})
+    write_json(_record(job), {"fields": job.fields, "rows": rows})
     return rows
+
+
+def _rows_there(job: Job) -> list[Row] | None:
+    """The rows of an earlier attempt with the same fields."""
+    path = _record(job)
+    if path.exists() and (there := read_json(path)).get("fields") == job.fields:
+        return list(there["rows"])
+    return None
+
+
+def _record(job: Job) -> Path:
+    return job.folder.with_name(f"{job.folder.name}.json")
 
 
 @cache
 def machine() -> str:
-    """What times were measured on: processor, threads, torch."""
+    """What times were measured on: processor, threads, torch, and the GPU if there is one."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     model = found[1].strip() if found else platform.processor() or platform.machine()
-    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} threads, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} threads, torch {torch.__version__}{gpu}"
 
 
 def _in_words(row: Row) -> str:

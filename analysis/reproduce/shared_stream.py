@@ -1,13 +1,19 @@
 """What experiments on a language model share: SAEs trained on one stream of batches."""
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.tables import Row
+from training.activations.harvest import open_data, open_heldout
 from training.config.reading import merged, resolve
 from training.config.schema import Config
+from training.display import Display
 from training.finish import Result
 from training.run import sweep
+from training.shared import all_hooks
 
 
 def members(job: Job) -> list[Config]:
@@ -33,6 +39,39 @@ def figures(result: Result) -> Row:
     held, summary = result.summary["heldout"], result.summary
     return {
         "l0": held["l0"], "fve": held["fve"], "cosine": held["cosine"], "ce_recovered": held.get("ce_recovered_mean"),
-        "kl": held.get("kl"), "dead": summary["dead"]["share"], "dense": held["dense"],
+        "kl": held.get("kl"), "dead": summary["dead"]["share"], "silent": held["silent"], "dense": held["dense"],
         "tokens_per_cpu_s": summary["timing"]["tokens_per_cpu_s"],
     }
+
+
+def harvest(jobs: Sequence[Job]) -> None:
+    """Fill the caches that these jobs read, each once: processes that share one would not wait for another's filling."""
+    done = []
+    for job in jobs:
+        configs = members(job)
+        config, hooks = configs[0], all_hooks(configs)
+        key = (config.model, config.corpus, config.cache, config.eval, hooks)
+        if key not in done:
+            done.append(key)
+            display = Display(quiet=job.quiet)
+            open_heldout(config, open_data(config, hooks, display), display)
+
+
+def compare(job: Job) -> list[Row]:
+    """Train a job's members on one stream and tell each one's figures; their weights, gigabytes in all, are not kept.
+
+    Beside those of `figures`: bounds of the 95 % interval of FVE over held-out documents, and the mean and least of the
+    gradient's norm before clipping, each a mean over a hundredth of the training.
+    """
+    rows: list[Row] = []
+    for config, trained in train_together(job):
+        low, high = trained.summary["heldout"]["fve_interval"] or (None, None)
+        lines = (trained.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        norms = [norm for norm in (json.loads(line).get("grad_norm") for line in lines) if norm is not None]
+        told = {key: value for key, value in figures(trained).items() if key not in ("ce_recovered", "kl", "cosine")}
+        rows.append({
+            "setting": f"{job.setting} {short_name(config)}", **told, "fve_low": low, "fve_high": high,
+            "grad_norm": sum(norms) / len(norms), "grad_norm_least": min(norms),
+        })
+    shutil.rmtree(job.folder)
+    return rows

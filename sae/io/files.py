@@ -6,6 +6,7 @@ a writer holds a lock on its partial file or folder, so that only abandoned ones
 
 import contextlib
 import errno
+import functools
 import importlib.metadata
 import json
 import os
@@ -31,6 +32,7 @@ _DTYPES = {
 }
 
 
+@functools.cache
 def code_version() -> str:
     """The installed version of this code, as manifests record it."""
     try:
@@ -116,12 +118,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Equal tensors and metadata make equal bytes, which the library's own writer does not promise (the order of its
     metadata varies from run to run); and tensors go to disk one by one, without a second copy of all in memory.
     """
+    head, order = tensors_head(tensors, metadata)
+    with atomic_file(path) as file:
+        file.write(head)
+        for name in order:
+            file.write(tensor_bytes(tensors[name]))
+
+
+def tensors_head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> tuple[bytes, list[str]]:
+    """The first bytes of a safetensors file, and the order in which the tensors' own follow."""
     # wider types first keeps every tensor aligned, as the format asks
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for name in order:
-        size = tensors[name].numel() * tensors[name].element_size()
+        size = tensors[name].nbytes
         header[name] = {
             "dtype": _DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape),
             "data_offsets": [offset, offset + size],
@@ -129,10 +140,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(tensor_bytes(tensors[name]))
+    return len(text).to_bytes(8, "little") + text, order
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -198,7 +206,12 @@ def read_rows(path: Path, name: str, rows: Sequence[int]) -> Tensor:
 
 def remove_abandoned(path: Path) -> None:
     """Remove what killed processes left behind while writing `path`."""
-    for partial in path.parent.glob(f".{_escaped(path.name)}.*{_PARTIAL}"):
+    remove_all_abandoned(path.parent, _escaped(path.name))
+
+
+def remove_all_abandoned(folder: Path, names: str) -> None:
+    """Remove what killed processes left behind in a folder while writing anything whose name is like `names`, a pattern."""
+    for partial in folder.glob(f".{names}.*{_PARTIAL}"):
         with _lock(partial, without_locks=False) as locked:
             if locked:
                 _remove(partial)

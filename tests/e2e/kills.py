@@ -2,10 +2,12 @@
 
     python -m tests.e2e.kills --kills 20 --seed 0
 
-After each kill the same command is given again with --resume.
+After each kill the same command is given again with --resume. Checkpoints are written several times a second, beside the
+training; half of the kills come while one is being written.
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -23,13 +25,14 @@ CONFIG = {
     "cache": {"shard_rows": 1024},
     "site": "blocks.1.hook_resid_post",
     "data": {"batch_rows": 128, "superblock_rows": 4096},
-    "sae": {"variant": "batchtopk", "d_sae": 256, "k": 8},
-    "train": {"budget": "3 epochs", "checkpoint_every": "10 steps", "dead_window": "2000 tokens"},
+    "sae": {"variant": "batchtopk", "d_sae": 2048, "k": 8},
+    "train": {"budget": "4 epochs", "checkpoint_every": "0.3 s", "dead_window": "2000 tokens"},
     "eval": {"n_rows": 500, "n_tokens": 200},
 }
-
-
-STAGES = ("before", "caching", "training")
+STAGES = ("before", "caching", "training", "writing")
+WANTED = ("caching", "training", "writing", "writing")
+WRITING_S = 0.03
+"""About how long a checkpoint takes."""
 
 
 def run(root: Path) -> None:
@@ -53,12 +56,18 @@ def attempt(root: Path) -> int:
 
 
 def artefacts(root: Path) -> dict[str, bytes]:
-    """Every byte that must not depend on a kill: the cache, the weights in all forms, the checkpoints' tensors."""
+    """Every byte that must not depend on a kill: the cache, the weights in all forms, the last checkpoint, the metrics.
+
+    When the other checkpoints are taken, and how fast the training was, is a matter of the clock.
+    """
     found = [p for p in (root / "cache").rglob("*") if p.is_file() and not p.name.startswith(".")]
     folder = root / "runs" / "run"
     found += [*folder.glob("final/*"), folder / "cfg.json", folder / "sae_weights.safetensors"]
-    found += folder.glob("checkpoints/*/*.safetensors")
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
+    found += sorted(folder.glob("checkpoints/step-*"))[-1].iterdir()
+    metrics = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    lines = [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in metrics]
+    of_files = {str(p.relative_to(root)): p.read_bytes() for p in sorted(found)}
+    return of_files | {"metrics": json.dumps(lines, sort_keys=True).encode()}
 
 
 def whole(root: Path) -> dict[str, float]:
@@ -71,19 +80,22 @@ def whole(root: Path) -> dict[str, float]:
     return seconds
 
 
-def kill(root: Path, wanted: str, seconds: float) -> str:
-    """Begin an attempt, kill it at a random moment of a stage, and say in which stage that was."""
-    child, status = attempt(root), None
-    while stage(root) != wanted and (status := ended(child)) is None:
-        time.sleep(0.01)
-    where = "finished"
+def kill(root: Path, wanted: str, seconds: float, rng: random.Random) -> str:
+    """Begin an attempt, kill it so many seconds into a stage, or into training and then in the midst of the next
+    checkpoint, and say which stage that was."""
+    left, child, status = partials(root), attempt(root), None
+    while stage(root, left) != ("training" if wanted == "writing" else wanted) and (status := ended(child)) is None:
+        time.sleep(0.002)
     if status is None:
         time.sleep(seconds)
-        where = stage(root)
+    while wanted == "writing" and stage(root, left) != wanted and (status := ended(child)) is None:
+        time.sleep(0.001)
+    if status is None:
+        time.sleep(rng.uniform(0, WRITING_S) if wanted == "writing" else 0)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or status == 0, "a resumed attempt failed"
-    return where if os.WIFSIGNALED(status) else "finished"
+    return stage(root, left) if os.WIFSIGNALED(status) else "finished"
 
 
 def ended(child: int) -> int | None:
@@ -93,7 +105,7 @@ def ended(child: int) -> int | None:
 
 
 def main(kills: int, seed: int) -> None:
-    """Lives of four kills, two while caching and two while training, each then run to its end and compared."""
+    """Lives of four kills, one in each of WANTED, each then run to its end and compared."""
     import training.activations.cache
     import training.loggers
     import training.model.load
@@ -107,9 +119,9 @@ def main(kills: int, seed: int) -> None:
         expected = artefacts(Path(folder) / "undisturbed")
         root = Path(folder) / "disturbed"
         for i in range(kills):
-            wanted = ("caching", "caching", "training", "training")[i % 4]
-            delay = rng.uniform(0, 0.9 * seconds[wanted])
-            while (hit := kill(root, wanted, delay)) == "finished":
+            wanted = WANTED[i % 4]
+            delay = rng.uniform(0, 0.5 * seconds["caching" if wanted == "caching" else "training"])
+            while (hit := kill(root, wanted, delay, rng)) == "finished":
                 # too late to be a kill: another life, and sooner
                 shutil.rmtree(root)
                 delay /= 2
@@ -118,15 +130,22 @@ def main(kills: int, seed: int) -> None:
                 whole(root)
                 compare(expected, artefacts(root))
                 shutil.rmtree(root)
-    assert hits["caching"] and hits["training"], hits
+    assert all(hits[stage] for stage in WANTED), hits
     sys.stdout.write(f"{kills} kills ({hits}), {len(expected)} files byte-identical to the undisturbed ones\n")
 
 
-def stage(root: Path) -> str:
-    """What a kill interrupted."""
+def stage(root: Path, left: frozenset[Path] = frozenset()) -> str:
+    """What a kill interrupted, or would; partial checkpoints that were `left` by others before do not count."""
+    if partials(root) - left:
+        return "writing"
     if list(root.glob("cache/*/acts/*/manifest.json")):
         return "training"
     return "caching" if list(root.glob("cache/*/manifest.json")) else "before"
+
+
+def partials(root: Path) -> frozenset[Path]:
+    """Checkpoints in the making, and what kills left of some."""
+    return frozenset(root.glob("runs/run/checkpoints/.step-*.partial"))
 
 
 def compare(expected: dict[str, bytes], found: dict[str, bytes]) -> None:

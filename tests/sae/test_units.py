@@ -1,7 +1,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from sae.units import Count, Duration
+from sae.units import Count, Duration, Interval, Time
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,36 @@ def test_durations_in_rows() -> None:
     sizes = {"budget_rows": 10_000, "batch_rows": 100, "epoch_rows": 2_500}
     rows = [Duration.parse(d).rows(**sizes) for d in ("5%", "300 tokens", "7 steps", "2 epochs")]
     assert rows == [500, 300, 700, 5000]
+
+
+class Repeated(BaseModel):
+    every: Interval
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30 s", 30), ("1.5 seconds", 1.5), ("10 min", 600), ("1 minute", 60), ("10min", 600), ("2 h", 7200),
+     ("0.5 hours", 1800)],
+)
+def test_a_time_is_read_with_its_unit_and_survives_its_spelling(text: str, seconds: float) -> None:
+    repeated = Repeated.model_validate({"every": text})
+    assert isinstance(repeated.every, Time) and repeated.every.seconds == seconds and Time(1, "min").seconds == 60
+    assert Repeated.model_validate(repeated.model_dump(mode="json")) == repeated
+    with pytest.raises(ValueError, match="duration"):
+        Duration.parse(text)
+
+
+@pytest.mark.parametrize("text", ["5%", "2M tokens", "100 steps", "4 epochs"])
+def test_an_interval_may_be_a_stretch_of_training(text: str) -> None:
+    repeated = Repeated.model_validate({"every": text})
+    assert repeated.every == Duration.parse(text)
+    assert Repeated.model_validate(repeated.model_dump(mode="json")) == repeated
+
+
+@pytest.mark.parametrize("text", ["0 s", "-1 min", "1e400 h", "10", 10, "10 days", "min", None])
+def test_what_is_no_interval_is_refused(text: object) -> None:
+    with pytest.raises(ValidationError, match="10 min"):
+        Repeated.model_validate({"every": text})
 
 
 class Counted(BaseModel):

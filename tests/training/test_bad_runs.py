@@ -55,9 +55,9 @@ def test_a_run_that_exists(place: Path) -> None:
 
 
 def test_an_unfinished_run_is_resumed_with_its_own_config_only(unfinished: Path) -> None:
-    assert "optim.lr was 0.0003, is 0.01" in refusal(train(unfinished, "optim.lr=1e-2", "--resume"))
+    assert "optim.lr was 0.002, is 0.01" in refusal(train(unfinished, "optim.lr=1e-2", "--resume"))
     assert refusal(train(unfinished)).startswith("runs/quick exists; add --resume")
-    assert train(unfinished, "--resume").code == 0
+    assert train(unfinished, "train.checkpoint_every=10 min", "--resume").code == 0, "that may change"
     assert (unfinished / "runs/quick/final").exists()
 
 
@@ -248,8 +248,8 @@ def small_files(n_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def train_on_a_small_disk(folder: Path, *, disk: int | None, file: int) -> tuple[Outcome, list[str]]:
-    """How a training ends whose folder is a disk of so many bytes, and the names on it.
+def train_on_a_small_disk(folder: Path, *, disk: int | None, file: int) -> tuple[Outcome, dict[str, bytes]]:
+    """How a training ends whose folder is a disk of so many bytes, and the files on it.
 
     Without `disk`, or where nobody may mount one, it is files that may not grow beyond `file` bytes.
     """
@@ -258,7 +258,7 @@ def train_on_a_small_disk(folder: Path, *, disk: int | None, file: int) -> tuple
         small.mkdir(exist_ok=True)
         with contextlib.nullcontext() if mounted else small_files(file):
             outcome = train(folder)
-        return outcome, [*tree(small)]
+        return outcome, tree(small)
 
 
 @pytest.mark.parametrize("disk", [700_000, None])
@@ -278,14 +278,17 @@ def test_a_disk_that_fills_up_while_the_cache_is_written(tmp_path: Path, disk: i
 def test_a_disk_that_fills_up_while_training(tmp_path: Path, disk: int | None) -> None:
     write_config(tmp_path, sae={"d_sae": 256}, cache={"shard_rows": 256})
     (tmp_path / "runs").symlink_to("small")
-    outcome, names = train_on_a_small_disk(tmp_path, disk=disk, file=100_000)
+    outcome, files = train_on_a_small_disk(tmp_path, disk=disk, file=100_000)
     said = refusal(outcome)
-    assert re.search(r"runs/quick/\S+: the (disk is full|file grew too large).*free some space", said), said
-    assert "quick/config.yaml" in names and "quick/summary.json" not in names
-    assert not any(name.startswith("quick/final") for name in names)
-    checkpoints = {name.split("/")[2] for name in names if "checkpoints" in name}
+    assert re.search(r"runs/quick/\S+: the (disk is full|file grew too large).*free some space.*--resume", said), said
+    assert outcome.err.count(" is not saved: ") > 1 and "the training goes on" in outcome.err
+    assert json.loads(files["quick/metrics.jsonl"].splitlines()[-1])["step"] == 26, "the training went on to its end"
+    assert "quick/config.yaml" in files and "quick/summary.json" not in files
+    assert not any(name.startswith("quick/final") for name in files)
+    checkpoints = {name.split("/")[2] for name in files if "checkpoints" in name}
     for checkpoint in checkpoints:
-        assert {f"quick/checkpoints/{checkpoint}/{file}" for file in ("state.json", "000.safetensors")} <= set(names)
+        assert {f"quick/checkpoints/{checkpoint}/{file}" for file in ("state.json", "000.safetensors")} <= set(files)
+    assert disk is None or f"The last checkpoint is runs/quick/checkpoints/{max(checkpoints)}; --resume" in said
     if disk is None:
         assert train(tmp_path, "--resume").code == 0, "once there is room"
 

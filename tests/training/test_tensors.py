@@ -194,7 +194,8 @@ def test_row_keys_tell_rows_apart_that_differ_in_one_bit() -> None:
 
 
 def test_a_name_makes_a_run_that_resumes_and_reads_like_any_other(rows: np.ndarray, tmp_path: Path) -> None:
-    whole = on(rows, name="own", runs=tmp_path / "whole", train={"budget": "2 epochs"})
+    train_fields = {"budget": "2 epochs", "checkpoint_every": "20%"}
+    whole = on(rows, name="own", runs=tmp_path / "whole", train=train_fields)
     folder = tmp_path / "whole" / "own"
     assert whole.folder == folder
     assert {"config.yaml", "metrics.jsonl", "summary.json", "cfg.json", "final/sae.json"} <= set(tree(folder))
@@ -208,15 +209,15 @@ def test_a_name_makes_a_run_that_resumes_and_reads_like_any_other(rows: np.ndarr
     sorted((folder / "checkpoints").glob("step-*"))[-1].rmdir()
     before, logged = weights(folder), without_speed(lines(folder))
     (folder / "summary.json").unlink()
-    on(rows, name="own", runs=tmp_path / "whole", train={"budget": "2 epochs"}, resume=True)
+    on(rows, name="own", runs=tmp_path / "whole", train=train_fields, resume=True)
     assert weights(folder) == before and without_speed(lines(folder)) == logged
     with pytest.raises(SaescopeError, match="own exists"):
-        on(rows, name="own", runs=tmp_path / "whole", train={"budget": "2 epochs"})
+        on(rows, name="own", runs=tmp_path / "whole", train=train_fields)
     (folder / "summary.json").unlink()
     other = rows.copy()
     other[7, 3] += 1
     with pytest.raises(SaescopeError, match="was trained on other data"):
-        on(other, name="own", runs=tmp_path / "whole", train={"budget": "2 epochs"}, resume=True)
+        on(other, name="own", runs=tmp_path / "whole", train=train_fields, resume=True)
     with pytest.raises(SaescopeError, match=r"given in Python.*acts:FOLDER"):
         train(folder / "config.yaml", runs=tmp_path / "elsewhere", quiet=True)
 
@@ -226,7 +227,7 @@ def test_an_interrupted_training_on_a_loader_goes_on_where_it_stopped(rows: np.n
         return DataLoader(torch.from_numpy(rows), batch_size=250, shuffle=True,  # type: ignore[arg-type]
                           generator=torch.Generator().manual_seed(5))
 
-    sections = {"train": {"budget": "3 epochs"}, "runs": tmp_path, "name": "own"}
+    sections = {"train": {"budget": "3 epochs", "checkpoint_every": "20%"}, "runs": tmp_path, "name": "own"}
     on(loader(), **sections)
     folder = tmp_path / "own"
     before = weights(folder)

@@ -168,12 +168,14 @@ def test_a_member_of_a_sweep_trained_alone_is_byte_identical(base: dict[str, Any
     fields = {k: v for k, v in base.items() if k != "sae"} | {"sae": {"d_sae": 64}, "name": "sweep"}
     sweep = fields | {"sweep": [
         {"name": "topk", "sae": {"variant": "topk", "k": 3}},
-        {"name": "batch", "sae": {"variant": "batchtopk", "k": 3}, "site": "blocks.1.hook_resid_post"},
+        {"name": "batch", "sae": {"variant": "batchtopk", "k": 3}, "site": "blocks.1.hook_resid_post",
+         "train.dead_window": "50 rows"},
         {"name": "relu", "sae": {"variant": "relu", "sparsity": {"target_l0": 6}, "seed": 1}},
         {"name": "heads", "sae": {"variant": "topk", "k": 3}, "site": "blocks.1.attn.hook_z"},
     ]}
     members = run(sweep, tmp_path)
     assert [m.summary["name"] for m in members] == ["sweep/topk", "sweep/batch", "sweep/relu", "sweep/heads"]
+    assert [m.summary["dead"]["window_rows"] for m in members] == [2000, 50, 2000, 2000]
     for name in ("batch", "relu"):
         alone = train(tmp_path / "sweep" / name / "config.yaml", ["name=alone"], runs=tmp_path / name, quiet=True)
         assert alone.folder is not None and weights(alone.folder) == weights(tmp_path / "sweep" / name)

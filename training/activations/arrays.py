@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.errors import SaescopeError
@@ -101,6 +101,13 @@ def _shareable(array: np.ndarray) -> bool:
     return array.dtype.isnative and array.flags.writeable and all(step >= 0 for step in array.strides)
 
 
+def _dtype(array: np.ndarray | Tensor) -> torch.dtype:
+    """That of its rows as they are read."""
+    if isinstance(array, Tensor):
+        return torch.float32 if array.dtype == torch.float64 else array.dtype
+    return torch.float16 if array.dtype.itemsize == 2 else torch.float32
+
+
 class Arrays:
     """Whole arrays, read a few rows at a time: a memory-mapped one stays on disk. A `sources.OwnRows`."""
 
@@ -116,6 +123,8 @@ class Arrays:
         self._rows = {hook: array.reshape(-1, array.shape[-1]) for hook, array in arrays.items()}
         self.hooks = {hook: int(array.shape[-1]) for hook, array in arrays.items()}
         self.n_rows = n_rows_of(next(iter(arrays.values())))
+        self.dtypes = {hook: _dtype(array) for hook, array in arrays.items()}
+        self.device = next((a.device for a in arrays.values() if isinstance(a, Tensor)), torch.device("cpu"))
         self.n_ctx = next((int(a.shape[1]) for a in arrays.values() if a.ndim == 3), None)
 
     @cached_property
@@ -133,6 +142,26 @@ class Arrays:
     def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
         """Rows `start` to `stop` of a hook on the CPU, in their own precision (fp64 as fp32)."""
         return as_rows(self._rows[hook][start:stop]).cpu()
+
+    def read(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Float[Tensor, "n_rows d"]
+    ) -> None:
+        """Fill `out` with the rows of these blocks of a hook."""
+        array, d = self._rows[hook], self.hooks[hook]
+        whole = array[: len(array) // block_rows * block_rows]
+        if isinstance(whole, Tensor):
+            of, target = whole.detach().reshape(-1, block_rows, d), out.view(-1, block_rows, d)
+            chosen = torch.from_numpy(blocks).to(of.device)
+            if of.dtype == out.dtype and of.device == out.device:
+                torch.index_select(of, 0, chosen, out=target)
+            else:
+                target.copy_(of.index_select(0, chosen))
+        elif whole.dtype.isnative and _dtype(whole) == out.dtype and out.device.type == "cpu" and whole.dtype.itemsize < 8:
+            # with another mode numpy would copy a second time
+            into = out.numpy().reshape(-1, block_rows, d)
+            np.take(whole.reshape(-1, block_rows, d), blocks, axis=0, out=into, mode="clip")
+        else:
+            out.copy_(as_rows(whole.reshape(-1, block_rows, d)[blocks]))
 
     def place(self, hook: str, row: int) -> str:  # noqa: ARG002  (all hooks have the same rows)
         """Where a row lies, for a message."""

@@ -1,15 +1,17 @@
 """Shuffled batches that are a pure function of their address.
 
 A *superblock* is a set of blocks (`block_rows` contiguous rows each) drawn at random from all training blocks of an
-epoch; its kept rows are permuted in memory and cut into batches, the remainder of less than a batch being dropped for
-that epoch. A batch's address (epoch, superblock, j), `data.seed`, the tokens and the mask determine it: to resume is to
-know the address. Memory is a superblock's bytes, times those prepared ahead.
+epoch; its kept rows are permuted and cut into batches, the remainder of less than a batch being dropped for that epoch.
+A batch's address (epoch, superblock, j), `data.seed`, the tokens and the mask determine it: to resume is to know the
+address. Memory is a superblock's bytes, times one more than are prepared ahead: rows are read into it once, in corpus
+order, and only a batch gathers its own.
 """
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +21,9 @@ from torch import Tensor
 
 from sae.errors import SaescopeError
 from training.activations.calibration import KeepMask
+from training.activations.places import Buffers, Loaded, Place
 from training.activations.sources import Source
 from training.corpus.tokens import Tokens
-
-CHUNK_ROWS = 16_384
-"""Rows read at a time while a superblock is prepared."""
 
 
 class Address(NamedTuple):
@@ -46,12 +46,14 @@ class Batch(NamedTuple):
 
 
 class Superblock(NamedTuple):
-    """Permuted kept rows of a superblock."""
+    """Kept rows of a superblock."""
 
     epoch: int
     number: int
-    rows: Int64[Tensor, " n_rows"]
-    acts: dict[str, Float[Tensor, "n_rows d"]]
+    rows: Int64[Tensor, " n_kept"]
+    """Their numbers in the corpus, in permuted order."""
+    loaded: Loaded
+    buffers: Buffers
 
 
 class Batches:
@@ -59,11 +61,25 @@ class Batches:
 
     def __init__(
         self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], *,
-        seed: int, batch_rows: int, superblock_rows: int, block_rows: int,
+        seed: int, batch_rows: int, superblock_rows: int, block_rows: int, say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`hooks` are those a batch holds."""
+        """Nothing is read yet.
+
+        Args:
+            source: of the rows.
+            tokens: theirs.
+            mask: which of them are kept.
+            hooks: those a batch holds.
+            seed: of the order.
+            batch_rows: rows per batch.
+            superblock_rows: rows shuffled together, at most.
+            block_rows: contiguous rows that stay together until then.
+            say: told if superblocks do not go where they were to.
+        """
+        self.place = Place()
         self.source, self.mask, self.hooks = source, mask, tuple(hooks)
         self.seed, self.batch_rows, self.block_rows = seed, batch_rows, block_rows
+        self.say = say
         per_seq = tokens.n_ctx // block_rows
         training = tokens.sequences(held_out=False)
         self.blocks = (training[:, None] * per_seq + np.arange(per_seq)).reshape(-1)
@@ -76,35 +92,48 @@ class Batches:
             )
         self.n_superblocks = -(-len(self.blocks) // self.blocks_per_superblock)
 
+    @property
+    def superblock_rows(self) -> int:
+        """Rows of a superblock, before those that are not kept are left out."""
+        return self.blocks_per_superblock * self.block_rows
+
     def superblock_bytes(self) -> int:
         """Memory of one superblock, row numbers included."""
-        widths = sum(self.source.widths[hook] for hook in self.hooks)
-        return self.blocks_per_superblock * self.block_rows * (widths * self.source.itemsize + 8)
+        row_bytes = sum(self.source.widths[hook] * self.source.dtypes[hook].itemsize for hook in self._read_hooks())
+        return self.superblock_rows * (row_bytes + 8)
 
-    def superblock(self, epoch: int, number: int, stop: threading.Event | None = None) -> Superblock:
+    def _read_hooks(self) -> tuple[str, ...]:
+        """Those of a batch, and those of the mask if their norms are known only once the model has run."""
+        return tuple(dict.fromkeys((*self.hooks, *(self.mask.limits if self.source.computed else ()))))
+
+    def _buffers(self, n: int) -> list[Buffers]:
+        """Memory of `n` superblocks; where the place has less, there is another."""
+        widths = {hook: self.source.widths[hook] for hook in self._read_hooks()}
+        try:
+            return [self.place.buffers(widths, self.source.dtypes, self.superblock_rows) for _ in range(n)]
+        except torch.OutOfMemoryError:
+            self.place = self.place.instead()
+            self.say(f"less of the device is free than it was; superblocks are {self.place.name}")
+            return self._buffers(n)
+
+    def superblock(
+        self, epoch: int, number: int, buffers: Buffers | None = None, stop: threading.Event | None = None
+    ) -> Superblock:
         """Read one superblock and permute its kept rows; given up as soon as `stop` is set."""
+        place, buffers = self.place, buffers or self._buffers(1)[0]
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.blocks))
         mine = order[number * self.blocks_per_superblock : (number + 1) * self.blocks_per_superblock]
         blocks = self.blocks[np.sort(mine)]
-        step = max(1, CHUNK_ROWS // self.block_rows)
-        keep = torch.zeros(len(blocks) * self.block_rows, dtype=torch.bool)
-        raw: dict[str, Tensor] = {}
-        for i in range(0, len(blocks), step):
-            if stop is not None and stop.is_set():
-                raise CancelledError
-            chunk, here = blocks[i : i + step], slice(i * self.block_rows, (i + step) * self.block_rows)
-            keep[here] = self.mask.keep(chunk, self.block_rows)
-            for hook in self.hooks:
-                rows = self.source.rows(hook, chunk, self.block_rows)
-                if hook not in raw:
-                    raw[hook] = torch.empty(len(keep), rows.shape[1], dtype=rows.dtype)
-                raw[hook][here] = rows
-        kept = keep.nonzero().squeeze(1)
-        order = np.random.default_rng([self.seed, 1, epoch, number]).permutation(len(kept))
-        kept = kept[torch.from_numpy(order)]
-        numbers = torch.from_numpy(blocks)[kept // self.block_rows] * self.block_rows + kept % self.block_rows
-        # one hook at a time, so that no more than one is there twice
-        return Superblock(epoch, number, numbers, {hook: raw.pop(hook).index_select(0, kept) for hook in self.hooks})
+        with place.working():
+            acts = place.read(self.source, blocks, self.block_rows, buffers, stop)
+            hooks = dict.fromkeys((*self.hooks, *self.mask.limits))
+            norms = {hook: self.source.norms(hook, blocks, self.block_rows, acts.get(hook)) for hook in hooks}
+            kept = self.mask.keep(blocks, self.block_rows, norms).nonzero().squeeze(1)
+            order = np.random.default_rng([self.seed, 1, epoch, number]).permutation(len(kept))
+            kept = kept[torch.from_numpy(order)]
+            numbers = torch.from_numpy(blocks)[kept // self.block_rows] * self.block_rows + kept % self.block_rows
+            loaded = place.loaded({hook: acts[hook] for hook in self.hooks}, kept)
+        return Superblock(epoch, number, numbers, loaded, buffers)
 
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
@@ -120,27 +149,31 @@ class Batches:
                     f"the mask keeps too few rows for a single batch of {self.batch_rows}; raise data.outlier_multiple, "
                     f"lower data.batch_rows or give more text."
                 )
-            for j in range(start.j if here else 0, n_batches):
-                if j % n_ranks == rank:
-                    cut = slice(j * self.batch_rows, (j + 1) * self.batch_rows)
-                    acts = {hook: rows[cut] for hook, rows in block.acts.items()}
+            mine = [j for j in range(start.j if here else 0, n_batches) if j % n_ranks == rank]
+            cuts = [slice(j * self.batch_rows, (j + 1) * self.batch_rows) for j in mine]
+            with closing(self.place.batches(block.loaded, cuts)) as batches:
+                for j, cut, acts in zip(mine, cuts, batches, strict=True):
                     yield Batch(Address(block.epoch, block.number, j), block.rows[cut], acts)
 
     def _superblocks(self, epoch: int, number: int, prefetch: int) -> Iterator[Superblock]:
-        """Superblocks without end, the next `prefetch` of them prepared by a thread meanwhile."""
+        """Superblocks without end, the next `prefetch` of them prepared by a thread meanwhile.
+
+        Each uses the memory of an earlier one that is no longer needed.
+        """
         count = epoch * self.n_superblocks + number
         stop = threading.Event()
+        free = self._buffers(1 + prefetch)
         with ThreadPoolExecutor(1, thread_name_prefix="superblocks") as pool:
             ahead: deque[Future[Superblock]] = deque()
             try:
                 while True:
-                    while len(ahead) < max(1, prefetch):
-                        ahead.append(pool.submit(self.superblock, *divmod(count, self.n_superblocks), stop))
+                    while free:
+                        at = divmod(count, self.n_superblocks)
+                        ahead.append(pool.submit(self.superblock, *at, free.pop(), stop))
                         count += 1
                     block = ahead.popleft().result()
-                    if prefetch:
-                        ahead.append(pool.submit(self.superblock, *divmod(count, self.n_superblocks), stop))
-                        count += 1
                     yield block
+                    self.place.release(block.buffers)
+                    free.append(block.buffers)
             finally:
                 stop.set()

@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from sae.errors import SaescopeError
 from sae.io.arrays import write_array
 from sae.io.files import code_version, write_json
 from sae.io.locks import locked
-from training.activations.sources import NO_NUMBERS, row_norms
+from training.activations.outbox import OnTheWay, to_host, writing
+from training.activations.row_files import RowFile, RowFiles
+from training.activations.sources import DTYPES, NO_NUMBERS
 from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
 
 # bfloat16 has no numpy type: its bits are stored as uint16
 _STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+_HASHERS = 8
 
 
 def hook_folder(folder: Path, hook: str) -> Path:
@@ -74,9 +78,10 @@ def fill(
 ) -> None:
     """Write the activations of `widths`' hooks, going on behind the last whole shard of an earlier attempt.
 
-    `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype; `advance(n_tokens)` is told of
-    progress, `skip(n_tokens)` of what was there.
-    Several hooks are filled in step. A kill at any moment leaves whole shards only.
+    `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype, on whichever device, in memory of their
+    own; `advance(n_tokens)` is told of progress, `skip(n_tokens)` of what was there.
+    Several hooks are filled in step. Shards are copied to the host, hashed and written by threads while the next are
+    computed. A kill at any moment leaves whole shards only.
 
     Raises:
         SaescopeError: another process is writing, too little space, or NaN or infinite activations.
@@ -96,13 +101,15 @@ def fill(
             _restart_unless(part, plan | {"d": widths[hook]})
         done = sum(f.stat().st_size for part in parts.values() for f in part.glob("*.npy"))
         check_space(tokens.folder, bytes_needed(tokens, {h: widths[h] for h in hooks}, dtype) - done, say)
-        for i, (start, stop) in enumerate(bounds):
-            todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
-            if todo:
-                acts = compute(np.arange(start, stop))
-                for hook in todo:
-                    _write_shard(parts[hook], i, acts[hook], start, hook)
-            (advance if todo else skip)((stop - start) * tokens.n_ctx)
+        with writing() as write:
+            for i, (start, stop) in enumerate(bounds):
+                todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
+                if todo:
+                    acts = compute(np.arange(start, stop))
+                    for hook in todo:
+                        write(_write_shard, parts[hook], i, to_host(acts[hook]), start, hook)
+                    del acts
+                (advance if todo else skip)((stop - start) * tokens.n_ctx)
         for hook, part in parts.items():
             _finish(part, hook_folder(tokens.folder, hook), hook, widths[hook], dtype, len(bounds), str(plan["tokens"]))
 
@@ -121,8 +128,8 @@ def _restart_unless(part: Path, plan: dict[str, Any]) -> None:
     write_json(path, plan)
 
 
-def _write_shard(part: Path, i: int, acts: Float[Tensor, "n n_ctx d"], first_seq: int, hook: str) -> None:
-    norms = row_norms(acts.flatten(0, 1)).view(acts.shape[:2])
+def _write_shard(part: Path, i: int, shard: OnTheWay, first_seq: int, hook: str) -> None:
+    acts, norms = shard.arrived()
     bad = ~norms.isfinite()
     if bad.any():
         seq, position = (int(v) for v in bad.nonzero()[0])
@@ -154,14 +161,10 @@ def to_stored(acts: Float[Tensor, "*shape"]) -> np.ndarray:
     return (acts.view(torch.uint16) if acts.dtype == torch.bfloat16 else acts).numpy()
 
 
-def from_stored(array: np.ndarray, dtype: str) -> Tensor:
-    """The tensor that an array on disk stands for."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-
-
 class CacheSource:
     """Reads blocks of rows of finished hooks; opened only if every shard is there and unaltered."""
+
+    device, computed, group = torch.device("cpu"), False, 1
 
     def __init__(self, folder: Path, hooks: Sequence[str], *, say: Callable[[str], None] = lambda _: None) -> None:
         """Open hooks of the cache at `folder`.
@@ -172,32 +175,41 @@ class CacheSource:
         """
         self.manifests = {hook: _checked(folder, hook, say) for hook in hooks}
         self.widths = {hook: int(m["d"]) for hook, m in self.manifests.items()}
-        self.itemsize = max(np.dtype(_STORED[m["dtype"]]).itemsize for m in self.manifests.values())
-        self._shards = {
-            hook: [np.load(hook_folder(folder, hook) / f"shard-{i:05d}.npy", mmap_mode="r")
-                   for i in range(len(m["shards"]))]
-            for hook, m in self.manifests.items()
-        }
+        self.dtypes = {hook: DTYPES[m["dtype"]] for hook, m in self.manifests.items()}
+        self._files = {hook: _row_files(hook_folder(folder, hook), m) for hook, m in self.manifests.items()}
         self._norms = {
             hook: np.concatenate([np.load(hook_folder(folder, hook) / f"norms-{i:05d}.npy").reshape(-1)
                                   for i in range(len(m["shards"]))])
             for hook, m in self.manifests.items()
         }
 
+    def read(
+        self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
+    ) -> None:
+        """Fill `out` with the rows of these blocks."""
+        for hook, rows in out.items():
+            self._files[hook].read(blocks, block_rows, rows)
+
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks (block b is rows `b·block_rows …`), in the order given."""
-        shards = self._shards[hook]
-        first = np.cumsum([0] + [s.shape[0] * s.shape[1] // block_rows for s in shards])
-        out = np.empty((len(blocks), block_rows, self.widths[hook]), dtype=shards[0].dtype)
-        owner = np.searchsorted(first, blocks, side="right") - 1
-        for i in np.unique(owner):
-            mine = np.flatnonzero(owner == i)
-            out[mine] = shards[i].reshape(-1, block_rows, self.widths[hook])[blocks[mine] - first[i]]
-        return from_stored(out.reshape(-1, self.widths[hook]), self.manifests[hook]["dtype"])
+        rows = torch.empty(len(blocks) * block_rows, self.widths[hook], dtype=self.dtypes[hook])
+        self._files[hook].read(blocks, block_rows, rows)
+        return rows
 
-    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
-        """The fp32 norms of the same rows."""
+    def norms(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
+        rows: Float[Tensor, "n_rows d"] | None = None,  # noqa: ARG002  (they are known)
+    ) -> Float[Tensor, " n_rows"]:
+        """The fp32 norms of the same rows, as they were measured when the cache was filled."""
         return torch.from_numpy(self._norms[hook].reshape(-1, block_rows)[blocks].reshape(-1))
+
+
+def _row_files(place: Path, manifest: dict[str, Any]) -> RowFiles:
+    """The shards of a hook."""
+    shards = [(place / f"shard-{i:05d}.npy") for i in range(len(manifest["shards"]))]
+    opened = [(path, np.load(path, mmap_mode="r")) for path in shards]
+    files = [RowFile(path, array.offset, array.shape[0] * array.shape[1]) for path, array in opened]
+    return RowFiles(files, int(manifest["d"]) * DTYPES[manifest["dtype"]].itemsize)
 
 
 def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -222,8 +234,8 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     files = _files(place, manifest)
     if any("/".join(path.parts[-3:]) not in note for path, _ in files):
         say(f"comparing {hook} with its checksums")
-    for path, digest in files:
-        _check_file(path, digest, fresh)
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        list(pool.map(lambda one: _check_file(one[0], one[1], fresh), files))
     if fresh != note and os.access(note_path.parent, os.W_OK):
         write_json(note_path, fresh)
     return manifest

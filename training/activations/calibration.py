@@ -6,6 +6,7 @@ are of the version before, which took the first sequences.)
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,16 @@ class KeepMask:
             f"fp32 (norms may be {SMALLEST:.0e} to {LARGEST:.0e}); multiply all rows by one factor."
         )
 
-    def keep(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Bool[Tensor, " n_rows"]:
-        """Which rows of these blocks are kept."""
+    def keep(
+        self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
+        norms: Mapping[str, Float[Tensor, " n_rows"]] | None = None,
+    ) -> Bool[Tensor, " n_rows"]:
+        """Which rows of these blocks are kept; `norms` are theirs by hook, asked of the source where they are not given."""
+        norms = norms or {}
         eligible = self.tokens.eligible.reshape(-1, block_rows)[blocks].reshape(-1)
         keep = torch.from_numpy(eligible.copy())
         for hook, limit in self.limits.items():
-            keep &= self.source.norms(hook, blocks, block_rows) <= limit
+            keep &= (norms[hook] if hook in norms else self.source.norms(hook, blocks, block_rows)) <= limit
         return keep
 
     def dropped(self) -> dict[str, float | int]:

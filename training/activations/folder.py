@@ -7,8 +7,11 @@ have them file by file. An array is `[n_rows, d]`, or `[n_seqs, n_ctx, d]` taken
 
 import bisect
 import hashlib
+import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -16,17 +19,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
+from training.activations.row_files import RowFile, RowFiles, runs
 from training.corpus.files import leading_somewhere
 
 _SUFFIXES = (".npy", ".safetensors")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # every open file takes a descriptor, and 1,024 is a common limit
 _OPEN_FILES = 256
+_HASHERS = 4
 
 
 class _Array(NamedTuple):
@@ -37,6 +42,8 @@ class _Array(NamedTuple):
     """The tensor's name in a safetensors file."""
     shape: tuple[int, ...]
     dtype: torch.dtype
+    offset: int | None
+    """Bytes before the first row; None if rows do not lie one behind the other in this machine's byte order."""
 
     @property
     def where(self) -> str:
@@ -48,7 +55,9 @@ class _Array(NamedTuple):
 
 
 class ActsDir:
-    """A folder of activations."""
+    """A folder of activations. A `sources.OwnRows`."""
+
+    device = torch.device("cpu")
 
     def __init__(self, path: str | Path, hook: str | None = None) -> None:
         """Look at the headers of all files; values are read later.
@@ -76,7 +85,8 @@ class ActsDir:
             n_arrays = sum(map(len, self._arrays.values()))
             raise SaescopeError(f"{self.path}: there is no row in any of its {n_arrays} arrays; put some there.")
         self._ends = {name: list(accumulate(a.n_rows for a in arrays)) for name, arrays in self._arrays.items()}
-        self._dtypes = {name: _common_dtype(arrays) for name, arrays in self._arrays.items()}
+        self.dtypes = {name: _common_dtype(arrays) for name, arrays in self._arrays.items()}
+        self._plain = {name: self._row_files(name) for name in self._arrays}
         self._open = lru_cache(maxsize=_OPEN_FILES)(partial(_open_array))
 
     def _equal_rows(self) -> int:
@@ -119,12 +129,32 @@ class ActsDir:
         array = self._arrays[hook][i]
         return f"{array.where}, row {row - (self._ends[hook][i] - array.n_rows)}"
 
+    def _row_files(self, hook: str) -> RowFiles | None:
+        """The hook's files, if their bytes are rows as they are wanted."""
+        files = []
+        for array in self._arrays[hook]:
+            if array.offset is None or array.dtype != self.dtypes[hook]:
+                return None
+            files.append(RowFile(array.path, array.offset, array.n_rows))
+        return RowFiles(files, self.hooks[hook] * self.dtypes[hook].itemsize)
+
+    def read(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Float[Tensor, "n_rows d"]
+    ) -> None:
+        """Fill `out` with the rows of these blocks of a hook, neighbouring blocks in one request."""
+        plain = self._plain[hook]
+        if plain is not None and out.device.type == "cpu":
+            plain.read(blocks, block_rows, out)
+            return
+        for first, n_rows, at in runs(blocks, block_rows):
+            out[at : at + n_rows] = self.rows(hook, first, first + n_rows)
+
     def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
         """Rows `start` to `stop` of a hook, in its files' own precision (fp64 as fp32; the widest, if files differ)."""
         if hook not in self.hooks:
             raise SaescopeError(f"{self.path} has no hook {hook!r}; it has {', '.join(self.hooks)}.")
         assert 0 <= start <= stop <= self.n_rows, f"rows {start} to {stop} of {self.n_rows}"
-        out = torch.empty(stop - start, self.hooks[hook], dtype=self._dtypes[hook])
+        out = torch.empty(stop - start, self.hooks[hook], dtype=self.dtypes[hook])
         at = start
         for i in range(bisect.bisect_right(self._ends[hook], start), len(self._ends[hook])):
             if at >= stop:
@@ -159,14 +189,15 @@ def _arrays(path: Path) -> Iterator[_Array]:
         array = _open_npy(path)
         if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
             raise SaescopeError(f"{path} holds {array.dtype}; rows are float16, float32 or float64.")
-        yield _checked(_Array(path, None, array.shape, _torch_dtype(array.dtype)))
+        offset = array.offset if array.flags.c_contiguous and array.dtype.isnative else None  # type: ignore[attr-defined]
+        yield _checked(_Array(path, None, array.shape, _torch_dtype(array.dtype), offset))
         return
-    file = _open_safetensors(path)
+    file, begins = _open_safetensors(path), _begins(path)
     for key in sorted(file.keys(), key=_natural):
         view = file.get_slice(key)
         if view.get_dtype() not in _DTYPES:
             raise SaescopeError(f"{path}, tensor {key!r} holds {view.get_dtype()}; rows are {', '.join(_DTYPES)}.")
-        yield _checked(_Array(path, key, tuple(view.get_shape()), _DTYPES[view.get_dtype()]))
+        yield _checked(_Array(path, key, tuple(view.get_shape()), _DTYPES[view.get_dtype()], begins[key]))
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -221,6 +252,16 @@ def _open_safetensors(path: Path) -> Any:
         raise SaescopeError(f"{path} is no safetensors file that can be read ({first_line(error)}).") from None
 
 
+def _begins(path: Path) -> dict[str, int | None]:
+    """Where each tensor of a safetensors file begins, in bytes: the format is little-endian and row-major."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    native = sys.byteorder == "little"
+    return {key: 8 + length + int(of["data_offsets"][0]) if native else None
+            for key, of in header.items() if key != "__metadata__"}
+
+
 def _rows_of(array: _Array, opened: Any, start: int, stop: int) -> Tensor:
     """Rows of one array; of `[n_seqs, n_ctx, d]` only the sequences that are touched are read."""
     n_ctx = array.shape[1] if len(array.shape) == 3 else 1
@@ -236,7 +277,12 @@ def _rows_of(array: _Array, opened: Any, start: int, stop: int) -> Tensor:
 def _digest(arrays: Sequence[_Array]) -> dict[str, Any]:
     paths = list(dict.fromkeys(array.path for array in arrays))
     whole = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        for digest in pool.map(_sha256, paths):
+            whole.update(digest)
     return {"n_files": len(paths), "sha256": whole.hexdigest()}
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

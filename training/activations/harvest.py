@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from sae.errors import SaescopeError
+from training.activations.batch_seqs import batch_seqs
 from training.activations.cache import CacheSource, fill, missing_hooks
 from training.activations.folder import ActsDir
 from training.activations.row_sequences import acts_tokens, blocks_are_split, synthetic_tokens
@@ -141,5 +142,5 @@ def make_cache(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, .
 
 
 def _model_source(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, ...]) -> ModelSource:
-    assert config.model is not None
-    return ModelSource(model, tokens, hooks, dtype=config.cache.dtype, batch_seqs=config.model.batch_seqs)
+    n = batch_seqs(config, model, tokens, hooks)
+    return ModelSource(model, tokens, hooks, dtype=config.cache.dtype, batch_seqs=n)

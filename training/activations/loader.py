@@ -17,6 +17,7 @@ from torch import Tensor
 from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, as_rows, by_hook
 from training.activations.batches import FIRST, Address, Batch
+from training.activations.places import Place
 
 _SEED = 0x5AE5C0BE
 
@@ -126,11 +127,15 @@ class LoaderBatches:
 
     def __init__(
         self, loader: Loader, held_out: Mapping[str, Float[Tensor, "n_held _"]], limits: Mapping[str, float], *,
-        batch_rows: int,
+        batch_rows: int, place: Place | None = None,
     ) -> None:
-        """`held_out` are the rows never to train on, `limits` the largest norm at each of the mask's hooks."""
+        """`held_out` are the rows never to train on, `limits` the largest norm at each of the mask's hooks.
+
+        Batches are given at `place`, in memory by default.
+        """
         self.loader, self.limits, self.batch_rows = loader, limits, batch_rows
         self.held_out = row_keys(held_out, loader.hooks)
+        self.place = place or Place()
 
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 0  # noqa: ARG002  (workers are the loader's own)
@@ -164,20 +169,24 @@ class LoaderBatches:
         acts: dict[str, Tensor] = {}
         numbers = torch.zeros(0, dtype=torch.int64)
         for given in self.loader.passed(epoch):
-            keep = self._keep(given)
-            n_given = len(keep)
-            numbers = torch.cat([numbers, n_seen + keep.nonzero().squeeze(1).cpu()])
-            acts = {hook: torch.cat([acts[hook], given[hook][keep]]) if acts else given[hook][keep] for hook in hooks}
-            n_seen += n_given
+            with self.place.working():
+                here = self.place.bring(given)
+                kept = self._keep(here).nonzero().squeeze(1)
+                numbers = torch.cat([numbers, n_seen + kept.cpu()])
+                new = {hook: here[hook].index_select(0, kept.to(here[hook].device)) for hook in hooks}
+                acts = {hook: torch.cat([acts[hook], new[hook]]) if acts else new[hook] for hook in hooks}
+            n_seen += len(here[hooks[0]])
             while len(numbers) >= self.batch_rows:
-                here, after = slice(self.batch_rows), slice(self.batch_rows, None)
-                yield Batch(Address(epoch, 0, j), numbers[here], {hook: rows[here] for hook, rows in acts.items()})
-                numbers, acts, j = numbers[after], {hook: rows[after] for hook, rows in acts.items()}, j + 1
+                batch = self.place.hand_over({hook: rows[: self.batch_rows] for hook, rows in acts.items()})
+                yield Batch(Address(epoch, 0, j), numbers[: self.batch_rows], batch)
+                numbers, j = numbers[self.batch_rows :], j + 1
+                acts = {hook: rows[self.batch_rows :] for hook, rows in acts.items()}
 
     def _keep(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> Bool[Tensor, " n_rows"]:
         """Neither held out nor beyond the mask's limits."""
         keys = row_keys(acts, self.loader.hooks)
-        keep = ~torch.isin(keys, self.held_out.to(keys.device))
+        self.held_out = self.held_out.to(keys.device)
+        keep = ~torch.isin(keys, self.held_out)
         for hook, limit in self.limits.items():
             keep &= (acts[hook].float().norm(dim=1) <= limit).to(keep.device)
         return keep

@@ -4,7 +4,7 @@ A source gives blocks of rows by number, as `training.activations.cache.CacheSou
 which it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +18,8 @@ from training.model.language_model import Model
 
 NO_NUMBERS = "a wider model.dtype and cache.dtype usually help; if not, the weights themselves are damaged."
 """What to do about NaN or infinite activations."""
+_CHUNK_ROWS = 1024
+"""Few enough that the fp32 copy of these rows stays in the caches."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -26,59 +28,107 @@ class Source(Protocol):
     """Blocks of activation rows by number: block b holds rows `b · block_rows` to `(b + 1) · block_rows`."""
 
     widths: dict[str, int]
-    itemsize: int
-    """Bytes of one number of a row."""
+    dtypes: dict[str, torch.dtype]
+    device: torch.device
+    """Where rows come to be."""
+    computed: bool
+    """Rows are computed anew each time, all hooks in one pass. Else several threads may read at once."""
+    group: int
+    """Blocks that are best read together."""
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
-        """The rows of these blocks, in the order given."""
+        """The rows of these blocks, in the order given, on the CPU."""
         ...
 
-    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
-        """Their fp32 norms."""
+    def read(
+        self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
+    ) -> None:
+        """Fill `out` with the rows of its hooks, unchecked, without a copy on the way where that is possible."""
+        ...
+
+    def norms(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
+        rows: Float[Tensor, "n_rows d"] | None = None,
+    ) -> Float[Tensor, " n_rows"]:
+        """Their fp32 norms, on the CPU; measured where `rows`, what was read, lie, unless they are known.
+
+        Raises:
+            SaescopeError: a row holds NaN or an infinite value.
+        """
         ...
 
 
 def row_norms(rows: Float[Tensor, "n_rows d"]) -> Float[Tensor, " n_rows"]:
-    """The Euclidean norm of each row, in fp32 whatever the row's type."""
-    return torch.cat([chunk.float().norm(dim=1) for chunk in rows.split(65_536)])
+    """The Euclidean norm of each row, in fp32 whatever the row's type, where the rows lie."""
+    if rows.device.type == "cuda":
+        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return torch.cat([chunk.float().norm(dim=1) for chunk in rows.split(_CHUNK_ROWS)])
+
+
+def first_fault(rows: Float[Tensor, "n_rows d"], norms: Float[Tensor, " n_rows"]) -> int | None:
+    """The number of the first row that holds NaN or an infinite value; a norm can be infinite without."""
+    doubtful = (~norms.isfinite()).nonzero().squeeze(1)
+    if not len(doubtful):
+        return None
+    faulty = doubtful[~rows[doubtful.to(rows.device)].isfinite().all(1).to(doubtful.device)]
+    return int(faulty[0]) if len(faulty) else None
 
 
 class ModelSource:
     """Runs the language model on whole sequences, all hooks in one pass, and rounds rows as a cache would."""
 
+    computed = True
+
     def __init__(self, model: Model, tokens: Tokens, hooks: Sequence[str], *, dtype: str, batch_seqs: int) -> None:
         """`hooks` are those a forward pass takes; `dtype` is the rows' precision."""
         self.model, self.tokens, self.hooks = model, tokens, tuple(hooks)
-        self.dtype, self.batch_seqs = DTYPES[dtype], batch_seqs
+        self.dtype, self.group, self.device = DTYPES[dtype], batch_seqs, model.device
         self.widths = {hook: model.d_hook(hook) for hook in hooks}
-        self.itemsize = self.dtype.itemsize
+        self.dtypes = dict.fromkeys(hooks, self.dtype)
         self._last: tuple[bytes, dict[str, Tensor]] = (b"", {})
 
-    def compute(self, seqs: Int64[np.ndarray, " n"]) -> dict[str, Tensor]:
-        """Each hook's activations of these sequences, `[n, n_ctx, d]` on the CPU."""
+    def compute(self, seqs: Int64[np.ndarray, " n"]) -> dict[str, Float[Tensor, "n n_ctx _"]]:
+        """Each hook's activations of these sequences, on the model's device."""
         assert self.tokens.tokens is not None
         ids = torch.from_numpy(self.tokens.tokens[seqs]).long()
+        if self.device.type == "cuda":
+            ids = ids.pin_memory().to(self.device, non_blocking=True)
         # groups of one size: products in bf16 round differently for another, and a row must not depend on its company
-        acts = self.model.activations(ids, self.hooks, n_seqs_per_forward=self.batch_seqs)
-        return {hook: rows.to(self.dtype).cpu() for hook, rows in acts.items()}
+        acts = self.model.activations(ids, self.hooks, n_seqs_per_forward=self.group)
+        return {hook: rows.to(self.dtype) for hook, rows in acts.items()}
+
+    def read(
+        self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
+    ) -> None:
+        """Fill `out` with the rows of these sequences."""
+        assert block_rows == self.tokens.n_ctx, "a language model gives whole sequences"
+        acts = self.compute(blocks)
+        for hook, rows in out.items():
+            rows.copy_(acts[hook].flatten(0, 1))
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these sequences; the pass that gave one hook's is kept for the others'."""
         assert block_rows == self.tokens.n_ctx, "a language model gives whole sequences"
         if self._last[0] != blocks.tobytes():
-            self._last = (blocks.tobytes(), self.compute(blocks))
+            self._last = (blocks.tobytes(), {h: acts.cpu() for h, acts in self.compute(blocks).items()})
         rows = self._last[1][hook].flatten(0, 1)
-        if not rows.isfinite().all():
-            bad = int((~rows.isfinite().all(1)).nonzero()[0, 0])
+        self.norms(hook, blocks, block_rows, rows)
+        return rows
+
+    def norms(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
+        rows: Float[Tensor, "n_rows d"] | None = None,
+    ) -> Float[Tensor, " n_rows"]:
+        """Their fp32 norms."""
+        if rows is None:
+            rows = self.rows(hook, blocks, block_rows)
+        norms = row_norms(rows).cpu()
+        if (bad := first_fault(rows, norms)) is not None:
             raise SaescopeError(
                 f"{hook}: NaN or infinite activations in sequence {int(blocks[bad // block_rows])}, position "
                 f"{bad % block_rows}; {NO_NUMBERS}"
             )
-        return rows
-
-    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
-        """Their fp32 norms."""
-        return row_norms(self.rows(hook, blocks, block_rows))
+        return norms
 
 
 @runtime_checkable
@@ -89,8 +139,15 @@ class OwnRows(Protocol):
     hooks: dict[str, int]
     """Width of the rows, by hook."""
 
-    def rows(self, hook: str, start: int, stop: int) -> Float[Tensor, "n_rows d"]:
-        """Rows `start` to `stop` of a hook."""
+    dtypes: dict[str, torch.dtype]
+    n_rows: int
+    device: torch.device
+    """Where they lie."""
+
+    def read(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Float[Tensor, "n_rows d"]
+    ) -> None:
+        """Fill `out` with the rows of these blocks of a hook."""
         ...
 
     def place(self, hook: str, row: int) -> str:
@@ -99,28 +156,47 @@ class OwnRows(Protocol):
 
 
 class ActsSource:
-    """The user's own rows, read where they lie."""
+    """The user's own rows, read where they lie. Norms are measured once, and kept in memory."""
+
+    computed, group = False, 1
 
     def __init__(self, acts: OwnRows) -> None:
-        self.acts = acts
-        self.widths = dict(acts.hooks)
-        self.itemsize = max(acts.rows(hook, 0, 1).element_size() for hook in self.widths)
+        self.acts, self.device = acts, acts.device
+        self.widths, self.dtypes = dict(acts.hooks), dict(acts.dtypes)
+        self._norms: dict[str, Float[np.ndarray, " n_rows"]] = {}
+
+    def read(
+        self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
+    ) -> None:
+        """Fill `out` with the rows of these blocks."""
+        for hook, rows in out.items():
+            self.acts.read(hook, blocks, block_rows, rows)
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks."""
         if hook not in self.widths:
             raise SaescopeError(f"{self.acts.name} has no hook {hook!r}; it has {', '.join(self.widths)}.")
-        parts = [self.acts.rows(hook, int(b) * block_rows, (int(b) + 1) * block_rows) for b in blocks]
-        rows = torch.cat(parts) if parts else torch.zeros(0, self.widths[hook])
-        if not rows.isfinite().all():
-            bad = int((~rows.isfinite().all(1)).nonzero()[0, 0])
-            row = int(blocks[bad // block_rows]) * block_rows + bad % block_rows
-            raise SaescopeError(
-                f"{hook}: NaN, infinite values or values beyond float32 (3.4e38) in {self.acts.place(hook, row)} (row "
-                f"{row} of all); clean them and start again."
-            )
+        rows = torch.empty(len(blocks) * block_rows, self.widths[hook], dtype=self.dtypes[hook])
+        self.acts.read(hook, blocks, block_rows, rows)
+        self.norms(hook, blocks, block_rows, rows)
         return rows
 
-    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
+    def norms(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
+        rows: Float[Tensor, "n_rows d"] | None = None,
+    ) -> Float[Tensor, " n_rows"]:
         """Their fp32 norms."""
-        return row_norms(self.rows(hook, blocks, block_rows))
+        known = self._norms.setdefault(hook, np.full(self.acts.n_rows, np.nan, dtype=np.float32))
+        known = known[: len(known) // block_rows * block_rows].reshape(-1, block_rows)
+        if np.isnan(known[blocks]).any():
+            if rows is None:
+                rows = self.rows(hook, blocks, block_rows)
+            norms = row_norms(rows).cpu()
+            if (bad := first_fault(rows, norms)) is not None:
+                row = int(blocks[bad // block_rows]) * block_rows + bad % block_rows
+                raise SaescopeError(
+                    f"{hook}: NaN, infinite values or values beyond float32 (3.4e38) in {self.acts.place(hook, row)} (row "
+                    f"{row} of all); clean them and start again."
+                )
+            known[blocks] = norms.numpy().reshape(-1, block_rows)
+        return torch.from_numpy(known[blocks].reshape(-1))

@@ -12,6 +12,7 @@ present parent has with probability `child` a present child, one and only one (`
 `correlation`. A bipolar feature is present with either sign, by a fair coin.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sae.code import SparseCode, from_dense
+from training.activations.sources import row_norms
 from training.config.synthetic import SyntheticConfig
 
 DRAWN = 1024
@@ -37,7 +39,8 @@ class Synthetic:
         self.config = config
         self.directions = config.directions()
         self.parents = config.parents()
-        self.widths, self.itemsize = {HOOK: config.d}, 4
+        self.widths, self.dtypes = {HOOK: config.d}, {HOOK: torch.float32}
+        self.device, self.computed, self.group = torch.device("cpu"), True, 1
         kept = KEPT_BYTES // (4 * DRAWN * (config.d + len(self.parents)))
         self._drawn = lru_cache(maxsize=max(8, kept))(self._draw)
 
@@ -85,9 +88,19 @@ class Synthetic:
         assert hook == HOOK, hook
         return self._blocks(blocks, block_rows, 0)
 
-    def norms(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, " n_rows"]:
+    def read(
+        self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
+    ) -> None:
+        """Fill `out` with the rows of these blocks."""
+        for hook, rows in out.items():
+            rows.copy_(self.rows(hook, blocks, block_rows))
+
+    def norms(
+        self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
+        rows: Float[Tensor, "n_rows d"] | None = None,
+    ) -> Float[Tensor, " n_rows"]:
         """Their norms."""
-        return self.rows(hook, blocks, block_rows).norm(dim=1)
+        return row_norms(self.rows(hook, blocks, block_rows) if rows is None else rows).cpu()
 
     def codes(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> SparseCode:
         """What the rows of these blocks are made of."""

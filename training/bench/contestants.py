@@ -40,6 +40,8 @@ class Contestant(ABC):
 
     name: str
     precision: str = "fp32"
+    n_steps_each: int = 1
+    """Steps that `step` takes."""
 
     @abstractmethod
     def step(self, batch: int) -> Taken:

@@ -1,7 +1,8 @@
 """How fast a training step is: Saescope beside a dense step and other libraries, on the same weights and batches.
 
 The contestants take turns step by step in an order drawn anew each round, so that whatever else the machine does falls
-on all alike; libraries that need another environment run in a process of their own that waits while others step.
+on all alike; libraries that need another environment run in a process of their own that waits while others step. On a GPU
+whole training steps and the best dense step take part, too (`training.bench.whole_steps`), several steps to a turn.
 
 Beside each figure stands its floor, measured in the same rounds. *Product*: the encoder's own, the faster of `torch.mm`
 (into memory that is kept) and `F.linear` on these tensors, in the number format of that contestant. *Traffic*: reading
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sae.errors import SaescopeError
+from sae.errors import SaescopeError, first_line
 from training.bench.contestants import Contestant, Dense, Ours, Peer, ours
 from training.bench.memory import peaks
 from training.bench.setup import SHAPES, Setup, Shape, Stopwatch, machine
+from training.bench.whole_steps import CapturedDense, Trained
 
 PEERS = ("SAELens", "dictionary_learning", "sparsify")
 VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka")
@@ -32,7 +34,7 @@ class Floor:
     """The least that a step can take, in one number format."""
 
     def __init__(self, setup: Setup, precision: str) -> None:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self.x, self.w = setup.batches[0].to(dtype), setup.W_enc.t().contiguous().to(dtype)
         self.out = torch.empty(self.x.shape[0], self.w.shape[0], dtype=dtype, device=self.x.device)
         self.state = torch.ones(6, *self.w.shape, device=self.x.device)
@@ -72,11 +74,20 @@ def contestants(
     if setup.device.type == "cuda":
         found += [ours(setup, "topk", precision, fused_adam=True) for precision in precisions if "topk" in variants]
     # other libraries train in bf16 under autocast, which their code foresees on GPUs only
-    formats = precisions if setup.device.type == "cuda" else ("fp32",)
+    beside = dict.fromkeys("bf16" if precision == "fp8" else precision for precision in precisions)
+    formats = tuple(beside) if setup.device.type == "cuda" else ("fp32",)
     missing: list[str] = []
     for precision in formats:
         found += [Dense(setup, precision)] if dense else []
         found += [Dense(setup, precision, compiled=True)] if compiled else []
+    if setup.device.type == "cuda":
+        found += [Trained(setup, variant, precision) for precision in precisions for variant in variants]
+        for precision in formats:
+            for kind in [False] * dense + [True] * compiled:
+                try:
+                    found.append(CapturedDense(setup, precision, compiled=kind))
+                except RuntimeError as error:  # what torch cannot capture or compile
+                    missing.append(f"dense {'torch.compile, ' if kind else ''}captured {precision}: {first_line(error)}")
     if python is not None:
         setup.save(folder / "setup.pt")
         for name in PEERS:
@@ -126,7 +137,7 @@ def measure(
     medians = {precision: floor.medians() for precision, floor in floors.items()}
     rows = [
         row(c, taken[c.name], medians[c.precision], setup.shape.n_rows)
-        | {"first_step_ms": first[c.name], "loss": losses[c.name], "loss_after_steps": n_rounds}
+        | {"first_step_ms": first[c.name], "loss": losses[c.name], "loss_after_steps": n_rounds * c.n_steps_each}
         for c in field
     ]
     return {"floors_ms": medians, "contestants": rows}

@@ -9,10 +9,11 @@ from sae.errors import SaescopeError
 from training.bench.contestants import Contestant, Dense, Ours, Peer, ours
 from training.bench.peers import peak_mib
 from training.bench.setup import Setup, Shape
+from training.bench.whole_steps import CapturedDense
 
 
 def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: int) -> dict[str, float]:
-    """Peak MiB of each contestant's process.
+    """Peak MiB of each contestant's process, but of whole and captured steps.
 
     On a CPU that is all the process held, its libraries and the batches included (its share of them is alike for
     everyone); on CUDA what torch had allocated on the device.
@@ -23,7 +24,7 @@ def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: in
             found[c.name] = c.ask(peak=True)["mib"]
         elif isinstance(c, Ours):
             found[c.name] = peak_of(setup.shape, c.variant, c.precision, dead_share, seed, setup.device)
-        elif isinstance(c, Dense):
+        elif isinstance(c, Dense) and not isinstance(c, CapturedDense):
             variant = "torch.compile" if c.compiled else "eager"
             found[c.name] = peak_of(setup.shape, variant, c.precision, dead_share, seed, setup.device)
     return found

@@ -1,4 +1,4 @@
-"""The kernel benchmark's figures as tables to read."""
+"""Figures of benchmarks as tables to read."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,5 +35,26 @@ def table(result: dict[str, Any]) -> Any:
             f"{row['times_product']:.2f}", f"{row['share_of_floor']:.0%}", "" if peak is None else f"{peak:,.0f}",
             f"{row['first_step_ms'] / 1e3:.1f}", f"{row['loss']:.5g}",
             *(f"{ms['median'] / first['ms']['median']:.2f}" for first in firsts),
+        )
+    return made
+
+
+PARTS = ("step", "model", "read", "write", "to_device", "from_device")
+
+
+def e2e_table(result: dict[str, Any]) -> Any:
+    """One size of the end-to-end benchmark, in tokens per second."""
+    from rich.table import Table
+
+    sizes = {name: result[name] for name in ("d_in", "d_sae", "k", "batch_rows")}
+    title = f"{result['size']}: " + ", ".join(f"{name} {value:,}" for name, value in sizes.items())
+    made = Table(title=f"{title}, {result['kernels']} kernels, tokens/s" if "kernels" in result else f"{title}, tokens/s")
+    for column in ("", "ours", *PARTS, "parts allow", "share"):
+        made.add_column(column.replace("_", " "), justify="right" if column else "left")
+    for leg, found in result["legs"].items():
+        parts = found["parts_tokens_per_s"]
+        made.add_row(
+            leg, f"{found['tokens_per_s']:,.0f}", *(f"{parts[part]:,.0f}" if part in parts else "" for part in PARTS),
+            f"{found['allowed_tokens_per_s']:,.0f}", f"{found['share']:.2f}",
         )
     return made

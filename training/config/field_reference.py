@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sae.units import Duration, Time
 from sae.variants import VARIANTS
 from training.config.schema import Config
 
@@ -30,9 +31,16 @@ def _lines(model: Any, indent: str, only: str | None = None) -> list[str]:
         if section is not None:
             out += [f"\n{indent}{info.alias or name}:  {meaning}".rstrip(), *_lines(section, indent + "  ")]
         else:
-            default = str(info.default) if hasattr(info.default, "unit") else default
+            default = _written(info.default) or default
             out.append(f"{indent}{info.alias or name}: {default}  — {meaning}")
     return out
+
+
+def _written(default: Any) -> str | None:
+    """Durations as configs spell them."""
+    if isinstance(default, tuple) and all(isinstance(one, Duration) for one in default):
+        return f"[{', '.join(map(str, default))}]"
+    return str(default) if isinstance(default, Duration | Time) else None
 
 
 def _arguments(annotation: Any) -> list[Any]:

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ValidationError
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 from sae.variants import variant_config
-from training.config.schema import Config
+from training.config.schema import Config, auto_lr
 from training.config.yaml12 import load_yaml
 
 Kind = TypeVar("Kind", bound=BaseModel)
 SWEPT = ("sae", "site", "optim")
 """Sections in which the members of a sweep may differ: everything else feeds the shared stream."""
+SWEPT_KEYS = ("train.dead_window",)
+"""Keys of other sections in which they may, too."""
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
@@ -79,10 +81,10 @@ def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) ->
     for i, entry in enumerate(entries):
         fields = base
         for key, value in entry.items():
-            if key != "name" and key.split(".")[0] not in SWEPT:
+            if key not in ("name", *SWEPT_KEYS) and key.split(".")[0] not in SWEPT:
                 raise SaescopeError(
                     f"{where}: sweep entry {i + 1} changes {key}, but members of a sweep share one stream of batches; "
-                    f"only {', '.join(SWEPT)} may differ."
+                    f"only {', '.join((*SWEPT, *SWEPT_KEYS))} may differ."
                 )
             fields = fields if key == "name" else merged(fields, _nested(key, value))
         name = str(entry.get("name", f"{i:02d}"))
@@ -128,11 +130,14 @@ def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
 
 
 def _training(fields: dict[str, Any], where: str) -> Config:
-    """With no model where rows need none and none is named: a run would claim the default one."""
+    """With a number for the learning rate, and no model where rows need none and none is named: a run would claim one."""
     config = validated(Config, fields, where)
-    if config.corpus.needs_model or "model" in config.model_fields_set:
-        return config
-    return config.model_copy(update={"model": None})
+    changes: dict[str, Any] = {}
+    if config.optim.lr is None:
+        changes["optim"] = config.optim.model_copy(update={"lr": auto_lr(config.sae.d_sae)})
+    if not config.corpus.needs_model and "model" not in config.model_fields_set:
+        changes["model"] = None
+    return config.model_copy(update=changes)
 
 
 def _explained(error: ValidationError, fields: dict[str, Any], kind: type[BaseModel]) -> str:

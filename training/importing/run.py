@@ -173,7 +173,8 @@ class Judged:
         figures = self.rows.measure(sae, config.site)
         if self.tokens is None:
             return figures
-        with display.task("splicing", len(self.tokens.seqs) * (self.data.tokens.n_ctx - 1)) as task:
+        n_tokens = len(self.tokens.seqs) * (self.data.tokens.n_ctx - 1)
+        with display.task("measuring the SAE inside the model", n_tokens) as task:
             (spliced,) = self.tokens.measure([(sae, config.site)], task.advance)
         return figures | spliced
 

@@ -6,7 +6,7 @@ So pruning goes from many nodes to few in turns, and takes effects anew within t
 examples only; what it gains is to be measured on others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -100,7 +100,8 @@ def _slopes(
 
 def pruned(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, sizes: Sequence[int], *, start: Nodes,
-    by: Literal["distance", "size"] = "distance", errors: Errors = "circuit", shrink: float = 0.8, **options: Any,
+    by: Literal["distance", "size"] = "distance", errors: Errors = "circuit", shrink: float = 0.8,
+    progress: Callable[[int], None] = lambda _: None, **options: Any,
 ) -> list[Nodes]:
     """Circuits of these sizes, each inside the next, by dropping nodes from `start` by their effects within what is left.
 
@@ -119,6 +120,7 @@ def pruned(
         by: what is dropped.
         errors: as in `Ablation`.
         shrink: the share of the nodes that is left after a turn.
+        progress: told of the nodes dropped in each turn.
         options: of `effects_within`.
 
     Raises:
@@ -138,6 +140,7 @@ def pruned(
             else:
                 (mine,) = measure(model, groups, metric, [run], **options)
                 kept = nearest(table, mine - full, n)
+            progress(len(left) - len(kept))
             left = left.take(np.sort(kept))
         found.append(left)
     return found[::-1]

@@ -85,7 +85,7 @@ def edge_curve(
     Raises:
         SaescopeError: as `edge_faithfulness`.
     """
-    circuits = [largest_edges(edges, n) for n in sorted({min(n, len(edges)) for n in sizes})]
+    circuits = [edges.largest(n) for n in sorted({min(n, len(edges)) for n in sizes})]
     found = edge_faithfulness(model, groups, metric, circuits, errors=errors, **options)
     n_edges = tuple(len(circuit) for circuit in circuits)
     columns = np.stack([*(one.run - one.empty for one in found), found[0].full - found[0].empty], axis=1)
@@ -96,11 +96,6 @@ def edge_curve(
             lambda means: area(n_edges, means[:, :-1] / means[:, -1:]), columns, n_bootstraps=n_bootstraps, seed=seed
         ),
     )
-
-
-def largest_edges(edges: EdgeEffects, n: int) -> EdgeEffects:
-    """The n edges with the largest |mean effect|, in their order."""
-    return edges.take(np.sort(np.argsort(-np.abs(edges.mean), kind="stable")[:n]))
 
 
 @torch.no_grad()

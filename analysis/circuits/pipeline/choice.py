@@ -8,6 +8,7 @@ from analysis.circuits.effects.reference import Means
 from analysis.circuits.nodes import ERROR, NodeEffects, Nodes
 from analysis.circuits.pipeline.setup import Setup
 from sae.errors import SaescopeError
+from training.display import Display
 
 LARGER = 10
 """The largest circuit of a curve has so many times the nodes that were asked for; pruning begins with as many."""
@@ -25,7 +26,7 @@ def allowed(setup: Setup, effects: NodeEffects) -> NodeEffects:
     return effects if setup.config.nodes.errors else effects.take(effects.nodes.feature != ERROR)
 
 
-def circuits_of_sizes(setup: Setup, effects: NodeEffects, means: Means) -> list[Nodes]:
+def circuits_of_sizes(setup: Setup, effects: NodeEffects, means: Means, display: Display) -> list[Nodes]:
     """Circuits of every size of the curve, each inside the next, from training examples.
 
     Raises:
@@ -40,10 +41,12 @@ def circuits_of_sizes(setup: Setup, effects: NodeEffects, means: Means) -> list[
         )
     if config.nodes.choose == "effects":
         return found
-    return pruned(
-        setup.model, setup.train, setup.metric, n, start=found[-1], reference=config.checks.ablation, means=means,
-        batch=config.effects.batch,
-    )
+    start = found[-1]
+    with display.task("choosing nodes: dropped", len(start) - min(n[0], len(start)), "nodes") as task:
+        return pruned(
+            setup.model, setup.train, setup.metric, n, start=start, reference=config.checks.ablation, means=means,
+            batch=config.effects.batch, progress=task.advance,
+        )
 
 
 def circuit_of(circuits: list[Nodes], most: int) -> Nodes:

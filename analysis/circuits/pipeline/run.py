@@ -97,7 +97,7 @@ def _agreement(setup: Setup, stages: Stages, means: Means, display: Display) -> 
     steps = len(examples) * len(setup.sites) * (len(estimators) + 1)
 
     def compare() -> list[dict[str, Any]]:
-        with display.task("agreement with exact ablation", steps, "sites of prompts") as task:
+        with display.task("agreement with exact ablation", steps, "site passes") as task:
             found = compare_estimators(
                 setup.model, examples, setup.metric, estimators=estimators, n_largest=config.n_exact // 2,
                 n_random=config.n_exact - config.n_exact // 2, reference=setup.reference, means=means, batch=config.batch,
@@ -138,7 +138,7 @@ def _effects(
     keys = ("code", "model", "saes", "task", "effects", "method")
     stages = stages.given(method=str(estimator))
     total = sum(map(len, setup.train)) * len(setup.sites)
-    with display.task(f"effects by {estimator}", total, "sites of prompts") as task:
+    with display.task(f"effects by {estimator}", total, "site passes") as task:
         for g, group in enumerate(setup.train):
             parts: list[Gradients] = []
             for b, part in enumerate(group.batches(config.batch)):
@@ -168,10 +168,7 @@ def _choose(
 ) -> list[Nodes]:
     """Circuits of all sizes."""
     def make() -> list[list[tuple[int, int, int]]]:
-        with display.task("choosing nodes", 1, "circuits") as task:
-            found = circuits_of_sizes(setup, effects, means)
-            task.advance(1)
-        return [nodes.triples for nodes in found]
+        return [nodes.triples for nodes in circuits_of_sizes(setup, effects, means, display)]
 
     stages = stages.given(method=str(estimator))
     found = stages.json("choice", make, "code", "model", "saes", "task", "effects", "nodes", "checks", "method")

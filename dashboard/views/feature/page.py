@@ -6,6 +6,7 @@ from html import escape
 
 import streamlit as st
 
+from analysis.labels.first_look import good_first
 from analysis.render import feature as drawn
 from analysis.render.figures import histogram
 from dashboard.components.drawing import drawing
@@ -65,7 +66,7 @@ def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
 
 
 def _feature(chosen: Selection, features: object) -> int:
-    """The feature that the URL names; a random one that fires for `f=random`; the first of the order for none."""
+    """The feature that the URL names; a random one that fires for `f=random`; for none one to begin with."""
     asked = st.query_params.get("f", "")
     if asked == "random":
         alive = chosen.index.top("feature", False, "n_active > 0", limit=chosen.index.d_sae, columns=["feature"])
@@ -76,8 +77,9 @@ def _feature(chosen: Selection, features: object) -> int:
         return int(asked)
     if asked:
         st.warning(f"This run has features 0 to {chosen.index.d_sae - 1}; there is no other.")
-    first = list(features)[:1] if isinstance(features, list) else []
-    return first[0] if first else 0
+    ordered = any(key in st.query_params for key in order.KEYS)
+    first = list(features)[:1] if ordered and isinstance(features, list) else []
+    return first[0] if first else good_first(chosen.index, chosen.labels)
 
 
 def _walk(place: CurrentFeature, features: list[int]) -> None:

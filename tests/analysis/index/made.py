@@ -29,12 +29,16 @@ class NoRows:
     """A source that is never read."""
 
     def __init__(self) -> None:
-        self.widths, self.itemsize = {"acts": 4}, 4
+        self.widths, self.dtypes = {"acts": 4}, {"acts": torch.float32}
+        self.device, self.computed, self.group = torch.device("cpu"), False, 1
 
     def rows(self, hook: str, blocks: np.ndarray, block_rows: int) -> torch.Tensor:
         raise AssertionError
 
-    def norms(self, hook: str, blocks: np.ndarray, block_rows: int) -> torch.Tensor:
+    def read(self, blocks: np.ndarray, block_rows: int, out: dict[str, torch.Tensor]) -> None:
+        raise AssertionError
+
+    def norms(self, hook: str, blocks: np.ndarray, block_rows: int, rows: torch.Tensor | None = None) -> torch.Tensor:
         raise AssertionError
 
 

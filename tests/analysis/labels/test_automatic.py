@@ -180,6 +180,21 @@ def test_chance_is_that_of_drawing_at_random() -> None:
     assert found.tolist() == pytest.approx([(6 * 6 + 4) / 120, 1.0, 4 / 120])
 
 
+def test_chance_is_that_of_scipy_above_the_mean() -> None:
+    from scipy.stats import hypergeom
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n_everywhere = int(rng.integers(50, 300_000))
+        n_inside, everywhere = int(rng.integers(1, min(n_everywhere, 5000))), rng.integers(1, n_everywhere, 20)
+        least = np.maximum(0, n_inside + everywhere - n_everywhere)
+        inside = rng.integers(least, np.minimum(n_inside, everywhere) + 1)
+        found = chance(inside, n_inside, everywhere, n_everywhere)
+        expected = hypergeom.sf(inside - 1, n_everywhere, everywhere, n_inside)
+        above = inside * n_everywhere > n_inside * everywhere
+        assert found[above] == pytest.approx(expected[above], rel=1e-6, abs=1e-200) and (found[~above] == 1).all()
+
+
 def test_the_best_words_gain_most() -> None:
     inside, everywhere = np.array([60, 30, 10, 0]), np.array([60, 400, 12, 528])
     assert best_words(inside, 100, everywhere, 1000, most=3, least_gain=0.03) == [0, 2]

@@ -73,6 +73,23 @@ def test_variants(short: Any) -> None:
         assert row["tokens_per_cpu_s"] > 0
 
 
+def test_learning_rate(short: Any, place: Path) -> None:
+    """A higher rate explains more in so few steps; weights are not kept."""
+    rows = short("learning-rate")
+    low, high = (rows[f"topk-2304-800k {name}"] for name in ("lr-1e-3", "lr-1e-2"))
+    assert high["fve"] > low["fve"] + 0.1
+    for row in (low, high):
+        assert row["fve_low"] < row["fve"] < row["fve_high"] and 0 <= row["silent"] <= 1
+        assert 0 < row["grad_norm_least"] <= row["grad_norm"]
+    assert not (place / "runs" / "learning-rate-short" / "topk-2304-800k-0").exists()
+
+
+def test_dead_window(short: Any) -> None:
+    rows = short("dead-window")
+    assert set(rows) == {"batchtopk-2304-800k 10pc", "batchtopk-2304-800k no-auxk"}
+    assert all(0 <= row["dead"] <= 1 for row in rows.values())
+
+
 def test_mdl_lm(short: Any) -> None:
     """The least of each sweep at each FVE is its column's minimum, or a mixture's; whoever surpasses it has bits there."""
     rows, compared = short("mdl-lm"), 0

@@ -70,6 +70,19 @@ def test_goes_on_where_it_was_stopped(place: Path) -> None:
     assert len(table("docs/results/toy.csv")) == 6
 
 
+def test_several_processes_give_the_same_rows_and_do_the_other_jobs_where_one_fails(place: Path) -> None:
+    one = reproduce("toy", quiet=True, runs="one")
+    Path("configs/reproduce/toy.yaml").write_text(PLAN.replace("plain: {}", "plain: {offset: word}"))
+    with pytest.raises(TypeError):
+        reproduce("toy", quiet=True, runs="several", processes=2)
+    assert sorted(path.stem for path in Path("several/toy").glob("*.json")) == ["far-0", "far-1", "far-2"]
+    Path("configs/reproduce/toy.yaml").write_text(PLAN)
+    several = reproduce("toy", quiet=True, runs="several", processes=2)
+    values = [[(row["seed"], row["setting"], row["value"]) for row in rows] for rows in (one, several)]
+    assert values[0] == values[1]
+    assert Path("several/toy/diary").read_text().split().count("far-0") == 1
+
+
 def test_other_fields_are_done_anew(place: Path) -> None:
     reproduce("toy", quiet=True)
     Path("configs/reproduce/toy.yaml").write_text(PLAN.replace("offset: 10", "offset: 30"))

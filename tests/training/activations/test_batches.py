@@ -128,7 +128,7 @@ def test_a_batch_larger_than_a_superblock_is_refused(data: tuple[Tokens, Source]
 def test_errors_of_the_reading_thread_reach_the_trainer(data: tuple[Tokens, Source]) -> None:
     stream = batches(data)
     take(stream, 1)
-    stream.source = type("Broken", (), {"rows": lambda *_: 1 / 0})()  # type: ignore[assignment]
+    stream.source.read = lambda *_: 1 / 0  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         take(stream, 1)
 
@@ -144,12 +144,18 @@ def test_a_batch_mixes_nearly_as_many_sequences_as_a_global_shuffle(tmp_path: Pa
         """Rows that are as small as rows can be."""
 
         def __init__(self) -> None:
-            self.widths, self.itemsize = {HOOK: 1}, 2
+            self.widths, self.dtypes = {HOOK: 1}, {HOOK: torch.bfloat16}
+            self.device, self.computed, self.group = torch.device("cpu"), False, 1
 
         def rows(self, hook: str, blocks: np.ndarray, block_rows: int) -> torch.Tensor:
             return torch.ones(len(blocks) * block_rows, 1, dtype=torch.bfloat16)
 
-        def norms(self, hook: str, blocks: np.ndarray, block_rows: int) -> torch.Tensor:
+        def read(self, blocks: np.ndarray, block_rows: int, out: dict[str, torch.Tensor]) -> None:
+            out[HOOK].fill_(1)
+
+        def norms(
+            self, hook: str, blocks: np.ndarray, block_rows: int, rows: torch.Tensor | None = None
+        ) -> torch.Tensor:
             return torch.ones(len(blocks) * block_rows)
 
     mask = KeepMask(Numbers(), tokens, DataConfig(mask_hooks=(HOOK,)))

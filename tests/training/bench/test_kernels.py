@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 
 from sae.errors import SaescopeError
-from training.bench.contestants import Dense
+from training.bench.contestants import Dense, ours
 from training.bench.kernels import bench_kernels
 from training.bench.memory import peak_of
 from training.bench.setup import Setup, Shape, Stopwatch, file_name, machine
 from training.bench.show import show
+from training.bench.whole_steps import N_STEPS, CapturedDense, Trained
 
 TINY = Shape(32, 16, 128, 4)
 
@@ -63,6 +64,33 @@ def test_the_dense_step_in_bf16_learns_as_in_fp32() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.parametrize("variant", ["topk", "matryoshka"])
+def test_whole_training_steps_learn_as_the_kernels_alone(variant: str) -> None:
+    setup = Setup.make(TINY)
+    whole, alone = Trained(setup, variant, "fp32"), ours(setup, variant, "fp32")
+    whole.step(0)
+    for batch in range(N_STEPS):
+        alone.step(batch % len(setup.batches))
+    # both before the step that comes next, on its batch
+    x, after = setup.batches[0], alone.step(0)
+    assert float((x - whole.trainer.sae(x)).square().sum() / len(x)) == pytest.approx(after.loss, rel=1e-3)
+
+
+def test_features_are_dead_in_whole_training_steps_where_some_are_to_be() -> None:
+    setup = Setup.make(TINY, dead_share=0.1)
+    whole = Trained(setup, "topk", "fp32")
+    assert setup.dead is not None and bool(whole.trainer.dead()[setup.dead].all()) and whole.step(3).ms > 0
+
+
+def test_the_dense_step_that_can_be_captured_is_the_dense_step() -> None:
+    setup = Setup.make(TINY, dead_share=0.1)
+    plain, fast = Dense(setup), CapturedDense(setup, "fp32")
+    turn = fast.step(0)
+    for batch in range(N_STEPS):
+        loss = plain.step(batch % len(setup.batches)).loss
+    assert turn.loss == pytest.approx(loss, rel=1e-5) and torch.equal(plain.fired, fast.fired)
+
+
 def test_laps_are_times_between_marks() -> None:
     watch = Stopwatch(torch.device("cpu"))
     time.sleep(0.02)
@@ -103,5 +131,7 @@ def test_a_step_with_262144_features_fits_8_gib() -> None:
 @pytest.mark.gpu
 def test_on_a_device() -> None:
     figures = bench_kernels([Shape(256, 64, 2048, 16)], device="cuda", repeats=2, warmup=1, compiled=False)
+    names = {row["name"] for result in figures["results"] for row in result["contestants"]}
+    assert {"sae train topk bf16", "dense captured bf16"} <= names
     assert all(row["ms"]["median"] > 0 for result in figures["results"] for row in result["contestants"])
     assert all(mib > 0 for result in figures["results"] for mib in result["peak_mib"].values())

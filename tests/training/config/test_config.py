@@ -7,6 +7,7 @@ from sae.errors import SaescopeError
 from sae.units import Duration
 from training.config import reading as configs
 from training.config.synthetic import SyntheticConfig
+from training.schedule import Clock
 
 ROOT = Path(__file__).parents[3]
 BASE = {"name": "r", "site": "blocks.0.hook_resid_post", "sae": {"variant": "topk", "d_sae": 64, "k": 4}}
@@ -17,6 +18,56 @@ def test_every_config_in_the_repository_is_valid_and_survives_its_own_yaml(path:
     for member in configs.read(path):
         (tmp_path / "again.yaml").write_text(member.yaml())
         assert configs.read(tmp_path / "again.yaml") == [member]
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs").glob("circuits/*saes.yaml")]),
+    ids=lambda p: p.stem,
+)
+def test_no_config_in_the_repository_fills_a_disk(path: Path) -> None:
+    """A cache takes n_tokens · d · 2 bytes a hook. Sites are of SmolLM2-135M, d 576, where a config writes one."""
+    members = configs.read(path)
+    first, hooks = members[0], {hook for member in members for hook in member.site.hooks}
+    if first.cache.mode == "disk" and first.corpus.needs_model:
+        assert first.model is not None and first.model.name == "smollm2-135m"
+        assert first.corpus.n_tokens * len(hooks) * 576 * 2 < 5e9
+
+
+@pytest.mark.parametrize(("d_sae", "lr"), [(256, 2e-3), (2304, 2e-3), (4608, 1.4e-3), (9216, 1e-3), (65_536, 3.8e-4)])
+@pytest.mark.parametrize("given", [{}, {"lr": "auto"}, {"lr": None}])
+def test_the_default_learning_rate_falls_with_the_width_and_is_written_down(d_sae: int, lr: float, given: dict) -> None:
+    (member,) = configs.resolve({**BASE, "sae": {"variant": "topk", "k": 4, "d_sae": d_sae}, "optim": given})
+    assert member.optim.lr == member.plain()["optim"]["lr"] == lr
+    assert configs.resolve(member.plain()) == [member]
+
+
+def test_a_learning_rate_that_is_given_stays_and_each_member_of_a_sweep_has_its_own() -> None:
+    entries = [{"sae.d_sae": 9216}, {"sae.d_sae": 36_864}, {"sae.d_sae": 9216, "optim.lr": 3e-4}]
+    assert [member.optim.lr for member in configs.resolve({**BASE, "sweep": entries})] == [1e-3, 5e-4, 3e-4]
+
+
+def test_the_default_dead_window_is_a_tenth_of_a_training_and_at_most_10m_tokens() -> None:
+    (member,) = configs.resolve(BASE)
+    budgets = (1_000_000, 100_000_000, 500_000_000)
+    windows = [Clock(budget, 4096, 10**9).shortest(member.train.dead_window) for budget in budgets]
+    assert windows == [100_000, 10_000_000, 10_000_000]
+    assert member.plain()["train"]["dead_window"] == ["10%", "10000000 tokens"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("300k tokens", "300000 tokens"), (["5%"], "5%"), (["2 epochs", "3 steps"], ["2 epochs", "3 steps"])],
+)
+def test_a_dead_window_is_a_duration_or_the_shortest_of_several(given: object, kept: object) -> None:
+    (member,) = configs.resolve({**BASE, "train": {"dead_window": given}})
+    assert member.plain()["train"]["dead_window"] == kept
+    assert configs.resolve(member.plain()) == [member]
+
+
+@pytest.mark.parametrize("bad", [[], "soon", [["5%"]], 3])
+def test_what_is_no_dead_window_is_refused(bad: object) -> None:
+    with pytest.raises(SaescopeError, match=r"train\.dead_window"):
+        configs.resolve({**BASE, "train": {"dead_window": bad}})
 
 
 def test_yaml_1_2_and_counts(tmp_path: Path) -> None:
@@ -103,6 +154,7 @@ def test_fields_lists_every_variants_keys_with_their_meaning() -> None:
     text = fields()
     assert "variant: batchtopk" in text and "threshold_decay: 0.99" in text
     assert "budget: 1 epochs" in text and "Rows per training step." in text
+    assert "checkpoint_every: 10 min" in text
 
 
 @pytest.mark.parametrize("corpus", ["acts:own", "tensors", {"synthetic": {"d": 8}}])

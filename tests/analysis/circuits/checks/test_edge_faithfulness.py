@@ -9,7 +9,7 @@ from scipy import sparse
 from torch import Tensor
 
 from analysis.circuits.checks.ablation import Ablation, measure
-from analysis.circuits.checks.edge_faithfulness import edge_curve, edge_faithfulness, largest_edges, parents
+from analysis.circuits.checks.edge_faithfulness import edge_curve, edge_faithfulness, parents
 from analysis.circuits.effects.edges import edge_effects
 from analysis.circuits.effects.paths import reach
 from analysis.circuits.effects.reference import Means, mean_states, reference_states
@@ -130,7 +130,7 @@ def test_a_curve_over_numbers_of_edges(model: CircuitModel, examples: Examples, 
     curve = edge_curve(model, [examples], metric, edges, [20, 0, 10_000], means=means, n_bootstraps=20)
     assert curve.n_edges == (0, 20, len(edges)) and curve.n_nodes[0] == 0 < curve.n_nodes[1] < curve.n_nodes[2]
     assert curve.values[0].value == pytest.approx(0, abs=1e-9)
-    some = largest_edges(edges, 20)
+    some = edges.largest(20)
     assert np.abs(some.mean).min() == np.sort(np.abs(edges.mean))[-20]
     (found,) = edge_faithfulness(model, [examples], metric, [some], means=means)
     assert curve.values[1].value == pytest.approx(found.value) and curve.plain()["n_edges"] == [0, 20, len(edges)]

@@ -1,0 +1,124 @@
+"""How long node effects take, by number of sites and of steps: the time of a pair should be linear in both.
+
+Prompts are random tokens and SAEs untrained: both change which features are active, not what has to be computed.
+"""
+
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from analysis.circuits.effects.nodes import batch_effects
+from analysis.circuits.model import CircuitModel
+from analysis.circuits.tasks.examples import Examples
+from analysis.circuits.tasks.metrics import logit_difference
+from sae.base import SAE
+from sae.errors import SaescopeError
+from sae.init import initialise
+from sae.variants import VARIANTS
+from training.bench.setup import machine
+from training.display import Display
+from training.model.language_model import Model
+from training.model.load import load_model
+from training.site import Site
+
+KINDS = ("hook_attn_out", "hook_mlp_out", "hook_resid_post")
+
+
+def bench_circuits(
+    *, model: str = "smollm2-135m", n_sites: Sequence[int] = (2, 4, 8, 16), n_steps: Sequence[int] = (1, 2, 5, 10),
+    n_pairs: int = 24, n_ctx: int = 12, d_sae: int = 4608, k: int = 32, repeats: int = 3,
+) -> dict[str, Any]:
+    """Seconds per pair of integrated gradients at so many sites with so many steps, and a straight line through them.
+
+    All cells are timed in turns after one round that does not count. Sites lie around the middle of the model, so that as
+    many blocks lie behind the sites of one set, in the mean, as behind those of another.
+
+    Args:
+        model: the language model.
+        n_sites: sizes of the sets of sites.
+        n_steps: of integrated gradients.
+        n_pairs: prompts with their counterfactuals, in one batch.
+        n_ctx: tokens of a prompt.
+        d_sae, k: of the SAEs.
+        repeats: timed rounds; a cell's time is the median.
+
+    Raises:
+        SaescopeError: more sites than the model has.
+    """
+    network = load_model(model)
+    if max(n_sites) > len(KINDS) * network.n_layers:
+        raise SaescopeError(f"{max(n_sites)} sites were asked for; {model} has {len(KINDS) * network.n_layers} to offer.")
+    examples = _examples(network, n_pairs, n_ctx)
+    models = {n: _circuit_model(network, examples, n, d_sae, k) for n in n_sites}
+    cells = [(n, steps) for n in n_sites for steps in n_steps]
+    seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
+    for _ in range(repeats + 1):
+        for n, steps in cells:
+            began = time.perf_counter()
+            batch_effects(models[n], examples, logit_difference, method="ig", n_steps=steps)
+            seconds[n, steps].append(time.perf_counter() - began)
+    found = [float(np.median(seconds[cell][1:])) / n_pairs for cell in cells]
+    rows = [{"n_sites": n, "n_steps": steps, "ms_per_pair": 1e3 * s} for (n, steps), s in zip(cells, found, strict=True)]
+    return {
+        "model": model, "n_pairs": n_pairs, "n_ctx": n_ctx, "d_sae": d_sae, "k": k, "repeats": repeats,
+        "machine": machine(), "cells": rows, "fit": line(cells, found),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+
+
+def line(cells: Sequence[tuple[int, int]], seconds: Sequence[float]) -> dict[str, float]:
+    """Least squares of relative errors: seconds = fixed + per site + per site and step, and how well it fits.
+
+    Returns:
+        The three in milliseconds, R² of the line, and the largest relative deviation of a cell from it.
+    """
+    sites, steps = np.array(cells, dtype=float).T
+    design, found = np.stack([np.ones_like(sites), sites, sites * steps], 1), np.array(seconds)
+    weights, *_ = np.linalg.lstsq(design / found[:, None], np.ones_like(found), rcond=None)
+    residual = found - design @ weights
+    return {
+        "fixed_ms": 1e3 * weights[0], "per_site_ms": 1e3 * weights[1], "per_site_and_step_ms": 1e3 * weights[2],
+        "r_squared": float(1 - residual.var() / found.var()), "largest_deviation": float(np.abs(residual / found).max()),
+    }
+
+
+def show(figures: dict[str, Any], display: Display) -> None:
+    """The figures as a table: a row for each number of sites, a column for each number of steps."""
+    cells = {(cell["n_sites"], cell["n_steps"]): f"{cell['ms_per_pair']:.0f}" for cell in figures["cells"]}
+    sites, steps = ({cell[i]: None for cell in cells} for i in (0, 1))
+    fit = figures["fit"]
+    display.table(
+        f"ms per pair in {figures['model']}, {figures['n_ctx']} tokens; {figures['peak_gb']:.1f} GB at the peak",
+        [(f"{n} sites", *(cells[n, step] for step in steps)) for n in sites], ("", *(f"{step} steps" for step in steps)),
+    )
+    display.say(
+        f"{fit['fixed_ms']:.1f} ms + {fit['per_site_ms']:.1f} ms per site + {fit['per_site_and_step_ms']:.2f} ms per site "
+        f"and step: R² {fit['r_squared']:.3f}, no cell further off than {fit['largest_deviation']:.0%}"
+    )
+
+
+def _examples(model: Model, n_pairs: int, n_ctx: int) -> Examples:
+    draw = torch.Generator().manual_seed(0)
+    clean, corrupt = torch.randint(0, model.d_vocab, (2, n_pairs, n_ctx), generator=draw)
+    right, wrong = torch.randint(0, model.d_vocab, (2, n_pairs, 1), generator=draw)
+    return Examples(clean, corrupt, right, wrong, torch.ones(n_pairs, n_ctx, dtype=torch.bool))
+
+
+def _circuit_model(model: Model, examples: Examples, n_sites: int, d_sae: int, k: int) -> CircuitModel:
+    """SAEs with initial weights at the middle sites of the model."""
+    hooks = [f"blocks.{block}.{kind}" for block in range(model.n_layers) for kind in KINDS]
+    first = (len(hooks) - n_sites) // 2
+    hooks = hooks[first : first + n_sites]
+    acts = model.activations(examples.clean, hooks)
+    return CircuitModel(model, {Site(input=hook): _sae(acts[hook].flatten(0, 1).float(), d_sae, k) for hook in hooks})
+
+
+def _sae(rows: torch.Tensor, d_sae: int, k: int) -> SAE:
+    kind, config = VARIANTS["topk"]
+    sae: SAE = kind(config(variant="topk", d_sae=d_sae, k=k), rows.shape[1])
+    initialise(sae, rows)
+    return sae

@@ -1,0 +1,65 @@
+"""How many sequences a forward pass of the model takes.
+
+Products in bf16 round differently for batches of another size, so that the size belongs to what rows are made from. What
+`model.batch_seqs: auto` has found by measuring is kept beside the tokens, in `cache/NAME/batch_seqs.json`, and found there
+by every later pass over them.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from sae.errors import SaescopeError
+from sae.io.files import read_json, write_json
+from training.config.schema import Config
+from training.corpus.tokens import Tokens
+from training.memory import available
+from training.model.language_model import Model
+
+ON_HOST = 16
+LARGEST_FORWARD = 65_536
+"""Tokens; more do not make a GPU any faster."""
+_SHARE = 0.5
+"""Of the device's free memory; the rest is for superblocks and an SAE, where they come to lie there, too."""
+
+
+def batch_seqs(config: Config, model: Model, tokens: Tokens, hooks: Sequence[str]) -> int:
+    """`model.batch_seqs`; if that is auto, what was found for these tokens before, or is measured now.
+
+    Raises:
+        SaescopeError: what was found cannot be read.
+    """
+    assert config.model is not None
+    asked = config.model.batch_seqs
+    if asked != "auto":
+        return asked
+    if model.device.type != "cuda":
+        return ON_HOST
+    path = None if tokens.folder is None else tokens.folder / "batch_seqs.json"
+    if path is not None and path.exists():
+        found = read_json(path).get("batch_seqs")
+        if not isinstance(found, int) or found < 1:
+            raise SaescopeError(f"{path} holds no number of sequences; remove it, and it is measured again.")
+        return found
+    found = even(fitting(model, tokens.n_ctx, hooks), max(1, config.cache.shard_rows // tokens.n_ctx))
+    if path is not None and os.access(path.parent, os.W_OK):
+        write_json(path, {"batch_seqs": found, "device": torch.cuda.get_device_name(model.device)})
+    return found
+
+
+def fitting(model: Model, n_ctx: int, hooks: Sequence[str]) -> int:
+    """Sequences that a pass takes without filling the device's memory: a power of two."""
+    tried = torch.zeros(4, n_ctx, dtype=torch.long, device=model.device)
+    model.activations(tried, hooks)  # libraries take memory of their own the first time
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    model.activations(tried, hooks)
+    each = (torch.cuda.max_memory_allocated(model.device) - before) / len(tried)
+    room = _SHARE * available(model.device) / max(1.0, each)
+    return 1 << max(1, int(min(room, LARGEST_FORWARD / n_ctx))).bit_length() - 1
+
+
+def even(most: int, n_seqs: int) -> int:
+    """Sequences per pass if a shard's are taken in as few passes as `most` each allow, all alike: none runs half empty."""
+    return -(-n_seqs // -(-n_seqs // most))
