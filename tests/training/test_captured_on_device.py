@@ -115,16 +115,16 @@ def test_several_on_one_device_share_memory_and_nothing_else() -> None:
     assert len({graph.pool() for graph in graphs}) == 1 and len(graphs) >= 5
 
 
-def test_losses_after_500_steps_are_those_of_the_eager_path() -> None:
-    for sae in VARIANTS:
-        losses = []
-        for graph in (False, True):
-            one = trainer(sae, graph=graph)
-            step(one, 0, 490)
-            one.metrics()
-            step(one, 490, 500)
-            losses.append(one.metrics()["loss/reconstruction"])
-        assert losses[1] == pytest.approx(losses[0], rel=1e-3), sae
+@pytest.mark.parametrize("sae", VARIANTS, ids=lambda sae: f"{sae['variant']}-{sae.get('base', '')}")
+def test_losses_after_500_steps_are_those_of_the_eager_path(sae: dict[str, Any]) -> None:
+    losses = []
+    for graph in (False, True):
+        one = trainer(sae, graph=graph)
+        step(one, 0, 490)
+        one.metrics()
+        step(one, 490, 500)
+        losses.append(one.metrics()["loss/reconstruction"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_a_step_that_cannot_be_captured_leaves_torch_as_it_was() -> None:
