@@ -44,8 +44,10 @@ class SAEConfig(Section):
     init: InitConfig = InitConfig()
     """How the weights begin."""
     grad_clip: float | None = Field(default=1.0, gt=0)
-    """Global gradient norm above which a step's gradient is scaled down; null switches clipping off. A loss is a sum over
-    d_in, so that at 1.0 nearly every step's is scaled down, to a step of fixed length: see docs/results/dead-window.csv."""
+    """Global gradient norm above which a step's gradient is scaled down; null switches clipping off. Losses are sums over
+    d_in, so that norms stay above 3 and 1.0 acts at every step: Adam, which no common scale moves, then gives all steps of
+    its averages the same weight. It brings 0.0095 of FVE at 9,216 features, and 1.8 % silent ones instead of 0.1 %
+    (docs/results/dead-window.csv)."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def harvest(jobs: Sequence[Job]) -> None:
 def compare(job: Job) -> list[Row]:
     """Train a job's members on one stream and tell each one's figures; their weights, gigabytes in all, are not kept.
 
-    Beside those of `figures`: bounds of the 95 % interval of FVE over held-out documents, and the mean and least of the
+    Beside some of `figures`: bounds of the 95 % interval of FVE over held-out documents, and the mean and least of the
     gradient's norm before clipping, each a mean over a hundredth of the training.
     """
     rows: list[Row] = []
@@ -68,7 +68,8 @@ def compare(job: Job) -> list[Row]:
         low, high = trained.summary["heldout"]["fve_interval"] or (None, None)
         lines = (trained.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         norms = [norm for norm in (json.loads(line).get("grad_norm") for line in lines) if norm is not None]
-        told = {key: value for key, value in figures(trained).items() if key not in ("ce_recovered", "kl", "cosine")}
+        figure = figures(trained)
+        told = {key: figure[key] for key in ("fve", "silent", "dead", "dense", "l0")}
         rows.append({
             "setting": f"{job.setting} {short_name(config)}", **told, "fve_low": low, "fve_high": high,
             "grad_norm": sum(norms) / len(norms), "grad_norm_least": min(norms),

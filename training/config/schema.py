@@ -136,7 +136,7 @@ class OptimConfig(Section):
     lr: float | None = Field(default=None, gt=0)
     """Learning rate after warm-up. Null, or auto, is 1e-3 · √(9216 / d_sae), at most 2e-3, and is written down as that
     number. Chosen with TopK of 2,304 and 9,216 features over 781 and 1,953 steps (docs/results/learning-rate.csv): twice as
-    much leaves a tenth to a fifth of 9,216 features silent, half as much explains 0.006 to 0.018 less."""
+    much leaves a tenth to a fifth of 9,216 features silent, half as much explains 0.006 to 0.017 less."""
     warmup: Duration = Duration(5, "%")
     """Linear rise from 0, before the fall."""
     decay: Duration = Duration(20, "%")
@@ -172,7 +172,7 @@ class TrainConfig(Section):
     """Length of the training; an epoch is one pass over the eligible training rows."""
     dead_window: Shortest = (Duration(10, "%"), Duration(10_000_000, "tokens"))
     """A feature is dead, and AuxK may revive it, if it has not fired for this long in training: a duration, or the shortest
-    of several. A training that is shorter than this says of none that it is dead."""
+    of several. Of a training that is shorter than this it is not known which features are dead, and AuxK never acts."""
     device: str = "auto"
     """Where the SAEs live; may differ from the model's."""
     kernels: Literal["auto", "reference", "cpu", "gpu"] = "auto"
