@@ -115,7 +115,7 @@ class OffsetCode(SparseCode):
     @classmethod
     def around(cls, code: SparseCode, offset: Float[Tensor, "n_rows d_out"]) -> "OffsetCode":
         """A code with these points."""
-        return cls(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k, offset=offset)
+        return cls(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k, code.complete, offset)
 
 
 def from_pairs(

@@ -3,11 +3,18 @@
 Each is invariant to the batch size: the loss of two equal halves is the loss of either.
 """
 
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sae.code import SparseCode
+
+_SUM = 2
+"""How ATen calls the reduction by a sum."""
 
 
 def reconstruction(
@@ -16,6 +23,33 @@ def reconstruction(
     """Squared error ‖target − x_hat‖², mean over rows."""
     # one pass for the value and one for the gradient; written out it would be five
     return functional.mse_loss(x_hat, target, reduction="sum") / len(target)
+
+
+class _Reconstructions(torch.autograd.Function):
+    """See `reconstructions`."""
+
+    @staticmethod
+    def forward(ctx: Any, target: Tensor, x_hats: Tensor) -> Tensor:
+        """One after the other."""
+        ctx.save_for_backward(target, x_hats)
+        return torch.stack([reconstruction(target, x_hat) for x_hat in x_hats])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Each written to its place."""
+        target, x_hats = ctx.saved_tensors
+        out, scales = torch.empty_like(x_hats), grads[0] / len(target)
+        for scale, x_hat, place in zip(scales, x_hats, out, strict=True):
+            torch.ops.aten.mse_loss_backward.grad_input(scale, x_hat, target, _SUM, grad_input=place)
+        return -out.sum(0) if ctx.needs_input_grad[0] else None, out
+
+
+def reconstructions(
+    target: Float[Tensor, "n_rows d_out"], x_hats: Float[Tensor, "n_prefixes n_rows d_out"]
+) -> Float[Tensor, " n_prefixes"]:
+    """`reconstruction` of each of several, whose gradients are never copied into one."""
+    return _Reconstructions.apply(target, x_hats)
 
 
 def l1(code: SparseCode, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:

@@ -284,6 +284,7 @@ def bench(argv: list[str]) -> int:
     kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
     kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
     kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
+    kernels.add_argument("--no-eager", action="store_true", help="leave out the dense step in eager torch")
     kernels.add_argument("--no-memory", action="store_true", help="leave out the peak memory (a process for each)")
     kernels.add_argument("--warmup", type=int, default=2, help="untimed steps before (default: %(default)s)")
     whole = commands.add_parser("train", help="a config's training with sparse kernels against kernels=reference")
@@ -382,7 +383,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
     figures = bench_kernels(
         shapes, device=args.device, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers,
         precisions=args.precision.split(",") if args.precision else None,
-        loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile,
+        loss_steps=args.loss_steps, dead_shares=shares, compiled=not args.no_compile, dense=not args.no_eager,
         memory=not args.no_memory, warmup=args.warmup,
     )
     show(figures, Console(width=140).print)

@@ -7,7 +7,7 @@ loop asks first whether the saver is `free`, and steps on until it is.
 
 from collections.abc import Callable, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
-from typing import Any
+from typing import Any, final
 
 from sae.errors import SaescopeError
 from sae.io.snapshot import Snapshot
@@ -17,6 +17,7 @@ from training.loop import Interrupted
 from training.trainer import Trainer
 
 
+@final
 class Saver:
     """Saves the state of a group of trainers. Use it as a context manager, which waits at its end."""
 
@@ -28,7 +29,7 @@ class Saver:
         self._pool = ThreadPool(1)
         self._writing: AsyncResult[SaescopeError | None] | None = None
 
-    def __enter__(self) -> "Saver":  # noqa: PYI034 (beartype cannot tell whose Self a single method returns)
+    def __enter__(self) -> "Saver":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -62,7 +63,8 @@ class Saver:
 
     def _finish(self) -> None:
         if (error := self._wait()) is not None:
-            raise SaescopeError(f"{error} {self._kept()}; --resume goes on from there.") from None
+            then = "goes on from there" if self.checkpoints.finished() else "begins anew"
+            raise SaescopeError(f"{error} {self._kept()}; --resume {then}.")
 
     def _wait(self) -> SaescopeError | None:
         """What went wrong with the last one."""

@@ -15,16 +15,13 @@ from sae.errors import SaescopeError
 from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.variants import VARIANTS
+from training import room
 from training.activations.calibration import Calibration
 from training.captured import Captured, Line, Moment, Recorder, cuda_graphs
 from training.config.schema import Config
+from training.room import Room
 from training.schedule import Clock, learning_rate
 from training.window import Window
-
-LOOK_EVERY = 32
-"""Steps between two looks at how many features are dead, where a look waits for a device."""
-LEAST_ROOM = 128
-"""Dead features that there is room for, if for any."""
 
 
 def new_sae(config: Config, calibration: Calibration) -> SAE:
@@ -94,7 +91,8 @@ class Trainer:
         self.n_steps = 0
         self.last_fired = torch.zeros(self.sae.d_sae, dtype=torch.int64, device=device)
         self._nobody = torch.zeros(self.sae.d_sae, dtype=torch.bool, device=device)
-        self.room: int | None = None
+        waits = device.type != "cpu"
+        self.room = Room(self.sae.d_sae, min(room.EVERY, max(1, self.dead_window // clock.batch_rows)) if waits else 1)
         sparsity = getattr(config.sae, "sparsity", Sparsity(coefficient=1.0))
         self.controller = Controller(sparsity, clock.steps(sparsity.approach), device)
         self.window = Window(device)
@@ -219,23 +217,17 @@ class Trainer:
         return self.sae.launches(self._progress(self._nobody, 0.0))
 
     def _progress(self, dead: Bool[Tensor, " d_sae"], coefficient: float | Float[Tensor, ""]) -> Progress:
+        clock = self.clock
         return Progress(
-            dead, lambda d: self.clock.through(d, self.n_steps), coefficient, self.n_steps, self.clock.batch_rows, self.room
+            dead, lambda d: clock.through(d, self.n_steps), coefficient, self.n_steps, clock.batch_rows, self.room.n
         )
 
     def _make_room(self) -> None:
-        """Find how many features can be dead until the next look: at most those that are if none of them fires.
-
-        So the device is waited for once in a while, and sizes stand still meanwhile. A look reaches no further than the
-        dead window: what fires after it cannot be dead before the next.
-        """
+        """Look how many features can be dead, where AuxK has to know and it is time."""
         auxk = getattr(self.config.sae, "auxk", None)
-        if auxk is None or auxk.coefficient == 0:
-            return
-        looks = min(LOOK_EVERY, max(1, self.dead_window // self.clock.batch_rows)) if self.device.type != "cpu" else 1
-        if self.room is None or self.n_steps % looks == 0:
-            until = (self.n_steps + looks - 1 - self.n_steps % looks) * self.clock.batch_rows
-            self.room = room(int((until - self.last_fired >= self.dead_window).sum()), self.room or 0, self.sae.d_sae)
+        if auxk is not None and auxk.coefficient and self.room.is_due(self.n_steps):
+            until = self.room.last(self.n_steps) * self.clock.batch_rows
+            self.room.found(int((until - self.last_fired >= self.dead_window).sum()))
 
     def _reduce(self) -> None:
         if self.reduce_gradients is not None:
@@ -297,7 +289,7 @@ class Trainer:
         """The rest of the state, JSON-able; floats survive JSON exactly."""
         return {
             "n_steps": self.n_steps, "controller": self.controller.state(), "window": self.window.state(),
-            "room": self.room,
+            "room": self.room.state(),
         }
 
     @torch.no_grad()
@@ -312,11 +304,4 @@ class Trainer:
         self.n_steps = numbers["n_steps"]
         self.controller.load(numbers["controller"])
         self.window.load(**numbers["window"])
-        self.room = numbers.get("room")
-
-
-def room(n: int, before: int, d_sae: int) -> int:
-    """Room for n dead features, in few sizes: powers of two, and the one before while it is less than 4 times too large."""
-    if n <= before < 4 * n:
-        return before
-    return min(d_sae, max(LEAST_ROOM, 1 << (n - 1).bit_length())) if n else 0
+        self.room.load(numbers.get("room"))

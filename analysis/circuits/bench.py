@@ -119,6 +119,6 @@ def _circuit_model(model: Model, examples: Examples, n_sites: int, d_sae: int, k
 
 def _sae(rows: torch.Tensor, d_sae: int, k: int) -> SAE:
     kind, config = VARIANTS["topk"]
-    sae: SAE = kind(config(variant="topk", d_sae=d_sae, k=k), rows.shape[1])
+    sae = kind(config.model_validate({"variant": "topk", "d_sae": d_sae, "k": k}), rows.shape[1])
     initialise(sae, rows)
     return sae

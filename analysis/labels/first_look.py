@@ -22,7 +22,9 @@ def good_first(index: "Index", labels: "Labels") -> int:
     if not fitting:
         alive = index.top("n_active", where="n_active > 0", limit=1, columns=["feature"])["feature"].to_pylist()
         return int(alive[0]) if alive else 0
-    scored = [one for one in labels.all() if one.score is not None and one.baseline is not None]
-    lead = {one.feature: one.score - one.baseline for one in scored}
+    lead = {
+        one.feature: one.score - one.baseline for one in labels.all()
+        if one.score is not None and one.baseline is not None
+    }
     known = [feature for feature in fitting if feature in lead]
     return min(known, key=lambda feature: (-lead[feature], feature)) if known else int(fitting[0])

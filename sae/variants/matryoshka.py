@@ -119,11 +119,12 @@ class Matryoshka(TopK):
         revival = config.auxk.revival(progress.dead, self.d_in, progress.room)
         code, x_hats, aux_hat = self.autoencode(x, select, prefixes=ends, auxk=revival)
         x_hat = x_hats[-1]
-        fits = [losses.reconstruction(target, fit) for fit in (apart(x_hats) if config.stop_gradient else x_hats)]
+        errors = losses.reconstructions(target, apart(x_hats) if config.stop_gradient else x_hats)
         weights = config.weights or (1.0,) * len(ends)
-        terms = {"reconstruction": weights[-1] * fits[-1]}
-        if len(ends) > 1:
-            terms["prefixes"] = torch.stack([w * fit for w, fit in zip(weights, fits, strict=True)][:-1]).sum()
+        *shorter, whole = (error if w == 1 else w * error for w, error in zip(weights, errors, strict=True))
+        terms = {"reconstruction": whole}
+        if shorter:
+            terms["prefixes"] = sum(shorter[1:], shorter[0])
         return Step(terms | config.auxk.term((target - x_hat).detach(), aux_hat, revival), code, x_hat)
 
     def launches(self, progress: Progress) -> Hashable | None:

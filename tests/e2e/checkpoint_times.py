@@ -3,7 +3,8 @@
     python -m tests.e2e.checkpoint_times [--out FILE] [--shape ROWS,D_IN,D_SAE,K] [--seconds 60] [--pairs 5]
 
 Both kinds of stretch are of one training, in one process. A stretch's speed is told by the clock, which other work on the
-machine disturbs, and by the CPU seconds of the whole process, the writing thread's included, which it disturbs less.
+machine disturbs, and by the CPU seconds of the whole process, which it disturbs less. Least disturbed are the CPU seconds
+of a checkpoint by itself: training loses at most that share of one core, and on several a part of it.
 """
 
 import argparse
@@ -80,15 +81,25 @@ def measure(shape: Shape, seconds: float, pairs: int, seed: int = 0) -> dict[str
         for _ in range(3):  # compiles, and touches the snapshot's memory
             one.step(next(batches))
             saver.save(FIRST)
+        alone = [_cpu_seconds(saver) for _ in range(5)]
         for _ in range(pairs):
             for kind in draw.sample(["with", "without"], 2):
                 found[kind].append(stretch(one, batches, seconds, saver if kind == "with" else None))
     return {
         "shape": shape._asdict(), "state_bytes": sum(tensor.nbytes for tensor in one.tensors().values()),
-        "checkpoint_every_s": seconds,
+        "checkpoint_every_s": seconds, "cpu_s_of_a_checkpoint": alone,
         "with": [one._asdict() for one in found["with"]], "without": [one._asdict() for one in found["without"]],
         "lost": {key: _lost(found, key) for key in ("tokens_per_s", "tokens_per_cpu_s")},
     }
+
+
+def _cpu_seconds(saver: Saver) -> float:
+    """Of one checkpoint, its threads' included, while nothing else is done."""
+    began = time.process_time()
+    saver.save(FIRST)
+    while not saver.free:
+        time.sleep(0.01)
+    return time.process_time() - began
 
 
 def _lost(found: dict[str, list[Stretch]], key: str) -> dict[str, float]:
@@ -112,6 +123,8 @@ def main() -> None:
         for key, lost in size["lost"].items():
             spread = f"{lost['least']:.2%} to {lost['most']:.2%}"
             sys.stdout.write(f"{size['shape']}: {lost['median']:.2%} of {key} lost ({spread})\n")
+        alone = statistics.median(size["cpu_s_of_a_checkpoint"])
+        sys.stdout.write(f"    {alone:.3f} CPU seconds each, {alone / args.seconds:.2%} of one core\n")
         for key in ("waited_s", "written_s"):
             sys.stdout.write(f"    {key} {statistics.median(one[key] for one in size['with']):.3f}\n")
     if args.out is not None:

@@ -16,8 +16,9 @@ from sae.errors import SaescopeError
 from sae.variants import VARIANTS
 from tests.training.test_loop import ROWS, batches, config, trainer
 from training.captured import AHEAD, N_WARM, Moment
+from training.room import LEAST, PATIENCE, Room
 from training.schedule import Clock
-from training.trainer import LEAST_ROOM, Trainer, room
+from training.trainer import Trainer
 
 TOPK = {"variant": "topk", "d_sae": 16, "k": 3}
 
@@ -141,29 +142,45 @@ def test_a_graph_that_is_asked_for_and_cannot_be_is_refused_with_the_reason() ->
     assert trainer(**train(train={"graph": False}))._captured is None
 
 
-def test_room_for_the_dead_comes_in_few_sizes() -> None:
-    assert room(0, 512, 4096) == 0 and room(1, 0, 4096) == LEAST_ROOM and room(129, 0, 4096) == 256
-    assert room(200, 512, 4096) == 512, "it stays while it is not much too large"
-    assert room(100, 512, 4096) == LEAST_ROOM and room(600, 512, 4096) == 1024 and room(3000, 0, 4096) == 4096
-    assert room(90, 0, 96) == 96
+def test_room_for_the_dead_comes_in_few_sizes_and_goes_slowly() -> None:
+    one = Room(4096, every=32)
+    for n_dead, n in ((0, 0), (1, LEAST), (129, 256), (3000, 4096)):
+        one.found(n_dead)
+        assert one.n == n
+    for i in range(PATIENCE - 1):
+        one.found(600 - i)
+    assert one.n == 4096
+    one.found(2049)  # needs more than half of it
+    assert one.n == 4096
+    other = Room(4096, every=32)
+    for i in range(PATIENCE):
+        other.load(json.loads(json.dumps(one.state())))
+        assert other.n == 4096
+        for each in (one, other):
+            each.found(i)
+    assert one.n == other.n == LEAST
+    narrow = Room(96, every=32)
+    narrow.found(90)
+    assert narrow.n == 96
+    exact = Room(4096, every=1)
+    exact.found(7)
+    assert exact.n == 7
 
 
 def test_a_look_finds_all_that_can_be_dead_until_the_next() -> None:
-    """On a device that is waited for: features fall silent between two looks, and the room was there before."""
+    """Features fall silent between two looks, and there was room before."""
     one = trainer(**train(train={"budget": "60 steps", "dead_window": "6 steps"}))
-    looks, dead, rooms = [], [], []
-    with torch.no_grad(), mock.patch("training.trainer.LEAST_ROOM", 1):
-        one.device = torch.device("meta")  # not asked for more than its name
-        for n in range(40):
-            one.n_steps = n
-            before = one.room
-            with mock.patch("training.trainer.room", lambda n, *_: looks.append(n) or n):
-                one._make_room()
-            rooms.append(one.room)
-            dead.append(int(one.dead().sum()))
-            one.last_fired[: max(2, 16 - n)] = (n + 1) * ROWS  # the others fall silent one by one
-            assert before is None or n % 6 == 0 or one.room == before
-    assert all(r >= d for r, d in zip(rooms, dead, strict=True)) and dead[-1] == 14 and len(looks) == 7
+    one.room, looks = Room(16, every=6), []
+    one.room.found = lambda n: (looks.append(n), setattr(one.room, "n", n))
+    rooms, dead = [], []
+    for n in range(40):
+        one.n_steps = n
+        one._make_room()
+        rooms.append(one.room.n)
+        dead.append(int(one.dead().sum()))
+        one.last_fired[: max(2, 16 - n)] = (n + 1) * ROWS  # the others fall silent one by one
+    assert all(r >= d for r, d in zip(rooms, dead, strict=True))
+    assert dead[-1] == 14 and len(looks) == 7 and len(set(dead)) > 10
 
 
 class HostReads(TorchDispatchMode):
@@ -226,7 +243,7 @@ def test_a_step_asks_the_device_nothing(sae: dict[str, Any], dead: int) -> None:
 
     with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}), launch.recorded():
         one = on_no_device(sae)
-        one.room, one.n_steps = dead, 5
+        one.room.n, one.n_steps = dead, 5
         acts = {"acts": fresh(ROWS, 16, dtype=torch.bfloat16)}
         one._advance(acts, Moment(5 * ROWS, None))  # makes what outlives a step
         assert one._launches() is not None

@@ -186,8 +186,9 @@ class ActsSource:
         rows: Float[Tensor, "n_rows d"] | None = None,
     ) -> Float[Tensor, " n_rows"]:
         """Their fp32 norms."""
-        known = self._norms.setdefault(hook, np.full(self.acts.n_rows, np.nan, dtype=np.float32))
-        known = known[: len(known) // block_rows * block_rows].reshape(-1, block_rows)
+        if hook not in self._norms:
+            self._norms[hook] = np.full(self.acts.n_rows, np.nan, dtype=np.float32)
+        known = self._norms[hook][: self.acts.n_rows // block_rows * block_rows].reshape(-1, block_rows)
         if np.isnan(known[blocks]).any():
             if rows is None:
                 rows = self.rows(hook, blocks, block_rows)

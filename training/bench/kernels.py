@@ -74,7 +74,8 @@ def contestants(
     if setup.device.type == "cuda":
         found += [ours(setup, "topk", precision, fused_adam=True) for precision in precisions if "topk" in variants]
     # other libraries train in bf16 under autocast, which their code foresees on GPUs only
-    formats = [p for p in precisions if p != "fp8"] if setup.device.type == "cuda" else ("fp32",)
+    beside = dict.fromkeys("bf16" if precision == "fp8" else precision for precision in precisions)
+    formats = tuple(beside) if setup.device.type == "cuda" else ("fp32",)
     missing: list[str] = []
     for precision in formats:
         found += [Dense(setup, precision)] if dense else []

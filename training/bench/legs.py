@@ -30,6 +30,8 @@ from training.shared import Shared, all_hooks, share
 
 BUDGET = "500M tokens"
 """Of trainings that are ended long before: what comes at shares of it comes as rarely as in a long training."""
+WINDOW = "300k tokens"
+"""Of dead features, so that they are revived in what is measured, as they are in nearly all of a long training."""
 N_KEPT = 16
 """Batches that the step alone is given, again and again."""
 N_WRITTEN = 64 * 2**20
@@ -84,7 +86,7 @@ class Legs:
         return f"blocks.{self.size.n_layers - 1}.hook_resid_post"
 
     def config(self, leg: str, name: str) -> Config:
-        """The config of a training: its defaults, but for sizes and places.
+        """The config of a training: its defaults, but for sizes, places and `WINDOW`.
 
         Args:
             leg: `cache`, `rows` or `stream`.
@@ -101,7 +103,7 @@ class Legs:
             "site": "acts" if own else self.hook,
             "data": {"batch_rows": size.batch_rows, "superblock_rows": size.superblock_rows},
             "sae": {"variant": "topk", "d_sae": size.d_sae, "k": size.k},
-            "train": {"budget": BUDGET, "device": str(self.device)},
+            "train": {"budget": BUDGET, "device": str(self.device), "dead_window": WINDOW},
             "eval": {"n_rows": min(16_384, size.n_tokens // 32), "n_tokens": 0},
         }
         # own rows have neither model nor cache

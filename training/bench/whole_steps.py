@@ -69,12 +69,9 @@ class Trained(Contestant):
         self.trainer.step({"acts": self.setup.batches[batch]})
 
     def step(self, batch: int) -> Taken:
-        """A turn; its loss is the reconstruction's of its last step, in the rows' units."""
+        """A turn; its loss is the reconstruction's, mean over its steps (and over prefixes)."""
         ms = turn(self._one, batch, len(self.setup.batches), self.setup.device)
-        x = self.setup.batches[(batch + N_STEPS - 1) % len(self.setup.batches)]
-        with torch.no_grad():
-            loss = (x - self.trainer.sae(x)).square().sum() / len(x)
-        return Taken({"step": ms}, float(loss))
+        return Taken({"step": ms}, self.trainer.metrics()["loss/reconstruction"])
 
 
 class CapturedDense(Dense):

@@ -185,8 +185,9 @@ class TrainConfig(Section):
     each of their numbers, for gathering active rows twice; faster where rows · k is less than about 4 · d_sae."""
     graph: Literal["auto"] | bool = "auto"
     """On a GPU: capture the training step in a CUDA graph, so that it costs the host one launch. auto: where the sizes of
-    a step do not depend on its data (topk, abstopk, batchtopk, matryoshka with fixed prefixes), and else launch by launch.
-    true: refuse where that cannot be. The weights that come out are the same."""
+    a step do not depend on its data (topk, abstopk, batchtopk, matryoshka with fixed prefixes; relu and gated where rows ·
+    d_sae is at most 2^24), and else launch by launch. true: refuse where that cannot be. The weights that come out are the
+    same."""
     checkpoint_every: Interval = Time(10, "min")
     """How often the whole state is saved while training goes on: a time (`10 min`) or a stretch of training (`5%`). It is
     also saved at the end, and when a signal comes."""

@@ -6,6 +6,7 @@
                eligible.npy      bool  [n_seqs, n_ctx]    False: BOS, special, padding, roles not chosen
                segments.npy      int64 [n_segments, 3]    first row, tokens, document; in row order
                documents.jsonl   one line a document: label, held_out, n_tokens
+               batch_seqs.json   sequences per forward pass, if they were measured (`training.activations.batch_seqs`)
                heldout-N/        the sequences for evaluation, a cache like this one (`training.corpus.heldout`)
 """
 

@@ -79,13 +79,14 @@ def _select(shape: Shape) -> None:
     scores, bias = torch.empty(48, shape.d_sae), torch.empty(shape.d_sae)
     for absolute in (False, True):
         select.select_topk(scores, bias, shape.k, absolute)
-    listed = torch.empty(48, shape.k + 8, dtype=torch.int32)
+    n_listed = shape.k + 8 + shape.k // 8  # as many as bf16 nominates
+    listed = torch.empty(48, n_listed, dtype=torch.int32)
     select.select_listed(listed, torch.empty(listed.shape), shape.k, False)
     rows, weights = torch.empty(48, shape.d_in), torch.empty(shape.d_sae, shape.d_in)
     out, rough = select.empty(48, shape.k, bias.device), torch.empty(listed.shape)
     select.select_rescored(listed, rough, rows, weights, bias, shape.k, False, out)
     half = scores.bfloat16()
-    select.select_topk(half, bias, shape.k, False)
+    select.select_topk(half, bias, n_listed, False)
     batch.largest_scores(half, bias, 48 * (shape.k + 1), False)
     operands.prepared(rows, rows[0], True, True)
     operands.in_eight(weights.bfloat16())

@@ -15,8 +15,6 @@ CHUNK_ENTRIES = 256
 """Entries of one feature that one program sums; a feature with more is hot, and its pieces are summed in order."""
 FUSED_WIDTH = 4096
 """Widest row that the fused optimiser step holds whole."""
-TILE = 256
-"""Columns of a gradient that one program sums: with 16-byte loads, what a warp holds of a row in bf16."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,29 @@ class Left:
         )
 
 
-def tile_of(d: int) -> int:
-    """Columns of a tile of a gradient."""
-    return min(TILE, max(16, power_of_2(d)))
+@dataclass(frozen=True)
+class Tiles:
+    """How the columns of a gradient are cut into tiles, and how a program sums one."""
+
+    width: int
+    n: int
+    entries: int
+    """Rows that are gathered at once."""
+
+    @classmethod
+    def of(cls, d: int, dots: bool) -> "Tiles":
+        """Of rows of d; with dot products, which keep more numbers. As measured on an H100."""
+        wide = d >= 2048 and not dots
+        width = min(512 if wide else 256, max(16, power_of_2(d)))
+        return cls(width, ceil_div(d, width), 4 if wide or dots else 8)
+
+    def launch(self, rows: Tensor) -> dict[str, int]:
+        """Constants of `row_sums_kernel`."""
+        # of bf16 a warp loads 256 columns at a time, or twice that in two loads
+        return {
+            "BLOCK_D": self.width, "BLOCK_ENTRIES": self.entries,
+            "num_warps": max(1, self.width * rows.element_size() // (1024 if self.width > 256 else 512)),
+        }
 
 
 @dataclass(frozen=True)
@@ -200,42 +218,37 @@ def code_grads(work: Work) -> CodeGrads:
     """Value, weight and bias gradients of a code, and their statistics."""
     (d_sae, d_out), d_in, plan, device = work.W_dec.shape, work.x.shape[1], work.plan, work.x.device
     dW_enc, dW_dec = torch.empty(d_sae, d_in, device=device), torch.empty(d_sae, d_out, device=device)
-    db_enc, parts = torch.empty(d_sae, device=device), work.parts()
-    tiles_in, tiles_out = (ceil_div(d, tile_of(d)) for d in (d_in, d_out))
-    of_tiles = torch.empty(tiles_in + 3 * tiles_out, d_sae, device=device)
-    # padding passes no gradient on
-    dots = torch.zeros(tiles_out, plan.order.numel(), device=device)
-    _row_sums(work, work.code.value, work.dy, dW_dec, of_tiles[tiles_in:], parts[1], dots=dots)
-    dvalue = dots[0] if tiles_out == 1 else dots.sum(0)
-    _row_sums(work, dvalue, work.x, dW_enc, of_tiles, parts[0], sums=(db_enc, parts[2]))
+    db_enc, parts, n_entries = torch.empty(d_sae, device=device), work.parts(), plan.order.numel()
+    enc, dec = Tiles.of(d_in, dots=False), Tiles.of(d_out, dots=True)
+    of_tiles = torch.empty(enc.n + 3 * dec.n, d_sae, device=device)
+    dots, dvalue = torch.empty(dec.n, n_entries, device=device), torch.empty_like(work.code.value)
+    _row_sums(work, dec, work.code.value, work.dy, dW_dec, of_tiles[enc.n :], parts[1], dots=dots)
     launch(
-        kernels.sum_parts_kernel, (plan.n_windows, max(tiles_in, tiles_out)), plan.feature, plan.first, *parts, work.W_dec,
-        dW_enc, dW_dec, db_enc, of_tiles, plan.n_windows, plan.order.numel(), tiles_in, tiles_out, d_sae, d_in, d_out,
-        CHUNK=plan.chunk, BLOCK_IN=tile_of(d_in), BLOCK_OUT=tile_of(d_out), num_warps=2,
+        kernels.sum_dots_kernel, (ceil_div(n_entries, 1024),), dots, work.code.value, dvalue, n_entries, dec.n, BLOCK=1024
+    )
+    _row_sums(work, enc, dvalue, work.x, dW_enc, of_tiles, parts[0], sums=(db_enc, parts[2]))
+    launch(
+        kernels.sum_parts_kernel, (plan.n_windows, max(enc.n, dec.n)), plan.feature, plan.first, *parts, work.W_dec,
+        dW_enc, dW_dec, db_enc, of_tiles, plan.n_windows, n_entries, enc.n, dec.n, d_sae, d_in, d_out, CHUNK=plan.chunk,
+        BLOCK_IN=enc.width, BLOCK_OUT=dec.width, num_warps=2,
     )
     stats = Stats(torch.empty(4, d_sae, device=device))
-    launch(kernels.sum_stats_kernel, (ceil_div(d_sae, 256),), of_tiles, stats.rows, tiles_in, tiles_out, d_sae, BLOCK=256)
+    launch(kernels.sum_stats_kernel, (ceil_div(d_sae, 256),), of_tiles, stats.rows, enc.n, dec.n, d_sae, BLOCK=256)
     return CodeGrads(dW_enc, dW_dec, db_enc, dvalue, stats)
 
 
 def _row_sums(
-    work: Work, weight: Float32[Tensor, " nnz"], rows: Float[Tensor, "*n_segments n_rows d"], out: Tensor, stats: Tensor,
-    part: Tensor, *, dots: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None,
+    work: Work, tiles: Tiles, weight: Float32[Tensor, " nnz"], rows: Float[Tensor, "*n_segments n_rows d"], out: Tensor,
+    stats: Tensor, part: Tensor, *, dots: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """`Σ weight · rows[row]` of each feature; with `dots` of the decoder, with `sums` also Σ weight (and of pieces)."""
     d_sae, d = out.shape
-    block, extra = tile_of(d), work.extra if dots is not None else None
+    extra = work.extra if dots is not None else None
     n_windows, n_entries, k, n_ends = work.sizes()
     launch(
-        kernels.row_sums_kernel, (2 * n_windows + d_sae, ceil_div(d, block)), *work.cut, weight,
-        weight if extra is None else extra, work.plan.first if work.ends is None else work.ends, rows, work.W_dec, out,
-        out if dots is None else dots, out if sums is None else sums[0], stats, part,
-        part if sums is None else sums[1], n_windows, n_entries, k, n_ends if dots is not None else 0, work.dy_stride,
-        ceil_div(d, block), d_sae, d, **work.layout, **row_sum_tiles(block, rows), BLOCK_D=block,
+        kernels.row_sums_kernel, (2 * n_windows + d_sae, tiles.n), *work.cut, weight, weight if extra is None else extra,
+        work.plan.first if work.ends is None else work.ends, rows, work.W_dec, out, out if dots is None else dots,
+        out if sums is None else sums[0], stats, part, part if sums is None else sums[1], n_windows, n_entries, k,
+        n_ends if dots is not None else 0, work.dy_stride, tiles.n, d_sae, d, **work.layout, **tiles.launch(rows),
         HAS_DOT=dots is not None, HAS_EXTRA=extra is not None, HAS_SUM=sums is not None,
     )
-
-
-def row_sum_tiles(width: int, rows: Tensor) -> dict[str, int]:
-    """Entries that a program gathers at once, and its warps."""
-    return {"BLOCK_ENTRIES": 8, "num_warps": warps_for(width, rows)}

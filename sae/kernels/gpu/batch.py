@@ -16,6 +16,9 @@ from sae.kernels.gpu import batch_kernels as kernels
 from sae.kernels.gpu.launch import launch, power_of_2
 from sae.kernels.gpu.select import group_maxima, group_size
 
+COPIES = 16
+"""Histograms of the upper digits that are counted side by side."""
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -64,16 +67,17 @@ class _Candidates:
         )
         if n == 0:
             return out
-        # two histograms, and the cut
-        counts = torch.zeros((1 << 15) + (1 << 16) + 2, dtype=torch.int32, device=device)
-        upper, lower, cut = counts.split([1 << 15, 1 << 16, 2])
-        for level, histogram in enumerate((upper, lower)):
+        # histograms of upper and lower digits, and the cut
+        counts = torch.zeros((COPIES << 15) + (1 << 16) + 2, dtype=torch.int32, device=device)
+        upper, lower, cut = counts.split([COPIES << 15, 1 << 16, 2])
+        for level, (histogram, n_copies) in enumerate(((upper, COPIES), (lower, 1))):
             launch(
                 kernels.histogram_kernel, (self.n_rows,), *self.tensors(), self.least, cut, histogram, *sizes, LEVEL=level,
-                **self.constants(),
+                N_COPIES=n_copies, **self.constants(),
             )
+            total = histogram if n_copies == 1 else histogram.view(n_copies, -1).sum(0, dtype=torch.int32)
             launch(
-                kernels.cut_kernel, (1,), histogram, cut, n, LEVEL=level, N_COARSE=256, N_FINE=histogram.numel() // 256,
+                kernels.cut_kernel, (1,), total, cut, n, LEVEL=level, N_COARSE=256, N_FINE=total.numel() // 256,
                 num_warps=32,
             )
         found = torch.empty(2, self.n_rows, dtype=torch.int32, device=device)

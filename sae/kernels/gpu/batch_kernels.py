@@ -90,16 +90,17 @@ def candidates(
 @no_type_check
 def histogram_kernel(
     bound_ptr, listed_ptr, score_ptr, bias_ptr, least_ptr, cut_ptr, histogram_ptr, d_sae, n_groups,
-    LEVEL: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
+    LEVEL: tl.constexpr, N_COPIES: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
     """Count candidates by the upper 15 bits of their keys (LEVEL 0), or those on the cut by the lower 16.
 
-    What falls into the first bin is not counted: it is found by nothing being above (and zeros may be many). Grid
-    (n_rows,).
+    What falls into the first bin is not counted: it is found by nothing being above (and zeros may be many). Rows count
+    into one of N_COPIES histograms, so that fewer wait for each other: many scores fall into few bins. Grid (n_rows,).
     """
     row = tl.program_id(0).to(tl.int64)
     start, end = extent(bound_ptr, row, GROUP)
     least = tl.load(least_ptr)
+    histogram_ptr += (row % N_COPIES) * (32768 if LEVEL == 0 else 65536)
     for first in range(start, end, BLOCK):
         j = first + tl.arange(0, BLOCK)
         _, _, key = candidates(j, end, row, listed_ptr, score_ptr, bias_ptr, d_sae, n_groups, GROUP, ABSOLUTE)

@@ -46,12 +46,13 @@ def operand_kernel(
     if WRITE_EIGHT:
         scale = tl.maximum(tl.max(largest, 0) / 448.0, 1e-30)
         tl.store(scale_ptr + row, scale)
+        inverse = 1.0 / scale
         for start in range(0, d, BLOCK_D):
             column = start + tl.arange(0, BLOCK_D)
             x = tl.load(x_ptr + row * d + column, mask=column < d, other=0.0).to(tl.float32)
             if HAS_BIAS:
                 x -= tl.load(b_ptr + column, mask=column < d, other=0.0)
-            tl.store(eight_ptr + row * d + column, e4m3_bits(x / scale), mask=column < d)
+            tl.store(eight_ptr + row * d + column, e4m3_bits(x * inverse), mask=column < d)
 
 
 @triton.jit

@@ -83,7 +83,7 @@ def select_topk(
             topk_kernels.select_grouped_kernel, (n_rows,), scores, bias, best,
             torch.empty(n_rows, block // group, dtype=torch.int32, device=scores.device), feature, value, d_sae, n_groups,
             k, GROUP=group, BLOCK_GROUPS=block_groups, BLOCK=block, ABSOLUTE=absolute,
-            num_warps=min(4, max(1, max(block_groups, block) // 512)),
+            num_warps=8 if block_groups + block > 6144 else min(4, max(1, max(block_groups, block) // 512)),
         )
         return feature, value
     groups = torch.empty_like(feature)
@@ -112,9 +112,10 @@ def select_rescored(
         exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
         select_listed(listed, exact, k, absolute, out)
         return
+    room = torch.empty(n_rows, 2 * n_listed, dtype=torch.int32, device=x.device)
     launch(
-        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), feature, value, d,
-        n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
+        topk_kernels.rescore_kernel, (n_rows,), listed, rough, x, W, bias, torch.empty_like(rough), room, feature, value,
+        d, n_listed, k, **_scoring_tiles(d), BLOCK_LISTED=max(16, power_of_2(n_listed)), ABSOLUTE=absolute,
     )
 
 
@@ -122,7 +123,7 @@ def _scoring_tiles(d: int) -> dict[str, int]:
     """Of kernels that hold a row of x and score features with it."""
     block_a, block_b = two_blocks(d)
     return {
-        "BLOCK_ENTRIES": 4, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": min(8, max(1, block_a // 256)),
+        "BLOCK_ENTRIES": 4, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": min(16, max(1, block_a // 256)),
     }
 
 

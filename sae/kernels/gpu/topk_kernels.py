@@ -144,8 +144,29 @@ def strength_of(score, ABSOLUTE: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def score_some(
+    among, position, feature, row_ptr, W_ptr, bias_ptr, x_a, x_b, exact_ptr, n_listed, d, BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
+):
+    """Score those of a row's listed features that are `among` the wanted; `row [2 · n_listed]` is room for their list."""
+    store_listed(row_ptr, position, among)
+    store_listed(row_ptr + n_listed, feature, among)
+    # read again by other threads of the program
+    tl.debug_barrier()
+    n_wanted = tl.sum(among.to(tl.int32), 0)
+    for first in range(0, n_wanted, BLOCK_ENTRIES):
+        entry = first + tl.arange(0, BLOCK_ENTRIES)
+        wanted = tl.load(row_ptr + n_listed + entry, mask=entry < n_wanted, other=0)
+        at = tl.load(row_ptr + entry, mask=entry < n_wanted, other=0)
+        score = score_block(wanted, entry < n_wanted, W_ptr, bias_ptr, x_a, x_b, d, BLOCK_A, BLOCK_B)
+        tl.store(exact_ptr + at, score, mask=entry < n_wanted)
+    tl.debug_barrier()
+
+
+@triton.jit
+@no_type_check
 def rescore_kernel(
-    listed_ptr, rough_ptr, x_ptr, W_ptr, bias_ptr, exact_ptr, feature_ptr, value_ptr, d, n_listed, k,
+    listed_ptr, rough_ptr, x_ptr, W_ptr, bias_ptr, exact_ptr, room_ptr, feature_ptr, value_ptr, d, n_listed, k,
     BLOCK_ENTRIES: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_LISTED: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
@@ -153,41 +174,33 @@ def rescore_kernel(
 
     First the k with the largest rough scores are scored. Of the others only those that would be among them if their
     rough scores were wrong by twice the largest error seen, or by what bf16 rounds; all of them where k is too small to
-    see errors. `exact [n_rows, n_listed]` is room for the scores.
+    see errors. `exact [n_rows, n_listed]` is room for scores, `room [n_rows, 2 · n_listed]` for lists.
     """
     row = tl.program_id(0).to(tl.int64)
     x_a, x_b = row_of(x_ptr, row, d, BLOCK_A, BLOCK_B)
-    listed_ptr += row * n_listed
-    rough_ptr += row * n_listed
     exact_ptr += row * n_listed
+    room_ptr += row * n_listed * 2
     j = tl.arange(0, BLOCK_LISTED)
-    rough = tl.load(rough_ptr + j, mask=j < n_listed, other=0.0)
-    key = tl.where(j < n_listed, score_key(rough, ABSOLUTE), -1)
+    inside = j < n_listed
+    feature = tl.load(listed_ptr + row * n_listed + j, mask=inside, other=0)
+    rough = tl.load(rough_ptr + row * n_listed + j, mask=inside, other=0.0)
+    key = tl.where(inside, score_key(rough, ABSOLUTE), -1)
     bound, _ = kth_key(key, k, k)
-    least = float("-inf")
-    for turn in tl.static_range(2):
-        for first in range(0, n_listed, BLOCK_ENTRIES):
-            entry = first + tl.arange(0, BLOCK_ENTRIES)
-            guess = tl.load(rough_ptr + entry, mask=entry < n_listed, other=0.0)
-            among = score_key(guess, ABSOLUTE) >= bound
-            if turn == 1:
-                among = (score_key(guess, ABSOLUTE) < bound) & (strength_of(guess, ABSOLUTE) >= least)
-            among = among & (entry < n_listed)
-            if tl.sum(among.to(tl.int32), 0) > 0:
-                feature = tl.load(listed_ptr + entry, mask=among, other=0)
-                score = score_block(feature, among, W_ptr, bias_ptr, x_a, x_b, d, BLOCK_A, BLOCK_B)
-                tl.store(exact_ptr + entry, score, mask=among)
-        # read again by other threads of the program
-        tl.debug_barrier()
-        if turn == 0:
-            exact = tl.load(exact_ptr + j, mask=key >= bound, other=0.0)
-            error = tl.max(tl.where(key >= bound, tl.abs(exact - rough), 0.0), 0)
-            error = tl.maximum(2 * error, bound.to(tl.float32, bitcast=True) / 128)
-            found = tl.where(key >= bound, strength_of(exact, ABSOLUTE), float("inf"))
-            least = tl.where(k < 16, float("-inf"), tl.min(found, 0) - error)
-    known = (key >= bound) | ((key >= 0) & (strength_of(rough, ABSOLUTE) >= least))
+    first = key >= bound
+    score_some(
+        first, j, feature, room_ptr, W_ptr, bias_ptr, x_a, x_b, exact_ptr, n_listed, d, BLOCK_ENTRIES, BLOCK_A, BLOCK_B
+    )
+    exact = tl.load(exact_ptr + j, mask=first, other=0.0)
+    error = tl.max(tl.where(first, tl.abs(exact - rough), 0.0), 0)
+    error = tl.maximum(2 * error, bound.to(tl.float32, bitcast=True) / 128)
+    least = tl.min(tl.where(first, strength_of(exact, ABSOLUTE), float("inf")), 0) - error
+    least = tl.where(k < 16, float("-inf"), least)
+    doubtful = inside & (key < bound) & (strength_of(rough, ABSOLUTE) >= least)
+    score_some(
+        doubtful, j, feature, room_ptr, W_ptr, bias_ptr, x_a, x_b, exact_ptr, n_listed, d, BLOCK_ENTRIES, BLOCK_A, BLOCK_B
+    )
+    known = first | doubtful
     exact = tl.load(exact_ptr + j, mask=known, other=0.0)
     key = tl.where(known, score_key(exact, ABSOLUTE), -1)
-    feature = tl.load(listed_ptr + j, mask=known, other=0)
     value = exact if ABSOLUTE else tl.where(key > 0, exact, 0.0)
     select_tile(feature_ptr + row * k, value_ptr + row * k, feature, value, key, k)

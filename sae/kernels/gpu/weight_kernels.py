@@ -120,6 +120,21 @@ def sum_parts_kernel(
         tl.store(db_enc_ptr + feature, b, mask=tile == 0)
 
 
+@triton.jit(do_not_specialize=["n_entries", "n_tiles"])
+@no_type_check
+def sum_dots_kernel(dot_ptr, value_ptr, dvalue_ptr, n_entries, n_tiles, BLOCK: tl.constexpr):
+    """The gradient of each value from its tiles' parts; padding passes none on. Grid (blocks of entries,)."""
+    entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = entry < n_entries
+    active = tl.load(value_ptr + entry, mask=inside, other=0.0) != 0
+    total = tl.zeros([BLOCK], tl.float32)
+    place = dot_ptr + entry
+    for _ in range(n_tiles):
+        total += tl.load(place, mask=active, other=0.0)
+        place += n_entries
+    tl.store(dvalue_ptr + entry, total, mask=inside)
+
+
 @triton.jit
 @no_type_check
 def store_stats(stat_ptr, feature, inside, enc, dec, radial, w, d_sae):

@@ -15,7 +15,7 @@ PARTS = ("code", "select", "topk", "batch", "operand", "backward", "weight", "fu
 SOURCE = "".join((REPOSITORY / "sae/kernels/gpu" / f"{part}_kernels.py").read_text() for part in PARTS)
 KERNELS = {
     "group_max_kernel", "select_rows_kernel", "count_above_kernel", "compact_above_kernel", "entry_dots_kernel",
-    "decode_kernel", "row_sums_kernel", "sum_parts_kernel", "sum_stats_kernel",
+    "decode_kernel", "row_sums_kernel", "sum_parts_kernel", "sum_stats_kernel", "sum_dots_kernel",
     "add_left_kernel", "grad_norm_kernel", "adam_kernel", "grad_stats_kernel", "hot_stats_kernel", "fused_adam_kernel",
     "select_grouped_kernel", "rescore_kernel", "score_entries_kernel", "coarse_histogram_kernel", "list_groups_kernel",
     "histogram_kernel", "cut_kernel", "operand_kernel", "segments_kernel", "count_selected_kernel", "store_selected_kernel",
@@ -68,11 +68,11 @@ def test_hardly_anything_spills(report: list[dict[str, Any]]) -> None:
 
 
 def test_a_streaming_multiprocessor_holds_several_programs(report: list[dict[str, Any]]) -> None:
-    """65,536 registers each: at least 16 warps of every kernel, 8 of the selections that read their row 31 times."""
+    """65,536 registers each: at least 16 warps of every kernel, 8 of the selections, which hold many candidates."""
     for entry in report:
         warps = 65536 // (entry["registers"] * 32)
-        looped = entry["constants"].get("ONE_TILE") is False
-        assert warps >= (8 if looped else 16), entry
+        selects = entry["kernel"] in ("select_rows_kernel", "select_grouped_kernel")
+        assert warps >= (8 if selects else 16), entry
         assert warps >= entry["num_warps"], entry
 
 
