@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis.index import open_index
+from analysis.labels.first_look import good_first
 from analysis.labels.store import Labels
 from analysis.render.text import count
 from dashboard.frame import TITLES
@@ -56,7 +58,7 @@ NEEDS_INDEX = {"going": "going is training, 25% done", "unindexed": "has no inde
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("page", list(TITLES))
-def test_every_page_over_every_state(page: str, state: str) -> None:
+def test_every_page_over_every_state(page: str, state: str, states: Path) -> None:
     app = visit(page=page, run=state)
     assert app.title[0].value == TITLES[page]
     if page in ("features", "feature", "compare", "prompt") and state in NEEDS_INDEX:
@@ -67,7 +69,8 @@ def test_every_page_over_every_state(page: str, state: str) -> None:
         assert count(n, "feature") in said(app)
         assert html(app).count('<th scope="row"') >= min(n, N_ROWS)
     elif page == "feature":
-        assert "<h2>Feature 0</h2>" in html(app)
+        run = states / state
+        assert f"<h2>Feature {good_first(open_index(run), Labels(run))}</h2>" in html(app)
         assert ("Never active" in html(app)) == (state == "dead")
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sae.errors import SaescopeError, first_line
+from sae.io.arrays import map_array
 from sae.io.paths import user_path
 from training.activations.row_files import RowFile, RowFiles, runs
 from training.corpus.files import leading_somewhere
@@ -235,8 +236,8 @@ def _open_array(array: _Array) -> Any:
 
 def _open_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        return map_array(path)
+    except (ValueError, OSError) as error:
         raise SaescopeError(
             f"{path} is no array that can be read ({first_line(error)}); pickled objects are never opened, and a "
             f"truncated file must be written again."
