@@ -94,8 +94,11 @@ def _refusal(error: OSError, address: IP, port: int) -> str:
 
 def serve(options: dict[str, object]) -> None:
     """Run the app until a signal ends it."""
+    from streamlit import logger
     from streamlit.web import bootstrap
 
+    # caches of modules that are imported before the server runs warn that it does not
+    logger.set_log_level("ERROR")
     for module in LATE:
         # what the pages stand on takes seconds to import: here, so that the first visitor does not wait for it
         importlib.import_module(module)
