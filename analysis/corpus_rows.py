@@ -127,7 +127,8 @@ class CorpusRows:
 
 
 def open_rows(
-    trained: TrainedSAE, overrides: Sequence[str] = (), n_rows: int | None = None, display: Display | None = None
+    trained: TrainedSAE, overrides: Sequence[str] = (), n_rows: int | None = None, display: Display | None = None, *,
+    streamed: bool = False,
 ) -> CorpusRows:
     """The rows of a run's own corpus, or of the one that `overrides` of its config describe.
 
@@ -136,6 +137,7 @@ def open_rows(
         overrides: `corpus.sources=text:notes.txt`, and other keys of the sections `OVERRIDABLE`.
         n_rows: no more than the first so many, up to whole sequences.
         display: says what is made; None is silent.
+        streamed: where the run's own cache is not there, take rows from the model and write none of them.
 
     Raises:
         SaescopeError: a corpus, model or cache that is not there, overrides of something else, or rows that the SAE does
@@ -151,6 +153,8 @@ def open_rows(
         limits = limits or (None if own is None else KeepMask(own.source, own.tokens, config.data).limits)
         config = _overridden(config, overrides)
         own = None
+    if streamed and own is None:
+        config = config.model_copy(update={"cache": config.cache.model_copy(update={"mode": "stream"})})
     data = own or open_data(config, hooks, display)
     mask = KeepMask(data.source, data.tokens, config.data, limits)
     n_seqs = data.tokens.n_seqs if n_rows is None else min(data.tokens.n_seqs, -(-n_rows // data.tokens.n_ctx))

@@ -3,6 +3,7 @@
 Codes are signed: "active" means stored, and nothing here tests for `> 0`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,6 +137,18 @@ def from_dense(acts: Float[Tensor, "n_rows d_sae"]) -> SparseCode:
     """The CSR code of a dense activation matrix: its non-zero entries, differentiable in them."""
     rows, feature = acts.detach().nonzero(as_tuple=True)
     return from_pairs(rows, feature, acts[rows, feature], acts.shape[0], acts.shape[1])
+
+
+def stacked(codes: Sequence[SparseCode]) -> SparseCode:
+    """The CSR code of all rows of several codes, one below the other, with their offsets if they have any."""
+    parts = [code.csr() for code in codes]
+    assert parts and len({part.d_sae for part in parts}) == 1, "codes over the same features"
+    rows = torch.cat([part.indptr.diff() for part in parts if part.indptr is not None])
+    indptr = torch.cat([rows.new_zeros(1), rows.cumsum(0)])
+    feature, value = (torch.cat([getattr(part, name) for part in parts]) for name in ("feature", "value"))
+    code = SparseCode(feature, value, len(rows), parts[0].d_sae, indptr=indptr)
+    offsets = [part.offset for part in codes if isinstance(part, OffsetCode) and part.offset is not None]
+    return OffsetCode.around(code, torch.cat(offsets)) if len(offsets) == len(codes) else code
 
 
 class _SumByFeature(torch.autograd.Function):

@@ -51,16 +51,45 @@ def jackknife(
         sums: what each document adds to each sum.
         n_rows: rows of each document; a document without any does not count.
     """
-    sums, n_rows = sums[n_rows > 0], n_rows[n_rows > 0]
+    value, pseudo = pseudo_values(statistic, sums[n_rows > 0])
+    return spread_of(value, pseudo, n_rows[n_rows > 0])
+
+
+def pseudo_values(
+    statistic: Callable[[Float[np.ndarray, "n_draws n_sums"]], Float[np.ndarray, " n_draws"]],
+    sums: Float[np.ndarray, "n_documents n_sums"],
+) -> tuple[float, Float[np.ndarray, " n_documents"]]:
+    """A statistic of sums over documents, and what each document says it is: n · all − (n − 1) · all without it (Tukey).
+
+    The standard error of their mean is the jackknife's. Those of two statistics of the same documents may be subtracted
+    one by one, which gives the jackknife of the difference.
+    """
     total, n = sums.sum(0), len(sums)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(total[None])[0])
-        if n < MIN_DOCUMENTS:
-            return Interval(value)
-        without = statistic(total - sums)
-        error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
-    half = error * t_quantile(float(n_rows.sum() ** 2 / np.square(n_rows).sum()) - 1)
+        return value, n * value - (n - 1) * statistic(total - sums)
+
+
+def spread_of(
+    value: float, pseudo: Float[np.ndarray, " n_documents"], n_rows: Float[np.ndarray, " n_documents"]
+) -> Interval:
+    """A value with the interval that its pseudo-values give: see `jackknife`."""
+    n = len(pseudo)
+    if n < MIN_DOCUMENTS:
+        return Interval(value)
+    half = standard_error(pseudo) * t_quantile(effective(n_rows) - 1)
     return Interval(value, value - half, value + half)
+
+
+def standard_error(pseudo: Float[np.ndarray, " n_documents"]) -> float:
+    """Of the mean of pseudo-values."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.std(pseudo, ddof=1)) / math.sqrt(len(pseudo))
+
+
+def effective(n_rows: Float[np.ndarray, " n_documents"]) -> float:
+    """Kish's effective number of documents."""
+    return float(n_rows.sum() ** 2 / np.square(n_rows).sum())
 
 
 def t_quantile(df: float) -> float:
@@ -113,11 +142,15 @@ class FVE:
 
     def interval(self) -> Interval:
         """FVE over everything added, with its interval over documents."""
-        columns = torch.cat([torch.stack([self.error, self.squares, self.rows], dim=1), self.total], dim=1)
-        return jackknife(_fve, columns.numpy(), self.rows.numpy())
+        return jackknife(fve_of, self.sums(), self.rows.numpy())
+
+    def sums(self) -> Float[np.ndarray, "n_documents n_sums"]:
+        """What each document adds to the sums that `fve_of` takes."""
+        return torch.cat([torch.stack([self.error, self.squares, self.rows], dim=1), self.total], dim=1).numpy()
 
 
-def _fve(sums: Float[np.ndarray, "n_draws n_sums"]) -> Float[np.ndarray, " n_draws"]:
+def fve_of(sums: Float[np.ndarray, "n_draws n_sums"]) -> Float[np.ndarray, " n_draws"]:
+    """FVE from error, squares and rows, and then the sum of each coordinate: see `FVE.sums`."""
     error, squares, n_rows, total = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
     return 1 - error / (squares - np.square(total).sum(-1) / n_rows)
 

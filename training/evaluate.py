@@ -8,6 +8,7 @@ their groups where the split keeps some together, or sequences of rows that came
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae.base import SAE
+from sae.coder import Coder
 from sae.metrics import FVE, ratio, recovered
 from training.activations.calibration import KeepMask
 from training.activations.sources import Source
 from training.corpus.tokens import Tokens, spread
 from training.model.language_model import Model
-from training.model.splice import Reconstruct, SplicedModel, at_sites
-from training.site import Site
+from training.model.splice import Reconstruct, at_sites
+from training.site import Site, SiteRows
 
 CHUNK_ROWS = 4096
 CHUNK_TOKENS = 64
 RESIDUAL = re.compile(r"blocks\.\d+\.hook_resid_(pre|mid|post)")
 DENSE = 0.1
 """A feature that fires on more than this share of rows counts as dense."""
+Nats = dict[str, Float[np.ndarray, "n_seqs n_predicted"]]
+"""What predicted tokens cost, by the name of what was done to the model."""
 
 
 class HeldOut:
@@ -48,7 +52,8 @@ class HeldOut:
         self.source, self.tokens = source, tokens
         self.seqs = spread(tokens.sequences_with_rows(held_out=True), -(-n_rows // tokens.n_ctx))
         keep = mask.over(source, tokens).keep(self.seqs, tokens.n_ctx)
-        self.units = _Units(tokens, self.seqs, keep.view(-1, tokens.n_ctx).numpy())
+        self.keep = keep.view(-1, tokens.n_ctx).numpy()
+        self.units = Units(tokens, self.seqs, self.keep)
         self.acts = {hook: source.rows(hook, self.seqs, tokens.n_ctx)[keep] for hook in hooks}
 
     @property
@@ -84,14 +89,14 @@ class HeldOut:
         }
 
 
-class _Units:
+class Units:
     """The unit that each of some rows is of, numbered from 0: what sums are taken over before they get an interval."""
 
     def __init__(self, tokens: Tokens, seqs: Int64[np.ndarray, " n"], rows: Bool[np.ndarray, "n n_ctx"]) -> None:
         """Of the rows of these sequences, those that `rows` marks."""
         self.kind, number = tokens.units()
-        found, self.number = np.unique(number[seqs][rows], return_inverse=True)
-        self.n = len(found)
+        self.id, self.number = np.unique(number[seqs][rows], return_inverse=True)
+        self.n = len(self.id)
         self.n_documents = None if tokens.folder is None else len(np.unique(tokens.documents()[seqs][rows]))
         self.n_rows = self.sums(np.ones(len(self.number)))
 
@@ -128,17 +133,29 @@ class Spliced:
         self, members: Sequence[tuple[SAE, Site]], advance: Callable[[int], None] = lambda _: None
     ) -> list[dict[str, Any]]:
         """CE recovered against mean and zero ablation, and KL(clean ‖ spliced) in nats per token, for each SAE."""
+        return [self.summary(nats) for nats in self.nats([(sae, site, sae.target.mean) for sae, site in members], advance)]
+
+    @torch.no_grad()
+    def nats(
+        self, members: Sequence[tuple[Coder, Site, Float[Tensor, " d_out"]]],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[Nats]:
+        """What each predicted token costs, for each of several (coder, site, mean of the target for its ablation).
+
+        Returns: `[n_seqs, n_ctx − 1]` by name, in the order of `seqs`: cross-entropy `clean`, `spliced`, with the target
+            ablated to its `mean` and to `zero`, and `kl`, KL(clean ‖ spliced).
+        """
         sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
-        hooks = [hook for _, site in members for hook in site.hooks]
+        hooks = [hook for _, site, _ in members for hook in site.hooks]
         for start in range(0, len(self.seqs), self.batch_seqs):
             seqs = self.seqs[start : start + self.batch_seqs]
             with self.model.replayed(hooks):
                 self._measure(seqs, members, sums)
             advance(len(seqs) * (self.tokens.n_ctx - 1))
-        return [self._summary({name: np.concatenate(parts) for name, parts in out.items()}) for out in sums]
+        return [{name: np.concatenate(parts) for name, parts in out.items()} for out in sums]
 
     def _measure(
-        self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[SAE, Site]],
+        self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[Coder, Site, Float[Tensor, " d_out"]]],
         sums: Sequence[dict[str, list[np.ndarray]]],
     ) -> None:
         """Add what a batch of sequences gives to each member's sums."""
@@ -148,14 +165,14 @@ class Spliced:
         clean = self.model.logits(ids)
         ce_clean = _cross_entropy(clean, ids)
         shared: dict[Any, np.ndarray] = {}
-        for (sae, site), out in zip(members, sums, strict=True):
+        for (coder, site, mean), out in zip(members, sums, strict=True):
             # members at one site share its ablations
             key = (site.input, site.target, site.update)
-            for name, constant in _ablations(sae).items():
+            for name, constant in (("mean", mean), ("zero", torch.zeros_like(mean))):
                 if (key, name) not in shared:
                     shared[key, name] = self._ablated(ids, keep, site, constant)
                 out.setdefault(name, []).append(shared[key, name])
-            with SplicedModel(self.model, {site: sae}).spliced(keep=keep, errors="dropped", record=False):
+            with at_sites(self.model, {site: partial(_reconstruct, coder)}, keep):
                 spliced = self.model.logits(ids)
             out.setdefault("clean", []).append(ce_clean)
             out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
@@ -186,13 +203,17 @@ class Spliced:
             nats[group] = _cross_entropy(mine.expand(len(group), -1, -1), ids[group])
         return nats
 
-    def _summary(self, nats: dict[str, Float[np.ndarray, "n_seqs n_predicted"]]) -> dict[str, Any]:
-        """From what each predicted token costs: a token counts to its own unit, whatever stands before it."""
+    def units(self) -> Units:
+        """Of the predicted tokens: a token counts to its own unit, whatever stands before it."""
         predicted = np.ones((len(self.seqs), self.tokens.n_ctx), dtype=bool)
         predicted[:, 0] = False
-        units = _Units(self.tokens, self.seqs, predicted)
+        return Units(self.tokens, self.seqs, predicted)
+
+    def summary(self, nats: Nats) -> dict[str, Any]:
+        """From what each predicted token costs."""
+        units = self.units()
         sums = {name: units.sums(values.reshape(-1)) for name, values in nats.items()}
-        out: dict[str, Any] = {"ce_n_tokens": int(predicted.sum()), "ce_n_units": units.n}
+        out: dict[str, Any] = {"ce_n_tokens": len(units.number), "ce_n_units": units.n}
         for name in ("clean", "spliced", "mean", "zero"):
             out |= ratio(sums[name], units.n_rows, units.n_rows).named(f"ce_{name}")
         out |= ratio(sums["kl"], units.n_rows, units.n_rows).named("kl")
@@ -201,9 +222,10 @@ class Spliced:
         return out
 
 
-def _ablations(sae: SAE) -> dict[str, Float[Tensor, " d_out"]]:
-    """What the reconstruction is compared with: the target's training mean, and nothing at all."""
-    return {"mean": sae.target.mean, "zero": torch.zeros_like(sae.target.mean)}
+def _reconstruct(
+    coder: Coder, rows: SiteRows, _: Bool[Tensor, "n_seqs n_ctx"]
+) -> Float[Tensor, "n_rows d_out"]:
+    return coder.decode(coder.encode(rows.x.to(coder.W_dec.device)))
 
 
 def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slice]]:

@@ -1,0 +1,230 @@
+"""What the evaluations of one run share, computed once and when first asked for: rows, codes, what tokens cost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from analysis.corpus_rows import CorpusRows, open_rows
+from analysis.evals.common.result import Units
+from analysis.trained import TrainedSAE, open_trained
+from sae.code import SparseCode, stacked
+from sae.coder import Coder
+from sae.errors import SaescopeError
+from training.activations.harvest import Data, open_heldout
+from training.display import Display
+from training.evaluate import HeldOut, Nats, Spliced
+from training.model.language_model import Model
+
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a corpus a suite looks at; there may be less."""
+
+    n_rows: int | None
+    """Held-out rows, before masked ones are left out; None for those of the run's own evaluation."""
+    n_train_rows: int
+    """Rows of training documents, likewise."""
+    n_tokens: int | None
+    """Held-out tokens that are predicted with something spliced in; None as above."""
+
+
+SIZES: dict[str, Size] = {"quick": Size(8192, 16_384, 3_060), "full": Size(None, 32_768, None)}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Kept rows in corpus order, in the model's own units."""
+
+    x: Float[Tensor, "n d_in"]
+    target: Float[Tensor, "n d_out"]
+    token: Int64[np.ndarray, " n"] | None
+    """The token of each row; None of activations that came without text."""
+    position: Int64[np.ndarray, " n"]
+    """Its place in its sequence."""
+    seq: Int64[np.ndarray, " n"]
+    """The number of its sequence among the corpus' sequences."""
+    document: Int64[np.ndarray, " n"]
+    """The number of its document (or group of documents, or sequence: the unit of intervals, `kind`)."""
+    kind: str = "document"
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.x)
+
+    @cached_property
+    def units(self) -> Units:
+        """Documents in ascending order, and how many rows each has."""
+        found, counts = np.unique(self.document, return_counts=True)
+        return Units(self.kind, found.astype(np.int64), counts.astype(np.float64))
+
+    @cached_property
+    def unit(self) -> Int64[np.ndarray, " n"]:
+        """The place of each row's document in `units`."""
+        return np.searchsorted(self.units.id, self.document).astype(np.int64)
+
+    def sums(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n_units"]:
+        """Values of rows, summed over each document's, in fp64."""
+        return np.bincount(self.unit, values, len(self.units.id)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """What held-out tokens cost the model: `nats` by name `[n_seqs, n_ctx − 1]`, as `Spliced.nats` has them."""
+
+    nats: Nats
+    units: Units
+    unit: Int64[np.ndarray, " n_tokens"]
+    """The place in `units` of each predicted token's document, row after row of `nats`."""
+
+    def sums(self, name: str) -> Float[np.ndarray, " n_units"]:
+        """Nats summed over each document's predicted tokens."""
+        return np.bincount(self.unit, self.nats[name].reshape(-1), len(self.units.id)).astype(np.float64)
+
+
+@dataclass(eq=False)
+class Context:
+    """One run opened for evaluation. `open_context` makes it."""
+
+    trained: TrainedSAE
+    suite: Literal["quick", "full"]
+    size: Size
+    seed: int = 0
+    """Of every draw that an evaluation makes."""
+    display: Display = field(default_factory=lambda: Display(quiet=True))
+    progress: Callable[[float], None] = lambda _: None
+    """Told the share of the present evaluation that is done with, 0 to 1."""
+    _codes: dict[int, tuple[Coder, SparseCode]] = field(default_factory=dict)
+    _costs: dict[int, tuple[Coder, TokenCosts]] = field(default_factory=dict)
+
+    @cached_property
+    def corpus(self) -> CorpusRows:
+        """The run's corpus. Raises as `open_rows`."""
+        return open_rows(self.trained, display=self.display, streamed=True)
+
+    @cached_property
+    def _heldout_data(self) -> Data:
+        corpus = self.corpus
+        return open_heldout(corpus.config, corpus.data, self.display, 0, corpus.model)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Kept held-out rows: as many sequences as the suite takes, spread over those of the run's own evaluation.
+
+        Raises:
+            SaescopeError: the corpus, or the model it is read through, is not there.
+        """
+        own = self.corpus.config.eval.n_rows
+        n_rows = own if self.size.n_rows is None else min(own, self.size.n_rows)
+        data = self._heldout_data
+        held = HeldOut(data.source, data.tokens, self.corpus.mask, self.trained.site.hooks, n_rows)
+        if held.n_rows == 0:
+            raise SaescopeError(f"{self.trained.folder.name}: no held-out row is kept by the run's mask; hold out more.")
+        return self._rows(data, held.seqs, held.keep, held.acts)
+
+    @cached_property
+    def train_rows(self) -> Rows:
+        """Kept rows of training documents, in sequences drawn at random by `seed`. Raises as `rows`."""
+        data, corpus = self.corpus.data, self.corpus
+        seqs = data.tokens.sequences_with_rows(held_out=False)
+        n_seqs = -(-self.size.n_train_rows // corpus.n_ctx)
+        drawn = np.sort(np.random.default_rng(self.seed).permutation(seqs)[:n_seqs])
+        acts, keep = corpus.read(drawn)
+        kept = {hook: rows[keep] for hook, rows in acts.items()}
+        return self._rows(data, drawn, keep.view(len(drawn), -1).numpy(), kept)
+
+    def _rows(self, data: Data, seqs: np.ndarray, keep: np.ndarray, acts: dict[str, Tensor]) -> Rows:
+        place, position = np.nonzero(keep)
+        kind, number = data.tokens.units()
+        tokens = data.tokens.tokens
+        x, target = self.trained.rows(acts)
+        return Rows(
+            x, target, None if tokens is None else tokens[seqs][keep].astype(np.int64), position.astype(np.int64),
+            seqs[place].astype(np.int64), number[seqs][keep].astype(np.int64), kind,
+        )
+
+    @property
+    def sae(self) -> Coder:
+        """The run's own SAE."""
+        return self.trained.sae
+
+    @property
+    def model(self) -> Model:
+        """The language model.
+
+        Raises:
+            SaescopeError: there is none, or it cannot be had here: one sentence.
+        """
+        return self.corpus.model()
+
+    def code(self, coder: Coder) -> SparseCode:
+        """The CSR code that a coder gives `rows`, kept for the next who asks."""
+        if id(coder) not in self._codes:
+            self._codes[id(coder)] = (coder, encoded(coder, self.rows.x))
+        return self._codes[id(coder)][1]
+
+    @cached_property
+    def spliced(self) -> Spliced:
+        """Held-out sequences for runs of the model with something spliced in.
+
+        Raises:
+            SaescopeError: as `model`.
+        """
+        own = self.corpus.config.eval.n_tokens
+        wanted = (own or 20_480) if self.size.n_tokens is None else min(own or self.size.n_tokens, self.size.n_tokens)
+        model, data = self.model, self._heldout_data
+        if data.tokens.tokens is None:
+            raise SaescopeError(
+                f"{self.trained.folder.name} was trained on activations that came without text, so no model can be run."
+            )
+        return Spliced(model, data.source, data.tokens, self.corpus.mask, wanted)
+
+    def costs(self, coder: Coder) -> TokenCosts:
+        """What held-out tokens cost with a coder's reconstruction in place of the activation; kept for the next who asks.
+
+        Raises:
+            SaescopeError: as `model`.
+        """
+        if id(coder) not in self._costs:
+            site, mean = self.trained.site, self.trained.sae.target.mean
+            (nats,) = self.spliced.nats([(coder, site, mean)])
+            self._costs[id(coder)] = (coder, self._token_costs(nats))
+        return self._costs[id(coder)][1]
+
+    def _token_costs(self, nats: Nats) -> TokenCosts:
+        units = self.spliced.units()
+        return TokenCosts(nats, Units(units.kind, units.id, units.n_rows), units.number)
+
+    def facts(self) -> dict[str, Any]:
+        """What determines the rows: two runs with equal ones were measured on the same. Opens nothing."""
+        provenance = self.trained.sae.provenance
+        config = provenance.get("config", {})
+        return {
+            "site": provenance.get("site"), "made_from": provenance.get("made_from"), "mask": provenance.get("mask"),
+            "corpus": config.get("corpus"), "size": [self.size.n_rows, self.size.n_train_rows, self.size.n_tokens],
+            "suite": self.suite, "seed": self.seed,
+        }
+
+
+def encoded(coder: Coder, x: Float[Tensor, "n d_in"]) -> SparseCode:
+    """The CSR code of many rows, a bounded number at a time."""
+    device = coder.W_dec.device
+    return stacked([coder.encode(chunk.to(device)).csr() for chunk in x.split(CHUNK_ROWS)])
+
+
+def open_context(
+    run: str | Path, suite: Literal["quick", "full"] = "quick", *, seed: int = 0, display: Display | None = None
+) -> Context:
+    """Open a run for evaluation; nothing is read yet.
+
+    Raises:
+        SaescopeError: there is no trained SAE.
+    """
+    return Context(open_trained(run), suite, SIZES[suite], seed, display or Display(quiet=True))

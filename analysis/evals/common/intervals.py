@@ -1,0 +1,158 @@
+"""Intervals of figures over documents and seeds, and of the difference of two.
+
+A figure is a function of sums over units (documents, as a rule), so every unit has a jackknife pseudo-value: what it says
+the figure is (`sae.metrics.pseudo_values`). One figure has the jackknife's interval; of two figures over the same units the
+pseudo-values are subtracted pair by pair, so that what makes a document hard for both cancels. Where each side has several
+seeds, the variance of a difference is
+
+    s² = s_units² + s_A² / n_A + s_B² / n_B
+
+s_units being the jackknife's standard error of the difference of the two means over seeds, and s_A, s_B the standard
+deviation over seeds: seeds and documents are crossed, and each adds its own share. Its degrees of freedom are Welch and
+Satterthwaite's. (A bootstrap over three seeds draws from three numbers; its interval is too short by construction.)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from analysis.evals.common.result import Direction, Metric
+from sae import metrics as over_documents
+from sae.metrics import MIN_DOCUMENTS, effective, standard_error, t_quantile
+
+Statistic = Callable[[Float[np.ndarray, "n_draws n_sums"]], Float[np.ndarray, " n_draws"]]
+MOST_SEEDS = 1000
+
+
+def metric(
+    statistic: Statistic, sums: Float[np.ndarray, "n_units n_sums"], n_rows: Float[np.ndarray, " n_units"], *, unit: str,
+    direction: Direction, formula: str, of: str = "rows",
+) -> Metric:
+    """A figure of sums over units, with its interval.
+
+    Args:
+        statistic: of columns summed over units, for several such draws at once.
+        sums: what each unit adds to each sum.
+        n_rows: rows of each unit; one without any says nothing.
+        unit, direction, formula, of: see `Metric`.
+    """
+    there = n_rows > 0
+    value, said = over_documents.pseudo_values(statistic, sums[there])
+    interval = over_documents.spread_of(value, said, n_rows[there])
+    pseudo = np.full(len(n_rows), math.nan)
+    pseudo[there] = said
+    return Metric(value, unit, direction, formula, int(there.sum()), interval.low, interval.high, pseudo, of)
+
+
+def ratio(
+    over: Float[np.ndarray, " n_units"], under: Float[np.ndarray, " n_units"], n_rows: Float[np.ndarray, " n_units"], *,
+    unit: str, direction: Direction, formula: str, of: str = "rows",
+) -> Metric:
+    """Σ over / Σ under with its interval, from what each unit adds to the two."""
+    sums = np.stack([over, under], axis=1)
+    return metric(_quotient, sums, n_rows, unit=unit, direction=direction, formula=formula, of=of)
+
+
+def plain(value: float | None, *, unit: str, direction: Direction, formula: str, n: int) -> Metric:
+    """A figure without an interval."""
+    return Metric(value, unit, direction, formula, n)
+
+
+def _quotient(sums: Float[np.ndarray, "n_draws two"]) -> Float[np.ndarray, " n_draws"]:
+    return sums[:, 0] / sums[:, 1]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B − A, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    error_units: float | None
+    """Standard error over documents."""
+    error_seeds: float | None
+    """Standard error over seeds; None if either side has one seed only."""
+    n_seeds: tuple[int, int]
+    n_units: int
+    seeds_needed: int | None
+    """Seeds on each side that would separate the two if nothing else changed; None where no number would, or none is
+    needed."""
+
+    @property
+    def separable(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def beyond_seeds(self) -> bool:
+        """Whether it does, with the noise of seeds counted."""
+        return self.separable and self.error_seeds is not None
+
+
+def difference(
+    a: Sequence[Metric], b: Sequence[Metric], n_rows: Float[np.ndarray, " n_units"] | None = None
+) -> Difference | None:
+    """The difference of two figures, each measured with one or several seeds on the same units.
+
+    Args:
+        a, b: the same figure, one for each seed.
+        n_rows: of the units.
+
+    Returns: None where a figure is undefined.
+    """
+    values = [[one.value for one in side] for side in (a, b)]
+    if any(v is None for side in values for v in side) or not all(values):
+        return None
+    first, second = (np.array(side, dtype=np.float64) for side in values)
+    n_a, n_b = len(first), len(second)
+    value = float(second.mean() - first.mean())
+    said = _paired(a, b)
+    error_units, n_units, df_units = None, 0, 1.0
+    if said is not None and n_rows is not None:
+        there = np.isfinite(said)
+        n_units = int(there.sum())
+        if n_units >= MIN_DOCUMENTS:
+            error_units, df_units = standard_error(said[there]), effective(n_rows[there]) - 1
+    variances = (float(first.var(ddof=1)), float(second.var(ddof=1))) if min(n_a, n_b) > 1 else None
+    error_seeds = None if variances is None else math.sqrt(variances[0] / n_a + variances[1] / n_b)
+    if error_units is None and error_seeds is None:
+        return Difference(value, None, None, None, None, (n_a, n_b), n_units, None)
+    half = _half(error_units, df_units, variances, n_a, n_b)
+    needed = None
+    if variances is not None and half >= abs(value):
+        needed = _seeds_needed(abs(value), error_units, df_units, variances, max(n_a, n_b))
+    return Difference(value, value - half, value + half, error_units, error_seeds, (n_a, n_b), n_units, needed)
+
+
+def _paired(a: Sequence[Metric], b: Sequence[Metric]) -> Float[np.ndarray, " n_units"] | None:
+    """Pseudo-values of the difference of the means over seeds."""
+    if any(one.pseudo is None for one in (*a, *b)):
+        return None
+    pseudo = [np.mean([one.pseudo for one in side], axis=0) for side in (a, b)]
+    return None if pseudo[0].shape != pseudo[1].shape else pseudo[1] - pseudo[0]
+
+
+def _half(
+    error_units: float | None, df_units: float, variances: tuple[float, float] | None, n_a: int, n_b: int
+) -> float:
+    """Half the width of the interval."""
+    parts = [] if error_units is None else [(error_units**2, max(df_units, 1.0))]
+    if variances is not None:
+        parts += [(variances[0] / n_a, n_a - 1), (variances[1] / n_b, n_b - 1)]
+    total = sum(part for part, _ in parts)
+    under = sum(part**2 / df for part, df in parts)
+    return math.sqrt(total) * t_quantile(total**2 / under) if under > 0 else 0.0
+
+
+def _seeds_needed(
+    distance: float, error_units: float | None, df_units: float, variances: tuple[float, float], have: int
+) -> int | None:
+    """The least number of seeds on each side, more than there are, with which `distance` would lie outside the interval."""
+    if distance <= 1.96 * (error_units or 0.0):
+        return None
+    counts = range(have + 1, MOST_SEEDS + 1)
+    return next((n for n in counts if _half(error_units, df_units, variances, n, n) < distance), None)

@@ -1,0 +1,212 @@
+"""What an evaluation finds, and the one file it is written to: runs/NAME/evals/EVAL.json.
+
+The file has SAEBench's shape (`eval_type_id`, `eval_config`, `eval_result_metrics {category: {metric: scalar}}`, ...), and
+beside it, under names that SAEBench does not have: each metric's interval, unit, direction and formula (`metrics`), the
+same of every control (`controls`) and of what is known to be attainable (`references`), the controls that are lacking, and
+what each unit says by itself (`pseudo`), by which two results on the same rows are compared pair by pair.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from sae.errors import SaescopeError
+from sae.io.files import code_version, read_json, write_json
+
+FORMAT, FORMAT_VERSION = "saescope-eval", 1
+FOLDER = "evals"
+Direction = Literal["higher", "lower", "none"]
+"""Which values are better; none where a figure describes and does not judge."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """What some metrics are taken to be independent by: documents, groups of them, words, templates, seeds."""
+
+    kind: str
+    """In the singular: document."""
+    id: Int64[np.ndarray, " n_units"]
+    """The number of each; those of two results are the same things if their inputs are."""
+    n_rows: Float[np.ndarray, " n_units"]
+    """Rows, tokens or examples of each."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure: what it is, its 95 % interval, and what each unit says it is."""
+
+    value: float | None
+    """None where it is undefined."""
+    unit: str
+    """`share`, `nats per token`, `bits per row`, `features per row`, `cosine`, `features`..."""
+    direction: Direction
+    formula: str
+    """The name of the formula: what was computed, in a few words, so that no two definitions share a name."""
+    n: int
+    """How many units, or examples where there is no interval."""
+    low: float | None = None
+    high: float | None = None
+    pseudo: Float[np.ndarray, " n_units"] | None = None
+    """Jackknife pseudo-values of the units; NaN for one that says nothing. See `intervals`."""
+    of: str = "rows"
+    """Which of the result's `units` those are."""
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        pseudo = None if self.pseudo is None else [_finite(float(v)) for v in self.pseudo]
+        return {
+            "value": _finite(self.value), "low": _finite(self.low), "high": _finite(self.high), "unit": self.unit,
+            "direction": self.direction, "formula": self.formula, "n": self.n, "of": self.of, "pseudo": pseudo,
+        }
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Metric":
+        """From JSON."""
+        pseudo = plain["pseudo"]
+        values = None if pseudo is None else np.array([math.nan if v is None else v for v in pseudo], dtype=np.float64)
+        return cls(**{**plain, "pseudo": values})
+
+
+Metrics = Mapping[str, Mapping[str, Metric]]
+"""By group and name."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one evaluation finds of one coder."""
+
+    metrics: Metrics
+    units: Mapping[str, Units] = field(default_factory=dict)
+    """Those that the metrics name; the same for every coder."""
+    details: Sequence[Mapping[str, Any]] = ()
+    """Flat records of plain values: one a letter, a task, a stratum, a bin..."""
+    features: Mapping[str, Float[np.ndarray, " d_sae"]] = field(default_factory=dict)
+    """A number for each feature, by name; NaN where there is none. Kept for the run itself only."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured, and why: one sentence each."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One evaluation of one run, its controls beside it."""
+
+    eval: str
+    title: str
+    version: int
+    """Of the evaluation's definition."""
+    run: str
+    """Name of the run."""
+    inputs: Mapping[str, Any]
+    """All that determines the figures: two results with equal ones are equal. `rows` says which rows they are of."""
+    settings: Mapping[str, Any]
+    sae: Mapping[str, Any]
+    """The SAE's config, and of its training what tells seeds apart."""
+    found: Found
+    controls: Mapping[str, Found] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
+    """Controls that were not there."""
+    references: Mapping[str, Metrics] = field(default_factory=dict)
+    """What is attainable, by name: a supervised skyline."""
+
+    def metric(self, group: str, name: str) -> Metric | None:
+        """Of the run itself."""
+        return self.found.metrics.get(group, {}).get(name)
+
+    def plain(self) -> dict[str, Any]:
+        """As it is written."""
+        return {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "code_version": code_version(),
+            # SAEBench's names
+            "eval_type_id": self.eval, "eval_config": dict(self.settings), "eval_id": self.inputs["id"],
+            "datetime_epoch_millis": 0,
+            "eval_result_metrics": {
+                group: {name: _finite(metric.value) for name, metric in metrics.items()}
+                for group, metrics in self.found.metrics.items()
+            },
+            "eval_result_details": [dict(record) for record in self.found.details],
+            "sae_bench_commit_hash": f"saescope {code_version()}", "sae_lens_id": self.run, "sae_lens_release_id": None,
+            "sae_lens_version": None, "sae_cfg_dict": dict(self.sae),
+            "eval_result_unstructured": {
+                name: [_finite(float(v)) for v in values] for name, values in self.found.features.items()},
+            # and ours
+            "title": self.title, "version": self.version, "inputs": dict(self.inputs), "notes": list(self.found.notes),
+            "metrics": _plain(self.found.metrics), "units": {
+                name: {"kind": u.kind, "id": u.id.tolist(), "n_rows": u.n_rows.tolist()}
+                for name, u in self.found.units.items()},
+            "controls": {
+                name: {"metrics": _plain(found.metrics), "details": [dict(r) for r in found.details],
+                       "notes": list(found.notes)}
+                for name, found in self.controls.items()},
+            "lacking": list(self.lacking), "references": {name: _plain(m) for name, m in self.references.items()},
+        }
+
+
+def write(result: EvalResult, run: Path) -> Path:
+    """Write a result into its run, atomically, and say where it lies."""
+    path = run / FOLDER / f"{result.eval}.json"
+    write_json(path, result.plain())
+    return path
+
+
+def results(run: Path) -> list[Path]:
+    """The result files of a run, by name."""
+    return sorted((run / FOLDER).glob("*.json"))
+
+
+def read(path: Path) -> EvalResult:
+    """Read a result.
+
+    Raises:
+        SaescopeError: no such file, another format or version, or a file that was altered.
+    """
+    plain = read_json(path)
+    if plain.get("format") != FORMAT or plain.get("format_version") != FORMAT_VERSION:
+        raise SaescopeError(
+            f"{path} is no evaluation that this code reads (format {plain.get('format')!r}, version "
+            f"{plain.get('format_version')!r}); remove it, and `sae eval` makes it anew."
+        )
+    try:
+        return _result(plain)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise SaescopeError(
+            f"{path} was altered ({type(error).__name__}: {error}); remove it, and `sae eval` makes it anew."
+        ) from None
+
+
+def _result(plain: Mapping[str, Any]) -> EvalResult:
+    units = {
+        name: Units(u["kind"], np.array(u["id"], dtype=np.int64), np.array(u["n_rows"], dtype=np.float64))
+        for name, u in plain["units"].items()
+    }
+    features = {
+        name: np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+        for name, values in plain["eval_result_unstructured"].items()
+    }
+    found = Found(
+        _read(plain["metrics"]), units, tuple(plain["eval_result_details"]), features, tuple(plain["notes"]))
+    controls = {
+        name: Found(_read(c["metrics"]), units, tuple(c["details"]), {}, tuple(c["notes"]))
+        for name, c in plain["controls"].items()
+    }
+    return EvalResult(
+        plain["eval_type_id"], plain["title"], plain["version"], plain["sae_lens_id"], plain["inputs"],
+        plain["eval_config"], plain["sae_cfg_dict"], found, controls, tuple(plain["lacking"]),
+        {name: _read(m) for name, m in plain["references"].items()},
+    )
+
+
+def _plain(metrics: Metrics) -> dict[str, Any]:
+    return {group: {name: metric.plain() for name, metric in some.items()} for group, some in metrics.items()}
+
+
+def _read(plain: Mapping[str, Any]) -> Metrics:
+    return {group: {name: Metric.read(one) for name, one in some.items()} for group, some in plain.items()}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

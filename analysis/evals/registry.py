@@ -1,0 +1,36 @@
+"""The evaluations, by name: one small file each in `metrics`, this literal table, and how one is got."""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+
+from analysis.evals.common.evaluation import Evaluation
+from sae.errors import SaescopeError
+
+EVALUATIONS: dict[str, str] = {
+    "core": "analysis.evals.metrics.core",
+    "mdl": "analysis.evals.metrics.mdl",
+    "stability": "analysis.evals.metrics.stability",
+    "ground-truth": "analysis.evals.metrics.ground_truth",
+}
+"""Name on the command line → module with its `EVALUATION`; also the order in which they are run and shown."""
+
+
+def evaluation(name: str) -> Evaluation:
+    """An evaluation by name.
+
+    Raises:
+        SaescopeError: there is none of this name.
+    """
+    if name not in EVALUATIONS:
+        near = difflib.get_close_matches(name, EVALUATIONS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SaescopeError(f"there is no evaluation {name!r}: {hint}There are {', '.join(EVALUATIONS)}.")
+    found: Evaluation = importlib.import_module(EVALUATIONS[name]).EVALUATION
+    return found
+
+
+def chosen(only: Sequence[str] = ()) -> list[Evaluation]:
+    """Those named, or all, in the order of the table. Raises as `evaluation`."""
+    wanted = [evaluation(name) for name in only] if only else [evaluation(name) for name in EVALUATIONS]
+    return sorted(wanted, key=lambda one: list(EVALUATIONS).index(one.name))
