@@ -102,6 +102,13 @@ class SparseCode:
         """Each value times its feature's factor."""
         return replace(self, value=self.value * by_feature[self.feature.long()])
 
+    def only(self, features: Bool[Tensor, " d_sae"]) -> "SparseCode":
+        """The CSR code of these features alone, around the same points."""
+        code = self.csr()
+        kept = features.to(code.feature.device)[code.feature.long()]
+        fewer = from_pairs(code.rows()[kept], code.feature[kept], code.value[kept], code.n_rows, code.d_sae)
+        return replace(code, feature=fewer.feature, value=fewer.value, indptr=fewer.indptr)
+
     def detach(self) -> "SparseCode":
         """The same code without gradient."""
         return replace(self, value=self.value.detach())

@@ -138,45 +138,47 @@ class Spliced:
     @torch.no_grad()
     def nats(
         self, members: Sequence[tuple[Coder, Site, Float[Tensor, " d_out"]]],
-        advance: Callable[[int], None] = lambda _: None,
+        advance: Callable[[int], None] = lambda _: None, *, spliced_only: bool = False,
     ) -> list[Nats]:
         """What each predicted token costs, for each of several (coder, site, mean of the target for its ablation).
 
         Returns: `[n_seqs, n_ctx − 1]` by name, in the order of `seqs`: cross-entropy `clean`, `spliced`, with the target
-            ablated to its `mean` and to `zero`, and `kl`, KL(clean ‖ spliced).
+            ablated to its `mean` and to `zero`, and `kl`, KL(clean ‖ spliced). With `spliced_only` just `spliced`.
         """
         sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
         hooks = [hook for _, site, _ in members for hook in site.hooks]
         for start in range(0, len(self.seqs), self.batch_seqs):
             seqs = self.seqs[start : start + self.batch_seqs]
             with self.model.replayed(hooks):
-                self._measure(seqs, members, sums)
+                self._measure(seqs, members, sums, spliced_only)
             advance(len(seqs) * (self.tokens.n_ctx - 1))
         return [{name: np.concatenate(parts) for name, parts in out.items()} for out in sums]
 
     def _measure(
         self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[Coder, Site, Float[Tensor, " d_out"]]],
-        sums: Sequence[dict[str, list[np.ndarray]]],
+        sums: Sequence[dict[str, list[np.ndarray]]], spliced_only: bool,
     ) -> None:
         """Add what a batch of sequences gives to each member's sums."""
         n_ctx = self.tokens.n_ctx
         ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
         keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
-        clean = self.model.logits(ids)
-        ce_clean = _cross_entropy(clean, ids)
+        clean = None if spliced_only else self.model.logits(ids)
+        ce_clean = None if clean is None else _cross_entropy(clean, ids)
         shared: dict[Any, np.ndarray] = {}
         for (coder, site, mean), out in zip(members, sums, strict=True):
             # members at one site share its ablations
             key = (site.input, site.target, site.update)
-            for name, constant in (("mean", mean), ("zero", torch.zeros_like(mean))):
+            ablations = {} if clean is None else {"mean": mean, "zero": torch.zeros_like(mean)}
+            for name, constant in ablations.items():
                 if (key, name) not in shared:
                     shared[key, name] = self._ablated(ids, keep, site, constant)
                 out.setdefault(name, []).append(shared[key, name])
             with at_sites(self.model, {site: partial(_reconstruct, coder)}, keep):
                 spliced = self.model.logits(ids)
-            out.setdefault("clean", []).append(ce_clean)
             out.setdefault("spliced", []).append(_cross_entropy(spliced, ids))
-            out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
+            if clean is not None and ce_clean is not None:
+                out.setdefault("clean", []).append(ce_clean)
+                out.setdefault("kl", []).append(_divergence(clean, spliced, ids))
 
     def _ablated(
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,

@@ -69,24 +69,28 @@ class Trainer:
             say: told, once, why steps on a CUDA device are not captured in a CUDA graph (`train.graph`).
 
         Raises:
-            SaescopeError: `reduce_gradients` with `train.fused_adam`, which makes no gradients; `train.graph` is true where
-                steps cannot be captured.
+            SaescopeError: `reduce_gradients` or `optim.frozen` with `train.fused_adam`, which makes no gradients;
+                `train.graph` is true where steps cannot be captured.
         """
         if reduce_gradients is not None and config.train.fused_adam:
             raise SaescopeError("train.fused_adam makes no gradients that could be reduced over ranks; set it to false.")
         self.config, self.clock, self.device, self.reduce_gradients = config, clock, device, reduce_gradients
+        if config.optim.frozen and config.train.fused_adam:
+            raise SaescopeError("train.fused_adam makes gradients and steps in one, so optim.frozen needs it to be false.")
         # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
         self.sae = (sae.normalised() if sae.unit_norm_decoder else sae).to(device)
         self._choose_kernels()
         self.moments = {
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.sae.named_parameters()
         }
+        for name in config.optim.frozen:
+            self.sae.get_parameter(name).requires_grad_(False)
         self.params = [
             ParamState(
                 p, *self.moments[name], unit_rows=name == "W_dec" and self.sae.unit_norm_decoder,
                 sparse_axis=self.sae.feature_axis(name) if config.optim.sparse else None,
             )
-            for name, p in self.sae.named_parameters()
+            for name, p in self.sae.named_parameters() if p.requires_grad
         ]
         self.n_steps = 0
         self.last_fired = torch.zeros(self.sae.d_sae, dtype=torch.int64, device=device)

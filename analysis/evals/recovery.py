@@ -79,7 +79,7 @@ def recovery(
     assert code.n_rows == true_code.n_rows, "codes of different rows"
     cosine = cosines(directions, truth)
     matched = match(cosine)
-    there, active = _support(true_code), _support(code)
+    there, active = support(true_code), support(code)
     together = (there.T @ active).toarray().astype(np.float64)
     n_there, n_active = (np.asarray(m.sum(0)).reshape(-1).astype(np.float64) for m in (there, active))
     occurs = n_there > 0
@@ -121,7 +121,8 @@ def absorption(
     return _mean(shares)
 
 
-def _support(code: SparseCode) -> Any:
+def support(code: SparseCode) -> Any:
+    """Where a code is active: a sparse matrix `[n_rows, d_sae]` of ones, by columns."""
     from scipy.sparse import csc_array
 
     code = code.csr()

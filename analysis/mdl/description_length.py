@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sae.base import SAE
 from sae.code import SparseCode
+from sae.coder import Coder
 from sae.errors import SaescopeError
 
 CHUNK_ROWS = 4096
@@ -117,6 +118,30 @@ def values_bits(levels: Levels) -> float:
     return float((count * (levels.sent[levels.feature] / count).log2()).sum()) / levels.n_rows
 
 
+def entropy(levels: Levels) -> float:
+    """The entropy code: support and values, per row."""
+    return support_bits(levels) + values_bits(levels)
+
+
+def row_bits(codes: list[SparseCode], step: float) -> Float[Tensor, " n_rows"]:
+    """What each row takes to send under the frequencies of all: their mean is the entropy code's `bits`."""
+    levels = count_levels(codes, step)
+    p = levels.sent / levels.n_rows
+    silent = -torch.log2(1 - p).nan_to_num(neginf=0.0)  # a feature that is always sent is never told not to be
+    cost = -(levels.count.double() / levels.n_rows).log2() - silent[levels.feature]
+    low = int(levels.level.min()) if len(levels.level) else 0
+    span = int(levels.level.max()) - low + 1 if len(levels.level) else 1
+    keys = levels.feature * span + levels.level - low
+    out = []
+    for code in codes:
+        level = (code.value.double() / step).round().long().cpu()
+        sent = level != 0
+        key = code.feature.long().cpu()[sent] * span + level[sent] - low
+        bits = torch.full((code.n_rows,), float(silent.sum()), dtype=torch.float64)
+        out.append(bits.index_add_(0, code.rows().cpu()[sent], cost[torch.searchsorted(keys, key)]))
+    return torch.cat(out)
+
+
 def adaptive_bits(levels: Levels) -> float:
     """The code whose frequencies are counted while decoding, per row.
 
@@ -144,9 +169,10 @@ class Encoded:
     """The codes of an SAE over some rows, ready to be quantised with any step."""
 
     def __init__(
-        self, sae: SAE, rows: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_targets d_out"] | None = None
+        self, sae: Coder, rows: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_targets d_out"] | None = None,
+        codes: list[SparseCode] | None = None,
     ) -> None:
-        """`rows` and `target` raw; the target of an SAE is its input.
+        """`rows` and `target` raw; the target of an SAE is its input. `codes` are those of the rows, where they are known.
 
         Raises:
             SaescopeError: shapes do not fit, no rows, numbers that are not finite, or a constant target.
@@ -161,7 +187,7 @@ class Encoded:
                 "explained; give more rows."
             )
         device = sae.W_dec.device
-        self.codes = [sae.encode(chunk.to(device)) for chunk in rows.split(CHUNK_ROWS)]
+        self.codes = codes or [sae.encode(chunk.to(device)) for chunk in rows.split(CHUNK_ROWS)]
         self._errors: dict[float, float] = {}
         self.error = self._error(None)
 
@@ -188,10 +214,30 @@ class Encoded:
                 f"Description length: an FVE of {fve:.4f} was asked for, and the SAE has {self.fve:.4f} with exact "
                 "values; ask for less."
             )
-        largest = max((float(code.value.abs().max()) for code in self.codes if code.value.numel()), default=0.0)
         # four times the largest rounds everything away
-        step = coarsest(lambda step: self.fve_at(step) >= fve, 4 * largest) if largest else 0.0
+        step = coarsest(lambda step: self.fve_at(step) >= fve, 4 * self.largest) if self.largest else 0.0
         return self.at(step)
+
+    def within_bits(self, budget: float) -> float:
+        """The finest step, to 1 %, whose entropy code takes `budget` bits a row at most; 0 where nothing is active."""
+        if not self.largest:
+            return 0.0
+        fits = lambda step: entropy(count_levels(self.codes, step)) <= budget  # noqa: E731
+        good = 4 * self.largest
+        for _ in range(_HALVINGS):
+            if not fits(good / 2):
+                break
+            good /= 2
+        bad = good / 2
+        for _ in range(_BISECTIONS):
+            middle = math.sqrt(good * bad)
+            good, bad = (middle, bad) if fits(middle) else (good, middle)
+        return good
+
+    @property
+    def largest(self) -> float:
+        """The largest |value|; 0 where nothing is active."""
+        return max((float(code.value.abs().max()) for code in self.codes if code.value.numel()), default=0.0)
 
     def at(self, step: float) -> DescriptionLength:
         """With this step; 0 is for codes in which nothing is active."""
@@ -208,7 +254,7 @@ class Encoded:
     def _error(self, step: float | None) -> float:
         """Σ‖target − reconstruction‖²."""
         total = 0.0
-        for code, target in zip(self.codes, self.target.split(CHUNK_ROWS), strict=True):
+        for code, target in zip(self.codes, self.target.split([code.n_rows for code in self.codes]), strict=True):
             x_hat = self.sae.decode(code if step is None else quantise(code, step)).cpu()
             total += float((target.cpu().double() - x_hat.double()).square().sum())
         return total
@@ -288,9 +334,10 @@ def coarsest(keeps: Callable[[float], bool], start: float) -> float:
     return good
 
 
-def _check(sae: SAE, rows: Tensor, target: Tensor) -> None:
+def _check(sae: Coder, rows: Tensor, target: Tensor) -> None:
     """Refuse what cannot be measured."""
-    for name, given, d in (("rows", rows, sae.d_in), ("target", target, sae.d_out)):
+    d_in = sae.d_in if isinstance(sae, SAE) else rows.shape[-1]
+    for name, given, d in (("rows", rows, d_in), ("target", target, sae.W_dec.shape[1])):
         if given.ndim != 2 or given.shape[1] != d:
             raise SaescopeError(
                 f"Description length: the {name} have shape {list(given.shape)} where the SAE asks for [n_rows, {d}]."

@@ -8,8 +8,10 @@ calibration and evaluation like any others; the hook is called `acts`.
 
 Features are trees in depth-first order. A root is present with probability `density` (by rank, if `zipf` is set); a
 present parent has with probability `child` a present child, one and only one (`exclusive`), or each by itself with
-`child` over their number. Roots of one group are correlated: they are thresholds of normal variables with correlation
-`correlation`. A bipolar feature is present with either sign, by a fair coin.
+`child` over their number. Singles are roots without children, behind the trees. Roots of one group are correlated: they
+are thresholds of normal variables with correlation `correlation`; with `rank`, all roots are, by as many variables that
+they share in random proportions (as in SynthSAEBench, 2602.14687). A bipolar feature is present with either sign, by a
+fair coin.
 """
 
 from collections.abc import Mapping
@@ -56,8 +58,8 @@ class Synthetic:
 
     def _present(self, rng: np.random.Generator) -> Bool[np.ndarray, "n n_features"]:
         config = self.config
-        shared = rng.standard_normal((DRAWN, config.roots // config.group)).repeat(config.group, axis=1)
-        own = rng.standard_normal((DRAWN, config.roots))
+        shared, n_roots = self._shared(rng), config.roots + config.singles
+        own = rng.standard_normal((DRAWN, n_roots))
         normal = config.correlation**0.5 * shared + (1 - config.correlation) ** 0.5 * own
         limits = np.array([NormalDist().inv_cdf(1 - p) for p in config.root_density()])
         chance = rng.random((DRAWN, len(self.parents)))
@@ -72,6 +74,14 @@ class Synthetic:
                 chance[:, children] < config.child / len(children))
             out[:, children] = out[:, [parent]] & has & (config.child > 0)
         return out
+
+    def _shared(self, rng: np.random.Generator) -> Float[np.ndarray, "n n_roots"]:
+        """What features without a parent have in common: their group's variable, or their mixture of the hidden ones."""
+        config = self.config
+        if config.rank:
+            return rng.standard_normal((DRAWN, config.rank)) @ config.loadings()
+        n_groups = (config.roots + config.singles) // config.group
+        return rng.standard_normal((DRAWN, n_groups)).repeat(config.group, axis=1)
 
     def part(self, start: int, stop: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n n_features"]]:
         """Rows `start` to `stop` and their codes."""

@@ -148,6 +148,10 @@ class OptimConfig(Section):
     sparse: bool = False
     """Sparse Adam (2508.16929): weights and averages of features without a gradient in the step stay as they are."""
 
+    frozen: tuple[Literal["W_enc", "W_dec"], ...] = ()
+    """Weights that stay as they are drawn, while everything else is trained: controls, which show how much a random
+    dictionary or encoder does by itself (2602.14111)."""
+
     @field_validator("lr", mode="before")
     @classmethod
     def _auto(cls, value: object) -> object:

@@ -25,10 +25,12 @@ class SyntheticConfig(Section):
     """Width of a row."""
     roots: Count = Field(default=128, gt=0)
     """Trees; without branching, features."""
+    singles: Count = 0
+    """Further features that belong to no tree and have no children; in `zipf` their ranks follow the roots'."""
     branching: tuple[Annotated[Count, Field(gt=0)], ...] = ()
     """Children of each feature, level by level: (3, 2) makes trees of 1 + 3 + 6 features."""
     density: float = Field(default=0.03, gt=0, lt=1)
-    """Probability that a root is present; with zipf, its mean over roots."""
+    """Probability that a root is present; with zipf, its mean over roots and singles."""
     zipf: float = Field(default=0.0, ge=0)
     """The i-th root is present in proportion to i^−zipf."""
     child: float = Field(default=0.8, ge=0, le=1)
@@ -38,7 +40,10 @@ class SyntheticConfig(Section):
     group: Count = Field(default=1, gt=0)
     """Neighbouring roots that are correlated with each other."""
     correlation: float = Field(default=0.0, ge=0, lt=1)
-    """Correlation of the normal variables behind the roots of a group."""
+    """Correlation of the normal variables behind the roots of a group; or, with `rank`, the share of their variance that
+    they have in common."""
+    rank: Count = 0
+    """Instead of groups: as many hidden normal variables, which roots and singles share in random proportions."""
     bipolar: float = Field(default=0.0, ge=0, le=1)
     """Share of features that carry both signs, evenly spread over the features."""
     spread: float = Field(default=0.5, ge=0, lt=1)
@@ -56,17 +61,21 @@ class SyntheticConfig(Section):
             raise ValueError(f"{self.n_features} features cannot be orthogonal in d = {self.d} dimensions")
         if (most := float(self.root_density().max())) >= 1:
             raise ValueError(f"the first root would be present with probability {most:.2f}; lower density or zipf")
+        if self.rank and self.group > 1:
+            raise ValueError("give either group or rank")
         if self.roots % self.group:
             raise ValueError(f"group = {self.group} does not divide roots = {self.roots}")
-        if self.correlation and self.group == 1:
-            raise ValueError("correlation needs a group of at least 2 roots")
+        if self.correlation and self.group == 1 and not self.rank:
+            raise ValueError("correlation needs a group of at least 2 roots, or a rank")
+        if self.singles and self.group > 1:
+            raise ValueError("singles belong to no group; give a rank in its place")
         return self
 
     @property
     def n_features(self) -> int:
         """All features of all trees."""
         levels = accumulate(self.branching, mul, initial=1)
-        return self.roots * sum(levels)
+        return self.roots * sum(levels) + self.singles
 
     def parents(self) -> list[int]:
         """The parent of each feature, −1 for roots; depth first, so that a parent comes before its children."""
@@ -80,12 +89,17 @@ class SyntheticConfig(Section):
 
         for _ in range(self.roots):
             grow(-1, 0)
-        return out
+        return out + [-1] * self.singles
 
-    def root_density(self) -> Float[np.ndarray, " roots"]:
-        """Probability of each root."""
-        weights = np.arange(1, self.roots + 1, dtype=np.float64) ** -self.zipf
+    def root_density(self) -> Float[np.ndarray, " n_roots"]:
+        """Probability of each feature without a parent: roots, then singles."""
+        weights = np.arange(1, self.roots + self.singles + 1, dtype=np.float64) ** -self.zipf
         return self.density * weights / weights.mean()
+
+    def loadings(self) -> Float[np.ndarray, "rank n_roots"]:
+        """In what proportions features without a parent share the hidden variables; unit columns."""
+        drawn = np.random.default_rng([self.seed, 2]).standard_normal((self.rank, self.roots + self.singles))
+        return drawn / np.linalg.norm(drawn, axis=0)
 
     def is_bipolar(self) -> Bool[np.ndarray, " n_features"]:
         """Which features carry both signs."""

@@ -26,6 +26,7 @@ from training.model.devices import fast_dtype, torch_dtype
 from training.model.language_model import Model
 from training.model.native import NativeNetwork, byte_tokenizer, native_spec, show_scores
 from training.model.packaged import PACKAGED, packaged_dir, quiet_transformers, source_of
+from training.model.random_weights import base_and_seed, redrawn
 from training.model.weights import OFFLINE_MODELS, from_hub, from_local, from_packaged
 
 _CPU = torch.device("cpu")
@@ -38,7 +39,8 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     Args:
         name: `smollm2-135m`, `gemma3-270m` (from the package index, kept in the user cache), `hub:org/name` or
             `hub:org/name@revision`, `local:DIR` (a transformers directory), `native:tiny` (random weights, for tests)
-            or `native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=0` with any of these left out.
+            or `native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=0` with any of these left out. And
+            `random:NAME:SEED`: the model of any of these names with weights drawn by a seed, a control.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best there is.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto` for what the device is fast at: weights and
             computation. In `float64` some Hugging Face models still normalise in fp32 (RMSNorm); native ones do not.
@@ -50,20 +52,27 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     dtype = fast_dtype(torch_device) if dtype == "auto" else dtype
     number = torch_dtype(dtype)
     kind, _, rest = name.partition(":")
+    base, seed = base_and_seed(name, rest) if kind == "random" else (name, None)
     with quiet_transformers():
-        if kind == "native" and rest:
-            return _load_native(name, rest, torch_device, number)
-        if kind == "hub" and rest:
-            identity, network, tokenizer = from_hub(name, rest, number)
-        elif kind == "local" and rest:
-            identity, network, tokenizer = from_local(user_path(rest), number)
-        elif name in PACKAGED:
-            directory = packaged_dir(name)
-            identity = {"name": name, "sha256": source_of(directory)["weights_sha256"]}
-            network, tokenizer = from_packaged(directory, number)
-        else:
-            raise SaescopeError(_unknown_model(name))
+        if base.startswith("native:") and base != "native:":
+            return _load_native(name, base.partition(":")[2], torch_device, number, seed)
+        identity, network, tokenizer = _pretrained(base, number)
+        if seed is not None:
+            identity, network = {"name": "random", "of": identity, "seed": seed}, redrawn(network, seed)
         return bridged(name, {**identity, "dtype": dtype}, network.to(torch_device), tokenizer)
+
+
+def _pretrained(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], nn.Module, Any]:
+    """Identity, network and tokenizer of a model that somebody trained."""
+    kind, _, rest = name.partition(":")
+    if kind == "hub" and rest:
+        return from_hub(name, rest, dtype)
+    if kind == "local" and rest:
+        return from_local(user_path(rest), dtype)
+    if name not in PACKAGED:
+        raise SaescopeError(_unknown_model(name))
+    directory = packaged_dir(name)
+    return {"name": name, "sha256": source_of(directory)["weights_sha256"]}, *from_packaged(directory, dtype)
 
 
 def official_name(name: str) -> str:
@@ -82,9 +91,10 @@ def _unknown_model(name: str) -> str:
     return f"There is no model {name!r}: {hint}Known are {', '.join(OFFLINE_MODELS)} and, with a hub, hub:org/name."
 
 
-def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype) -> Model:
-    """A small TransformerLens model with random weights, a function of its spec alone."""
+def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype, seed: int | None) -> Model:
+    """A small TransformerLens model with random weights, a function of its spec alone; `seed` replaces the spec's."""
     spec = native_spec(text)
+    spec = spec if seed is None else {**spec, "seed": seed}
     identity = {"name": "native", **spec, "dtype": str(dtype).removeprefix("torch.")}
     sizes = {"d_head": spec["d_model"] // spec["n_heads"], "d_mlp": 4 * spec["d_model"], "act_fn": "gelu",
              "normalization_type": "LN"}

@@ -1,6 +1,6 @@
 """What the evaluations of one run share, computed once and when first asked for: rows, codes, what tokens cost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +101,8 @@ class Context:
     display: Display = field(default_factory=lambda: Display(quiet=True))
     progress: Callable[[float], None] = lambda _: None
     """Told the share of the present evaluation that is done with, 0 to 1."""
+    coders: list[Coder] = field(default_factory=list)
+    """All that are going to be measured on these rows: where one is asked for, what costs less together is done for all."""
     _codes: dict[int, tuple[Coder, SparseCode]] = field(default_factory=dict)
     _costs: dict[int, tuple[Coder, TokenCosts]] = field(default_factory=dict)
 
@@ -193,10 +195,25 @@ class Context:
             SaescopeError: as `model`.
         """
         if id(coder) not in self._costs:
-            site, mean = self.trained.site, self.trained.sae.target.mean
-            (nats,) = self.spliced.nats([(coder, site, mean)])
-            self._costs[id(coder)] = (coder, self._token_costs(nats))
+            mine = [coder, *(one for one in self.coders if one is not coder and id(one) not in self._costs)]
+            for one, nats in zip(mine, self._spliced_in(mine), strict=True):
+                self._costs[id(one)] = (one, self._token_costs(nats))
         return self._costs[id(coder)][1]
+
+    def costs_spliced(self, coders: Sequence[Coder]) -> list[TokenCosts]:
+        """Their `spliced` alone, at a third of the cost, and not kept: for variations of a coder. Raises as `model`."""
+        return [self._token_costs(nats) for nats in self._spliced_in(coders, spliced_only=True)]
+
+    def _spliced_in(self, coders: Sequence[Coder], *, spliced_only: bool = False) -> list[Nats]:
+        site, mean, spliced = self.trained.site, self.trained.sae.target.mean, self.spliced
+        done, total = 0, len(spliced.seqs) * (spliced.tokens.n_ctx - 1)
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self.progress(done / total)
+
+        return spliced.nats([(coder, site, mean) for coder in coders], advance, spliced_only=spliced_only)
 
     def _token_costs(self, nats: Nats) -> TokenCosts:
         units = self.spliced.units()

@@ -1,0 +1,154 @@
+"""The subcommand `sae eval`: thin over `analysis.evals.run` and `analysis.evals.compare`."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae.errors import SaescopeError
+
+if TYPE_CHECKING:
+    from analysis.evals.run import Evaluated
+    from training.display import Display
+
+_ABOUT = """Measure trained SAEs on held-out text: reconstruction and what the model makes of it, bits per row, agreement
+between seeds, recovery of known features, and more; each with its 95 % interval over documents and beside its controls.
+
+Three controls are always made: a random SAE of the same shape, principal components, the raw channels. Three more need a
+training, once for a site and shape (--controls): a frozen random decoder, a frozen random encoder, and an SAE of the model
+with random weights. Without them no SAE is called better than nothing.
+
+Results are written to RUN/evals/NAME.json, one by one; what is there already is not measured again.
+"""
+_EXAMPLES = """examples:
+  sae eval runs/quickstart                            the quick suite: minutes
+  sae eval runs/quickstart --controls                 train the controls of its site first, if they are not there
+  sae eval runs/quickstart --suite full --only core,mdl
+  sae eval runs/sweep/topk-16 runs/sweep/topk-32      side by side
+  sae eval --compare runs/a runs/b                    which differs, by how much, is it beyond seed noise?
+
+The other seeds of a training (the same config with another sae.seed) are found by themselves and count in a comparison.
+"""
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measure SAEs beside their controls; compare two."""
+    parser = argparse.ArgumentParser(
+        "sae eval", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of sweeps")
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick",
+                        help="how much is looked at (default: quick)")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="these evaluations only")
+    parser.add_argument("--controls", action="store_true", help="train the controls that need it, where they are not there")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two runs, with their other seeds")
+    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
+    parser.add_argument("--json", action="store_true", help="results as JSON in place of the tables")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    args = parser.parse_args(argv)
+    if bool(args.runs) == bool(args.compare):
+        raise SaescopeError("give the folders of runs, or --compare with two of them; for example sae eval runs/quickstart.")
+    from training.display import Display
+
+    only = tuple(name.strip() for name in args.only.split(",") if name.strip())
+    options = {"suite": args.suite, "only": only, "controls": args.controls, "again": args.again}
+    display = Display(quiet=args.quiet)
+    if args.compare:
+        return _compare(args.compare, options, display, as_json=args.json)
+    return _evaluate(args.runs, options, display, as_json=args.json)
+
+
+def _evaluate(runs: Sequence[str], options: Mapping[str, Any], display: "Display", *, as_json: bool) -> int:
+    from analysis.evals import table
+    from analysis.evals.run import evaluate as evaluate_
+    from analysis.mdl.runs import members
+
+    done = [evaluate_(run, display=display, **options) for run in members(runs)]
+    if as_json:
+        print(json.dumps([_plain(one) for one in done], indent=2, ensure_ascii=False))
+        return _code(done)
+    if len(done) == 1:
+        tables = [table.of_run(found) for found in done[0].results.values()]
+    else:
+        tables = table.of_runs({_name(one): one.results for one in done})
+    _print(tables)
+    for one in done:
+        _remarks(one)
+    if len(done) > 1 and (not options["only"] or "mdl" in options["only"]):
+        _least([one.run for one in done])
+    return _code(done)
+
+
+def _compare(pair: Sequence[str], options: Mapping[str, Any], display: "Display", *, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from analysis.evals import table
+    from analysis.evals.compare import compared, sides
+    from analysis.evals.run import evaluate as evaluate_
+
+    folders = sides(*pair)
+    done = [[evaluate_(run, display=display, **options) for run in side] for side in folders]
+    found = compared(*([one.results for one in side] for side in done))
+    if not found:
+        raise SaescopeError(f"{pair[0]} and {pair[1]} have no evaluation in common that could be made; see above for why.")
+    if as_json:
+        print(json.dumps([{**asdict(one), "verdict": one.verdict} for one in found], indent=2, ensure_ascii=False))
+        return 0
+    names = [f"{side[0]} ({len(side)} seed{'s' if len(side) > 1 else ''})" for side in folders]
+    _print([table.of_comparison(found, *names)])
+    lacking = sorted({name for side in done for one in side for r in one.results.values() for name in r.lacking})
+    if lacking:
+        print(f"neither is called better than nothing without the controls {', '.join(lacking)} (sae eval --controls)")
+    return 0
+
+
+def _print(tables: Sequence[Any]) -> None:
+    from training.display import Display
+
+    for one in tables:
+        Display().table(one.title, one.rows, one.header)
+        print()
+
+
+def _remarks(done: "Evaluated") -> None:
+    """What the tables do not show."""
+    lacking = sorted({name for found in done.results.values() for name in found.lacking})
+    if lacking:
+        print(f"{done.run}: lacks the controls {', '.join(lacking)}; `sae eval {done.run} --controls` trains them")
+    for name, found in done.results.items():
+        for note in found.found.notes:
+            print(f"{name}: {note}")
+    for name, why in done.refused.items():
+        print(f"{name}: {why}")
+
+
+def _least(runs: Sequence[Path]) -> None:
+    """Which of several runs takes the fewest bits at one distortion, and where it lies in width and L0."""
+    from analysis.mdl.runs import least_description
+
+    try:
+        found = least_description(runs)
+    except SaescopeError as error:
+        print(f"bits of these runs do not compare: {error}")
+        return
+    for one in found.runs:
+        at = "does not reach it" if one.length is None else f"{one.length.bits:.1f} bits per row, L0 {one.length.l0:.1f}"
+        mark = "  ← fewest" if one is found.least else ""
+        print(f"at FVE {found.fve:.3f}: {one.run}: {at}, {one.d_sae:,} features{mark}")
+
+
+def _name(done: "Evaluated") -> str:
+    return next((found.run for found in done.results.values()), done.run.name)
+
+
+def _plain(done: "Evaluated") -> dict[str, Any]:
+    return {
+        "run": str(done.run), "refused": dict(done.refused), "reused": list(done.reused),
+        "results": {name: found.plain() for name, found in done.results.items()},
+    }
+
+
+def _code(done: Sequence["Evaluated"]) -> int:
+    """0 if anything was measured."""
+    return 0 if any(one.results for one in done) else 2

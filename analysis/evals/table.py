@@ -1,0 +1,87 @@
+"""Evaluations as tables for a terminal: rows of cells, their header, and what is to be said below."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from analysis.evals.common.result import EvalResult, Metric
+from analysis.evals.compare import Compared, better_than_nothing
+
+ARROWS = {"higher": "↑", "lower": "↓", "none": " "}
+SHORT = {"frozen-decoder": "frozen dec", "frozen-encoder": "frozen enc", "random-model": "rnd model"}
+
+
+class Table(NamedTuple):
+    """A title, a header and rows of as many cells."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def of_run(found: EvalResult) -> Table:
+    """Every figure of one evaluation of a run, its controls beside it, and whether it is beyond all of them."""
+    controls, references = list(found.controls), list(found.references)
+    header = ("", "", "95 % interval", *(SHORT.get(name, name) for name in (*controls, *references)), "beyond")
+    rows = []
+    for group, metrics in found.found.metrics.items():
+        for name, metric in metrics.items():
+            others = [found.controls[control].metrics.get(group, {}).get(name) for control in controls]
+            known = [found.references[one].get(group, {}).get(name) for one in references]
+            beyond = {True: "yes", False: "no", None: "–"}[better_than_nothing(found, group, name)]
+            cells = [value(metric), interval(metric), *(value(one) for one in (*others, *known)), beyond]
+            rows.append((label(group, name, metric), *cells))
+    return Table(f"{found.run}: {found.eval}, {found.title}", header, rows)
+
+
+def of_runs(results: Mapping[str, Mapping[str, EvalResult]]) -> list[Table]:
+    """Each evaluation of several runs, a column a run.
+
+    Args:
+        results: by the run's name and the evaluation's.
+    """
+    tables = []
+    for name in dict.fromkeys(name for found in results.values() for name in found):
+        have = {run: found[name] for run, found in results.items() if name in found}
+        first = next(iter(have.values()))
+        rows = [
+            (label(group, metric, one), *(value(found.metric(group, metric)) for found in have.values()))
+            for group, metrics in first.found.metrics.items() for metric, one in metrics.items()
+        ]
+        tables.append(Table(f"{name}: {first.title}", ("", *have), rows))
+    return tables
+
+
+def of_comparison(found: Sequence[Compared], a: str, b: str) -> Table:
+    """Figures of two sides, their difference, and what may be said of it."""
+    rows = [
+        (f"{one.eval} {one.group}.{one.name} {ARROWS[one.direction]}", number(one.a), number(one.b),
+         number(one.difference.value, signed=True), _bounds(one.difference.low, one.difference.high), one.verdict)
+        for one in found
+    ]
+    return Table(f"A = {a}, B = {b}", ("", "A", "B", "B − A", "95 % interval", ""), rows)
+
+
+def label(group: str, name: str, metric: Metric) -> str:
+    """What a figure is called, and which way is better."""
+    return f"{group}.{name} {ARROWS[metric.direction]}"
+
+
+def value(metric: Metric | None) -> str:
+    """A figure's number."""
+    return "–" if metric is None or metric.value is None else number(metric.value)
+
+
+def interval(metric: Metric) -> str:
+    """A figure's bounds."""
+    return _bounds(metric.low, metric.high)
+
+
+def number(x: float, *, signed: bool = False) -> str:
+    """Three digits behind the point for small numbers, fewer for large ones."""
+    digits = 3 if abs(x) < 10 else 1 if abs(x) < 1000 else 0
+    text = f"{x:{'+' if signed else ''},.{digits}f}"
+    return f"{x:{'+' if signed else ''}.2g}" if 0 < abs(x) < 0.001 else text
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{number(low)} to {number(high)}"
