@@ -48,7 +48,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_args(argv)
     if bool(args.runs) == bool(args.compare):
-        raise SaescopeError("give the folders of runs, or --compare with two of them; for example sae eval runs/quickstart.")
+        raise SaescopeError("give the folders of runs, or --compare with two of them, for example sae eval runs/a.")
     from training.display import Display
 
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
