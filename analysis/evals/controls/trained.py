@@ -4,9 +4,9 @@
     frozen-encoder   one whose encoder does
     random-model     one of the same site of the model with random weights, `random:NAME:SEED`     (2501.17727)
 
-Model, corpus, rows, budget and learning rate are the run's, and so are the number of features and how many are active; the
+Model, corpus, budget and learning rate are the run's, and so are the number of features and how many are active; the
 variant is TopK, or AbsTopK where the run's codes are signed, whatever the run's is. So runs of one site and shape share
-them. HASH is of all that determines them.
+them. Weights and order of rows follow a seed of their own. HASH is of all that determines them.
 """
 
 import hashlib
@@ -50,7 +50,8 @@ def plan(trained: TrainedSAE, seed: int = 0) -> dict[str, Config]:
         "seed": seed, "apply_b_dec_to_input": config.sae.apply_b_dec_to_input,
     }
     fields = {**config.plain(), "sae": sae}
-    fields["optim"] = {**fields["optim"], "sparse": False}
+    fields["data"] = {**fields["data"], "seed": seed}
+    fields["optim"] = {**fields["optim"], "sparse": False, "frozen": []}
     fields["train"] = {**fields["train"], "fused_adam": False, "wandb": None}
     fields["cache"] = {**fields["cache"], "dir": _caches(trained)}
     group = f"controls-{_digest(fields)}"
