@@ -220,13 +220,13 @@ class Context:
         return TokenCosts(nats, Units(units.kind, units.id, units.n_rows), units.number)
 
     def facts(self) -> dict[str, Any]:
-        """What determines the rows: two runs with equal ones were measured on the same. Opens nothing."""
-        provenance = self.trained.sae.provenance
-        config = provenance.get("config", {})
+        """What determines the rows: two runs with equal ones were measured on the same. Opens neither rows nor a model."""
+        provenance, config = self.trained.sae.provenance, self.trained.config
         return {
             "site": provenance.get("site"), "made_from": provenance.get("made_from"), "mask": provenance.get("mask"),
-            "corpus": config.get("corpus"), "size": [self.size.n_rows, self.size.n_train_rows, self.size.n_tokens],
-            "suite": self.suite, "seed": self.seed,
+            "corpus": provenance.get("config", {}).get("corpus"), "rows_dtype": config.cache.dtype,
+            "size": [self.size.n_rows, self.size.n_train_rows, self.size.n_tokens],
+            "own_size": [config.eval.n_rows, config.eval.n_tokens], "seed": self.seed,
         }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from analysis.evals.common.context import Context
 from analysis.evals.common.result import Found, Metrics
+from analysis.trained import TrainedSAE
 from sae.coder import Coder
 
 Suite = Literal["quick", "full"]
@@ -32,6 +33,8 @@ class Evaluation:
     """The controls it says something about; it is run on each of them too."""
     references: Callable[[Context, Any], Mapping[str, Metrics]] | None = None
     """What is attainable on these rows without any dictionary (a supervised skyline), measured once."""
+    unfit: Callable[[TrainedSAE], str | None] = lambda _: None
+    """Why a run cannot be measured so, if it cannot and that is known beforehand: one sentence."""
     cost: tuple[float, float] = (10.0, 60.0)
     """Seconds it takes on one coder in the two suites, roughly: what the progress display shares out time by."""
 

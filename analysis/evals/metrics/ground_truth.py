@@ -30,6 +30,7 @@ from analysis.evals.common.context import Context, Rows
 from analysis.evals.common.evaluation import Evaluation
 from analysis.evals.common.result import Direction, Found, Metric, Metrics
 from analysis.evals.recovery import cosines, f1_score, match, recovery, support
+from analysis.trained import TrainedSAE
 from sae.code import SparseCode, stacked
 from sae.coder import Coder
 from sae.errors import SaescopeError
@@ -73,6 +74,16 @@ def references(context: Context, settings: Settings) -> Mapping[str, Metrics]:
     }
 
 
+def unfit(trained: TrainedSAE) -> str | None:
+    """Runs that were trained on something else than a synthetic world."""
+    if trained.config.corpus.synthetic is not None:
+        return None
+    return (
+        f"{trained.folder.name} was trained on activations whose features nobody knows; train the same variant on a "
+        "synthetic world (configs/synthetic-world.yaml) and evaluate that run."
+    )
+
+
 def world_of(context: Context) -> Synthetic:
     """The world a run was trained on.
 
@@ -81,10 +92,7 @@ def world_of(context: Context) -> Synthetic:
     """
     synthetic = context.trained.config.corpus.synthetic
     if synthetic is None:
-        raise SaescopeError(
-            f"{context.trained.folder.name} was trained on activations whose features nobody knows; train the same variant "
-            "on a synthetic world (configs/synthetic-world.yaml) and evaluate that run."
-        )
+        raise SaescopeError(unfit(context.trained) or "")
     return Synthetic(synthetic)
 
 
@@ -194,6 +202,7 @@ def nearest_f1(
 
 EVALUATION = Evaluation(
     "ground-truth", "recovery of known features", 1, Settings(), Settings(), run, references=references, cost=(3.0, 6.0),
+    unfit=unfit,
     controls=("random", "pca", "channels", "frozen-decoder", "frozen-encoder"),
 )
 

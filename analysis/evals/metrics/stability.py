@@ -29,6 +29,7 @@ from analysis.evals.common.seeds import other_seeds
 from analysis.evals.controls.cheap import random_sae
 from analysis.evals.controls.trained import root_of
 from analysis.evals.recovery import cosines, match
+from analysis.trained import TrainedSAE
 from sae import store
 from sae.base import SAE
 from sae.code import SparseCode
@@ -98,6 +99,16 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     return Found(metrics, units, (), {"matched_cosine": cosine})
 
 
+def unfit(trained: TrainedSAE) -> str | None:
+    """Runs without another seed."""
+    if other_seeds(trained, root_of(trained)):
+        return None
+    return (
+        f"{trained.folder.name} is the only seed of its training that is here; train it again with another sae.seed (and "
+        "data.seed) and a name of its own."
+    )
+
+
 def seeds(context: Context, most: int) -> list[SAE]:
     """The SAEs of other seeds of this run.
 
@@ -107,10 +118,7 @@ def seeds(context: Context, most: int) -> list[SAE]:
     trained = context.trained
     runs = other_seeds(trained, root_of(trained))[:most]
     if not runs:
-        raise SaescopeError(
-            f"{trained.folder.name} is the only seed of its training that is here; train it again with another sae.seed "
-            "(and data.seed) and a name of its own."
-        )
+        raise SaescopeError(unfit(trained) or "")
     return [store.load(run, device=trained.sae.W_dec.device) for run in runs]
 
 
@@ -249,5 +257,5 @@ def _t_interval(values: Float[np.ndarray, " n"]) -> tuple[float | None, float | 
 
 EVALUATION = Evaluation(
     "stability", "what other seeds find again", 1, Settings(), Settings(seeds=4, draws=3), run, controls=("random",),
-    cost=(30.0, 120.0),
+    unfit=unfit, cost=(30.0, 120.0),
 )
