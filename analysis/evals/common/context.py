@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from analysis.corpus_rows import CorpusRows, open_rows
@@ -70,7 +70,7 @@ class Rows:
         """The place of each row's document in `units`."""
         return np.searchsorted(self.units.id, self.document).astype(np.int64)
 
-    def sums(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n_units"]:
+    def sums(self, values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n_units"]:
         """Values of rows, summed over each document's, in fp64."""
         return np.bincount(self.unit, values, len(self.units.id)).astype(np.float64)
 

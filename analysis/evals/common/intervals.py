@@ -152,7 +152,11 @@ def _seeds_needed(
     distance: float, error_units: float | None, df_units: float, variances: tuple[float, float], have: int
 ) -> int | None:
     """The least number of seeds on each side, more than there are, with which `distance` would lie outside the interval."""
-    if distance <= 1.96 * (error_units or 0.0):
+    enough: Callable[[int], bool] = lambda n: _half(error_units, df_units, variances, n, n) < distance  # noqa: E731
+    if not enough(MOST_SEEDS):
         return None
-    counts = range(have + 1, MOST_SEEDS + 1)
-    return next((n for n in counts if _half(error_units, df_units, variances, n, n) < distance), None)
+    few, many = have, MOST_SEEDS
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return many

@@ -88,6 +88,8 @@ def _set_threshold(sae: SAE, x: Float[Tensor, "n d_in"], l0: float) -> None:
     n = max(1, min(len(score) - 1, round(l0 * len(x[:SAMPLE]))))
     threshold = float(score.kthvalue(len(score) - n).values)
     with torch.no_grad():
+        # of values that are not signed none below 0 is ever active: where more than half are to be, all are raised
+        sae.b_enc.fill_(max(-threshold, 0.0))
         sae.get_buffer("threshold_sum").fill_(max(threshold, 0.0))
         sae.get_buffer("threshold_weight").fill_(1.0)
 

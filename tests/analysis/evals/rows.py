@@ -41,7 +41,7 @@ class HandContext(Context):
 def made_sae(variant: str = "topk", d_sae: int = 24, d: int = 8, k: int = 3, seed: int = 0, **fields: Any) -> SAE:
     """A random SAE with unit decoder rows about a mean that is not zero."""
     cls, config = VARIANTS[variant]
-    extra = {"k": k} if "k" in config.model_fields else {}
+    extra = {"k": k} if "k" in config.model_fields else {"sparsity": {"coefficient": 0.1}}
     g = torch.Generator().manual_seed(seed)
     mean = torch.randn(d, generator=g)
     sae = cls(config.model_validate({"variant": variant, "d_sae": d_sae, **extra, **fields}), d,

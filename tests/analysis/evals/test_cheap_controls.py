@@ -52,6 +52,8 @@ def test_with_all_of_them_components_reconstruct_everything_and_a_transcoder_its
     cls, config = VARIANTS["topk"]
     transcoder = cls(config.model_validate({"d_sae": 24, "k": 8}), 8, 5)
     torch.nn.init.normal_(transcoder.W_enc)
+    torch.nn.init.normal_(transcoder.W_dec)
+    torch.nn.init.constant_(transcoder.b_enc, 100)  # so that k are active in every row
     through = torch.randn(8, 5)
     target = X @ through + 1
     for name in ("pca", "channels"):

@@ -10,12 +10,12 @@ import torch
 from analysis.evals.common.context import Context, open_context
 from sae.io.files import read_json
 from sae.metrics import FVE, ratio, recovered
-from tests.analysis.indexed_runs import train_tiny
+from tests.analysis.evals.runs import train_small
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tiny(tmp_path_factory.mktemp("context"), "tiny")
+    return train_small(tmp_path_factory.mktemp("context"), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def test_token_costs_are_those_of_the_summary(run: Path, context: Context) -> No
     held, costs = read_json(run / "summary.json")["heldout"], context.costs(context.trained.sae)
     sums = {name: costs.sums(name) for name in costs.nats}
     found = recovered(sums["clean"], sums["spliced"], sums["mean"], costs.units.n_rows)
-    assert found.value == pytest.approx(held["ce_recovered_mean"], rel=1e-6)
-    assert sums["kl"].sum() / costs.units.n_rows.sum() == pytest.approx(held["kl"], rel=1e-6)
+    assert found.value == pytest.approx(held["ce_recovered_mean"], rel=1e-5)
+    assert sums["kl"].sum() / costs.units.n_rows.sum() == pytest.approx(held["kl"], rel=1e-5)
 
 
 def test_without_its_cache_a_run_is_read_through_its_model(run: Path, context: Context, tmp_path: Path) -> None:

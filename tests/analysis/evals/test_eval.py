@@ -17,7 +17,7 @@ from analysis.evals.controls import trained
 from analysis.evals.run import Evaluated, evaluate
 from sae.errors import SaescopeError
 from sae.io.files import read_json
-from tests.analysis.indexed_runs import train_tiny
+from tests.analysis.evals.runs import train_small
 from tests.helpers import Outcome, refusal, tree
 from training.config.reading import read
 
@@ -30,8 +30,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("eval")
     for seed in (0, 1):
         for name, k in (("four", 4), ("eight", 8)):
-            train_tiny(root, f"{name}-{seed}", sae={"k": k, "seed": seed}, data={"seed": seed}, eval={"n_rows": 1024})
-    train_tiny(root, "elsewhere", site="blocks.1.hook_resid_post")
+            train_small(root, f"{name}-{seed}", sae={"k": k, "seed": seed}, data={"seed": seed})
+    train_small(root, "elsewhere", site="blocks.1.hook_resid_post")
     return root
 
 
