@@ -76,6 +76,27 @@ def _verify(run: Path, name: str | None) -> int:
     return 0
 
 
+def rows(argv: list[str]) -> int:
+    """Write which rows a run was trained on and which it held out."""
+    parser = _parser(
+        "rows", "Write what each row of a run's corpus was to its training, as one .npy of a byte a row, in corpus order: "
+        "0 not kept (special tokens, outliers), 1 trained on, 2 held out.",
+        "example:\n  sae rows runs/mine rows.npy",
+    )
+    parser.add_argument("run", type=user_path, help="the folder of a finished run")
+    parser.add_argument("out", type=user_path, help="the file to write")
+    args = parser.parse_args(argv)
+    from analysis.corpus_rows import open_rows
+    from analysis.trained import open_trained
+    from sae.io.arrays import write_array
+
+    use = open_rows(open_trained(args.run)).use()
+    write_array(args.out, use)
+    left_out, trained, held_out = ((use == i).sum() for i in range(3))
+    print(f"{args.out}: {len(use):,} rows, {trained:,} trained on, {held_out:,} held out, {left_out:,} not kept")
+    return 0
+
+
 def show(argv: list[str]) -> int:
     """Print a feature of an indexed run."""
     parser = _parser(

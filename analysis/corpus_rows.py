@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from analysis.trained import TrainedSAE
@@ -21,8 +21,8 @@ from sae.errors import SaescopeError
 from sae.io.paths import user_path
 from training.activations.cache import CacheSource, missing_hooks
 from training.activations.calibration import KeepMask
-from training.activations.folder import ActsDir
 from training.activations.harvest import Data, open_data, open_heldout
+from training.activations.own_rows import identity_of
 from training.config import reading as configs
 from training.config.schema import Config
 from training.corpus.tokens import cache_folder, open_tokens
@@ -33,6 +33,8 @@ from training.site import SiteRows
 
 OVERRIDABLE = ("corpus", "cache", "model")
 """Sections of a run's config that another corpus may change."""
+CHUNK_ROWS = 65_536
+"""Rows whose norms are asked for at once."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,15 @@ class CorpusRows:
         data, evaluated = self._held_out()
         n_evaluated = len(np.unique(data.tokens.documents()[evaluated.seqs]))
         return self.kept(seqs).x, documents[seqs].reshape(-1)[keep], n_evaluated
+
+    def use(self) -> UInt8[np.ndarray, " n_rows"]:
+        """What each row was to the training: 0 not kept (special tokens, outliers), 1 trained on, 2 held out."""
+        tokens, step = self.data.tokens, max(1, CHUNK_ROWS // self.n_ctx)
+        parts = np.split(np.arange(self.n_seqs), range(step, self.n_seqs, step))
+        keep = np.concatenate([self.mask.keep(seqs, self.n_ctx).numpy() for seqs in parts])
+        held = tokens.held_out[:, None] if tokens.row_held_out is None else tokens.row_held_out
+        held = np.broadcast_to(held, tokens.eligible.shape)[: self.n_seqs].reshape(-1)
+        return np.where(keep, 1 + held, 0).astype(np.uint8)
 
     def facts(self) -> dict[str, Any]:
         """What determines the rows, by hash."""
@@ -190,11 +201,15 @@ def _places(trained: TrainedSAE, path: Path) -> list[Path]:
 
 def _with_own_acts(trained: TrainedSAE, config: Config) -> Config:
     """The config with the folder of activations, if that is its corpus, where it is found with the rows of the training."""
-    given, facts = config.corpus.acts_dir, trained.sae.provenance.get("made_from", {}).get("acts")
-    for place in [] if given is None else _places(trained, user_path(given)):
-        if place.is_dir() and ActsDir(place).identity == facts:
-            source = config.corpus.sources[0].model_copy(update={"source": f"acts:{place}"})
-            return config.model_copy(update={"corpus": config.corpus.model_copy(update={"sources": (source,)})})
+    corpus, made_from = config.corpus, trained.sae.provenance.get("made_from", {})
+    for place in [] if corpus.acts_dir is None else _places(trained, user_path(corpus.acts_dir)):
+        if place.is_dir() and identity_of(place).items() <= made_from.items():
+            changes: dict[str, Any] = {"sources": (corpus.sources[0].model_copy(update={"source": f"acts:{place}"}),)}
+            for key in ("documents", "held_out_rows"):
+                for file in [] if getattr(corpus, key) is None else _places(trained, user_path(getattr(corpus, key))):
+                    if file.is_file():
+                        changes.setdefault(key, str(file))
+            return config.model_copy(update={"corpus": corpus.model_copy(update=changes)})
     return config
 
 

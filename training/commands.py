@@ -78,7 +78,8 @@ def _held_out(results: "list[Result]") -> None:
 
 def _row(result: "Result") -> tuple[str, ...]:
     held, dead = result.summary["heldout"], result.summary["dead"]
-    l0 = "–" if held["l0"] is None else f"{held['l0']:.1f}"
+    l0 = "–" if held.get("l0") is None else f"{held['l0']:.1f}"
+    silent = "–" if held.get("silent") is None else f"{held['silent']:.2%}"
 
     def with_interval(key: str) -> str:
         if held.get(key) is None:
@@ -87,7 +88,7 @@ def _row(result: "Result") -> tuple[str, ...]:
         return f"{held[key]:.3f}" + (f"\n[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
     return (
-        result.summary["name"], l0, with_interval("fve"), _dead(dead), f"{held['silent']:.2%}",
+        result.summary["name"], l0, with_interval("fve"), _dead(dead), silent,
         with_interval("ce_recovered_mean"), with_interval("ce_recovered_zero"),
         with_interval("kl"),
     )

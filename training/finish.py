@@ -60,7 +60,7 @@ def finish(
     results = []
     for member, folder, trainer, ce in zip(members, folders, trainers, spliced, strict=True):
         saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask))
-        held: dict[str, Any] = shared.heldout.measure(saved.sae, member.site) | ce
+        held = ({} if shared.heldout is None else shared.heldout.measure(saved.sae, member.site)) | ce
         summary = saved.summary | _figures(member, trainer) | going_on.facts(folder) | {
             "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
         }
@@ -75,9 +75,9 @@ def _spliced(
 ) -> list[dict[str, Any]]:
     """What the model's loss becomes with each SAE spliced in; nothing without a model."""
     data = shared.data
-    if data.model is None or not members[0].eval.n_tokens:
-        return [{} for _ in members]
     held = shared.heldout
+    if data.model is None or held is None or not members[0].eval.n_tokens:
+        return [{} for _ in members]
     measure = Spliced(data.model, held.source, held.tokens, shared.mask, members[0].eval.n_tokens)
     with display.task("measuring the SAE inside the model", len(measure.seqs) * (held.tokens.n_ctx - 1)) as task:
         return measure.measure([(t.sae, m.site) for t, m in zip(trainers, members, strict=True)], task.advance)

@@ -17,7 +17,7 @@ class Report:
     """The lines of a group of trainers."""
 
     def __init__(
-        self, trainers: Sequence[Trainer], loggers: Sequence[Sequence[Logger]], heldout: HeldOut, task: Task
+        self, trainers: Sequence[Trainer], loggers: Sequence[Sequence[Logger]], heldout: HeldOut | None, task: Task
     ) -> None:
         """`loggers` are those of each trainer."""
         self.trainers, self.loggers, self.heldout, self.task = trainers, loggers, heldout, task
@@ -31,7 +31,9 @@ class Report:
         self.task.note({key: metrics[key] for key in SHOWN if key in metrics})
 
     def evaluate(self, n_steps: int) -> None:
-        """Held-out figures."""
+        """Held-out figures, where rows are held out."""
+        if self.heldout is None:
+            return
         for trainer, outs in zip(self.trainers, self.loggers, strict=True):
             measured = self.heldout.measure(trainer.sae, trainer.config.site)
             _write(outs, trainer, n_steps, {f"heldout/{key}": value for key, value in measured.items()})

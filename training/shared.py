@@ -36,7 +36,8 @@ class Shared:
     mask: KeepMask
     clock: Clock
     batches: BatchStream
-    heldout: HeldOut
+    heldout: HeldOut | None
+    """None where nothing is held out."""
 
 
 def all_hooks(members: Sequence[Config]) -> tuple[str, ...]:
@@ -58,10 +59,11 @@ def mask_of(members: Sequence[Config], data: Data) -> KeepMask:
 def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
     """Shuffled batches of rows that can be read in any order."""
     first, hooks, mask = members[0], site_hooks(members), mask_of(members, data)
-    clock = Clock.of(first.train.budget, batch_rows=first.data.batch_rows, epoch_rows=data.tokens.n_eligible())
+    training = data.tokens.side(held_out=False)
+    clock = Clock.of(first.train.budget, batch_rows=first.data.batch_rows, epoch_rows=training.n_eligible())
     batches = Batches(
-        data.source, data.tokens, mask, hooks, seed=first.data.seed, batch_rows=first.data.batch_rows,
-        superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
+        data.source, training, mask.over(data.source, training), hooks, seed=first.data.seed,
+        batch_rows=first.data.batch_rows, superblock_rows=first.data.superblock_rows, block_rows=first.block_rows,
         say=display.say,
     )
     batches.place = _place(members, data, batches)
@@ -69,9 +71,14 @@ def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
         f"shuffling {batches.n_superblocks} superblocks of {batches.superblock_rows:,} rows, "
         f"{batches.superblock_bytes() / 1e6:,.0f} MB each, {1 + first.data.prefetch} {batches.place.name}"
     )
+    return Shared(data, mask, clock, batches, _heldout(first, data, mask, hooks, display))
+
+
+def _heldout(first: Config, data: Data, mask: KeepMask, hooks: Sequence[str], display: Display) -> HeldOut | None:
     held = open_heldout(first, data, display)
-    heldout = HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
-    return Shared(data, mask, clock, batches, heldout)
+    if not len(held.tokens.sequences(held_out=True)):
+        return None
+    return HeldOut(held.source, held.tokens, mask, hooks, first.eval.n_rows)
 
 
 def _place(members: Sequence[Config], data: Data, batches: Batches) -> Place:

@@ -13,7 +13,7 @@ from training.activations.arrays import Arrays, by_hook, is_array
 from training.activations.harvest import Data
 from training.activations.loader import Loader, LoaderBatches, Opened, opened
 from training.activations.places import place_for
-from training.activations.row_sequences import acts_tokens, blocks_are_split
+from training.activations.row_sequences import RowFacts, row_facts, row_tokens, what_is_split
 from training.activations.sources import ActsSource
 from training.config.reading import merged, resolve
 from training.config.schema import Config, DataConfig
@@ -34,7 +34,7 @@ UNNAMED = "tensors"
 def train_on(
     rows: Any, sae: Mapping[str, Any] | SAEConfig, *, site: str | Mapping[str, Any] | Site | None = None,
     name: str | None = None, runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
-    **sections: Any,
+    documents: Any = None, held_out_rows: Any = None, **sections: Any,
 ) -> Result:
     """Train an SAE on rows that are given here.
 
@@ -60,6 +60,9 @@ def train_on(
         runs: the folder of all runs.
         resume: continue an interrupted run of that name, bit for bit if the rows come in the same order.
         quiet: no progress display.
+        documents: of whole arrays, the number of each row's document: documents are held out whole, and intervals are over
+            them.
+        held_out_rows: of whole arrays, which rows to hold out: one boolean for each, or their numbers.
         sections: `data`, `optim`, `train`, `eval` and `corpus` (n_ctx, held_out) as in a YAML config, with its defaults.
             `n_ctx` is by default the array's own, and 256 for rows without sequences.
 
@@ -69,6 +72,8 @@ def train_on(
     if name is None and (resume or _section(sections, "train").get("wandb")):
         raise SaescopeError("resume and train.wandb need a run folder; give a name.")
     whole = is_array(rows) or isinstance(rows, tuple | Mapping)
+    if not whole and not (documents is None and held_out_rows is None):
+        raise SaescopeError("documents and held_out_rows are of whole arrays; batches come without row numbers.")
     begun = None if whole else opened(rows)
     first = rows if begun is None else begun.first
     where = _site(first, site)
@@ -84,7 +89,8 @@ def train_on(
     def from_rows(members: Sequence[Config], display: Display) -> Shared:
         require = partial(require_saes, members, saved=name is not None)
         if begun is None:
-            return _arrays(members, rows, display, require)
+            arrays = Arrays(rows, all_hooks(members))
+            return _arrays(members, arrays, row_facts(documents, held_out_rows, arrays.n_rows), display, require)
         return _loader(members, rows, begun, display, require)
 
     if name is None:
@@ -140,13 +146,14 @@ def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _arrays(
-    members: Sequence[Config], rows: object, display: Display, require: Callable[[Mapping[str, int]], None]
+    members: Sequence[Config], arrays: Arrays, facts: RowFacts, display: Display,
+    require: Callable[[Mapping[str, int]], None],
 ) -> Shared:
     """Shuffled batches of whole arrays."""
-    arrays = Arrays(rows, all_hooks(members))
     require(arrays.hooks)
-    display.say(blocks_are_split(members[0]))
-    return share(members, Data(ActsSource(arrays), acts_tokens(members[0], arrays), None), display)
+    tokens = row_tokens(members[0], arrays.n_rows, arrays.identity, facts)
+    display.say(what_is_split(members[0], tokens))
+    return share(members, Data(ActsSource(arrays), tokens, None), display)
 
 
 def _loader(
@@ -156,17 +163,17 @@ def _loader(
     config, hooks = members[0], all_hooks(members)
     display.say(f"reading the first {_stretch_rows(config):,} rows, to hold out some and calibrate on others")
     loader = Loader(given, begun, hooks, _stretch_rows(config))
-    tokens = acts_tokens(config, loader.stretch)
+    tokens = row_tokens(config, loader.stretch.n_rows, loader.stretch.identity, RowFacts())
     data = Data(ActsSource(loader.stretch), tokens, None)
     require(data.source.widths)
-    display.say(blocks_are_split(config))
+    display.say(what_is_split(config, tokens))
     mask = mask_of(members, data)
     held_out = tokens.sequences(held_out=True)
     held_rows = {hook: data.source.rows(hook, held_out, tokens.n_ctx) for hook in hooks}
     clock = _clock(config, loader, len(held_out) * tokens.n_ctx)
     place = place_for(resolve_device(config.train.device), 0, 0)
     batches = LoaderBatches(loader, held_rows, mask.limits, batch_rows=config.data.batch_rows, place=place)
-    heldout = HeldOut(data.source, tokens, mask, site_hooks(members), config.eval.n_rows)
+    heldout = HeldOut(data.source, tokens, mask, site_hooks(members), config.eval.n_rows) if len(held_out) else None
     return Shared(data, mask, clock, batches, heldout)
 
 
@@ -174,7 +181,7 @@ def _stretch_rows(config: Config) -> int:
     """Enough to hold out `eval.n_rows` and calibrate on `data.n_calib` sequences, the latter in any case."""
     share = config.corpus.held_out
     calibration = math.ceil(config.data.n_calib * config.corpus.n_ctx / (1 - share))
-    return max(calibration, min(math.ceil(config.eval.n_rows / share), config.data.superblock_rows))
+    return max(calibration, min(math.ceil(config.eval.n_rows / share), config.data.superblock_rows) if share else 0)
 
 
 def _clock(config: Config, loader: Loader, n_held_out: int) -> Clock:

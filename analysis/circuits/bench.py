@@ -29,13 +29,13 @@ KINDS = ("hook_attn_out", "hook_mlp_out", "hook_resid_post")
 
 
 def bench_circuits(
-    *, model: str = "smollm2-135m", n_sites: Sequence[int] = (2, 4, 8, 16), n_steps: Sequence[int] = (1, 2, 5, 10),
-    n_pairs: int = 24, n_ctx: int = 12, d_sae: int = 4608, k: int = 32, repeats: int = 3,
+    *, model: str = "smollm2-135m", n_sites: Sequence[int] = (2, 4, 8), n_steps: Sequence[int] = (1, 2, 5),
+    n_pairs: int = 8, n_ctx: int = 12, d_sae: int = 4608, k: int = 32, repeats: int = 3, display: Display | None = None,
 ) -> dict[str, Any]:
     """Seconds per pair of integrated gradients at so many sites with so many steps, and a straight line through them.
 
-    All cells are timed in turns after one round that does not count. Sites lie around the middle of the model, so that as
-    many blocks lie behind the sites of one set, in the mean, as behind those of another.
+    All cells are timed in turns, after one short call per set of sites that does not count. Sites lie around the middle of
+    the model, so that as many blocks lie behind the sites of one set, in the mean, as behind those of another.
 
     Args:
         model: the language model.
@@ -45,6 +45,7 @@ def bench_circuits(
         n_ctx: tokens of a prompt.
         d_sae, k: of the SAEs.
         repeats: timed rounds; a cell's time is the median.
+        display: shows progress, in passes through the model (one per site and step).
 
     Raises:
         SaescopeError: more sites than the model has.
@@ -56,12 +57,16 @@ def bench_circuits(
     models = {n: _circuit_model(network, examples, n, d_sae, k) for n in n_sites}
     cells = [(n, steps) for n in n_sites for steps in n_steps]
     seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
-    for _ in range(repeats + 1):
-        for n, steps in cells:
+    for circuit_model in models.values():
+        batch_effects(circuit_model, examples, logit_difference, method="ig", n_steps=1)
+    passes = repeats * sum(n * steps for n, steps in cells)
+    with (display or Display(quiet=True)).task("timing", passes, "passes") as task:
+        for n, steps in cells * repeats:
             began = time.perf_counter()
             batch_effects(models[n], examples, logit_difference, method="ig", n_steps=steps)
             seconds[n, steps].append(time.perf_counter() - began)
-    found = [float(np.median(seconds[cell][1:])) / n_pairs for cell in cells]
+            task.advance(n * steps)
+    found = [float(np.median(seconds[cell])) / n_pairs for cell in cells]
     rows = [{"n_sites": n, "n_steps": steps, "ms_per_pair": 1e3 * s} for (n, steps), s in zip(cells, found, strict=True)]
     return {
         "model": model, "n_pairs": n_pairs, "n_ctx": n_ctx, "d_sae": d_sae, "k": k, "repeats": repeats,

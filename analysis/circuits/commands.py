@@ -106,9 +106,9 @@ def bench_circuits(argv: list[str]) -> int:
         "integrated gradients, which should be linear in both; and the memory it takes.",
     )
     parser.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
-    parser.add_argument("--sites", type=int, nargs="+", default=[2, 4, 8, 16], help="default: %(default)s")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10], help="default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs of prompts, one batch (default: %(default)s)")
+    parser.add_argument("--sites", type=int, nargs="+", default=[2, 4, 8], help="default: %(default)s")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5], help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of prompts, one batch (default: %(default)s)")
     parser.add_argument("--out", type=user_path, help="write the figures as JSON")
     args = parser.parse_args(argv)
     if min(*args.sites, *args.steps, args.pairs) < 1:
@@ -117,8 +117,11 @@ def bench_circuits(argv: list[str]) -> int:
     from sae.io.files import write_json
     from training.display import Display
 
-    figures = bench.bench_circuits(model=args.model, n_sites=args.sites, n_steps=args.steps, n_pairs=args.pairs)
-    bench.show(figures, Display())
+    display = Display()
+    figures = bench.bench_circuits(
+        model=args.model, n_sites=args.sites, n_steps=args.steps, n_pairs=args.pairs, display=display,
+    )
+    bench.show(figures, display)
     if args.out is not None:
         write_json(args.out, figures)
     return 0

@@ -25,7 +25,8 @@ def fidelity(rows: CorpusRows, codes: Codes) -> dict[str, Any]:
     """
     sae = rows.trained.sae
     kept = np.asarray(codes.kept.reshape(rows.n_seqs, rows.n_ctx).any(axis=1))
-    held = rows.data.tokens.sequences(held_out=True)
+    own = rows.data.tokens.side(held_out=True)
+    held = own.sequences(held_out=True)
     held = held[held < rows.n_seqs]
     held = held[kept[held]]
     seqs = held if len(held) else np.flatnonzero(kept)
@@ -40,7 +41,11 @@ def fidelity(rows: CorpusRows, codes: Codes) -> dict[str, Any]:
             offset = sae.encode(x)
             assert isinstance(offset, OffsetCode) and offset.offset is not None
             code = OffsetCode.around(code, offset.offset)
-        fve.add(torch.zeros(len(target), dtype=torch.long), target, sae.decode(code))
+        x_hat = sae.decode(code)
+        if len(held):  # the split may cut through a sequence
+            mine = torch.from_numpy(own.eligible[some].reshape(-1))[keep].to(target.device)
+            target, x_hat = target[mine], x_hat[mine]
+        fve.add(torch.zeros(len(target), dtype=torch.long), target, x_hat)
     value = fve.value()
     return {
         "fve": value if math.isfinite(value) else None, "n_rows": int(fve.rows.sum()), "n_seqs": len(seqs),

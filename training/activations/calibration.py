@@ -52,7 +52,8 @@ class KeepMask:
         """Reads or measures the calibration of each mask hook; `limits` are norms set by another corpus' calibration."""
         assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
         self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
-        self.calib = spread(tokens.sequences_with_rows(held_out=False), data.n_calib)
+        self.training = tokens.side(held_out=False)
+        self.calib = spread(self.training.sequences_with_rows(held_out=False), data.n_calib)
         multiple, hooks = data.outlier_multiple, self.hooks
         self.limits = limits or ({} if multiple is None else {h: multiple * self.frozen(h).median_norm for h in hooks})
 
@@ -76,7 +77,7 @@ class KeepMask:
 
     def _measure(self, hook: str) -> Frozen:
         n_ctx = self.tokens.n_ctx
-        eligible = torch.from_numpy(self.tokens.eligible[self.calib].reshape(-1))
+        eligible = torch.from_numpy(self.training.eligible[self.calib].reshape(-1))
         if not eligible.any():
             raise SaescopeError(
                 "no token of the corpus may be trained on: all are BOS, special, padding or of roles that "
@@ -170,7 +171,7 @@ def calibrate(site: Site, mask: KeepMask) -> Calibration:
         SaescopeError: what is to be reconstructed is the same in every row.
     """
     n_ctx = mask.tokens.n_ctx
-    keep = mask.keep(mask.calib, n_ctx)
+    keep = mask.over(mask.source, mask.training).keep(mask.calib, n_ctx)
     acts = {hook: mask.source.rows(hook, mask.calib, n_ctx)[keep].float() for hook in site.hooks}
     rows, targets = site.rows(acts)
     if not len(targets):

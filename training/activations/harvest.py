@@ -1,7 +1,7 @@
 """From a config to a source of activation rows: load the model, make the tokens, fill or open the cache."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -9,9 +9,9 @@ import torch
 from sae.errors import SaescopeError
 from training.activations.batch_seqs import batch_seqs
 from training.activations.cache import CacheSource, fill, missing_hooks
-from training.activations.folder import ActsDir
-from training.activations.row_sequences import acts_tokens, blocks_are_split, synthetic_tokens
-from training.activations.sources import ActsSource, ModelSource, Source
+from training.activations.own_rows import open_own_rows
+from training.activations.row_sequences import synthetic_tokens, what_is_split
+from training.activations.sources import ModelSource, Source
 from training.activations.synthetic import HOOK, Synthetic
 from training.config.schema import Config
 from training.corpus.heldout import heldout_tokens
@@ -55,14 +55,10 @@ def open_data(
         require(8 * n * config.corpus.synthetic.d, f"directions of {n:,} synthetic features", "lower roots, branching or d")
         return Data(Synthetic(config.corpus.synthetic), synthetic_tokens(config), None)
     if config.corpus.acts_dir is not None:
-        acts = ActsDir(config.corpus.acts_dir)
-        source = ActsSource(acts)
-        for hook in hooks:
-            if hook not in source.widths:
-                raise SaescopeError(f"{acts.name} has no hook {hook!r}; it has {', '.join(source.widths)}: set site.input.")
+        source, tokens = open_own_rows(config, hooks)
         check(source.widths)
-        display.say(blocks_are_split(config))
-        return Data(source, acts_tokens(config, acts), None)
+        display.say(what_is_split(config, tokens))
+        return Data(source, tokens, None)
     if not config.corpus.needs_model:
         raise SaescopeError(
             "the rows of this training were given in Python and are on no disk; give them again (training.train_on), or "
@@ -98,7 +94,7 @@ def open_heldout(
         model: loads the model where `data` has none and something must be made.
     """
     if data.tokens.tokens is None:
-        return data
+        return replace(data, tokens=data.tokens.side(held_out=True))
     n_seqs = _n_heldout(config, n_rows)
     _require_tokens(n_seqs * data.tokens.n_ctx, "the number of held-out rows")
     load = model or partial(_given, data)

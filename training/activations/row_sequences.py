@@ -1,48 +1,154 @@
-"""Rows that come without text, as sequences of n_ctx consecutive rows with a held-out split."""
+"""Rows that come without text, as sequences of n_ctx consecutive rows with a held-out split.
 
-from typing import Any
+What is held out are sequences; or documents, where rows came with them; or the rows that the user names.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int64
 
-from sae.errors import SaescopeError
-from training.activations.arrays import Arrays
-from training.activations.folder import ActsDir
-from training.config.schema import Config
+from sae.errors import SaescopeError, first_line
+from sae.io.arrays import map_array
+from sae.io.paths import user_path
+from training.config.schema import Config, CorpusConfig
 from training.corpus.packing import is_held_out
 from training.corpus.tokens import Tokens
 from training.memory import require
 
 
-def acts_tokens(config: Config, acts: ActsDir | Arrays) -> Tokens:
+class RowFacts(NamedTuple):
+    """What is known of each of the user's own rows."""
+
+    documents: Int64[np.ndarray, " n_rows"] | None = None
+    """The number of its document."""
+    held_out: Bool[np.ndarray, " n_rows"] | None = None
+    """Whether it is held out; None leaves that to a share."""
+
+
+def row_facts(documents: object, held_out: object, n_rows: int) -> RowFacts:
+    """Arrays of one entry a row, looked at.
+
+    Args:
+        documents: integers, or None.
+        held_out: booleans, or the numbers of rows, or None.
+        n_rows: how many rows there are.
+
+    Raises:
+        SaescopeError: other kinds of arrays, other lengths, or numbers of rows that are not there.
+    """
+    found = RowFacts()
+    if documents is not None:
+        numbers = _vector(documents, "corpus.documents", "iu")
+        _check_length(numbers, n_rows, "corpus.documents")
+        found = found._replace(documents=numbers.astype(np.int64))
+    if held_out is not None:
+        marks = _vector(held_out, "corpus.held_out_rows", "biu")
+        if marks.dtype.kind != "b":
+            if len(marks) and not 0 <= int(marks.min()) <= int(marks.max()) < n_rows:
+                wrong = int(marks.min()) if marks.min() < 0 else int(marks.max())
+                raise SaescopeError(f"corpus.held_out_rows names row {wrong:,} of {n_rows:,}, counted from 0.")
+            marks = np.isin(np.arange(n_rows), marks)
+        _check_length(marks, n_rows, "corpus.held_out_rows")
+        found = found._replace(held_out=marks)
+    return found
+
+
+def read_row_facts(corpus: CorpusConfig, n_rows: int) -> RowFacts:
+    """The files that a config names."""
+    return row_facts(_read(corpus.documents, "documents"), _read(corpus.held_out_rows, "held_out_rows"), n_rows)
+
+
+def row_tokens(config: Config, n_rows: int, identity: dict[str, Any], rows: RowFacts) -> Tokens:
     """The user's own rows as sequences of n_ctx consecutive rows; a shorter rest at the end is left out."""
-    return _rows_as_tokens(config, acts.n_rows, config.corpus.sources[0].source, {"acts": acts.identity})
+    facts: dict[str, Any] = {"acts": identity}
+    for key, values in (("documents", rows.documents), ("held_out_rows", rows.held_out)):
+        if values is not None:
+            facts[key] = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return _rows_as_tokens(config, n_rows, config.corpus.sources[0].source, facts, rows)
 
 
 def synthetic_tokens(config: Config) -> Tokens:
     """Likewise the first n_tokens synthetic rows."""
     assert config.corpus.synthetic is not None
     facts = {"synthetic": config.corpus.synthetic.model_dump(mode="json"), "n_rows": config.corpus.n_tokens}
-    return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts)
+    return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts, RowFacts())
 
 
-def blocks_are_split(config: Config) -> str:
-    """What a person should know of a split without documents."""
+def what_is_split(config: Config, tokens: Tokens) -> str:
+    """What a person should know of the split of rows without text."""
+    if tokens.row_held_out is not None:
+        held = tokens.row_held_out
+        n = "" if tokens.row_documents is None else f" of {len(np.unique(tokens.row_documents[held])):,} documents"
+        return f"{int(held.sum()):,} of {held.size:,} rows{n} are held out"
+    if not len(tokens.sequences(held_out=True)):
+        return "no row is held out: nothing is measured on rows that training has not seen"
     return (
-        f"rows come without documents: blocks of corpus.n_ctx = {config.corpus.n_ctx} consecutive rows are trained on or "
-        "held out, so that one document may be on both sides"
+        f"rows come without documents (corpus.documents): blocks of corpus.n_ctx = {config.corpus.n_ctx} consecutive rows "
+        "are trained on or held out, so that one document may be on both sides"
     )
 
 
-def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any]) -> Tokens:
-    """Rows without text. A sequence is held out by the hash of its number, so that the split depends on nothing else."""
-    n_ctx = config.corpus.n_ctx
+def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any], rows: RowFacts) -> Tokens:
+    """Rows without text. A sequence or document is held out by the hash of its number: on nothing else does the split
+    depend."""
+    n_ctx, share = config.corpus.n_ctx, config.corpus.held_out
     n_seqs = n_rows // n_ctx
     require(n_rows, f"{name}: the mask of {n_rows:,} rows", "give fewer (corpus.n_tokens)")
-    held_out = np.fromiter((is_held_out(f"sequence {i}", config.corpus.held_out) for i in range(n_seqs)), bool, n_seqs)
-    if not n_seqs or held_out.all() or not held_out.any():
+    shape, n = (n_seqs, n_ctx), n_seqs * n_ctx
+    documents = None if rows.documents is None else rows.documents[:n].reshape(shape)
+    facts |= {"n_ctx": n_ctx, "held_out": share}
+    eligible = np.ones(shape, dtype=bool)
+    if rows.held_out is None and documents is None:
+        whole = np.fromiter((is_held_out(f"sequence {i}", share) for i in range(n_seqs)), bool, n_seqs)
+        _check_sides(whole, name, f"{n_seqs} sequences of n_ctx = {n_ctx}", n_rows, share)
+        return Tokens(whole, eligible, None, facts)
+    held_out = _of_documents(documents, share) if rows.held_out is None else rows.held_out[:n].reshape(shape)
+    _check_sides(held_out, name, f"{n:,} of them in sequences of n_ctx = {n_ctx}", n_rows, share)
+    return Tokens(held_out.all(axis=1), eligible, None, facts, row_documents=documents, row_held_out=held_out)
+
+
+def _of_documents(documents: Int64[np.ndarray, "*shape"] | None, share: float) -> Bool[np.ndarray, "*shape"]:
+    """The rows of documents that are held out."""
+    assert documents is not None
+    numbers, of = np.unique(documents, return_inverse=True)
+    chosen = np.fromiter((is_held_out(f"document {number}", share) for number in numbers), bool, len(numbers))
+    return chosen[of].reshape(documents.shape)
+
+
+def _check_sides(held_out: Bool[np.ndarray, "*shape"], name: str, of: str, n_rows: int, share: float) -> None:
+    """Refuse a split with an empty side, unless nothing is to be held out."""
+    if not held_out.size or held_out.all() or (share and not held_out.any()):
         raise SaescopeError(
-            f"{name} has {n_rows} rows, {n_seqs} sequences of n_ctx = {n_ctx}: too few to train on some and hold out "
-            f"others; lower corpus.n_ctx or give more rows."
+            f"{name} has {n_rows} rows, {of}: too few to train on some and hold out others; lower corpus.n_ctx, give more "
+            "rows, or hold out none (corpus.held_out=0)."
         )
-    facts |= {"n_ctx": n_ctx, "held_out": config.corpus.held_out}
-    return Tokens(held_out, np.ones((n_seqs, n_ctx), dtype=bool), None, facts)
+
+
+def _read(path: str | None, key: str) -> object:
+    if path is None:
+        return None
+    file = user_path(path)
+    if not file.is_file():
+        raise SaescopeError(f"corpus.{key}: no file {path}, seen from {Path.cwd()}.")
+    try:
+        return map_array(file)
+    except (ValueError, OSError) as error:
+        raise SaescopeError(f"corpus.{key}: {path} is no .npy file that can be read ({first_line(error)}).") from None
+
+
+def _vector(values: object, key: str, kinds: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim == 2 and array.dtype.kind in kinds:  # [n_seqs, n_ctx], as rows may be given
+        array = array.reshape(-1)
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        wanted = "integers" if "b" not in kinds else "booleans, or the numbers of rows"
+        raise SaescopeError(f"{key} is one number for each row ({wanted}), not {array.dtype} of shape {list(array.shape)}.")
+    return array
+
+
+def _check_length(array: np.ndarray, n_rows: int, key: str) -> None:
+    if len(array) != n_rows:
+        raise SaescopeError(f"{key} has {len(array):,} entries, and there are {n_rows:,} rows; give one for each.")

@@ -131,13 +131,30 @@ def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
 
 def _training(fields: dict[str, Any], where: str) -> Config:
     """With a number for the learning rate, and no model where rows need none and none is named: a run would claim one."""
-    config = validated(Config, fields, where)
+    config = validated(Config, _with_only_hook(fields, where), where)
     changes: dict[str, Any] = {}
     if config.optim.lr is None:
         changes["optim"] = config.optim.model_copy(update={"lr": auto_lr(config.sae.d_sae)})
     if not config.corpus.needs_model and "model" not in config.model_fields_set:
         changes["model"] = None
     return config.model_copy(update=changes)
+
+
+def _with_only_hook(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    """With the hook of the user's own rows as the site, where none is named and there is just one."""
+    corpus = fields.get("corpus")
+    sources = corpus.get("sources") if isinstance(corpus, dict) else corpus
+    if isinstance(sources, list) and len(sources) == 1:
+        (sources,) = sources
+    source = sources.get("source") if isinstance(sources, dict) else sources
+    if "site" in fields or not isinstance(source, str) or not source.startswith("acts:"):
+        return fields
+    from training.activations.own_rows import hooks_of
+
+    hooks = hooks_of(source.removeprefix("acts:"))
+    if len(hooks) != 1:
+        raise SaescopeError(f"{where}: {source} holds rows of {', '.join(hooks)}; say which, for example site={hooks[0]}.")
+    return {**fields, "site": hooks[0]}
 
 
 def _explained(error: ValidationError, fields: dict[str, Any], kind: type[BaseModel]) -> str:

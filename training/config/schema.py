@@ -54,8 +54,14 @@ class CorpusConfig(Section):
     """Tokens per sequence."""
     n_tokens: Count = Field(default=320_000, gt=0)
     """Tokens in all, held-out ones included. Of acts:DIR all rows are taken."""
-    held_out: float = Field(default=0.05, gt=0, lt=1)
-    """Share of documents that no training or calibration sees; of rows without text, of blocks of n_ctx of them."""
+    held_out: float = Field(default=0.05, ge=0, lt=1)
+    """Share of documents that no training or calibration sees. Of rows without text: of their `documents`, or else of
+    blocks of n_ctx consecutive rows; 0 holds out none, and nothing is measured at the end."""
+    documents: str | None = None
+    """Of acts:DIR: a .npy of one integer for each row, the number of its document. Documents are then held out whole, and
+    intervals are over them. A cache of ours knows its documents."""
+    held_out_rows: str | None = None
+    """Of acts:DIR: a .npy of the rows to hold out, one boolean for each row or the numbers of rows, in place of a share."""
     seed: Seed = 0
     """Order of the draws from a mixture."""
     synthetic: SyntheticConfig | None = None
@@ -85,6 +91,11 @@ class CorpusConfig(Section):
         own = [s.source for s in self.sources if s.source == TENSORS or s.source.startswith("acts:")]
         if own and len(self.sources) > 1:
             raise ValueError(f"{own[0]} cannot be mixed with other sources")
+        if self.needs_model and not self.held_out:
+            raise ValueError("held_out = 0 is for rows of your own; of text some documents are held out")
+        for key in ("documents", "held_out_rows"):
+            if self.acts_dir is None and getattr(self, key) is not None:
+                raise ValueError(f"{key} describes rows of your own, and belongs to acts:DIR")
         return self
 
 

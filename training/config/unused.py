@@ -14,6 +14,8 @@ def unused(config: Config) -> str | None:
     drawn = (corpus.sources[0].source if own else "corpus.synthetic") if own or corpus.synthetic else None
     if own and corpus.n_tokens != usual.n_tokens:
         return f"corpus.n_tokens = {corpus.n_tokens:,} does not apply: all rows of {drawn} are taken; leave it out."
+    if corpus.held_out_rows and corpus.held_out != usual.held_out:
+        return f"corpus.held_out = {corpus.held_out} does not apply beside corpus.held_out_rows; give one of them."
     if drawn and corpus.seed != usual.seed:
         return f"corpus.seed = {corpus.seed} does not apply: {drawn} draws no documents; leave it out."
     if corpus.synthetic and corpus.sources != usual.sources:

@@ -13,7 +13,7 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,6 +52,10 @@ class Tokens:
     """None for acts:DIR."""
     made_from: dict[str, Any]
     folder: Path | None = None
+    row_documents: Int64[np.ndarray, "n_seqs n_ctx"] | None = None
+    """The document of each row, where rows without text came with them."""
+    row_held_out: Bool[np.ndarray, "n_seqs n_ctx"] | None = None
+    """Where the split of rows without text cuts through sequences: the rows held out; `side` gives either side."""
 
     @property
     def n_seqs(self) -> int:
@@ -62,6 +66,15 @@ class Tokens:
     def n_ctx(self) -> int:
         """Tokens per sequence."""
         return self.eligible.shape[1]
+
+    def side(self, *, held_out: bool) -> "Tokens":
+        """The same sequences as one side of the split has them: where it cuts through one, it counts to both, and the
+        other side's rows are not eligible."""
+        if self.row_held_out is None:
+            return self
+        mine = self.row_held_out == held_out
+        some = mine.any(axis=1)
+        return replace(self, held_out=some == held_out, eligible=self.eligible & mine, row_held_out=None)
 
     def sequences(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
         """The numbers of the training or of the held-out sequences, in corpus order."""
@@ -81,10 +94,12 @@ class Tokens:
         """The number of the document each token is of; BOS counts to what follows it.
 
         Raises:
-            SaescopeError: a corpus without text.
+            SaescopeError: rows that came without text and without documents.
         """
+        if self.row_documents is not None:
+            return self.row_documents
         if self.folder is None:
-            raise SaescopeError("rows without text are of no document; ask this of a corpus with a model.")
+            raise SaescopeError("these rows are of no document; give corpus.documents, or a corpus with a model.")
         segments = np.load(self.folder / "segments.npy")
         ends = segments[:, 0] + segments[:, 1]
         found = np.searchsorted(ends, np.arange(self.eligible.size), side="right").clip(max=len(segments) - 1)
@@ -92,6 +107,8 @@ class Tokens:
 
     def units(self) -> Units:
         """The unit of the split that each row is of."""
+        if self.row_documents is not None:
+            return Units("document", self.row_documents)
         if self.folder is None:
             return Units("sequence", np.arange(self.n_seqs).repeat(self.n_ctx).reshape(self.eligible.shape))
         lines = (self.folder / "documents.jsonl").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,60 @@
+"""The rows that `acts:DIR` names: the user's own files, or a cache of ours with the documents and the split it has."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae.errors import SaescopeError
+from sae.io.paths import user_path
+from training.activations.cache import CacheSource
+from training.activations.folder import ActsDir
+from training.activations.row_sequences import read_row_facts, row_tokens
+from training.activations.sources import ActsSource, Source
+from training.config.schema import Config
+from training.corpus.tokens import Tokens, open_tokens, read_manifest
+
+
+def is_cache(path: str | Path) -> bool:
+    """Whether a folder is a cache of activations that this program wrote."""
+    return (user_path(path) / "manifest.json").is_file() and (user_path(path) / "acts").is_dir()
+
+
+def hooks_of(path: str | Path) -> list[str]:
+    """The hooks whose rows a folder holds.
+
+    Raises:
+        SaescopeError: a folder that holds no rows.
+    """
+    if not is_cache(path):
+        return list(ActsDir(path).hooks)
+    places = sorted((user_path(path) / "acts").iterdir())
+    return [place.name for place in places if (place / "manifest.json").exists()]
+
+
+def identity_of(path: str | Path) -> dict[str, Any]:
+    """What a training's `made_from` says of the rows of a folder; reads everything once, of a cache only its manifest."""
+    return read_manifest(user_path(path), "made_from")["made_from"] if is_cache(path) else {"acts": ActsDir(path).identity}
+
+
+def open_own_rows(config: Config, hooks: tuple[str, ...]) -> tuple[Source, Tokens]:
+    """The rows of these hooks, and their sequences.
+
+    Raises:
+        SaescopeError: no such folder or hook, or a split that does not fit.
+    """
+    path = config.corpus.acts_dir
+    assert path is not None
+    there = hooks_of(path)
+    if missing := [hook for hook in hooks if hook not in there]:
+        raise SaescopeError(f"{path} has no hook {missing[0]!r}; it has {', '.join(there)}: set site.input.")
+    if not is_cache(path):
+        acts = ActsDir(path)
+        return ActsSource(acts), row_tokens(config, acts.n_rows, acts.identity, read_row_facts(config.corpus, acts.n_rows))
+    if config.corpus.documents or config.corpus.held_out_rows:
+        raise SaescopeError(f"{path} is a cache with documents and a split of its own; leave corpus.documents and "
+                            "corpus.held_out_rows out.")
+    tokens = open_tokens(user_path(path))
+    if config.corpus.n_ctx != tokens.n_ctx:
+        raise SaescopeError(f"{path} has sequences of {tokens.n_ctx} tokens; set corpus.n_ctx={tokens.n_ctx}.")
+    # the ids say nothing without their model
+    return CacheSource(user_path(path), hooks), replace(tokens, tokens=None)
