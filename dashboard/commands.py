@@ -127,7 +127,13 @@ def demo(argv: list[str]) -> int:
         from dashboard.demo import make
         from training.display import Display
 
-        run, feature = make(args.config, args.runs, Display())
+        display = Display()
+
+        def ready(run: Path) -> None:
+            if server is not None:
+                display.say(f"open now    http://localhost:{port}/?page=feature&run={run.name}")
+
+        run, feature = make(args.config, args.runs, display, ready)
         print(f"again       sae dashboard --runs {args.runs}\nterminal    sae show {run} {feature}")
         if server is not None and sys.stdin.isatty():
             print(f"open now    http://localhost:{port}/?page=feature&run={run.name}   (Ctrl-C ends the dashboard)")

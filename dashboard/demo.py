@@ -1,5 +1,6 @@
 """From nothing to a labelled feature: what `sae demo` makes, step by step. What is done already is not done again."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.index import build
@@ -11,15 +12,20 @@ from training.run import train
 
 STEPS = ("loading the model", "caching activations", "training", "measuring the SAE inside the model", "indexing",
          "labelling")
+FIRST = 768
+"""Features, the most frequent ones, whose labels are waited for before somebody is asked to look."""
 
 
-def make(config: str, runs: Path, display: Display) -> tuple[Path, int]:
+def make(
+    config: str, runs: Path, display: Display, ready: Callable[[Path], None] = lambda _: None
+) -> tuple[Path, int]:
     """A trained, measured, indexed and labelled run, and the feature to look at first.
 
     Args:
         config: of one training.
         runs: the folder of all runs.
         display: told of each step.
+        ready: told of the run once its first features have labels, while the others get theirs.
 
     Raises:
         SaescopeError: as `train`, `build` and `label_all`.
@@ -32,5 +38,6 @@ def make(config: str, runs: Path, display: Display) -> tuple[Path, int]:
     have = labels.names()
     alive = index.top("density", where="n_active > 0", limit=index.d_sae, columns=["feature"])["feature"].to_pylist()
     if new := [feature for feature in alive if feature not in have]:
-        display.say(told(label_all(index, labels, new, display=display)))
+        first = min(FIRST, len(new))
+        display.say(told(label_all(index, labels, new, display=display, first=first, ready=lambda: ready(run))))
     return run, good_first(index, labels)

@@ -8,6 +8,8 @@ from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from analysis.index import Index
     from analysis.labels.store import Label, Labels
     from training.display import Display
@@ -48,9 +50,19 @@ def label(argv: list[str]) -> int:
 
 def label_all(
     index: "Index", labels: "Labels", features: list[int], *, seed: int = 0, quiet: bool = True,
-    display: "Display | None" = None,
+    display: "Display | None" = None, first: int = 0, ready: "Callable[[], None]" = lambda: None,
 ) -> "list[Label]":
     """Label features and write the labels as they are made, so that an interruption loses few.
+
+    Args:
+        index: of the run.
+        labels: its own.
+        features: in the order in which they are labelled.
+        seed: of the examples and baselines.
+        quiet: no progress display, where `display` gives none.
+        display: one of further work.
+        first: so many features, after which `ready` is called, once their labels are written.
+        ready: see there.
 
     Raises:
         SaescopeError: the index was made from other weights than the run has now, or has no text, or the run's folder
@@ -67,16 +79,17 @@ def label_all(
         raise SaescopeError(f"{index.folder} was made without a tokenizer, so there are no words to label features by.")
     explainer, made, waiting = Explainer(index, seed=seed), [], []
     with (display or Display(quiet=quiet)).task("labelling", len(features), "features") as task:
-        for feature in features:
+        for i, feature in enumerate(features, 1):
             one = explainer.label(feature)
             waiting += [one] if one is not None else []
-            if len(waiting) >= _AT_ONCE:
+            if len(waiting) >= _AT_ONCE or i in (first, len(features)):
                 labels.put(waiting)
                 made += waiting
                 waiting = []
             task.advance(1)
-    labels.put(waiting)
-    return [*made, *waiting]
+            if i == first:
+                ready()
+    return made
 
 
 def told(made: "list[Label]") -> str:
