@@ -65,10 +65,10 @@ def test_a_drift_is_followed_while_the_learning_rate_falls() -> None:
 
 def test_a_target_out_of_reach_does_not_overflow() -> None:
     controller = Controller(Sparsity(target_l0=1), 10)
-    for _ in range(100_000):
+    for _ in range(2000):
         controller.update(1e6)
     assert math.isfinite(controller.coefficient)
-    for _ in range(100_000):
+    for _ in range(2000):
         controller.update(0.0)
     assert controller.coefficient > 0
 
