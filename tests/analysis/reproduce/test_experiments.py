@@ -86,7 +86,7 @@ def test_learning_rate(short: Any, place: Path) -> None:
 
 def test_dead_window(short: Any) -> None:
     rows = short("dead-window")
-    assert set(rows) == {"batchtopk-2304-800k 10pc", "batchtopk-2304-800k no-auxk"}
+    assert set(rows) == {"topk-1152-400k 10pc", "topk-1152-400k no-auxk"}
     assert all(0 <= row["dead"] <= 1 for row in rows.values())
 
 
