@@ -107,7 +107,7 @@ def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any
         return Tokens(whole, eligible, None, facts)
     held_out = _of_documents(documents, share) if rows.held_out is None else rows.held_out[:n].reshape(shape)
     _check_sides(held_out, name, f"{n:,} of them in sequences of n_ctx = {n_ctx}", n_rows, share)
-    return Tokens(held_out.all(axis=1), eligible, None, facts, row_documents=documents, row_held_out=held_out)
+    return Tokens(np.asarray(held_out.all(axis=1)), eligible, None, facts, row_documents=documents, row_held_out=held_out)
 
 
 def _of_documents(documents: Int64[np.ndarray, "*shape"] | None, share: float) -> Bool[np.ndarray, "*shape"]:
