@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from analysis.labels.names import Names
 from analysis.render.feature import Card, Section
 from analysis.render.text import inert
 from sae.errors import SaescopeError
@@ -47,10 +48,8 @@ def card(
         if group.name == name and group.population
     ]
     neighbours = {kind: index.neighbours(feature, kind)[:N_NEIGHBOURS] for kind in ("decoder", "coactivation")}
-    names: dict[int, str] = {}
-    if labels is not None:
-        mentioned = {one.feature for found_ones in neighbours.values() for one in found_ones}
-        names = {f: text for f, text in labels.names().items() if f in mentioned}
+    every = Names(index, labels.names() if labels else {})
+    names = {one.feature: every[one.feature] for near in neighbours.values() for one in near}
     return Card(
         found, sections, neighbours, labels.get(feature) if labels else None, labels.note(feature) if labels else "",
         labels.tags(feature) if labels else [], names, provenance(index),

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Float64, Int32
 
 from analysis.index import store
-from analysis.index.queries import cooccurrence
+from analysis.index.queries import cooccurrence, fires_on
 from analysis.index.queries.search import Searcher
 from analysis.index.queries.table import Stats
 from analysis.index.types import (
@@ -28,6 +28,7 @@ from analysis.index.types import (
     Side,
     Similar,
     Token,
+    TokenShare,
 )
 from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
@@ -79,6 +80,7 @@ class Index:
         self.arrays = {name: store.open_array(folder, self.manifest, name) for name in store.ARRAYS
                        if name not in store.OPTIONAL or f"{name}.npy" in self.manifest["files"]}
         self.scale = self.arrays["scale"]
+        self._fires_on: dict[int, tuple[TokenShare, ...]] = {}
 
     @property
     def stale(self) -> str | None:
@@ -152,6 +154,11 @@ class Index:
         position, value = self._column(feature)
         return position, value.astype(np.float32) * self.scale[feature]
 
+    def positions(self, feature: int) -> Int32[np.ndarray, " n_active"]:
+        """Where a feature is active, as `seq · n_ctx + position`, ascending; mapped."""
+        self._known(feature)
+        return self._column(feature)[0]
+
     def window(self, feature: int, seq: int, position: int, before: int = 16, after: int = 15) -> Example:
         """The stretch of a context around a token."""
         self._span(seq, position, position + 1)
@@ -184,6 +191,12 @@ class Index:
                 "second_moment", "std", "skew", "kurtosis", "decoder_norm", "dead",
             )},
         )
+
+    def fires_on(self, i: int) -> tuple[TokenShare, ...]:
+        """The three tokens that a feature fires on most, with their shares of its active rows; counted once and kept."""
+        if i not in self._fires_on:
+            self._fires_on[i] = fires_on.fires_on(self, i)
+        return self._fires_on[i]
 
     def groups(self, i: int, side: str = "+") -> list[Group]:
         """The groups of examples on one side, with the bounds of |value| and how many rows each stands for."""

@@ -20,6 +20,14 @@ class Token:
 
 
 @dataclass(frozen=True)
+class TokenShare:
+    """A token that a feature fires on, and its share of the feature's active rows."""
+
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
 class Histogram:
     """Counts of active values by size: bin j holds `edges[j] <= |value| < edges[j + 1]`.
 

@@ -9,9 +9,10 @@ from analysis.render.tokens import REST, level, run_together
 
 if TYPE_CHECKING:
     from analysis.index.types import Both, Example
+    from analysis.labels.names import Name
 
 
-def both(found: "Both", a: int, b: int, names: Mapping[int, str], link: Link = lambda _: None) -> str:
+def both(found: "Both", a: int, b: int, names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
     """Counts, what is drawn how, and the stretches in which both fire."""
     title = f"{reference(a, names, link)} and {reference(b, names, link)}"
     if not found.total_contexts:

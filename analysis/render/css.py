@@ -68,6 +68,10 @@ vertical-align:top}
 .sx-label{font-size:1.05rem;font-weight:600;overflow-wrap:anywhere}
 .sx-tag{display:inline-block;border:1px solid var(--sx-rule);border-radius:999px;padding:0 .55rem;margin:0 .25rem .2rem 0;
 font-size:.75rem;overflow-wrap:anywhere}
+.sx-chip{white-space:nowrap;margin-right:.4rem}
+.sx-chip bdi{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.92em;padding:0 .25rem;
+border-radius:3px;background:var(--sx-soft,rgba(128,128,128,.15))}
+.sx-chip small{font-size:.85em}
 .sx-tag.sx-both{border-width:2px;border-color:currentColor;font-weight:600}
 .sx svg{display:block;width:100%;height:auto;overflow:visible}
 .sx svg text{fill:currentColor;font-size:11px}

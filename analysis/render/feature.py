@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
+from analysis.render import names as named
 from analysis.render import tokens
 from analysis.render.text import attribute, count, number, plain, shown
 
 if TYPE_CHECKING:
     from analysis.index.types import Example, Feature, Group, Neighbour, Side, Token
+    from analysis.labels.names import Name
     from analysis.labels.store import Label
 
 Link = Callable[[int], str | None]
@@ -37,8 +39,8 @@ class Card:
     label: "Label | None" = None
     note: str = ""
     tags: Sequence[str] = ()
-    names: Mapping[int, str] = field(default_factory=dict)
-    """Labels of features that are mentioned."""
+    names: "Mapping[int, Name]" = field(default_factory=dict)
+    """Of the features that are mentioned."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
@@ -177,15 +179,15 @@ def empty(feature: "Feature") -> str:
 
 
 def neighbours(
-    kind: str, found: Sequence["Neighbour"], names: Mapping[int, str], link: Link = lambda _: None,
+    kind: str, found: Sequence["Neighbour"], names: "Mapping[int, Name]", link: Link = lambda _: None,
     compare: Link = lambda _: None,
 ) -> str:
-    """Features like this one, with their labels and how much alike they are.
+    """Features like this one, with their names and how much alike they are.
 
     Args:
         kind: `decoder` or `coactivation`.
         found: the features, the nearest first.
-        names: labels.
+        names: what features are called.
         link: where a feature's number leads.
         compare: where both are shown side by side.
     """
@@ -210,11 +212,11 @@ def _beside(feature: int, compare: Link) -> str:
     return f'<td class="sx-num"><a href="{escape(href, quote=True)}" title="{said}" aria-label="{said}">⇄</a></td>'
 
 
-def reference(feature: int, names: Mapping[int, str], link: Link) -> str:
-    """A feature's number, leading to it where that is known, and its label."""
+def reference(feature: int, names: "Mapping[int, Name]", link: Link) -> str:
+    """A feature's number, leading to it where that is known, and its name."""
     href = link(feature)
     text = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}">#{feature}</a>'
-    return f"{text} {shown(names[feature], limit=80)}" if feature in names else text
+    return f"{text} {named.name(names[feature])}" if feature in names else text
 
 
 def judged(label: "Label | None") -> str:

@@ -11,9 +11,10 @@ from analysis.render.text import count, number, shown
 if TYPE_CHECKING:
     from analysis.index.queries.feature_pair import Compared
     from analysis.index.types import Example, Feature, Token
+    from analysis.labels.names import Name
 
 
-def summary(found: "Compared", names: Mapping[int, str], link: Link = lambda _: None) -> str:
+def summary(found: "Compared", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
     """How alike the two are, in one line of figures."""
     a, b = reference(found.a, names, link), reference(found.b, names, link)
     items = [
@@ -87,7 +88,9 @@ def _token(token: "Token", shared: set[int]) -> str:
     return f'<span class="sx-tag{mark}">{shown(token.text, spaces=True, limit=24)} {number(token.value)}</span>'
 
 
-def examples(found: "Sequence[Example]", feature: "Feature", names: Mapping[int, str], link: Link = lambda _: None) -> str:
+def examples(
+    found: "Sequence[Example]", feature: "Feature", names: "Mapping[int, Name]", link: Link = lambda _: None
+) -> str:
     """The strongest examples of one of the two, under its name."""
     scale = max(abs(feature.max), abs(feature.min))
     rows = "".join(tokens.example(one, scale) for one in found) or '<p class="sx-quiet">It never fires.</p>'

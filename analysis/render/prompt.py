@@ -10,6 +10,7 @@ from analysis.render.text import attribute, count, inner, number
 from analysis.render.tokens import REST, level
 
 if TYPE_CHECKING:
+    from analysis.labels.names import Name
     from sae.code import SparseCode
 
 
@@ -26,7 +27,7 @@ def dense(code: "SparseCode", features: Sequence[int]) -> np.ndarray:
 
 
 def grid(
-    pieces: Sequence[str], code: "SparseCode", features: Sequence[int], names: Mapping[int, str],
+    pieces: Sequence[str], code: "SparseCode", features: Sequence[int], names: "Mapping[int, Name]",
     link: Link = lambda _: None,
 ) -> str:
     """A table with a row for each feature and a column for each token; grounds are relative to the row's largest."""
@@ -45,7 +46,7 @@ def grid(
     )
 
 
-def _row(feature: int, values: np.ndarray, names: Mapping[int, str], link: Link) -> str:
+def _row(feature: int, values: np.ndarray, names: "Mapping[int, Name]", link: Link) -> str:
     scale = float(np.abs(values).max(initial=0.0))
     cells = "".join(_cell(float(value), scale) for value in values)
     return f'<tr data-feature="{feature}"><th scope="row">{reference(feature, names, link)}</th>{cells}</tr>'
@@ -57,7 +58,7 @@ def _cell(value: float, scale: float) -> str:
 
 
 def by_token(
-    pieces: Sequence[str], code: "SparseCode", names: Mapping[int, str], link: Link = lambda _: None, *, n: int = 5
+    pieces: Sequence[str], code: "SparseCode", names: "Mapping[int, Name]", link: Link = lambda _: None, *, n: int = 5
 ) -> str:
     """A table with a row for each token: its strongest features, in order, with their values."""
     code = code.detach().csr()

@@ -8,10 +8,11 @@ from analysis.render.feature import Link, percent, reference
 from analysis.render.text import attribute, count, inner, number, shown
 
 if TYPE_CHECKING:
+    from analysis.labels.names import Name
     from analysis.steering.generate import Edit, Generated, Steered
 
 
-def compared(result: "Steered", names: Mapping[int, str], link: Link = lambda _: None) -> str:
+def compared(result: "Steered", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
     """What was done, both continuations, and the likeliest next tokens of either."""
     done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
     prompt = "".join(inner(piece) for piece in result.prompt)
@@ -27,7 +28,7 @@ def compared(result: "Steered", names: Mapping[int, str], link: Link = lambda _:
     )
 
 
-def _edit(edit: "Edit", names: Mapping[int, str], link: Link) -> str:
+def _edit(edit: "Edit", names: "Mapping[int, Name]", link: Link) -> str:
     verb = f"add {number(edit.strength)} of" if edit.mode == "add" else f"hold at {number(edit.strength)}:"
     return f"{verb} {reference(edit.feature, names, link)}"
 

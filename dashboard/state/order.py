@@ -64,7 +64,7 @@ def of(chosen: Selection, only: Sequence[int] | None = None) -> Order:
             kept = set(wanted)
             found = [feature for feature in found if feature in kept]
     if sort == "label":
-        texts = names(chosen)
+        texts = names(chosen).labels
         labelled = sorted((f for f in found if f in texts), key=lambda f: texts[f].casefold(), reverse=descending)
         found = labelled + [f for f in found if f not in texts]
     return Order(found, sort, descending, problem)

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from analysis.index import Index, open_index
+from analysis.labels.names import Names
 from analysis.labels.store import Labels
 from analysis.runs import Run, flat
 from dashboard.escaping import shell
@@ -35,10 +36,10 @@ def provenance(chosen: Selection) -> dict[str, str]:
     return facts | {f"config.{key}": value for key, value in flat(chosen.run.config).items()}
 
 
-def names(chosen: Selection) -> dict[int, str]:
-    """Labels by feature, read again when their file has changed."""
+def names(chosen: Selection) -> Names:
+    """What each feature is called: its label, else the tokens that it fires on; labels are read again when they change."""
     labels = chosen.labels
-    return _names(str(labels.path), labels.weights, labels.stamp(), labels)
+    return Names(chosen.index, _names(str(labels.path), labels.weights, labels.stamp(), labels))
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -149,9 +149,10 @@ def _summary(chosen: Selection, features: Sequence[int]) -> None:
         n_dead = sum(index.stats["dead"].to_pylist()) if index.d_sae < 1e6 else 0
         whole = f"{count(index.d_sae, 'feature')} · {count(index.n_rows, 'token')}, index {index.name}"
         st.text(f"{part}{whole} · {n_dead:,} never fire", width="stretch")
-        save.button("CSV", "features.csv", lambda: feature_table.as_csv(order.rows(chosen, features), names(chosen)),
+        labels = names(chosen).labels
+        save.button("CSV", "features.csv", lambda: feature_table.as_csv(order.rows(chosen, features), labels),
                     help="These features with all their statistics")
-        save.button("JSON", "features.json", lambda: feature_table.as_json(order.rows(chosen, features), names(chosen)))
+        save.button("JSON", "features.json", lambda: feature_table.as_json(order.rows(chosen, features), labels))
         save.button("Pages", "features.html", lambda: exported(chosen, features),
                     help=f"At most {cards.EXPORTABLE} features in one file that opens without Python and without a network")
 
@@ -175,8 +176,8 @@ def _drawing(chosen: Selection, now: Order, view: str) -> None:
     features = list(stats["feature"].to_pylist()) if order.box() else list(now.features)
     part = stats.take(features)
     xs, ys = (part[name].to_numpy().astype(float).tolist() for name in (x, y))
-    labels = names(chosen)
-    texts = [labels.get(feature, "") for feature in features]
+    brief = names(chosen).brief()
+    texts = [brief[feature] for feature in features]
     if view == "scatter":
         titles = feature_table.TITLES
         drawn = scatter.figure(features, xs, ys, x_title=titles.get(x, x), y_title=titles.get(y, y), log_x=log_x,

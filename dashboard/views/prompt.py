@@ -8,6 +8,7 @@ import streamlit as st
 from analysis.prompt import PromptCode
 from analysis.render import prompt as drawn
 from analysis.render import tokens
+from analysis.render.feature import reference
 from analysis.render.text import count, number, shown
 from dashboard import escaping
 from dashboard.components.navigation import navigation
@@ -72,8 +73,7 @@ def _picked(chosen: Selection, code: PromptCode) -> None:
     values = code.values(feature)
     scale = max(1e-9, float(abs(values).max()))
     known = chosen.index.feature(feature)
-    label = names(chosen).get(feature)
-    name = f"#{feature} {shown(label)}" if label else f"#{feature}"
+    name = reference(feature, names(chosen), lambda _: None)
     st.html(
         f'<div class="sx"><h3>{name}</h3>{tokens.heat(code.pieces, values.tolist(), scale=scale, focus_all=True)}'
         f'<p class="sx-quiet">Here up to {number(scale)}; over the corpus {number(known.min)} to {number(known.max)}. '

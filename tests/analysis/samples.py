@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.index.types import Example, Feature, Group, Histogram, Neighbour, Token
+from analysis.index.types import Example, Feature, Group, Histogram, Neighbour, Token, TokenShare
+from analysis.labels.names import Name
 from analysis.render.feature import Card, Section
 
 HOSTILE = (
@@ -50,6 +51,7 @@ def card(**fields: Any) -> Card:
     sections = [Section("+", Group("top", 7.5, 7.5, 30), [one]), Section("+", Group("q3", 1.0, 2.0, 3), [one])]
     base = Card(
         feature(), sections, {"decoder": [Neighbour(12, 0.75)], "coactivation": [Neighbour(40, 0.2)]},
-        names={12: "after seem"}, provenance={"model": "smollm2-135m"},
+        names={12: Name("after seem"), 40: Name(None, (TokenShare("import", 0.61), TokenShare("from", 0.14)))},
+        provenance={"model": "smollm2-135m"},
     )
     return replace(base, **fields)

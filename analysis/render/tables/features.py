@@ -6,10 +6,14 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from analysis.render import names as named
 from analysis.render.feature import Link, percent
 from analysis.render.text import count, inert, number, shown
+
+if TYPE_CHECKING:
+    from analysis.labels.names import Name
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ COLUMNS = (
     Column("top_token", "Top token", "The token it fires on most", "text"),
     Column("promoted_token", "Promotes", "The token whose logit it raises most", "text"),
 )
-TITLES = {"feature": "Feature", "label": "Label"} | {column.name: column.title for column in COLUMNS}
+TITLES = {"feature": "Feature", "label": "Name"} | {column.name: column.title for column in COLUMNS}
 
 
 def table(
-    rows: Sequence[Mapping[str, Any]], *, sort: str, descending: bool, names: Mapping[int, str], link: Link,
+    rows: Sequence[Mapping[str, Any]], *, sort: str, descending: bool, names: "Mapping[int, Name]", link: Link,
     sort_link: Callable[[str], str] | None = None, extra: Mapping[int, str] | None = None, extra_title: str = "",
     without: Collection[str] = (),
 ) -> str:
@@ -52,7 +56,7 @@ def table(
         rows: features with their statistics, in order.
         sort: the column they are sorted by; "" for another order.
         descending: the largest first.
-        names: labels.
+        names: what features are called.
         link: where a feature's number leads.
         sort_link: where a column's title leads; None for titles that lead nowhere.
         extra: a text for each feature in a further column.
@@ -62,7 +66,7 @@ def table(
     columns = [column for column in COLUMNS
                if column.name not in without and any(row.get(column.name) is not None for row in rows)]
     heads = [_head("feature", "Feature", "Its number", False, sort, descending, sort_link),
-             _head("label", "Label", "What it is taken to mean", False, sort, descending, sort_link)]
+             _head("label", "Name", "Its label, else the tokens that it fires on", False, sort, descending, sort_link)]
     if extra is not None:
         heads.append(f'<th scope="col" class="sx-num">{escape(extra_title)}</th>')
     heads += [_head(c.name, c.title, c.help, c.kind != "text", sort, descending, sort_link) for c in columns]
@@ -86,13 +90,13 @@ def _head(
 
 
 def _row(
-    row: Mapping[str, Any], columns: Sequence[Column], names: Mapping[int, str], link: Link,
+    row: Mapping[str, Any], columns: Sequence[Column], names: "Mapping[int, Name]", link: Link,
     extra: Mapping[int, str] | None,
 ) -> str:
     feature = int(row["feature"])
     href = link(feature)
     name = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}">#{feature}</a>'
-    label = shown(names[feature], limit=80) if feature in names else ""
+    label = named.name(names[feature]) if feature in names else ""
     why = shown(extra[feature], limit=40) if extra and feature in extra else ""
     more = "" if extra is None else f'<td class="sx-num">{why}</td>'
     cells = "".join(_cell(column, row.get(column.name)) for column in columns)
@@ -108,7 +112,7 @@ def _cell(column: Column, value: Any) -> str:
     return f'<td class="sx-num">{text}</td>'
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> str:
     """The statistics and labels of features, a line each; cells that a spreadsheet would compute are quoted."""
     columns = [name for name in (rows[0] if rows else {}) if name != "feature"]
     out = io.StringIO()
@@ -116,11 +120,11 @@ def as_csv(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
     writer.writerow(["feature", "label", *columns])
     for row in rows:
         cells = (row[name] for name in columns)
-        writer.writerow([row["feature"], inert(names.get(row["feature"], "")),
+        writer.writerow([row["feature"], inert(labels.get(row["feature"], "")),
                          *(inert(cell) if isinstance(cell, str) else cell for cell in cells)])
     return out.getvalue()
 
 
-def as_json(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> str:
+def as_json(rows: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> str:
     """The same as a list of objects."""
-    return json.dumps([{**row, "label": names.get(row["feature"])} for row in rows], indent=1, ensure_ascii=False)
+    return json.dumps([{**row, "label": labels.get(row["feature"])} for row in rows], indent=1, ensure_ascii=False)

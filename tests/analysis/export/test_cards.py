@@ -64,7 +64,7 @@ def test_csv_has_every_token_and_no_formula() -> None:
 
 def test_json_is_the_card() -> None:
     (found,) = json.loads(cards.as_json([card(feature=replace(dead(), max=float("nan")))]))
-    assert found["feature"]["max"] is None and found["names"] == {"12": "after seem"}
+    assert found["feature"]["max"] is None and found["names"]["12"]["label"] == "after seem"
     assert found["sections"][0]["examples"][0]["pieces"] == ["def", " import", "\n", " os"]
 
 

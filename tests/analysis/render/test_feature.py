@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.index.types import Group, Neighbour, Token
+from analysis.index.types import Group, Neighbour, Token, TokenShare
+from analysis.labels.names import Name
 from analysis.render import feature as render
 from analysis.render.feature import Section
 from tests.analysis.markup import Page, check_visible
@@ -13,7 +14,8 @@ def test_a_card_shows_all_there_is() -> None:
     page = Page(render.card(card()))
     for text in (
         "Feature 7", "30 of 10,000 tokens", "0.300 % (0.210 % – 0.428 %)", "Strongest", "Quantile 3 of 10",
-        "1 of 3 tokens, 1.00 to 2.00", "␣import", "#12 after seem", "#40", "smollm2-135m", "Fire together",
+        "1 of 3 tokens, 1.00 to 2.00", "␣import", "#12 after seem",
+        "#40 import 61 % from 14 %", "smollm2-135m", "Fire together",
     ):
         assert text in page.text, text
     assert page.elements[0].attributes["aria-label"] == "Feature 7"
@@ -55,17 +57,21 @@ def test_links_lead_where_they_are_told() -> None:
     assert [e.attributes["class"] for e in page.having("span")] == ["sx-bar sx-bar-p", "sx-bar sx-bar-n"]
 
 
+def names(text: str) -> dict[int, Name]:
+    return {12: Name(text), 40: Name(None, (TokenShare(text, 0.5),))}
+
+
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_anywhere_is_text(text: str) -> None:
     one = example([text, "b"], [1.0, 0.0])
     hostile = card(
         feature=feature(promoted=[Token(1, text, 1.0)], suppressed=[Token(2, text, -1.0)]),
-        sections=[Section("+", Group(text, 0.0, 1.0, 2), [one])], names={12: text}, provenance={text: text},
+        sections=[Section("+", Group(text, 0.0, 1.0, 2), [one])], names=names(text), provenance={text: text},
         note=text, tags=[text],
     )
     page = Page(render.card(hostile))
     clean = Page(render.card(replace(
-        hostile, note="a", tags=["a"], names={12: "a"}, provenance={"a": "a"},
+        hostile, note="a", tags=["a"], names=names("a"), provenance={"a": "a"},
         feature=feature(promoted=[Token(1, "a", 1.0)], suppressed=[Token(2, "a", -1.0)]),
         sections=[Section("+", Group("a", 0.0, 1.0, 2), [example(["a", "b"], [1.0, 0.0])])],
     )))

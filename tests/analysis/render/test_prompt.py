@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from analysis.index.types import Both
+from analysis.labels.names import Name
 from analysis.render import cofire, prompt
 from sae.code import from_dense
 from tests.analysis.markup import Page, check_visible
@@ -13,7 +14,7 @@ DENSE = torch.tensor([[0.0, 2.0, 0.0, -1.0], [4.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.
 def test_the_grid_is_the_code() -> None:
     code = from_dense(DENSE)
     assert prompt.dense(code, [3, 1, 2]).tolist() == DENSE[:, [3, 1, 2]].tolist()
-    page = Page(prompt.grid(["a", "b", "c"], code, [1, 3], {1: "one"}, lambda i: f"?f={i}"))
+    page = Page(prompt.grid(["a", "b", "c"], code, [1, 3], {1: Name("one")}, lambda i: f"?f={i}"))
     assert [e.text for e in page.having("td")] == ["2.00", "1.00", "", "−1.00", "", ""]
     assert [e.attributes.get("class") for e in page.having("td")] == ["sx-p10", "sx-p5", None, "sx-n10", None, None]
     assert [e.text for e in page.having("th", scope="row")] == ["#1 one", "#3"]
@@ -30,7 +31,7 @@ def test_a_fixed_k_code_is_read_alike() -> None:
 
 
 def test_tokens_rank_their_features() -> None:
-    page = Page(prompt.by_token(["a", "b", "c"], from_dense(DENSE), {0: "zero"}, n=2))
+    page = Page(prompt.by_token(["a", "b", "c"], from_dense(DENSE), {0: Name("zero")}, n=2))
     assert [e.text for e in page.having("td")] == ["2.00 #1", "−1.00 #3", "4.00 #0 zero", "1.00 #1", "", ""]
 
 
@@ -38,8 +39,8 @@ def test_tokens_rank_their_features() -> None:
 def test_hostile_prompts(text: str) -> None:
     code = from_dense(torch.tensor([[1.0], [0.0]]))
     for html in (
-        prompt.grid([text, "b"], code, [0], {0: text}), prompt.by_token([text, "b"], code, {0: text}),
-        cofire.both(Both(1, 1, [(example([text], [1.0]), example([text], [2.0], feature=8))]), 7, 8, {7: text}),
+        prompt.grid([text, "b"], code, [0], {0: Name(text)}), prompt.by_token([text, "b"], code, {0: Name(text)}),
+        cofire.both(Both(1, 1, [(example([text], [1.0]), example([text], [2.0], feature=8))]), 7, 8, {7: Name(text)}),
     ):
         check_visible(Page(html).text)
 

@@ -8,6 +8,7 @@ import pytest
 
 from analysis.index import Index
 from analysis.index.queries.feature_pair import compare
+from analysis.labels.names import Name
 from analysis.render import feature_pair as drawn
 from sae import store
 from sae.errors import SaescopeError
@@ -65,7 +66,7 @@ def test_neighbours_agree_with_the_index(index: Index, pairs: list[tuple[int, in
 
 def test_it_is_drawn_as_text(index: Index, pairs: list[tuple[int, int]]) -> None:
     a, b = pairs[1]
-    names = {a: "<b>bold</b>", b: "\u202eturned"}
+    names = {a: Name("<b>bold</b>"), b: Name("\u202eturned")}
     found, one, two = compare(index, a, b), index.feature(a), index.feature(b)
     whole = (drawn.summary(found, names) + drawn.facts(one, two) + drawn.promoted(one, two)
              + drawn.examples(index.examples(a), one, names))
