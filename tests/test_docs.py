@@ -1,6 +1,6 @@
 """README and guides: commands and Python blocks run as written, links lead somewhere, `make` targets and configs exist.
 
-They run in a folder whose `configs/` are small: the quickstart trains on little text of the real model, others on a tiny one.
+They run in a folder with small `configs/`: the quickstart on little text, through the real model; others on a tiny one.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RE
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 LONG = re.compile(r"^sae (dashboard|demo|bench|reproduce|eval|circuit|trace|shift|import|mdl)\b|configs/(gpt2|gemma)")
-"""Commands that need a hub or a GPU, serve a page, or take minutes: their own tests run them, here they are only looked up."""
+"""Commands that need a hub or a GPU, serve a page or take minutes: other tests run them, here they are looked up."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
