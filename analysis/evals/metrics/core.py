@@ -156,7 +156,7 @@ def at_bits(rows: Rows, coder: Coder, code: SparseCode, budgets: tuple[int, ...]
     mean = rows.target.cpu().float().mean(0)
     out = {}
     for budget in budgets:
-        step = encoded.within_bits(budget)
+        step = encoded.within_bits(float(budget))
         coarse = quantise(code, step) if step else code
         found = fve(rows, reconstruction(coder, coarse), mean)
         out[f"fve_{budget}"] = Metric(

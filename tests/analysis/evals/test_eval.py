@@ -170,7 +170,7 @@ def test_rows_without_text_have_no_cross_entropy(tmp_path: Path) -> None:
     (tmp_path / "acts").mkdir()
     np.save(tmp_path / "acts" / "rows.npy", np.random.default_rng(0).standard_normal((8192, 8)).astype(np.float32))
     fields = {
-        "name": "own", "model": None, "site": "rows", "corpus": {"sources": f"acts:{tmp_path}/acts", "n_ctx": 32},
+        "name": "own", "model": None, "site": "acts", "corpus": {"sources": f"acts:{tmp_path}/acts", "n_ctx": 32},
         "data": {"batch_rows": 256, "n_calib": 16}, "sae": {"variant": "topk", "d_sae": 20, "k": 3},
         "train": {"budget": "10 steps", "device": "cpu", "kernels": "reference"}, "eval": {"n_rows": 1024},
     }

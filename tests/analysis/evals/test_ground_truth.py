@@ -98,7 +98,6 @@ def test_other_runs_have_no_known_features(tmp_path: Path) -> None:
     fields = {**FIELDS, "name": "own", "corpus": {"sources": f"acts:{tmp_path}/acts", "n_ctx": 32, "held_out": 0.2}}
     (tmp_path / "acts").mkdir()
     np.save(tmp_path / "acts" / "rows.npy", np.random.default_rng(0).standard_normal((4096, 8)).astype(np.float32))
-    fields["site"] = "rows"
     training.train(fields, runs=tmp_path / "runs", quiet=True)
     context = open_context(tmp_path / "runs" / "own")
     with pytest.raises(SaescopeError, match="synthetic world"):

@@ -100,7 +100,7 @@ def test_parents_are_a_forest() -> None:
 
 def test_hierarchy_of_rows() -> None:
     active = torch.from_numpy(tree(12_000, 0.2, 0.5)).float()
-    found = mdl.hierarchy(rows_of(torch.zeros(12_000, 2)), from_dense(active), seed=0)
+    found = mdl.hierarchy(rows_of(torch.zeros(12_000, 2), n_documents=60), from_dense(active), seed=0)
     saved = entropy_of(0.1) - 0.2
     assert found["saved"].value == pytest.approx(saved, rel=0.1) and found["children"].value == 1
     low, high = found["saved"].low, found["saved"].high

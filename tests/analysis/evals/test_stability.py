@@ -83,10 +83,10 @@ def test_what_is_shared_is_stable_and_what_it_carries_is_measured(monkeypatch: p
     assert agreement["stable_activations"].value == pytest.approx(float((dense[:, stable] != 0).sum() / (dense != 0).sum()))
     # FVE with the others at their mean, from dense matrices
     held = torch.where(torch.from_numpy(stable), dense, dense.mean(0))
-    t, d = X.double(), sae.W_dec.double()
+    t, d = X.double(), sae.W_dec.detach().double()
 
     def fve(values: torch.Tensor) -> float:
-        t_hat = values @ d + sae.bias().double()
+        t_hat = values @ d + sae.bias().detach().double()
         return float(1 - (t - t_hat).square().sum() / (t - t.mean(0)).square().sum())
 
     assert found.metrics["carried"]["fve_stable"].value == pytest.approx(fve(held) / fve(dense), rel=1e-4)
