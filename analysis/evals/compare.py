@@ -122,10 +122,15 @@ def against_controls(found: EvalResult, group: str, name: str) -> dict[str, Diff
 
 
 def better_than_nothing(found: EvalResult, group: str, name: str) -> bool | None:
-    """Whether a figure of a run is beyond that of every control; None where a control is lacking or nothing judges it."""
+    """Whether a figure of a run is beyond that of every control; None where a control is lacking or nothing judges it.
+
+    Documents are counted, and not what another seed of the run or of a control would change.
+    """
     mine = found.metric(group, name)
     gaps = against_controls(found, group, name)
     if found.lacking or mine is None or mine.direction == "none" or not gaps:
+        return None
+    if any(gap.low is None for gap in gaps.values()):
         return None
     sign = 1 if mine.direction == "higher" else -1
     return all(gap.separable and sign * gap.value > 0 for gap in gaps.values())

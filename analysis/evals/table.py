@@ -7,7 +7,7 @@ from analysis.evals.common.result import EvalResult, Metric
 from analysis.evals.compare import Compared, better_than_nothing
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": " "}
-SHORT = {"frozen-decoder": "frozen dec", "frozen-encoder": "frozen enc", "random-model": "rnd model"}
+SHORT = {"channels": "chan", "frozen-decoder": "fr dec", "frozen-encoder": "fr enc", "random-model": "rnd m"}
 
 
 class Table(NamedTuple):
@@ -21,7 +21,7 @@ class Table(NamedTuple):
 def of_run(found: EvalResult) -> Table:
     """Every figure of one evaluation of a run, its controls beside it, and whether it is beyond all of them."""
     controls, references = list(found.controls), list(found.references)
-    header = ("", "", "95 % interval", *(SHORT.get(name, name) for name in (*controls, *references)), "beyond")
+    header = ("", "", "95 %", *(SHORT.get(name, name) for name in (*controls, *references)), "beyond")
     rows = []
     for group, metrics in found.found.metrics.items():
         for name, metric in metrics.items():
@@ -72,8 +72,12 @@ def value(metric: Metric | None) -> str:
 
 
 def interval(metric: Metric) -> str:
-    """A figure's bounds."""
-    return _bounds(metric.low, metric.high)
+    """A figure's bounds: half the width where they are as far on both sides."""
+    if metric.value is None or metric.low is None or metric.high is None:
+        return "–"
+    below, above = metric.value - metric.low, metric.high - metric.value
+    even = abs(above - below) <= 1e-6 * (abs(above) + abs(below))
+    return f"± {number(above)}" if even else _bounds(metric.low, metric.high)
 
 
 def number(x: float, *, signed: bool = False) -> str:

@@ -92,9 +92,9 @@ def _unknown_model(name: str) -> str:
 
 
 def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype, seed: int | None) -> Model:
-    """A small TransformerLens model with random weights, a function of its spec alone; `seed` replaces the spec's."""
+    """A small TransformerLens model with random weights, a function of its spec alone; with `seed` other ones."""
     spec = native_spec(text)
-    spec = spec if seed is None else {**spec, "seed": seed}
+    spec = spec if seed is None else {**spec, "seed": spec["seed"] + 1 + seed}
     identity = {"name": "native", **spec, "dtype": str(dtype).removeprefix("torch.")}
     sizes = {"d_head": spec["d_model"] // spec["n_heads"], "d_mlp": 4 * spec["d_model"], "act_fn": "gelu",
              "normalization_type": "LN"}

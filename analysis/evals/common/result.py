@@ -1,9 +1,9 @@
 """What an evaluation finds, and the one file it is written to: runs/NAME/evals/EVAL.json.
 
 The file has SAEBench's shape (`eval_type_id`, `eval_config`, `eval_result_metrics {category: {metric: scalar}}`, ...), and
-beside it, under names that SAEBench does not have: each metric's interval, unit, direction and formula (`metrics`), the
-same of every control (`controls`) and of what is known to be attainable (`references`), the controls that are lacking, and
-what each unit says by itself (`pseudo`), by which two results on the same rows are compared pair by pair.
+beside it, under names that SAEBench does not have: each metric with its interval, unit, direction and formula (`metrics`),
+the same of every control (`controls`) and of what is known to be attainable (`references`), the controls that are lacking,
+and what each unit says by itself (`pseudo`), by which two results on the same rows are compared pair by pair.
 """
 
 import math
@@ -138,11 +138,12 @@ class EvalResult:
             "metrics": _plain(self.found.metrics), "units": {
                 name: {"kind": u.kind, "id": u.id.tolist(), "n_rows": u.n_rows.tolist()}
                 for name, u in self.found.units.items()},
-            "controls": {
-                name: {"metrics": _plain(found.metrics), "details": [dict(r) for r in found.details],
-                       "notes": list(found.notes)}
-                for name, found in self.controls.items()},
-            "lacking": list(self.lacking), "references": {name: _plain(m) for name, m in self.references.items()},
+            "controls": [
+                {"name": name, "metrics": _plain(found.metrics), "details": [dict(r) for r in found.details],
+                 "notes": list(found.notes)}
+                for name, found in self.controls.items()],
+            "lacking": list(self.lacking),
+            "references": [{"name": name, "metrics": _plain(m)} for name, m in self.references.items()],
         }
 
 
@@ -190,22 +191,27 @@ def _result(plain: Mapping[str, Any]) -> EvalResult:
     found = Found(
         _read(plain["metrics"]), units, tuple(plain["eval_result_details"]), features, tuple(plain["notes"]))
     controls = {
-        name: Found(_read(c["metrics"]), units, tuple(c["details"]), {}, tuple(c["notes"]))
-        for name, c in plain["controls"].items()
+        c["name"]: Found(_read(c["metrics"]), units, tuple(c["details"]), {}, tuple(c["notes"]))
+        for c in plain["controls"]
     }
     return EvalResult(
         plain["eval_type_id"], plain["title"], plain["version"], plain["sae_lens_id"], plain["inputs"],
         plain["eval_config"], plain["sae_cfg_dict"], found, controls, tuple(plain["lacking"]),
-        {name: _read(m) for name, m in plain["references"].items()},
+        {reference["name"]: _read(reference["metrics"]) for reference in plain["references"]},
     )
 
 
-def _plain(metrics: Metrics) -> dict[str, Any]:
-    return {group: {name: metric.plain() for name, metric in some.items()} for group, some in metrics.items()}
+def _plain(metrics: Metrics) -> list[dict[str, Any]]:
+    """A record a metric, in order: a JSON object's members have none."""
+    return [{"group": group, "name": name, **one.plain()} for group, some in metrics.items() for name, one in some.items()]
 
 
-def _read(plain: Mapping[str, Any]) -> Metrics:
-    return {group: {name: Metric.read(one) for name, one in some.items()} for group, some in plain.items()}
+def _read(records: Sequence[Mapping[str, Any]]) -> Metrics:
+    out: dict[str, dict[str, Metric]] = {}
+    for record in records:
+        fields = {key: value for key, value in record.items() if key not in ("group", "name")}
+        out.setdefault(record["group"], {})[record["name"]] = Metric.read(fields)
+    return out
 
 
 def _finite(value: float | None) -> float | None:

@@ -118,7 +118,7 @@ def test_other_seeds_are_found(root: Path) -> None:
 
 def test_runs_side_by_side_and_one_alone(root: Path, done: Evaluated) -> None:
     told = command(root, "runs/four-0", "--only", "core,ground-truth")
-    assert told.code == 0 and "reconstruction.fve ↑" in told.out and "frozen dec" in told.out
+    assert told.code == 0 and "reconstruction.fve ↑" in told.out and "fr dec" in told.out
     assert "ground-truth: four-0 was trained on activations whose features nobody knows" in told.out
     both = command(root, "runs/four-0", "runs/eight-0", "--only", "mdl")
     assert both.code == 0 and "four-0" in both.out and "eight-0" in both.out and both.out.count("← fewest") == 1

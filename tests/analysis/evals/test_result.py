@@ -39,18 +39,25 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.found.features["density"], [0.5, np.nan])
 
 
+def test_order_survives(tmp_path: Path) -> None:
+    """JSON is written with sorted keys, and figures are shown in the order in which they were found."""
+    found = made()
+    again = result.read(result.write(replace(found, controls={"z": found.found, "a": found.found}), tmp_path))
+    assert list(again.controls) == ["z", "a"] and list(again.found.metrics["group"]) == ["share", "none"]
+
+
 def test_the_names_are_those_of_saebench(tmp_path: Path) -> None:
     plain_ = json.loads(result.write(made(), tmp_path).read_text())
     assert plain_["eval_type_id"] == "core" and plain_["eval_result_metrics"]["group"]["none"] is None
-    assert plain_["eval_result_metrics"]["group"]["share"] == plain_["metrics"]["group"]["share"]["value"]
+    assert plain_["eval_result_metrics"]["group"]["share"] == plain_["metrics"][0]["value"]
     for name in ("eval_config", "eval_id", "datetime_epoch_millis", "eval_result_details", "sae_bench_commit_hash",
                  "sae_lens_id", "sae_lens_release_id", "sae_lens_version", "sae_cfg_dict"):
         assert name in plain_
 
 
 @pytest.mark.parametrize("damage", [
-    {"format": "other"}, {"format_version": 2}, {"metrics": {"group": {"share": {"value": 1}}}}, {"units": None},
-    {"controls": {"pca": {}}},
+    {"format": "other"}, {"format_version": 2}, {"metrics": [{"group": "group", "name": "share", "value": 1}]},
+    {"units": None}, {"controls": [{"name": "pca"}]},
 ])
 def test_what_is_not_a_result_is_refused(tmp_path: Path, damage: dict) -> None:
     path = result.write(made(), tmp_path)

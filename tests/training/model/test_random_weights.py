@@ -12,7 +12,8 @@ def test_a_native_model_gets_another_seed() -> None:
     one, same, other = (load_model(f"random:native:tiny:{seed}") for seed in (3, 3, 4))
     ids = torch.arange(20)[None] + 5
     assert torch.equal(one.logits(ids), same.logits(ids)) and not torch.equal(one.logits(ids), other.logits(ids))
-    assert torch.equal(one.logits(ids), load_model("native:seed=3").logits(ids))
+    assert torch.equal(one.logits(ids), load_model("native:seed=4").logits(ids))
+    assert not torch.equal(load_model("random:native:tiny:0").logits(ids), load_model("native:tiny").logits(ids))
     assert one.name == "random:native:tiny:3" and one.identity != other.identity
 
 
