@@ -53,7 +53,7 @@ def of_runs(results: Mapping[str, Mapping[str, EvalResult]]) -> list[Table]:
 
 def of_comparison(found: Sequence[Compared], a: str, b: str) -> Table:
     """Figures of two sides, their difference, and what may be said of it."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"{one.eval} {one.group}.{one.name} {ARROWS[one.direction]}", number(one.a), number(one.b),
          number(one.difference.value, signed=True), _bounds(one.difference.low, one.difference.high), one.verdict)
         for one in found

@@ -130,10 +130,11 @@ def difference(
 
 def _paired(a: Sequence[Metric], b: Sequence[Metric]) -> Float[np.ndarray, " n_units"] | None:
     """Pseudo-values of the difference of the means over seeds."""
-    if any(one.pseudo is None for one in (*a, *b)):
+    said = [[one.pseudo for one in side if one.pseudo is not None] for side in (a, b)]
+    if [len(side) for side in said] != [len(a), len(b)] or len({one.shape for side in said for one in side}) > 1:
         return None
-    pseudo = [np.mean([one.pseudo for one in side], axis=0) for side in (a, b)]
-    return None if pseudo[0].shape != pseudo[1].shape else pseudo[1] - pseudo[0]
+    first, second = (np.mean(np.stack(side), axis=0) for side in said)
+    return second - first
 
 
 def _half(

@@ -150,5 +150,5 @@ def _resolved(fields: dict[str, Any]) -> Config:
 def _note_time(group: Path, names: list[str], took: float) -> None:
     """Add to what the controls of a group took."""
     path = group / TIMES
-    before = read_json(path) if path.is_file() else {"seconds": 0.0, "controls": []}
+    before: dict[str, Any] = read_json(path) if path.is_file() else {"seconds": 0.0, "controls": []}
     write_json(path, {"seconds": before["seconds"] + took, "controls": [*before["controls"], *names]})

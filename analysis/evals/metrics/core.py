@@ -61,7 +61,8 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
         "reconstruction": fidelity(rows, x_hat, mean), "sparsity": sparsity(rows, code), "strata": strata(rows, x_hat),
         "fidelity_at_bits": at_bits(rows, coder, code, settings.bits),
     }
-    units, notes = {"rows": rows.units}, ()
+    units = {"rows": rows.units}
+    notes: tuple[str, ...] = ()
     try:
         costs = context.costs(coder)
     except SaescopeError as error:

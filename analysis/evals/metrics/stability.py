@@ -24,7 +24,7 @@ from torch import Tensor
 from analysis.evals.common import intervals
 from analysis.evals.common.context import Context, Rows
 from analysis.evals.common.evaluation import Evaluation
-from analysis.evals.common.result import Found, Metric
+from analysis.evals.common.result import Found, Metric, Units
 from analysis.evals.common.seeds import other_seeds
 from analysis.evals.controls.cheap import random_sae
 from analysis.evals.controls.trained import root_of
@@ -92,7 +92,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     found = np.stack([matched(context, coder, other) for other in others])
     cosine = found.mean(0)
     metrics: dict[str, Mapping[str, Metric]] = {"agreement": agreement(found, code)}
-    units = {}
+    units: Mapping[str, Units] = {}
     if own:
         stable = torch.from_numpy(np.nan_to_num(cosine) >= STABLE)
         metrics["carried"], units = carried(context, coder, stable, settings)
@@ -171,7 +171,7 @@ def agreement(found: Float[np.ndarray, "n_seeds d_sae"], code: SparseCode) -> di
 
 def carried(
     context: Context, coder: Coder, stable: Bool[Tensor, " d_sae"], settings: Settings
-) -> tuple[dict[str, Metric], dict]:
+) -> tuple[dict[str, Metric], Mapping[str, Units]]:
     """What the stable features keep of FVE and CE recovered, and what random sets of as many do."""
     rows, code = context.rows, context.code(coder)
     sets = {"stable": [stable], "random": _random_sets(stable, (code.counts() > 0).cpu(), settings.draws, context.seed)}
