@@ -16,18 +16,19 @@ _EXAMPLES = """examples:
   sae circuit configs/circuits/demo.yaml task=ioi name=ioi nodes.most=50
   sae circuit show circuits/demo                                     nodes, edges and scores
   sae circuit export circuits/demo graph.json                        for circuit-tracer and Neuronpedia
+  sae circuit trace "The keys near the" --saes runs/transcoders/*    the attribution graph of one prompt
   sae circuit selftest                                               estimators on models whose circuit is known"""
 
 
 def circuit(argv: list[str]) -> int:
     """Find the circuit behind a behaviour and test it; show, export, self-test."""
-    others = {"show": _show, "export": _export, "selftest": _selftest}
+    others = {"show": _show, "export": _export, "selftest": _selftest, "trace": _trace}
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(
         "sae circuit", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="a YAML file such as configs/circuits/demo.yaml; or show, export, selftest")
+    parser.add_argument("config", help="a YAML file such as configs/circuits/demo.yaml; or show, export, trace, selftest")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields of the config, for example nodes.most=50")
     parser.add_argument("--again", action="store_true", help="do every step anew, even those that are done")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
@@ -79,6 +80,51 @@ def _export(argv: list[str]) -> int:
 
     write_graph(open_circuit(args.circuit), args.file)
     print(f"wrote {args.file}")
+    return 0
+
+
+def _trace(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sae circuit trace",
+        description="Draw one prompt's computation as an attribution graph: what every feature, error and token adds to "
+        "every feature and logit behind it, attention patterns and norms held; say what holding the patterns leaves out.",
+    )
+    parser.add_argument("prompt", help="a text; its next token is explained")
+    parser.add_argument("--saes", nargs="+", required=True, metavar="RUN", help="runs of transcoders or SAEs, or patterns")
+    parser.add_argument("--name", default="trace", help="of its folder (default: %(default)s)")
+    parser.add_argument("--dir", default="circuits", help="where it is saved (default: %(default)s)")
+    parser.add_argument("--model", help="default: the SAEs' own")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--mlps", choices=("held", "neurons"),
+        help="MLPs without a dictionary: errors, or followed through their active neurons (default: errors where there is "
+        "a transcoder)",
+    )
+    parser.add_argument("--skips", choices=("linear", "node"), default="linear", help="skip paths (default: linear)")
+    parser.add_argument("--max-features", type=int, default=2000, help="feature nodes (default: %(default)s)")
+    parser.add_argument("--nodes", type=float, default=0.8, metavar="SHARE", help="of influence kept (default: 0.8)")
+    parser.add_argument("--edges", type=float, default=0.98, metavar="SHARE", help="likewise (default: 0.98)")
+    parser.add_argument("--gap", type=int, default=20, metavar="N", help="interventions with live patterns (default: 20)")
+    parser.add_argument("--html", type=user_path, metavar="FILE", help="write the graph as a page that needs nothing else")
+    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    args = parser.parse_args(argv)
+    if min(args.max_features, args.gap) < 0 or not (0 <= args.nodes <= 1 and 0 <= args.edges <= 1):
+        raise SaescopeError("--max-features and --gap are not below 0; --nodes and --edges are shares, 0 to 1.")
+    from analysis.circuits.attribution.attribute import Limits
+    from analysis.circuits.attribution.run import TraceOptions, trace_prompt
+    from analysis.render.circuit_text import circuit_lines
+
+    options = TraceOptions(
+        args.saes, args.model, args.device, name=args.name, dir=args.dir, mlps=args.mlps, skips=args.skips,
+        limits=Limits(args.max_features), node_share=args.nodes, edge_share=args.edges, n_gap=args.gap,
+    )
+    found = trace_prompt(args.prompt, options, quiet=args.quiet)
+    if not args.quiet:
+        print("\n".join(circuit_lines(found)))
+        print(f"saved in {user_path(args.dir) / args.name}")
+    if args.html is not None:
+        found.figure().save(args.html)
+        print(f"wrote {args.html}")
     return 0
 
 

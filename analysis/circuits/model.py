@@ -5,7 +5,7 @@
 Features, error and skip path of a site are its nodes. Every run goes through `training.model.splice.at_sites`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +68,7 @@ class CircuitModel:
         """
         SplicedModel(model, saes)  # refuses widths that do not fit, and two SAEs that write at one hook
         self.model = model
-        self.sites = _in_order(model, list(saes))
+        self.sites = in_order(model, list(saes))
         self.saes = {site: saes[site].frozen() for site in self.sites}
         self.index = {site: i for i, site in enumerate(self.sites)}
         check_residual_stream(model)
@@ -139,9 +139,13 @@ def features_only(code: SparseCode) -> SparseCode:
     return code
 
 
-def _in_order(model: Model, sites: list[Site]) -> tuple[Site, ...]:
-    """Sites in the order in which one run reaches their outputs."""
-    reached: list[Site] = []
+def in_order(model: Model, sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Sites in the order in which one run reaches their outputs.
+
+    Raises:
+        SaescopeError: a site that the model never reaches.
+    """
+    sites, reached = list(sites), []
 
     def note(site: Site) -> Callable[[SiteRows, Tensor], Tensor]:
         def see(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001

@@ -28,7 +28,7 @@ def circuit_lines(circuit: Circuit, n: int = 10) -> list[str]:
         f"{name}: {len(circuit.nodes)} nodes ({circuit.n_features} over all positions), {len(circuit.source)} edges, "
         f"{len(circuit.sites)} sites; task {task} on {plain(str(circuit.model.get('name', '?')), limit=None)}"
     ]
-    out += [*_tested(circuit.scores), *_curves(circuit.scores)]
+    out += [*_tested(circuit.scores), *_curves(circuit.scores), *_attribution(circuit.scores)]
     if n:
         out += ["", "largest nodes: change of the metric when one moves to its reference", *_nodes(circuit, n)]
     if n and len(circuit.source):
@@ -52,6 +52,25 @@ def _curves(scores: dict[str, Any]) -> list[str]:
         name = plain(curve["name"], limit=None)
         lines.append(f"  {name:<18} {value} at {size} nodes, area over log k {_number(curve['area'])}")
     return ["curves on held-out examples", *lines] if lines else []
+
+
+def _attribution(scores: dict[str, Any]) -> list[str]:
+    """What is known of an attribution graph."""
+    if "replacement_score" not in scores:
+        return []
+    counts, pruned, gap = scores["counts"], scores["pruned"], scores.get("frozen_patterns")
+    both = [(name, scores[f"{name}_score"], pruned[f"{name}_score"]) for name in ("replacement", "completeness")]
+    lines = [f"  {name:<42} {_number(whole)}, {_number(part)} pruned" for name, whole, part in both]
+    lines.append(
+        f"  {counts['n_nodes']:,} nodes and {counts['n_edges']:,} edges before pruning, of {counts['n_active_features']:,} "
+        "active features"
+    )
+    if gap:
+        lines.append(
+            f"  live patterns change {int(gap['n_interventions'])} interventions by {gap['pattern_gap']:.0%}, everything "
+            f"live by {gap['live_gap']:.0%}; predictions are off by {gap['prediction_gap']:.0%}"
+        )
+    return lines
 
 
 def _nodes(circuit: Circuit, n: int) -> list[str]:

@@ -3,10 +3,11 @@
     python -m tests.peers.circuit_tracer_check --circuit-tracer CHECKOUT [--neuronpedia-schema FILE] [--graph FILE] [DIR]
 
 CHECKOUT is a work tree of decoderesearch/circuit-tracer (0.4.1); of it `circuit_tracer.frontend.graph_models`, which needs
-pydantic alone, and `utils/decode_url_features.py` are run. FILE of the schema is Neuronpedia's
-`apps/webapp/app/api/graph/graph-schema.json`. A DIR is a circuit of ours; without one a random circuit is checked, with
-several sites in one block, errors and a skip path. A graph is made by their `Node` and `Model` and opened here, and so is
-each `--graph`; what was opened is written again, validated again, and must have the same nodes and links.
+pydantic alone, `utils/decode_url_features.py` and functions of `graph.py` (influence, pruning, scores) are run. FILE of the
+schema is Neuronpedia's `apps/webapp/app/api/graph/graph-schema.json`. A DIR is a circuit of ours; without one a random
+circuit is checked, with several sites in one block, errors and a skip path. A graph is made by their `Node` and `Model` and
+opened here, and so is each `--graph`; what was opened is written again, validated again, and must have the same nodes and
+links.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from analysis.circuits.formats.opening import open_circuit
 from analysis.circuits.formats.store import read_circuit
 from analysis.circuits.graph import Circuit
 from tests.analysis.circuits.graphs import PROMPT, circuit
+from tests.peers.circuit_tracer_influence import compare, graphs, their_functions
 
 Json = dict[str, Any]
 VERSION = "0.4.1"
@@ -144,6 +146,10 @@ def main() -> int:
             write_graph(opened, path)
             after = checks.validate(f"{theirs.name}, opened here and written", path)
             checks.check(f"{theirs.name}: has the same nodes and links as before", told(after) == told(before))
+    theirs_by_name = their_functions(options.circuit_tracer)
+    for name, graph in graphs():
+        for what, fine in compare(theirs_by_name, graph).items():
+            checks.check(f"attribution graph ({name}): {what} as of circuit_tracer.graph", fine)
     return int(checks.failed > 0)
 
 

@@ -5,8 +5,10 @@ between them (the stop-gradients of Marks et al. 2403.19647, App. A.1). Architec
 attention does not reach the MLP beside it, because autograd finds no path.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from torch import Tensor
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import ANYWHERE, OUTPUT, Nodes
 from analysis.circuits.tasks.examples import Examples
-from training.model.splice import Forward, Reconstruct
+from training.model.frozen import FrozenModel, hooked
+from training.model.splice import Forward, Reconstruct, at_sites
 from training.site import Site, SiteRows
 
 
@@ -28,16 +31,19 @@ class CutRun:
         leaves: site → what stands in place of its target, with a gradient.
         rows: site → x and target as they arrive there, as they depend on the leaves of earlier sites.
         logits: of the run.
+        watched: what the hooks asked for have, as nodes of the graph.
     """
 
     leaves: dict[Site, Float[Tensor, "n_rows _"]]
     rows: dict[Site, SiteRows]
     logits: Float[Tensor, "n_examples n_logits d_vocab"]
+    watched: dict[str, Tensor] = field(default_factory=dict)
 
 
 def cut_run(
     model: CircuitModel, tokens: Int[Tensor, "n_examples n_ctx"], keep: Bool[Tensor, "n_examples n_ctx"],
     targets: Mapping[Site, Float[Tensor, "n_rows _"]], forward: Forward | None = None, *, skips_pass: bool = False,
+    watch: Sequence[str] = (),
 ) -> CutRun:
     """Run a model with every kept target replaced by a leaf.
 
@@ -48,6 +54,7 @@ def cut_run(
         targets: site → the values of its leaf. A site without an SAE may be among them (`hook_embed`).
         forward: the model, or a `FrozenModel` of it.
         skips_pass: a skip path is no part of the cut: its offset is computed from x, and leaves are targets without it.
+        watch: hooks of the bridge, as they are behind the cuts; for a `FrozenModel`.
     """
     leaves: dict[Site, Tensor] = {}
     seen: dict[Site, SiteRows] = {}
@@ -61,9 +68,21 @@ def cut_run(
 
         return put
 
-    with torch.enable_grad():
-        logits = model.run(tokens, keep, {site: cut(site) for site in targets}, forward)
-    return CutRun(leaves, seen, logits)
+    at, watched = {site: cut(site) for site in targets}, dict[str, Tensor]()
+    with torch.enable_grad(), ExitStack() as stack:
+        if not watch:
+            return CutRun(leaves, seen, model.run(tokens, keep, at, forward))
+        assert isinstance(forward, FrozenModel), "hooks are watched in the linear forward"
+        stack.enter_context(at_sites(forward, at, keep))
+        for hook in watch:
+            stack.enter_context(hooked(model.model.bridge, hook, partial(_see, watched, hook)))
+        return CutRun(leaves, seen, forward.logits(tokens), watched)
+
+
+def _see(watched: dict[str, Tensor], hook: str, acts: Tensor) -> Tensor:
+    """Given back, so that what follows depends on this tensor: hooks may see a converted view."""
+    watched[hook] = acts
+    return acts
 
 
 NONE, SAME, EARLIER = 0, 1, 2

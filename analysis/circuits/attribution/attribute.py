@@ -1,0 +1,194 @@
+"""Building an attribution graph: from the logits backwards, the nodes that bear most on them first.
+
+As circuit-tracer does (Ameisen et al. 2025; `attribute.py`): rows of the adjacency matrix are computed for the logits, then
+for the features that have the most influence through the rows known so far, until there are as many as are asked for.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from analysis.circuits.attribution.graph import AttributionGraph
+from analysis.circuits.attribution.influence import influence, normalised
+from analysis.circuits.attribution.linear import LinearPrompt
+from analysis.circuits.nodes import Nodes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a prompt's computation becomes a graph.
+
+    Attributes:
+        max_features: features that are nodes, those with the most influence.
+        logit_share: logits are nodes, the most probable first, until they have this probability together,
+        max_logits: or until there are so many.
+    """
+
+    max_features: int = 2000
+    logit_share: float = 0.95
+    max_logits: int = 10
+
+
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a graph will take, measured on one backward pass."""
+
+    seconds: float
+    n_bytes: int
+
+    def __str__(self) -> str:
+        time_ = f"{self.seconds:.0f} s" if self.seconds < 90 else f"{self.seconds / 60:.0f} min"
+        return f"about {time_} and {self.n_bytes / 1e9:.1f} GB"
+
+
+def attribute(
+    linear: LinearPrompt, limits: Limits = _LIMITS, *, name: str = "graph", pieces: Sequence[str] | None = None,
+    update_every: int = 4, progress: Callable[[int], None] | None = None,
+) -> AttributionGraph:
+    """The graph of a prompt.
+
+    Costs a backward pass through the linear forward for every `linear.copies` targets. Memory: those copies' activations,
+    a number for each target and each active feature, error and token, and the square of the number of nodes.
+
+    Args:
+        linear: the prompt.
+        limits: of the graph.
+        name: of the graph.
+        pieces: text by position; None decodes the tokens one by one.
+        update_every: backward passes after which features are ranked anew.
+        progress: told of targets that are done.
+
+    Raises:
+        SaescopeError: a prompt without a token whose logits could be explained.
+    """
+    rows = _Rows(linear, limits)
+    chosen = rows.follow(update_every, progress)
+    return _graph(linear, rows, chosen, name, pieces)
+
+
+def cost(linear: LinearPrompt, limits: Limits = _LIMITS) -> Cost:
+    """Time one backward pass from the last site, and multiply: earlier ones take less, so that it errs upwards."""
+    n_active = int((linear.nodes.site > 0).sum() - (linear.nodes.feature < 0).sum())
+    n_targets = min(limits.max_features, n_active) + limits.max_logits
+    top = linear.logit(int(linear.logits.argmax()))
+    seconds = 0.0
+    for _ in range(2):  # the first one runs the forward pass, too
+        began = time.perf_counter()
+        linear.edges([top] * linear.copies)
+        seconds = time.perf_counter() - began
+    cfg = linear.circuit.model.bridge.cfg
+    tokens = linear.copies * len(linear.tokens)
+    kept = tokens * int(cfg.n_layers) * (14 * int(cfg.d_model) + 5 * int(cfg.d_mlp or 4 * cfg.d_model)) * 4
+    weights = sum(p.numel() * p.element_size() for p in linear.circuit.model.bridge.parameters())
+    saes = sum(p.numel() * p.element_size() for sae in linear.circuit.saes.values() for p in sae.parameters())
+    vectors = len(linear.nodes) * int(cfg.d_model) * 4 * (1 + linear.copies / max(len(linear.sites), 1))
+    matrix = n_targets * len(linear.nodes) * 12 + (n_targets + (len(linear.nodes) - n_active)) ** 2 * 28
+    return Cost(seconds * -(-n_targets // linear.copies) / 2, int(kept + weights + saes + vectors + matrix + 0.6e9))
+
+
+class _Rows:
+    """Rows of the adjacency matrix over all vectors of a prompt, as they become known."""
+
+    def __init__(self, linear: LinearPrompt, limits: Limits) -> None:
+        self.linear, self.limits = linear, limits
+        self.tokens, self.probability = _salient(linear.logits, limits)
+        self.features = np.flatnonzero((linear.nodes.site > 0) & (linear.nodes.feature >= 0))
+        self.row = np.full(len(linear.nodes), -1, dtype=np.int64)
+        edges, values = linear.edges([linear.logit(token) for token in self.tokens])
+        self.logits, self.logit_values = edges, values
+        self.known: list[Float64[np.ndarray, " n_nodes"]] = []
+        self.pre: list[float] = []
+
+    def follow(self, update_every: int, progress: Callable[[int], None] | None) -> Int64[np.ndarray, " n"]:
+        """Compute rows of the most influential features; which these are, ascending."""
+        n, step = min(self.limits.max_features, len(self.features)), update_every * self.linear.copies
+        if progress is not None:
+            progress(len(self.tokens))
+        while len(self.known) < n:
+            waiting = self.features[self.row[self.features] < 0]
+            if n < len(self.features):
+                waiting = waiting[np.argsort(-self._influence()[waiting], kind="stable")]
+            # by site: a backward pass reaches as far back as its last target, so like go together
+            batch = np.sort(waiting[: min(step, n - len(self.known))])
+            for start in range(0, len(batch), self.linear.copies):
+                part = batch[start : start + self.linear.copies]
+                edges, values = self.linear.edges([self.linear.target(node) for node in part.tolist()])
+                self.row[part] = np.arange(len(self.known), len(self.known) + len(part))
+                self.known += list(edges)
+                self.pre += values.tolist()
+                if progress is not None:
+                    progress(len(part))
+        return np.flatnonzero(self.row >= 0)
+
+    def _influence(self) -> Float64[np.ndarray, " n_nodes"]:
+        """Through the rows that are known: p (Ã + Ã² + …), where unknown rows are zero."""
+        there = np.flatnonzero(self.row >= 0)
+        first = self.probability @ normalised(self.logits)
+        if not len(there):
+            return first
+        shares = normalised(np.stack([self.known[self.row[i]] for i in there]))
+        # of the known nodes as the matrix among them alone; then what these pass on
+        total = influence(shares[:, there], first[there]) + first[there]
+        return first + total @ shares
+
+
+def _salient(
+    logits: Float[Tensor, " d_vocab"], limits: Limits
+) -> tuple[list[int], Float64[np.ndarray, " n_logits"]]:
+    """The tokens whose logits are explained, and their probabilities."""
+    probability = logits.double().softmax(0)
+    top = probability.topk(min(limits.max_logits, len(probability)))
+    enough = int(torch.searchsorted(top.values.cumsum(0), limits.logit_share)) + 1
+    return top.indices[:enough].tolist(), top.values[:enough].numpy()
+
+
+def _graph(
+    linear: LinearPrompt, rows: _Rows, chosen: Int64[np.ndarray, " n"], name: str, pieces: Sequence[str] | None
+) -> AttributionGraph:
+    keep = rows.row >= 0
+    keep[(linear.nodes.site == 0) | (linear.nodes.feature < 0)] = True
+    place, n_logits = np.cumsum(keep) - 1, len(rows.tokens)
+    n = int(keep.sum()) + n_logits
+    order = np.argsort(rows.tokens)
+    adjacency, constant = np.zeros((n, n), dtype=np.float32), np.zeros(n)
+    edges = np.stack([rows.known[rows.row[i]] for i in chosen]) if len(chosen) else np.zeros((0, len(keep)))
+    adjacency[place[chosen], : n - n_logits] = edges[:, keep]
+    adjacency[n - n_logits :, : n - n_logits] = rows.logits[order][:, keep]
+    pre = np.array([rows.pre[rows.row[i]] for i in chosen])
+    constant[place[chosen]] = pre - adjacency[place[chosen]].sum(axis=1)
+    constant[n - n_logits :] = rows.logit_values[order] - adjacency[n - n_logits :].sum(axis=1)
+    kept, last = linear.nodes.take(keep), len(linear.tokens) - 1
+    nodes = Nodes(
+        np.append(kept.site, np.full(n_logits, len(linear.sites))), np.append(kept.position, np.full(n_logits, last)),
+        np.append(kept.feature, np.array(rows.tokens)[order]),
+    )
+    value = np.append(linear.value[keep], rows.logit_values[order])
+    probability = np.append(np.zeros(n - n_logits), rows.probability[order])
+    decode = linear.circuit.model.tokenizer.decode
+    return AttributionGraph(
+        name=name, model=_model_facts(linear), prompt=tuple(pieces or [decode([t]) for t in linear.tokens.tolist()]),
+        tokens=tuple(linear.tokens.tolist()), sites=linear.infos, nodes=nodes, value=value, adjacency=adjacency,
+        constant=constant, probability=probability, n_active=len(rows.features),
+        settings=_settings(linear, rows, decode),
+    )
+
+
+def _settings(linear: LinearPrompt, rows: _Rows, decode: Callable[[list[int]], str]) -> dict[str, Any]:
+    return {
+        "kind": "attribution graph", "mlps": linear.mlps, "skips": linear.skips, "max_features": rows.limits.max_features,
+        "logit_share": rows.limits.logit_share, "logit_pieces": {str(token): decode([token]) for token in rows.tokens},
+    }
+
+
+def _model_facts(linear: LinearPrompt) -> dict[str, Any]:
+    model = linear.circuit.model
+    return {"name": model.name, "identity": model.identity, "n_layers": model.n_layers, "d_vocab": model.d_vocab}

@@ -1,0 +1,124 @@
+"""What frozen patterns leave out: the same interventions with attention patterns live, beside what the graph predicts.
+
+Features are taken away in turn, each at its position, or a share of it. Later features answer, errors stay as they
+were. What that does to the most probable logit (less the mean of all logits) is measured three times:
+
+    held        attention patterns and norms at the prompt's own, as in the graph
+    patterns    patterns live, norms held
+    live        nothing held; MLPs without a dictionary answer, too
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from analysis.circuits.attribution.graph import AttributionGraph
+from analysis.circuits.attribution.linear import LinearPrompt
+from training.model.edits import Edit
+from training.model.frozen import FrozenModel
+from training.model.splice import SplicedModel
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What taking nodes away does to a logit; arrays are by node.
+
+    Attributes:
+        nodes: names.
+        logit: the token whose logit it is.
+        predicted: by the graph, minus the sum over all paths.
+        held, patterns, live: measured, see the head of this file.
+    """
+
+    nodes: tuple[str, ...]
+    logit: int
+    predicted: Float64[np.ndarray, " n"]
+    held: Float64[np.ndarray, " n"]
+    patterns: Float64[np.ndarray, " n"]
+    live: Float64[np.ndarray, " n"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each node."""
+        columns = {name: column.tolist() for name, column in asdict(self).items() if isinstance(column, np.ndarray)}
+        return [{"node": node, **{name: columns[name][i] for name in columns}} for i, node in enumerate(self.nodes)]
+
+    def summary(self) -> dict[str, float]:
+        """Σ |difference| / Σ |measured| of prediction, of held and live patterns, of all held and all live."""
+        return {
+            "prediction_gap": _relative(self.predicted, self.held), "pattern_gap": _relative(self.held, self.patterns),
+            "live_gap": _relative(self.held, self.live), "n_interventions": float(len(self.nodes)),
+        }
+
+
+@torch.no_grad()
+def frozen_gap(
+    linear: LinearPrompt, graph: AttributionGraph, n: int = 20, *, share: float = 1.0, batch: int = 10,
+    progress: Callable[[int], None] | None = None,
+) -> Gap:
+    """Take the n features with the largest predicted effects away, one by one.
+
+    Args:
+        linear: the prompt that the graph is of.
+        graph: the graph.
+        n: how many interventions.
+        share: of the feature's value that is taken away. The less, the fewer other features begin or cease to be active,
+            which no graph predicts.
+        batch: how many at a time.
+        progress: told of interventions that are done, three times each.
+    """
+    effect = -graph.total_effects()
+    features = np.flatnonzero(graph.kinds.features)
+    chosen = features[np.argsort(-np.abs(effect[features]), kind="stable")[:n]]
+    logit = int(graph.nodes.feature[int(graph.probability.argmax())])
+    triples = [graph.nodes.triples[i] for i in chosen]
+    bare = ("mlps",) if linear.mlps == "held" else ()
+    ways = {"held": ("attention", "norms", *bare), "patterns": ("norms", *bare), "live": ()}
+    measured = {
+        name: _without(linear, triples, logit, parts, share, batch, progress) for name, parts in ways.items()
+    }
+    names = graph.names
+    return Gap(tuple(names[i] for i in chosen), logit, share * effect[chosen], **measured)
+
+
+def _without(
+    linear: LinearPrompt, triples: Sequence[tuple[int, int, int]], logit: int, freeze: Iterable[str], share: float,
+    batch: int, progress: Callable[[int], None] | None,
+) -> Float64[np.ndarray, " n"]:
+    """The change of a logit with each feature (site, position, feature) taken away, everything else in place."""
+    model = linear.circuit.model
+    parts = tuple(freeze)
+    forward = FrozenModel.at(model, linear.tokens[None], parts) if parts else None
+    spliced = SplicedModel(model, linear.circuit.saes)
+    clean = spliced.run(linear.tokens[None], keep=linear.keep[None], freeze=forward)
+    before, found = _logit(clean.logits, logit), []
+    for start in range(0, len(triples), batch):
+        some = triples[start : start + batch]
+        tokens, keep = linear.tokens.expand(len(some), -1), linear.keep.expand(len(some), -1)
+        edits = [_taken_away(linear, triple, share, i, len(some)) for i, triple in enumerate(some)]
+        errors = {site: error.repeat(len(some), 1) for site, error in clean.errors.items()}
+        run = spliced.run(tokens, keep=keep, freeze=forward, edits=edits, errors=errors)
+        found.append(_logit(run.logits, logit) - before)
+        if progress is not None:
+            progress(len(some))
+    return torch.cat([before.new_zeros(0), *found]).numpy()
+
+
+def _taken_away(linear: LinearPrompt, triple: tuple[int, int, int], share: float, copy: int, n: int) -> Edit:
+    site, position, feature = triple
+    where = torch.zeros(n, len(linear.tokens), dtype=torch.bool)
+    where[copy, position] = True
+    return Edit(linear.sites[site], [feature], 1 - share, "scale", where)
+
+
+def _logit(logits: Tensor, token: int) -> Tensor:
+    last = logits[:, -1].double().cpu()
+    return last[:, token] - last.mean(dim=1)
+
+
+def _relative(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:
+    return float(np.abs(a - b).sum() / max(np.abs(b).sum(), 1e-300))
