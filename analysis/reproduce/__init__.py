@@ -15,6 +15,7 @@ EXPERIMENTS: dict[str, str] = {
     "matryoshka-tree": "analysis.reproduce.matryoshka_tree",
     "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",
     "synthetic": "analysis.reproduce.synthetic",
+    "shift": "analysis.reproduce.shift",
     "mdl-lm": "analysis.reproduce.mdl_lm",
     "mdl-digits": "analysis.reproduce.mdl_digits",
 }

@@ -108,6 +108,14 @@ class Model:
         parts = [self._run(group, locations) for group in groups]
         return {hook: torch.cat([part[hook] for part in parts])[: len(tokens)] for hook in locations}
 
+    def activation(self, tokens: Int[Tensor, "n_seqs n_ctx"], hook: str) -> Float[Tensor, "n_seqs n_ctx _"]:
+        """The activation at one hook, behind open splices, from a forward that ends there; under autograd with its graph.
+
+        Raises:
+            SaescopeError: unknown hook.
+        """
+        return self._run(tokens, {hook: self.location(hook)})[hook]
+
     def logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
         """Next-token logits in the model's dtype. Weights are frozen: a graph is kept only if a splice brings one."""
         return _logits(self._forward(tokens))
