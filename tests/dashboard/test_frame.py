@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from analysis.circuits.formats.store import save_circuit
 from dashboard.state import address
+from tests.analysis.circuits.graphs import circuit
 from tests.analysis.run_folders import write_run
 from tests.dashboard.pages import html, visit
 
@@ -45,11 +47,16 @@ def test_evaluations_show_every_figure_and_say_what_is_broken(root: Path) -> Non
     assert "cannot be read as JSON" in app.error[0].value
 
 
-def test_circuits_say_what_fills_them_and_list_what_there_is(root: Path) -> None:
+def test_circuits_say_what_fills_them_and_draw_what_there_is(root: Path) -> None:
     assert visit(page="circuits").code[0].value == "make circuit-demo"
-    (root.parent / "circuits" / "<b>capital").mkdir(parents=True)
-    page = html(visit(page="circuits"))
-    assert "&lt;b&gt;capital" in page and "<b>capital" not in page
+    folder = root.parent / "circuits"
+    (folder / "half a circuit").mkdir(parents=True)
+    assert visit(page="circuits").code[0].value == "make circuit-demo"
+    save_circuit(circuit(name="<b>capital"), folder / "<b>capital")
+    app = visit(page="circuits")
+    assert "<b>capital" not in html(app) and app.selectbox[0].options == ["<b>capital"]
+    (graph,) = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "saescope_circuit_graph"]
+    assert "attn-0/f" in str(graph)
 
 
 def test_a_run_that_is_gone_or_elsewhere_is_said_and_not_opened(root: Path) -> None:

@@ -39,12 +39,15 @@ class Intervened:
         nodes: what was watched.
         values: `[n_examples, n_nodes]`; of errors and skip paths the norm; summed over positions where a node is ANYWHERE.
         logits: (token, change): the largest mean changes of logits behind the last token, less the mean over all tokens.
+        before, after: all logits behind the last token.
     """
 
     metric: Change | None
     nodes: Nodes
     values: Change
     logits: list[tuple[int, float]]
+    before: Float[Tensor, "n_examples d_vocab"]
+    after: Float[Tensor, "n_examples d_vocab"]
 
     def table(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Means over the examples: a row for the metric, then one for each watched node, by the names given."""
@@ -90,7 +93,7 @@ def intervene(
         m = [value(metric, run.logits, examples).double().cpu() for run in (clean, after)]
         changed = Change(m[0], m[1], m[0] + slope_m)
     return Intervened(changed, nodes, Change(clean.values, after.values, clean.values + slope),
-                      _changed_logits(clean.logits, after.logits, n_logits))
+                      _changed_logits(clean.logits, after.logits, n_logits), clean.logits[:, -1], after.logits[:, -1])
 
 
 def plain_examples(model: CircuitModel, tokens: Int[Tensor, "n_examples n_ctx"]) -> Examples:

@@ -45,3 +45,31 @@ def circuit(seed: int = 0, *, n: int = 30, e: int = 60, positional: bool = True,
         "edge_inclusion": np.full(len(up), np.nan), "scores": {"faithfulness": 0.61},
     }
     return Circuit(**{**facts, **fields})
+
+
+def attributed(n: int = 40, seed: int = 0) -> Circuit:
+    """A graph like one of circuit-tracer: tokens, two layers of features with errors, logits."""
+    rng = np.random.default_rng(seed)
+    triples = [(0, p, 10 + p) for p in range(4)]
+    triples += [(1 + i % 2, 1 + i % 3, i) for i in range(n)] + [(s, p, -1) for s in (1, 2) for p in range(4)]
+    triples += [(3, 3, 7), (3, 3, 9)]
+    nodes = Nodes.of(triples)
+    ends = [(s, t) for s in range(len(nodes)) for t in range(len(nodes))
+            if nodes.site[s] < nodes.site[t] and nodes.position[s] <= nodes.position[t] and nodes.feature[t] >= 0
+            and rng.random() < 0.5]
+    logits = [i for i in range(len(nodes)) if nodes.site[i] == 3]
+    source = np.array([s for s, _ in ends] + logits)
+    target = np.array([t for _, t in ends] + [OUTPUT] * len(logits))
+    weight = np.concatenate([rng.normal(size=len(ends)), [0.6, 0.3]])
+    zero, none = np.zeros(len(nodes)), np.full(len(source), np.nan)
+    sites = (
+        SiteInfo("embedding", Site(input="hook_embed"), "", 0, "embedding"),
+        *(SiteInfo(f"mlp-{i}", Site(input=f"blocks.{i}.hook_mlp_out"), f"{i:064x}", 99, "topk") for i in range(2)),
+        SiteInfo("logit", Site(input="unembed.hook_out"), "", 0, "logit"),
+    )
+    return circuit(
+        name="traced", sites=sites, nodes=nodes, prompt=("<s>", "The", " keys", " are"), source=source, target=target,
+        weight=weight, weight_low=none, weight_high=none, edge_inclusion=none, effect=rng.normal(size=len(nodes)), low=zero,
+        high=zero, value=zero, reference=zero, inclusion=np.full(len(nodes), np.nan), scores={}, settings={},
+        model={"name": "tiny", "n_layers": 2, "d_vocab": 50},
+    )

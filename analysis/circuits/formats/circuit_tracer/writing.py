@@ -37,6 +37,7 @@ from analysis.circuits.formats.circuit_tracer.schema import (
 from analysis.circuits.formats.store import plain
 from analysis.circuits.graph import Circuit, SiteInfo, layer_of
 from analysis.circuits.nodes import ERROR, OUTPUT
+from analysis.circuits.view import params_of, view_of
 from sae.errors import SaescopeError
 from sae.io import files
 from sae.io.paths import user_path
@@ -88,7 +89,19 @@ def to_graph(circuit: Circuit, *, tokens: Sequence[int] | None = None, scan: str
         if not (theirs and target == OUTPUT)
     ]
     return Graph(metadata=_metadata(circuit, place, scan), nodes=nodes, links=links,
-                 qParams=QParams.model_validate(circuit.settings.get("qParams", {})))
+                 qParams=QParams.model_validate(_params(circuit)))
+
+
+def node_ids(circuit: Circuit) -> dict[str, str]:
+    """The `node_id` of every node, by its name."""
+    place = Numbering(circuit.sites, circuit.model.get("n_layers", 0))
+    return {name: place.node_id(*triple) for name, triple in zip(circuit.names, circuit.nodes.triples, strict=True)}
+
+
+def _params(circuit: Circuit) -> dict[str, Any]:
+    """What a page shows at first: those that a graph of theirs came with, with the view that a person made since."""
+    before = circuit.settings.get("qParams", {})
+    return {**before, **params_of(view_of(circuit), node_ids(circuit))} if "view" in circuit.settings else before
 
 
 class Numbering:
