@@ -21,6 +21,7 @@ ICON = "data:image/svg+xml," + quote(
 
 def main() -> None:
     """Draw the page that the URL names."""
+    address.begin()
     name = address.page(frame.TITLES)
     st.set_page_config(page_title=f"{frame.TITLES[name]} · Saescope", page_icon=ICON, layout="wide")
     frame.bar(name)

@@ -17,7 +17,8 @@ from sae.io.paths import user_path
 PORT = 8501
 DEMO = "configs/quickstart.yaml"
 LATE = ("dashboard.views.features", "dashboard.views.feature.page", "dashboard.views.runs", "dashboard.views.compare",
-        "dashboard.views.prompt", "analysis.index.read", "duckdb", "pandas", "pyarrow.dataset", "ruamel.yaml")
+        "dashboard.views.prompt", "dashboard.views.evaluations", "analysis.index.read", "duckdb", "pandas",
+        "pyarrow.dataset", "ruamel.yaml")
 """Modules that a first page would import otherwise, most of them from inside libraries."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 

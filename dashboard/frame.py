@@ -13,7 +13,7 @@ from analysis.runs import Run
 from dashboard.components.navigation import navigation
 from dashboard.escaping import plain
 from dashboard.state import address
-from dashboard.state.watched_runs import all_runs, follow
+from dashboard.state.watched_runs import all_runs, chosen, follow
 from sae.errors import SaescopeError
 
 TITLES = {
@@ -26,12 +26,25 @@ _STYLE = """
 [data-testid='stHeader'] * {pointer-events: auto}
 .st-key-navigation {height: 0; margin-top: -1rem}
 [class*='st-key-file-'] {position: absolute; height: 0}
-nav.sx-pages {display: flex; flex-wrap: wrap; gap: 0.2rem 0.4rem; align-items: center; padding: 0 8rem 0.4rem 0;
-  font-size: 0.95rem; border-bottom: 1px solid var(--sx-rule)}
+nav.sx-pages {display: flex; gap: 0.2rem 0.4rem; align-items: center; padding: 0 6rem 0.4rem 0; font-size: 0.95rem;
+  overflow-x: auto; white-space: nowrap; border-bottom: 1px solid var(--sx-rule)}
 nav.sx-pages a {text-decoration: none; padding: 0.35rem 0.7rem; border-radius: 6px}
 nav.sx-pages a:hover, nav.sx-pages a[aria-current] {background: var(--sx-soft)}
 nav.sx-pages a[aria-current] {font-weight: 600}
 nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
+@media (max-width: 700px) {
+  nav.sx-pages {padding-right: 2.5rem; gap: 0}
+  nav.sx-pages strong {display: none}
+  nav.sx-pages a {padding: 0.35rem 0.45rem}
+  [data-testid='stMainBlockContainer'] {padding-left: 1rem; padding-right: 1rem}
+  .st-key-prompt-results > [data-testid='stLayoutWrapper'] > [data-testid='stHorizontalBlock'],
+  .st-key-prompt-results > [data-testid='stHorizontalBlock'] {flex-direction: column-reverse}
+}
+.st-key-prompt-results [data-panel] {position: sticky; top: 4rem}
+[data-testid='stCaptionContainer'], [data-testid='stCaptionContainer'] * {color: inherit}
+[data-testid='stCaptionContainer'] {opacity: 0.8}
+.js-plotly-plot :is(.xtick, .ytick, .xtitle, .ytitle, .cbtitle, .cbaxis, .annotation) text,
+.js-plotly-plot :is(text.xtitle, text.ytitle, text.cbtitle) {fill: currentColor !important; fill-opacity: 0.85 !important}
 [data-testid='stHtml'] .sx-facts, [data-testid='stHtml'] .sx-facts dd {margin-left: 0; padding-left: 0}
 [data-testid='stHtml'] .sx-facts dt {padding: 0; margin: 0; font-weight: 400}
 .sx-walk {display: flex; flex-wrap: wrap; gap: 0.3rem 1.1rem; align-items: center}
@@ -43,8 +56,11 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx-tall {max-height: 28rem; overflow: auto}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
 .sx-features .sx-name {white-space: normal; min-width: 10rem; max-width: 22rem}
+.sx-features td small {display: block; font-size: 0.75rem; opacity: 0.8}
+.sx-features tr.sx-control th {padding-left: 1rem; opacity: 0.8}
 .sx-features .sx-word {white-space: normal; max-width: 11rem}
-.sx-features tbody tr:hover, .sx-ex[data-at]:hover {background: var(--sx-soft)}
+.sx-features tbody tr[aria-current] {box-shadow: inset 3px 0 0 currentColor}
+.sx-features tbody tr:hover, .sx-features tbody tr[aria-current], .sx-ex[data-at]:hover {background: var(--sx-soft)}
 .sx-ex[data-at], th[data-token] {cursor: pointer}
 .st-key-head h1 {padding-bottom: 0.1rem}
 dialog.sx-keys {border: 1px solid var(--sx-rule, gray); border-radius: 8px; padding: 1.2rem; min-width: 24rem;
@@ -56,34 +72,39 @@ dialog.sx-keys dd {margin: 0}
 
 
 def bar(current: str) -> None:
-    """The links to all pages; they carry the run and the index along.
+    """The links to all pages; they carry the selection along, and lead to where each page was left.
 
     Args:
         current: name of the page that is shown.
     """
     st.html(f"<style>{CSS}{_STYLE}</style>")
-    to = address.linker("features")
-    addresses = {name: escape(to(page=None if name == address.RUNS else name), quote=True) for name in TITLES}
+    if current != address.RUNS:
+        chosen(all_runs())
     links = "".join(
-        f'<a href="{addresses[name]}"{" aria-current=page" if name == current else ""}>{title}</a>'
-        for name, title in TITLES.items()
+        f'<a href="{escape(_to(name), quote=True)}" data-page="{name}"{" aria-current=page" if name == current else ""}>'
+        f"{title}</a>" for name, title in TITLES.items()
     )
     st.html(f'<nav class="sx sx-pages" aria-label="Pages"><strong>Saescope</strong>{links}</nav>')
 
 
-def unfinished(chosen: Run, then: str) -> None:
+def _to(name: str) -> str:
+    # the table opens where the selected feature stands
+    return address.link(name, **({"p": "f"} if name == "features" and address.get("f") else {}))
+
+
+def unfinished(run: Run, then: str) -> None:
     """Stop the page if the run is not finished, and say what happens next.
 
     Args:
-        chosen: the run.
+        run: which.
         then: the command that makes what the page shows, once there is a run.
     """
-    status = chosen.status(time.time())
+    status = run.status(time.time())
     if status == "training":
-        through = f", {chosen.through:.0%} done" if chosen.through is not None else ""
-        nothing(f"{chosen.name} is training{through}. Once it has finished, this fills the page:", then, follow_runs=True)
+        through = f", {run.through:.0%} done" if run.through is not None else ""
+        nothing(f"{run.name} is training{through}. Once it has finished, this fills the page:", then, follow_runs=True)
     if status == "interrupted":
-        said = f"{chosen.name} was interrupted before its end. Resume it with the command that began it and"
+        said = f"{run.name} was interrupted before its end. Resume it with the command that began it and"
         nothing(f"{said} --resume; then this fills the page:", then, follow_runs=True)
 
 

@@ -1,5 +1,6 @@
 """The head of a page: its title and the fields that select a run and an index; or what to do where there is none yet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
@@ -12,8 +13,8 @@ from dashboard import frame
 from dashboard.escaping import plain, shell, visible
 from dashboard.settings import runs_folder
 from dashboard.state import address
-from dashboard.state.selection import Selection, labels, opened, readable, stamp
-from dashboard.state.watched_runs import all_runs
+from dashboard.state.selection import Selection, of_run, readable
+from dashboard.state.watched_runs import all_runs, chosen
 from sae.errors import SaescopeError
 
 
@@ -27,21 +28,21 @@ def head(title: str) -> tuple[Run, DeltaGenerator]:
         The run, and the row of the title, for further fields. The page is stopped where there is no run.
     """
     found = all_runs()
-    if not found:
+    run = chosen(found)
+    if run is None:
         st.title(title)
         said = "No runs yet. This trains one on this machine:"
         frame.nothing(said, "sae train configs/quickstart.yaml", follow_runs=True)
     names = [one.name for one in found]
-    default = next((one.name for one in found if one.finished), names[0])
     asked = st.query_params.get("run")
     if asked is not None and asked not in names:
-        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {default}."), icon=":material/warning:")
+        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {run.name}."), icon=":material/warning:")
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head")
     row.title(title, width="content")
-    chosen = row.selectbox(
-        "Run", names, **address.choice("run", names, default=default, clears=("index", "f", "p")), width=320,
+    row.selectbox(
+        "Run", names, **address.choice("run", names, default=run.name, clears=address.OF_RUN), width=320,
         format_func=visible)
-    return next(one for one in found if one.name == chosen), row
+    return run, row
 
 
 def choose(title: str) -> Selection:
@@ -55,20 +56,21 @@ def choose(title: str) -> Selection:
     name = names[0] if names else ""
     if len(names) > 1:
         name = row.selectbox("Index", names, width=200, **address.choice("index", names, default=names[0], clears=("p",)))
+        if st.query_params.get("index") != name:
+            address.settle("index", name)
     command = f"sae index {shell(run.folder)}"
     if not names:
         _no_index(run, command)
     folder = run.folder / "index" / name
     try:
-        index = opened(folder, stamp(folder / "manifest.json"))
-        own = labels(run.folder, stamp(run.folder / "final" / "sae.json"))
+        chosen_index = of_run(run, folder)
     except SaescopeError as error:
         st.error(plain(str(error)), icon=":material/error:")
         named = "" if name == "default" else f" --name {shell(Path(name))} corpus.sources=…"
         frame.nothing("This makes the index anew; labels are kept:", f"{command} --again{named}")
-    if index.stale:
-        st.warning(plain(f"This index is stale: {index.stale}"), icon=":material/history:")
-    return Selection(run, index, _readable(own))
+    if chosen_index.index.stale:
+        st.warning(plain(f"This index is stale: {chosen_index.index.stale}"), icon=":material/history:")
+    return replace(chosen_index, labels=_readable(chosen_index.labels))
 
 
 def _readable(own: Labels) -> Labels:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.labels.names import Names
 from analysis.render.feature import Card, Section
-from analysis.render.text import inert
+from analysis.render.text import cell
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
@@ -88,18 +88,18 @@ def as_json(shown: Sequence[Card]) -> str:
 
 
 def as_csv(shown: Sequence[Card]) -> str:
-    """One row for each token of each example, for spreadsheets; cells that a spreadsheet would compute are quoted."""
+    """One row for each token of each example; labels and tokens are JSON strings (docs/index-format.md, CSV files)."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["feature", "label", "side", "group", "context", "position", "token", "value", "is_peak"])
     for one in shown:
-        label = inert(one.label.text if one.label else "")
+        label = cell(one.label.text) if one.label else ""
         for section in one.sections:
             for example in section.examples:
                 for i, (piece, value) in enumerate(zip(example.pieces, example.values, strict=True)):
                     position = example.start + i
                     writer.writerow([
-                        example.feature, label, section.side, section.group.name, example.seq, position, inert(piece),
+                        example.feature, label, section.side, section.group.name, example.seq, position, cell(piece),
                         value, int(position == example.position),
                     ])
     return out.getvalue()

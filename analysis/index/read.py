@@ -282,6 +282,10 @@ class Index:
         """Places whose text holds `text`, or matches it as a regular expression; the first n in corpus order."""
         return self._searcher.search(text, regex=regex, n=n)
 
+    def search_evenly(self, text: str, regex: bool = False, n: int = 2000) -> tuple[list[Hit], int]:
+        """At most n places, spread evenly over all that match, in corpus order; and how many match."""
+        return self._searcher.evenly(text, regex=regex, n=n)
+
     @cached_property
     def _searcher(self) -> Searcher:
         if self.vocabulary is None:

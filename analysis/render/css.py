@@ -30,6 +30,7 @@ font-size:.875rem;line-height:1.5;container-type:inline-size}
 .sx h3{font-size:.95rem;font-weight:600;margin:1rem 0 .3rem;padding:0}
 .sx a{color:inherit;text-decoration:underline;text-underline-offset:2px}
 .sx-quiet{opacity:.75}
+.sx-quiet .sx-quiet,.sx-list thead .sx-quiet{opacity:1}
 .sx-heat{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.8125rem;
 line-height:1.75;white-space:pre-wrap;overflow-wrap:anywhere;direction:ltr;unicode-bidi:isolate}
 .sx-heat bdi{unicode-bidi:isolate;border-radius:2px}
@@ -60,6 +61,7 @@ border-bottom:1px solid var(--sx-rule)}
 .sx-list{border-collapse:collapse;width:100%;margin:0}
 .sx-list th,.sx-list td{padding:.1rem .6rem .1rem 0;text-align:left;border:none;font-weight:400;overflow-wrap:anywhere;
 vertical-align:top}
+.sx-list th[scope=row]{min-width:5rem}
 .sx-list thead th{font-size:.75rem;opacity:.75}
 .sx-list tr{border-bottom:1px solid var(--sx-rule)}
 .sx-list .sx-num{text-align:right;padding-right:0}
@@ -83,6 +85,7 @@ text-align:right;font-variant-numeric:tabular-nums}
 .sx-grid thead th{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-weight:400;
 vertical-align:bottom;max-width:9rem;overflow:hidden;text-overflow:ellipsis}
 .sx-grid thead th:first-child{font-family:inherit;text-align:left}
+.sx-grid tr[aria-current] th{box-shadow:inset 3px 0 0 currentColor;padding-left:.5rem}
 .sx-grid tbody th{position:sticky;left:0;text-align:left;font-weight:400;white-space:nowrap;max-width:18rem;
 overflow:hidden;text-overflow:ellipsis;background:var(--sx-ground,Canvas);z-index:1}
 .sx-two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:0 2rem}

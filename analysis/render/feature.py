@@ -75,7 +75,7 @@ def header(
     name = f'<div class="sx-label">{shown(label.text, limit=300)}</div>{verdict(label)}' if label else ""
     chips = "".join(f'<span class="sx-tag">{shown(tag)}</span>' for tag in tags)
     remark = f'<p class="sx-quiet">{shown(note, limit=2000)}</p>' if note else ""
-    return f"<h2>Feature {feature.feature:,}</h2>{name}{chips}{remark}{'' if brief else facts(feature)}"
+    return f"<h2>Feature {feature.feature}</h2>{name}{chips}{remark}{'' if brief else facts(feature)}"
 
 
 def verdict(label: "Label") -> str:
@@ -120,6 +120,14 @@ def _places(value: float) -> int:
     return next(places for places in range(3, 20) if value >= 10.0 ** (2 - places) or places == 19)
 
 
+LOGITS = "logits of the direction alone"
+"""What the numbers beside promoted tokens are."""
+LOGITS_AT_LENGTH = (
+    "Of the direction through final norm and unembedding, less the mean over the vocabulary. The norm stretches it to the "
+    "length of a whole residual stream: in a text, a value v of the feature adds about v ÷ (that stream’s length) times it."
+)
+
+
 def promoted(feature: "Feature") -> str:
     """The tokens whose logits a positive value raises and lowers most; a negative value does the reverse."""
     lists = [("Promotes", feature.promoted), ("Suppresses", feature.suppressed)]
@@ -134,8 +142,10 @@ def _tokens(title: str, found: Sequence["Token"]) -> str:
         for token in found
     )
     return (
-        f'<h3>{title}</h3><table class="sx-list"><caption class="sx-hidden">{title} these tokens: change of the logit '
-        f"per unit of activation</caption><tbody>{rows}</tbody></table>"
+        f'<h3 title="{attribute(LOGITS_AT_LENGTH, spaces=False, limit=None)}">{title} '
+        f'<span class="sx-quiet" style="font-weight:400">{LOGITS}</span></h3>'
+        f'<table class="sx-list"><caption class="sx-hidden">{title} these tokens: {LOGITS}. {LOGITS_AT_LENGTH}</caption>'
+        f"<tbody>{rows}</tbody></table>"
     )
 
 
@@ -195,7 +205,7 @@ def neighbours(
     rows = "".join(
         f'<tr><th scope="row">{reference(one.feature, names, link)}</th>'
         f'<td style="width:25%">{bar(one.score, largest)}</td><td class="sx-num">{number(one.score)}</td>'
-        f"{_beside(one.feature, compare)}</tr>" for one in found
+        f"{compare_link(one.feature, compare)}</tr>" for one in found
     )
     means = {"decoder": "cosine of decoder directions", "coactivation": "Jaccard index of the tokens they fire on"}
     return (
@@ -204,7 +214,8 @@ def neighbours(
     )
 
 
-def _beside(feature: int, compare: Link) -> str:
+def compare_link(feature: int, compare: Link) -> str:
+    """A table's cell that leads to where a feature is shown beside this one."""
     href = compare(feature)
     if href is None:
         return ""

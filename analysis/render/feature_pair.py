@@ -5,27 +5,37 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from analysis.render import tokens
-from analysis.render.feature import Link, bar, percent, reference
+from analysis.render.feature import LOGITS, Link, bar, compare_link, percent, reference
 from analysis.render.text import count, number, shown
 
 if TYPE_CHECKING:
     from analysis.index.queries.feature_pair import Compared
-    from analysis.index.types import Example, Feature, Token
+    from analysis.index.queries.other_sae import Nearest
+    from analysis.index.types import Example, Feature, Neighbour, Token
     from analysis.labels.names import Name
 
 
-def summary(found: "Compared", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
-    """How alike the two are, in one line of figures."""
-    a, b = reference(found.a, names, link), reference(found.b, names, link)
-    items = [
-        ("cosine of decoder directions", number(found.cosine)), ("Jaccard index of their tokens", number(found.jaccard)),
-        ("correlation of values", number(found.pearson)),
-        ("same token", count(found.both.total_rows, "time")), ("same context", count(found.both.total_contexts, "context")),
-    ]
+def summary(found: "Compared", a: str, b: str) -> str:
+    """How alike the two are, in one line of figures.
+
+    Args:
+        found: the figures.
+        a: the first as HTML, its number and name (`reference`).
+        b: the second.
+    """
+    items = [("cosine of decoder directions", number(found.cosine))]
+    if found.both is not None:
+        items += [
+            ("Jaccard index of their tokens", number(found.jaccard)), ("correlation of values", number(found.pearson)),
+            ("same token", count(found.both.total_rows, "time")),
+            ("same context", count(found.both.total_contexts, "context")),
+        ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
     told = " · ".join(
         f"where {one} fires, {other} does at {percent(share)} of the tokens"
         for one, other, share in ((a, b, found.share_a), (b, a, found.share_b)) if share is not None)
+    if found.both is None:
+        told = f"{a} and {b} were indexed over different text, so nothing is known of their firing together"
     return f'<div class="sx"><dl class="sx-facts">{cells}</dl><p class="sx-quiet">{told}</p></div>'
 
 
@@ -80,7 +90,8 @@ def _pair(title: str, first: "Sequence[Token]", second: "Sequence[Token]") -> st
     shared = {token.id for token in first} & {token.id for token in second}
     lists = "".join(f"<p>{' '.join(_token(token, shared) for token in found) or '–'}</p>" for found in (first, second))
     said = f' <span class="sx-quiet" style="font-weight:400">{count(len(shared), "token")} of both</span>' if shared else ""
-    return f'<h3>{title}{said}</h3><div class="sx-two">{lists}</div>'
+    unit = f' <span class="sx-quiet" style="font-weight:400">{LOGITS}</span>'
+    return f'<h3>{title}{unit}{said}</h3><div class="sx-two">{lists}</div>'
 
 
 def _token(token: "Token", shared: set[int]) -> str:
@@ -88,10 +99,35 @@ def _token(token: "Token", shared: set[int]) -> str:
     return f'<span class="sx-tag{mark}">{shown(token.text, spaces=True, limit=24)} {number(token.value)}</span>'
 
 
-def examples(
-    found: "Sequence[Example]", feature: "Feature", names: "Mapping[int, Name]", link: Link = lambda _: None
-) -> str:
-    """The strongest examples of one of the two, under its name."""
+def examples(found: "Sequence[Example]", feature: "Feature", name: str) -> str:
+    """The strongest examples of one of the two, under its name, which is HTML."""
     scale = max(abs(feature.max), abs(feature.min))
     rows = "".join(tokens.example(one, scale) for one in found) or '<p class="sx-quiet">It never fires.</p>'
-    return f'<div class="sx"><h3>{reference(feature.feature, names, link)}</h3>{rows}</div>'
+    return f'<div class="sx"><h3>{name}</h3>{rows}</div>'
+
+
+def nearest(title: str, found: "Nearest", names: "Mapping[int, Name]", link: Link, beside: Link) -> str:
+    """The features of another SAE that are nearest to one.
+
+    Args:
+        title: of the other run, as HTML.
+        found: the features.
+        names: of the other run's features.
+        link: where a feature's number leads.
+        beside: where both are shown side by side.
+    """
+    kinds = (
+        ("Cosine of decoder directions", found.by_cosine, found.no_cosine or "no direction is like it"),
+        ("Correlation of values on the same tokens", found.by_correlation, found.no_correlation or "none varies with it"),
+    )
+    parts = "".join(f"<div><h4>{name}</h4>{_near(near, why, names, link, beside)}</div>" for name, near, why in kinds)
+    return f'<section class="sx"><h3>{title}</h3><div class="sx-two">{parts}</div></section>'
+
+
+def _near(found: "Sequence[Neighbour]", why: str, names: "Mapping[int, Name]", link: Link, beside: Link) -> str:
+    if not found:
+        return f'<p class="sx-quiet">None: {escape(why)}.</p>'
+    rows = "".join(
+        f'<tr><th scope="row">{reference(one.feature, names, link)}</th><td style="width:25%">{bar(one.score, 1.0)}</td>'
+        f'<td class="sx-num">{number(one.score)}</td>{compare_link(one.feature, beside)}</tr>' for one in found)
+    return f'<table class="sx-list"><tbody>{rows}</tbody></table>'

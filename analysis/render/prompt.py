@@ -11,6 +11,7 @@ from analysis.render.tokens import REST, level
 
 if TYPE_CHECKING:
     from analysis.labels.names import Name
+    from analysis.prompt import Top
     from sae.code import SparseCode
 
 
@@ -28,17 +29,28 @@ def dense(code: "SparseCode", features: Sequence[int]) -> np.ndarray:
 
 def grid(
     pieces: Sequence[str], code: "SparseCode", features: Sequence[int], names: "Mapping[int, Name]",
-    link: Link = lambda _: None,
+    link: Link = lambda _: None, *, scale: Mapping[int, float], selected: int | None = None,
 ) -> str:
-    """A table with a row for each feature and a column for each token; grounds are relative to the row's largest."""
+    """A table with a row for each feature and a column for each token; grounds are relative to each feature's own scale.
+
+    Args:
+        pieces: the tokens' text.
+        code: a row a token.
+        features: the rows, in order.
+        names: what features are called.
+        link: where a feature's number leads.
+        scale: the value that gets the deepest ground, a feature's largest over a corpus; 0 for its largest here.
+        selected: the feature whose row is set off.
+    """
     values = dense(code, features)
     head = "".join(
         f'<th scope="col" data-token="{i}"><bdi>{inner(piece or REST, spaces=True, limit=16)}</bdi></th>'
         for i, piece in enumerate(pieces)
     )
-    rows = "".join(_row(feature, values[:, j], names, link) for j, feature in enumerate(features))
+    rows = "".join(
+        _row(feature, values[:, j], names, link, scale[feature], feature == selected) for j, feature in enumerate(features))
     size = f"{count(len(features), 'feature')} by {count(len(pieces), 'token')}"
-    caption = f"{size}; each row is shaded by its own largest value"
+    caption = f"{size}; each value is shaded by its share of the feature’s largest over the corpus"
     return (
         f'<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features by tokens"><table class="sx-grid">'
         f'<caption class="sx-hidden">{caption}</caption><thead><tr><th scope="col">feature</th>{head}</tr></thead>'
@@ -46,10 +58,11 @@ def grid(
     )
 
 
-def _row(feature: int, values: np.ndarray, names: "Mapping[int, Name]", link: Link) -> str:
-    scale = float(np.abs(values).max(initial=0.0))
+def _row(feature: int, values: np.ndarray, names: "Mapping[int, Name]", link: Link, scale: float, selected: bool) -> str:
+    scale = scale or float(np.abs(values).max(initial=0.0))
     cells = "".join(_cell(float(value), scale) for value in values)
-    return f'<tr data-feature="{feature}"><th scope="row">{reference(feature, names, link)}</th>{cells}</tr>'
+    here = " aria-current=true" if selected else ""
+    return f'<tr data-feature="{feature}"{here}><th scope="row">{reference(feature, names, link)}</th>{cells}</tr>'
 
 
 def _cell(value: float, scale: float) -> str:
@@ -58,23 +71,24 @@ def _cell(value: float, scale: float) -> str:
 
 
 def by_token(
-    pieces: Sequence[str], code: "SparseCode", names: "Mapping[int, Name]", link: Link = lambda _: None, *, n: int = 5
+    pieces: Sequence[str], found: "Sequence[Sequence[Top]]", names: "Mapping[int, Name]", link: Link = lambda _: None,
 ) -> str:
-    """A table with a row for each token: its strongest features, in order, with their values."""
-    code = code.detach().csr()
-    assert code.indptr is not None
-    bounds, feature, value = code.indptr.cpu().numpy(), code.feature.cpu().numpy(), code.value.float().cpu().numpy()
-    largest = float(np.abs(value).max(initial=0.0))
+    """A table with a row for each token: its features, those nearest to their own maximum first, with their values.
+
+    Args:
+        pieces: the tokens' text.
+        found: the features of each token, as many as there are.
+        names: what features are called.
+        link: where a feature's number leads.
+    """
+    n = max((len(one) for one in found), default=0)
     rows = []
-    for i, piece in enumerate(pieces):
-        mine = slice(bounds[i], bounds[i + 1])
-        order = np.argsort(-np.abs(value[mine]), kind="stable")[:n]
-        found = [(int(feature[mine][j]), float(value[mine][j])) for j in order]
+    for i, (piece, tops) in enumerate(zip(pieces, found, strict=True)):
         cells = "".join(
-            f'<td data-feature="{f}"><span class="sx-{"p" if v > 0 else "n"}{level(v, largest)}">{number(v)}</span> '
-            f"{reference(f, names, link)}</td>" for f, v in found
+            f'<td data-feature="{one.feature}"><span class="sx-{"p" if one.value > 0 else "n"}{level(one.share, 1.0)}">'
+            f"{number(one.value)}</span> {reference(one.feature, names, link)}</td>" for one in tops
         )
-        blank = "<td></td>" * (n - len(found))
+        blank = "<td></td>" * (n - len(tops))
         rows.append(
             f'<tr data-token="{i}"><th scope="row" aria-label="token {i}: {attribute(piece or REST)}"><bdi>'
             f"{inner(piece or REST, spaces=True, limit=24)}"
@@ -83,6 +97,6 @@ def by_token(
     head = '<th scope="col">token</th>' + "".join(f'<th scope="col">{j + 1}</th>' for j in range(n))
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Strongest features by token">'
-        f'<table class="sx-list"><caption class="sx-hidden">The {n} strongest features at each token</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<table class="sx-list"><caption class="sx-hidden">The {n} features at each token that are nearest to their own '
+        f"maximum</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -52,7 +52,7 @@ def show(index: "Index", i: int, *, console: Console, n: int = 5, groups: Sequen
             console.print(Text(f"\nside {side}", style="bold"))
         first, second = (feature.promoted, feature.suppressed)[:: 1 if side == "+" else -1]
         if first or second:
-            console.print(Lines(tokens("promotes  ", first), tokens("suppresses", second)))
+            console.print(Lines(Text(LOGITS, style="dim"), tokens("promotes  ", first), tokens("suppresses", second)))
         population = {group.name: group for group in index.groups(i, side)}
         scale = max(abs(feature.max), abs(feature.min))
         for name in groups:

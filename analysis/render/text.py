@@ -4,6 +4,7 @@ Tokens are pieces of text from the web: they hold markup, control characters, ma
 halves of characters. Nothing here may be executed by a browser, reorder its neighbours or vanish.
 """
 
+import json
 import unicodedata
 from collections.abc import Iterator
 from html import escape
@@ -48,10 +49,12 @@ def attribute(text: str, *, spaces: bool = True, limit: int | None = LIMIT) -> s
     return escape(plain(text, spaces=spaces, limit=limit), quote=True)
 
 
-def inert(text: str) -> str:
-    """A text for a cell of a CSV file: no spreadsheet takes it for a formula (CSV injection), every reader reads it."""
-    text = text.replace("\x00", "␀").encode("utf-8", "replace").decode()
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+def cell(text: str) -> str:
+    """A text for a cell of a CSV file: a JSON string, which gives the very text back and which no spreadsheet takes for
+    a formula (CSV injection), a number or a missing value. What is invisible is escaped.
+    """
+    escaped = (c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))
+    return "".join(escaped)
 
 
 def number(value: float | None) -> str:

@@ -17,6 +17,60 @@ export default function (component) {
     setTriggerValue("to", url.search || "?");
   }
 
+  // -- the address, whole, and where each page was left
+
+  const pageOf = (url) => url.searchParams.get("page") ?? "runs";
+
+  function complete() {
+    const url = new URL(location.href), here = new URL(data.here, location.href);
+    if (pageOf(url) !== pageOf(here)) return;  // the page has been left meanwhile
+    const open = Object.entries(data.settled).filter(([key]) => !url.searchParams.has(key));
+    for (const [key, value] of open) url.searchParams.set(key, value);
+    if (open.length) history.replaceState(history.state, "", url);
+  }
+
+  function leave() {
+    const url = new URL(location.href), page = pageOf(url), own = [...url.searchParams].filter(
+      ([key]) => key !== "page" && !data.selection.includes(key));
+    sessionStorage.setItem(`saescope ${page}`, JSON.stringify(
+      { run: url.searchParams.get("run"), f: url.searchParams.get("f"), own }));
+  }
+
+  // a page as it was left, with what is selected now
+  function resumed(href) {
+    const url = new URL(href, location.href), page = pageOf(url), now = new URL(location.href).searchParams;
+    for (const key of data.selection) {
+      url.searchParams.delete(key);
+      for (const value of now.getAll(key)) url.searchParams.append(key, value);
+    }
+    if (page === "features" && now.get("f")) url.searchParams.set("p", "f");
+    const left = JSON.parse(sessionStorage.getItem(`saescope ${page}`) ?? "null");
+    const stale = [...(left?.run === now.get("run") ? [] : data.ofRun), ...(left?.f === now.get("f") ? [] : data.ofFeature)];
+    if (left && !stale.length) url.searchParams.delete("p");  // where the table stood is known
+    const kept = (left?.own ?? []).filter(([key]) => !stale.includes(key));
+    for (const [key] of kept) url.searchParams.delete(key);
+    for (const [key, value] of kept) url.searchParams.append(key, value);
+    return url.href;
+  }
+
+  function onReach(event) {
+    const anchor = event.target.closest?.(".sx a[data-page]");
+    if (!anchor) return;
+    leave();
+    anchor.href = anchor.ariaCurrent ? location.href : resumed(anchor.href);
+  }
+
+  // Plotly is loaded late and tells of clicks in its own way
+  function onPress(event) {
+    const plot = event.target.closest?.(".js-plotly-plot");
+    if (!plot?.on || plot.leads) return;
+    plot.leads = true;
+    plot.on("plotly_click", ({ points }) => {
+      const told = points[0]?.customdata;
+      if (told !== undefined) parentElement.open?.(Array.isArray(told) ? told[0] : told);
+    });
+  }
+
   function onClick(event) {
     if (event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
     const copy = event.target.closest("[data-copy]"), png = event.target.closest("[data-png]");
@@ -77,10 +131,10 @@ export default function (component) {
     } else if (event.key === "/") {
       const field = document.querySelector(".st-key-q input, .st-key-text textarea");
       event.preventDefault();
-      if (field) { field.focus(); field.select(); } else if (data.keys["/"]) go(data.keys["/"]);
+      if (field) { field.focus(); field.select(); } else if (data.keys["/"]) go(resumed(data.keys["/"]));
     } else if (data.keys[event.key]) {
       event.preventDefault();
-      go(data.keys[event.key]);
+      go(event.key === "b" ? resumed(data.keys.b) : data.keys[event.key]);
     }
   }
 
@@ -108,7 +162,7 @@ export default function (component) {
 
   async function copyText(button) {
     const from = button.dataset.copy;
-    const text = from === "link" ? location.href : document.querySelector(from)?.innerText ?? "";
+    const text = from === "link" ? new URL(data.here, location.href).href : document.querySelector(from)?.innerText ?? "";
     try { await navigator.clipboard.writeText(text); say("Copied."); flash(button, "copied"); }
     catch { say("The browser does not let this page copy."); flash(button, "not allowed"); }
   }
@@ -143,13 +197,18 @@ export default function (component) {
 
   const app = document.querySelector("[data-testid=stApp]");
   document.documentElement.style.setProperty("--sx-ground", getComputedStyle(app).backgroundColor);
-  document.addEventListener("click", onClick);
-  document.addEventListener("keydown", onKey);
+  complete();
+  leave();
+  parentElement.open = data.point ? (told) => go(data.point + encodeURIComponent(told)) : null;
+  const run = new URL(location.href).searchParams.get("run");
+  const shown = document.querySelector("nav.sx-pages a[aria-current]")?.textContent;
+  document.title = [data.title, shown, run, "Saescope"].filter(Boolean).join(" · ");
+  const heard = { click: onClick, keydown: onKey, pointerover: onReach, focusin: onReach, pointerdown: onPress };
+  for (const [kind, hear] of Object.entries(heard)) document.addEventListener(kind, hear);
   dialog.dataset.ready = "true";
   dialog.dataset.here = data.walk[data.at] ?? "";
   parentElement.release = () => {
-    document.removeEventListener("click", onClick);
-    document.removeEventListener("keydown", onKey);
+    for (const [kind, hear] of Object.entries(heard)) document.removeEventListener(kind, hear);
   };
   return parentElement.release;
 }

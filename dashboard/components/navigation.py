@@ -4,6 +4,9 @@ Pages are HTML with ordinary links, and an ordinary link makes a Streamlit page 
 clicks on links within the dashboard and hands Python the address, which then redraws only what has changed; a link in a
 new tab, or without scripts, still works. It also listens to keys, walks between the tokens of a heat map, shows a list
 of all keys, copies, and saves drawings as PNG, none of which needs the server.
+
+It keeps the address whole: what the page has settled on is added to it in place, and the links to other pages carry the
+selection of the address as it is when they are used, with what the page itself was left with in this tab.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +30,9 @@ _navigation = st.components.v2.component(
 )
 
 
-def navigation(*, keys: Mapping[str, str] | None = None, walk: Sequence[str] = (), at: int = 0) -> None:
+def navigation(
+    *, keys: Mapping[str, str] | None = None, walk: Sequence[str] = (), at: int = 0, title: str = "", point: str = "",
+) -> None:
     """Put the component on a page, once, inside the fragment that is to be redrawn.
 
     A link changes the URL and redraws the page or the fragment.
@@ -36,8 +41,14 @@ def navigation(*, keys: Mapping[str, str] | None = None, walk: Sequence[str] = (
         keys: what a key leads to, as an address.
         walk: addresses in order, of which j and k (and → and ←) take the next and the previous.
         at: which of them is shown now.
+        title: of the browser's tab, before the page's and the run's.
+        point: where a point of a figure leads, an address to which its `customdata` is added.
     """
-    data = {"keys": dict(keys or {}), "walk": list(walk), "at": at, "help": KEYS}
+    data = {
+        "keys": dict(keys or {}), "walk": list(walk), "at": at, "help": KEYS, "title": title, "point": point,
+        "settled": address.settled(), "here": address.link(), "selection": address.SELECTION,
+        "ofRun": address.OF_RUN, "ofFeature": address.OF_FEATURE,
+    }
     _navigation(key="navigation", data=data, height="content", on_to_change=_arrived)
 
 

@@ -7,6 +7,10 @@ page. Here a widget takes its value from the URL before it is drawn, and a chang
 
 A value that is missing from the URL, or that does not fit, is the default; the default is never written. What is drawn
 as HTML changes the state by ordinary links: `link` spells the URL of a page as it would be after a choice.
+
+`SELECTION` is what stays selected from page to page. Every link has it whole: where the URL leaves a part open, as the
+first visit does, the page says by `settle` what it has taken. All other keys belong to one page; the browser remembers
+them until that page is visited again (`components/navigation.js`).
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -16,6 +20,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import streamlit as st
 
 RUNS = "runs"
+SELECTION = ("run", "index", "f", "q", "by", "sort", "asc", "filter", "list", "box", "text")
+"""Keys that follow from page to page: the run, the feature, what lists and orders the features, the prompt."""
+OF_RUN = ("index", "f", "with", "list", "box", "p", "open", "token", "strength", "also")
+"""Keys that mean nothing in another run."""
+OF_FEATURE = ("p", "with", "open", "strength", "also")
+"""Keys of single pages that mean nothing beside another feature."""
 N_CHARS = 4000
 """Longest text that the URL holds: browsers and proxies cut longer addresses."""
 
@@ -86,8 +96,34 @@ def page(names: Container[str]) -> str:
     return asked if asked in names else RUNS
 
 
+def begin() -> None:
+    """The page is drawn anew: nothing is settled yet."""
+    st.session_state["_settled"] = {}
+
+
+def settle(key: str, value: object) -> None:
+    """Say what the page shows where the URL leaves it open, or names what there is not; links carry it from now on."""
+    st.session_state.setdefault("_settled", {})[key] = (st.query_params.get(key), str(value))
+
+
+def settled() -> dict[str, str]:
+    """What pages have settled and the URL does not say by now."""
+    return {key: value for key, (asked, value) in st.session_state.get("_settled", {}).items()
+            if st.query_params.get(key) == asked != value}
+
+
+def get(key: str) -> str | None:
+    """A key's value as it is shown: the URL's, or what the page has settled on instead."""
+    return settled().get(key, st.query_params.get(key))
+
+
+def now() -> dict[str, list[str]]:
+    """The whole state of the page."""
+    return {key: st.query_params.get_all(key) for key in st.query_params} | {k: [v] for k, v in settled().items()}
+
+
 def link(page: str = "", /, **changes: object) -> str:
-    """The address of a page: that of `page` with only `run` and `index` kept, or this page's own, with some changes.
+    """The address of a page: that of `page` with the selection kept, or this page's own, with some changes.
 
     Args:
         page: `feature` and the like; empty for this page with all its state.
@@ -103,8 +139,7 @@ def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
         page: as of `link`.
         **changes: common to all; the function that is returned takes further ones.
     """
-    now = {key: st.query_params.get_all(key) for key in st.query_params}
-    kept = {key: values for key, values in now.items() if not page or key in ("run", "index")}
+    kept = {key: values for key, values in now().items() if not page or key in SELECTION}
     common = {**({"page": page if page != RUNS else None} if page else {}), **kept, **changes}
 
     spelt: dict[tuple[str, ...], str] = {}
@@ -117,6 +152,11 @@ def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
         return "./?" + "&".join(filter(None, (_spelt(first), spelt[keys], _spelt(further))))
 
     return spell
+
+
+def of_run(name: str) -> dict[str, str | None]:
+    """What changes in an address that is to show another run."""
+    return {**dict.fromkeys(OF_RUN), "run": name}
 
 
 def _spelt(items: Mapping[str, object]) -> str:
@@ -135,8 +175,7 @@ def state(href: str) -> dict[str, list[str]]:
 
 def update(**changes: str | None) -> None:
     """Change some keys of the URL at once, so that they are one step back; None removes one."""
-    now = {key: st.query_params.get_all(key) for key in st.query_params}
-    st.query_params.from_dict({k: v for k, v in {**now, **changes}.items() if v is not None})
+    st.query_params.from_dict({key: value for key, value in {**now(), **changes}.items() if value is not None})
 
 
 class Form:
@@ -175,7 +214,7 @@ class Form:
 
     def submit(self) -> None:
         """Put what the fields hold into the URL."""
-        kept = {key: st.query_params.get_all(key) for key in st.query_params if key not in (*self._fields, *self._clears)}
+        kept = {key: values for key, values in now().items() if key not in (*self._fields, *self._clears)}
         for key, (default, write) in self._fields.items():
             value = st.session_state[key]
             if value is not None and (value != default or key in self._always):
@@ -207,7 +246,7 @@ def _read(texts: list[str], default: Any, read: Callable[[list[str]], Any]) -> A
 def _store(key: str, default: Any, write: Callable[[Any], list[str]], clears: Sequence[str]) -> None:
     """Put the widget's new value into the URL."""
     value = st.session_state[key]
-    kept = {name: st.query_params.get_all(name) for name in st.query_params if name not in (key, *clears)}
+    kept = {name: values for name, values in now().items() if name not in (key, *clears)}
     if value is not None and value != default:
         kept[key] = write(value)
     st.query_params.from_dict(kept)

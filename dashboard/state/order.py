@@ -1,4 +1,7 @@
-"""The features in the order and with the filter that the URL names: the table shows them, j and k walk through them."""
+"""The features that the URL finds, filters and orders: the table shows them, and j and k walk through them.
+
+One order for all pages: a search has its own, best first, until the table is sorted by a column.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +11,14 @@ import streamlit as st
 
 from analysis.index.queries.conditions import condition
 from dashboard.state import address
+from dashboard.state.search import Found, found
 from dashboard.state.selection import Selection, names
 from sae.errors import SaescopeError
 
-KEYS = ("sort", "asc", "filter", "list", "box")
+KEYS = ("q", "by", "sort", "asc", "filter", "list", "box")
 """Keys of the URL that make the order."""
+N_PAGE = 50
+"""Features on one page of the table: real HTML, so a few at a time."""
 MAPPED = ("map_x", "map_y")
 
 
@@ -22,52 +28,78 @@ class Order:
 
     features: Sequence[int]
     sort: str
+    """A column; empty for a search's own order."""
     descending: bool
     problem: str | None = None
-    """What is wrong with the filter, which then does nothing."""
+    """What is wrong with the filter, which then does nothing, or with the search, which then finds nothing."""
+    found: Found | None = None
+    """What a search has found, before the filter."""
+
+    def page_of(self, feature: int | None) -> int:
+        """The page of the table that a feature stands on; the first for one that is not among them."""
+        return self.features.index(feature) // N_PAGE + 1 if feature in self.features else 1
 
 
-def state() -> dict[str, Any]:
-    """The part of the URL that makes the order, for links to another page that keep it."""
-    return {key: st.query_params.get_all(key) for key in KEYS if key in st.query_params}
-
-
-def of(chosen: Selection, only: Sequence[int] | None = None) -> Order:
-    """All features that pass the filter, in order.
+def of(chosen: Selection, *, boxed: bool = True) -> Order:
+    """All features that the search finds and the filter passes, in order.
 
     Args:
         chosen: the run and its index.
-        only: those that a search has found; None for all.
+        boxed: only those in the box that was drawn, if any.
     """
-    columns = chosen.index.stats.column_names
-    sort = st.query_params.get("sort", "feature")
-    descending = st.query_params.get("asc", "false") != "true" and sort != "feature"
-    if sort == "feature":
-        descending = st.query_params.get("asc") == "false"
-    if sort not in (*columns, "label"):
-        sort, descending = "feature", False
-    problem = None
+    searched, problem = None, None
     try:
-        where = condition(st.query_params.get("filter", ""), columns)
+        searched = found(chosen)
     except SaescopeError as error:
-        where, problem = None, str(error)
-    where = " AND ".join(filter(None, (where, _box(chosen)))) or None
-    by = "feature" if sort == "label" else sort
-    numbers = range(chosen.index.d_sae)
-    if by == "feature" and where is None:
-        found = list(reversed(numbers) if descending and sort != "label" else numbers)
-    else:
-        found = _sorted(chosen.key, by, descending and sort != "label", where, chosen.index)
+        searched, problem = Found([], ""), str(error)
+    sort, descending = _sort(chosen, searched)
+    where, wrong = _where(chosen, boxed)
+    features = _sorted_by(chosen, sort, descending, where)
     listed = chosen.labels.lists().get(st.query_params.get("list", ""))
-    for wanted in (listed, only):
+    for wanted in (listed, None if searched is None else searched.features):
         if wanted is not None:
             kept = set(wanted)
-            found = [feature for feature in found if feature in kept]
-    if sort == "label":
-        texts = names(chosen).labels
-        labelled = sorted((f for f in found if f in texts), key=lambda f: texts[f].casefold(), reverse=descending)
-        found = labelled + [f for f in found if f not in texts]
-    return Order(found, sort, descending, problem)
+            features = [feature for feature in features if feature in kept]
+    if not sort and searched is not None:
+        place = {feature: i for i, feature in enumerate(searched.features)}
+        features = sorted(features, key=place.__getitem__)
+    return Order(features, sort, descending, problem or wrong, searched)
+
+
+def _sort(chosen: Selection, searched: Found | None) -> tuple[str, bool]:
+    """The column that the URL names, and whether the largest come first."""
+    if searched is not None and "sort" not in st.query_params:
+        return "", False
+    sort = st.query_params.get("sort", "feature")
+    if sort not in (*chosen.index.stats.column_names, "label"):
+        return "feature", False
+    if sort == "feature":
+        return sort, st.query_params.get("asc") == "false"
+    return sort, st.query_params.get("asc", "false") != "true"
+
+
+def _where(chosen: Selection, boxed: bool) -> tuple[str | None, str | None]:
+    """The filter and the box as a condition for DuckDB; what is wrong with the filter."""
+    problem = None
+    try:
+        where = condition(st.query_params.get("filter", ""), chosen.index.stats.column_names)
+    except SaescopeError as error:
+        where, problem = None, str(error)
+    return " AND ".join(filter(None, (where, _box(chosen) if boxed else None))) or None, problem
+
+
+def _sorted_by(chosen: Selection, sort: str, descending: bool, where: str | None) -> Sequence[int]:
+    numbers = range(chosen.index.d_sae)
+    by = sort if sort not in ("", "label") else "feature"
+    if by == "feature" and where is None:
+        found_ones: Sequence[int] = list(reversed(numbers)) if descending and sort != "label" else numbers
+    else:
+        found_ones = _sorted(chosen.key, by, descending and sort != "label", where, chosen.index)
+    if sort != "label":
+        return found_ones
+    texts = names(chosen).labels
+    labelled = sorted((f for f in found_ones if f in texts), key=lambda f: texts[f].casefold(), reverse=descending)
+    return labelled + [f for f in found_ones if f not in texts]
 
 
 def constant(chosen: Selection) -> frozenset[str]:
@@ -89,12 +121,13 @@ def rows(chosen: Selection, features: Sequence[int]) -> list[Mapping[str, Any]]:
 def sort_link(order: Order) -> Callable[[str], str]:
     """What spells the address at which the table is sorted by a column; the other way round if it is already."""
     here = address.linker(p=None)
+    searched = order.found is not None  # a search has an order of its own
 
     def spell(column: str) -> str:
         first = column not in ("feature", "label", "top_token", "promoted_token")
         descending = not order.descending if column == order.sort else first
         plain = descending if column != "feature" else not descending
-        return here(sort=None if column == "feature" and not descending else column,
+        return here(sort=None if column == "feature" and not descending and not searched else column,
                     asc=None if plain else "false" if column == "feature" else "true")
 
     return spell

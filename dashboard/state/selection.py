@@ -27,6 +27,16 @@ class Selection:
         return (str(self.index.folder), *map(str, stamp(self.index.folder / "manifest.json")))
 
 
+def of_run(run: Run, folder: Path) -> Selection:
+    """A run with one of its indexes, open.
+
+    Raises:
+        SaescopeError: the index cannot be read.
+    """
+    index = opened(folder, stamp(folder / "manifest.json"))
+    return Selection(run, index, labels(run.folder, stamp(run.folder / "final" / "sae.json")))
+
+
 def provenance(chosen: Selection) -> dict[str, str]:
     """What the page's numbers were made from, one line a fact."""
     manifest: dict[str, Any] = chosen.index.manifest

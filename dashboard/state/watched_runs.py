@@ -9,6 +9,7 @@ import streamlit as st
 from analysis import runs
 from analysis.runs import Run
 from dashboard.settings import runs_folder
+from dashboard.state import address
 
 POLL_S = 2.0
 
@@ -17,6 +18,16 @@ def all_runs() -> list[Run]:
     """Every run as it is now, the most recently written first."""
     root = runs_folder()
     return runs.newest_first([_read(root, folder, runs.stamp(folder)) for folder in runs.folders(root)])
+
+
+def chosen(found: list[Run]) -> Run | None:
+    """The run that the URL names; else the newest that has finished, which links carry from now on."""
+    asked = st.query_params.get("run")
+    named = next((run for run in found if run.name == asked), None)
+    run = named or next((run for run in found if run.finished), found[0] if found else None)
+    if run is not None and named is None:
+        address.settle("run", run.name)
+    return run
 
 
 @st.cache_resource(max_entries=1024, show_spinner=False)

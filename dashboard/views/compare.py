@@ -1,75 +1,196 @@
-"""The page Compare: two features of a run side by side, what they share, and where both fire."""
+"""The page Compare: two features side by side, of one run or of two; what they share, and their nearest in other runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 import streamlit as st
 
-from analysis.index.queries.feature_pair import compare
+from analysis.index import indexes
+from analysis.index.queries.feature_pair import compare, same_space, same_text
+from analysis.index.queries.other_sae import Nearest, nearest
+from analysis.index.types import Feature
 from analysis.render import cofire
 from analysis.render import feature_pair as drawn
-from analysis.render.feature import header
+from analysis.render.feature import header, reference
 from analysis.render.figures import histogram
+from analysis.render.text import shown
 from dashboard.components.drawing import drawing
 from dashboard.components.navigation import navigation
+from dashboard.escaping import plain, visible
 from dashboard.heading import choose
 from dashboard.state import address
-from dashboard.state.selection import Selection, names
+from dashboard.state.selection import Selection, names, of_run
+from dashboard.state.watched_runs import all_runs
+from sae.errors import SaescopeError
 
 N_EXAMPLES = 8
+N_RUNS = 8
+"""Other runs in which the nearest features are looked for."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two."""
+
+    chosen: Selection
+    feature: int
+    go: Callable[[int], str]
+    """Where another feature of its run is shown."""
+    mark: str
+    """What it is called beside a value: `#3`, or `run #3` where there are two runs."""
+
+    @property
+    def name(self) -> str:
+        """Number and name as HTML; the run's before it where there are two."""
+        run = "" if self.mark.startswith("#") else f"{shown(self.chosen.run.name)} "
+        return run + reference(self.feature, names(self.chosen), self.go)
 
 
 def page() -> None:
     """Draw the page."""
     chosen = choose("Compare")
-    a, b = _which(chosen)
-    _walk(chosen, a, b)
-    labels = names(chosen)
-    found = compare(chosen.index, a, b)
-    to = address.linker("feature")
-
-    def opened(feature: int) -> str:
-        return to(f=feature)
-
-    st.html(drawn.summary(found, labels, opened))
-    features = [chosen.index.feature(feature) for feature in (a, b)]
-    for column, feature in zip(st.columns(2, gap="large"), features, strict=True):
-        one = feature.feature
-        head = header(feature, chosen.labels.get(one), chosen.labels.tags(one), chosen.labels.note(one), brief=True)
-        column.html(f'<div class="sx" data-compared="{one}">{head}</div>')
-    for side, column, feature in zip("ab", st.columns(2, gap="large"), features, strict=True):
+    try:
+        a, b = _sides(chosen)
+    except SaescopeError as error:
+        navigation()
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    _walk(a, b)
+    found = compare(a.chosen.index, a.feature, b.feature, b.chosen.index)
+    st.html(drawn.summary(found, a.name, b.name))
+    features = [side.chosen.index.feature(side.feature) for side in (a, b)]
+    two = a.chosen.run != b.chosen.run
+    for place, column, side, feature in zip("ab", st.columns(2, gap="large"), (a, b), features, strict=True):
         with column:
-            if not feature.dead:
-                drawing(f"<h3>Values when active</h3>{histogram.svg(feature)}", key=f"histogram {side}")
+            _head(place, side, feature, two=two)
     st.html(drawn.facts(*features) + drawn.promoted(*features))
-    for column, feature in zip(st.columns(2, gap="large"), features, strict=True):
-        side = "-" if feature.max <= 0 < feature.n_negative else "+"
-        top = chosen.index.examples(feature.feature, "top", side, N_EXAMPLES)
-        column.html(drawn.examples(top, feature, labels, opened))
-    st.subheader("Where both fire")
-    st.html(f'<div class="sx">{cofire.both(found.both, a, b, labels, opened)}</div>')
+    for column, side, feature in zip(st.columns(2, gap="large"), (a, b), features, strict=True):
+        sign = "-" if feature.max <= 0 < feature.n_negative else "+"
+        top = side.chosen.index.examples(feature.feature, "top", sign, N_EXAMPLES)
+        column.html(drawn.examples(top, feature, side.name))
+    if found.both is not None:
+        st.subheader("Where both fire")
+        st.html(f'<div class="sx">{cofire.both(found.both, a.name, b.name, (a.mark, b.mark))}</div>')
+    _elsewhere(a)
 
 
-def _which(chosen: Selection) -> tuple[int, int]:
-    """Both features, from the URL; by default the first, and the nearest to the one that is given."""
-    last = chosen.index.d_sae - 1
+def _head(place: str, side: Side, feature: Feature, *, two: bool) -> None:
+    """Number, label and histogram of one of them."""
+    one, labels = feature.feature, side.chosen.labels
+    head = header(feature, labels.get(one), labels.tags(one), labels.note(one), brief=True)
+    run = f'<div class="sx-quiet">{shown(side.chosen.run.name)}</div>' if two else ""
+    st.html(f'<div class="sx" data-compared="{one}">{run}{head}</div>')
+    if not feature.dead:
+        drawing(f"<h3>Values when active</h3>{histogram.svg(feature)}", key=f"histogram {place}")
+
+
+def _sides(chosen: Selection) -> tuple[Side, Side]:
+    """Both features, from the URL and its fields; by default the first, and the nearest to the one that is given.
+
+    Raises:
+        SaescopeError: there is no such run, or no such feature in it.
+    """
+    run = chosen.run.name
+    f = _number(chosen, st.query_params.get("f", "0"))
+    near = chosen.index.neighbours(f, "decoder")
+    nearest_one = near[0].feature if near else min(f + 1, chosen.index.d_sae - 1)
+    address.settle("f", f)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        a = int(st.number_input("Feature", 0, last, width=150, **address.integer("f", 0, last, default=0)))
-        near = chosen.index.neighbours(a, "decoder")
-        nearest = near[0].feature if near else min(a + 1, last)
-        b = int(st.number_input("with", 0, last, width=150, **address.integer("with", 0, last, default=nearest)))
-        swapped = address.link(f=b, **{"with": a})
-        st.html(f'<div class="sx sx-walk sx-low"><a href="{_escaped(swapped)}">⇄ swap</a> '
+        st.session_state["left"] = f"{run}:{f}"
+        st.text_input("Feature", key="left", on_change=_left_changed, width=260, help="A number, or RUN:NUMBER")
+        asked = st.text_input("with", width=260, help="A number of the same run, or RUN:NUMBER of another",
+                              **address.text("with", default=str(nearest_one)))
+        other, g = _parsed(asked, run)
+        swapped = address.link(**(address.of_run(other) if other != run else {}), f=g, **{"with": f"{run}:{f}"})
+        if other == run:
+            swapped = address.link(f=g, **{"with": f})
+        st.html(f'<div class="sx sx-walk sx-low"><a href="{escape(swapped, quote=True)}">⇄ swap</a> '
                 '<button data-copy="link">copy link</button></div>')
-    return a, b
+    address.settle("with", asked)
+    theirs = chosen if other == run else _opened(other, chosen)
+    two = other != run
+    return (
+        Side(chosen, f, _opener(run), f"{visible(run)} #{f}" if two else f"#{f}"),
+        Side(theirs, _number(theirs, g), _opener(other), f"{visible(other)} #{g}" if two else f"#{g}"),
+    )
 
 
-def _walk(chosen: Selection, a: int, b: int) -> None:
+def _left_changed() -> None:
+    """Another feature, perhaps of another run, is the selected one now."""
+    here = address.get("run") or ""
+    run, f = _parsed(st.session_state["left"], here)
+    address.update(**(address.of_run(run) if run != here else {}), f=f)
+
+
+def _parsed(text: str, run: str) -> tuple[str, str]:
+    """`RUN:NUMBER`, or a number of `run`; a name may have colons of its own."""
+    before, _, number = text.strip().rpartition(":")
+    return before.strip() or run, number.strip().removeprefix("#")
+
+
+def _number(chosen: Selection, text: str) -> int:
+    d_sae = chosen.index.d_sae
+    if not (text.isascii() and text.isdecimal() and int(text) < d_sae):
+        raise SaescopeError(f"{chosen.run.name} has features 0 to {d_sae - 1}; “{text[:40]}” is none of them.")
+    return int(text)
+
+
+def _opened(name: str, beside: Selection) -> Selection:
+    """Another run, by its index over the same text if it has one."""
+    run = next((run for run in all_runs() if run.name == name), None)
+    if run is None:
+        raise SaescopeError(f"There is no run “{name[:80]}”; write RUN:NUMBER with a run of the list above.")
+    found = [of_run(run, folder) for folder in indexes(run.folder)]
+    if not found:
+        raise SaescopeError(f"{name} has no index yet; `sae index {name}` makes one.")
+    return next((one for one in found if same_text(one.index, beside.index)), found[0])
+
+
+def _opener(run: str) -> Callable[[int], str]:
+    to = address.linker("feature", **(address.of_run(run) if run != address.get("run") else {}))
+    return lambda feature: to(f=feature)
+
+
+def _walk(a: Side, b: Side) -> None:
     """j and k take the first feature's neighbours in turn."""
-    near = [one.feature for one in chosen.index.neighbours(a, "decoder")]
-    here, every = address.linker(), address.link("features")
-    navigation(walk=[here(**{"with": feature}) for feature in near], at=near.index(b) if b in near else -1,
-          keys={"b": every, "/": every})
+    near = [one.feature for one in a.chosen.index.neighbours(a.feature, "decoder")]
+    here, every = address.linker(), address.link("features", p="f")
+    at = near.index(b.feature) if b.feature in near and a.chosen.run == b.chosen.run else -1
+    navigation(walk=[here(**{"with": feature}) for feature in near], at=at, title=f"{a.mark} with {b.mark}",
+               keys={"b": every, "/": every})
 
 
-def _escaped(href: str) -> str:
-    from html import escape
+def _elsewhere(a: Side) -> None:
+    """The nearest features of other runs: of those over the same text or at the same place, the newest."""
+    others = []
+    for run in all_runs():
+        if run.name == a.chosen.run.name or not indexes(run.folder):
+            continue
+        try:
+            one = _opened(run.name, a.chosen)
+        except SaescopeError:
+            continue  # its own pages say what is wrong with it
+        if same_space(a.chosen.index, one.index) or same_text(a.chosen.index, one.index):
+            others.append(one)
+    st.subheader("Nearest in other runs")
+    if not others:
+        st.text("No other run has an index over the same text, or reconstructs the same place of the same model.")
+        return
+    if len(others) > N_RUNS:
+        st.text(f"In the {N_RUNS} newest of {len(others)} other runs; any is compared by RUN:NUMBER above.")
+    here = address.linker()
+    for one in others[:N_RUNS]:
+        name = one.run.name
+        found = _nearest(a.chosen.key, a.feature, one.key, a.chosen.index, one.index)
+        st.html(drawn.nearest(shown(name), found, names(one), _opener(name), _beside(here, name)))
 
-    return escape(href, quote=True)
+
+def _beside(here: Callable[..., str], run: str) -> Callable[[int], str]:
+    return lambda feature: here(**{"with": f"{run}:{feature}"})
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _nearest(key: tuple[str, ...], feature: int, other: tuple[str, ...], _index: Any, _other: Any) -> Nearest:  # noqa: ARG001
+    return nearest(_index, feature, _other)

@@ -1,30 +1,192 @@
-"""The page Evaluations: the figures that were measured on a run, one table an evaluation."""
+"""The page Evaluations: figures of all runs with their intervals and controls, as a table, a scatter and differences."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
 
 import streamlit as st
 
-from analysis import runs
-from analysis.render.tables import plain as tables
+from analysis.evals import overview
+from analysis.evals.overview import SUMMARY, Column, Evaluated, Row
+from analysis.render.figures import evaluations as scatter
+from analysis.render.figures.scatter import png_options
+from analysis.render.tables import evaluations as tables
+from analysis.runs import Run
 from dashboard import escaping, frame, heading
+from dashboard.components import save
 from dashboard.components.navigation import navigation
-from sae.errors import SaescopeError
-from sae.io.files import read_json
+from dashboard.state import address
+from dashboard.state.watched_runs import all_runs, follow
+
+FIRST = ("core.reconstruction.fve", "core.sparsity.l0", "core.model.ce_recovered_mean", "core.model.kl")
+"""Figures that are shown when none is chosen, of a run that has been evaluated."""
+ENDED = tuple(f"{SUMMARY}.heldout.{name}" for name in ("fve", "l0", "ce_recovered_mean", "kl"))
+"""The same of runs that have not."""
 
 
 def page() -> None:
     """Draw the page."""
     chosen, _ = heading.head("Evaluations")
+    to = address.linker("features")
+    navigation(title=chosen.name, point=to(**dict.fromkeys(address.OF_RUN), run=None) + "&run=")
+    found = all_runs()
+    every = [_evaluated(str(run.folder), _stamp(run), run) for run in found]
+    for one in every:
+        for problem in one.problems:
+            st.error(escaping.plain(problem), icon=":material/error:")
+    if not any(one.results or one.summary for one in every):
+        _nothing(chosen)
+    shown = _filtered(every)
+    rows = [row for one in shown for row in one.rows()]
+    columns = overview.columns(rows)
+    wanted, with_controls = _controls(columns)
+    drawn = [row for row in rows if with_controls or not row.control]
+    _table(drawn, wanted, chosen)
+    _hint(chosen, every)
+    _opened(every, columns)
+    _scatter(drawn, columns, chosen)
+    _differences(shown, wanted)
+    follow(found)
+
+
+def _nothing(chosen: Run) -> None:
     command = f"sae eval {escaping.shell(chosen.folder)}"
-    files = sorted((chosen.folder / "evals").glob("*.json"))
-    if not files:
-        frame.unfinished(chosen, command)
-        where = escaping.shell(chosen.folder / "evals")
-        frame.nothing(f"No evaluations of {chosen.name} yet. This makes them, in {where}:", command)
-    navigation()
-    for file in files:
-        st.subheader(escaping.plain(file.stem))
-        try:
-            rows = [[key, value] for key, value in runs.flat(read_json(file)).items()]
-        except SaescopeError as error:
-            st.error(escaping.plain(str(error)), icon=":material/error:")
-            continue
-        st.html(tables.table(["figure", "value"], rows, caption=f"Evaluation {file.stem}"))
+    frame.unfinished(chosen, command)
+    frame.nothing(f"Neither evaluations nor held-out figures of any run yet. This measures {chosen.name}:", command)
+
+
+def _hint(chosen: Run, every: Sequence[Evaluated]) -> None:
+    """What measures more."""
+    if not next(one for one in every if one.name == chosen.name).results:
+        st.caption(f"Of {escaping.plain(chosen.name)} there is what its training ended with. This measures more:")
+        st.code(f"sae eval {escaping.shell(chosen.folder)}", language="bash", wrap_lines=True)
+
+
+def _stamp(run: Run) -> tuple[float, ...]:
+    files = (run.folder / "evals").glob("*.json") if (run.folder / "evals").is_dir() else ()
+    return (run.updated, *(stat for path in sorted(files) for stat in (path.stat().st_mtime_ns, path.stat().st_size)))
+
+
+@st.cache_resource(max_entries=512, show_spinner=False)
+def _evaluated(folder: str, stamp: tuple[float, ...], _run: Run) -> Evaluated:  # noqa: ARG001
+    return overview.of_run(_run)
+
+
+def _filtered(every: Sequence[Evaluated]) -> list[Evaluated]:
+    """The runs whose names hold all words of the filter."""
+    words = st.query_params.get("find", "").casefold().split()
+    return [one for one in every if all(word in one.name.casefold() for word in words)]
+
+
+def _controls(columns: Sequence[Column]) -> tuple[list[Column], bool]:
+    by_key = {column.key: column for column in columns}
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.text_input("Runs", **address.text("find"), placeholder="part of a name", width=200)
+        keys = st.multiselect("Figures", list(by_key), **address.several("m", list(by_key)), width=520,
+                              format_func=lambda key: tables.title(by_key[key]), placeholder="FVE, L0, CE recovered, KL")
+        with_controls = st.toggle("controls", **address.flag("controls", default=True),
+                                  help="What the same figures are of a random SAE, of PCA, and so on")
+    keys = keys or [key for key in (*FIRST, *ENDED) if key in by_key] or list(by_key)[:4]
+    return [by_key[key] for key in keys], with_controls
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], chosen: Run) -> None:
+    sort = st.query_params.get("order")
+    sort = sort if sort == "run" or sort in {column.key for column in columns} else None
+    descending = (sort == "run") == (st.query_params.get("turned") == "true")
+    to, here = address.linker("features"), address.linker(cell=None)
+
+    def led(run: str) -> str:
+        return to(**({} if run == chosen.name else address.of_run(run)))
+
+    def sorted_by(key: str) -> str:
+        return here(order=key, turned="true" if key == sort and st.query_params.get("turned") != "true" else None)
+
+    def cell(run: str, key: str) -> str:
+        return here(cell=f"{key}~{run}")
+
+    if not rows:
+        st.text("No run's name fits the filter.")
+        return
+    ordered = tables.ordered(rows, sort, descending=descending)
+    st.html(tables.table(ordered, columns, sort=sort, descending=descending, link=led, sort_link=sorted_by, cell_link=cell,
+                         selected=chosen.name))
+    with st.container(horizontal=True):
+        save.button("CSV", "evaluations.csv", lambda: overview.as_csv(ordered), help="Every figure of these runs")
+        save.button("JSON", "evaluations.json", lambda: overview.as_json(ordered))
+
+
+def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:
+    """The figure that was clicked: what it is, how it was measured, and what it is of other seeds and of controls."""
+    key, _, name = st.query_params.get("cell", "").partition("~")
+    column = next((column for column in columns if column.key == key), None)
+    one = next((one for one in every if one.name == name), None)
+    metric = None if one is None else one.rows()[0].figures.get(key)
+    if column is None or one is None or metric is None:
+        return
+    with st.container(border=True, key="figure"):
+        closed = escape(address.link(cell=None), quote=True)
+        st.subheader(escaping.plain(f"{tables.title(column)} of {name}"))
+        st.html(f'<div class="sx"><a href="{closed}">Close</a> · <button data-copy="link">copy link</button></div>')
+        found = one.results.get(column.eval)
+        same = overview.seeds(one, every, column.eval) if found else [one]
+        seeds = [(other.name, other.rows()[0].figures.get(key)) for other in same]
+        st.html(tables.details(column, found, metric, seeds))
+        if found is not None:
+            st.code(f"sae eval {escaping.shell(one.folder)} --only {column.eval}", language="bash", wrap_lines=True)
+            path = one.folder / "evals" / f"{column.eval}.json"
+            save.button("This evaluation (JSON)", f"{column.eval}.json", lambda: path.read_text(encoding="utf-8"))
+
+
+def _scatter(rows: Sequence[Row], columns: Sequence[Column], chosen: Run) -> None:
+    keys = [column.key for column in columns]
+    if len(keys) < 2:
+        return
+    by_key = {column.key: column for column in columns}
+    titles = {key: f"{tables.title(column)} ({column.unit})" for key, column in by_key.items()}
+    first = "core.sparsity.l0" if "core.sparsity.l0" in keys else ENDED[1] if ENDED[1] in keys else keys[0]
+    second = "core.reconstruction.fve" if "core.reconstruction.fve" in keys else ENDED[0] if ENDED[0] in keys else keys[1]
+    st.subheader("One figure against another")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        x = st.selectbox("x", keys, **address.choice("x", keys, default=first), width=260, format_func=titles.__getitem__)
+        log_x = st.toggle("log x", **address.flag("logx"))
+        y = st.selectbox("y", keys, **address.choice("y", keys, default=second), width=260, format_func=titles.__getitem__)
+        log_y = st.toggle("log y", **address.flag("logy"))
+    assert x is not None and y is not None
+    ways = " · ".join(f"{tables.title(by_key[key])}: {tables.BETTER[by_key[key].direction]}" for key in (x, y))
+    st.plotly_chart(
+        scatter.figure(rows, x, y, x_title=titles[x], y_title=titles[y], log_x=log_x, log_y=log_y, selected=chosen.name),
+        key="runs against each other", alt=scatter.alt(rows, x, y, titles), config=png_options("evaluations"))
+    st.caption(f"Click a point to open its run. {ways}.")
+
+
+def _differences(shown: Sequence[Evaluated], columns: Sequence[Column]) -> None:
+    """Each run less one of them, on the same rows."""
+    able = [one for one in shown if one.results]
+    if len(able) < 2:
+        return
+    names = [one.name for one in able]
+    st.subheader("Paired differences")
+    base_name = st.selectbox("Compared with", names, **address.choice("base", names, default=names[0]), width=320,
+                             format_func=escaping.visible)
+    base = next(one for one in able if one.name == base_name)
+    found = {one.name: _compared(_key(base), _key(one), base, one) for one in able if one.name != base_name}
+    st.html(tables.differences(found, base.name, [column for column in columns if column.eval != SUMMARY]))
+    st.caption("Both are measured on the same rows, and the interval is of the difference. One seed each: another seed may "
+               "come out otherwise, which only several seeds can tell.")
+
+
+def _key(one: Evaluated) -> tuple[str, ...]:
+    return (one.name, *(str(result.inputs.get("id")) for result in one.results.values()))
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _compared(a: tuple[str, ...], b: tuple[str, ...], _base: Evaluated, _one: Evaluated) -> Any:  # noqa: ARG001
+    from analysis.evals.compare import compared
+
+    same = {name for name in _base.results if name in _one.results
+            and _base.results[name].inputs.get("rows") == _one.results[name].inputs.get("rows")}
+    if not same:
+        return "measured on other rows, so nothing is paired"
+    sides = [[{name: side.results[name] for name in side.results if name in same}] for side in (_base, _one)]
+    return compared(*sides)

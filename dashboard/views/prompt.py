@@ -1,14 +1,15 @@
 """The page Prompt: a text as features by tokens, what fires at one token, and the contexts most like it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
+import numpy as np
 import streamlit as st
 
-from analysis.prompt import PromptCode
+from analysis.prompt import PER_TOKEN, PromptCode, Top, own_maximum, rarer_than
 from analysis.render import prompt as drawn
 from analysis.render import tokens
-from analysis.render.feature import reference
+from analysis.render.feature import percent, reference
 from analysis.render.text import count, number, shown
 from dashboard import escaping
 from dashboard.components.navigation import navigation
@@ -19,65 +20,103 @@ from dashboard.state.selection import Selection, names
 from sae.errors import SaescopeError
 
 EXAMPLE = "The quick brown fox jumps over the lazy dog."
+CUTS = {"100": "all", "50": "50 %", "10": "10 %", "1": "1 %", "0.1": "0.1 %"}
+"""Densities in percent above which features are left out."""
 
 
 def page() -> None:
     """Draw the page."""
     chosen = choose("Prompt")
     navigation(keys={"/": address.link()})
-    form = address.Form("token", "pick")
+    form = address.Form("token")
     with st.form("prompt", border=False):
         st.text_area("Text", **form.text("text"), height=90, max_chars=address.N_CHARS, placeholder=EXAMPLE)
-        st.form_submit_button("Which features fire?", icon=":material/play_arrow:", on_click=form.submit)
+        pressed = st.form_submit_button("Which features fire?", icon=":material/play_arrow:", on_click=form.submit)
     text = st.query_params.get("text", "")
     if not text.strip():
-        st.caption("The language model of this run reads the text on this machine; the first time it has to be loaded.")
+        _without_text(pressed=pressed)
         return
     try:
         code = encoded(chosen.run.folder, text)
     except SaescopeError as error:
         st.error(escaping.plain(str(error)), icon=":material/error:")
         return
-    _grid(chosen, code)
-    _picked(chosen, code)
+    with st.container(key="prompt-results"):
+        left, right = st.columns([3, 2], gap="large")
+        with left:
+            first = _ranking(chosen, code)
+        asked = _integer("f", chosen.index.d_sae)
+        with right:
+            _panel(chosen, code, first if asked is None else asked)
     _similar(chosen, code)
 
 
-def _grid(chosen: Selection, code: PromptCode) -> None:
+def _without_text(*, pressed: bool) -> None:
+    if pressed:
+        st.warning("There is no text yet: type one above.", icon=":material/edit:")
+    example = _escaped(address.link(text=EXAMPLE))
+    st.html(f'<div class="sx">The language model of this run reads the text on this machine; the first time it has to be '
+            f'loaded. <a href="{example}">Try “{EXAMPLE}”</a></div>')
+
+
+def _ranking(chosen: Selection, code: PromptCode) -> int | None:
+    """The features, ranked; the first of them."""
     token = _integer("token", len(code.pieces))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         layout = st.segmented_control("Layout", ["grid", "tokens"], required=True, width="content",
                                       format_func={"grid": "features by tokens", "tokens": "token by token"}.__getitem__,
                                       **address.choice("layout", ["grid", "tokens"], default="grid"))
-        n = st.slider("Features", 5, 100, step=5, **address.integer("n", 5, 100, default=25), width=260)
-    top = code.top(n, positions=None if token is None else [token])
-    at = "" if token is None else (
-        f" at token {token} {shown(code.pieces[token], spaces=True)} · "
-        f'<a href="{escape(address.link(token=None), quote=True)}">all tokens</a>')
-    n_fire = count(len(code.top(10**9)), "feature")
-    st.html(f'<div class="sx sx-quiet">{count(len(code.pieces), "token")}, {n_fire} active; the strongest {len(top)}{at}. '
-            "Click a token to rank by it, a feature to see it.</div>")
+        n = st.slider("Features", 5, 100, step=5, **address.integer("n", 5, 100, default=25), width=160)
+        cut = st.selectbox("Density up to", list(CUTS), format_func=CUTS.__getitem__, width=120,
+                           help="Features that fire on more of the corpus are left out: they fire on any text.",
+                           **address.choice("cut", list(CUTS), default="10"))
+    largest, allowed = own_maximum(chosen.index), rarer_than(chosen.index, float(cut) / 100)
+    top = code.ranked(largest, allowed, n, position=token)
+    st.html(_told(code, top, token, allowed))
     if not top:
-        st.text("Nothing fires here: the token is masked, as BOS and outliers are in training.")
-    elif layout == "grid":
-        st.html(drawn.grid(code.pieces, code.code, [one.feature for one in top], names(chosen), _pick()))
+        st.text("Nothing fires here: the token is masked, as BOS and outliers are in training, or the density cut leaves "
+                "nothing.")
+        return None
+    if layout == "grid":
+        st.html(drawn.grid(code.pieces, code.code, [one.feature for one in top], names(chosen), _pick(),
+                           scale=dict(enumerate(largest.tolist())), selected=_integer("f", chosen.index.d_sae)))
     else:
-        st.html(drawn.by_token(code.pieces, code.code, names(chosen), _pick(), n=5))
+        each = [code.ranked(largest, allowed, 5, position=i) for i in range(len(code.pieces))]
+        st.html(drawn.by_token(code.pieces, each, names(chosen), _pick()))
+    return top[0].feature
 
 
-def _picked(chosen: Selection, code: PromptCode) -> None:
-    """One feature over the text, beside its page."""
-    feature = _integer("pick", chosen.index.d_sae)
+def _told(code: PromptCode, top: Sequence[Top], token: int | None, allowed: np.ndarray) -> str:
+    """What is ranked how, and what was left out."""
+    at = (f", at most {PER_TOKEN} of a token" if token is None else
+          f" at token {token} {shown(code.pieces[token], spaces=True)} · "
+          f'<a href="{_escaped(address.link(token=None))}">all tokens</a>')
+    fire = np.unique(code.code.feature.numpy())
+    n_left_out = int((~allowed[fire]).sum())
+    left_out = f", {n_left_out:,} of them too dense" if n_left_out else ""
+    return (f'<div class="sx sx-quiet">{count(len(code.pieces), "token")}, {count(len(fire), "feature")} active{left_out}; '
+            f"the {len(top)} nearest to their own largest value over the corpus{at}. Grounds are shares of that value. "
+            "Click a token to rank by it, a feature to see it.</div>")
+
+
+def _panel(chosen: Selection, code: PromptCode, feature: int | None) -> None:
+    """One feature over the text, and what it does to the text that follows."""
     if feature is None:
         return
     values = code.values(feature)
-    scale = max(1e-9, float(abs(values).max()))
     known = chosen.index.feature(feature)
+    scale = max(abs(known.max), abs(known.min)) or max(1e-9, float(abs(values).max()))
+    strongest = float(values[abs(values).argmax()])
+    here = f"Here up to {number(strongest)}" if strongest else "It does not fire here"
     name = reference(feature, names(chosen), lambda _: None)
+    opened = _escaped(address.link("feature", f=feature))
+    steer = _escaped(address.link("feature", f=feature, tab="steer", prompt=code.text))
     st.html(
-        f'<div class="sx"><h3>{name}</h3>{tokens.heat(code.pieces, values.tolist(), scale=scale, focus_all=True)}'
-        f'<p class="sx-quiet">Here up to {number(scale)}; over the corpus {number(known.min)} to {number(known.max)}. '
-        f'<a href="{escape(address.link("feature", f=feature), quote=True)}">Open the feature</a></p></div>')
+        f'<div class="sx" data-panel="{feature}"><h3>{name}</h3>'
+        f"{tokens.heat(code.pieces, values.tolist(), scale=scale, focus_all=True)}"
+        f'<p class="sx-quiet">{here}; over the corpus {number(known.min)} to {number(known.max)}, on '
+        f"{percent(known.density)} of the tokens. Shaded by its largest value there.</p>"
+        f'<p><a href="{opened}">Open the feature</a> · <a href="{steer}">Steer this text</a></p></div>')
 
 
 def _similar(chosen: Selection, code: PromptCode) -> None:
@@ -93,7 +132,7 @@ def _similar(chosen: Selection, code: PromptCode) -> None:
         scale = max(abs(chosen.index.feature(best[0]).max), 1e-9)
         heat = tokens.heat(example.pieces, example.values, scale=scale, peak=at - example.start)
         rows.append(f'<div class="sx-ex"><span class="sx-val" title="context {one.seq}">{one.score:.2f}<br>'
-                    f'<a href="{escape(address.link("feature", f=best[0]), quote=True)}">#{best[0]}</a></span>{heat}</div>')
+                    f'<a href="{_escaped(address.link("feature", f=best[0]))}">#{best[0]}</a></span>{heat}</div>')
     said = ("Cosine of the contexts’ codes with the prompt’s, in which rare features weigh more; shaded is the prompt’s "
             "feature that is strongest there.")
     st.html(f'<div class="sx"><p class="sx-quiet">{said}</p>{"".join(rows)}</div>' if rows
@@ -102,7 +141,11 @@ def _similar(chosen: Selection, code: PromptCode) -> None:
 
 def _pick() -> Callable[[int], str]:
     to = address.linker()
-    return lambda feature: to(pick=feature)
+    return lambda feature: to(f=feature)
+
+
+def _escaped(href: str) -> str:
+    return escape(href, quote=True)
 
 
 def _integer(key: str, below: int) -> int | None:

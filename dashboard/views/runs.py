@@ -12,9 +12,10 @@ import streamlit as st
 from analysis import runs
 from analysis.render.figures import curves
 from analysis.render.figures.curves import Curve
+from analysis.render.palette import places
 from analysis.render.tables import plain as tables
 from analysis.render.tables import runs as run_table
-from analysis.render.text import inert
+from analysis.render.text import cell
 from analysis.runs import Run
 from dashboard import escaping
 from dashboard.components import save
@@ -78,19 +79,24 @@ def _header(found: Sequence[Run]) -> bool:
 
 def _table(found: Sequence[Run]) -> None:
     now = time.time()
-    sort = st.query_params.get("sort")
+    sort = st.query_params.get("order")
     sort = sort if sort in run_table.COLUMNS else None
     # names from A, figures from the largest
     descending = (sort in TEXTS) == (st.query_params.get("turned") == "true")
     to, here = address.linker("features"), address.linker()
+
+    def shown(name: str) -> str:
+        return to(**({} if name == address.get("run") else address.of_run(name)))
 
     def turned(column: str) -> str | None:
         return "true" if column == sort and st.query_params.get("turned") != "true" else None
 
     rows = run_table.ordered([_row(run, now) for run in found], sort, descending=descending)
     st.html(run_table.table(
-        rows, sort=sort, descending=descending, link=lambda name: to(run=name, index=None),
-        sort_link=lambda column: here(sort=column, turned=turned(column))))
+        rows, sort=sort, descending=descending, link=shown,
+        sort_link=lambda column: here(order=column, turned=turned(column))))
+    st.caption("Dead: no fire in the last dead window of training rows. Silent: never fires on the held-out rows. The page "
+               "Features counts those that never fire on the text of an index. The three differ for rare features.")
 
 
 def _row(run: Run, now: float) -> dict[str, Any]:
@@ -135,11 +141,13 @@ def _curves(chosen: Sequence[Run]) -> None:
     if not names:
         st.info("No metrics yet; lines come at every `train.log_every`.", icon=":material/hourglass_top:")
         return
-    st.html(tables.legend([run.name for run in chosen]))
+    styles = places(st.session_state.get("_styles", {}), [run.name for run in chosen])
+    st.session_state["_styles"] = styles
+    st.html(tables.legend(list(styles), list(styles.values())))
     columns = st.columns(min(2, len(wanted)))
     with_points = False
     for i, metric in enumerate(wanted):
-        lines = [_curve(run, metric) for run in chosen]
+        lines = [_curve(run, metric, styles[run.name]) for run in chosen]
         with_points |= any(line.points for line in lines)
         drawn = curves.figure(metric, lines, smoothing=smoothing, log_x=log_x, log_y=log_y)
         columns[i % 2].plotly_chart(
@@ -164,12 +172,12 @@ def _controls(names: Sequence[str]) -> tuple[list[str], float, bool, bool]:
     )
 
 
-def _curve(run: Run, metric: str) -> Curve:
+def _curve(run: Run, metric: str, style: int) -> Curve:
     """A metric as a line, with its held-out twin, if there is one, as points."""
     rows, values = runs.series(run.lines, metric)
     twin = metric if metric.startswith("heldout/") else f"heldout/{metric}"
     points = list(zip(*runs.series(run.lines, twin), strict=True))
-    return Curve(run.name, rows, values, points, runs.intervals(run.lines, twin))
+    return Curve(run.name, rows, values, points, runs.intervals(run.lines, twin), style)
 
 
 def _configs(chosen: Sequence[Run]) -> None:
@@ -191,7 +199,7 @@ def _downloads(chosen: Sequence[Run]) -> None:
 
 
 def as_csv(chosen: Sequence[Run]) -> str:
-    """Every metric of runs in long form: run, step, rows, metric, value."""
+    """Every metric of runs in long form: run (a JSON string), step, rows, metric, value."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("run", "step", "rows", "metric", "value"))
@@ -199,7 +207,7 @@ def as_csv(chosen: Sequence[Run]) -> str:
         for line in run.lines:
             for key, value in line.items():
                 if key not in ("step", "rows") and runs.number(value) is not None:
-                    writer.writerow((inert(run.name), line.get("step"), line["rows"], key, repr(value)))
+                    writer.writerow((cell(run.name), line.get("step"), line["rows"], key, repr(value)))
     return out.getvalue()
 
 

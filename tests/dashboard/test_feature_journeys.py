@@ -180,9 +180,13 @@ def test_a_prompt_by_tokens_ranked_at_one_and_drilled_into(page: Page, dashboard
     page.locator("thead th[data-token]").nth(3).click()
     expect(page).to_have_url(re.compile("token=3"))
     expect(page.get_by_role("link", name="all tokens")).to_be_visible()
-    page.locator("tr[data-feature] a").first.click()
-    expect(page).to_have_url(re.compile("pick="))
-    page.get_by_role("link", name="Open the feature").click()
+    row = page.locator("tr[data-feature]").nth(1)
+    feature = row.get_attribute("data-feature")
+    row.get_by_role("link").click()
+    panel = page.locator(f"[data-panel='{feature}']")
+    expect(panel).to_be_in_viewport()
+    expect(page).to_have_url(re.compile(f"f={feature}(&|$)"))
+    panel.get_by_role("link", name="Open the feature").click()
     expect(page.get_by_role("heading", name=re.compile(r"^Feature \d+$"))).to_be_visible()
 
 
@@ -199,6 +203,7 @@ def test_a_box_in_the_scatter_lists_its_features(page: Page, dashboard: Dashboar
     page.mouse.up()
     expect(page).to_have_url(re.compile("box=density"))
     expect(page.get_by_text("Only the features in the box")).to_be_visible()
+    expect(page.locator(".shapelayer path")).to_be_visible()  # the box stays as long as its filter
     page.get_by_role("link", name="Show all again").click()
     expect(page).not_to_have_url(re.compile("box="))
 

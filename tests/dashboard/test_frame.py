@@ -1,6 +1,5 @@
 """The bar, the pages whose contents come later, and addresses."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,12 @@ from tests.dashboard.pages import html, visit
 def test_the_bar_carries_the_run_along(root: Path) -> None:
     write_run(root, "a&b")
     page = html(visit(page="evaluations", run="a&b", other="1"))
-    assert '<a href="./?page=features&amp;run=a%26b">Features</a>' in page
-    assert 'aria-current=page>Evaluations</a>' in page
+    assert '<a href="./?page=features&amp;run=a%26b" data-page="features">Features</a>' in page
+    assert 'aria-current=page>Evaluations</a>' in page and "other=1" not in page
 
 
 def test_an_unknown_page_is_the_first(root: Path) -> None:
     assert visit(page="../../etc/passwd").title[0].value == "Runs"
-
-
-def test_evaluations_say_what_fills_them(root: Path) -> None:
-    write_run(root, "done")
-    app = visit(page="evaluations")
-    assert app.code[0].value.startswith("sae eval ") and app.code[0].value.endswith("runs/done")
-
-
-def test_evaluations_of_a_run_in_progress_wait_for_it(root: Path) -> None:
-    write_run(root, "going", n_lines=25, finished=False, silent_s=-300)
-    app = visit(page="evaluations")
-    assert "going is training, 25% done" in app.text[0].value
-    assert "_seen" in app.session_state
-
-
-def test_evaluations_show_every_figure_and_say_what_is_broken(root: Path) -> None:
-    folder = write_run(root, "done") / "evals"
-    folder.mkdir()
-    (folder / "loss.json").write_text(json.dumps({"ce": {"clean": 3.25}}))
-    (folder / "noise.json").write_text("{")
-    app = visit(page="evaluations")
-    assert "ce.clean" in html(app) and "3.25" in html(app)
-    assert "cannot be read as JSON" in app.error[0].value
 
 
 def test_circuits_say_what_fills_them_and_draw_what_there_is(root: Path) -> None:

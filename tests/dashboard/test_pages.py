@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from analysis.labels.first_look import good_first
 from analysis.labels.store import Labels
 from analysis.render.text import count
 from dashboard.frame import TITLES
-from dashboard.views.features import N_ROWS
+from dashboard.state.order import N_PAGE
 from sae.io.files import read_json, write_json
 from tests.analysis.indexed_runs import HOSTILE, STATES
 from tests.dashboard.pages import drawn, html, said, saved, visit
@@ -67,7 +68,7 @@ def test_every_page_over_every_state(page: str, state: str, states: Path) -> Non
     elif page == "features":
         n = 1 if state == "one" else 64
         assert count(n, "feature") in said(app)
-        assert html(app).count('<th scope="row"') >= min(n, N_ROWS)
+        assert html(app).count('<th scope="row"') >= min(n, N_PAGE)
     elif page == "feature":
         run = states / state
         assert f"<h2>Feature {good_first(open_index(run), Labels(run))}</h2>" in html(app)
@@ -128,11 +129,30 @@ def test_a_box_in_the_url_keeps_the_features_in_it() -> None:
 
 
 def test_search_in_contexts_ranks_the_features_that_fire_there() -> None:
-    app = visit(page="features", run="healthy", q="bold", by="text")
-    assert "Found at" in said(app) and " of 64 features" in said(app)
-    assert "Found at" in said(visit(page="features", run="healthy", q="b.ld", by="regex"))
+    for query in ({"q": "bold", "by": "text"}, {"q": "b.ld", "by": "regex"}):
+        app = visit(page="features", run="healthy", **query)
+        assert re.search(r"Found: .*by all its \d+ places", said(app)) and " of 64 features" in said(app)
     assert visit(page="features", run="healthy", q="(", by="regex").error
     assert "No feature fits" in said(visit(page="features", run="healthy", q="nowhere in there", by="text"))
+
+
+def test_a_search_with_many_places_says_that_it_samples_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dashboard.state.search.N_PLACES", 7)
+    app = visit(page="features", run="healthy", q="e", by="text")
+    assert re.search(r"by an even sample of 7 of its \d+ places", said(app))
+
+
+def test_a_search_for_labels_where_there_are_none_says_what_to_do() -> None:
+    app = visit(page="features", run="abstopk", q="verbs")
+    assert "No labels yet: run <code>sae label " in html(app) and "q=verbs&amp;by=text" in html(app)
+
+
+def test_texts_can_be_filtered_as_the_help_says() -> None:
+    stats = open_index(Path(os.environ["SAESCOPE_RUNS"]) / "healthy").stats
+    token = next(text for text in stats["top_token"].to_pylist() if text)
+    n = stats["top_token"].to_pylist().count(token)
+    app = visit(page="features", run="healthy", filter=f"top_token = {json.dumps(token)}, dead = false")
+    assert not app.error and f"{n} of 64 features" in said(app)
 
 
 def test_hostile_text_is_text(states: Path) -> None:
@@ -198,8 +218,8 @@ def test_the_table_is_handed_out_as_it_is_filtered() -> None:
 def test_what_is_too_large_to_hand_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.export.cards.EXPORTABLE", 3)
     app = visit(page="features", run="healthy")
-    app.button(key="save Pages").click()
-    assert "between 1 and 3 fit into one file" in drawn(app).error[0].value.replace("\\", "")
+    app.button(key="save Pages (first 3)").click()
+    assert saved(drawn(app))[1].count("<article") == 3
     monkeypatch.setattr("dashboard.components.save.LARGEST", 10)
     app.button(key="save CSV").click()
     assert "take fewer" in drawn(app).error[0].value

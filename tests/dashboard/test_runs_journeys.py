@@ -64,4 +64,4 @@ def test_the_curves_can_be_downloaded(page: Page, dashboard: Dashboard) -> None:
     with page.expect_download() as download:
         page.get_by_role("button", name="Curves (CSV)").click()
     text = Path(download.value.path()).read_text()
-    assert text.startswith("run,step,rows,metric,value\nkept,1,256,lr,0.001\n")
+    assert text.startswith('run,step,rows,metric,value\n"""kept""",1,256,lr,0.001\n')

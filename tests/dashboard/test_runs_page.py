@@ -125,7 +125,7 @@ def test_a_summary_of_any_content_is_survived(root: Path) -> None:
         f'"heldout/fve_interval": {odd}}}\n' for odd in ODD
     ))
     names = ["whole", "lines", "no-json/4", "1/0", "4/11", "5/8"]
-    app = visit(sort="fve_interval", runs=names)
+    app = visit(order="fve_interval", runs=names)
     assert len(table(app)) == 2 + len(summaries) + len(no_json)
     assert next(row for row in table(app) if row["run"] == "whole")["fve"] == "0.750"
     assert {row["fve"] for row in table(app) if row["run"].startswith("1/")} == {"–"}
@@ -138,7 +138,7 @@ def test_a_config_of_any_content_is_survived(root: Path) -> None:
         (shutil.copytree(whole, root / str(i)) / "config.yaml").write_text(
             json.dumps({"sae": {"variant": value, "d_sae": value}, "site": value, "data": value}))
     for sort in ("variant", "d_sae", "site"):
-        assert len(table(visit(sort=sort))) == 1 + len(ODD)
+        assert len(table(visit(order=sort))) == 1 + len(ODD)
 
 
 def test_a_hostile_name_stays_text(root: Path) -> None:
@@ -155,12 +155,12 @@ def test_the_table_is_sorted_by_the_url(root: Path) -> None:
         return [row["run"] for row in table(visit(**query))]
 
     assert names() == ["new", "a", "b", "c"]
-    assert names(sort="d_sae") == ["c", "b", "a", "new"] and names(sort="d_sae", turned="true") == ["new", "a", "b", "c"]
-    assert names(sort="run") == ["a", "b", "c", "new"] and names(sort="run", turned="true") == ["new", "c", "b", "a"]
-    assert names(sort="fve")[-1] == names(sort="fve", turned="true")[-1] == "new"  # without a value
-    assert names(sort="<b>") == names()
-    page = html(visit(sort="d_sae"))
-    assert 'href="./?sort=d_sae&amp;turned=true"' in page and 'aria-sort="descending"' in page
+    assert names(order="d_sae") == ["c", "b", "a", "new"] and names(order="d_sae", turned="true") == ["new", "a", "b", "c"]
+    assert names(order="run") == ["a", "b", "c", "new"] and names(order="run", turned="true") == ["new", "c", "b", "a"]
+    assert names(order="fve")[-1] == names(order="fve", turned="true")[-1] == "new"  # without a value
+    assert names(order="<b>") == names()
+    page = html(visit(order="d_sae"))
+    assert 'href="./?order=d_sae&amp;turned=true"' in page and 'aria-sort="descending"' in page
     assert 'href="./?page=features&amp;run=c"' in page
 
 

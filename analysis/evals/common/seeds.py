@@ -1,7 +1,7 @@
 """Which runs are the same training from other seeds."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,22 @@ def other_seeds(trained: TrainedSAE, root: Path) -> list[Path]:
     if trained.sae.provenance.get("imported"):
         return []
     return [folder for folder, key, seeds in _finished(root) if key == mine and seeds != own]
+
+
+def same_training(folder: Path, among: Sequence[Path]) -> list[tuple[Path, tuple[int, int]]]:
+    """Of some runs those that are the training of `folder` from any seed, it among them, with their seeds.
+
+    Only configs are read; one that cannot be is nobody's.
+    """
+    found = []
+    for one in among:
+        config = one / "config.yaml"
+        try:
+            found.append((one, *_read(config, config.stat().st_mtime_ns)))
+        except (SaescopeError, OSError):
+            continue
+    mine = next((key for one, key, _ in found if one == folder), None)
+    return [(one, seeds) for one, key, seeds in found if key == mine]
 
 
 def _finished(root: Path) -> Iterator[tuple[Path, str, tuple[int, int]]]:

@@ -26,14 +26,16 @@ BITMAP_FROM = 16
 """Rows of the longer list for each of the shorter below which a bitmap is faster than binary search."""
 
 
-def where(index: "Index", a: int, b: int, n: int) -> Both:
+def where(index: "Index", a: int, b: int, n: int, other: "Index | None" = None) -> Both:
     """Counts of shared rows and contexts, and the contexts in which the weaker of the two is strongest.
 
     Strength is relative to the feature's own largest size; of equals the first context. Each example spans both peaks.
+    `other` is the index of b where that is of another SAE; it must be over the same text.
     """
-    rows_a, rows_b = (index._column(f)[0] for f in (a, b))
+    other = other or index
+    rows_a, rows_b = index._column(a)[0], other._column(b)[0]
     seq_a, offset_a, size_a = _peaks(index, a)
-    seq_b, offset_b, size_b = _peaks(index, b)
+    seq_b, offset_b, size_b = _peaks(other, b)
     in_a, in_b = shared(seq_a, seq_b, index.n_seqs)
     weaker = np.minimum(size_a[in_a], size_b[in_b])
     best = np.lexsort((seq_a[in_a], -weaker))[: max(0, n)]
@@ -42,7 +44,7 @@ def where(index: "Index", a: int, b: int, n: int) -> Both:
         seq, at_a, at_b = int(seq_a[in_a[i]]), int(offset_a[in_a[i]]), int(offset_b[in_b[i]])
         start, stop = max(0, min(at_a, at_b) - BEFORE), min(index.n_ctx, max(at_a, at_b) + AFTER + 1)
         seen_by_a = index._example(a, seq, at_a, start, stop)
-        values = index.values(b, seq, start, stop).tolist()
+        values = other.values(b, seq, start, stop).tolist()
         seen_by_b = replace(seen_by_a, feature=b, position=at_b, values=values, value=values[at_b - start])
         examples.append((seen_by_a, seen_by_b))
     n_both = len(shared(rows_a, rows_b, index.n_seqs * index.n_ctx)[0])

@@ -1,11 +1,13 @@
-"""Two features of one SAE beside each other: how alike their directions are, and how often they are active together."""
+"""Two features beside each other, of one SAE or two: how alike their directions are, how often they fire together."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int32
 
+from analysis.index.queries import cooccurrence
 from sae.errors import SaescopeError
 from sae.io.files import read_rows
 
@@ -16,14 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two features, `a` and `b`, over all encoded rows."""
+    """Two features, `a` and `b`, over all rows that are encoded (in both indexes, where they are of two)."""
 
     a: int
     b: int
     cosine: float | None
-    """Of their decoder rows; None where the weights cannot be read or are not those that were indexed."""
-    both: "Both"
-    """Where both are active, with examples."""
+    """Of their decoder rows; None where the weights cannot be read or are not those that were indexed, or where the
+    directions are not of one space."""
+    both: "Both | None"
+    """Where both are active, with examples; None, as all that follows, for indexes over different text."""
     jaccard: float | None
     """Rows on which both are active among those on which one is; None if neither ever is."""
     share_a: float | None
@@ -34,50 +37,98 @@ class Compared:
     """Correlation of their values over all encoded rows, 0 where inactive; None for a feature that never varies."""
 
 
-def compare(index: "Index", a: int, b: int, *, n: int = 10) -> Compared:
-    """Compare two features, exactly: from the index's columns, and the two decoder rows.
+def compare(index: "Index", a: int, b: int, other: "Index | None" = None, *, n: int = 10) -> Compared:
+    """Compare two features, exactly: from the indexes' columns, and the two decoder rows.
 
     Args:
-        index: an open index.
+        index: of a.
         a: a feature.
         b: another, or the same.
+        other: of b, if that is of another SAE. Over other text nothing is known of firing together; of another place in
+            the model, or another model, directions have no cosine.
         n: examples of contexts in which both are active.
 
     Raises:
         SaescopeError: there is no such feature.
     """
-    both = index.where(a, b, n)
-    n_a, n_b = index.feature(a).n_active, index.feature(b).n_active
-    either = n_a + n_b - both.total_rows
+    other = other or index
+    cosine = _cosine(index, a, other, b) if same_space(index, other) else None
+    if not same_text(index, other):
+        other.feature(b)
+        return Compared(a, b, cosine, None, None, None, None, None)
+    rows = _common(index, other)
+    at_a, at_b = (_column(i, f, rows)[0] for i, f in ((index, a), (other, b)))
+    n_both = len(np.intersect1d(at_a, at_b, assume_unique=True))
+    either = len(at_a) + len(at_b) - n_both
+    both = cooccurrence.where(index, a, b, n, other)
     return Compared(
-        a, b, _cosine(index, a, b), both, both.total_rows / either if either else None,
-        both.total_rows / n_a if n_a else None, both.total_rows / n_b if n_b else None, _pearson(index, a, b),
+        a, b, cosine, both if rows is None else replace(both, total_rows=n_both), n_both / either if either else None,
+        n_both / len(at_a) if len(at_a) else None, n_both / len(at_b) if len(at_b) else None,
+        correlation(index, a, other, b),
     )
 
 
-def _cosine(index: "Index", a: int, b: int) -> float | None:
-    if index.stale:
+def correlation(index: "Index", a: int, other: "Index", b: int) -> float | None:
+    """Of the values of two features over the rows that both indexes have encoded; None where either never varies."""
+    rows = _common(index, other)
+    (at_a, x), (at_b, y) = (_column(i, f, rows) for i, f in ((index, a), (other, b)))
+    _, in_a, in_b = np.intersect1d(at_a, at_b, assume_unique=True, return_indices=True)
+    return _pearson(x, y, float(x[in_a] @ y[in_b]), index.n_rows if rows is None else int(rows.sum()))
+
+
+def same_text(a: "Index", b: "Index") -> bool:
+    """Whether two indexes are over the very same tokens."""
+    if a is b:
+        return True
+    tokens = [one.manifest["files"]["tokens.npy"] for one in (a, b)]
+    # rows that came without text have no tokens to tell them apart by
+    return tokens[0] == tokens[1] and a.vocabulary is not None and b.vocabulary is not None
+
+
+def same_space(a: "Index", b: "Index") -> bool:
+    """Whether the decoder rows of two SAEs are directions of one space: the same place in the same model."""
+    if a is b:
+        return True
+    (x, y) = (one.manifest.get("about", {}) for one in (a, b))
+    sites = (x.get("site", {}), y.get("site", {}))
+    place = [(site.get("target") or site.get("input"), site.get("update")) for site in sites]
+    # activations without a model are told apart by where they come from
+    source = "model" if x.get("model") else "corpus"
+    return place[0] == place[1] and all(x.get(key) == y.get(key) for key in ("d_out", "model", source))
+
+
+def _common(a: "Index", b: "Index") -> Bool[np.ndarray, " n"] | None:
+    """The rows that both have encoded; None where they are all of either's."""
+    kept_a, kept_b = (one.arrays["kept"].reshape(-1) for one in (a, b))
+    return None if a is b or np.array_equal(kept_a, kept_b) else kept_a & kept_b
+
+
+def _cosine(index: "Index", a: int, other: "Index", b: int) -> float | None:
+    if index.stale or other.stale:
         return None
     try:
-        rows = read_rows(index.run / "final" / "sae.safetensors", "W_dec", [a, b]).double().numpy()
+        (x, y) = (read_rows(one.run / "final" / "sae.safetensors", "W_dec", [f])[0].double().numpy()
+                  for one, f in ((index, a), (other, b)))
     except SaescopeError:
         return None
-    norms = np.linalg.norm(rows, axis=1)
-    return float(rows[0] @ rows[1] / norms.prod()) if norms.all() else None
+    norms = np.linalg.norm(x) * np.linalg.norm(y)
+    return float(x @ y / norms) if norms else None
 
 
-def _pearson(index: "Index", a: int, b: int) -> float | None:
+def _pearson(
+    x: Float64[np.ndarray, " n_a"], y: Float64[np.ndarray, " n_b"], products: float, n: int
+) -> float | None:
     """Σ(x − x̄)(y − ȳ) from the sums over active rows alone: all others add nothing to Σx, Σx² and Σxy."""
-    (at_a, x), (at_b, y) = (_column(index, feature) for feature in (a, b))
-    _, in_a, in_b = np.intersect1d(at_a, at_b, assume_unique=True, return_indices=True)
-    n = index.n_rows
     if not n:
         return None
-    covariance = x[in_a] @ y[in_b] - x.sum() * y.sum() / n
+    covariance = products - x.sum() * y.sum() / n
     spread = [v @ v - v.sum() ** 2 / n for v in (x, y)]
     return float(covariance / math.sqrt(spread[0] * spread[1])) if min(spread) > 0 else None
 
 
-def _column(index: "Index", feature: int) -> tuple[np.ndarray, np.ndarray]:
+def _column(
+    index: "Index", feature: int, rows: Bool[np.ndarray, " n"] | None
+) -> tuple[Int32[np.ndarray, " n_active"], Float64[np.ndarray, " n_active"]]:
     position, value = index.column(feature)
-    return np.asarray(position), value.astype(np.float64)
+    kept = slice(None) if rows is None else rows[position]
+    return np.asarray(position)[kept], value.astype(np.float64)[kept]

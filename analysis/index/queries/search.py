@@ -7,7 +7,7 @@ of them. RE2 (Cox 2010, "Regular expression matching in the wild") needs time li
 import re
 import time
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, groupby
 from threading import Lock
 from typing import Any
 
@@ -42,20 +42,48 @@ class Searcher:
         Raises:
             SaescopeError: nothing to look for, no regular expression of RE2's syntax, or one that takes too long.
         """
+        hits: list[Hit] = []
+        for seq, found in self._found(text, regex=regex):
+            hits += self._hits(seq, found)
+            if len(hits) >= n:
+                break
+        return hits[: max(0, n)]
+
+    def evenly(self, text: str, *, regex: bool, n: int) -> tuple[list[Hit], int]:
+        """Matches spread evenly over all of them in corpus order, at most n, and how many there are.
+
+        Of `total` matches these are the numbers floor((i + ½) · total / n): no part of the corpus counts for more.
+
+        Raises:
+            SaescopeError: as `search`.
+        """
+        seqs, counts = [], []
+        for seq, found in self._found(text, regex=regex):
+            seqs.append(seq)
+            counts.append(len(found))
+        total = sum(counts)
+        n = min(max(0, n), total)
+        wanted = (np.arange(n) * 2 + 1) * total // max(1, 2 * n)
+        ends = np.cumsum(counts)
+        spans = expression(text) if regex else _word(text)
+        hits: list[Hit] = []
+        for i, numbers in groupby(wanted.tolist(), key=lambda number: int(np.searchsorted(ends, number, side="right"))):
+            found = list(spans(self.texts()[seqs[i]]))
+            hits += self._hits(seqs[i], [found[number - int(ends[i]) + counts[i]] for number in numbers])
+        return hits, total
+
+    def _found(self, text: str, *, regex: bool) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """Each context with a match, and the matches as spans of bytes."""
         if not text or len(text) > LONGEST_PATTERN:
             raise SaescopeError(
                 f"{len(text):,} characters to search for; give a word or a regular expression of 1 to {LONGEST_PATTERN:,}.")
         spans = expression(text) if regex else _word(text)
         until = time.monotonic() + SECONDS
-        hits: list[Hit] = []
         for seq, whole in enumerate(self.texts()):
-            if len(hits) >= n:
-                break
             if regex and time.monotonic() > until:
                 raise SaescopeError(f"{text!r} takes longer than {SECONDS:g} s to search for; give a simpler expression.")
             if found := list(spans(whole)):
-                hits += self._hits(seq, found)
-        return hits[: max(0, n)]
+                yield seq, found
 
     def texts(self) -> list[bytes]:
         """The text of each context in UTF-8, as far as its bytes are that: none is lost."""

@@ -36,6 +36,8 @@ class Curve:
     """(rows, value) of the same metric on held-out rows."""
     intervals: Sequence[tuple[float, float]] | None = None
     """Low and high of each point."""
+    style: int = 0
+    """Which of the palette's styles it has."""
 
 
 def title(metric: str) -> str:
@@ -73,19 +75,19 @@ def figure(
 
     Args:
         metric: its name in metrics.jsonl.
-        curves: the i-th gets the i-th style of the palette.
+        curves: the runs'.
         smoothing: weight of the moving average, 0 to 1.
         log_x: logarithmic axis of rows.
         log_y: logarithmic axis of values; values that are not positive are left out.
     """
     out = go.Figure()
-    for i, curve in enumerate(curves):
+    for curve in curves:
         rows, values = thin(curve.rows, curve.values)
         if smoothing and len(values) > 1:
-            out.add_trace(_raw(i, rows, values))
-        out.add_trace(_line(i, curve.name, *thin(curve.rows, smooth(curve.values, smoothing))))
+            out.add_trace(_raw(curve.style, rows, values))
+        out.add_trace(_line(curve.style, curve.name, *thin(curve.rows, smooth(curve.values, smoothing))))
         if curve.points:
-            out.add_trace(_points(i, curve))
+            out.add_trace(_points(curve.style, curve))
     out.update_layout(
         title={"text": title(metric), "font": {"size": 15}, "x": 0, "xanchor": "left"}, height=300, showlegend=False,
         hovermode="x unified", margin={"l": 8, "r": 8, "t": 44, "b": 8},

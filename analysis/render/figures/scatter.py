@@ -14,6 +14,8 @@ from analysis.render.figures.curves import log_ticks
 from analysis.render.palette import COLOURS
 from analysis.render.text import count, number, plain, short
 
+Box = tuple[str, str, list[float]]
+"""Two columns, and the bounds of the first and of the second."""
 HOVER_LIMIT = 60
 """Characters of a label that are shown beside a point."""
 
@@ -21,6 +23,7 @@ HOVER_LIMIT = 60
 def figure(
     features: Sequence[int], x: Sequence[float], y: Sequence[float], *, x_title: str, y_title: str,
     log_x: bool = False, log_y: bool = False, names: Sequence[str] | None = None, selected: int | None = None,
+    box: Box | None = None,
 ) -> go.Figure:
     """One statistic against another.
 
@@ -34,6 +37,7 @@ def figure(
         log_y: likewise.
         names: a label each, or "".
         selected: the feature to ring.
+        box: bounds to frame.
     """
     ids, xs, ys = np.asarray(features), np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     fits = np.isfinite(xs) & np.isfinite(ys) & ((xs > 0) | (not log_x)) & ((ys > 0) | (not log_y))
@@ -50,13 +54,14 @@ def figure(
     if left_out:
         why = "not above 0" if log_x or log_y else "without a value"
         out.add_annotation(text=f"{count(left_out, 'feature')} {why} left out", xref="paper", yref="paper", x=1, y=1,
-                           xanchor="right", yanchor="bottom", showarrow=False, opacity=0.75)
-    return _laid_out(out)
+                           xanchor="right", yanchor="bottom", showarrow=False)
+    return _laid_out(_framed(out, box))
 
 
 def layout_map(
     features: Sequence[int], x: Sequence[float], y: Sequence[float], *, names: Sequence[str] | None = None,
     depth: Sequence[float] | None = None, depth_title: str = "", selected: int | None = None,
+    box: Box | None = None,
 ) -> go.Figure:
     """The map of decoder directions: near points are near directions; the axes themselves mean nothing.
 
@@ -68,6 +73,7 @@ def layout_map(
         depth: a value each, shown as colour (its logarithm should be given where it spans decades).
         depth_title: what the colour means.
         selected: the feature to ring.
+        box: bounds to frame.
     """
     ids, xs, ys = np.asarray(features), np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     fits = np.isfinite(xs) & np.isfinite(ys)
@@ -81,7 +87,7 @@ def layout_map(
         _ring(out, ids, xs, ys, fits, selected)
     out.update_xaxes(visible=False)
     out.update_yaxes(visible=False, scaleanchor="x")
-    return _laid_out(out)
+    return _laid_out(_framed(out, box))
 
 
 def _points(
@@ -105,6 +111,15 @@ def _ring(out: go.Figure, ids: np.ndarray, xs: np.ndarray, ys: np.ndarray, fits:
         customdata=ids[at], hoverinfo="skip",
         marker={"size": 14, "symbol": "circle-open", "line": {"width": 3}, "color": COLOURS[1]},
     ))
+
+
+def _framed(out: go.Figure, box: Box | None) -> go.Figure:
+    """A frame around the box that was drawn."""
+    if box is not None:
+        x0, x1, y0, y1 = box[2]
+        line = {"width": 2, "dash": "dot", "color": COLOURS[1]}
+        out.add_shape(type="rect", x0=x0, x1=x1, y0=y0, y1=y1, name="box", line=line)
+    return out
 
 
 def _laid_out(out: go.Figure) -> go.Figure:

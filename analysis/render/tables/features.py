@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.render import names as named
 from analysis.render.feature import Link, percent
-from analysis.render.text import count, inert, number, shown
+from analysis.render.text import cell, count, number, shown
 
 if TYPE_CHECKING:
     from analysis.labels.names import Name
@@ -38,9 +38,9 @@ COLUMNS = (
     Column("decoder_cos", "Cosine", "Cosine with the nearest other decoder row"),
     Column("coact_jaccard", "Together", "Jaccard index with the feature it most often fires with"),
     Column("first_token_share", "At start", "Share of its fires on the first token of a context", "share"),
-    Column("entropy", "Entropy", "Of its fires over contexts, in nats: how widely they are spread"),
+    Column("entropy", "Entropy", "Of the tokens it fires on, each weighing as much as its values, in bits"),
     Column("top_token", "Top token", "The token it fires on most", "text"),
-    Column("promoted_token", "Promotes", "The token whose logit it raises most", "text"),
+    Column("promoted_token", "Promotes", "The token whose logit its direction alone raises most", "text"),
 )
 TITLES = {"feature": "Feature", "label": "Name"} | {column.name: column.title for column in COLUMNS}
 
@@ -48,7 +48,7 @@ TITLES = {"feature": "Feature", "label": "Name"} | {column.name: column.title fo
 def table(
     rows: Sequence[Mapping[str, Any]], *, sort: str, descending: bool, names: "Mapping[int, Name]", link: Link,
     sort_link: Callable[[str], str] | None = None, extra: Mapping[int, str] | None = None, extra_title: str = "",
-    without: Collection[str] = (),
+    without: Collection[str] = (), selected: int | None = None,
 ) -> str:
     """The table; a column of which no row knows anything is left out.
 
@@ -62,6 +62,7 @@ def table(
         extra: a text for each feature in a further column.
         extra_title: its title.
         without: columns that are left out.
+        selected: the feature whose row is set off.
     """
     columns = [column for column in COLUMNS
                if column.name not in without and any(row.get(column.name) is not None for row in rows)]
@@ -70,7 +71,7 @@ def table(
     if extra is not None:
         heads.append(f'<th scope="col" class="sx-num">{escape(extra_title)}</th>')
     heads += [_head(c.name, c.title, c.help, c.kind != "text", sort, descending, sort_link) for c in columns]
-    body = "".join(_row(row, columns, names, link, extra) for row in rows)
+    body = "".join(_row(row, columns, names, link, extra, selected) for row in rows)
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features"><table class="sx-list sx-features">'
         f'<caption class="sx-hidden">{count(len(rows), "feature")}, with statistics</caption>'
@@ -91,7 +92,7 @@ def _head(
 
 def _row(
     row: Mapping[str, Any], columns: Sequence[Column], names: "Mapping[int, Name]", link: Link,
-    extra: Mapping[int, str] | None,
+    extra: Mapping[int, str] | None, selected: int | None,
 ) -> str:
     feature = int(row["feature"])
     href = link(feature)
@@ -100,7 +101,8 @@ def _row(
     why = shown(extra[feature], limit=40) if extra and feature in extra else ""
     more = "" if extra is None else f'<td class="sx-num">{why}</td>'
     cells = "".join(_cell(column, row.get(column.name)) for column in columns)
-    return f'<tr><th scope="row">{name}</th><td class="sx-name">{label}</td>{more}{cells}</tr>'
+    here = " aria-current=true" if feature == selected else ""
+    return f'<tr{here}><th scope="row">{name}</th><td class="sx-name">{label}</td>{more}{cells}</tr>'
 
 
 def _cell(column: Column, value: Any) -> str:
@@ -113,15 +115,15 @@ def _cell(column: Column, value: Any) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> str:
-    """The statistics and labels of features, a line each; cells that a spreadsheet would compute are quoted."""
+    """The statistics and labels of features, a line each; texts are JSON strings (docs/index-format.md, CSV files)."""
     columns = [name for name in (rows[0] if rows else {}) if name != "feature"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["feature", "label", *columns])
     for row in rows:
         cells = (row[name] for name in columns)
-        writer.writerow([row["feature"], inert(labels.get(row["feature"], "")),
-                         *(inert(cell) if isinstance(cell, str) else cell for cell in cells)])
+        label = cell(labels[row["feature"]]) if row["feature"] in labels else ""
+        writer.writerow([row["feature"], label, *(cell(one) if isinstance(one, str) else one for one in cells)])
     return out.getvalue()
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from analysis.render.palette import style
 from analysis.render.text import inner
 
-_CELL = "padding:0.3rem 0.8rem 0.3rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere;border:none;"
+_CELL = (
+    "padding:0.3rem 0.8rem 0.3rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere;min-width:6rem;border:none;"
+)
 _RULE = "border-bottom:1px solid color-mix(in srgb,currentColor 18%,transparent);"
 
 
@@ -36,9 +38,9 @@ def _text(text: str) -> str:
     return inner(text, limit=None) if text else ""
 
 
-def legend(names: Sequence[str]) -> str:
-    """One legend for several figures whose i-th curve has the i-th style."""
-    items = "".join(_item(i, name) for i, name in enumerate(names))
+def legend(names: Sequence[str], styles: Sequence[int]) -> str:
+    """One legend for several figures: each name with the palette's style that its curve has."""
+    items = "".join(_item(i, name) for i, name in zip(styles, names, strict=True))
     return f'<div role="list" style="display:flex;flex-wrap:wrap;gap:0.2rem 1.4rem;font-size:0.875rem">{items}</div>'
 
 

@@ -5,6 +5,7 @@ from html import escape
 import streamlit as st
 
 from analysis.render import cofire
+from analysis.render.feature import reference
 from dashboard.state import address
 from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.selection import names
@@ -19,5 +20,6 @@ def fires_with(place: CurrentFeature) -> None:
         **address.integer("with", 0, place.index.d_sae - 1, default=first))
     found = place.index.where(place.feature, int(other), n=20)
     beside = escape(address.link("compare", f=place.feature, **{"with": int(other)}), quote=True)
+    both = (reference(feature, names(place.chosen), place.go) for feature in (place.feature, int(other)))
     st.html(f'<div class="sx"><p><a href="{beside}">⇄ Compare the two side by side</a></p>'
-            f"{cofire.both(found, place.feature, int(other), names(place.chosen), place.go)}</div>")
+            f"{cofire.both(found, *both, (f'#{place.feature}', f'#{int(other)}'))}</div>")

@@ -1,7 +1,7 @@
 """The page Feature: everything that is known of one, and what can be asked of it. A fragment, so that the next is quick."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
 import streamlit as st
@@ -9,6 +9,7 @@ import streamlit as st
 from analysis.labels.first_look import good_first
 from analysis.render import feature as drawn
 from analysis.render.figures import histogram
+from analysis.render.text import plain
 from dashboard.components.drawing import drawing
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose
@@ -41,7 +42,7 @@ def page() -> None:
 
 
 def _whose() -> tuple[str | None, ...]:
-    return tuple(st.query_params.get(key) for key in ("page", "run", "index"))
+    return tuple(address.get(key) for key in ("page", "run", "index"))
 
 
 @st.fragment
@@ -50,8 +51,10 @@ def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
         st.rerun()  # a link has led to another page
     now = order.of(chosen)
     feature = _feature(chosen, now.features)
+    if st.query_params.get("f") != str(feature):
+        address.settle("f", feature)
     place = CurrentFeature(chosen, feature, feature_linker())
-    _walk(place, list(now.features))
+    _walk(place, now.features)
     labels = place.labels
     head = drawn.header(place.index.feature(feature), labels.get(feature), labels.tags(feature), labels.note(feature))
     st.html(f'<div class="sx" data-feature="{feature}">{head}</div>')
@@ -65,7 +68,7 @@ def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
         TABS[tab or "examples"][1](place)
 
 
-def _feature(chosen: Selection, features: object) -> int:
+def _feature(chosen: Selection, features: Sequence[int]) -> int:
     """The feature that the URL names; a random one that fires for `f=random`; for none one to begin with."""
     asked = st.query_params.get("f", "")
     if asked == "random":
@@ -78,33 +81,40 @@ def _feature(chosen: Selection, features: object) -> int:
     if asked:
         st.warning(f"This run has features 0 to {chosen.index.d_sae - 1}; there is no other.")
     ordered = any(key in st.query_params for key in order.KEYS)
-    first = list(features)[:1] if ordered and isinstance(features, list) else []
-    return first[0] if first else good_first(chosen.index, chosen.labels)
+    return features[0] if ordered and features else good_first(chosen.index, chosen.labels)
 
 
-def _walk(place: CurrentFeature, features: list[int]) -> None:
+def _walk(place: CurrentFeature, features: Sequence[int]) -> None:
     """Previous, next and random, as links and as keys."""
     at = features.index(place.feature) if place.feature in features else -1
     low = max(0, at - N_WALK)
     near = features[low : at + N_WALK + 1] if at >= 0 else features[: N_WALK + 1]
     addresses = [place.go(feature) for feature in near]
     here = at - low if at >= 0 else -1
-    every = address.link("features", **order.state())
-    navigation(walk=addresses, at=here, keys={
+    every = address.link("features", p="f")
+    navigation(walk=addresses, at=here, title=f"#{place.feature}", keys={
         "r": place.go("random"), "b": every, "e": address.link(tab="label"), "/": every,
     })
     before = addresses[here - 1] if here > 0 else None
     after = addresses[here + 1] if here + 1 < len(addresses) else None
     links = [_link("‹ previous", before), _link("next ›", after), _link("random", place.go("random")),
-             _link("all features", every)]
-    by = st.query_params.get("sort", "number")
-    said = f"{at + 1:,} of {len(features):,} by {by}" if at >= 0 else "outside the filter"
+             f'<a href="{escape(every, quote=True)}" data-page="features">all features</a>']
+    said = f"{at + 1:,} of {len(features):,} {_told()}" if at >= 0 else "not in the list"
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="walk"):
         st.number_input("Feature", 0, place.index.d_sae - 1, label_visibility="collapsed", width=130,
                         **address.integer("f", 0, place.index.d_sae - 1, default=-1, clears=("open",))
                         | _shown(place.feature))
         st.html(f'<div class="sx sx-walk">{"".join(links)}<span class="sx-quiet">{said}</span> '
                 '<button data-copy="link">copy link</button></div>')
+
+
+def _told() -> str:
+    """What the features are that j and k walk through."""
+    asked = st.query_params
+    search = f"for “{plain(asked['q'], limit=30)}”" if asked.get("q", "").strip() else ""
+    by = "best first" if search and "sort" not in asked else f"by {plain(asked.get('sort', 'number'))}"
+    narrowed = ", filtered" if any(key in asked for key in ("filter", "box", "list")) else ""
+    return escape(f"{search} {by}{narrowed}".strip())
 
 
 def _shown(feature: int) -> dict[str, str]:

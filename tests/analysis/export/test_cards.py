@@ -52,14 +52,25 @@ def test_the_judged_examples_are_shown() -> None:
     assert "your label" in Page(render.card(card(label=Label(7, "mine")))).text
 
 
-def test_csv_has_every_token_and_no_formula() -> None:
-    one = card(sections=[replace(card().sections[0], examples=[example(["=1+1", "\x00", "b\n"], [0.0, 2.5, -1.0])])],
-               label=Label(7, "@x"))
-    rows = list(csv.DictReader(io.StringIO(cards.as_csv([one]))))
-    assert [row["token"] for row in rows] == ["'=1+1", "␀", "b\n"]
-    assert [(row["position"], row["value"], row["is_peak"]) for row in rows] == [("10", "0.0", "0"), ("11", "2.5", "1"),
-                                                                            ("12", "-1.0", "0")]
-    assert {row["label"] for row in rows} == {"'@x"}
+ODD = ["=1+1", "'=1", "NA", "nan", "", " the", "\x00", "b\n", "\r",
+       '"', '"=', "\\n", "−", "-", "1.0", "\ud83d", "\u202e", "é"]
+
+
+def test_a_csv_gives_the_very_tokens_back_and_no_formula() -> None:
+    import pandas as pd
+
+    values = [0.0, 2.5, *[-1.0] * (len(ODD) - 2)]
+    one = card(sections=[replace(card().sections[0], examples=[example(ODD, values)])], label=Label(7, "@x"))
+    written = cards.as_csv([one])
+    assert not [cell for row in csv.reader(io.StringIO(written)) for cell in row if cell[:1] in ("=", "@", "\t", "\r", "'")]
+
+    def text(cell: str) -> str | None:
+        return json.loads(cell) if cell else None
+
+    read = pd.read_csv(io.BytesIO(written.encode("utf-8")), converters=dict.fromkeys(["label", "token"], text))
+    assert read["token"].tolist() == ODD and set(read["label"]) == {"@x"}
+    assert read["value"].tolist() == values and read["position"].tolist() == list(range(10, 10 + len(ODD)))
+    assert read["is_peak"].tolist() == [0, 1, *[0] * (len(ODD) - 2)]
 
 
 def test_json_is_the_card() -> None:

@@ -10,6 +10,7 @@ from analysis.index import Index
 from analysis.index.queries.feature_pair import compare
 from analysis.labels.names import Name
 from analysis.render import feature_pair as drawn
+from analysis.render.feature import reference
 from sae import store
 from sae.errors import SaescopeError
 from tests.analysis.index.made import make_index
@@ -68,10 +69,11 @@ def test_it_is_drawn_as_text(index: Index, pairs: list[tuple[int, int]]) -> None
     a, b = pairs[1]
     names = {a: Name("<b>bold</b>"), b: Name("\u202eturned")}
     found, one, two = compare(index, a, b), index.feature(a), index.feature(b)
-    whole = (drawn.summary(found, names) + drawn.facts(one, two) + drawn.promoted(one, two)
-             + drawn.examples(index.examples(a), one, names))
+    first, second = (reference(f, names, lambda _: None) for f in (a, b))
+    whole = (drawn.summary(found, first, second) + drawn.facts(one, two) + drawn.promoted(one, two)
+             + drawn.examples(index.examples(a), one, first))
     assert "<b>" not in whole and "\u202e" not in whole and "&lt;b&gt;bold" in whole
     Page(whole)  # balanced
     assert f"#{a}" in drawn.facts(one, two) and f"{one.n_active:,}" in drawn.facts(one, two)
     unknown = dataclasses.replace(found, cosine=None, jaccard=None, pearson=None, share_a=None, share_b=None)
-    assert "–" in drawn.summary(unknown, {})
+    assert "–" in drawn.summary(unknown, first, second)

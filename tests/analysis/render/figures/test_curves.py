@@ -4,7 +4,7 @@ import pytest
 
 from analysis.render.figures import curves
 from analysis.render.figures.curves import Curve
-from analysis.render.palette import COLOURS, fade, style
+from analysis.render.palette import COLOURS, fade, places, style
 
 
 def test_smoothing_is_a_moving_average_without_bias() -> None:
@@ -29,6 +29,15 @@ def test_a_curve_with_held_out_points_has_error_bars_to_its_interval() -> None:
     assert (list(line.x), list(line.y)) == ([1, 2], [0.1, 0.2])
     assert (list(points.x), list(points.y)) == ([2], [0.15])
     assert (points.error_y.array[0], points.error_y.arrayminus[0]) == pytest.approx((0.05, 0.025))
+
+
+def test_a_run_keeps_its_style_whoever_comes_or_goes() -> None:
+    first = places({}, ["a", "b", "c"])
+    assert first == {"a": 0, "b": 1, "c": 2}
+    assert places(first, ["new", "a", "b", "c"]) == {"new": 3, **first}
+    assert places(first, ["new", "b", "c"]) == {"new": 0, "b": 1, "c": 2}
+    (line,) = curves.figure("fve", [Curve("run", [1.0, 2.0], [0.1, 0.2], style=2)]).data
+    assert line.line.color == COLOURS[2]
 
 
 def test_smoothing_leaves_the_raw_values_behind() -> None:

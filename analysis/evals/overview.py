@@ -1,0 +1,152 @@
+"""What is known of many runs, as one table: the figures of their evaluations, and those that their trainings ended with."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis import runs
+from analysis.evals.common.result import EvalResult, Metric, Metrics, read, results
+from analysis.render.text import cell
+from analysis.runs import Run
+from sae.errors import SaescopeError
+
+SUMMARY = "training"
+"""What the figures of a run's summary are called: those that its training ended with."""
+_CE = "nats per token"
+SUMMARISED: dict[str, Metric] = {
+    "fve": Metric(None, "share", "higher", "1 − Σ‖t − t̂‖² / Σ‖t − mean t‖²", 0),
+    "l0": Metric(None, "features per row", "none", "mean number of features with a value ≠ 0", 0),
+    "cosine": Metric(None, "cosine", "higher", "mean cosine of t and t̂ about the training mean", 0),
+    "ce_recovered_mean": Metric(
+        None, "share", "higher", "(CE ablated − CE spliced) / (CE ablated − CE clean), ablated to the training mean", 0),
+    "ce_recovered_zero": Metric(
+        None, "share", "higher", "(CE ablated − CE spliced) / (CE ablated − CE clean), ablated to zero", 0),
+    "ce_spliced": Metric(None, _CE, "lower", "cross-entropy with t̂ in place of t", 0),
+    "kl": Metric(None, _CE, "lower", "KL(clean ‖ spliced)", 0),
+    "silent": Metric(None, "share", "lower", "share of features active in no held-out row", 0),
+    "dense": Metric(None, "share", "none", "share of features active in more than 10 % of held-out rows", 0),
+}
+"""Figures of a summary; their values are to be filled in."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure, the same of every run."""
+
+    eval: str
+    group: str
+    name: str
+    unit: str
+    direction: str
+    formula: str
+
+    @property
+    def key(self) -> str:
+        """`core.reconstruction.fve`: in addresses and files."""
+        return f"{self.eval}.{self.group}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of a run, or of one of its controls."""
+
+    run: str
+    control: str
+    """Empty for the run itself."""
+    figures: Mapping[str, Metric]
+    """By the column's key."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """All that is known of one run."""
+
+    name: str
+    folder: Path
+    results: Mapping[str, EvalResult] = field(default_factory=dict)
+    summary: Mapping[str, Metric] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def rows(self) -> list[Row]:
+        """The run's own row, then one for each control and each reference."""
+        own = {f"{SUMMARY}.heldout.{name}": metric for name, metric in self.summary.items()}
+        others: dict[str, dict[str, Metric]] = {}
+        for name, found in self.results.items():
+            own |= _keyed(name, found.found.metrics)
+            beside = {one: control.metrics for one, control in found.controls.items()} | dict(found.references)
+            for other, metrics in beside.items():
+                others.setdefault(other, {}).update(_keyed(name, metrics))
+        return [Row(self.name, "", own), *(Row(self.name, other, figures) for other, figures in others.items())]
+
+
+def of_run(run: Run) -> Evaluated:
+    """A run's evaluations, and the figures of its summary; one that cannot be read is a problem told beside the others."""
+    found, problems = {}, []
+    for path in results(run.folder):
+        try:
+            result = read(path)
+        except SaescopeError as error:
+            problems.append(str(error))
+            continue
+        found[result.eval] = result
+    return Evaluated(run.name, run.folder, found, _summarised(run), tuple(problems))
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """Every figure that a row has, evaluations in the order in which they come, the summaries' first."""
+    found: dict[str, Column] = {}
+    for row in rows:
+        for key, metric in row.figures.items():
+            eval_, group, name = key.split(".", 2)
+            found.setdefault(key, Column(eval_, group, name, metric.unit, metric.direction, metric.formula))
+    return sorted(found.values(), key=lambda column: column.eval != SUMMARY)
+
+
+def seeds(evaluated: Evaluated, every: Sequence[Evaluated], eval_: str) -> list[Evaluated]:
+    """The run and those that differ from it in their seeds alone, as far as they have an evaluation."""
+    from analysis.evals.common.seeds import same_training
+
+    same = {folder for folder, _ in same_training(evaluated.folder, [one.folder for one in every])}
+    return [one for one in every if one.folder in same and eval_ in one.results]
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line for each figure of each row; names are JSON strings (docs/index-format.md, CSV files)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "control", "figure", "value", "low", "high", "unit", "direction", "formula", "n"])
+    for row in rows:
+        for key, metric in row.figures.items():
+            writer.writerow([
+                cell(row.run), cell(row.control), cell(key), metric.value, metric.low, metric.high, cell(metric.unit),
+                metric.direction, cell(metric.formula), metric.n,
+            ])
+    return out.getvalue()
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The same as a list of objects."""
+    return json.dumps([
+        {"run": row.run, "control": row.control, "figures": {
+            key: {k: v for k, v in metric.plain().items() if k != "pseudo"} for key, metric in row.figures.items()}}
+        for row in rows], indent=1, ensure_ascii=False)
+
+
+def _keyed(eval_: str, metrics: Metrics) -> dict[str, Metric]:
+    return {f"{eval_}.{group}.{name}": metric for group, some in metrics.items() for name, metric in some.items()}
+
+
+def _summarised(run: Run) -> dict[str, Metric]:
+    heldout: Mapping[str, Any] = runs.section(run.summary, "heldout")
+    n = runs.number(heldout.get("n_units")) or 0
+    out = {}
+    for name, about in SUMMARISED.items():
+        value = runs.number(heldout.get(name))
+        if value is not None:
+            low, high = run.interval(f"heldout/{name}") or (None, None)
+            out[name] = Metric(value, about.unit, about.direction, about.formula, int(n), low, high)
+    return out

@@ -1,0 +1,200 @@
+"""Evaluations of many runs as one table: figures with their intervals, controls below their runs, and differences."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from analysis.render.text import attribute, inner, number, shown
+
+if TYPE_CHECKING:
+    from analysis.evals.common.result import EvalResult, Metric
+    from analysis.evals.compare import Compared
+    from analysis.evals.overview import Column, Row
+
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+BETTER = {"higher": "higher is better", "lower": "lower is better", "none": "neither way is better"}
+
+
+def title(column: "Column") -> str:
+    """A figure's name in a few words: `core fve`."""
+    return f"{column.eval} {column.name.replace('_', ' ')}"
+
+
+def told(column: "Column") -> str:
+    """What a figure is: its formula's name, its unit, and which way is better."""
+    return f"{column.formula} ({column.unit}; {BETTER[column.direction]})"
+
+
+def table(
+    rows: "Sequence[Row]", columns: "Sequence[Column]", *, sort: str | None, descending: bool, link: Callable[[str], str],
+    sort_link: Callable[[str], str], cell_link: Callable[[str, str], str], selected: str | None = None,
+) -> str:
+    """The table.
+
+    Args:
+        rows: of runs and of their controls, in order.
+        columns: the figures.
+        sort: the key of the column they are sorted by; `run` for names.
+        descending: the largest first.
+        link: where a run's name leads.
+        sort_link: where a column's title leads.
+        cell_link: where a figure of a run leads.
+        selected: the run whose row is set off.
+    """
+    heads = _head("run", "Run", "Leads to its features", sort, descending, sort_link)
+    heads += "".join(
+        _head(c.key, f"{title(c)} {ARROWS[c.direction]}".strip(), told(c), sort, descending, sort_link) for c in columns)
+    body = "".join(_row(row, columns, link, cell_link, selected) for row in rows)
+    return (
+        '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Evaluations"><table class="sx-list sx-features">'
+        f'<caption class="sx-hidden">Figures of runs, with 95 % intervals</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def ordered(rows: "Sequence[Row]", sort: str | None, *, descending: bool) -> "list[Row]":
+    """Runs by a figure, those without it last; a run's controls stay below it."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.run, []).append(row)
+    if sort is None:
+        return [row for group in groups.values() for row in group]
+
+    def own(run: str) -> float | None:
+        metric = groups[run][0].figures.get(sort)
+        return None if metric is None else metric.value
+
+    known = [run for run in groups if own(run) is not None]
+    names = sorted(groups, reverse=descending) if sort == "run" else [
+        *sorted(known, key=lambda run: own(run) or 0.0, reverse=descending), *(run for run in groups if run not in known)]
+    return [row for run in names for row in groups[run]]
+
+
+def _head(key: str, text: str, means: str, sort: str | None, descending: bool, sort_link: Callable[[str], str]) -> str:
+    mark = (" ▾" if descending else " ▴") if key == sort else ""
+    said = f' aria-sort="{"descending" if descending else "ascending"}"' if mark else ""
+    kind = "" if key == "run" else ' class="sx-num"'
+    href = escape(sort_link(key), quote=True)
+    return (f'<th scope="col" title="{attribute(means, spaces=False, limit=None)}"{kind}{said}>'
+            f'<a href="{href}">{inner(text)}{mark}</a></th>')
+
+
+def _row(
+    row: "Row", columns: "Sequence[Column]", link: Callable[[str], str], cell_link: Callable[[str, str], str],
+    selected: str | None,
+) -> str:
+    cells = "".join(_cell(row, column, cell_link) for column in columns)
+    if row.control:
+        return f'<tr class="sx-control"><th scope="row" class="sx-name">· {shown(row.control)}</th>{cells}</tr>'
+    here = " aria-current=true" if row.run == selected else ""
+    name = f'<a href="{escape(link(row.run), quote=True)}">{shown(row.run, limit=120)}</a>'
+    return f'<tr{here}><th scope="row" class="sx-name">{name}</th>{cells}</tr>'
+
+
+def _cell(row: "Row", column: "Column", cell_link: Callable[[str, str], str]) -> str:
+    metric = row.figures.get(column.key)
+    if metric is None or metric.value is None:
+        return '<td class="sx-num">–</td>'
+    text = f"{number(metric.value)}{interval(metric)}"
+    if row.control:
+        return f'<td class="sx-num">{text}</td>'
+    href = escape(cell_link(row.run, column.key), quote=True)
+    return f'<td class="sx-num"><a href="{href}" aria-label="{title(column)} of {attribute(row.run)}">{text}</a></td>'
+
+
+def interval(metric: "Metric") -> str:
+    """A figure's bounds, small, below it; nothing where it has none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"<small>{number(metric.low)} … {number(metric.high)}</small>"
+
+
+def differences(found: "Mapping[str, Sequence[Compared] | str]", base: str, columns: "Sequence[Column]") -> str:
+    """How each run differs from one, pair by pair on the same rows.
+
+    Args:
+        found: of each run the figures compared, or why they cannot be.
+        base: the run they are compared with.
+        columns: the figures that are shown.
+    """
+    heads = "".join(f'<th scope="col" class="sx-num">{inner(title(c))} {ARROWS[c.direction]}</th>' for c in columns)
+    body = "".join(_difference_row(run, one, columns) for run, one in found.items())
+    return (
+        '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Differences"><table class="sx-list sx-features">'
+        f'<caption class="sx-hidden">Differences to {inner(base)}</caption><thead><tr><th scope="col">less '
+        f"{shown(base)}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _difference_row(run: str, found: "Sequence[Compared] | str", columns: "Sequence[Column]") -> str:
+    head = f'<th scope="row" class="sx-name">{shown(run, limit=120)}</th>'
+    if isinstance(found, str):
+        return f'<tr>{head}<td colspan="{max(1, len(columns))}">{inner(found, limit=None)}</td></tr>'
+    by_key = {f"{one.eval}.{one.group}.{one.name}": one for one in found}
+    return f"<tr>{head}{''.join(_gap(by_key.get(column.key)) for column in columns)}</tr>"
+
+
+def _gap(one: "Compared | None") -> str:
+    if one is None:
+        return '<td class="sx-num">–</td>'
+    gap = one.difference
+    bounds = "" if gap.low is None or gap.high is None else f"<small>{signed(gap.low)} … {signed(gap.high)}</small>"
+    verdict = {"B better": "better", "A better": "worse"}.get(one.verdict, one.verdict)
+    return f'<td class="sx-num">{signed(gap.value)}{bounds}<small>{inner(verdict, limit=None)}</small></td>'
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def details(
+    column: "Column", found: "EvalResult | None", metric: "Metric", seeds: "Sequence[tuple[str, Metric | None]]"
+) -> str:
+    """All about one figure of one run: its definition, its controls, and other seeds of the same training.
+
+    Args:
+        column: the figure.
+        found: the evaluation it is of; None for a summary's.
+        metric: its value.
+        seeds: the same figure of each run that differs in its seeds alone, this one among them, by name.
+    """
+    units = "" if found is None else found.found.units.get(metric.of)
+    kind = "units" if not units else f"{units.kind}s"
+    items = [
+        ("value", f"{number(metric.value)} {column.unit}"),
+        ("95 % interval", f"{number(metric.low)} to {number(metric.high)}" if metric.low is not None else "none"),
+        ("over", f"{metric.n:,} {kind}" if metric.n else "–"), ("direction", BETTER[column.direction]),
+        ("formula", column.formula),
+    ]
+    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{inner(value, limit=None)}</dd></div>" for name, value in items)
+    parts = [f'<dl class="sx-facts">{cells}</dl>']
+    if found is not None:
+        parts.append(_controls(column, found))
+        parts += [f'<p class="sx-quiet">{inner(note, limit=None)}</p>' for note in found.found.notes]
+    if len(seeds) > 1:
+        rows = "".join(
+            f'<tr><th scope="row">{shown(name)}</th><td class="sx-num">'
+            f"{number(one.value) if one is not None else '–'}</td></tr>" for name, one in seeds)
+        parts.append(f'<h3>Seeds of this training</h3><table class="sx-list"><tbody>{rows}</tbody></table>')
+    else:
+        parts.append('<p class="sx-quiet">One seed: nothing is known of how much another would differ.</p>')
+    return f'<div class="sx" data-figure="{attribute(column.key)}">{"".join(parts)}</div>'
+
+
+def _controls(column: "Column", found: "EvalResult") -> str:
+    from analysis.evals.compare import against_controls, better_than_nothing
+
+    gaps = against_controls(found, column.group, column.name)
+    rows = "".join(
+        f'<tr><th scope="row">{shown(name)}</th><td class="sx-num">{signed(gap.value)}</td><td class="sx-num">'
+        f"{'' if gap.low is None or gap.high is None else f'{signed(gap.low)} … {signed(gap.high)}'}</td></tr>"
+        for name, gap in gaps.items())
+    better = better_than_nothing(found, column.group, column.name)
+    beyond = ("Whether it is better than nothing cannot be said." if better is None else
+              f"It is {'' if better else 'not '}beyond every control.")
+    lacking = ""
+    if found.lacking:
+        lacking = f" Lacking are {', '.join(map(inner, found.lacking))}; <code>sae eval --controls</code> makes them."
+    head = '<h3>Less its controls</h3><table class="sx-list" style="max-width:34rem"><tbody>'
+    return f"{f'{head}{rows}</tbody></table>' if rows else ''}<p>{beyond}{lacking}</p>"
