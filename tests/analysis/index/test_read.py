@@ -110,6 +110,17 @@ def test_no_expression_hangs(tmp_path: Path, pattern: str) -> None:
     assert time.monotonic() - begun < 10
 
 
+def test_a_search_takes_places_evenly_from_the_whole_corpus(index: Index) -> None:
+    for text, regex in (("ea", False), ("e[aeiou]", True)):
+        every = index.search(text, regex, n=10**6)
+        assert index.search_evenly(text, regex, n=10**6) == (every, len(every))
+        for n in (1, 7, 20):
+            some, total = index.search_evenly(text, regex, n=n)
+            assert total == len(every) > 20
+            assert some == [every[(2 * i + 1) * total // (2 * n)] for i in range(n)]
+    assert index.search_evenly("nowhere in there", n=5) == ([], 0)
+
+
 def test_a_search_that_takes_too_long_is_given_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("analysis.index.queries.search.SECONDS", -1.0)
     with pytest.raises(SaescopeError, match="takes longer"):
