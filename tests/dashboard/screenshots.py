@@ -5,6 +5,7 @@ The run should have an index and labels (`sae label`); the pictures of empty pag
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("docs/screenshots"))
     parser.add_argument("--only", nargs="*", help="names of pictures")
+    parser.add_argument("--widths", nargs="*", type=int, default=[1280], help="of the browser, in pixels")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as tool:
@@ -44,27 +46,28 @@ def main() -> None:
         folder, full = Path(name), Path(name) / "full"
         full.mkdir()
         (full / "runs").symlink_to(args.runs.absolute())  # so that pictures show no path of this machine
-        shoot(browser, full / "runs", full, _wanted(PAGES, args.only), args.out)
+        shoot(browser, full / "runs", full, _wanted(PAGES, args.only), args.out, args.widths)
         if empty := _wanted(EMPTY, args.only):
             (folder / "none").mkdir()
-            shoot(browser, folder / "none" / "runs", folder / "none", {"no-runs": ""}, args.out)
+            shoot(browser, folder / "none" / "runs", folder / "none", {"no-runs": ""}, args.out, args.widths)
             states = write_states(folder)
             write_hostile(states / "healthy", states)
-            shoot(browser, states, folder, empty, args.out)
+            shoot(browser, states, folder, empty, args.out, args.widths)
         browser.close()
 
 
-def shoot(browser: Browser, runs: Path, folder: Path, pages: dict[str, str], out: Path) -> None:
-    """Pictures of some pages of a folder of runs, light and dark."""
+def shoot(browser: Browser, runs: Path, folder: Path, pages: dict[str, str], out: Path, widths: list[int]) -> None:
+    """Pictures of some pages of a folder of runs, light and dark, in some widths."""
     schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
     with serve(runs, folder, own_home=False) as running:
-        for scheme in schemes:
-            page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+        for scheme, width in product(schemes, widths):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             for file, query in pages.items():
                 page.goto(f"{running.url}/?{query}")
                 idle(page)
                 page.wait_for_timeout(2500)  # figures are drawn after the page has come to rest
-                page.screenshot(path=out / f"{file}-{scheme}.png")
+                name = f"{file}-{scheme}" if len(widths) == 1 else f"{file}-{scheme}-{width}"
+                page.screenshot(path=out / f"{name}.png")
             page.close()
 
 
