@@ -1,8 +1,5 @@
 """What is known of many runs, as one table: the figures of their evaluations, and those that their trainings ended with."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +7,6 @@ from typing import Any
 
 from analysis import runs
 from analysis.evals.common.result import EvalResult, Metric, Metrics, read, results
-from analysis.render.text import cell
 from analysis.runs import Run
 from sae.errors import SaescopeError
 
@@ -112,28 +108,6 @@ def seeds(evaluated: Evaluated, every: Sequence[Evaluated], eval_: str) -> list[
 
     same = {folder for folder, _ in same_training(evaluated.folder, [one.folder for one in every])}
     return [one for one in every if one.folder in same and eval_ in one.results]
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """A line for each figure of each row; names are JSON strings (docs/index-format.md, CSV files)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "control", "figure", "value", "low", "high", "unit", "direction", "formula", "n"])
-    for row in rows:
-        for key, metric in row.figures.items():
-            writer.writerow([
-                cell(row.run), cell(row.control), cell(key), metric.value, metric.low, metric.high, cell(metric.unit),
-                metric.direction, cell(metric.formula), metric.n,
-            ])
-    return out.getvalue()
-
-
-def as_json(rows: Sequence[Row]) -> str:
-    """The same as a list of objects."""
-    return json.dumps([
-        {"run": row.run, "control": row.control, "figures": {
-            key: {k: v for k, v in metric.plain().items() if k != "pseudo"} for key, metric in row.figures.items()}}
-        for row in rows], indent=1, ensure_ascii=False)
 
 
 def _keyed(eval_: str, metrics: Metrics) -> dict[str, Metric]:

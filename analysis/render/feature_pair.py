@@ -120,7 +120,8 @@ def nearest(title: str, found: "Nearest", names: "Mapping[int, Name]", link: Lin
         ("Cosine of decoder directions", found.by_cosine, found.no_cosine or "no direction is like it"),
         ("Correlation of values on the same tokens", found.by_correlation, found.no_correlation or "none varies with it"),
     )
-    parts = "".join(f"<div><h4>{name}</h4>{_near(near, why, names, link, beside)}</div>" for name, near, why in kinds)
+    parts = "".join(
+        f'<div><p class="sx-quiet">{name}</p>{_near(near, why, names, link, beside)}</div>' for name, near, why in kinds)
     return f'<section class="sx"><h3>{title}</h3><div class="sx-two">{parts}</div></section>'
 
 

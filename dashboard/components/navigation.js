@@ -199,7 +199,7 @@ export default function (component) {
   document.documentElement.style.setProperty("--sx-ground", getComputedStyle(app).backgroundColor);
   complete();
   leave();
-  parentElement.open = data.point ? (told) => go(data.point + encodeURIComponent(told)) : null;
+  parentElement.open = data.point ? (told) => go(data.point + told) : null;
   const run = new URL(location.href).searchParams.get("run");
   const shown = document.querySelector("nav.sx-pages a[aria-current]")?.textContent;
   document.title = [data.title, shown, run, "Saescope"].filter(Boolean).join(" · ");

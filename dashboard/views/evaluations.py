@@ -27,8 +27,6 @@ ENDED = tuple(f"{SUMMARY}.heldout.{name}" for name in ("fve", "l0", "ce_recovere
 def page() -> None:
     """Draw the page."""
     chosen, _ = heading.head("Evaluations")
-    to = address.linker("features")
-    navigation(title=chosen.name, point=to(**dict.fromkeys(address.OF_RUN), run=None) + "&run=")
     found = all_runs()
     every = [_evaluated(str(run.folder), _stamp(run), run) for run in found]
     for one in every:
@@ -36,6 +34,8 @@ def page() -> None:
             st.error(escaping.plain(problem), icon=":material/error:")
     if not any(one.results or one.summary for one in every):
         _nothing(chosen)
+    to = address.linker("features", **dict.fromkeys((*address.OF_RUN, "run")))
+    navigation(title=chosen.name, point=to() + "&run=")
     shown = _filtered(every)
     rows = [row for one in shown for row in one.rows()]
     columns = overview.columns(rows)
@@ -62,13 +62,13 @@ def _hint(chosen: Run, every: Sequence[Evaluated]) -> None:
         st.code(f"sae eval {escaping.shell(chosen.folder)}", language="bash", wrap_lines=True)
 
 
-def _stamp(run: Run) -> tuple[float, ...]:
+def _stamp(run: Run) -> tuple[float | int, ...]:
     files = (run.folder / "evals").glob("*.json") if (run.folder / "evals").is_dir() else ()
     return (run.updated, *(stat for path in sorted(files) for stat in (path.stat().st_mtime_ns, path.stat().st_size)))
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
-def _evaluated(folder: str, stamp: tuple[float, ...], _run: Run) -> Evaluated:  # noqa: ARG001
+def _evaluated(folder: str, stamp: tuple[float | int, ...], _run: Run) -> Evaluated:  # noqa: ARG001
     return overview.of_run(_run)
 
 
@@ -112,8 +112,8 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], chosen: Run) -> None:
     st.html(tables.table(ordered, columns, sort=sort, descending=descending, link=led, sort_link=sorted_by, cell_link=cell,
                          selected=chosen.name))
     with st.container(horizontal=True):
-        save.button("CSV", "evaluations.csv", lambda: overview.as_csv(ordered), help="Every figure of these runs")
-        save.button("JSON", "evaluations.json", lambda: overview.as_json(ordered))
+        save.button("CSV", "evaluations.csv", lambda: tables.as_csv(ordered), help="Every figure of these runs")
+        save.button("JSON", "evaluations.json", lambda: tables.as_json(ordered))
 
 
 def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:

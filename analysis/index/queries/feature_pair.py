@@ -52,9 +52,10 @@ def compare(index: "Index", a: int, b: int, other: "Index | None" = None, *, n: 
         SaescopeError: there is no such feature.
     """
     other = other or index
+    index.feature(a)
+    other.feature(b)
     cosine = _cosine(index, a, other, b) if same_space(index, other) else None
     if not same_text(index, other):
-        other.feature(b)
         return Compared(a, b, cosine, None, None, None, None, None)
     rows = _common(index, other)
     at_a, at_b = (_column(i, f, rows)[0] for i, f in ((index, a), (other, b)))

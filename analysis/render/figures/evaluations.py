@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import plotly.graph_objects as go
 
@@ -20,7 +21,7 @@ def figure(
     rows: "Sequence[Row]", x: str, y: str, *, x_title: str, y_title: str, log_x: bool = False, log_y: bool = False,
     selected: str | None = None,
 ) -> go.Figure:
-    """A point for each run and, smaller, for each of its controls; `customdata` holds the run's name.
+    """A point for each run and, smaller, for each of its controls; `customdata` is the run's name as addresses spell it.
 
     Args:
         rows: of runs and controls; those without either figure are left out.
@@ -40,7 +41,7 @@ def figure(
     ring = [row for row in known if row.run == selected and not row.control]
     out.add_trace(go.Scatter(
         x=[_value(row, x) for row in ring], y=[_value(row, y) for row in ring], mode="markers", hoverinfo="skip",
-        customdata=[row.run for row in ring], showlegend=False,
+        customdata=[quote(row.run, safe="") for row in ring], showlegend=False,
         marker={"size": 18, "symbol": "circle-open", "line": {"width": 2}, "color": COLOURS[1]}))
     for axis, title, log in (("x", x_title, log_x), ("y", y_title, log_y)):
         out.update_layout({f"{axis}axis": {"title": {"text": escape(title), "standoff": 6}, "automargin": True,
@@ -57,7 +58,7 @@ def _points(rows: "Sequence[Row]", control: str, x: str, y: str, i: int) -> go.S
     return go.Scatter(
         x=[_value(row, x) for row in rows], y=[_value(row, y) for row in rows], error_x=_bars(rows, x, colour),
         error_y=_bars(rows, y, colour), mode="markers" if control else "markers+text", name=control or "runs",
-        customdata=[row.run for row in rows], hovertext=names, hovertemplate="%{hovertext}: %{x:.4~g}, %{y:.4~g}",
+        customdata=[quote(row.run, safe="") for row in rows], hovertext=names, hovertemplate="%{hovertext}: %{x:.4~g}, %{y:.4~g}",
         marker={"size": 7 if control else 10, "symbol": SYMBOLS[i % len(SYMBOLS)], "color": colour}, **text)
 
 

@@ -1,10 +1,13 @@
 """Evaluations of many runs as one table: figures with their intervals, controls below their runs, and differences."""
 
+import csv
+import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from analysis.render.text import attribute, inner, number, shown
+from analysis.render.text import attribute, cell, inner, number, shown
 
 if TYPE_CHECKING:
     from analysis.evals.common.result import EvalResult, Metric
@@ -198,3 +201,25 @@ def _controls(column: "Column", found: "EvalResult") -> str:
         lacking = f" Lacking are {', '.join(map(inner, found.lacking))}; <code>sae eval --controls</code> makes them."
     head = '<h3>Less its controls</h3><table class="sx-list" style="max-width:34rem"><tbody>'
     return f"{f'{head}{rows}</tbody></table>' if rows else ''}<p>{beyond}{lacking}</p>"
+
+
+def as_csv(rows: "Sequence[Row]") -> str:
+    """A line for each figure of each row; names are JSON strings (docs/index-format.md, CSV files)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "control", "figure", "value", "low", "high", "unit", "direction", "formula", "n"])
+    for row in rows:
+        for key, metric in row.figures.items():
+            writer.writerow([
+                cell(row.run), cell(row.control), cell(key), metric.value, metric.low, metric.high, cell(metric.unit),
+                metric.direction, cell(metric.formula), metric.n,
+            ])
+    return out.getvalue()
+
+
+def as_json(rows: "Sequence[Row]") -> str:
+    """The same as a list of objects."""
+    return json.dumps([
+        {"run": row.run, "control": row.control, "figures": {
+            key: {k: v for k, v in metric.plain().items() if k != "pseudo"} for key, metric in row.figures.items()}}
+        for row in rows], indent=1, ensure_ascii=False)
