@@ -102,12 +102,12 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return sorted(found.values(), key=lambda column: column.eval != SUMMARY)
 
 
-def seeds(evaluated: Evaluated, every: Sequence[Evaluated], eval_: str) -> list[Evaluated]:
-    """The run and those that differ from it in their seeds alone, as far as they have an evaluation."""
-    from analysis.evals.common.seeds import same_training
+def same_training(one: Evaluated, every: Sequence[Evaluated]) -> list[Evaluated]:
+    """A run and those that differ from it in their seeds alone."""
+    from analysis.evals.common.seeds import same_training as with_seeds
 
-    same = {folder for folder, _ in same_training(evaluated.folder, [one.folder for one in every])}
-    return [one for one in every if one.folder in same and eval_ in one.results]
+    same = {folder for folder, _ in with_seeds(one.folder, [other.folder for other in every])}
+    return [other for other in every if other.folder in same or other is one]
 
 
 def _keyed(eval_: str, metrics: Metrics) -> dict[str, Metric]:

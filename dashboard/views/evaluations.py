@@ -129,7 +129,7 @@ def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:
         st.subheader(escaping.plain(f"{tables.title(column)} of {name}"))
         st.html(f'<div class="sx"><a href="{closed}">Close</a> · <button data-copy="link">copy link</button></div>')
         found = one.results.get(column.eval)
-        same = overview.seeds(one, every, column.eval) if found else [one]
+        same = [other for other in overview.same_training(one, every) if column.eval in other.results] if found else [one]
         seeds = [(other.name, other.rows()[0].figures.get(key)) for other in same]
         st.html(tables.details(column, found, metric, seeds))
         if found is not None:
@@ -170,10 +170,16 @@ def _differences(shown: Sequence[Evaluated], columns: Sequence[Column]) -> None:
     base_name = st.selectbox("Compared with", names, **address.choice("base", names, default=names[0]), width=320,
                              format_func=escaping.visible)
     base = next(one for one in able if one.name == base_name)
-    found = {one.name: _compared(_key(base), _key(one), base, one) for one in able if one.name != base_name}
+    found = {}
+    for one in able:
+        if one is not base:
+            sides = [overview.same_training(side, able) for side in (base, one)]
+            # two seeds of one training are told apart themselves
+            sides = [[base], [one]] if base in sides[1] else sides
+            found[one.name] = _compared(*(tuple(map(_key, side)) for side in sides), sides)
     st.html(tables.differences(found, base.name, [column for column in columns if column.eval != SUMMARY]))
-    st.caption("Both are measured on the same rows, and the interval is of the difference. One seed each: another seed may "
-               "come out otherwise, which only several seeds can tell.")
+    st.caption("Both sides are measured on the same rows, and the interval is of the difference. Runs that differ in their "
+               "seeds alone count as one side; with one seed on a side, another may come out otherwise.")
 
 
 def _key(one: Evaluated) -> tuple[str, ...]:
@@ -181,12 +187,15 @@ def _key(one: Evaluated) -> tuple[str, ...]:
 
 
 @st.cache_data(max_entries=512, show_spinner=False)
-def _compared(a: tuple[str, ...], b: tuple[str, ...], _base: Evaluated, _one: Evaluated) -> Any:  # noqa: ARG001
+def _compared(
+    a: tuple[tuple[str, ...], ...], b: tuple[tuple[str, ...], ...], _sides: Sequence[Sequence[Evaluated]]  # noqa: ARG001
+) -> Any:
     from analysis.evals.compare import compared
 
-    same = {name for name in _base.results if name in _one.results
-            and _base.results[name].inputs.get("rows") == _one.results[name].inputs.get("rows")}
+    every = [one for side in _sides for one in side]
+    first = every[0].results
+    same = {name for name in first if all(
+        name in one.results and one.results[name].inputs.get("rows") == first[name].inputs.get("rows") for one in every)}
     if not same:
         return "measured on other rows, so nothing is paired"
-    sides = [[{name: side.results[name] for name in side.results if name in same}] for side in (_base, _one)]
-    return compared(*sides)
+    return compared(*([{name: one.results[name] for name in same} for one in side] for side in _sides))

@@ -12,9 +12,11 @@ from tests.analysis.run_folders import write_run
 N_DOCUMENTS = 40
 
 
-def write_evaluated(root: Path, name: str, *, fve: float, l0: float, rows: str = "held out", seed: int = 0) -> Path:
+def write_evaluated(
+    root: Path, name: str, *, fve: float, l0: float, rows: str = "held out", seed: int = 0, k: int = 4
+) -> Path:
     """A run with `core`, a random SAE and PCA beside it, and a control that is lacking."""
-    folder = write_run(root, name, sae__seed=seed)
+    folder = write_run(root, name, sae__seed=seed, sae__k=k)
     units = {"rows": Units("document", np.arange(N_DOCUMENTS), np.full(N_DOCUMENTS, 50.0))}
     noise = np.random.default_rng(1).random(N_DOCUMENTS)  # the documents are the same, whatever the run
 

@@ -20,8 +20,8 @@ FVE, L0 = "core.reconstruction.fve", "core.sparsity.l0"
 def three(root: Path) -> Path:
     """Two evaluated runs, one of them measured on other rows too, and one that was only trained."""
     write_evaluated(root, "wide", fve=0.8, l0=32)
-    write_evaluated(root, "narrow", fve=0.7, l0=16)
-    write_evaluated(root, "elsewhere", fve=0.9, l0=16, rows="others")
+    write_evaluated(root, "narrow", fve=0.7, l0=16, k=2)
+    write_evaluated(root, "elsewhere", fve=0.9, l0=16, rows="others", k=3)
     write_run(root, "plain")
     return root
 
@@ -85,6 +85,15 @@ def test_differences_are_paired_and_said_where_they_are_not(three: Path) -> None
     rows = {row.split("<bdi>")[1].split("</bdi>")[0]: row for row in page.split("<tbody>")[1].split("<tr>")[1:]}
     assert "+0.100" in rows["wide"] and "differs (one seed)" in rows["wide"]
     assert "measured on other rows" in rows["elsewhere"]
+
+
+def test_seeds_of_one_training_are_one_side_of_a_difference(root: Path) -> None:
+    for seed, noise in enumerate((0.0, 0.01, -0.01)):
+        write_evaluated(root, f"wide-{seed}", fve=0.8 + noise, l0=32, seed=seed)
+        write_evaluated(root, f"narrow-{seed}", fve=0.7 + noise, l0=16, seed=seed, k=2)
+    page = html(visit(page="evaluations", run="wide-0", base="narrow-0")).split('aria-label="Differences"')[1]
+    rows = {row.split("<bdi>")[1].split("</bdi>")[0]: row for row in page.split("<tbody>")[1].split("<tr>")[1:]}
+    assert "+0.100" in rows["wide-0"] and "better" in rows["wide-0"] and "+0.0100" in rows["narrow-1"]
 
 
 def test_the_figures_are_handed_out(three: Path) -> None:

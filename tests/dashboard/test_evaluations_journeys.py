@@ -18,7 +18,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """A server of evaluated runs."""
     folder = tmp_path_factory.mktemp("dashboard")
     for i, name in enumerate(("one", "two", "three")):
-        write_evaluated(folder / "runs", name, fve=0.5 + 0.1 * i, l0=8 * (i + 1))
+        write_evaluated(folder / "runs", name, fve=0.5 + 0.1 * i, l0=8 * (i + 1), k=i + 1)
     with serve(folder / "runs", folder) as running:
         yield running
 

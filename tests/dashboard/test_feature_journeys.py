@@ -91,7 +91,7 @@ def test_search_in_text_finds_features_that_fire_there(page: Page, dashboard: Da
     visit(page, dashboard, "page=features&run=healthy&by=text")
     page.locator(".st-key-q input").fill("bold")
     page.locator(".st-key-q input").press("Enter")
-    expect(page.get_by_text(re.compile("Found at"))).to_be_visible()
+    expect(page.get_by_text(re.compile("Found: features that fire where this stands"))).to_be_visible()
     page.locator(".sx-features tbody th a").first.click()
     expect(page.get_by_role("heading", name=re.compile(r"^Feature \d+$"))).to_be_visible()
 

@@ -58,7 +58,8 @@ def _points(rows: "Sequence[Row]", control: str, x: str, y: str, i: int) -> go.S
     return go.Scatter(
         x=[_value(row, x) for row in rows], y=[_value(row, y) for row in rows], error_x=_bars(rows, x, colour),
         error_y=_bars(rows, y, colour), mode="markers" if control else "markers+text", name=control or "runs",
-        customdata=[quote(row.run, safe="") for row in rows], hovertext=names, hovertemplate="%{hovertext}: %{x:.4~g}, %{y:.4~g}",
+        customdata=[quote(row.run, safe="") for row in rows], hovertext=names,
+        hovertemplate="%{hovertext}: %{x:.4~g}, %{y:.4~g}",
         marker={"size": 7 if control else 10, "symbol": SYMBOLS[i % len(SYMBOLS)], "color": colour}, **text)
 
 
