@@ -94,7 +94,7 @@ def _links(circuit: Circuit) -> dict[int, str]:
         folder = None if info.run is None else runs_folder().absolute().parent / info.run
         if folder is not None and folder.is_dir() and runs_folder().absolute() in folder.parents:
             name = folder.relative_to(runs_folder().absolute()).as_posix()
-            found[i] = address.link("feature", run=name, index=None, f=None)
+            found[i] = address.link("feature", **address.of_run(name))
     return found
 
 
