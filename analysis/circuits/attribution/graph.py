@@ -128,7 +128,8 @@ class AttributionGraph:
         }
 
     def _task(self) -> dict[str, Any]:
-        return {"metric": "logits by probability", "prompt": "".join(self.prompt), "tokens": list(self.tokens)}
+        text = "".join(self.prompt)
+        return {"name": "one prompt", "metric": "logits by probability", "prompt": text, "tokens": list(self.tokens)}
 
     def _notes(self, pruned: Pruned) -> dict[str, Any]:
         """What a graph file says of nodes beside their numbers, for those that are left."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -15,6 +16,7 @@ from analysis.circuits.checks.faithfulness import faithfulness
 from analysis.circuits.effects.nodes import node_effects
 from analysis.circuits.effects.reference import mean_states
 from analysis.circuits.formats.opening import open_circuit
+from analysis.circuits.interventions.on_prompt import steer_prompt
 from analysis.circuits.pipeline import run as pipeline
 from analysis.circuits.pipeline.config import CircuitConfig, read_config
 from analysis.circuits.pipeline.run import find_circuit
@@ -91,9 +93,34 @@ def test_the_command_finds_tests_and_saves_a_circuit(folder: Path) -> None:
     assert json.loads((folder / "graph.json").read_text())["metadata"]["schema_version"] == 1
 
 
+def test_a_prompt_is_traced_and_its_features_are_intervened_on(folder: Path) -> None:
+    made = run_sae(folder, "circuit", "trace", "the cat is", "--saes", "runs/saes/*", "--name", "traced", "--max-features",
+                   "60", "--gap", "4", "--html", "traced.html")
+    assert made.code == 0, made.err
+    circuit = open_circuit(folder / "circuits" / "traced")
+    assert circuit.sites[0].variant == "embedding" and circuit.sites[-1].variant == "logit"
+    assert circuit.scores["frozen_patterns"]["n_interventions"] == 4 and "replacement" in made.out
+    assert (folder / "traced.html").is_file()
+    features = [row["node"] for row in circuit.table() if row["kind"] == "feature" and "/f" in row["node"]
+                and not row["node"].startswith(("embedding", "logit"))]
+    one = steer_prompt(circuit, circuit.select(*features[:2]), 1.0)
+    assert one.after == pytest.approx(one.before, abs=1e-4) and one.predicted == pytest.approx(one.before, abs=1e-4)
+    off = steer_prompt(circuit, circuit.select(*features[:2]), 0.0)
+    assert off.before == pytest.approx(one.before) and abs(off.after - off.before) > 1e-4
+    assert off.baseline == one.baseline and sum(share for _, share in off.steered) < 1
+    for bad in (circuit.select(circuit.names[0]), circuit.nodes.take(circuit.nodes.site == len(circuit.sites) - 1)):
+        with pytest.raises(SaescopeError, match="unpin"):
+            steer_prompt(circuit, bad, 0.0)
+    missing = replace(circuit, sites=tuple(replace(info, run=None) for info in circuit.sites))
+    with pytest.raises(SaescopeError, match="names no runs"):
+        steer_prompt(missing, circuit.select(features[0]), 0.0)
+    assert run_sae(folder, "circuit", "trace", "", "--saes", "runs/saes/*").code == 2
+    assert run_sae(folder, "circuit", "trace", "the", "--saes", "runs/saes/*", "--nodes", "7").code == 2
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "circuits").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_can_be_read(path: Path) -> None:
-    if path.stem.endswith("saes"):
+    if path.stem.endswith(("saes", "transcoders")):
         assert {member.site.output for member in read_trainings(path)}
     else:
         assert read_config(path).name == path.stem
