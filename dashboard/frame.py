@@ -44,7 +44,8 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 [data-testid='stCaptionContainer'], [data-testid='stCaptionContainer'] * {color: inherit}
 [data-testid='stCaptionContainer'] {opacity: 0.8}
 .js-plotly-plot :is(.xtick, .ytick, .xtitle, .ytitle, .cbtitle, .cbaxis, .annotation) text,
-.js-plotly-plot :is(text.xtitle, text.ytitle, text.cbtitle) {fill: currentColor !important; fill-opacity: 0.85 !important}
+.js-plotly-plot :is(text.xtitle, text.ytitle, text.cbtitle, .textpoint text) {
+  fill: currentColor !important; fill-opacity: 0.85 !important}
 [data-testid='stHtml'] .sx-facts, [data-testid='stHtml'] .sx-facts dd {margin-left: 0; padding-left: 0}
 [data-testid='stHtml'] .sx-facts dt {padding: 0; margin: 0; font-weight: 400}
 .sx-walk {display: flex; flex-wrap: wrap; gap: 0.3rem 1.1rem; align-items: center}
@@ -119,7 +120,7 @@ def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
     navigation()
     st.text(said)
     name = command.split()[1] if command.startswith("sae ") else ""
-    st.code(command, language="bash", wrap_lines=True)
+    st.code(command, language=None, wrap_lines=True)
     if name and not _has_command(name):
         st.caption(f"This version of saescope does not have “sae {name}” yet.")
     if follow_runs:

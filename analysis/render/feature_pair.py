@@ -54,8 +54,8 @@ def facts(a: "Feature", b: "Feature") -> str:
     body = "".join(_facts_row(*row) for row in rows)
     return (
         '<div class="sx"><table class="sx-list"><caption class="sx-hidden">Statistics of both features</caption>'
-        f'<thead><tr><th scope="col"></th><th scope="col" class="sx-num">#{a.feature}</th><th scope="col"></th>'
-        f'<th scope="col" class="sx-num">#{b.feature}</th><th scope="col"></th></tr></thead>'
+        f'<thead><tr><td></td><th scope="col" class="sx-num">#{a.feature}</th><td></td>'
+        f'<th scope="col" class="sx-num">#{b.feature}</th><td></td></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

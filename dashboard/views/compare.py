@@ -103,14 +103,12 @@ def _sides(chosen: Selection) -> tuple[Side, Side]:
         asked = st.text_input("with", width=260, help="A number of the same run, or RUN:NUMBER of another",
                               **address.text("with", default=str(nearest_one)))
         other, g = _parsed(asked, run)
-        swapped = address.link(**(address.of_run(other) if other != run else {}), f=g, **{"with": f"{run}:{f}"})
-        if other == run:
-            swapped = address.link(f=g, **{"with": f})
+        two = other != run
+        swapped = address.link(**{**(address.of_run(other) if two else {}), "f": g, "with": f"{run}:{f}" if two else f})
         st.html(f'<div class="sx sx-walk sx-low"><a href="{escape(swapped, quote=True)}">⇄ swap</a> '
                 '<button data-copy="link">copy link</button></div>')
     address.settle("with", asked)
-    theirs = chosen if other == run else _opened(other, chosen)
-    two = other != run
+    theirs = _opened(other, chosen) if two else chosen
     return (
         Side(chosen, f, _opener(run), f"{visible(run)} #{f}" if two else f"#{f}"),
         Side(theirs, _number(theirs, g), _opener(other), f"{visible(other)} #{g}" if two else f"#{g}"),
@@ -121,7 +119,7 @@ def _left_changed() -> None:
     """Another feature, perhaps of another run, is the selected one now."""
     here = address.get("run") or ""
     run, f = _parsed(st.session_state["left"], here)
-    address.update(**(address.of_run(run) if run != here else {}), f=f)
+    address.update(**{**(address.of_run(run) if run != here else {}), "f": f})
 
 
 def _parsed(text: str, run: str) -> tuple[str, str]:

@@ -59,7 +59,7 @@ def _hint(chosen: Run, every: Sequence[Evaluated]) -> None:
     """What measures more."""
     if not next(one for one in every if one.name == chosen.name).results:
         st.caption(f"Of {escaping.plain(chosen.name)} there is what its training ended with. This measures more:")
-        st.code(f"sae eval {escaping.shell(chosen.folder)}", language="bash", wrap_lines=True)
+        st.code(f"sae eval {escaping.shell(chosen.folder)}", language=None, wrap_lines=True)
 
 
 def _stamp(run: Run) -> tuple[float | int, ...]:
@@ -133,7 +133,7 @@ def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:
         seeds = [(other.name, other.rows()[0].figures.get(key)) for other in same]
         st.html(tables.details(column, found, metric, seeds))
         if found is not None:
-            st.code(f"sae eval {escaping.shell(one.folder)} --only {column.eval}", language="bash", wrap_lines=True)
+            st.code(f"sae eval {escaping.shell(one.folder)} --only {column.eval}", language=None, wrap_lines=True)
             path = one.folder / "evals" / f"{column.eval}.json"
             save.button("This evaluation (JSON)", f"{column.eval}.json", lambda: path.read_text(encoding="utf-8"))
 

@@ -42,7 +42,7 @@ def page() -> None:
         st.error(escaping.plain(str(error)), icon=":material/error:")
         return
     with st.container(key="prompt-results"):
-        left, right = st.columns([3, 2], gap="large")
+        left, right = st.columns([5, 3], gap="medium")
         with left:
             first = _ranking(chosen, code)
         asked = _integer("f", chosen.index.d_sae)

@@ -54,7 +54,7 @@ def page() -> None:
 def _empty() -> None:
     st.title("Runs")
     st.markdown("No runs yet. This trains one on this machine, and the page will follow it:")
-    st.code("sae train configs/quickstart.yaml", language="bash")
+    st.code("sae train configs/quickstart.yaml", language=None)
     st.caption("Folder of all runs, which the option --runs changes:")
     st.code(str(runs_folder()), language=None)
 

@@ -17,6 +17,7 @@ from analysis.labels.first_look import good_first
 from analysis.labels.store import Labels
 from analysis.render.text import count
 from dashboard.frame import TITLES
+from dashboard.state import address
 from dashboard.state.order import N_PAGE
 from sae.io.files import read_json, write_json
 from tests.analysis.indexed_runs import HOSTILE, STATES
@@ -261,6 +262,32 @@ def test_two_features_side_by_side(states: Path) -> None:
     assert f'data-compared="{near}"' in html(visit(page="compare", run="healthy", f=str(a)))
     # from a feature's neighbours there
     assert f"page=compare&amp;run=healthy&amp;f={a}&amp;with={near}" in html(visit(page="feature", run="healthy", f=str(a)))
+
+
+def test_two_features_of_two_runs_side_by_side() -> None:
+    app = visit(page="compare", run="healthy", f="3", **{"with": "abstopk:5"})
+    page = html(app)
+    assert page.count("data-compared") == 2 and "abstopk #5" in page and "healthy #3" in page
+    assert "correlation of values" in page and "both in" in page
+    swapped = re.findall(r'href="([^"]*)">⇄ swap', page)[0].replace("&amp;", "&")
+    assert address.state(swapped) == {"page": ["compare"], "run": ["abstopk"], "f": ["5"], "with": ["healthy:3"]}
+    elsewhere = page.split("Correlation of values on the same tokens")
+    assert len(elsewhere) > 2 and "with=abstopk%3A" in elsewhere[1] + elsewhere[2]
+    app.text_input(key="left").set_value("abstopk:7")
+    drawn(app)
+    assert dict(app.query_params) == {"page": "compare", "run": "abstopk", "f": "7"}
+    assert 'data-compared="7"' in html(app)
+    app.text_input(key="left").set_value("8")
+    assert dict(drawn(app).query_params)["f"] == "8"
+
+
+@pytest.mark.parametrize(("other", "told"), [
+    ("900", "healthy has features 0 to 63"), ("x", "healthy has features 0 to 63"), ("gone:3", "There is no run “gone”"),
+    ("one:1", "one has features 0 to 0"), ("unindexed:1", "unindexed has no index yet"),
+])
+def test_what_cannot_be_compared_is_said(other: str, told: str) -> None:
+    app = visit(page="compare", run="healthy", f="3", **{"with": other})
+    assert told in app.error[0].value.replace("\\", "") and "data-compared" not in html(app)
 
 
 def test_decoder_norms_that_are_all_one_are_left_out(states: Path) -> None:
