@@ -9,7 +9,7 @@ prefixes drawn from a Pareto distribution, gradient clipped at 1. Their tree is 
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.evals.recovery import cosines, match
+from analysis.matching import cosines, match
 from analysis.render.figures.png import heat_maps
 from analysis.reproduce.jobs import Job
 from analysis.reproduce.known_features import fit, measure, ordered

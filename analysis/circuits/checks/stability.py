@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int64
 from analysis.circuits.checks import bootstrap
 from analysis.circuits.model import CircuitModel
 from analysis.circuits.nodes import EdgeEffects, NodeEffects, Nodes
-from analysis.evals.recovery import cosines, match
+from analysis.matching import cosines, match
 from sae.metrics import Interval
 
 CANDIDATES = 2000
