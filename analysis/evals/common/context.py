@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
@@ -22,6 +22,7 @@ from training.evaluate import HeldOut, Nats, Spliced
 from training.model.language_model import Model
 
 CHUNK_ROWS = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,16 @@ class Context:
     """Told the share of the present evaluation that is done with, 0 to 1."""
     coders: list[Coder] = field(default_factory=list)
     """All that are going to be measured on these rows: where one is asked for, what costs less together is done for all."""
+    elsewhere: tuple[str, ...] = ()
+    """Overrides of the run's config that name another corpus, as `open_rows` takes them."""
     _codes: dict[int, tuple[Coder, SparseCode]] = field(default_factory=dict)
     _costs: dict[int, tuple[Coder, TokenCosts]] = field(default_factory=dict)
+    _once: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def corpus(self) -> CorpusRows:
         """The run's corpus. Raises as `open_rows`."""
-        return open_rows(self.trained, display=self.display, streamed=True)
+        return open_rows(self.trained, self.elsewhere, display=self.display, streamed=True)
 
     @cached_property
     def _heldout_data(self) -> Data:
@@ -219,6 +223,16 @@ class Context:
         units = self.spliced.units()
         return TokenCosts(nats, Units(units.kind, units.id, units.n_rows), units.number)
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What an evaluation prepares for all coders: made when first asked for by this name, and kept."""
+        if name not in self._once:
+            self._once[name] = make()
+        return self._once[name]  # type: ignore[no-any-return]
+
+    def data_of(self, rows: Rows) -> Data:
+        """The corpus whose sequences `rows` or `train_rows` are numbered by."""
+        return self._heldout_data if rows is self.rows else self.corpus.data
+
     def facts(self) -> dict[str, Any]:
         """What determines the rows: two runs with equal ones were measured on the same. Opens neither rows nor a model."""
         provenance, config = self.trained.sae.provenance, self.trained.config
@@ -227,6 +241,7 @@ class Context:
             "corpus": provenance.get("config", {}).get("corpus"), "rows_dtype": config.cache.dtype,
             "size": [self.size.n_rows, self.size.n_train_rows, self.size.n_tokens],
             "own_size": [config.eval.n_rows, config.eval.n_tokens], "seed": self.seed,
+            **({"elsewhere": list(self.elsewhere)} if self.elsewhere else {}),
         }
 
 
@@ -237,11 +252,20 @@ def encoded(coder: Coder, x: Float[Tensor, "n d_in"]) -> SparseCode:
 
 
 def open_context(
-    run: str | Path, suite: Literal["quick", "full"] = "quick", *, seed: int = 0, display: Display | None = None
+    run: str | Path, suite: Literal["quick", "full"] = "quick", *, seed: int = 0, display: Display | None = None,
+    corpus: Sequence[str] = (),
 ) -> Context:
     """Open a run for evaluation; nothing is read yet.
+
+    Args:
+        run: its folder.
+        suite: how much is looked at.
+        seed: of every draw.
+        display: told what is made.
+        corpus: overrides of the run's config that name another corpus (a labelled one, to probe for its labels).
 
     Raises:
         SaescopeError: there is no trained SAE.
     """
-    return Context(open_trained(run), suite, SIZES[suite], seed, display or Display(quiet=True))
+    return Context(
+        open_trained(run), suite, SIZES[suite], seed, display or Display(quiet=True), elsewhere=tuple(corpus))
