@@ -1,0 +1,58 @@
+"""What a model says when something is added to its activations at one position of each sentence."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from training.model.language_model import Model
+from training.model.splice import at_sites
+from training.site import Site
+
+BATCH = 32
+
+
+@torch.no_grad()
+def logits_after(
+    model: Model, site: Site, tokens: Int64[Tensor, "n n_ctx"], at: Int64[np.ndarray, " n"], last: Int64[np.ndarray, " n"],
+    added: Float[Tensor, "n d_out"] | None = None,
+) -> Float[Tensor, "n d_vocab"]:
+    """Logits behind a token of each sentence, with a vector added to the site's target at one position of each.
+
+    Args:
+        model: the language model.
+        site: where it is added.
+        tokens: the sentences.
+        at: the position of each that is steered.
+        last: the position of each that is read.
+        added: what is added; None for nothing.
+    """
+    out = []
+    for start in range(0, len(tokens), BATCH):
+        some = slice(start, start + BATCH)
+        ids, which = tokens[some], torch.arange(len(tokens[some]))
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        mask[which, torch.from_numpy(at[some])] = True
+        if added is None:
+            logits = model.logits(ids)
+        else:
+            change = added[some]
+            # one row of each sentence is kept, so that rows come in the order of the sentences
+            with at_sites(model, {site: lambda rows, _, change=change: rows.target + change.to(rows.target)}, mask):
+                logits = model.logits(ids)
+        out.append(logits[which, torch.from_numpy(last[some])].float().cpu())
+    return torch.cat(out)
+
+
+def rows_at(
+    model: Model, site: Site, tokens: Int64[Tensor, "n n_ctx"], at: Int64[np.ndarray, " n"]
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+    """x and target of a site at one position of each sentence, fp32."""
+    parts: dict[str, list[Tensor]] = {hook: [] for hook in site.hooks}
+    for start in range(0, len(tokens), BATCH):
+        some = slice(start, start + BATCH)
+        where = torch.arange(len(tokens[some])), torch.from_numpy(at[some])
+        for hook, acts in model.activations(tokens[some], site.hooks).items():
+            parts[hook].append(acts[where].float().cpu())
+    rows = site.rows({hook: torch.cat(some) for hook, some in parts.items()})
+    return rows.x, rows.target
