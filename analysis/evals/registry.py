@@ -11,7 +11,12 @@ EVALUATIONS: dict[str, str] = {
     "core": "analysis.evals.metrics.core",
     "mdl": "analysis.evals.metrics.mdl",
     "stability": "analysis.evals.metrics.stability",
+    "probing": "analysis.evals.metrics.probing",
+    "absorption": "analysis.evals.metrics.absorption",
+    "bidirectional": "analysis.evals.metrics.bidirectional",
+    "principled": "analysis.evals.metrics.principled",
     "ground-truth": "analysis.evals.metrics.ground_truth",
+    "interpretability": "analysis.evals.metrics.interpretability",
 }
 """Name on the command line → module with its `EVALUATION`; also the order in which they are run and shown."""
 
