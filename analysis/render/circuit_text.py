@@ -68,7 +68,7 @@ def _attribution(scores: dict[str, Any]) -> list[str]:
     if gap:
         lines.append(
             f"  live patterns change {int(gap['n_interventions'])} interventions by {gap['pattern_gap']:.0%}, everything "
-            f"live by {gap['live_gap']:.0%}; predictions are off by {gap['prediction_gap']:.0%}"
+            f"live by {gap['live_gap']:.0%}; predictions correlate with {_number(gap.get('agreement_live'))}"
         )
     return lines
 

@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from analysis.circuits.interventions.on_prompt import Steered
 
 
+EXAMPLE = Path(__file__).parents[1] / "example_circuit.json"
+"""Shown where there is none: the circuit of docs/results/agreement.csv."""
+
+
 def page() -> None:
     """Draw the page."""
     folder = runs_folder().absolute().parent / "circuits"
     found = {path.name: path for path in sorted(folder.glob("*")) if _is_graph(path)}
-    if not found:
-        st.title("Circuits")
-        said = f"No circuits yet (folder: {escaping.shell(folder)}). This finds a first one:"
-        frame.nothing(said, "make circuit-demo")
-    names = list(found)
+    shown = found or {EXAMPLE.name: EXAMPLE}
+    names = list(shown)
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     row.title("Circuits", width="content")
     name = row.selectbox(
@@ -47,7 +48,11 @@ def page() -> None:
         format_func=escaping.visible,
     )
     navigation()
-    circuit, data = _opened(str(found[name]), _stamp(found[name]))
+    if not found:
+        st.text(f"No circuits yet (folder: {escaping.shell(folder)}). Until there are, this is an example: subject–verb "
+                "agreement in SmolLM2-135M. This finds a first one:")
+        st.code("make circuit-demo", language="bash")
+    circuit, data = _opened(str(shown[name]), _stamp(shown[name]))
     view = _view(circuit)
     circuit_graph(data, view, _links(circuit))
     with row:

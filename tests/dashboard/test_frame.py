@@ -24,13 +24,15 @@ def test_an_unknown_page_is_the_first(root: Path) -> None:
 
 
 def test_circuits_say_what_fills_them_and_draw_what_there_is(root: Path) -> None:
-    assert visit(page="circuits").code[0].value == "make circuit-demo"
     folder = root.parent / "circuits"
     (folder / "half a circuit").mkdir(parents=True)
-    assert visit(page="circuits").code[0].value == "make circuit-demo"
+    app = visit(page="circuits")
+    assert app.code[0].value == "make circuit-demo" and app.selectbox[0].options == ["example_circuit.json"]
+    (graph,) = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "saescope_circuit_graph"]
+    assert "resid-25/f" in str(graph)
     save_circuit(circuit(name="<b>capital"), folder / "<b>capital")
     app = visit(page="circuits")
-    assert "<b>capital" not in html(app) and app.selectbox[0].options == ["<b>capital"]
+    assert not app.code and "<b>capital" not in html(app) and app.selectbox[0].options == ["<b>capital"]
     (graph,) = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "saescope_circuit_graph"]
     assert "attn-0/f" in str(graph)
 

@@ -48,8 +48,13 @@ class Gap:
         return [{"node": node, **{name: columns[name][i] for name in columns}} for i, node in enumerate(self.nodes)]
 
     def summary(self) -> dict[str, float]:
-        """Σ |difference| / Σ |measured| of prediction, of held and live patterns, of all held and all live."""
+        """Σ |difference| / Σ |measured| of prediction, of held and live patterns, of all held and all live; correlations.
+
+        `agreement_held` and `agreement_live` are Pearson's of what the graph predicts with exact ablation.
+        """
         return {
+            "agreement_held": _correlation(self.predicted, self.held),
+            "agreement_live": _correlation(self.predicted, self.live),
             "prediction_gap": _relative(self.predicted, self.held), "pattern_gap": _relative(self.held, self.patterns),
             "live_gap": _relative(self.held, self.live), "n_interventions": float(len(self.nodes)),
         }
@@ -118,6 +123,10 @@ def _taken_away(linear: LinearPrompt, triple: tuple[int, int, int], share: float
 def _logit(logits: Tensor, token: int) -> Tensor:
     last = logits[:, -1].double().cpu()
     return last[:, token] - last.mean(dim=1)
+
+
+def _correlation(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
 def _relative(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:

@@ -192,6 +192,7 @@ def test_the_gap_of_frozen_patterns(linear: LinearPrompt) -> None:
     assert summary["pattern_gap"] > 1e-3 and summary["live_gap"] > 1e-3
     # as long as no feature begins or ceases to be active, the graph predicts what is held, and nothing else
     little = frozen_gap(linear, graph, 6, share=1e-5).summary()
+    assert little["agreement_held"] > 0.999
     assert little["prediction_gap"] < 1e-3 < 0.01 < min(little["pattern_gap"], little["live_gap"])
     # one feature taken away by hand, patterns live
     site, position, feature = graph.nodes.triples[graph.names.index(gap.nodes[0])]
