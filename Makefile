@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
 
 demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
 	$(SAE) demo
@@ -94,6 +94,9 @@ saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens,
 saelens-import: $(VENV)/.done .peers/saelens/.done  ## an SAE that SAELens trains, imported: its own figures, and its pages
 	$(PY) -m tests.peers.saelens_import --saelens .peers/saelens/bin/python
 
+saebench-check: $(VENV)/.done .peers/saebench/.done  ## core figures beside SAEBench's own, on a tiny GPT-2; its known errors by hand
+	$(PY) -m tests.peers.saebench_check --saebench .peers/saebench/bin/python --out benchmarks/saebench.json
+
 # CIRCUIT_TRACER=CHECKOUT of decoderesearch/circuit-tracer at 0.4.1, and if you like NEURONPEDIA_SCHEMA=graph-schema.json,
 # GRAPHS="FILE ..." of theirs and CIRCUITS="circuits/NAME ..." of ours
 circuit-tracer-check: $(VENV)/.done                 ## our graphs under circuit-tracer's own models, theirs opened here
@@ -104,6 +107,13 @@ circuit-tracer-check: $(VENV)/.done                 ## our graphs under circuit-
 	$(PYTHON) -m venv .peers/saelens
 	.peers/saelens/bin/pip install --quiet torch==2.13.0
 	.peers/saelens/bin/pip install --quiet sae-lens==6.54.12
+	touch $@
+
+.peers/saebench/.done:
+	$(PYTHON) -m venv .peers/saebench
+	.peers/saebench/bin/pip install --quiet torch==2.13.0
+	@# loguru: SAEBench imports it and does not ask for it
+	.peers/saebench/bin/pip install --quiet sae-bench==0.6.0 sae-lens==6.54.12 loguru
 	touch $@
 
 .peers/saedashboard/.done:

@@ -12,6 +12,7 @@ EXPERIMENTS: dict[str, str] = {
     "learning-rate": "analysis.reproduce.learning_rate",
     "dead-window": "analysis.reproduce.dead_window",
     "variants": "analysis.reproduce.variants",
+    "evaluations": "analysis.reproduce.evaluations",
     "matryoshka-tree": "analysis.reproduce.matryoshka_tree",
     "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",
     "synthetic": "analysis.reproduce.synthetic",

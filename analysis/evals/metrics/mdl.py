@@ -1,7 +1,7 @@
 """How many bits a row's features take to send (2410.11179), at a precision that keeps either the FVE or the cross-entropy.
 
     at_fve       values as coarse as a share ε of the variance allows: bits and their parts, as `sae mdl` has them
-    at_ce        values as coarse as ε nats per token of cross-entropy allow, the coarsest of a ladder of steps by √2
+    at_ce        values as coarse as ε nats per token of cross-entropy allow, the coarsest of a ladder of steps
     hierarchy    bits that are saved by telling of a feature whether it is active under the state of another, its parent:
 
         Σ_i H(s_i) − H(s_i | s_parent(i))        parent(i): the denser feature that tells most of i; or none
@@ -13,7 +13,7 @@ than their children, so that they form a forest and the code can be decoded.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,6 @@ from sae.code import SparseCode
 from sae.coder import Coder
 from sae.errors import SaescopeError
 
-LADDER = tuple(2.0 ** (i / 2) for i in range(4, -5, -1))
-"""Steps that are tried for the cross-entropy, in multiples of the one that keeps the FVE: from coarse to fine."""
 LEAST_ACTIVE = 10
 """Rows in which a feature, and a pair, must be active to be coded under a parent."""
 
@@ -43,6 +41,8 @@ class Settings:
     """Share of the variance that rounding may cost."""
     epsilon_ce: float = 0.01
     """Nats per token that it may cost."""
+    ladder: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.25)
+    """Steps that are tried for it, in multiples of the one that keeps the FVE: from coarse to fine."""
     ce_of_controls: bool = False
     """Whether the second precision is found for controls too: several runs of the model each."""
 
@@ -85,7 +85,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     notes: tuple[str, ...] = ()
     if settings.ce_of_controls or coder is context.sae:
         try:
-            metrics["at_ce"] = at_ce(context, coder, own.step, settings.epsilon_ce)
+            metrics["at_ce"] = at_ce(context, coder, own.step, settings)
         except SaescopeError as error:
             notes = (f"Bits at equal cross-entropy were not measured: {error}",)
     return Found(metrics, {"rows": rows.units}, (), {}, notes)
@@ -115,13 +115,13 @@ def bits_metric(rows: Rows, code: SparseCode, step: float, formula: str) -> Metr
     return intervals.ratio(rows.sums(bits), n, n, unit="bits per row", direction="lower", formula=formula)
 
 
-def at_ce(context: Context, coder: Coder, step: float, epsilon: float) -> dict[str, Metric]:
-    """Bits at the coarsest step of the ladder that costs at most `epsilon` nats per token.
+def at_ce(context: Context, coder: Coder, step: float, settings: Settings) -> dict[str, Metric]:
+    """Bits at the coarsest step of the ladder that costs at most `epsilon_ce` nats per token.
 
     Raises:
         SaescopeError: there is no model, or none of the steps costs so little.
     """
-    steps = [step * factor for factor in LADDER]
+    epsilon, steps = settings.epsilon_ce, [step * factor for factor in settings.ladder]
     exact = context.costs(coder).nats["spliced"].mean()
     found = context.costs_spliced([Quantised(coder, step) for step in steps])
     added = [float(one.nats["spliced"].mean() - exact) for one in found]
@@ -130,13 +130,14 @@ def at_ce(context: Context, coder: Coder, step: float, epsilon: float) -> dict[s
     if not good:
         raise SaescopeError(f"the finest step that was tried costs {added[-1]:.3f} nats per token, more than {epsilon:g}.")
     first, n_tokens = good[0], len(found[0].unit)
-    told = f"entropy code of the coarsest values (by √2) that add at most {epsilon:g} nats per token"
+    ladder = ", ".join(f"{factor:.3g}" for factor in settings.ladder)
+    told = f"entropy code of the coarsest of {ladder} times at_fve's step that adds at most {epsilon:g} nats"
     return {
         "bits": bits_metric(context.rows, context.code(coder), steps[first], told),
         "ce_added": intervals.plain(
             added[first], unit="nats per token", direction="lower", formula="CE rounded − CE exact", n=n_tokens),
         "step_ratio": intervals.plain(
-            LADDER[first], unit="ratio", direction="none", formula="step / step that keeps the FVE", n=n_tokens),
+            settings.ladder[first], unit="ratio", direction="none", formula="step / step that keeps the FVE", n=n_tokens),
     }
 
 
@@ -235,5 +236,6 @@ def _entropy(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 EVALUATION = Evaluation(
-    "mdl", "bits per row", 1, Settings(), replace(Settings(), ce_of_controls=True), run, cost=(8.0, 40.0),
+    "mdl", "bits per row", 1, Settings(),
+    Settings(ladder=tuple(2.0 ** (i / 2) for i in range(4, -5, -1)), ce_of_controls=True), run, cost=(8.0, 40.0),
 )

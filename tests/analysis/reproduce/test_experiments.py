@@ -1,5 +1,6 @@
 """The short, fixed-seed forms of the experiments on a language model: a tiny model of random weights, some seconds each."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,20 @@ def test_variants(short: Any) -> None:
         assert row["fve"] > 0.1 and row["fve_equal"] < row["fve"] and row["cosine"] > 0.2
         assert 0 < row["bits_equal"] <= row["bits"] * 1.01 and row["ce_recovered"] is not None
         assert row["tokens_per_cpu_s"] > 0
+
+
+def test_evaluations(short: Any, place: Path) -> None:
+    """Variants and their controls, of both kinds, and which figures tell them apart."""
+    rows = short("evaluations")
+    controls = {"random", "pca", "channels", "frozen-decoder", "frozen-encoder", "random-model"}
+    assert set(rows) == {"topk", "abstopk", *controls, *(f"{name}-signed" for name in controls)}
+    assert rows["topk"]["core.sparsity.l0"] == rows["random"]["core.sparsity.l0"] == 4
+    assert rows["abstopk"]["core.sparsity.l0_negative"] > 0 == rows["topk"]["core.sparsity.l0_negative"]
+    with (place / "runs" / "evaluations-short" / "evaluations-separation.csv").open() as file:
+        table = {row["figure"]: row for row in csv.DictReader(file)}
+    judged = table["core.reconstruction.fve"]
+    assert judged["variants"] == "2" and judged["pairs"] == "1" and "core.sparsity.l0" not in table
+    assert all(0 <= int(judged[f"better_than_{control}"]) <= 2 for control in controls)
 
 
 def test_learning_rate(short: Any, place: Path) -> None:
