@@ -78,7 +78,7 @@ def open_circuit_model(circuit: Circuit, root: Path | None = None) -> CircuitMod
         )
     runs = [str(Path(info.run) if root is None else root / info.run) for info in wanted.values() if info.run]
     trained = open_saes(runs)
-    model = open_model(trained, str(circuit.model["name"]))
+    model = open_model(trained)
     spliced, infos = circuit_model(trained, model)
     changed = [info.name for info in infos if info.site not in wanted or info.sae != wanted[info.site].sae]
     if changed:

@@ -13,7 +13,7 @@ from tests.analysis.circuits.pipeline.test_run import HOOKS, fields, pairs
 from tests.helpers import ROOT, quick_fields, write_corpus
 
 NOTEBOOKS = ROOT / "analysis" / "notebooks"
-ORDER = ("first-circuit", "reading-a-graph", "interventions", "tracing", "shift")
+ORDER = ("first-circuit", "reading-a-graph", "interventions", "from-the-dashboard", "tracing", "shift")
 """The first trains SAEs and finds the circuit that the others open."""
 OWN_CIRCUIT = {"tracing", "shift"}
 """Those whose `circuit` is another."""
