@@ -17,6 +17,7 @@ from torch import Tensor
 from analysis.circuits.attribution.graph import AttributionGraph
 from analysis.circuits.attribution.influence import influence, normalised
 from analysis.circuits.attribution.linear import LinearPrompt
+from analysis.circuits.formats.circuit_tracer.writing import ATTRIBUTION
 from analysis.circuits.nodes import Nodes
 
 
@@ -184,7 +185,7 @@ def _graph(
 
 def _settings(linear: LinearPrompt, rows: _Rows, decode: Callable[[list[int]], str]) -> dict[str, Any]:
     return {
-        "kind": "attribution graph", "mlps": linear.mlps, "skips": linear.skips, "max_features": rows.limits.max_features,
+        "kind": ATTRIBUTION, "mlps": linear.mlps, "skips": linear.skips, "max_features": rows.limits.max_features,
         "logit_share": rows.limits.logit_share, "logit_pieces": {str(token): decode([token]) for token in rows.tokens},
     }
 

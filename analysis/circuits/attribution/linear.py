@@ -235,7 +235,10 @@ class LinearPrompt:
     def gradients(self, total: Float[Tensor, ""]) -> dict[Site, Float[Tensor, "n_copies n_ctx _"]]:
         """Gradients of something in `run` at every site."""
         leaves = [self.run.leaves[site] for site in self.sites]
-        found = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
+        if not total.requires_grad:  # an SAE that reads what is held has no inputs
+            found = tuple(torch.zeros_like(leaf) for leaf in leaves)
+        else:
+            found = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
         return {site: grad.unflatten(0, (self.copies, -1)) for site, grad in zip(self.sites, found, strict=True)}
 
     def read(self, grads: Mapping[Site, Float[Tensor, "n_copies n_ctx _"]], n: int) -> Float64[np.ndarray, "n n_nodes"]:

@@ -65,23 +65,32 @@ def _own(graph: Graph) -> Circuit:
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError("metadata.saescope is not as Saescope writes it") from error
 
+    # an attribution graph of ours has sites of tokens and logits, as theirs have
+    ends = {info.variant: i for i, info in enumerate(sites) if info.variant in (EMBEDDING, LOGIT)}
+
     def triple(node: Node) -> tuple[int, int, int]:
+        if node.feature_type in ends:
+            return ends[node.feature_type], node.ctx_idx, _feature(node)
         layer, number = str(node.layer), _number(node)
         if number < 0:
             rank, kind = (-number - 1) // 2, ERROR if number % 2 else SKIP
             site = by_rank.get((layer, rank), (None, 0))[0]
             feature = kind
         else:
-            within = [(i, first) for (at, _), (i, first) in by_rank.items() if at == layer and first <= number]
+            within = [(i, first) for (at, _), (i, first) in by_rank.items()
+                      if at == layer and first <= number and sites[i].d_sae]
             site, first = max(within, key=lambda one: one[1], default=(None, 0))
             feature = number - first
         if site is None:
             raise ValueError(f"the node {node.node_id} is of no site that metadata.saescope lists")
         return site, node.ctx_idx, feature
 
-    place = {node.node_id: triple(node) for node in graph.nodes if node.feature_type not in (EMBEDDING, LOGIT)}
-    outputs = {node.node_id: 1.0 for node in graph.nodes if node.feature_type == LOGIT}
-    return _circuit(graph, sites, place, outputs, {**facts, "prompt": tuple(graph.metadata.prompt_tokens)})
+    inner = [node for node in graph.nodes if node.feature_type not in (EMBEDDING, LOGIT) or node.feature_type in ends]
+    place = {node.node_id: triple(node) for node in inner}
+    logits = [node for node in graph.nodes if node.feature_type == LOGIT]
+    outputs = {} if ends else {node.node_id: 1.0 for node in logits}
+    shares = {place[node.node_id]: node.token_prob for node in logits} if ends else None
+    return _circuit(graph, sites, place, outputs, {**facts, "prompt": tuple(graph.metadata.prompt_tokens)}, shares)
 
 
 def _theirs(graph: Graph) -> Circuit:

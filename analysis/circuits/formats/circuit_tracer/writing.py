@@ -49,6 +49,14 @@ MEANING = (
     "layer is the block; a feature is first_feature of its site plus the feature of the site's SAE."
 )
 
+ATTRIBUTION = "attribution graph"
+"""What `settings.kind` says of graphs of one prompt that were made here."""
+MEANING_OF_ATTRIBUTION = (
+    "A link's weight is what the source adds to the target's pre-activation or logit, attention patterns and norms held. A "
+    "node's effect is the change of the most probable logit when the node is taken away, by all paths, as the graph "
+    "predicts it. A node's influence is the share of all influence that nodes with at least as much have."
+)
+
 
 def write_graph(
     circuit: Circuit, path: Path | str, *, tokens: Sequence[int] | None = None, scan: str | None = None
@@ -149,16 +157,18 @@ def _metadata(circuit: Circuit, place: Numbering, scan: str | None) -> Metadata:
         "scan": scan or name.rpartition(":")[2].rpartition("/")[2], "prompt": "".join(circuit.prompt),
         "prompt_tokens": list(circuit.prompt), "schema_version": SCHEMA_VERSION,
     }
-    if any(info.variant == LOGIT for info in circuit.sites):
+    attribution = circuit.settings.get("kind") == ATTRIBUTION
+    if any(info.variant == LOGIT for info in circuit.sites) and not attribution:
         return Metadata.model_validate({**circuit.settings.get("metadata", {}), **facts, "scan": scan or name})
     sites = [
         {**asdict(info), "site": info.site.model_dump(), "layer": place.layers[i], "first_feature": place.first[i],
          "rank": place.rank[i]} for i, info in enumerate(circuit.sites)
     ]
     own = {key: getattr(circuit, key) for key in ("name", "model", "task", "settings", "scores")}
+    meaning = MEANING_OF_ATTRIBUTION if attribution else MEANING
     generator = {"name": "saescope", "version": files.code_version()}
     return Metadata.model_validate({
-        **facts, "saescope": {**own, "sites": sites}, "info": {"description": MEANING, "generator": generator},
+        **facts, "saescope": {**own, "sites": sites}, "info": {"description": meaning, "generator": generator},
     })
 
 
@@ -170,9 +180,10 @@ def _nodes(circuit: Circuit, place: Numbering) -> Iterator[Node]:
     for i, ((site, position, feature), row) in enumerate(zip(circuit.nodes.triples, circuit.rows("nodes"), strict=True)):
         name, kind = row["node"], circuit.sites[site].variant
         if kind == EMBEDDING:
-            yield _embedding(feature, position)
+            yield _embedding(feature, position, said.get(name, ""), **_numbers(row, before.get(name)))
         elif kind == LOGIT:
-            yield _logit(place.layers[site], feature, position, probability.get(i, 0.0), said.get(name, ""))
+            share, numbers = probability.get(i, 0.0), _numbers(row, before.get(name))
+            yield _logit(place.layers[site], feature, position, share, said.get(name, ""), **numbers)
         else:
             layer, number = int(place.layers[site]), place.feature(site, feature)
             yield Node(
@@ -180,9 +191,14 @@ def _nodes(circuit: Circuit, place: Numbering) -> Iterator[Node]:
                 feature=paired(layer, number) if feature >= 0 else number, feature_type=_type(circuit.sites[site], feature),
                 clerp=said.get(name, name if feature < 0 and circuit.sites[site].sae else ""),
                 jsNodeId=f"{layer}_{number}-0",
-                influence=before.get(name, influence[i]), activation=row["value"],
-                **_known(row, "effect", "low", "high", "reference", "inclusion"),
+                **_numbers(row, before.get(name, influence[i])),
             )
+
+
+def _numbers(row: dict[str, Any], influence: float | None) -> dict[str, Any]:
+    """What is known of a node beside its place."""
+    known = _known(row, "effect", "low", "high", "reference", "inclusion")
+    return {"influence": influence, "activation": row["value"], **known}
 
 
 def _type(info: SiteInfo, feature: int) -> str:
@@ -198,17 +214,19 @@ def _output(circuit: Circuit) -> Node:
     return _logit(circuit.model["n_layers"] + 1, circuit.model["d_vocab"], last, 1.0, f'Output "{said}" (p=1.000)', True)
 
 
-def _logit(layer: int | str, token: int, position: int, share: float, said: str, target: bool = False) -> Node:
+def _logit(
+    layer: int | str, token: int, position: int, share: float, said: str, target: bool = False, **numbers: Any
+) -> Node:
     return Node(
         node_id=f"{layer}_{token}_{position}", feature=token, layer=str(layer), ctx_idx=position, feature_type=LOGIT,
-        token_prob=share, is_target_logit=target, jsNodeId=f"L_{token}-{position}", clerp=said,
+        token_prob=share, is_target_logit=target, jsNodeId=f"L_{token}-{position}", clerp=said, **numbers,
     )
 
 
-def _embedding(token: int, position: int) -> Node:
+def _embedding(token: int, position: int, said: str = "", **numbers: Any) -> Node:
     return Node(
         node_id=f"E_{token}_{position}", feature=position, layer="E", ctx_idx=position, feature_type=EMBEDDING,
-        jsNodeId=f"E_{token}-{position}",
+        jsNodeId=f"E_{token}-{position}", clerp=said, **numbers,
     )
 
 

@@ -162,7 +162,12 @@ def test_the_most_influential_features_become_nodes(linear: LinearPrompt) -> Non
     assert 0 < cost(linear).seconds < 600 and cost(linear).n_bytes > 1e6
 
 
-def test_a_graph_is_a_circuit_and_a_file_of_circuit_tracer(linear: LinearPrompt, tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_a_graph_is_a_circuit_and_a_file_of_circuit_tracer(
+    linear: LinearPrompt, several: bool, model: Model, tmp_path: Path
+) -> None:
+    """Also with several sites in one block, some of them MLPs without a dictionary."""
+    linear = taken_apart(with_saes(model), mlps="held") if several else linear
     graph = attribute(linear, ALL, name="tiny")
     circuit = graph.circuit(0.9, 0.95)
     assert 0 < circuit.scores["counts"]["n_nodes_pruned"] == len(circuit.nodes) < len(graph.nodes)
@@ -174,8 +179,7 @@ def test_a_graph_is_a_circuit_and_a_file_of_circuit_tracer(linear: LinearPrompt,
     save_circuit(circuit, tmp_path / "graph")
     same(read_circuit(tmp_path / "graph"), circuit)
     write_graph(circuit, tmp_path / "graph.json")
-    back = read_graph(tmp_path / "graph.json")
-    assert len(back.nodes) == len(circuit.nodes) and len(back.source) == len(circuit.source)
+    same(read_graph(tmp_path / "graph.json"), circuit)
     assert circuit.figure().html.count("sx-node") > 10
 
 
