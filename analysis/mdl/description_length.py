@@ -102,8 +102,18 @@ def count_levels(codes: list[SparseCode], step: float) -> Levels:
     feature, level = feature[level != 0], level[level != 0]
     low = int(level.min()) if len(level) else 0
     span = int(level.max()) - low + 1 if len(level) else 1
-    keys, count = torch.unique(feature * span + (level - low), return_counts=True)
+    keys, count = _counted(feature * span + (level - low), codes[0].d_sae * span)
     return Levels(keys // span, keys % span + low, count, sum(code.n_rows for code in codes), codes[0].d_sae)
+
+
+def _counted(keys: Int64[Tensor, " n"], n_keys: int) -> tuple[Int64[Tensor, " n_found"], Int64[Tensor, " n_found"]]:
+    """Which of the numbers below `n_keys` occur, ascending, and how often; no sorting where a table is small enough."""
+    if n_keys > 1 << 24:
+        found, count = torch.unique(keys, return_counts=True)
+        return found, count
+    table = torch.bincount(keys, minlength=n_keys)
+    found = table.nonzero().squeeze(-1)
+    return found, table[found]
 
 
 def support_bits(levels: Levels) -> float:

@@ -272,3 +272,13 @@ def test_no_step_may_keep_it() -> None:
         coarsest(lambda step: False, 1.0)
     assert coarsest(lambda step: step <= 0.3, 10.0) == pytest.approx(0.3, rel=0.01)
     assert coarsest(lambda step: True, 10.0) == 10.0
+
+
+def test_levels_are_counted_alike_with_a_table_and_by_sorting() -> None:
+    code = from_dense(torch.randn(300, 7, generator=torch.Generator().manual_seed(0)) * 5)
+    few, many = count_levels([code], 0.5), count_levels([code], 1e-6)
+    level = (code.value.double() / 1e-6).round().long()
+    want = Counter(zip(code.feature.tolist(), level.tolist(), strict=True))
+    assert dict(zip(zip(many.feature.tolist(), many.level.tolist(), strict=True), many.count.tolist(), strict=True)) == want
+    assert int(few.count.sum()) == int((code.value.double() / 0.5).round().count_nonzero())
+    assert (many.feature.diff() >= 0).all() and (few.feature.diff() >= 0).all()
