@@ -35,6 +35,7 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 @media (max-width: 700px) {
   nav.sx-pages {padding-right: 2.5rem; gap: 0}
   nav.sx-pages strong {display: none}
+  [data-testid='stButtonGroup'] [role='radiogroup'] {flex-wrap: wrap; overflow: visible; height: auto}
   nav.sx-pages a {padding: 0.35rem 0.45rem}
   [data-testid='stMainBlockContainer'] {padding-left: 1rem; padding-right: 1rem}
   .st-key-prompt-results > [data-testid='stLayoutWrapper'] > [data-testid='stHorizontalBlock'],
@@ -57,7 +58,7 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx-tall {max-height: 28rem; overflow: auto}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
 .sx-features .sx-name {white-space: normal; min-width: 10rem; max-width: 22rem}
-.sx-features td small {display: block; font-size: 0.75rem; opacity: 0.8}
+.sx-features td.sx-num small {display: block; font-size: 0.75rem; opacity: 0.8}
 .sx-features tr.sx-control th {padding-left: 1rem; opacity: 0.8}
 .sx-features .sx-word {white-space: normal; max-width: 11rem}
 .sx-features tbody tr[aria-current] {box-shadow: inset 3px 0 0 currentColor}

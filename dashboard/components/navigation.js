@@ -201,8 +201,9 @@ export default function (component) {
   leave();
   parentElement.open = data.point ? (told) => go(data.point + told) : null;
   const run = new URL(location.href).searchParams.get("run");
-  const shown = document.querySelector("nav.sx-pages a[aria-current]")?.textContent;
-  document.title = [data.title, shown, run, "Saescope"].filter(Boolean).join(" · ");
+  const tab = document.querySelector("nav.sx-pages a[aria-current]");
+  if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 60;  // where the bar is wider than the screen
+  document.title = [data.title, tab?.textContent, run, "Saescope"].filter(Boolean).join(" · ");
   const heard = { click: onClick, keydown: onKey, pointerover: onReach, focusin: onReach, pointerdown: onPress };
   for (const [kind, hear] of Object.entries(heard)) document.addEventListener(kind, hear);
   dialog.dataset.ready = "true";

@@ -1,4 +1,4 @@
-"""The page Prompt: a text as features by tokens, what fires at one token, and the contexts most like it."""
+"""The page Prompt: a text as features by tokens; one of them at its side, and what it does to the text that follows."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -15,8 +15,10 @@ from dashboard import escaping
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose
 from dashboard.state import address
+from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.model_results import encoded
 from dashboard.state.selection import Selection, names
+from dashboard.views.feature.steer import steer
 from sae.errors import SaescopeError
 
 EXAMPLE = "The quick brown fox jumps over the lazy dog."
@@ -28,8 +30,8 @@ def page() -> None:
     """Draw the page."""
     chosen = choose("Prompt")
     navigation(keys={"/": address.link()})
-    form = address.Form("token")
-    with st.form("prompt", border=False):
+    form = address.Form("token", "prompt", "strength")
+    with st.form("read", border=False):
         st.text_area("Text", **form.text("text"), height=90, max_chars=address.N_CHARS, placeholder=EXAMPLE)
         pressed = st.form_submit_button("Which features fire?", icon=":material/play_arrow:", on_click=form.submit)
     text = st.query_params.get("text", "")
@@ -110,13 +112,14 @@ def _panel(chosen: Selection, code: PromptCode, feature: int | None) -> None:
     here = f"Here up to {number(strongest)}" if strongest else "It does not fire here"
     name = reference(feature, names(chosen), lambda _: None)
     opened = _escaped(address.link("feature", f=feature))
-    steer = _escaped(address.link("feature", f=feature, tab="steer", prompt=code.text))
     st.html(
         f'<div class="sx" data-panel="{feature}"><h3>{name}</h3>'
         f"{tokens.heat(code.pieces, values.tolist(), scale=scale, focus_all=True)}"
         f'<p class="sx-quiet">{here}; over the corpus {number(known.min)} to {number(known.max)}, on '
         f"{percent(known.density)} of the tokens. Shaded by its largest value there.</p>"
-        f'<p><a href="{opened}">Open the feature</a> · <a href="{steer}">Steer this text</a></p></div>')
+        f'<p><a href="{opened}">Open the feature</a></p></div>')
+    with st.expander("Steer this text with it", expanded="strength" in st.query_params, icon=":material/alt_route:"):
+        steer(CurrentFeature(chosen, feature, lambda other: address.link("feature", f=other)), code.text)
 
 
 def _similar(chosen: Selection, code: PromptCode) -> None:
@@ -140,7 +143,7 @@ def _similar(chosen: Selection, code: PromptCode) -> None:
 
 
 def _pick() -> Callable[[int], str]:
-    to = address.linker()
+    to = address.linker(strength=None, also=None)
     return lambda feature: to(f=feature)
 
 

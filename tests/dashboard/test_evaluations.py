@@ -62,7 +62,9 @@ def test_runs_are_sorted_with_their_controls_below_them(three: Path) -> None:
         rows = page.split("<tbody>")[1].split("</tbody>")[0].split("<tr")[1:]
         return [row.split("</th>")[0].split("<bdi>")[1].split("</bdi>")[0] for row in rows]
 
-    assert names(order=FVE) == ["elsewhere", "pca", "random", "wide", "pca", "random", "narrow", "pca", "random", "plain"]
+    sorted_ = names(order=FVE)
+    assert sorted_[::3] == ["elsewhere", "wide", "narrow", "plain"]
+    assert all({*sorted_[i : i + 2]} == {"pca", "random"} for i in (1, 4, 7))
     assert names(order=FVE, turned="true", controls="false") == ["narrow", "wide", "elsewhere", "plain"]
     assert names(order="run", controls="false") == ["elsewhere", "narrow", "plain", "wide"]
 

@@ -249,6 +249,26 @@ def test_steering_is_in_the_url_and_done_for_who_follows_it() -> None:
     assert "is no edit" in wrong.error[0].value.replace("\\", "")
 
 
+def test_a_prompt_is_ranked_and_steered_with_the_feature_at_its_side() -> None:
+    asked = {"page": "prompt", "run": "healthy", "text": "those east winds"}
+    app = visit(**asked)
+    first = re.findall(r'<tr data-feature="(\d+)"', html(app))[0]
+    assert f'data-panel="{first}"' in html(app) and "data-steered" not in html(app)
+    assert app.text_area(key="prompt").value == "those east winds"
+    other = re.findall(r'<tr data-feature="(\d+)"', html(app))[3]
+    steered = html(visit(**asked, f=other, strength="2", tokens="3"))
+    assert f'data-panel="{other}"' in steered and f"#{other}" in steered.split("data-steered")[1]
+    dense = html(visit(**asked, cut="100"))
+    assert "too dense" not in dense and "too dense" in html(visit(**asked, cut="1"))
+
+
+def test_a_prompt_without_text_says_what_to_do() -> None:
+    app = visit(page="prompt", run="healthy")
+    assert "text=The+quick+brown+fox" in html(app) and not app.warning
+    app.button[0].click()
+    assert "type one above" in drawn(app).warning[0].value
+
+
 def test_two_features_side_by_side(states: Path) -> None:
     from analysis.index import open_index
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from analysis.render.palette import style
-from analysis.render.text import inner
+from analysis.render.text import attribute, inner
 
 _CELL = (
     "padding:0.3rem 0.8rem 0.3rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere;min-width:6rem;border:none;"
@@ -23,7 +23,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str)
     head = "".join(f'<th scope="col" style="{_CELL}{_RULE}font-weight:600">{_text(text)}</th>' for text in header)
     body = "".join(f'<tr style="{_RULE}">{_row(row)}</tr>' for row in rows)
     return (
-        '<div style="overflow-x:auto"><table style="border-collapse:collapse;width:100%;font-size:0.875rem">'
+        f'<div style="overflow-x:auto" tabindex="0" role="region" aria-label="{attribute(caption, spaces=False)}">'
+        '<table style="border-collapse:collapse;width:100%;font-size:0.875rem">'
         f'<caption style="position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)">'
         f"{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

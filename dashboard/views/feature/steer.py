@@ -12,15 +12,15 @@ from dashboard.state.selection import names
 
 MODES = ("add", "clamp")
 
-def steer(place: CurrentFeature) -> None:
-    """A prompt continued without and with this feature, and others if they are named."""
+def steer(place: CurrentFeature, prompt: str = "The") -> None:
+    """A prompt continued without and with this feature, and others if they are named; `prompt` is the one to begin with."""
     from analysis.steering.generate import WHERE
 
     top = max(1.0, abs(place.index.feature(place.feature).max))
     most = 100 * top
     form = address.Form(always=("strength",))
     with st.form("steer", border=False):
-        st.text_area("Prompt", **form.text("prompt", default="The"), height=70, max_chars=address.N_CHARS)
+        st.text_area("Prompt", **form.text("prompt", default=prompt), height=70, max_chars=address.N_CHARS)
         first, second, third = st.columns(3, vertical_alignment="bottom")
         first.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"), width="stretch",
                                 help="add: lengthen the feature by the strength; clamp: hold it there")
