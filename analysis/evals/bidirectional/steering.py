@@ -1,5 +1,7 @@
 """What a model says when something is added to its activations at one position of each sentence."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from training.model.language_model import Model
 from training.model.splice import at_sites
-from training.site import Site
+from training.site import Site, SiteRows
 
 BATCH = 32
 
@@ -36,12 +38,15 @@ def logits_after(
         if added is None:
             logits = model.logits(ids)
         else:
-            change = added[some]
             # one row of each sentence is kept, so that rows come in the order of the sentences
-            with at_sites(model, {site: lambda rows, _, change=change: rows.target + change.to(rows.target)}, mask):
+            with at_sites(model, {site: partial(_plus, added[some])}, mask):
                 logits = model.logits(ids)
         out.append(logits[which, torch.from_numpy(last[some])].float().cpu())
     return torch.cat(out)
+
+
+def _plus(added: Float[Tensor, "n d_out"], rows: SiteRows, _: Tensor) -> Float[Tensor, "n d_out"]:
+    return rows.target + added.to(rows.target)
 
 
 def rows_at(

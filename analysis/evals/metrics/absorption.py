@@ -79,8 +79,8 @@ def _letters(context: Context, settings: Settings) -> Labelled:
         acts = model.activations(some, trained.site.hooks)
         mine = (words.seq >= 16 * number) & (words.seq < 16 * (number + 1))
         at = torch.from_numpy(words.seq[mine] - 16 * number), torch.from_numpy(words.position[mine])
-        for hook, rows in acts.items():
-            parts[hook].append(rows[at].float())
+        for hook, found in acts.items():
+            parts[hook].append(found[at].float())
     rows = trained.rows({hook: torch.cat(some) for hook, some in parts.items()})
     present = words.letter[:, None] == np.arange(26)
     # letters of a few words tell nothing, and neither does a probe of them

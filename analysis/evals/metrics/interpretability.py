@@ -51,10 +51,10 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 
 
 def _coded_text(context: Context, coder: Coder) -> CodedText:
-    parts = [_part(context, rows, code) for rows, code in (
-        (context.train_rows, encoded(coder, context.train_rows.x)), (context.rows, context.code(coder)))]
+    made_from = _part(context, context.train_rows, encoded(coder, context.train_rows.x))
+    judged_on = _part(context, context.rows, context.code(coder))
     vocabulary = context.once("vocabulary", lambda: Vocabulary(token_bytes(context.model.tokenizer)))
-    return CodedText(*parts, vocabulary)
+    return CodedText(made_from, judged_on, vocabulary)
 
 
 def _part(context: Context, rows: Rows, code: Any) -> Part:
@@ -70,7 +70,7 @@ def _labelled(
     explainer = Explainer(text, seed=context.seed)  # type: ignore[arg-type]
     known = _judgeable(text)
     features = np.sort(np.random.default_rng(context.seed).permutation(known)[:n_features]).tolist()
-    records = []
+    records: list[Mapping[str, Any]] = []
     for done, feature in enumerate(features):
         other = explainer._other(feature)
         scores = {
@@ -96,7 +96,7 @@ def _judgeable(text: CodedText) -> Int64[np.ndarray, " n"]:
     return np.flatnonzero((made >= 8) & (np.bincount(contexts, minlength=codes.shape[1]) >= 4)).astype(np.int64)
 
 
-def _mean(records: list[dict[str, Any]], name: str) -> Metric:
+def _mean(records: list[Mapping[str, Any]], name: str) -> Metric:
     values = np.array([record[name] for record in records if record[name] is not None], dtype=np.float64)
     direction: Direction = "none" if name.endswith("baseline") else "higher"
     formula = f"balanced accuracy of contrast labels by {name.replace('_', ', ')}, mean over features"

@@ -119,11 +119,11 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     metrics: dict[str, dict[str, Metric]] = {}
     details: list[Mapping[str, Any]] = []
     for done, one in enumerate(tasks):
-        codes = [matrix(encoded(coder, rows.x[part.rows])) for rows, part in
-                 ((context.train_rows, one.fit), (context.rows, one.test))]
+        fitted, tested = (matrix(encoded(coder, rows.x[part.rows])) for rows, part in
+                          ((context.train_rows, one.fit), (context.rows, one.test)))
         metrics[one.name] = {}
         for name, how in CHOSEN_BY.items():
-            scores = sparse_scores(one, *codes, settings.ks, scaled=name == "scaled")
+            scores = sparse_scores(one, fitted, tested, settings.ks, scaled=name == "scaled")
             metrics[one.name] |= {
                 f"{name}_k{k}": _metric(one, found, f"{k}-sparse probe, features by {how}") for k, found in scores.items()}
             details += [record for k, found in scores.items() for record in _records(one, found, k, name)]
