@@ -94,8 +94,9 @@ saelens-check: $(VENV)/.done .peers/saelens/.done   ## open the runs in SAELens,
 saelens-import: $(VENV)/.done .peers/saelens/.done  ## an SAE that SAELens trains, imported: its own figures, and its pages
 	$(PY) -m tests.peers.saelens_import --saelens .peers/saelens/bin/python
 
-saebench-check: $(VENV)/.done .peers/saebench/.done  ## core figures beside SAEBench's own, on a tiny GPT-2; its known errors by hand
+saebench-check: $(VENV)/.done .peers/saebench/.done  ## core, absorption and probes beside SAEBench's own; its known errors by hand
 	$(PY) -m tests.peers.saebench_check --saebench .peers/saebench/bin/python --out benchmarks/saebench.json
+	$(PY) -m tests.peers.saebench_features --saebench .peers/saebench/bin/python
 
 # CIRCUIT_TRACER=CHECKOUT of decoderesearch/circuit-tracer at 0.4.1, and if you like NEURONPEDIA_SCHEMA=graph-schema.json,
 # GRAPHS="FILE ..." of theirs and CIRCUITS="circuits/NAME ..." of ours
