@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import importlib
 import ipaddress
 import os
@@ -103,6 +104,7 @@ def serve(options: dict[str, object]) -> None:
     for module in LATE:
         # what the pages stand on takes seconds to import: here, so that the first visitor does not wait for it
         importlib.import_module(module)
+    gc.freeze()  # what stays need not be looked through, as Streamlit has it done after each drawing
     script = str(Path(__file__).parent / "app.py")
     bootstrap.load_config_options(options)
     bootstrap.run(script, is_hello=False, args=[], flag_options=options)

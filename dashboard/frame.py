@@ -38,6 +38,8 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
   [data-testid='stButtonGroup'] [role='radiogroup'] {flex-wrap: wrap; overflow: visible; height: auto}
   nav.sx-pages a {padding: 0.35rem 0.45rem}
   [data-testid='stMainBlockContainer'] {padding-left: 1rem; padding-right: 1rem}
+  .st-key-feature-body > [data-testid='stLayoutWrapper'] > [data-testid='stHorizontalBlock'],
+  .st-key-feature-body > [data-testid='stHorizontalBlock'],
   .st-key-prompt-results > [data-testid='stLayoutWrapper'] > [data-testid='stHorizontalBlock'],
   .st-key-prompt-results > [data-testid='stHorizontalBlock'] {flex-direction: column-reverse}
 }

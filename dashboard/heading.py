@@ -27,6 +27,12 @@ def head(title: str) -> tuple[Run, DeltaGenerator]:
     Returns:
         The run, and the row of the title, for further fields. The page is stopped where there is no run.
     """
+    run = _current(title)
+    return run, _row(title, run)
+
+
+def _current(title: str) -> Run:
+    """The run that the URL names, or another, which is said above the page."""
     found = all_runs()
     run = chosen(found)
     if run is None:
@@ -37,27 +43,35 @@ def head(title: str) -> tuple[Run, DeltaGenerator]:
     asked = st.query_params.get("run")
     if asked is not None and asked not in names:
         st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {run.name}."), icon=":material/warning:")
+    return run
+
+
+def _row(title: str, run: Run) -> DeltaGenerator:
+    names = [one.name for one in all_runs()]
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="head")
     row.title(title, width="content")
     row.selectbox(
         "Run", names, **address.choice("run", names, default=run.name, clears=address.OF_RUN), width=320,
         format_func=visible)
-    return run, row
+    return row
 
 
-def choose(title: str) -> Selection:
+def choose(title: str, *, bare: bool = False) -> Selection:
     """The page's head: title, run and index; stops the page where there is no index to show.
 
     Args:
         title: of the page.
+        bare: draw no title and no fields, as the page does so itself; but do where there is nothing else to show.
     """
-    run, row = head(title)
+    run = _current(title)
     names = [folder.name for folder in indexes(run.folder)]
-    name = names[0] if names else ""
-    if len(names) > 1:
+    row = None if bare and names else _row(title, run)
+    asked = st.query_params.get("index", "")
+    name = asked if asked in names else names[0] if names else ""
+    if row is not None and len(names) > 1:
         name = row.selectbox("Index", names, width=200, **address.choice("index", names, default=names[0], clears=("p",)))
-        if st.query_params.get("index") != name:
-            address.settle("index", name)
+    if len(names) > 1 and asked != name:
+        address.settle("index", name)
     command = f"sae index {shell(run.folder)}"
     if not names:
         _no_index(run, command)
@@ -65,6 +79,8 @@ def choose(title: str) -> Selection:
     try:
         chosen_index = of_run(run, folder)
     except SaescopeError as error:
+        if row is None:
+            _row(title, run)
         st.error(plain(str(error)), icon=":material/error:")
         named = "" if name == "default" else f" --name {shell(Path(name))} corpus.sources=…"
         frame.nothing("This makes the index anew; labels are kept:", f"{command} --again{named}")

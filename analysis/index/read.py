@@ -208,14 +208,34 @@ class Index:
         return [Group(name, *bounds.get(name, (edges[0], edges[-1])), n)
                 for name, n in zip(store.GROUPS, population, strict=True)]
 
-    def examples(self, i: int, group: str = "top", side: str = "+", n: int = 20) -> list[Example]:
+    def examples(
+        self, i: int, group: str = "top", side: str = "+", n: int = 20, before: int = 16, after: int = 15
+    ) -> list[Example]:
         """Examples of a group, at most one of a context: `top` strongest first, the others in a seeded random order."""
         self._known(i)
         if group not in store.GROUPS:
             raise SaescopeError(f"no group {group!r}; there are {', '.join(store.GROUPS)}.")
         rows = self.arrays["examples"][i, self._side(side), store.GROUPS.index(group)]
         found = [divmod(int(row), self.n_ctx) for row in rows[rows >= 0][: max(0, n)]]
-        return [self.window(i, seq, position) for seq, position in found]
+        return [self.window(i, seq, position, before, after) for seq, position in found]
+
+    def between(
+        self, i: int, low: float, high: float, side: str = "+", n: int = 20, before: int = 16, after: int = 15
+    ) -> tuple[int, list[Example]]:
+        """How many active rows have `low <= |value| < high` on one side, and examples, at most one of a context.
+
+        The examples are an even sample of the contexts that have one, and of each its first; the strongest come first.
+        """
+        position, value = self.column(i)
+        size = -value if self._side(side) else value
+        mine = np.flatnonzero((size >= low) & (size < high))
+        _, first = np.unique(position[mine] // self.n_ctx, return_index=True)
+        if len(first) > n:
+            first = first[np.arange(n) * len(first) // n]
+        rows = mine[first]
+        rows = rows[np.argsort(-size[rows], kind="stable")]
+        found = [divmod(int(position[row]), self.n_ctx) for row in rows]
+        return len(mine), [self.window(i, seq, at, before, after) for seq, at in found]
 
     def neighbours(self, i: int, kind: str = "decoder") -> list[Neighbour]:
         """The nearest features: by the decoder's cosine, or by how often they are active together."""

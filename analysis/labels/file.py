@@ -167,6 +167,11 @@ class Unreadable(Database):
         super().__init__(path)
         self.reason = reason
 
+    @property
+    def writable(self) -> bool:
+        """Never."""
+        return False
+
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:  # noqa: ARG002
         """No rows."""
         return []

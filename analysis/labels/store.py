@@ -10,18 +10,17 @@ import json
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from analysis.labels import editing
+from analysis.labels.editing import Written, clean, now, text_of
 from analysis.labels.file import Database, Unreadable
 from sae.errors import SaescopeError, first_line
 from sae.io.files import read_json
 from sae.io.paths import user_path
 
 FILE = "labels.sqlite"
-LIMITS = {"label": 1_000, "note": 100_000, "tag": 100, "list": 200}
-"""Characters that each kind of text may have."""
 
 Author = Literal["you", "auto"]
 Place = Literal["label", "note", "tag"]
@@ -139,10 +138,10 @@ class Labels:
 
     def put(self, labels: Iterable[Label]) -> None:
         """Write labels, each in place of what its author had said of that feature; all of them or none."""
-        now = _now()
+        written = now()
         rows = [
-            (self.weights, self._checked(label.feature), label.author, _text("label", label.text), label.score,
-             label.baseline, _packed(label.judged), _clean(label.method), label.updated or now)
+            (self.weights, self._checked(label.feature), label.author, text_of("label", label.text), label.score,
+             label.baseline, _packed(label.judged), clean(label.method), label.updated or written)
             for label in labels
         ]
         with self._file.writing() as connection:
@@ -168,8 +167,8 @@ class Labels:
     def set_note(self, feature: int, text: str) -> None:
         """Write a note; an empty one removes it."""
         if text.strip():
-            self._write("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", self._checked(feature), _text("note", text),
-                        _now())
+            self._write("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", self._checked(feature), text_of("note", text),
+                        now())
         else:
             self._write("DELETE FROM notes WHERE weights = ? AND feature = ?", self._checked(feature))
 
@@ -184,11 +183,11 @@ class Labels:
 
     def add_tag(self, feature: int, tag: str) -> None:
         """Tag a feature; it may have the tag already."""
-        self._write("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", self._checked(feature), _text("tag", tag.strip()))
+        self._write("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", self._checked(feature), text_of("tag", tag.strip()))
 
     def remove_tag(self, feature: int, tag: str) -> None:
         """Take a tag off."""
-        self._write("DELETE FROM tags WHERE weights = ? AND feature = ? AND tag = ?", self._checked(feature), _clean(tag))
+        self._write("DELETE FROM tags WHERE weights = ? AND feature = ? AND tag = ?", self._checked(feature), clean(tag))
 
     # -- lists --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +197,7 @@ class Labels:
 
     def add_to_list(self, name: str, *features: int) -> None:
         """Put features at the end of a list, made if there is none; those in it stay where they are."""
-        name = _text("list", name.strip())
+        name = text_of("list", name.strip())
         checked = [self._checked(feature) for feature in features]
         with self._file.writing() as connection:
             last = "SELECT coalesce(max(place), -1) FROM lists WHERE weights = ? AND name = ?"
@@ -210,13 +209,45 @@ class Labels:
         """Take features out of a list; a list without features is gone."""
         with self._file.writing() as connection:
             connection.executemany("DELETE FROM lists WHERE weights = ? AND name = ? AND feature = ?",
-                                   [(self.weights, _clean(name), self._checked(feature)) for feature in features])
+                                   [(self.weights, clean(name), self._checked(feature)) for feature in features])
+
+    # -- editing ------------------------------------------------------------------------------------------------------
+
+    def written(self, feature: int) -> Written:
+        """Your label, note, tags and lists of a feature: what `change` starts from."""
+        return editing.read(self._read, feature)
+
+    def change(self, feature: int, before: Written, after: Written) -> Written:
+        """Write what differs between two states of a feature, and nothing else, in one transaction.
+
+        Tags and lists are added and taken away one by one, so that those which others have added meanwhile stay. A label
+        or note is replaced only if it is still as it was in `before` (or says already what it is to say).
+
+        Args:
+            feature: whose.
+            before: as it was read before it was edited.
+            after: as it is to be.
+
+        Returns:
+            What is there now.
+
+        Raises:
+            Conflict: somebody else has changed a text that is to be changed; nothing is written.
+            SaescopeError: too long a text, no such feature, or the file cannot be written.
+        """
+        feature = self._checked(feature)
+        with self._file.writing() as connection:
+
+            def run(query: str, *values: object) -> list[tuple[Any, ...]]:
+                return connection.execute(query, (self.weights, *values)).fetchall()
+
+            return editing.change(run, feature, before, after)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def search(self, text: str) -> list[Match]:
         """Where labels, notes and tags hold a text, whatever its case; labels first, then by feature."""
-        wanted = _clean(text).casefold()
+        wanted = clean(text).casefold()
         places: tuple[tuple[Place, str, str], ...] = (
             ("label", "labels", "text"), ("note", "notes", "text"), ("tag", "tags", "tag"))
         found = [
@@ -274,27 +305,8 @@ class Labels:
         return int(feature)
 
 
-
-def _text(kind: str, text: str) -> str:
-    text = _clean(text)
-    if not text.strip():
-        raise SaescopeError(f"The {kind} is empty; give it a text.")
-    if len(text) > LIMITS[kind]:
-        raise SaescopeError(f"The {kind} has {len(text):,} characters; at most {LIMITS[kind]:,} can be kept.")
-    return text
-
-
-def _clean(text: str) -> str:
-    """Text that can be stored: lone surrogates become U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
 def _packed(judged: Sequence[Judged]) -> str:
     return json.dumps([asdict(one) for one in judged], separators=(",", ":"))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _grouped(rows: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

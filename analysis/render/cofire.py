@@ -50,11 +50,11 @@ def _pair(first: "Example", second: "Example", scales: Sequence[float], marks: t
 def _token(piece: str, a: tuple[str, float, int], b: tuple[str, float, int]) -> tuple[bool, str]:
     active = [one for one in (a, b) if one[2]]
     if not active:
-        return False, inner(piece) if piece else ""
+        return False, inner(piece, breaks=True) if piece else ""
     classes = [f"sx-{'p' if a[1] > 0 else 'n'}{a[2]}"] if a[2] else []
     classes += [f"sx-b{b[2]}"] if b[2] else []
     said = attribute(" · ".join(f"{mark} {number(value)}" for mark, value, _ in active), spaces=False, limit=None)
     return True, (
         f'<bdi class="{" ".join(classes)}" role="listitem" data-v="{said}" aria-label="{attribute(piece or REST)}, {said}">'
-        f"{inner(piece or REST)}</bdi>"
+        f"{inner(piece or REST, breaks=True)}</bdi>"
     )

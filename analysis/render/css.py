@@ -16,7 +16,7 @@ def ground(colour: str, level: int) -> str:
 
 def _levels() -> str:
     return "".join(
-        f".sx-{kind}{i}{{background:{ground(colour, i)};border-bottom:2px {line} {colour}}}"
+        f".sx-{kind}{i}{{background:{ground(colour, i)};border-bottom:2px {line} {colour};padding-bottom:2px}}"
         for kind, colour, line in (("p", POSITIVE, "solid"), ("n", NEGATIVE, "dashed"))
         for i in range(1, LEVELS + 1)
     )
@@ -32,21 +32,27 @@ font-size:.875rem;line-height:1.5;container-type:inline-size}
 .sx-quiet{opacity:.75}
 .sx-quiet .sx-quiet,.sx-list thead .sx-quiet{opacity:1}
 .sx-heat{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.8125rem;
-line-height:1.75;white-space:pre-wrap;overflow-wrap:anywhere;direction:ltr;unicode-bidi:isolate}
+line-height:1.75;white-space:break-spaces;overflow-wrap:anywhere;direction:ltr;unicode-bidi:isolate}
 .sx-heat bdi{unicode-bidi:isolate;border-radius:2px}
-.sx-peak{outline:1.5px solid currentColor;outline-offset:1px}
+.sx-peak{box-shadow:inset 0 0 0 1.5px currentColor;padding-left:3px;padding-right:3px}
 .sx-heat [data-v]{position:relative}
 .sx-heat [tabindex]:focus-visible{outline:3px solid currentColor}
 .sx-heat [data-v]:hover::after,.sx-heat [data-v]:focus-visible::after{content:attr(data-v);position:absolute;left:0;
 top:100%;z-index:9;padding:0 .35rem;border-radius:3px;background:#1f2328;color:#fff;font-size:.75rem;white-space:nowrap;
 pointer-events:none}
-.sx-numbers [data-v]::before{content:attr(data-v);font-size:.6875rem;vertical-align:super;padding:0 .15rem}
+.sx-numbers [data-v]::before{content:attr(data-v);font-size:.6875rem;vertical-align:.15em;padding:0 .2rem 0 0;opacity:.85}
 .sx-odd{font-size:.85em;border:1px solid var(--sx-rule);border-radius:3px;padding:0 .1em}
-.sx-breaks .sx-nl::after{content:"\\a";white-space:pre}
-.sx-ex{display:grid;grid-template-columns:4.2rem minmax(0,1fr);gap:.6rem;padding:.3rem 0;
+.sx-br::before{content:"⏎";opacity:.55;user-select:none}
+.sx-flat .sx-br{white-space:normal}
+.sx-far,.sx-in{display:none}
+.sx-wide .sx-far,.sx-wide .sx-in{display:inline}
+.sx-ex{display:grid;grid-template-columns:7rem minmax(0,1fr);gap:.6rem;padding:.3rem 0;
 border-bottom:1px solid var(--sx-rule)}
 .sx-val,.sx-num{font-variant-numeric:tabular-nums;text-align:right;white-space:nowrap}
 .sx-val{font-weight:600}
+.sx-peaked{display:flex;gap:.6rem;justify-content:space-between}
+.sx-peaked small{overflow:hidden;text-overflow:ellipsis;font-weight:400;font-size:.8125rem;
+font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .sx-legend{display:flex;flex-wrap:wrap;gap:.4rem;font-size:.75rem;align-items:center;font-variant-numeric:tabular-nums}
 .sx-legend bdi{padding:0 .35rem}
 .sx-facts{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;margin:.4rem 0;padding:0}
@@ -55,6 +61,7 @@ border-bottom:1px solid var(--sx-rule)}
 .sx-facts dd{margin:0;font-variant-numeric:tabular-nums}
 .sx-card{display:grid;grid-template-columns:minmax(0,19rem) minmax(0,1fr);gap:0 2rem}
 .sx-card>header{grid-column:1/-1}
+@container (max-width:34rem){.sx-ex{grid-template-columns:minmax(0,1fr)}.sx-peaked{justify-content:flex-start}}
 @container (max-width:46rem){.sx-card{grid-template-columns:minmax(0,1fr)}}
 .sx p{font-size:inherit;margin:0 0 .5rem}
 .sx table{font-size:inherit;color:inherit;line-height:inherit}
@@ -129,4 +136,5 @@ def _graph() -> str:
 
 
 CSS = _BASE + _bars() + _levels() + _second() + _graph()
-"""Classes begin with `sx-`; a wrapper has the class `sx`, and `sx-numbers` or `sx-breaks` to switch these on."""
+"""Classes begin with `sx-`; a wrapper has the class `sx`, and `sx-numbers` to show values, or `sx-flat` to run
+lines together."""

@@ -10,7 +10,7 @@ from analysis.render import tokens
 from analysis.render.text import attribute, count, number, plain, shown
 
 if TYPE_CHECKING:
-    from analysis.index.types import Example, Feature, Group, Neighbour, Side, Token
+    from analysis.index.types import Example, Feature, Group, Neighbour, Side, Token, TokenShare
     from analysis.labels.names import Name
     from analysis.labels.store import Label
 
@@ -110,6 +110,17 @@ def facts(feature: "Feature") -> str:
     return f'<dl class="sx-facts">{cells}</dl>'
 
 
+def firing(feature: "Feature", fires_on: "Sequence[TokenShare]") -> str:
+    """On which tokens a feature fires, and how often."""
+    if feature.dead:
+        return f'<p class="sx-firing">Never active in {count(feature.n_rows, "token")}.</p>'
+    tokens_said = f"fires on {named.chips(fires_on)}<br>" if fires_on else ""
+    return (
+        f'<p class="sx-firing">{tokens_said}<span class="sx-quiet">{feature.n_active:,} of '
+        f"{count(feature.n_rows, 'token')}, {percent(feature.density)}</span></p>"
+    )
+
+
 def percent(share: float) -> str:
     """Three digits of a share in percent, without an exponent."""
     return f"{100 * share:.2f} %" if share >= 0.01 or not share else f"{100 * share:.{_places(100 * share)}f} %"
@@ -155,10 +166,10 @@ def bar(value: float, largest: float) -> str:
     return f'<span class="sx-bar sx-bar-{"p" if value >= 0 else "n"}" style="width:{width:.0f}%"></span>'
 
 
-def group(section: Section, feature: "Feature", *, focus_all: bool = False) -> str:
-    """A group of examples under its name, with how many tokens it is drawn from."""
+def group(section: Section, feature: "Feature", *, reach: tuple[int, int] | None = None) -> str:
+    """A group of examples under its name, with how many tokens it is drawn from; `reach` is as of `tokens.example`."""
     scale = max(abs(feature.max), abs(feature.min))
-    rows = "".join(tokens.example(one, scale, focus_all=focus_all) for one in section.examples)
+    rows = "".join(tokens.example(one, scale, reach=reach) for one in section.examples)
     return (
         f'<section><h3>{escape(group_title(section, signed=bool(feature.n_negative)))} '
         f'<span class="sx-quiet" style="font-weight:400">{escape(group_origin(section))}</span></h3>{rows}</section>'
@@ -168,7 +179,8 @@ def group(section: Section, feature: "Feature", *, focus_all: bool = False) -> s
 def group_title(section: Section, *, signed: bool) -> str:
     """What a group is called."""
     name = section.group.name
-    titles = {"top": "Strongest", "random": "Random active", "near": "Near misses: its tokens, yet inactive"}
+    titles = {"top": "Strongest", "random": "Random active", "near": "Near misses: its tokens, yet inactive",
+              "range": "Values in the range"}
     title = titles.get(name) or (f"Quantile {name[1:]} of 10" if name[:1] == "q" and name[1:].isdecimal() else plain(name))
     return f"{title}, {'positive' if section.side == '+' else 'negative'} side" if signed else title
 
@@ -177,7 +189,7 @@ def group_origin(section: Section) -> str:
     """How many tokens a group stands for, and between which values (a group's bounds are sizes)."""
     group, sign = section.group, "−" if section.side == "-" else ""
     of = f"{len(section.examples)} of {count(group.population, 'token')}"
-    if not group.name.startswith("q"):
+    if not group.name.startswith("q") and group.name != "range":
         return of
     return f"{of}, {sign}{number(group.low)} to {sign}{number(group.high)}"
 
@@ -226,7 +238,7 @@ def compare_link(feature: int, compare: Link) -> str:
 def reference(feature: int, names: "Mapping[int, Name]", link: Link) -> str:
     """A feature's number, leading to it where that is known, and its name."""
     href = link(feature)
-    text = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}">#{feature}</a>'
+    text = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}" data-f="{feature}">#{feature}</a>'
     return f"{text} {named.name(names[feature])}" if feature in names else text
 
 

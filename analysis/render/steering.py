@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def compared(result: "Steered", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
     """What was done, both continuations, and the likeliest next tokens of either."""
     done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
-    prompt = "".join(inner(piece) for piece in result.prompt)
+    prompt = "".join(inner(piece, breaks=True) for piece in result.prompt)
     where = result.settings.positions
     told = where if isinstance(where, str) else f"{count(len(where), 'position')}"
     parted = "the texts are the same" if result.parted is None else f"they part at token {result.parted + 1}"
@@ -37,7 +37,8 @@ def _text(title: str, generated: "Generated", parted: int | None) -> str:
     """A continuation; what comes after the parting is set off by a rule at its side, not by colour."""
     spans = "".join(
         f'<bdi role="listitem" aria-label="{attribute(piece)}, probability {percent(math.exp(logprob))}" '
-        f'data-v="p {percent(math.exp(logprob))}"{" class=sx-peak" if i == parted else ""}>{inner(piece)}</bdi>'
+        f'data-v="p {percent(math.exp(logprob))}"{" class=sx-peak" if i == parted else ""}>'
+        f"{inner(piece, breaks=True)}</bdi>"
         for i, (piece, logprob) in enumerate(zip(generated.pieces, generated.logprobs, strict=True)) if piece
     )
     end = ' <span class="sx-odd">end of text</span>' if generated.ended else ""

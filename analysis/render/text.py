@@ -37,11 +37,14 @@ def shown(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
     return f"<bdi>{inner(text, spaces=spaces, limit=limit)}</bdi>"
 
 
-def inner(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
-    """What `shown` puts between the tags, for a `<bdi>` with attributes of its own."""
+def inner(text: str, *, spaces: bool = False, limit: int | None = LIMIT, breaks: bool = False) -> str:
+    """What `shown` puts between the tags, for a `<bdi>` with attributes of its own.
+
+    With `breaks` a newline is one, so that it is copied as one; the style sheet draws `⏎` before it.
+    """
     if not spaces and text.isascii() and text.isprintable() and (limit is None or len(text) <= limit):
         return escape(text, quote=False)
-    return "".join(_marked(mark, kind) for mark, kind in _marks(text, spaces, limit))
+    return "".join(_marked(mark, kind, breaks) for mark, kind in _marks(text, spaces, limit))
 
 
 def attribute(text: str, *, spaces: bool = True, limit: int | None = LIMIT) -> str:
@@ -80,9 +83,9 @@ def count(n: int, unit: str) -> str:
     return f"{n:,} {unit}{'' if n == 1 else 's'}"
 
 
-def _marked(mark: str, kind: str) -> str:
+def _marked(mark: str, kind: str, breaks: bool) -> str:
     if kind == "newline":
-        return '<span class="sx-nl">⏎</span>'
+        return '<span class="sx-br">\n</span>' if breaks else '<span class="sx-nl">⏎</span>'
     if kind == "space":
         return '<span class="sx-quiet">␣</span>'
     return f'<span class="sx-odd">{escape(mark)}</span>' if kind else escape(mark, quote=False)

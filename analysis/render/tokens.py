@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from analysis.render.text import attribute, inner, number
+from analysis.render.text import attribute, inner, number, shown
 
 if TYPE_CHECKING:
     from analysis.index.types import Example
@@ -31,7 +31,7 @@ def level(value: float, scale: float) -> int:
 
 def heat(
     pieces: Sequence[str], values: Sequence[float], *, scale: float, peak: int | None = None, focus_all: bool = False,
-    limit: int | None = 64,
+    limit: int | None = 64, near: range | None = None,
 ) -> str:
     """A text whose tokens lie on grounds as deep as their values.
 
@@ -42,13 +42,46 @@ def heat(
         peak: the token to outline.
         focus_all: let the keyboard reach every active token rather than the peak only.
         limit: characters shown of one token.
+        near: tokens that are seen at first, without the indentation that their lines share; the others show, and the
+            indentation comes back, in an element of class `sx-wide`. None for all, as they are.
     """
     assert len(pieces) == len(values), (len(pieces), len(values))
+    cut = indentation(pieces, values, near) if near is not None else {}
     spans = [
-        _token(piece, float(value), scale, is_peak=i == peak, focus=focus_all or i == peak, limit=limit)
+        _token(piece, float(value), scale, is_peak=i == peak, focus=focus_all or i == peak, limit=limit, cut=cut.get(i, ()))
         for i, (piece, value) in enumerate(zip(pieces, values, strict=True))
     ]
-    return f'<div class="sx-heat" role="list">{run_together(spans)}</div>'
+    seen = near if near is not None else range(len(spans))
+    far = [run_together(part) for part in (spans[: seen.start], spans[seen.stop :])]
+    before, after = (f'<span class="sx-far">{part}</span>' if part else "" for part in far)
+    return f'<div class="sx-heat" role="list">{before}{run_together(spans[seen.start : seen.stop])}{after}</div>'
+
+
+def indentation(pieces: Sequence[str], values: Sequence[float], near: range) -> dict[int, list[tuple[int, int]]]:
+    """The indentation that all lines begun within `near` share, as stretches of characters of their tokens.
+
+    Blank lines do not count. Characters of active tokens are never cut.
+    """
+    lines: list[list[tuple[int, int]]] = []  # the leading blanks of each line, as (token, character)
+    blanks: list[tuple[int, int]] | None = None  # of the line that is being read, None behind them
+    for i in near:
+        for j, char in enumerate(pieces[i]):
+            if char == "\n":
+                blanks = []
+            elif blanks is not None and char in " \t":
+                blanks.append((i, j))
+            elif blanks is not None:
+                lines.append(blanks)
+                blanks = None
+    common = min(map(len, lines), default=0)
+    out: dict[int, list[tuple[int, int]]] = {}
+    for i, j in (place for line in lines for place in line[:common] if not values[place[0]]):
+        stretches = out.setdefault(i, [])
+        if stretches and stretches[-1][1] == j:
+            stretches[-1] = (stretches[-1][0], j + 1)
+        else:
+            stretches.append((j, j + 1))
+    return out
 
 
 def run_together(spans: Iterable[tuple[bool, str]]) -> str:
@@ -67,29 +100,49 @@ def run_together(spans: Iterable[tuple[bool, str]]) -> str:
 
 
 def _token(
-    piece: str, value: float, scale: float, *, is_peak: bool, focus: bool, limit: int | None
+    piece: str, value: float, scale: float, *, is_peak: bool, focus: bool, limit: int | None,
+    cut: Sequence[tuple[int, int]] = (),
 ) -> tuple[bool, str]:
     depth = level(value, scale)
     if not depth and not is_peak:
-        return False, inner(piece, limit=limit) if piece else ""
+        return False, _text(piece, limit, cut)
     piece = piece or REST
     kind = ("p" if value > 0 else "n") + str(depth) if depth else "z"
-    shown = number(value)
+    said = number(value)
     return True, (
         f'<bdi class="sx-{kind}{" sx-peak" if is_peak else ""}" role="listitem"{" tabindex=0" if focus else ""} '
-        f'data-v="{shown}" aria-label="{attribute(piece, limit=limit)}, {shown}">{inner(piece, limit=limit)}</bdi>'
+        f'data-v="{said}" aria-label="{attribute(piece, limit=limit)}, {said}">{_text(piece, limit, cut)}</bdi>'
     )
 
 
-def example(example: "Example", scale: float, *, focus_all: bool = False) -> str:
-    """One example: its value at the peak, where it comes from, and its window."""
+def _text(piece: str, limit: int | None, cut: Sequence[tuple[int, int]]) -> str:
+    """A token's text; stretches of indentation are elements of their own, which the style sheet hides."""
+    parts, at = [], 0
+    for start, stop in cut:
+        parts += [piece[at:start], piece[start:stop]]
+        at = stop
+    html = [inner(part, limit=limit, breaks=True) if part else "" for part in (*parts, piece[at:])]
+    return "".join(f'<span class="sx-in">{part}</span>' if i % 2 else part for i, part in enumerate(html))
+
+
+def example(example: "Example", scale: float, *, reach: tuple[int, int] | None = None) -> str:
+    """One example: its value and token at the peak, where it comes from, and its window.
+
+    Args:
+        example: a stretch of a context.
+        scale: as of `heat`.
+        reach: tokens before and behind the peak that are seen before the example is widened; None for all.
+    """
     peak = example.position - example.start
-    place = f"context {example.seq:,}, token {example.position:,}"
+    place = f"context {example.seq}, token {example.position}"
+    n = len(example.pieces)
+    near = range(max(0, peak - reach[0]), min(n, peak + reach[1] + 1)) if reach else range(n)
+    token = shown(example.pieces[peak] or REST, spaces=not example.pieces[peak].strip(" "), limit=16)
     return (
-        f'<div class="sx-ex" role="group" data-at="{example.seq}.{example.position}" aria-label="{place}">'
-        f'<span class="sx-val" title="{place}">'
+        f'<div class="sx-ex" role="group" data-at="{example.seq}.{example.position}" data-value="{example.value:.6g}" '
+        f'aria-label="{place}"><span class="sx-val sx-peaked" title="{place}"><small>{token}</small>'
         f"{number(example.value)}</span>"
-        f"{heat(example.pieces, example.values, scale=scale, peak=peak, focus_all=focus_all)}</div>"
+        f"{heat(example.pieces, example.values, scale=scale, peak=peak, near=near)}</div>"
     )
 
 

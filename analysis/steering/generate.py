@@ -6,10 +6,11 @@ position as the SAE encodes it (0 where inactive): the SAE's error and all other
 an edited reconstruction in place of x would not do. Several features are added at once, each c read from the unedited x.
 x is what the SAE's site reads and the activation moved is what it writes: `training.model.splice` with errors kept.
 
-Both texts draw from the same noise (Gumbel-max with one noise vector per step: Maddison et al. 2014), so that they part
-only where the edit changes what would be drawn; with strength 0 they are the same.
+Both texts are made in one batch and draw from the same noise (Gumbel-max with one noise vector per step: Maddison et al.
+2014), so that they part only where the edit changes what would be drawn; with strength 0 they are the same.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,10 +128,10 @@ class Editor:
         self.edits = [splice.Edit(loaded.site, (e.feature,), e.strength, modes[e.mode]) for e in edits]
 
     @contextmanager
-    def spliced(self, n: int, start: int = 0) -> Iterator[None]:
-        """While open, the model runs `n` tokens of one text, from position `start` on, with the edits."""
-        mask = torch.zeros(1, n, dtype=torch.bool)
-        mask[0, self.chosen(start, n)] = True
+    def spliced(self, n: int, start: int = 0, n_texts: int = 1) -> Iterator[None]:
+        """While open, the model runs `n` tokens of texts, from position `start` on; the last text has the edits."""
+        mask = torch.zeros(n_texts, n, dtype=torch.bool)
+        mask[-1, self.chosen(start, n)] = True
         with self.model.spliced(keep=mask, edits=self.edits if mask.any() else (), record=False):
             yield
 
@@ -150,7 +151,6 @@ class Editor:
         ]
 
 
-@own_torch_state()
 def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None) -> Steered:
     """Continue a prompt without and with edits, from the same noise.
 
@@ -163,8 +163,20 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
     Raises:
         SaescopeError: edits that cannot be made, a prompt that is empty or too long, or no language model here.
     """
+    (last,) = deque(stream(run, prompt, edits, settings), maxlen=1)
+    return last
+
+
+def stream(
+    run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None
+) -> Iterator[Steered]:
+    """The same token by token: after each what there is so far, and at last all of it. Others may use the model between.
+
+    Raises:
+        SaescopeError: as `steer`, before the first token.
+    """
     settings = settings or Settings()
-    with LOCK:
+    with LOCK, own_torch_state():
         loaded = open_trained(run)
         _check(edits, loaded)
         tokens = loaded.tokens(prompt)
@@ -174,47 +186,79 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
                 f"The prompt has {len(tokens):,} tokens and {loaded.model.name} takes {loaded.model.n_ctx_max:,}: only "
                 f"{room} more can be generated; lower max_tokens or shorten the prompt."
             )
-        baseline, before = generate(loaded, tokens, Editor(loaded, (), settings, tokens))
-        steered, after = generate(loaded, tokens, Editor(loaded, edits, settings, tokens))
-    pairs = zip(baseline.tokens, steered.tokens, strict=False)
-    parted = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-    if parted is None and len(baseline.tokens) != len(steered.tokens):
-        parted = min(len(baseline.tokens), len(steered.tokens))
-    return Steered(
-        loaded.pieces(tokens.tolist()), baseline, steered, tuple(edits), settings, parted,
-        _alternatives(loaded, before, after),
-    )
+        both = _Both(loaded, tokens, edits, settings)
+    while not both.done:
+        with LOCK, own_torch_state():
+            both.step()
+            so_far = both.so_far(edits)
+        yield so_far
 
 
-@torch.no_grad()
-def generate(
-    loaded: TrainedSAE, tokens: Int[Tensor, " n_prompt"], editor: Editor
-) -> tuple[Generated, Float[Tensor, " d_vocab"]]:
-    """A continuation under an editor, and the logits after the prompt."""
-    settings, past = editor.settings, None
-    out: list[int] = []
-    logprobs: list[float] = []
-    first: Tensor | None = None
-    noise = gumbel_noise(settings.seed)
-    stop = loaded.model.tokenizer.eos_token_id
-    step = tokens
-    for _ in range(settings.max_tokens):
-        done = len(tokens) + len(out)
-        n_run = len(step) if loaded.model.keeps_past else done
-        with editor.spliced(n_run, done - n_run):
-            logits, past = loaded.model.extend(step[None], past)
-        logits = logits[0].float().cpu()
-        first = logits if first is None else first
-        chosen = choose(logits, settings.temperature, noise)
-        if chosen == stop:
-            break
-        out.append(chosen)
-        logprobs.append(float(logits.log_softmax(-1)[chosen]))
-        step = torch.tensor([chosen])
-    assert first is not None
-    # the pieces of a continuation may begin within a character, so prompt and continuation are dealt together
-    pieces = loaded.pieces([*tokens.tolist(), *out])[len(tokens) :]
-    return Generated(out, pieces, "".join(pieces), logprobs, len(out) < settings.max_tokens), first
+class _Text:
+    """One continuation as it grows."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.ended = False
+
+
+class _Both:
+    """Both continuations, in one batch: the first row is left alone, the last one edited."""
+
+    def __init__(
+        self, loaded: TrainedSAE, tokens: Int[Tensor, " n_prompt"], edits: Sequence[Edit], settings: Settings
+    ) -> None:
+        self.loaded, self.prompt, self.settings = loaded, tokens, settings
+        does = [edit for edit in edits if edit.mode == "clamp" or edit.strength]
+        self.editor = Editor(loaded, does, settings, tokens)
+        # without an edit that does anything there is one text, and no rounding in which the two could differ
+        self.texts = [_Text() for _ in range(2 if does else 1)]
+        self.noise = gumbel_noise(settings.seed)
+        self.first: Tensor | None = None
+        self.n_steps, self._past, self._next = 0, None, tokens.expand(len(self.texts), -1)
+
+    @property
+    def done(self) -> bool:
+        return self.n_steps == self.settings.max_tokens or all(text.ended for text in self.texts)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One more token of each text that has not ended."""
+        model = self.loaded.model
+        done = len(self.prompt) + self.n_steps
+        n_run = self._next.shape[1] if model.keeps_past else done
+        with self.editor.spliced(n_run, done - n_run, len(self.texts)):
+            logits, self._past = model.extend(self._next, self._past)
+        logits = logits.float().cpu()
+        self.first = logits if self.first is None else self.first
+        noise = self.noise(logits.shape[1]) if self.settings.temperature else None
+        chosen = [choose(row, self.settings.temperature, noise) for row in logits]
+        for text, token, row in zip(self.texts, chosen, logits, strict=True):
+            text.ended |= token == model.tokenizer.eos_token_id
+            if not text.ended:
+                text.tokens.append(token)
+                text.logprobs.append(float(row.log_softmax(-1)[token]))
+        self._next = torch.tensor(chosen)[:, None]
+        self.n_steps += 1
+
+    def so_far(self, edits: Sequence[Edit]) -> Steered:
+        """What there is by now."""
+        assert self.first is not None
+        baseline, steered = self._generated(self.texts[0]), self._generated(self.texts[-1])
+        pairs = zip(baseline.tokens, steered.tokens, strict=False)
+        parted = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if parted is None and len(baseline.tokens) != len(steered.tokens):
+            parted = min(len(baseline.tokens), len(steered.tokens))
+        return Steered(
+            self.loaded.pieces(self.prompt.tolist()), baseline, steered, tuple(edits), self.settings, parted,
+            _alternatives(self.loaded, self.first[0], self.first[-1]),
+        )
+
+    def _generated(self, text: _Text) -> Generated:
+        # the pieces of a continuation may begin within a character, so prompt and continuation are dealt together
+        pieces = self.loaded.pieces([*self.prompt.tolist(), *text.tokens])[len(self.prompt) :]
+        return Generated([*text.tokens], pieces, "".join(pieces), [*text.logprobs], text.ended)
 
 
 def gumbel_noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
@@ -228,11 +272,12 @@ def gumbel_noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
     return draw
 
 
-def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Callable[[int], Tensor]) -> int:
+def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Float[Tensor, " d_vocab"] | None) -> int:
     """The next token: the likeliest at temperature 0, else drawn by Gumbel-max."""
     if temperature == 0:
         return int(logits.argmax())
-    return int((logits.double() / temperature + noise(len(logits))).argmax())
+    assert noise is not None
+    return int((logits.double() / temperature + noise).argmax())
 
 
 def _check(edits: Sequence[Edit], loaded: TrainedSAE) -> None:

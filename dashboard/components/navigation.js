@@ -97,18 +97,21 @@ export default function (component) {
     go(url.href);
   }
 
-  function widen(example) {
-    const url = new URL(location.href), open = url.searchParams.getAll("open"), place = example.dataset.at;
-    url.searchParams.delete("open");
-    for (const one of open.includes(place) ? open.filter((o) => o !== place) : [...open, place]) {
-      url.searchParams.append("open", one);
-    }
-    go(url.href);
-  }
+  function widen(example) { example.classList.toggle("sx-wide"); }
+
+  // letters that are typed while the search field is on its way are meant for it
+  const search = () => document.querySelector(".st-key-q input, .st-key-text textarea");
+  const coming = (globalThis.saescopeComing ??= { text: null, until: 0 });
 
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     const target = event.target;
+    if (coming.text !== null && !typing(target)) {
+      if (event.key === "Escape") coming.text = null;
+      else if (event.key === "Backspace") coming.text = coming.text.slice(0, -1);
+      else if (event.key.length === 1) coming.text += event.key;
+      return event.preventDefault();
+    }
     if (event.key === "Escape") {
       if (dialog.open) dialog.close();
       else if (typing(target) && target.blur) target.blur();
@@ -129,13 +132,30 @@ export default function (component) {
       event.preventDefault();
       showKeys();
     } else if (event.key === "/") {
-      const field = document.querySelector(".st-key-q input, .st-key-text textarea");
+      const field = search();
       event.preventDefault();
-      if (field) { field.focus(); field.select(); } else if (data.keys["/"]) go(resumed(data.keys["/"]));
+      if (field) { field.focus(); field.select(); return; }
+      if (!data.keys["/"]) return;
+      coming.text = "";
+      coming.until = performance.now() + 8000;
+      enter();
+      go(resumed(data.keys["/"]));
     } else if (data.keys[event.key]) {
       event.preventDefault();
       go(event.key === "b" ? resumed(data.keys.b) : data.keys[event.key]);
     }
+  }
+
+  function enter() {
+    if (coming.text === null) return;
+    const field = search();
+    if (field) {
+      const text = coming.text;
+      coming.text = null;
+      field.focus();
+      if (text) document.execCommand("insertText", false, text);
+    } else if (performance.now() > coming.until) coming.text = null;
+    else requestAnimationFrame(enter);
   }
 
   function token(event, target, heat) {
@@ -174,7 +194,7 @@ export default function (component) {
   }
 
   function savePng(button) {
-    const drawing = document.querySelector(button.dataset.png);
+    const drawing = [...document.querySelectorAll(button.dataset.png)].find((one) => one.getBoundingClientRect().width);
     if (!drawing) return;
     const box = drawing.getBoundingClientRect(), style = getComputedStyle(drawing), copy = drawing.cloneNode(true);
     const ground = getComputedStyle(app).backgroundColor;
@@ -197,6 +217,10 @@ export default function (component) {
 
   const app = document.querySelector("[data-testid=stApp]");
   document.documentElement.style.setProperty("--sx-ground", getComputedStyle(app).backgroundColor);
+  const page = pageOf(new URL(location.href));
+  // Streamlit keeps the place to which the page before was scrolled
+  if (globalThis.saescopePage !== page) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
+  globalThis.saescopePage = page;
   complete();
   leave();
   parentElement.open = data.point ? (told) => go(data.point + told) : null;

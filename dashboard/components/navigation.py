@@ -32,6 +32,7 @@ _navigation = st.components.v2.component(
 
 def navigation(
     *, keys: Mapping[str, str] | None = None, walk: Sequence[str] = (), at: int = 0, title: str = "", point: str = "",
+    more: Mapping[str, str] | None = None,
 ) -> None:
     """Put the component on a page, once, inside the fragment that is to be redrawn.
 
@@ -43,9 +44,11 @@ def navigation(
         at: which of them is shown now.
         title: of the browser's tab, before the page's and the run's.
         point: where a point of a figure leads, an address to which its `customdata` is added.
+        more: keys that the page itself listens to, and what they do.
     """
     data = {
-        "keys": dict(keys or {}), "walk": list(walk), "at": at, "help": KEYS, "title": title, "point": point,
+        "keys": dict(keys or {}), "walk": list(walk), "at": at, "help": {**KEYS, **(more or {})}, "title": title,
+        "point": point,
         "settled": address.settled(), "here": address.link(), "selection": address.SELECTION,
         "ofRun": address.OF_RUN, "ofFeature": address.OF_FEATURE,
     }

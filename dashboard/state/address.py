@@ -22,9 +22,9 @@ import streamlit as st
 RUNS = "runs"
 SELECTION = ("run", "index", "f", "q", "by", "sort", "asc", "filter", "list", "box", "text")
 """Keys that follow from page to page: the run, the feature, what lists and orders the features, the prompt."""
-OF_RUN = ("index", "f", "with", "list", "box", "p", "open", "token", "strength", "also")
+OF_RUN = ("index", "f", "with", "list", "box", "p", "range", "token", "strength", "also")
 """Keys that mean nothing in another run."""
-OF_FEATURE = ("p", "with", "open", "strength", "also")
+OF_FEATURE = ("p", "with", "range", "strength", "also")
 """Keys of single pages that mean nothing beside another feature."""
 N_CHARS = 4000
 """Longest text that the URL holds: browsers and proxies cut longer addresses."""

@@ -3,10 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import streamlit as st
-
 from analysis.index import Index
-from analysis.index.types import Example
 from analysis.labels.store import Labels
 from dashboard.state import address
 from dashboard.state.selection import Selection
@@ -31,15 +28,8 @@ class CurrentFeature:
         """The run's labels."""
         return self.chosen.labels
 
-    def widened(self, example: Example) -> Example:
-        """The example with its whole context, if the URL says that it is open."""
-        if f"{example.seq}.{example.position}" not in st.query_params.get_all("open"):
-            return example
-        whole = self.index.n_ctx
-        return self.index.window(self.feature, example.seq, example.position, before=whole, after=whole)
-
 
 def feature_linker() -> Callable[[int | str], str]:
     """What spells the same page's address for another feature: what belongs to one feature only is left behind."""
-    to = address.linker(open=None, strength=None, also=None)
+    to = address.linker(**dict.fromkeys(address.OF_FEATURE))
     return lambda feature: to(f=feature)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from analysis.index import open_index
-from tests.analysis.indexed_runs import write_states
+from analysis.index import build, open_index
+from tests.analysis.indexed_runs import train_tiny, write_states
 from tests.dashboard.browser import TIMEOUT_MS, Dashboard, idle, serve
 from tests.dashboard.visitors import browser, found_browser, pytest_terminal_summary, visitor
 
@@ -42,6 +42,17 @@ def dashboard(states: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     shutil.copytree(states, folder / "runs")
     with serve(folder / "runs", folder) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def slow(dashboard: Dashboard, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run of the same server whose model takes its time with each token."""
+    folder = tmp_path_factory.mktemp("slow")
+    model = {"name": "native:d_model=192,n_layers=10,n_heads=4"}
+    made = train_tiny(folder, "slow", model=model, train={"budget": "1k tokens"})
+    build(made, quiet=True)
+    shutil.copytree(made, dashboard.runs / "slow")
+    return "slow"
 
 
 @pytest.fixture

@@ -26,7 +26,14 @@ def drawn(app: AppTest) -> AppTest:
 
 def html(app: AppTest) -> str:
     """All that is put on the page as HTML."""
-    return "".join(element.proto.body for element in app.get("html"))
+    read = [one[key] for one in reader(app).get("features", ()) for key in ("side", "examples", "tried", "verdict")]
+    return "".join([*(element.proto.body for element in app.get("html")), *read])
+
+
+def reader(app: AppTest) -> dict[str, Any]:
+    """What the browser's reader of features is told; nothing on other pages."""
+    found = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "saescope_reader_bar"]
+    return json.loads(found[0].json) if found else {}
 
 
 def said(app: AppTest) -> str:

@@ -19,6 +19,7 @@ PAGES = {
     "runs": "", "features": "page=features&sort=density&filter=density+%3C+1%25", "map": "page=features&view=map",
     "scatter": "page=features&view=scatter", "search": "page=features&by=regex&q=%5Cbreturn+%5Ba-z%5D",
     "feature": "page=feature&f=12", "label": "page=feature&f=12&tab=label", "fires-with": "page=feature&f=12&tab=with",
+    "statistics": "page=feature&f=12&tab=statistics", "try": "page=feature&f=12&text=import+os%0Afrom+pathlib+import+Path",
     "steer": "page=feature&f=12&tab=steer&prompt=The+function&tokens=12&strength=40",
     "export": "page=feature&f=12&tab=export", "compare": "page=compare&f=12",
     "prompt": "page=prompt&text=import+os%0Afrom+pathlib+import+Path", "evaluations": "page=evaluations",

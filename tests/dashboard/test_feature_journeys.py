@@ -9,7 +9,20 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from analysis.index import build
 from tests.analysis.indexed_runs import HOSTILE
-from tests.dashboard.browser import Dashboard, heading, idle, serve, visit
+from tests.dashboard.browser import Dashboard, address_says, heading, idle, serve, visit
+
+STEP = """key => {
+  document.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  return { feature: Number(document.querySelector(".sx-bar-row").dataset.feature),
+    examples: document.querySelectorAll(".sx-ex").length, histogram: document.querySelectorAll(".sx-histogram").length };
+}"""
+"""A key, and what is on the page before anything else can happen."""
+
+
+def hold(page: Page, feature: int) -> None:
+    """The browser holds the features to come."""
+    heading(page, feature)
+    page.wait_for_function("n => [1, 2, 3].every((i) => saescopeReader.features.has(n + i))", arg=feature)
 
 
 def test_a_deep_link_shows_its_feature_and_survives_a_reload(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
@@ -19,6 +32,7 @@ def test_a_deep_link_shows_its_feature_and_survives_a_reload(page: Page, dashboa
     page.reload()
     heading(page, busy[0])
     expect(page.locator(".sx-numbers .sx-ex").first).to_be_visible()
+    expect(page.get_by_label("Group")).to_have_value("top")
 
 
 def test_keys_walk_through_features_and_back_returns(page: Page, dashboard: Dashboard) -> None:
@@ -27,16 +41,37 @@ def test_keys_walk_through_features_and_back_returns(page: Page, dashboard: Dash
     for key, feature in (("j", 6), ("ArrowRight", 7), ("k", 6), ("ArrowLeft", 5), ("j", 6)):
         page.keyboard.press(key)
         heading(page, feature)
-        expect(page).to_have_url(re.compile(rf"[?&]f={feature}(&|$)"))
+        address_says(page, feature)
+    expect(page).to_have_title(re.compile("^#6 · Feature"))
     page.go_back()
     heading(page, 5)
 
 
 def test_keys_pressed_quickly_are_not_lost(page: Page, dashboard: Dashboard) -> None:
     visit(page, dashboard, "page=feature&run=healthy&f=5")
-    for _ in range(4):
-        page.keyboard.press("j")
-    heading(page, 9)
+    heading(page, 5)
+    page.evaluate("""() => { for (let i = 0; i < 12; i++)
+      document.dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true })); }""")
+    address_says(page, 17)
+    heading(page, 17)
+    page.go_back()
+    heading(page, 5)
+
+
+def test_a_step_to_a_feature_that_is_held_asks_nobody(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
+    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}")
+    hold(page, busy[0])
+    page.evaluate("saescopeReader.trigger = () => window.asked = (window.asked ?? 0) + 1")
+    drawn = page.evaluate(STEP, "j")
+    assert drawn["feature"] == busy[0] + 1 and drawn["examples"] and drawn["histogram"]
+    # and what is toggled, at once
+    for key, toggled in (("n", "sx-numbers"), ("l", "sx-flat")):
+        page.keyboard.press(key)
+        assert page.evaluate(f"document.querySelectorAll('.sx-reader.{toggled} .sx-ex').length")
+    before = page.evaluate("document.querySelector('.sx-ex .sx-heat').innerText.length")
+    page.keyboard.press("w")
+    assert page.evaluate("document.querySelector('.sx-ex .sx-heat').innerText.length") >= before
+    assert page.locator(".sx-ex:not(.sx-wide)").count() == 0
 
 
 def test_keys_are_listed_and_search_is_reached(page: Page, dashboard: Dashboard) -> None:
@@ -81,10 +116,24 @@ def test_from_the_table_to_a_feature_in_its_order_and_back(page: Page, dashboard
     heading(page, busy[0])
     page.keyboard.press("j")
     heading(page, busy[1])
+    address_says(page, busy[1])
     page.keyboard.press("b")
     expect(page.locator("th[aria-sort=descending]")).to_contain_text("Fires")
     page.go_back()
     heading(page, busy[1])
+
+
+def test_a_row_low_in_the_table_opens_the_feature_at_its_top(page: Page, dashboard: Dashboard) -> None:
+    visit(page, dashboard, "page=features&run=healthy")
+    row = page.locator(".sx-features tbody th a").nth(48)
+    feature = int((row.text_content() or "").lstrip("#"))
+    row.scroll_into_view_if_needed()
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollTop") > 100
+    row.click()
+    heading(page, feature)
+    expect(page.locator(".sx-ex").first).to_be_visible()
+    expect(page.get_by_role("heading", name=f"Feature {feature}", exact=True)).to_be_in_viewport()
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollTop") == 0
 
 
 def test_search_in_text_finds_features_that_fire_there(page: Page, dashboard: Dashboard) -> None:
@@ -96,18 +145,46 @@ def test_search_in_text_finds_features_that_fire_there(page: Page, dashboard: Da
     expect(page.get_by_role("heading", name=re.compile(r"^Feature \d+$"))).to_be_visible()
 
 
-def test_groups_and_wider_examples_are_state(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
-    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}&group=random")
+def test_groups_are_state_and_examples_are_widened_where_they_are(
+    page: Page, dashboard: Dashboard, busy: list[int]
+) -> None:
+    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}")
+    page.get_by_label("Group").select_option("random")
+    expect(page).to_have_url(re.compile("group=random"))
+    expect(page.locator(".sx-put h3", has_text="Random active")).to_be_visible()
     example = page.locator(".sx-ex[data-at]").first
-    place = example.get_attribute("data-at")
     example.locator(".sx-val").click()
-    expect(page).to_have_url(re.compile(rf"open={place}"))
+    expect(example).to_have_class(re.compile("sx-wide"))
     example.locator(".sx-val").click()
-    expect(page).not_to_have_url(re.compile("open="))
+    expect(example).not_to_have_class(re.compile("sx-wide"))
     token = page.locator(".sx-ex [data-v][tabindex]").first
     token.focus()
     expect(token).to_have_attribute("aria-label", re.compile(r", [\d.]+"))
+    page.keyboard.press("Enter")
+    expect(example).to_have_class(re.compile("sx-wide"))
     idle(page)
+
+
+def test_a_stretch_of_the_histogram_chooses_examples(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
+    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}")
+    heading(page, busy[0])
+    brush = page.locator(".sx-brush:visible").first
+    box = brush.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 30, steps=4)
+    expect(page.locator(".sx-chosen:visible")).to_have_count(1)
+    page.mouse.up()
+    expect(page.locator(".sx-put h3", has_text="Values in the range")).to_be_visible()
+    asked = re.search(r"range=(?:%2B|\+)~([\d.e+-]+)~([\d.e+-]+)", page.url)
+    assert asked is not None
+    low, high = map(float, asked.groups())
+    values = [float(v) for v in page.locator(".sx-ex").evaluate_all("found => found.map((e) => e.dataset.value)")]
+    assert values and all(low * 0.999 <= value <= high * 1.001 for value in values)
+    page.locator("[data-set='range=']").click()
+    expect(page.locator(".sx-put h3", has_text="Strongest")).to_be_visible()
+    expect(page).not_to_have_url(re.compile("range="))
 
 
 def test_contexts_in_which_two_fire(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
@@ -118,12 +195,24 @@ def test_contexts_in_which_two_fire(page: Page, dashboard: Dashboard, busy: list
     expect(page).to_have_url(re.compile(f"with={busy[2]}"))
 
 
-def test_own_text_is_read_by_the_model(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
-    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}&tab=try")
-    page.get_by_label("Text", exact=True).fill("those east winds")
-    page.get_by_role("button", name="Does it fire?").click()
-    expect(page.get_by_text(re.compile(r"It fires on \d+ of \d+ tokens"))).to_be_visible()
+def test_a_text_is_tried_on_each_feature_and_marked(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
+    visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}")
+    heading(page, busy[0])
+    page.keyboard.press("t")
+    page.keyboard.type("those east winds")
+    page.keyboard.press("Enter")
+    said = page.get_by_text(re.compile(r"It fires on \d+ of \d+ tokens"))
+    expect(said).to_be_visible()
     expect(page).to_have_url(re.compile("text=those"))
+    fires = int((said.text_content() or "").split()[3])
+    expect(page.locator(".sx-drawn-1 .sx-mark")).to_have_count(1 if fires else 0)
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    heading(page, busy[0] + 1)
+    expect(said).to_be_visible()
+    page.get_by_role("button", name="Clear").click()
+    expect(said).to_be_hidden()
+    expect(page).not_to_have_url(re.compile("text="))
 
 
 def test_steering_shows_both_continuations(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
@@ -134,6 +223,34 @@ def test_steering_shows_both_continuations(page: Page, dashboard: Dashboard, bus
     page.get_by_role("button", name="Continue both ways").click()
     expect(page.get_by_role("heading", name="Left alone")).to_be_visible()
     expect(page.get_by_role("heading", name="Steered")).to_be_visible()
+
+
+def test_steering_streams_is_found_again_after_a_reload_and_stops(page: Page, dashboard: Dashboard, slow: str) -> None:
+    asked = "prompt=those+winds&tokens=100&strength=3&heat=1"
+    visit(page, dashboard, f"page=feature&run={slow}&f=3&tab=steer&{asked}&seed=1")
+    running = page.locator("[data-steered=running]")
+    expect(running).to_be_visible()
+    said = page.get_by_text(re.compile(r"^Token \d+ of 100"))
+    expect(said).to_be_visible()
+    n = int((said.text_content() or "").split()[1])
+    page.reload()
+    expect(said).to_be_visible()
+    assert int((said.text_content() or "").split()[1]) >= n  # the same job
+    # another request waits, and says for what; the page reads on meanwhile
+    other = page.context.new_page()
+    dashboard.watch(other)
+    visit(other, dashboard, f"page=feature&run={slow}&f=3&tab=steer&{asked}&seed=2")
+    expect(other.get_by_text("1 request before this one")).to_be_visible()
+    other.get_by_role("tab", name="Examples").click()
+    heading(other, 3)
+    expect(other.locator(".sx-ex").first).to_be_visible()
+    other.go_back()
+    other.get_by_role("button", name="Stop").click()
+    idle(other)
+    other.close()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text(re.compile(r"^Stopped after \d+ token"))).to_be_visible()
+    expect(page.locator("[data-steered=stopped]")).to_be_visible()
 
 
 def test_steering_settings_are_in_the_url_and_back_undoes_them(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
@@ -250,11 +367,13 @@ def test_a_label_is_found_again_after_a_restart_and_another_index(
         page = visitor.new_page()
         running.watch(page)
         visit(page, running, f"page=feature&run=mine&f={busy[0]}")
+        heading(page, busy[0])
         page.keyboard.press("e")
-        page.get_by_label("Label", exact=True).fill(label)
-        page.get_by_label("Notes").fill("a note")
+        page.keyboard.insert_text(label)
+        page.get_by_text("Notes and lists").click()
+        page.get_by_label("Notes", exact=True).fill("a note")
         page.get_by_role("button", name="Save").click()
-        expect(page.locator(".sx-label")).to_have_text(label)
+        expect(page.get_by_text("Saved.")).to_be_visible()
         page.close()
         assert running.met() == []
     build(tmp_path / "runs" / "mine", quiet=True, again=True)

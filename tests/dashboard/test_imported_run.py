@@ -63,7 +63,7 @@ def test_pages_open(page: str) -> None:
 
 
 @pytest.mark.usefixtures("pages", "index")
-@pytest.mark.parametrize("tab", ["examples", "label", "with", "steer", "export", "try"])
+@pytest.mark.parametrize("tab", ["examples", "label", "with", "steer", "export", "statistics"])
 def test_every_tab_of_a_feature(tab: str) -> None:
     assert not visit(page="feature", run="theirs", f="3", tab=tab).error
 

@@ -18,8 +18,8 @@ from analysis.render.text import count, number, short
 if TYPE_CHECKING:
     from analysis.index.types import Feature
 
-WIDTH, HEIGHT = 320.0, 130.0
-_BOTTOM = 18.0
+WIDTH, HEIGHT = 320.0, 150.0
+_LEFT, _TOP, _BOTTOM = 18.0, 16.0, 32.0
 
 
 def bars(feature: "Feature", side: str, *, log_x: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,19 +124,28 @@ def ticks_of(low: float, high: float, *, log: bool) -> list[float]:
 
 
 def svg(feature: "Feature", *, log_x: bool = True, log_y: bool = False) -> str:
-    """The same as a small drawing that needs no script."""
+    """The same as a small drawing that needs no script.
+
+    Each panel has a `rect` of class `sx-brush` over it, whose data say which value lies where: a script can let people
+    choose a stretch of values on it.
+    """
     sides = [side for side in "-+" if len(bars(feature, side)[0])]
     if not sides:
         return ""
     tallest = max(float(bars(feature, side, log_x=log_x)[2].max()) for side in sides)
-    width = WIDTH / len(sides)
+    width = (WIDTH - _LEFT) / len(sides)
     panels = "".join(
-        _panel(feature, side, i * width, width, tallest, log_x=log_x, log_y=log_y) for i, side in enumerate(sides)
+        _panel(feature, side, _LEFT + i * width, width, tallest, log_x=log_x, log_y=log_y) for i, side in enumerate(sides)
     )
-    scale = f"bars: up to {count(round(tallest), 'token')}{'' if log_x else ' per unit'}{', logarithmic' if log_y else ''}"
+    unit = f"tokens{'' if log_x else ' per unit'}{', logarithmic' if log_y else ''}"
+    middle = (HEIGHT - _BOTTOM + _TOP) / 2
     return (
         f'<svg class="sx-histogram" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{alt(feature)}">'
-        f'<text x="0" y="9" opacity=".75">{scale}</text>{panels}</svg>'
+        f'<text x="{_LEFT:g}" y="10" font-weight="600">Feature {feature.feature}</text>'
+        f'<text x="{WIDTH:g}" y="10" text-anchor="end">up to {count(round(tallest), "token")}'
+        f"{'' if log_x else ' per unit'}</text>"
+        f'<text x="10" y="{middle:g}" text-anchor="middle" transform="rotate(-90 10 {middle:g})">{unit}</text>'
+        f'<text x="{(WIDTH + _LEFT) / 2:g}" y="{HEIGHT - 3:g}" text-anchor="middle">value where active</text>{panels}</svg>'
     )
 
 
@@ -150,21 +159,27 @@ def _panel(
         share = math.log(value / start) / math.log(stop / start) if log_x else value / stop
         return left + width * (1 - share if side == "-" else share)
 
-    floor, top = HEIGHT - _BOTTOM, 14.0
+    floor = HEIGHT - _BOTTOM
     kind = 'fill-opacity=".55" stroke-width="1"' if side == "-" else ""
     colour = COLOURS[side == "-"]
     drawn = []
     for a, b, height in zip(low, high, heights, strict=True):
         if height:
             share = math.log1p(height) / math.log1p(tallest) if log_y else height / tallest
-            x, tall = sorted((across(a), across(b))), max(1.0, share * (floor - top))
+            x, tall = sorted((across(a), across(b))), max(1.0, share * (floor - _TOP))
             drawn.append(f'<rect x="{x[0]:.1f}" y="{floor - tall:.1f}" width="{max(x[1] - x[0] - 0.4, 0.4):.1f}" '
                          f'height="{tall:.1f}"/>')
     sign = "−" if side == "-" else ""
     labels = _labels(ticks_of(start or low[0], stop, log=log_x), across, left, width, sign, floor)
     ends = f'x1="{left:g}" x2="{left + width:g}" y1="{floor:g}" y2="{floor:g}"'
     line = f'<line {ends} stroke="currentColor" stroke-opacity=".4"/>'
-    return f'<g fill="{colour}" stroke="{colour}" stroke-width="0" {kind}>{"".join(drawn)}</g>{line}{labels}'
+    brush = (
+        f'<rect class="sx-brush" data-side="{side}" data-start="{start:.9g}" data-stop="{stop:.9g}" '
+        f'data-log="{str(log_x).lower()}" x="{left:g}" y="{_TOP:g}" width="{width:g}" height="{floor - _TOP:g}" '
+        'fill-opacity="0"/>'
+    )
+    bars_drawn = f'<g fill="{colour}" stroke="{colour}" stroke-width="0" {kind}>{"".join(drawn)}</g>'
+    return f"{bars_drawn}{line}{labels}{brush}"
 
 
 def _labels(ticks: Sequence[float], across: Any, left: float, width: float, sign: str, floor: float) -> str:

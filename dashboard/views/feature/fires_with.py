@@ -20,6 +20,6 @@ def fires_with(place: CurrentFeature) -> None:
         **address.integer("with", 0, place.index.d_sae - 1, default=first))
     found = place.index.where(place.feature, int(other), n=20)
     beside = escape(address.link("compare", f=place.feature, **{"with": int(other)}), quote=True)
-    both = (reference(feature, names(place.chosen), place.go) for feature in (place.feature, int(other)))
+    a, b = (reference(feature, names(place.chosen), place.go) for feature in (place.feature, int(other)))
     st.html(f'<div class="sx"><p><a href="{beside}">⇄ Compare the two side by side</a></p>'
-            f"{cofire.both(found, *both, (f'#{place.feature}', f'#{int(other)}'))}</div>")
+            f"{cofire.both(found, a, b, (f'#{place.feature}', f'#{int(other)}'))}</div>")

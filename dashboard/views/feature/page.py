@@ -1,43 +1,47 @@
 """The page Feature: everything that is known of one, and what can be asked of it. A fragment, so that the next is quick."""
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import asdict, replace
+from typing import Any
 
 import streamlit as st
 
+from analysis.index import indexes
 from analysis.labels.first_look import good_first
-from analysis.render import feature as drawn
-from analysis.render.figures import histogram
 from analysis.render.text import plain
-from dashboard.components.drawing import drawing
+from dashboard.components import reader
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose
 from dashboard.state import address, order
 from dashboard.state.current_feature import CurrentFeature, feature_linker
-from dashboard.state.selection import Selection, names
-from dashboard.views.feature.examples import examples
+from dashboard.state.model_results import SOON_S, encoding, waiting
+from dashboard.state.selection import Selection
+from dashboard.state.watched_runs import all_runs
+from dashboard.views.feature.bundle import Reading, bundle, reading
 from dashboard.views.feature.export import export
 from dashboard.views.feature.fires_with import fires_with
 from dashboard.views.feature.label import label
-from dashboard.views.feature.own_text import own_text
+from dashboard.views.feature.moments import statistics
 from dashboard.views.feature.steer import steer
 
-TABS: dict[str, tuple[str, Callable[[CurrentFeature], None]]] = {
-    "examples": ("Examples", examples),
-    "label": ("Label and notes", label),
-    "with": ("Fires with", fires_with),
-    "try": ("Own text", own_text),
-    "steer": ("Steer", steer),
-    "export": ("Export and provenance", export),
+TABS: dict[str, Callable[[CurrentFeature], None]] = {
+    "with": fires_with, "steer": steer, "statistics": statistics, "label": label, "export": export,
 }
-N_WALK = 25
-"""Features to either side that j and k reach without asking the server."""
+"""What is drawn here; the examples are drawn in the browser."""
+N_WALK = 60
+"""Features to either side whose numbers the browser knows."""
+N_AHEAD, N_BEHIND = 6, 2
+"""Those of them that it is given, so that a step to them asks nobody."""
+N_AT_ONCE = 4
+VIEW = {"numbers": False, "breaks": True, "logx": True, "logy": False}
+"""How features are drawn, and where the URL says nothing of it."""
 
 
 def page() -> None:
     """Draw the page."""
-    chosen = choose("Feature")
+    chosen = choose("Feature", bare=True)
     _body(chosen, _whose())
 
 
@@ -50,22 +54,25 @@ def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
     if _whose() != whose:
         st.rerun()  # a link has led to another page
     now = order.of(chosen)
-    feature = _feature(chosen, now.features)
+    features = now.features
+    feature = _feature(chosen, features)
     if st.query_params.get("f") != str(feature):
         address.settle("f", feature)
     place = CurrentFeature(chosen, feature, feature_linker())
-    _walk(place, now.features)
-    labels = place.labels
-    head = drawn.header(place.index.feature(feature), labels.get(feature), labels.tags(feature), labels.note(feature))
-    st.html(f'<div class="sx" data-feature="{feature}">{head}</div>')
-    left, right = st.columns([2, 5], gap="large")
+    every = address.link("features", p="f")
+    navigation(keys={"r": place.go("random"), "b": every, "/": every}, title=f"#{feature}", more=reader.KEYS)
+    tab = st.query_params.get("tab", "")
+    reader.bar(_shown(place, features, tab if tab in TABS else "examples"), place.labels)
+    with st.container(key="feature-body"):
+        left, right = st.columns([2, 5], gap="medium")
     with left:
-        _side(place)
+        reader.part("side")
     with right:
-        tab = st.segmented_control("Show", list(TABS), required=True, label_visibility="collapsed",
-                                   format_func=lambda name: TABS[name][0],
-                                   **address.choice("tab", list(TABS), default="examples"))
-        TABS[tab or "examples"][1](place)
+        reader.part("try")
+        if tab in TABS:
+            TABS[tab](place)
+        else:
+            reader.part("examples")
 
 
 def _feature(chosen: Selection, features: Sequence[int]) -> int:
@@ -78,70 +85,71 @@ def _feature(chosen: Selection, features: Sequence[int]) -> int:
         address.update(f=asked)
     if asked.isdecimal() and int(asked) < chosen.index.d_sae:
         return int(asked)
-    if asked:
-        st.warning(f"This run has features 0 to {chosen.index.d_sae - 1}; there is no other.")
     ordered = any(key in st.query_params for key in order.KEYS)
-    return features[0] if ordered and features else good_first(chosen.index, chosen.labels)
+    shown = features[0] if ordered and features else good_first(chosen.index, chosen.labels)
+    if asked:
+        st.warning(f"This run has features 0 to {chosen.index.d_sae - 1}; there is no “{plain(asked, limit=20)}”. "
+                   f"This is {shown}.")
+    return shown
 
 
-def _walk(place: CurrentFeature, features: Sequence[int]) -> None:
-    """Previous, next and random, as links and as keys."""
+def _shown(place: CurrentFeature, features: Sequence[int], tab: str) -> dict[str, Any]:
+    """What the reader in the browser is told."""
+    chosen, asked = place.chosen, st.query_params
+    read, wait, refused = _reading(place)
     at = features.index(place.feature) if place.feature in features else -1
-    low = max(0, at - N_WALK)
-    near = features[low : at + N_WALK + 1] if at >= 0 else features[: N_WALK + 1]
-    addresses = [place.go(feature) for feature in near]
-    here = at - low if at >= 0 else -1
-    every = address.link("features", p="f")
-    navigation(walk=addresses, at=here, title=f"#{place.feature}", keys={
-        "r": place.go("random"), "b": every, "e": address.link(tab="label"), "/": every,
-    })
-    before = addresses[here - 1] if here > 0 else None
-    after = addresses[here + 1] if here + 1 < len(addresses) else None
-    links = [_link("‹ previous", before), _link("next ›", after), _link("random", place.go("random")),
-             f'<a href="{escape(every, quote=True)}" data-page="features">all features</a>']
-    said = f"{at + 1:,} of {len(features):,} {_told()}" if at >= 0 else "not in the list"
-    with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="walk"):
-        st.number_input("Feature", 0, place.index.d_sae - 1, label_visibility="collapsed", width=130,
-                        **address.integer("f", 0, place.index.d_sae - 1, default=-1, clears=("open",))
-                        | _shown(place.feature))
-        st.html(f'<div class="sx sx-walk">{"".join(links)}<span class="sx-quiet">{said}</span> '
-                '<button data-copy="link">copy link</button></div>')
+    first = max(0, at - N_WALK)
+    walk = list(features[first : max(at, 0) + N_WALK + 1])
+    stamp = _stamp(chosen, read)
+    view = {key: asked.get(key, str(default).lower()) == "true" for key, default in VIEW.items()}
+    fixed = "" if place.labels.writable else "Labels cannot be changed: their file cannot be read, or its folder written."
+    return {
+        "whose": f"{chosen.run.name} {place.labels.weights}", "stamp": stamp, "feature": place.feature,
+        "features": [bundle(replace(place, feature=one), read) for one in _wanted(place.feature, walk, stamp, tab)],
+        "written": {str(place.feature): asdict(place.labels.written(place.feature))},
+        "walk": walk, "first": first, "total": len(features), "order": _order(), "tab": tab, "view": view, "defaults": VIEW,
+        "here": address.link(), "ofFeature": address.OF_FEATURE, "d_sae": place.index.d_sae,
+        "runs": [run.name for run in all_runs()], "run": chosen.run.name,
+        "runAddress": address.link(**{**address.of_run(""), "run": None}) + "&run=",
+        "indexes": [folder.name for folder in indexes(chosen.run.folder)], "index": chosen.index.name,
+        "lists": list(place.labels.lists()), "fixed": fixed, "text": asked.get("text", ""), "wait": wait,
+        "refused": refused, "range": asked.get("range", "") if read.range else "",
+    }
 
 
-def _told() -> str:
+def _reading(place: CurrentFeature) -> tuple[Reading, str, str]:
+    """What is read of each feature, what the page waits for meanwhile, and why a text cannot be tried."""
+    text = st.query_params.get("text", "")
+    if not text.strip():
+        return reading(place.index.sides, None), "", ""
+    job = encoding(place.chosen.run.folder, text)
+    if not job.ended.wait(SOON_S):
+        return reading(place.index.sides, None), waiting(job, "The model reads the text"), ""
+    return reading(place.index.sides, job.result), "", "" if job.error is None else str(job.error)
+
+
+def _stamp(chosen: Selection, read: Reading) -> str:
+    """Another value wherever the browser's features would be drawn otherwise."""
+    text = read.code.text if read.code else None
+    told = repr((chosen.key, chosen.labels.stamp(), read.group, read.side, read.range, text))
+    return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _wanted(feature: int, walk: Sequence[int], stamp: str, tab: str) -> list[int]:
+    """The features that the browser is given now: the one that is read first, then those that are likely to come."""
+    held = reader.held(stamp)
+    if feature not in held:
+        return [feature]
+    if tab != "examples" or feature not in walk:
+        return []
+    at = walk.index(feature)
+    near = [*walk[at + 1 : at + 1 + N_AHEAD], *reversed(walk[max(0, at - N_BEHIND) : at])]
+    return [one for one in near if one not in held][:N_AT_ONCE]
+
+
+def _order() -> str:
     """What the features are that j and k walk through."""
     asked = st.query_params
-    search = f"for “{plain(asked['q'], limit=30)}”" if asked.get("q", "").strip() else ""
-    by = "best first" if search and "sort" not in asked else f"by {plain(asked.get('sort', 'number'))}"
-    narrowed = ", filtered" if any(key in asked for key in ("filter", "box", "list")) else ""
-    return escape(f"{search} {by}{narrowed}".strip())
-
-
-def _shown(feature: int) -> dict[str, str]:
-    """The field shows the feature that is drawn, whatever the URL says."""
-    st.session_state["f"] = feature
-    return {"key": "f"}
-
-
-def _link(text: str, href: str | None) -> str:
-    return f'<a href="{escape(href, quote=True)}">{text}</a>' if href else f'<span class="sx-quiet">{text}</span>'
-
-
-def _side(place: CurrentFeature) -> None:
-    """Histogram, promoted tokens, neighbours."""
-    feature = place.index.feature(place.feature)
-    log_x, log_y = st.query_params.get("logx") != "false", st.query_params.get("logy") == "true"
-    parts = []
-    if not feature.dead:
-        drawing(f"<h3>Values when active</h3>{histogram.svg(feature, log_x=log_x, log_y=log_y)}", key="histogram")
-        switches = (
-            _link("linear values" if log_x else "log values", address.link(logx="false" if log_x else None)) + " · "
-            + _link("linear counts" if log_y else "log counts", address.link(logy=None if log_y else "true"))
-            + f' · <button data-png=".sx-histogram" data-name="feature-{place.feature}.png">PNG</button>')
-        parts += [f'<div class="sx-quiet">{switches}</div>', drawn.promoted(feature)]
-
-    beside = address.linker("compare", f=place.feature)
-    near = {kind: place.index.neighbours(place.feature, kind)[:10] for kind in ("decoder", "coactivation")}
-    parts += [drawn.neighbours(kind, found, names(place.chosen), place.go, lambda other: beside(**{"with": other}))
-              for kind, found in near.items() if found]
-    st.html(f'<div class="sx">{"".join(parts)}</div>')
+    search = f"for “{plain(asked['q'], limit=30)}” " if asked.get("q", "").strip() else ""
+    by = "best first" if search and "sort" not in asked else f"by {plain(asked.get('sort', 'number'), limit=30)}"
+    return f"{search}{by}{', filtered' if any(key in asked for key in ('filter', 'box', 'list')) else ''}"

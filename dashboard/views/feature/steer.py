@@ -2,15 +2,19 @@
 
 import streamlit as st
 
-from analysis.render import steering
-from analysis.render.text import number
+from analysis.render.steering import compared
+from analysis.render.text import count, number
 from dashboard.frame import tried
 from dashboard.state import address
 from dashboard.state.current_feature import CurrentFeature
-from dashboard.state.model_results import steered
+from dashboard.state.model_results import SOON_S, steering, waiting, worker
+from dashboard.state.model_worker import Job
 from dashboard.state.selection import names
 
 MODES = ("add", "clamp")
+POLL_S, WAIT_S = 0.6, 2.0
+"""How often the page looks for further tokens; and whether the model has begun, which looking would slow down."""
+
 
 def steer(place: CurrentFeature, prompt: str = "The") -> None:
     """A prompt continued without and with this feature, and others if they are named; `prompt` is the one to begin with."""
@@ -36,15 +40,54 @@ def steer(place: CurrentFeature, prompt: str = "The") -> None:
                       help="44=0 holds feature 44 at 0; 920+12.5 adds 12.5 of feature 920; 7-3 takes 3 of feature 7 away")
         st.form_submit_button("Continue both ways", icon=":material/play_arrow:", on_click=form.submit)
     if "strength" in st.query_params:  # the button was pressed, here or by who sent the link
-        tried(lambda: _steered(place))
+        tried(lambda: _asked(place))
 
 
-def _steered(place: CurrentFeature) -> None:
+def _asked(place: CurrentFeature) -> None:
+    """What was asked for: the texts, or as much of them as there is while the model writes."""
     from analysis.steering.edits import edits
     from analysis.steering.generate import Edit, Settings
 
     asked = st.session_state
     settings = Settings(asked["tokens"], asked["heat"], asked["seed"], asked["at"])
     every = [Edit(place.feature, asked["strength"], asked["mode"]), *edits(asked["also"], place.index.d_sae)]
-    result = steered(place.chosen.run.folder, asked["prompt"], every, settings)
-    st.html(f'<div class="sx" data-steered="true">{steering.compared(result, names(place.chosen), place.go)}</div>')
+    job = steering(place.chosen.run.folder, asked["prompt"], every, settings)
+    if not job.ended.wait(SOON_S):
+        (_writing if job.n_steps else _waiting)(place, job, settings.max_tokens)
+        return
+    if job.error is not None:
+        raise job.error
+    if job.state == "stopped":
+        st.text(f"Stopped after {count(job.n_steps, 'token')}.")
+        st.button("Write it again", icon=":material/replay:", on_click=lambda: worker().again(job.key))
+    _texts(place, job)
+
+
+@st.fragment(run_every=WAIT_S)
+def _waiting(place: CurrentFeature, job: Job, n_tokens: int) -> None:
+    if job.ended.is_set() or job.n_steps:
+        st.rerun()
+    _growing(place, job, n_tokens)
+
+
+@st.fragment(run_every=POLL_S)
+def _writing(place: CurrentFeature, job: Job, n_tokens: int) -> None:
+    if job.ended.is_set():
+        st.rerun()
+    _growing(place, job, n_tokens)
+
+
+def _growing(place: CurrentFeature, job: Job, n_tokens: int) -> None:
+    """Both texts while they grow, with a button that stops them."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
+        st.button("Stop", icon=":material/stop:", on_click=job.stop)
+        said = "Loading the model" if not job.n_steps else f"Token {job.n_steps} of {n_tokens}"
+        st.text("Stopping …" if job.stopping else waiting(job, said))
+    _texts(place, job)
+
+
+def _texts(place: CurrentFeature, job: Job) -> None:
+    if job.result is None:
+        return
+    html = compared(job.result, names(place.chosen), place.go)
+    st.html(f'<div class="sx" data-steered="{job.state}">{html}</div>')

@@ -33,6 +33,12 @@ def test_a_dead_feature_says_so() -> None:
     assert not page.having("svg")
 
 
+def test_firing_says_on_what_and_how_often() -> None:
+    told = Page(render.firing(feature(), (TokenShare("False", 0.61), TokenShare("True", 0.14), TokenShare("x", 0.01)))).text
+    assert told == "fires on False 61 % True 14 %30 of 10,000 tokens, 0.300 %"
+    assert Page(render.firing(dead(), ())).text == "Never active in 10,000 tokens."
+
+
 def test_both_sides_are_named() -> None:
     signed = feature(n_negative=6)
     section = Section("-", Group("top", 1.0, 3.0, 6), [example(["a"], [-3.0])])
@@ -41,7 +47,7 @@ def test_both_sides_are_named() -> None:
     ninth = Section("-", Group("q9", 1.0, 3.0, 6), section.examples)
     told = Page(render.group(ninth, signed)).text
     assert "Quantile 9 of 10, negative side 1 of 6 tokens, −1.00 to −3.00" in told
-    assert page.having("bdi")[0].attributes["class"] == "sx-n4 sx-peak"
+    assert [e.text for e in page.having("bdi", class_="sx-n4 sx-peak")] == ["a"]
     assert "negative20.00 %" in Page(f"<div>{render.facts(signed)}</div>").text
 
 
@@ -75,7 +81,7 @@ def test_hostile_text_anywhere_is_text(text: str) -> None:
         feature=feature(promoted=[Token(1, "a", 1.0)], suppressed=[Token(2, "a", -1.0)]),
         sections=[Section("+", Group("a", 0.0, 1.0, 2), [example(["a", "b"], [1.0, 0.0])])],
     )))
-    marks = {"sx-odd", "sx-nl", "sx-quiet"}
+    marks = {"sx-odd", "sx-nl", "sx-br", "sx-in", "sx-quiet"}
     assert [e.tag for e in page.elements if e.attributes.get("class") not in marks] == [
         e.tag for e in clean.elements if e.attributes.get("class") not in marks
     ]

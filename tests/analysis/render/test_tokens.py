@@ -74,6 +74,49 @@ def test_the_rest_of_a_character_shows_only_where_it_is_active() -> None:
     assert [e.text for e in page.having("bdi")] == ["🙂", "⋯", "a"]
 
 
+def test_a_newline_is_copied_as_one() -> None:
+    page = Page(tokens.heat(["a\n", "\n", "b"], [0.0, 1.0, 0.0], scale=1.0))
+    assert page.text == "a\n\nb" and [e.text for e in page.having("span", class_="sx-br")] == ["\n", "\n"]
+    assert "⏎" in text.shown("a\nb")  # in one line elsewhere
+
+
+def cut(pieces: list[str], active: int = -1) -> str:
+    """What is seen of a window without the indentation that its lines share."""
+    values = [float(i == active) for i in range(len(pieces))]
+    stretches = tokens.indentation(pieces, values, range(len(pieces)))
+    hidden = {(i, j) for i, found in stretches.items() for start, stop in found for j in range(start, stop)}
+    return "".join(c for i, piece in enumerate(pieces) for j, c in enumerate(piece) if (i, j) not in hidden)
+
+
+@pytest.mark.parametrize(("pieces", "seen"), [
+    (["if x:\n", "        a\n", "            b\n"], "if x:\na\n    b\n"),
+    (["x:", "\n    ", "    a", "\n        b"], "x:\na\nb"),  # within tokens that begin with the line's end
+    (["    x\n", "  a\n\n   \n", "  b"], "    x\na\n\n   \nb"),  # the first line began before; blank ones do not count
+    (["a\n", "\tb\n\t\tc"], "a\nb\n\tc"), (["a b  c"], "a b  c"), (["a\n", "b\n", "  c"], "a\nb\n  c"), ([], ""),
+])
+def test_shared_indentation_is_cut(pieces: list[str], seen: str) -> None:
+    import textwrap
+
+    assert cut(pieces) == seen
+    whole = "".join(pieces)
+    if "\n" in whole and "\n   \n" not in whole:
+        first, _, rest = whole.partition("\n")
+        assert cut(pieces) == f"{first}\n{textwrap.dedent(rest)}"
+
+
+def test_active_indentation_is_never_cut() -> None:
+    assert cut(["x\n", "    ", "a\n", "    ", "b"], active=1) == "x\n    a\nb"
+
+
+def test_what_is_far_is_there_and_hidden() -> None:
+    pieces, values = ["f", "a\n", "  b", "  c", "g"], [1.0, 0.0, 2.0, 0.0, 0.0]
+    page = Page(tokens.heat(pieces, values, scale=2.0, peak=2, near=range(1, 4)))
+    assert page.text == "".join(pieces)
+    assert [e.text for e in page.having("span", class_="sx-far")] == ["f", "g"]
+    one = tokens.example(example(["a"] * 9, [0.0] * 4 + [1.0] + [0.0] * 4), 1.0, reach=(2, 1))
+    assert [e.text for e in Page(one).having("span", class_="sx-far")] == ["aa", "aaa"]
+
+
 def test_depth_follows_the_value() -> None:
     values = [0.0, 1e-9, 0.1, 0.5, 0.95, 1.0, 7.0, -0.5, float("nan"), float("inf")]
     assert [tokens.level(value, 1.0) for value in values] == [0, 1, 1, 5, 10, 10, 10, 5, 0, 0]
@@ -89,9 +132,10 @@ def test_a_window_of_32_tokens_is_small() -> None:
 
 def test_an_example_says_where_it_is_from() -> None:
     page = Page(tokens.example(example(["a", "b"], [0.0, 2.0], seq=1234, start=10), 4.0))
-    assert page.elements[0].attributes["aria-label"] == "context 1,234, token 11"
-    assert page.having("span")[0].text == "2.00"
-    assert page.having("bdi")[1].attributes["class"] == "sx-p5 sx-peak"
+    assert page.elements[0].attributes["aria-label"] == "context 1234, token 11"
+    assert page.elements[0].attributes["data-value"] == "2"
+    assert page.having("span")[0].text == "b2.00"
+    assert [e.text for e in page.having("bdi", class_="sx-p5 sx-peak")] == ["b"]
 
 
 def _luminance(rgb: tuple[float, ...]) -> float:

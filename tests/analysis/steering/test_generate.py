@@ -6,7 +6,7 @@ import torch
 
 from analysis.labels.names import Name
 from analysis.render import steering as render
-from analysis.steering.generate import Edit, Editor, Settings, steer
+from analysis.steering.generate import Edit, Editor, Settings, Steered, steer, stream
 from analysis.trained import TrainedSAE, open_trained
 from sae.errors import SaescopeError
 from tests.analysis.markup import Page, check_visible
@@ -153,6 +153,42 @@ def test_a_strong_edit_parts_the_texts_and_a_seed_repeats_them(run: Path) -> Non
     assert first.steered.tokens[: first.parted] == first.baseline.tokens[: first.parted]
 
 
+def test_a_stream_grows_to_the_whole(run: Path) -> None:
+    settings = Settings(max_tokens=9, seed=4)
+    parts = list(stream(run, TEXT, [Edit(3, 50.0)], settings))
+    assert parts[-1] == steer(run, TEXT, [Edit(3, 50.0)], settings) and len(parts) == 9
+
+    def tokens(part: Steered) -> tuple[list[int], list[int]]:
+        return part.baseline.tokens, part.steered.tokens
+
+    for n, part in enumerate(parts, start=1):
+        for now, whole in zip(tokens(part), tokens(parts[-1]), strict=True):
+            assert now == whole[:n]
+
+
+def test_both_in_one_batch_are_what_each_is_alone(loaded: TrainedSAE, run: Path) -> None:
+    """The edited text against a plain forward of it under the same edit; the other against one without."""
+    edits, settings = [Edit(3, 20.0)], Settings(max_tokens=8, temperature=0.0)
+    result = steer(run, TEXT, edits, settings)
+    prompt = loaded.tokens(TEXT)
+    for text, edited in ((result.baseline, []), (result.steered, edits)):
+        whole = torch.cat([prompt, torch.tensor(text.tokens)])
+        with Editor(loaded, edited, settings, prompt).spliced(len(whole)):
+            logits = loaded.model.logits(whole[None])[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == text.tokens
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(text.tokens)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(text.logprobs), expected, atol=1e-5, rtol=1e-5)
+    assert result.parted is not None
+
+
+def test_others_may_use_the_model_between_two_tokens(run: Path) -> None:
+    settings = Settings(max_tokens=6, seed=4)
+    alone = steer(run, TEXT, [Edit(3, 50.0)], settings)
+    first, second = (stream(run, TEXT, [Edit(3, 50.0)], settings) for _ in range(2))
+    both = [part for pair in zip(first, second, strict=True) for part in pair]
+    assert both[-2] == both[-1] == alone
+
+
 def test_generated_begins_with_the_first_new_token(run: Path) -> None:
     """Which is drawn from what stands at the prompt's last token."""
     strong = [Edit(f, 80.0) for f in range(8)]
@@ -175,7 +211,7 @@ def test_sampling_follows_the_models_probabilities() -> None:
 
     logits = torch.tensor([1.0, 0.0, -1.0])
     noise = gumbel_noise(1)
-    counts = torch.bincount(torch.tensor([choose(logits, 2.0, noise) for _ in range(4000)]), minlength=3) / 4000
+    counts = torch.bincount(torch.tensor([choose(logits, 2.0, noise(3)) for _ in range(4000)]), minlength=3) / 4000
     expected = (logits / 2).softmax(-1)
     assert (counts - expected).abs().max() < 4 * float((expected * (1 - expected) / 4000).sqrt().max())
 

@@ -3,7 +3,7 @@ import pytest
 
 from analysis.index.types import Histogram
 from analysis.render.figures import histogram
-from tests.analysis.markup import Page
+from tests.analysis.markup import Element, Page
 from tests.analysis.samples import dead, feature
 
 
@@ -40,20 +40,45 @@ def test_a_dead_feature_has_an_empty_figure() -> None:
     assert histogram.alt(dead()) == "Histogram of feature 7: no active values."
 
 
+def drawn_bars(svg: str) -> list[Element]:
+    return [e for e in Page(svg).having("rect") if "class" not in e.attributes]
+
+
+def test_axes_have_titles_and_the_drawing_its_feature() -> None:
+    told = [e.text for e in Page(histogram.svg(feature())).having("text")]
+    assert "Feature 7" in told and "tokens" in told and "value where active" in told and "up to 20 tokens" in told
+    per_unit = [e.text for e in Page(histogram.svg(feature(), log_x=False, log_y=True)).having("text")]
+    assert "tokens per unit, logarithmic" in per_unit
+
+
+@pytest.mark.parametrize("log_x", [True, False])
+def test_a_script_can_tell_which_value_lies_where(log_x: bool) -> None:
+    page = Page(histogram.svg(feature(n_negative=6), log_x=log_x))
+    negative, positive = page.having("rect", class_="sx-brush")
+    ends = [(e.attributes["data-side"], float(e.attributes["data-start"]), float(e.attributes["data-stop"]))
+            for e in (negative, positive)]
+    assert ends == [("-", 1.0 if log_x else 0.0, 4.0), ("+", 2.0 if log_x else 0.0, 8.0)]
+    assert positive.attributes["data-log"] == str(log_x).lower()
+    # the bar from 4 to 8 lies where the data say
+    x, width = float(positive.attributes["x"]), float(positive.attributes["width"])
+    share = 0.5 if log_x else 4 / 8
+    last = [e for e in page.having("rect") if "class" not in e.attributes][-1]
+    assert float(last.attributes["x"]) == pytest.approx(x + share * width, abs=0.11)
+
+
 def test_svg_bars_are_in_proportion() -> None:
-    page = Page(histogram.svg(feature()))
-    heights = [float(e.attributes["height"]) for e in page.having("rect")]
+    rects = drawn_bars(histogram.svg(feature()))
+    heights = [float(e.attributes["height"]) for e in rects]
     assert heights[0] == pytest.approx(2 * heights[1], abs=0.11)
-    widths = [float(e.attributes["width"]) for e in page.having("rect")]
+    widths = [float(e.attributes["width"]) for e in rects]
     assert widths[0] == pytest.approx(widths[1], abs=0.11)
-    linear = Page(histogram.svg(feature(), log_x=False))
-    areas = [float(e.attributes["height"]) * float(e.attributes["width"]) for e in linear.having("rect")]
+    linear = drawn_bars(histogram.svg(feature(), log_x=False))
+    areas = [float(e.attributes["height"]) * float(e.attributes["width"]) for e in linear]
     assert areas[0] == pytest.approx(2 * areas[1], rel=0.03)
 
 
 def test_svg_mirrors_the_negative_side() -> None:
-    page = Page(histogram.svg(feature(n_negative=6)))
-    left = [float(e.attributes["x"]) for e in page.having("rect")]
+    left = [float(e.attributes["x"]) for e in drawn_bars(histogram.svg(feature(n_negative=6)))]
     # −2 to −4 lies left of −1 to −2, which lies left of 2 to 4
     assert left[1] < left[0] < left[2] < left[3]
 
