@@ -150,7 +150,7 @@ def _metrics(seeds: Sequence[Mapping[str, EvalResult]], place: tuple[str, str, s
 
 def _figures(found: Mapping[str, EvalResult], control: str) -> dict[str, Any]:
     """Every figure, by evaluation, group and name."""
-    out = {}
+    out: dict[str, Any] = {}
     for name, one in found.items():
         there = one.controls.get(control) if control else one.found
         for group, metrics in there.metrics.items() if there is not None else ():

@@ -176,7 +176,7 @@ def _differences(shown: Sequence[Evaluated], columns: Sequence[Column]) -> None:
             sides = [overview.same_training(side, able) for side in (base, one)]
             # two seeds of one training are told apart themselves
             sides = [[base], [one]] if base in sides[1] else sides
-            found[one.name] = _compared(*(tuple(map(_key, side)) for side in sides), sides)
+            found[one.name] = _compared(tuple(map(_key, sides[0])), tuple(map(_key, sides[1])), sides)
     st.html(tables.differences(found, base.name, [column for column in columns if column.eval != SUMMARY]))
     st.caption("Both sides are measured on the same rows, and the interval is of the difference. Runs that differ in their "
                "seeds alone count as one side; with one seed on a side, another may come out otherwise.")

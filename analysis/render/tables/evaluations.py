@@ -162,8 +162,8 @@ def details(
         metric: its value.
         seeds: the same figure of each run that differs in its seeds alone, this one among them, by name.
     """
-    units = "" if found is None else found.found.units.get(metric.of)
-    kind = "units" if not units else f"{units.kind}s"
+    units = None if found is None else found.found.units.get(metric.of)
+    kind = "units" if units is None else f"{units.kind}s"
     items = [
         ("value", f"{number(metric.value)} {column.unit}"),
         ("95 % interval", f"{number(metric.low)} to {number(metric.high)}" if metric.low is not None else "none"),
