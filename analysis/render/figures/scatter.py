@@ -99,7 +99,7 @@ def _points(
     return go.Scattergl(
         x=xs[kept], y=ys[kept], mode="markers", customdata=ids[kept], text=text,
         hovertemplate=f"#%{{customdata}} %{{text}}{'<br>' + where if where else ''}<extra></extra>",
-        marker={"size": 5, "opacity": 0.55, "color": COLOURS[0]},
+        marker={"size": 5, "opacity": 0.7, "color": COLOURS[0]},
         selected={"marker": {"opacity": 0.9, "color": COLOURS[1]}}, unselected={"marker": {"opacity": 0.2}},
     )
 
