@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.index.types import Example, Feature, Histogram, Neighbour, Token
+from analysis.render.feature import LOGITS
 from analysis.render.text import number, plain
 
 if TYPE_CHECKING:

@@ -171,6 +171,7 @@ class Reader {
     find("number").max = data.d_sae - 1;
     find("previous").disabled = at === 0;
     find("next").disabled = at === data.walk.length - 1;
+    if (!find("every").matches(":hover, :focus")) find("every").href = data.every;
     const where = at < 0 ? "not in the list" : `${data.first + at + 1} of ${data.total} ${data.order}`;
     find("where").textContent = where;
     find("where").title = where;

@@ -39,6 +39,7 @@ _BAR = f"""<div class="sx sx-reader">
 <input data-is="number" type="number" min="0" aria-label="Feature">
 <button data-is="next" data-act="next" title="next (j)" aria-label="next feature">›</button></span>
 <button data-act="random" title="a random feature (r)">random</button>
+<a data-is="every" data-page="features">all features</a>
 <span data-is="where"></span>
 <button data-is="star" data-act="star" title="star (s)" aria-label="star">☆</button>
 <button data-act="link">copy link</button>

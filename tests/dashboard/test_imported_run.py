@@ -12,7 +12,7 @@ from analysis.index import Index, build
 from analysis.mdl.runs import least_description
 from analysis.steering.generate import Edit, Settings, steer
 from sae import store
-from tests.dashboard.pages import html, said, visit
+from tests.dashboard.pages import reader, said, visit
 from tests.dashboard.test_runs_page import table
 from tests.helpers import HOOK, run_sae
 from tests.training.imported import imported, saelens_folder
@@ -59,7 +59,7 @@ def test_pages_open(page: str) -> None:
     if page == "features":
         assert "64 features" in said(app)
     if page == "feature":
-        assert "<h2>Feature 3</h2>" in html(app)
+        assert reader(app)["feature"] == reader(app)["features"][0]["feature"] == 3
 
 
 @pytest.mark.usefixtures("pages", "index")
