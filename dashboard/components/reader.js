@@ -60,6 +60,7 @@ class Reader {
   }
 
   send(to) {
+    if (to === null && this.sending) to = this.address();  // which was about to be said
     clearTimeout(this.sending);
     clearTimeout(this.filling);
     this.sending = this.filling = 0;
