@@ -85,6 +85,7 @@ class Reader {
   // the address follows at once, Python a moment later; steps in quick succession are one step back
   later(ms) {
     clearTimeout(this.sending);
+    this.n += 1;  // an answer that is on its way is older than this step
     const search = this.address();
     if (this.stepping) history.replaceState({}, "", search); else history.pushState({}, "", search);
     this.stepping = true;
