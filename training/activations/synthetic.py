@@ -66,13 +66,25 @@ class Synthetic:
         out = np.zeros(chance.shape, dtype=bool)
         parents = np.array(self.parents)
         out[:, parents < 0] = normal > limits
-        for parent in sorted(set(self.parents) - {-1}):
-            children = np.flatnonzero(parents == parent)
+        for above, below in self._families():
             # one number decides between the children that exclude each other
-            which = chance[:, children[:1]] * len(children) / max(config.child, 1e-12)
-            has = (np.floor(which) == np.arange(len(children))) if config.exclusive else (
-                chance[:, children] < config.child / len(children))
-            out[:, children] = out[:, [parent]] & has & (config.child > 0)
+            n = below.shape[1]
+            which = chance[:, below[:, :1]] * n / max(config.child, 1e-12)
+            has = (np.floor(which) == np.arange(n)) if config.exclusive else (chance[:, below] < config.child / n)
+            out[:, below] = out[:, above, None] & has & (config.child > 0)
+        return out
+
+    def _families(self) -> list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n n_children"]]]:
+        """Features with children, and those, level by level: all of a level have as many."""
+        parents = np.array(self.parents)
+        level = np.flatnonzero(parents < 0)[: self.config.roots]
+        out = []
+        for n in self.config.branching:
+            order = np.argsort(parents, kind="stable")
+            first = np.searchsorted(parents[order], level)
+            below = order[first[:, None] + np.arange(n)]
+            out.append((level, below))
+            level = below.reshape(-1)
         return out
 
     def _shared(self, rng: np.random.Generator) -> Float[np.ndarray, "n n_roots"]:
