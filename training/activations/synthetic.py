@@ -97,13 +97,21 @@ class Synthetic:
 
     def part(self, start: int, stop: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n n_features"]]:
         """Rows `start` to `stop` and their codes."""
-        drawn = [self._drawn(number) for number in range(start // DRAWN, -(-stop // DRAWN))]
-        here = slice(start % DRAWN, start % DRAWN + stop - start)
-        return torch.cat([x for x, _ in drawn])[here], torch.cat([c for _, c in drawn])[here]
+        first = start // DRAWN
+        pieces = [
+            [part[max(start - number * DRAWN, 0) : stop - number * DRAWN] for part in self._drawn(number)]
+            for number in range(first, max(first + 1, -(-stop // DRAWN)))
+        ]
+        x, codes = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return x, codes
 
     def _blocks(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, which: int) -> Tensor:
-        parts = [self.part(int(b) * block_rows, (int(b) + 1) * block_rows)[which] for b in blocks]
-        return torch.cat(parts) if parts else torch.zeros(0, (self.config.d, len(self.parents))[which])
+        out = torch.empty(len(blocks) * block_rows, (self.config.d, len(self.parents))[which])
+        # in their own order, so that what is drawn together is drawn once
+        for i in np.argsort(blocks, kind="stable"):
+            start = int(blocks[i]) * block_rows
+            out[i * block_rows : (i + 1) * block_rows] = self.part(start, start + block_rows)[which]
+        return out
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks."""
