@@ -18,10 +18,16 @@ class Reader {
   // -- what Python sends
 
   mount({ data, parentElement, setTriggerValue }) {
-    this.parts.set("bar", parentElement.querySelector(".sx-reader"));
+    const bar = parentElement.querySelector(".sx-reader"), anew = this.parts.get("bar") !== bar;
+    if (anew) {  // what was said on an earlier visit to the page is never answered
+      clearTimeout(this.sending);
+      this.n = this.sending = 0;
+    }
+    this.parts.set("bar", bar);
     this.take(data, setTriggerValue);
     this.drawAll();
     this.fill();
+    if (anew && this.outbox.length) this.filling ||= setTimeout(() => this.send(null), 60);
     return () => clearTimeout(this.filling);
   }
 

@@ -109,6 +109,8 @@ def held(stamp: str) -> frozenset[int]:
 
 def _told(labels: Labels) -> None:
     """The browser has said something: where it is, what it holds, what is to be kept."""
+    if "reader" not in st.session_state:
+        return  # another page is open by now: the browser says its edits again when this one is
     event: Any = st.session_state["reader"].to
     if not event:
         return
