@@ -13,8 +13,15 @@ export default function (component) {
   const say = (text) => { status.textContent = text; };
 
   function go(href) {
-    const url = new URL(href, location.href);
+    const url = new URL(href, location.href), before = location.search;
     setTriggerValue("to", url.search || "?");
+    // Streamlit does not hear what is said while it replaces a page: then the browser opens the address itself
+    let idle = 0;
+    const check = setInterval(() => {
+      idle = app.dataset.testScriptState === "notRunning" ? idle + 1 : 0;
+      if (location.search !== before || url.search === before) clearInterval(check);
+      else if (idle >= 4) { clearInterval(check); location.assign(url); }
+    }, 500);
   }
 
   // -- the address, whole, and where each page was left
