@@ -54,7 +54,7 @@ def test_every_token_is_of_the_document_that_has_it(config: Config) -> None:
     for number, line in enumerate(lines):
         assert (tokens.held_out[(found == number).any(1)] == line["held_out"]).all()
     plain = Tokens(tokens.held_out, tokens.eligible, None, {})
-    with pytest.raises(SaescopeError, match=r"rows without text are of no document"):
+    with pytest.raises(SaescopeError, match=r"corpus\.documents"):
         plain.documents()
 
 
