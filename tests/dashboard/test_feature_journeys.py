@@ -61,7 +61,7 @@ def test_keys_pressed_quickly_are_not_lost(page: Page, dashboard: Dashboard) -> 
 def test_a_step_to_a_feature_that_is_held_asks_nobody(page: Page, dashboard: Dashboard, busy: list[int]) -> None:
     visit(page, dashboard, f"page=feature&run=healthy&f={busy[0]}")
     hold(page, busy[0])
-    page.evaluate("saescopeReader.trigger = () => window.asked = (window.asked ?? 0) + 1")
+    page.evaluate("window.told = saescopeReader.trigger, saescopeReader.trigger = () => window.asked = true")
     drawn = page.evaluate(STEP, "j")
     assert drawn["feature"] == busy[0] + 1 and drawn["examples"] and drawn["histogram"]
     # and what is toggled, at once
@@ -72,6 +72,9 @@ def test_a_step_to_a_feature_that_is_held_asks_nobody(page: Page, dashboard: Das
     page.keyboard.press("w")
     assert page.evaluate("document.querySelector('.sx-ex .sx-heat').innerText.length") >= before
     assert page.locator(".sx-ex:not(.sx-wide)").count() == 0
+    # what was said meanwhile has gone nowhere: the reader hears and speaks again
+    page.wait_for_function("window.asked")
+    page.evaluate("saescopeReader.trigger = window.told, saescopeReader.n = saescopeReader.data.n")
 
 
 def test_keys_are_listed_and_search_is_reached(page: Page, dashboard: Dashboard) -> None:
