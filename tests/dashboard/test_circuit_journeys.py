@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from analysis.circuits.attribution.influence import Kinds, subgraph_scores
 from analysis.circuits.formats.circuit_tracer.reading import read_graph
@@ -17,7 +17,7 @@ from analysis.circuits.formats.store import save_circuit
 from analysis.circuits.nodes import OUTPUT
 from analysis.circuits.view import View, view_of
 from tests.analysis.circuits.graphs import attributed, circuit
-from tests.dashboard.browser import TIMEOUT_MS, Dashboard, idle, serve, visit
+from tests.dashboard.browser import Dashboard, idle, serve, visit
 
 HOSTILE = '<img src=x onerror=alert(1)>"\u202e</script>'
 
@@ -37,17 +37,6 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     (folder / "circuits" / "broken.json").write_text('{"metadata": {"schema_version": 7}}')
     with serve(folder / "runs", folder) as running:
         yield running
-
-
-@pytest.fixture
-def page(browser: Browser, visitor: BrowserContext, dashboard: Dashboard) -> Iterator[Page]:
-    expect.set_options(timeout=TIMEOUT_MS)
-    page = visitor.new_page()
-    dashboard.watch(page)
-    yield page
-    idle(page)
-    page.close()
-    assert dashboard.met() == []
 
 
 def node(page: Page, name: str) -> Locator:

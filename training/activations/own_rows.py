@@ -44,11 +44,11 @@ def open_own_rows(config: Config, hooks: tuple[str, ...]) -> tuple[Source, Token
     """
     path = config.corpus.acts_dir
     assert path is not None
-    there = hooks_of(path)
+    acts = None if is_cache(path) else ActsDir(path)
+    there = hooks_of(path) if acts is None else list(acts.hooks)
     if missing := [hook for hook in hooks if hook not in there]:
         raise SaescopeError(f"{path} has no hook {missing[0]!r}; it has {', '.join(there)}: set site.input.")
-    if not is_cache(path):
-        acts = ActsDir(path)
+    if acts is not None:
         return ActsSource(acts), row_tokens(config, acts.n_rows, acts.identity, read_row_facts(config.corpus, acts.n_rows))
     if config.corpus.documents or config.corpus.held_out_rows:
         raise SaescopeError(f"{path} is a cache with documents and a split of its own; leave corpus.documents and "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from analysis.circuits.attribution.graph import AttributionGraph
 from analysis.circuits.attribution.linear import LinearPrompt
+from analysis.circuits.effects.agreement import pearson
 from training.model.edits import Edit
 from training.model.frozen import FrozenModel
 from training.model.splice import SplicedModel
@@ -53,8 +54,8 @@ class Gap:
         `agreement_held` and `agreement_live` are Pearson's of what the graph predicts with exact ablation.
         """
         return {
-            "agreement_held": _correlation(self.predicted, self.held),
-            "agreement_live": _correlation(self.predicted, self.live),
+            "agreement_held": pearson(self.predicted, self.held),
+            "agreement_live": pearson(self.predicted, self.live),
             "prediction_gap": _relative(self.predicted, self.held), "pattern_gap": _relative(self.held, self.patterns),
             "live_gap": _relative(self.held, self.live), "n_interventions": float(len(self.nodes)),
         }
@@ -123,10 +124,6 @@ def _taken_away(linear: LinearPrompt, triple: tuple[int, int, int], share: float
 def _logit(logits: Tensor, token: int) -> Tensor:
     last = logits[:, -1].double().cpu()
     return last[:, token] - last.mean(dim=1)
-
-
-def _correlation(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:
-    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0 else float("nan")
 
 
 def _relative(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:

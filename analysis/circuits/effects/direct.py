@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from analysis.circuits.effects.agreement import pearson
 from analysis.circuits.effects.edges import Cells
 from analysis.circuits.effects.ends import End, Ends, Span, Weights, spans
 from analysis.circuits.effects.placed import Placed, Steps, by_node, place
@@ -106,6 +107,4 @@ def agreement(found: EdgeEffects, exact: EdgeEffects, *, by_example: bool = Fals
     both = np.zeros((2, n_examples, len(place)))
     for side, edges, effects in zip(both, pairs, (found, exact), strict=True):
         side[:, [place[edge] for edge in edges]] = effects.values.toarray() if by_example else effects.mean
-    if np.ptp(both[0]) == 0 or np.ptp(both[1]) == 0:
-        return float("nan")
-    return float(np.corrcoef(both.reshape(2, -1))[0, 1])
+    return pearson(*both.reshape(2, -1))

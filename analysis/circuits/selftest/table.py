@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from analysis.circuits.effects.agreement import pearson
 from analysis.circuits.effects.direct import direct_effects
 from analysis.circuits.effects.edges import edge_effects, edge_weights
 from analysis.circuits.effects.nodes import Method, node_effects
@@ -157,9 +158,8 @@ def _of(found: NodeEffects, nodes: Nodes) -> Float64[np.ndarray, "n_examples n_n
 
 
 def _correlation(found: Float64[np.ndarray, " n"], exact: Float64[np.ndarray, " n"]) -> float | None:
-    if np.ptp(found) == 0 or np.ptp(exact) == 0:
-        return None
-    return float(np.corrcoef(found, exact)[0, 1])
+    value = pearson(found, exact)
+    return None if np.isnan(value) else value
 
 
 def _pairs(nodes: Nodes) -> list[tuple[tuple[int, int, int], Any]]:
