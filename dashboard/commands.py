@@ -1,6 +1,7 @@
 """The subcommands of this floor: the browser's server, on this machine only unless told otherwise, and the demo."""
 
 import argparse
+import atexit
 import errno
 import gc
 import importlib
@@ -105,9 +106,16 @@ def serve(options: dict[str, object]) -> None:
         # what the pages stand on takes seconds to import: here, so that the first visitor does not wait for it
         importlib.import_module(module)
     gc.freeze()  # what stays need not be looked through, as Streamlit has it done after each drawing
+    atexit.register(_end_quietly)
     script = str(Path(__file__).parent / "app.py")
     bootstrap.load_config_options(options)
     bootstrap.run(script, is_hello=False, args=[], flag_options=options)
+
+
+def _end_quietly() -> None:
+    """Errors have been printed by now: what follows is DuckDB reporting a hundred of its own objects as leaked."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def demo(argv: list[str]) -> int:
