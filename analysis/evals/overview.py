@@ -10,8 +10,8 @@ from analysis.evals.common.result import EvalResult, Metric, Metrics, read, resu
 from analysis.runs import Run
 from sae.errors import SaescopeError
 
-SUMMARY = "training"
-"""What the figures of a run's summary are called: those that its training ended with."""
+SUMMARY = "held-out"
+"""What the figures in a run's summary are called: measured on held-out rows at the end of training."""
 _CE = "nats per token"
 SUMMARISED: dict[str, Metric] = {
     "fve": Metric(None, "share", "higher", "1 − Σ‖t − t̂‖² / Σ‖t − mean t‖²", 0),

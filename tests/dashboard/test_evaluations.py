@@ -37,8 +37,8 @@ def test_what_trainings_ended_with_is_shown_at_once(root: Path) -> None:
     write_run(root, "done")
     app = visit(page="evaluations")
     page = html(app)
-    assert "training fve ↑" in page and "0.750" in page and "0.740 … 0.760" in page
-    assert "training ce recovered mean ↑" in page
+    assert "held-out FVE ↑" in page and "0.750" in page and "0.740 … 0.760" in page
+    assert "held-out CE recovered mean ↑" in page
     assert app.code[0].value.startswith("sae eval ") and app.code[0].value.endswith("runs/done")
     assert len(app.get("plotly_chart")) == 1
 
@@ -46,14 +46,14 @@ def test_what_trainings_ended_with_is_shown_at_once(root: Path) -> None:
 def test_figures_stand_beside_their_controls_with_intervals_and_directions(three: Path) -> None:
     app = visit(page="evaluations", run="wide")
     page = html(app)
-    assert "core fve ↑" in page and "1 − Σ‖t − t̂‖² / Σ‖t − mean t‖² (share; higher is better)" in page
+    assert "core FVE ↑" in page and "1 − Σ‖t − t̂‖² / Σ‖t − mean t‖² (share; higher is better)" in page
     assert page.count('class="sx-control"') == 6 and "· <bdi>random" in page
     (own,) = overview.of_run(read(three, three / "wide")).rows()[:1]
     fve = own.figures[FVE]
     assert fve.low is not None and f"{fve.low:.3f}" in page
     assert 'class="sx-control"' not in html(visit(page="evaluations", run="wide", controls="false"))
     only = html(visit(page="evaluations", run="wide", find="NARR", m=[FVE]))
-    assert "narrow" in only and "page=features&amp;run=elsewhere" not in only and "core l0" not in only.split("</table>")[0]
+    assert "narrow" in only and "page=features&amp;run=elsewhere" not in only and "core L0" not in only.split("</table>")[0]
 
 
 def test_runs_are_sorted_with_their_controls_below_them(three: Path) -> None:

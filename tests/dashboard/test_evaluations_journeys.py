@@ -29,10 +29,10 @@ def rows(page: Page) -> list[str]:
 
 def test_sort_filter_open_a_figure_and_go_back(page: Page, dashboard: Dashboard) -> None:
     visit(page, dashboard, "page=evaluations&run=one")
-    page.get_by_role("link", name="core fve").first.click()
-    expect(page.locator("th[aria-sort=descending]")).to_contain_text("core fve")
+    page.get_by_role("link", name="core FVE").first.click()
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("core FVE")
     assert rows(page) == ["three", "two", "one"]
-    page.get_by_role("link", name="core fve of two").click()
+    page.get_by_role("link", name="core FVE of two").click()
     figure = page.locator(f"[data-figure='{FVE}']")
     expect(figure).to_contain_text("Less its controls")
     expect(page.locator("code").filter(has_text="--only core")).to_be_visible()

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from analysis.evals.overview import Column, Row
 
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+ABBREVIATIONS = ("ce", "fve", "kl", "l0")
 BETTER = {"higher": "higher is better", "lower": "lower is better", "none": "neither way is better"}
 
 
 def title(column: "Column") -> str:
-    """A figure's name in a few words: `core fve`."""
-    return f"{column.eval} {column.name.replace('_', ' ')}"
+    """A figure's name in a few words: `core FVE`."""
+    words = " ".join(word.upper() if word in ABBREVIATIONS else word for word in column.name.split("_"))
+    return f"{column.eval} {words}"
 
 
 def told(column: "Column") -> str:
