@@ -58,7 +58,8 @@ def _nothing(chosen: Run) -> None:
 def _hint(chosen: Run, every: Sequence[Evaluated]) -> None:
     """What measures more."""
     if not next(one for one in every if one.name == chosen.name).results:
-        st.caption(f"{escaping.plain(chosen.name)} has only the held-out figures from the end of training. To measure more:")
+        name = escaping.plain(chosen.name)
+        st.caption(f"{name} has only the held-out figures from the end of training. To measure more:")
         st.code(f"sae eval {escaping.shell(chosen.folder)}", language=None, wrap_lines=True)
 
 
