@@ -24,6 +24,25 @@ export default function (component) {
     }, 500);
   }
 
+  // Streamlit puts the address of an answer that was on its way over the one that Back has gone to
+  function onBack() {
+    const wanted = location.search, asked = new URLSearchParams(wanted);
+    let idle = 0;
+    stay();
+    globalThis.saescopeBack = setInterval(() => {
+      idle = app.dataset.testScriptState === "notRunning" ? idle + 1 : 0;
+      if (idle < 2) return;
+      stay();
+      const now = new URLSearchParams(location.search);
+      if (["page", ...asked.keys()].every((key) => String(now.getAll(key)) === String(asked.getAll(key)))) return;
+      history.replaceState(history.state, "", wanted);
+      globalThis.saescopeTell(wanted);
+    }, 250);
+  }
+
+  // whatever is done after Back counts, not where Back went
+  function stay() { clearInterval(globalThis.saescopeBack); }
+
   // -- the address, whole, and where each page was left
 
   const pageOf = (url) => url.searchParams.get("page") ?? "runs";
@@ -69,6 +88,7 @@ export default function (component) {
 
   // Plotly is loaded late and tells of clicks in its own way
   function onPress(event) {
+    stay();
     const plot = event.target.closest?.(".js-plotly-plot");
     if (!plot?.on || plot.leads) return;
     plot.leads = true;
@@ -111,6 +131,7 @@ export default function (component) {
   const coming = (globalThis.saescopeComing ??= { text: null, until: 0 });
 
   function onKey(event) {
+    stay();
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     const target = event.target;
     if (coming.text !== null && !typing(target)) {
@@ -235,11 +256,14 @@ export default function (component) {
   const tab = document.querySelector("nav.sx-pages a[aria-current]");
   if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 60;  // where the bar is wider than the screen
   document.title = [data.title, tab?.textContent, run, "Saescope"].filter(Boolean).join(" · ");
+  globalThis.saescopeTell = (search) => setTriggerValue("to", search);
   const heard = { click: onClick, keydown: onKey, pointerover: onReach, focusin: onReach, pointerdown: onPress };
   for (const [kind, hear] of Object.entries(heard)) document.addEventListener(kind, hear);
+  addEventListener("popstate", onBack);
   dialog.dataset.ready = "true";
   dialog.dataset.here = data.walk[data.at] ?? "";
   parentElement.release = () => {
+    removeEventListener("popstate", onBack);
     for (const [kind, hear] of Object.entries(heard)) document.removeEventListener(kind, hear);
   };
   return parentElement.release;
