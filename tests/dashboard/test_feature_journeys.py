@@ -47,6 +47,18 @@ def test_keys_walk_through_features_and_back_returns(page: Page, dashboard: Dash
     heading(page, 5)
 
 
+def test_back_is_not_undone_by_an_answer_on_its_way(page: Page, dashboard: Dashboard) -> None:
+    visit(page, dashboard, "page=feature&run=healthy&f=5")
+    heading(page, 5)
+    # Python is told of the step after Back was pressed, and before the browser has gone there
+    page.keyboard.press("j")
+    page.evaluate("history.back(), saescopeReader.send(saescopeReader.address())")
+    heading(page, 5)
+    page.wait_for_timeout(1500)
+    heading(page, 5)
+    address_says(page, 5)
+
+
 def test_keys_pressed_quickly_are_not_lost(page: Page, dashboard: Dashboard) -> None:
     visit(page, dashboard, "page=feature&run=healthy&f=5")
     heading(page, 5)
