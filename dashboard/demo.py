@@ -12,7 +12,7 @@ from training.run import train
 
 STEPS = ("loading the model", "caching activations", "training", "measuring the SAE inside the model", "indexing",
          "labelling")
-FIRST = 768
+FIRST = 384
 """Features, the most frequent ones, whose labels are waited for before somebody is asked to look."""
 
 

@@ -29,6 +29,7 @@ from training.activations.batches import FIRST, Address
 from training.activations.calibration import calibrate
 from training.activations.harvest import open_data
 from training.checkpoint import Checkpoints
+from training.compile_ahead import compiling
 from training.config import reading as configs
 from training.config.schema import Config
 from training.config.unused import unused
@@ -167,8 +168,8 @@ def run(
     began = time.monotonic()
     first = members[0]
     device = resolve_device(first.train.device)
-    backend(device, first.train.kernels, first.train.precision)
-    shared = opened(members, display)
+    with compiling(members, backend(device, first.train.kernels, first.train.precision)):
+        shared = opened(members, display)
     trainers = [
         Trainer(m, new_sae(m, calibrate(m.site, shared.mask)), shared.clock, device, say=display.say) for m in members
     ]
