@@ -49,3 +49,6 @@ def test_a_good_first_feature_has_a_label_that_holds(tmp_path: Path) -> None:
     labels.put([Label(0, "all", "auto", score=1.0, baseline=0.5), Label(1, "a", "auto", score=0.7, baseline=0.5),
                 Label(2, "b", "auto", score=0.9, baseline=0.8)])
     assert good_first(index, labels) == 1
+    # a word is seen sooner than a space
+    labels.put([Label(2, "token ` return`", "auto", score=0.6, baseline=0.5)])
+    assert good_first(index, labels) == 2
