@@ -18,12 +18,14 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from analysis.labels.contrast import NEAR, PLACES, Condition, Words, best_words
-from analysis.labels.store import Judged, Label
+from analysis.labels.store import Judged, Label, Labels
 from analysis.render.text import plain
+from sae.errors import SaescopeError
 from sae.units import checked_seed
 
 if TYPE_CHECKING:
     from analysis.index import Index
+    from analysis.index.types import Token
 
 METHOD = "contrast 2"
 """Written beside each label; changes when the way of making labels does."""
@@ -37,6 +39,8 @@ N_CONTRASTED = 1000
 N_JUDGED = 16
 """Active examples that judge a label, and as many inactive ones."""
 LEAST_JUDGED = 4
+NEGATIVE = " (negative side)"
+"""Said at the end of a label."""
 BEFORE, AFTER = 12, 3
 """Tokens that are kept around a judged one."""
 
@@ -78,7 +82,7 @@ class Explainer:
             return Label(feature, text, "auto", method=METHOD)
         said = rule.says(self.words, judged_rows)
         examples = zip(judged_rows.tolist(), active.tolist(), said.tolist(), strict=True)
-        judged = tuple(self._judged(feature, *one) for one in examples)
+        judged = tuple(self.judged(feature, *one) for one in examples)
         other = self.rule(self._other(feature)).says(self.words, judged_rows)
         return Label(
             feature, text, "auto", balanced_accuracy(said, active), balanced_accuracy(other, active), judged, METHOD
@@ -108,7 +112,7 @@ class Explainer:
         quiet = self._quiet(rows, random, N_CONTRASTED, held_out=False)
         sample = rows if len(rows) <= N_CONTRASTED else rows[np.sort(random.choice(len(rows), N_CONTRASTED, replace=False))]
         # what a feature promotes may name what comes next better than the few words that came next so far
-        promoted = words.spelt([token.text for token in self._promoted(feature)])
+        promoted = words.spelt([token.text for token in self.promoted(feature)])
         found = [Condition("before", tuple(promoted))] if promoted else []
         for place in PLACES:
             # several words nearby overlap, so that their gains would not add up
@@ -147,7 +151,7 @@ class Explainer:
 
     def text(self, feature: int, rule: Rule) -> str:
         """A rule in words."""
-        side = " (negative side)" if self._is_negative(feature) else ""
+        side = NEGATIVE if self.is_negative(feature) else ""
         if not rule.conditions:
             return f"no clear pattern{side}"
         told = " ".join(self._told(condition) for condition in sorted(rule.conditions, key=_reading_order))
@@ -205,19 +209,37 @@ class Explainer:
         others = alive[alive != feature]
         return int(np.random.default_rng([self.seed, feature, 1]).choice(others)) if len(others) else feature
 
-    def _promoted(self, feature: int) -> Sequence:
+    def promoted(self, feature: int) -> "Sequence[Token]":
+        """The tokens that the feature's larger side makes likelier most, if that is known."""
         found = self.index.feature(feature)
-        return (found.suppressed if self._is_negative(feature) else found.promoted)[:10]
+        return (found.suppressed if self.is_negative(feature) else found.promoted)[:10]
 
-    def _is_negative(self, feature: int) -> bool:
+    def is_negative(self, feature: int) -> bool:
+        """Whether its larger side is the negative one."""
         values = self.columns.data[self.columns.indptr[feature] : self.columns.indptr[feature + 1]]
         return bool((values < 0).sum() > (values > 0).sum())
 
-    def _judged(self, feature: int, row: int, active: bool, said: bool) -> Judged:
+    def judged(self, feature: int, row: int, active: bool, said: bool) -> Judged:
+        """An example as it is kept beside a label."""
         seq, position = divmod(row, self.words.n_ctx)
         one = self.index.window(feature, seq, position, BEFORE, AFTER)
         values = [float(f"{value:.4g}") for value in one.values]
         return Judged(seq, position, one.start, one.pieces, values, active, said)
+
+
+def check_can_label(index: "Index", labels: Labels) -> None:
+    """Refuse an index whose features cannot be labelled, or labels that could not be kept.
+
+    Raises:
+        SaescopeError: the index was made from other weights than the run has now, or has no text, or the run's folder
+            cannot be written.
+    """
+    if not labels.writable:
+        raise SaescopeError(f"{labels.path} cannot be written, so no label would be kept; make the run's folder writable.")
+    if index.stale:
+        raise SaescopeError(f"Labels would be kept under weights that were not indexed: {index.stale}")
+    if index.vocabulary is None:
+        raise SaescopeError(f"{index.folder} was made without a tokenizer, so there are no words to label features by.")
 
 
 def balanced_accuracy(said: Bool[np.ndarray, " n"], active: Bool[np.ndarray, " n"]) -> float:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.labels.by_model.commands import add_arguments, check_arguments, label_by_model
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
@@ -19,21 +20,27 @@ _AT_ONCE = 256
 
 
 def label(argv: list[str]) -> int:
-    """Label features automatically, scored on held-out examples; no model needed."""
+    """Label features automatically, by rules or by a language model, scored on held-out examples."""
     parser = argparse.ArgumentParser(
         "sae label", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Label features by what sets the tokens around them apart, scored by detection on held-out examples "
-        "beside the label of another feature. Your own labels are never touched.",
+        description="Label features by what sets the tokens around them apart, or with --with by a language model. Labels "
+        "are scored by detection on held-out examples, beside the label of another feature. Your own are never touched.",
         epilog="examples:\n  sae label runs/quickstart\n  sae label runs/quickstart --top 500\n"
-        "  sae label runs/quickstart --features 12,40-60",
+        "  sae label runs/quickstart --features 12,40-60\n"
+        "  sae label runs/quickstart --with http://localhost:11434/v1 --model qwen3:8b --top 10\n"
+        "  sae label runs/quickstart --with https://api.openai.com/v1 --model gpt-4o-mini --price-in 0.15 --price-out 0.6\n"
+        "  sae label runs/quickstart --with smollm2-135m --top 3",
     )
     _common(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, metavar="N", help="only the N features that fire most often")
     which.add_argument("--features", metavar="LIST", help="only these, such as 12,40-60")
     parser.add_argument("--seed", type=int, default=0, help="of the examples and baselines (default: %(default)s)")
+    parser.add_argument("--replace", action="store_true", help="also replace labels that a language model has written")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
+    add_arguments(parser)
     args = parser.parse_args(argv)
+    check_arguments(args)
     index, labels = _open(args)
     if args.top is not None and args.top < 1:
         raise SaescopeError(f"--top {args.top} leaves no feature to label; give 1 at least.")
@@ -42,6 +49,14 @@ def label(argv: list[str]) -> int:
     else:
         alive = index.top("density", where="n_active > 0", limit=args.top or index.d_sae, columns=["feature"])
         features = alive["feature"].to_pylist()
+    if args.by is not None:
+        label_by_model(args, index, labels, features)
+        return 0
+    # a model's labels have cost something
+    written = set() if args.replace else {one.feature for one in labels.automatic() if one.model}
+    if kept := [feature for feature in features if feature in written]:
+        features = [feature for feature in features if feature not in written]
+        print(f"{len(kept):,} features keep the label of a language model; --replace replaces them.")
     made = label_all(index, labels, features, seed=args.seed, quiet=args.quiet)
     if not args.quiet:
         print(told(made))
@@ -68,15 +83,10 @@ def label_all(
         SaescopeError: the index was made from other weights than the run has now, or has no text, or the run's folder
             cannot be written.
     """
-    from analysis.labels.automatic import Explainer
+    from analysis.labels.automatic import Explainer, check_can_label
     from training.display import Display
 
-    if not labels.writable:
-        raise SaescopeError(f"{labels.path} cannot be written, so no label would be kept; make the run's folder writable.")
-    if index.stale:
-        raise SaescopeError(f"Labels would be kept under weights that were not indexed: {index.stale}")
-    if index.vocabulary is None:
-        raise SaescopeError(f"{index.folder} was made without a tokenizer, so there are no words to label features by.")
+    check_can_label(index, labels)
     explainer, made, waiting = Explainer(index, seed=seed), [], []
     with (display or Display(quiet=quiet)).task("labelling", len(features), "features") as task:
         for i, feature in enumerate(features, 1):

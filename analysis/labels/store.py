@@ -22,6 +22,9 @@ from sae.io.paths import user_path
 
 FILE = "labels.sqlite"
 
+BY_MODEL = "model "
+"""What the method of a label begins with that a language model wrote; the model and where it runs follow."""
+
 Author = Literal["you", "auto"]
 Place = Literal["label", "note", "tag"]
 
@@ -63,6 +66,11 @@ class Label:
     """How an automatic label was made."""
     updated: str = ""
     """When, UTC, ISO 8601."""
+
+    @property
+    def model(self) -> str:
+        """The language model that wrote it and where it runs; "" for labels of another origin."""
+        return self.method.removeprefix(BY_MODEL).rpartition(", ")[0] if self.method.startswith(BY_MODEL) else ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,10 @@ class Labels:
         for label in self._labels("", judged="'[]'"):
             best.setdefault(label.feature, label)
         return [best[feature] for feature in sorted(best)]
+
+    def automatic(self) -> list[Label]:
+        """All automatic labels, by feature, hidden ones too; without the judged examples."""
+        return self._labels("AND author = 'auto'", judged="'[]'")
 
     def names(self) -> dict[int, str]:
         """Feature → text, for all that have one."""

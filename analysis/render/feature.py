@@ -82,11 +82,13 @@ def verdict(label: "Label") -> str:
     """Who wrote a label and how well it tells examples apart."""
     if label.author != "auto":
         return '<div class="sx-quiet">your label</div>'
+    origin = f"label by {shown(label.model, limit=200)}" if label.model else "automatic label"
     if label.score is None:
-        return '<div class="sx-quiet">automatic label, not scored: too few examples</div>'
+        why = "" if label.model else ": too few examples"
+        return f'<div class="sx-quiet">{origin}, not scored{why}</div>'
     beside = "" if label.baseline is None else f" (another feature’s label on the same examples: {label.baseline:.2f})"
     n = count(len(label.judged), "held-out example")
-    return f'<div class="sx-quiet">automatic label · balanced accuracy {label.score:.2f} on {n}{beside}</div>'
+    return f'<div class="sx-quiet">{origin} · balanced accuracy {label.score:.2f} on {n}{beside}</div>'
 
 
 def facts(feature: "Feature") -> str:

@@ -79,11 +79,13 @@ def bundle(place: CurrentFeature, read: Reading) -> dict[str, Any]:
 
 def _verdict(automatic: Label) -> str:
     """How well the automatic label tells examples apart, briefly."""
+    origin = "label by a language model" if automatic.model else "automatic label"
+    by = f"By {attribute(automatic.model, spaces=False, limit=200)}. " if automatic.model else ""
     if automatic.score is None:
-        return '<span class="sx-quiet">automatic label, not scored</span>'
+        return f'<span class="sx-quiet" title="{by}">{origin}, not scored</span>'
     beside = "" if automatic.baseline is None else f", another feature’s label {automatic.baseline:.2f}"
-    title = f"Balanced accuracy on {len(automatic.judged)} held-out examples{beside}; the tab Label shows them"
-    return f'<span class="sx-quiet" title="{title}">automatic label, {automatic.score:.2f}</span>'
+    title = f"{by}Balanced accuracy on {len(automatic.judged)} held-out examples{beside}; the tab Label shows them"
+    return f'<span class="sx-quiet" title="{title}">{origin}, {automatic.score:.2f}</span>'
 
 
 def _side(place: CurrentFeature, feature: Feature) -> str:

@@ -1,0 +1,46 @@
+"""A language model that answers prompts, wherever it runs."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. The text is a stranger's: anything may stand in it."""
+
+    text: str
+    n_in: int | None = None
+    """Tokens of the prompt; None where the model does not say."""
+    n_out: int | None = None
+    """Tokens of the answer."""
+
+
+class Chat(ABC):
+    """Answers prompts, each on its own."""
+
+    source: str
+    """The model and where it runs, as it is written beside each label."""
+    n_parallel: int
+    """Prompts that may be asked at once, from as many threads."""
+    counted: str
+    """How `count` counts, in words."""
+
+    @abstractmethod
+    def ask(self, prompt: str, max_tokens: int) -> Answer:
+        """The answer to a prompt, of so many tokens at most.
+
+        Raises:
+            SaescopeError: there is none to be had.
+        """
+
+    @abstractmethod
+    def count(self, text: str) -> int:
+        """Tokens of a text as a prompt, as well as can be told beforehand."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask no more: who waits to try again gives up."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what it holds."""

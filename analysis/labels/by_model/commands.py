@@ -1,0 +1,160 @@
+"""The part of `sae label` that asks a language model."""
+
+import argparse
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from sae.errors import SaescopeError
+
+if TYPE_CHECKING:
+    from analysis.index import Index
+    from analysis.labels.by_model.chat import Chat
+    from analysis.labels.by_model.labelling import Cost, Labelling, Outcome, Plan
+    from analysis.labels.store import Labels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `sae label --with` takes."""
+    group = parser.add_argument_group(
+        "labels by a language model",
+        "The model sees examples of a feature and says what they have in common. Then it judges held-out examples by that\n"
+        "label, and by another feature's. Labels are kept as they come: stop whenever you like, and the same command goes\n"
+        "on from there. An API key is read from SAESCOPE_API_KEY, or for api.openai.com from OPENAI_API_KEY.")
+    group.add_argument("--with", dest="by", metavar="WHO",
+                       help="URL of an OpenAI-compatible server (https://api.openai.com/v1, http://localhost:11434/v1), "
+                       "or a model on this machine, as configs name it (smollm2-135m, hub:ORG/NAME, local:DIR)")
+    group.add_argument("--model", metavar="NAME", help="which model of the server")
+    group.add_argument("--price-in", type=float, metavar="X", help="price of a million tokens sent, to be told the costs")
+    group.add_argument("--price-out", type=float, metavar="X", help="price of a million tokens received")
+    group.add_argument("--yes", action="store_true", help="do not ask before a server is used")
+    group.add_argument("--examples", type=int, default=20, metavar="N",
+                       help="excerpts shown of a feature (default: %(default)s)")
+    group.add_argument("--unscored", action="store_true",
+                       help="do not judge the labels, which is about two thirds of the costs")
+    group.add_argument("--answer-tokens", type=int, default=200, metavar="N",
+                       help="longest answer (default: %(default)s); models that reason first need some thousands")
+    group.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (default: %(default)s)")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse values that cannot be meant.
+
+    Raises:
+        SaescopeError: see there.
+    """
+    if args.by is None:
+        if args.model is not None:
+            raise SaescopeError(f"--model {args.model} needs the server that has it: add --with URL.")
+        return
+    if is_url(args.by) and not args.model:
+        raise SaescopeError(f"{args.by} needs to be told which model to use: add --model NAME.")
+    if not is_url(args.by) and args.model:
+        raise SaescopeError(f"--model names a model of a server, and {args.by!r} is no URL; leave it out, or write http://…")
+    for name, most in (("examples", 200), ("answer_tokens", 100_000), ("parallel", 64)):
+        if not 1 <= getattr(args, name) <= most:
+            raise SaescopeError(f"--{name.replace('_', '-')} {getattr(args, name)}; it lies between 1 and {most:,}.")
+    prices = args.price_in, args.price_out
+    if (prices[0] is None) != (prices[1] is None) or not all(price is None or 0 <= price < 1e6 for price in prices):
+        raise SaescopeError("Give both --price-in and --price-out, each per million tokens, or neither.")
+
+
+def is_url(text: str) -> bool:
+    """Whether it is the address of a server, and no model's name."""
+    return "://" in text
+
+
+def label_by_model(args: argparse.Namespace, index: "Index", labels: "Labels", features: list[int]) -> None:
+    """Tell the costs, ask whether to go on, label, and tell what came of it."""
+    from analysis.labels.by_model.labelling import Labelling, Settings
+
+    settings = Settings(args.seed, args.examples, not args.unscored, args.answer_tokens)
+    with closing(_chat(args)) as chat:
+        _label(args, Labelling(index, labels, chat, settings), features)
+
+
+def _label(args: argparse.Namespace, labelling: "Labelling", features: list[int]) -> None:
+    plan = labelling.plan(features, anew=args.replace)
+    if not plan.unlabelled and not plan.unscored:
+        _print(args, f"{plan.n_done:,} features have a label of {labelling.chat.source}, or no example to make one from.")
+        return
+    _print(args, forecast(labelling, plan, args.price_in, args.price_out))
+    if is_url(args.by) and not args.yes and not _agreed():
+        print("Nothing was asked.")
+        return
+    from training.display import Display
+
+    try:
+        labelling.run(plan, Display(quiet=args.quiet))
+    finally:
+        _print(args, told(labelling.outcome, args.price_in, args.price_out))
+
+
+def forecast(labelling: "Labelling", plan: "Plan", price_in: float | None = None, price_out: float | None = None) -> str:
+    """What a labelling will ask for, in words."""
+    cost, chat = labelling.cost(plan), labelling.chat
+    lines = [f"{chat.source}: {len(plan.unlabelled):,} features to label" + (
+        f", {len(plan.unlabelled) + len(plan.unscored):,} labels to judge" if labelling.settings.scored else "")]
+    lines += [f"  {plan.n_done:,} features are done, or have no example"] if plan.n_done else []
+    lines += [f"  {plan.n_replaced:,} automatic labels of another origin give way to new ones"] if plan.n_replaced else []
+    lines.append(
+        f"  about {cost.n_requests:,} requests with {_round(cost.n_in):,} tokens to send and {_round(cost.n_out):,} to "
+        f"receive, counted {chat.counted}; a model that reasons first sends more")
+    if price_in is not None and price_out is not None:
+        lines.append(f"  about {_money(cost, price_in, price_out)} at {price_in:g} and {price_out:g} for a million tokens")
+    return "\n".join(lines)
+
+
+def told(outcome: "Outcome", price_in: float | None = None, price_out: float | None = None) -> str:
+    """What came of a labelling, in words."""
+    from analysis.labels.commands import told as scores
+
+    cost, about = outcome.cost, "" if outcome.counted else "about "
+    money = f", {about}{_money(cost, price_in, price_out)}" if price_in is not None and price_out is not None else ""
+    lines = [
+        scores(list(outcome.made.values())),
+        f"{cost.n_requests:,} requests, {about}{cost.n_in:,} tokens sent, {cost.n_out:,} received{money}",
+    ]
+    for features, what in ((outcome.wordless, "the answer held no label"),
+                           (outcome.unjudged, "the judge's answer was no list of examples, so the label has no score")):
+        lines += [f"for {len(features):,} features {what}: {_some(features)}"] if features else []
+    return "\n".join(lines)
+
+
+def _chat(args: argparse.Namespace) -> "Chat":
+    if is_url(args.by):
+        from analysis.labels.by_model.endpoint import Endpoint
+
+        return Endpoint(args.by, args.model, n_parallel=args.parallel)
+    from analysis.labels.by_model.local import LocalModel
+
+    return LocalModel(args.by)
+
+
+def _agreed() -> bool:
+    """Whether the user, asked, wants to go on.
+
+    Raises:
+        SaescopeError: there is nobody to ask.
+    """
+    if not sys.stdin.isatty():
+        raise SaescopeError("There is no terminal to ask whether to go on; add --yes.")
+    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _print(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet:
+        print(text, flush=True)
+
+
+def _money(cost: "Cost", price_in: float, price_out: float) -> str:
+    return f"{cost.money(price_in, price_out):,.4f}".rstrip("0").rstrip(".")
+
+
+def _round(n: int) -> int:
+    """To two digits: a forecast has no more."""
+    return int(float(f"{n:.1e}"))
+
+
+def _some(features: list[int]) -> str:
+    return ", ".join(map(str, features[:10])) + (", …" if len(features) > 10 else "")

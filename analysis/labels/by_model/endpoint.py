@@ -1,0 +1,216 @@
+"""Any server that answers `POST /v1/chat/completions` as OpenAI's does: OpenAI, vLLM, Ollama, llama.cpp, LM Studio.
+
+The only file that imports httpx. An API key comes from the environment and goes to that server alone: redirects are not
+followed, and no message repeats it.
+"""
+
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from analysis.labels.by_model.chat import Answer, Chat
+from analysis.render.text import plain
+from sae.errors import SaescopeError, first_line
+
+KEY = "SAESCOPE_API_KEY"
+"""Variable with the key of any server; without it OPENAI_API_KEY is taken, for api.openai.com only."""
+BYTES_PER_TOKEN = 3
+N_TRIES = 7
+LONGEST_WAIT_S = 300.0
+_LARGEST_ANSWER = 8 << 20
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""What may be otherwise a little later."""
+
+
+class _Again(Exception):
+    """There is no answer now; `wait_s` is what the server asks to wait."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.wait_s = reason, wait_s
+
+
+class Endpoint(Chat):
+    """A model behind a URL. May be asked from several threads."""
+
+    counted = f"as a token for every {BYTES_PER_TOKEN} bytes"
+
+    def __init__(
+        self, url: str, model: str, *, n_parallel: int = 4, timeout_s: float = 120.0, pause_s: float = 1.0
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            url: `https://api.openai.com/v1`, `http://localhost:11434`, or the full address of the completions.
+            model: as the server calls it.
+            n_parallel: requests at once.
+            timeout_s: for one answer.
+            pause_s: before the second try, where the server names no time; doubled each time.
+
+        Raises:
+            SaescopeError: no such URL can be, or the key in the environment is none.
+        """
+        self.url, self.model, self.n_parallel = _completions(url), model, n_parallel
+        self.source = f"{model} at {self.url.netloc.decode()}"
+        self._timeout_s, self._pause_s = timeout_s, pause_s
+        self._key = _key(self.url)
+        self._stopping, self._reached = threading.Event(), False
+        self._limit, self._greedy = "max_tokens", True
+        try:
+            self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)))
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise SaescopeError(f"The proxy that the environment names cannot be used ({first_line(error)}).") from None
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, by its bytes: which tokenizer the server has is not known."""
+        return -(-len(text.encode(errors="replace")) // BYTES_PER_TOKEN)
+
+    def stop(self) -> None:
+        """Try nothing again."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._client.close()
+
+    def ask(self, prompt: str, max_tokens: int) -> Answer:
+        """The answer, tried again with growing pauses while the server is busy.
+
+        Raises:
+            SaescopeError: the server cannot be reached, refuses, or answers something else.
+        """
+        last = _Again("stopped")
+        for n in range(N_TRIES):
+            try:
+                return self._once(prompt, max_tokens)
+            except _Again as again:
+                last = again
+            pause = min(60.0, self._pause_s * 2**n) * random.uniform(0.75, 1.25)
+            if n < N_TRIES - 1 and self._stopping.wait(pause if last.wait_s is None else last.wait_s):
+                break
+        raise SaescopeError(f"{self.source} did not answer, tried {n + 1} times ({last.reason}); run it again to go on.")
+
+    def _once(self, prompt: str, max_tokens: int) -> Answer:
+        limit, greedy = self._limit, self._greedy
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], limit: max_tokens}
+        body |= {"temperature": 0} if greedy else {}
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        ends = time.monotonic() + self._timeout_s
+        try:
+            with self._client.stream("POST", self.url, json=body, headers=headers) as response:
+                self._reached = True
+                content = b"".join(self._parts(response, ends))
+        except httpx.TimeoutException as error:
+            if isinstance(error, httpx.ConnectTimeout) and not self._reached:
+                raise SaescopeError(f"{self.url} cannot be reached: no connection after some seconds.") from None
+            raise _Again(f"no answer in {self._timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol) and not self._reached:
+                raise SaescopeError(f"{self.url} cannot be reached ({first_line(error)}); is the server running?") from None
+            raise _Again(f"the connection broke: {first_line(error)}") from None
+        if response.status_code == 200:
+            return self._answer(content)
+        self._refused(response, content, limit, greedy)
+        return self._once(prompt, max_tokens)
+
+    def _parts(self, response: httpx.Response, ends: float) -> Iterator[bytes]:
+        """The body, unless it is endless or never comes to an end."""
+        size = 0
+        for part in response.iter_bytes():
+            size += len(part)
+            if size > _LARGEST_ANSWER:
+                raise SaescopeError(f"{self.url} sends more than {_LARGEST_ANSWER >> 20} MB as one answer.")
+            if time.monotonic() > ends:
+                raise _Again(f"no whole answer in {self._timeout_s:g} s")
+            yield part
+
+    def _refused(self, response: httpx.Response, content: bytes, limit: str, greedy: bool) -> None:
+        """Returns if the request, put in another way, may yet be taken."""
+        status, said = response.status_code, self._said(content)
+        if status in _AGAIN and "insufficient_quota" not in content.decode(errors="replace"):
+            raise _Again(f"it says {status}: {said}", _retry_after(response))
+        if status in (401, 403):
+            what = "refuses the key" if self._key else f"wants a key, and {KEY} is not set"
+            raise SaescopeError(f"{self.url} {what} ({status}: {said}); the key is read from the variable {KEY}.")
+        if status == 404:
+            raise SaescopeError(
+                f"{self.url} says 404 ({said}): either there is no model {self.model!r}, or this is not the address of an "
+                "OpenAI-compatible server, which mostly ends in /v1.")
+        # newer models of OpenAI know the limit by another name, and take no temperature
+        if status == 400 and limit == "max_tokens" and "max_completion_tokens" in said:
+            self._limit = "max_completion_tokens"
+        elif status == 400 and greedy and "temperature" in said:
+            self._greedy = False
+        else:
+            raise SaescopeError(f"{self.url} refuses the request ({status}: {said}).")
+
+    def _answer(self, content: bytes) -> Answer:
+        try:
+            found = json.loads(content)
+            text = found["choices"][0]["message"]["content"]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            raise SaescopeError(
+                f"{self.url} answers, but not as an OpenAI-compatible server does; it sends: {self._said(content)}"
+            ) from None
+        if isinstance(text, list):
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+        usage = found.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        return Answer(text if isinstance(text, str) else "", _number(usage.get("prompt_tokens")),
+                      _number(usage.get("completion_tokens")))
+
+    def _said(self, content: bytes) -> str:
+        """What a server says of an error, short, without the key that it may repeat."""
+        text = content[:10_000].decode(errors="replace")
+        try:
+            found = json.loads(content)
+            error = found.get("error", found) if isinstance(found, dict) else found
+            text = str(error.get("message", error) if isinstance(error, dict) else error)
+        except (ValueError, RecursionError):
+            pass
+        text = text.replace(self._key, "(the key)") if self._key else text
+        return plain(" ".join(text.split()) or "nothing", limit=300)
+
+
+def _completions(url: str) -> httpx.URL:
+    """The address of the completions."""
+    try:
+        found = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError, ValueError):
+        found = httpx.URL("")
+    if found.scheme not in ("http", "https") or not found.host:
+        raise SaescopeError(f"{url!r} is no URL of a server; write it as https://api.openai.com/v1.")
+    if found.userinfo:
+        raise SaescopeError(f"The URL of {found.host} holds a name or a password; put the key into {KEY} instead.")
+    path = found.path.rstrip("/") or "/v1"
+    return found.copy_with(path=path if path.endswith("/chat/completions") else f"{path}/chat/completions", fragment=None)
+
+
+def _key(url: httpx.URL) -> str:
+    name = KEY if os.environ.get(KEY) else "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip() if name == KEY or url.host == "api.openai.com" else ""
+    if not (key.isascii() and key.isprintable()):
+        raise SaescopeError(f"{name} holds characters that no key has.")
+    return key
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait, within reason."""
+    text = response.headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text) if text.replace(".", "", 1).isdecimal() else (
+            parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError, OSError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_WAIT_S)
+
+
+def _number(found: Any) -> int | None:
+    return found if isinstance(found, int) and 0 <= found < 1 << 40 else None

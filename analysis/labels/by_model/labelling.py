@@ -1,0 +1,235 @@
+"""A run's features labelled by a language model: what is missing is asked for, and kept as it comes.
+
+Two passes. In the first the model writes a label for each feature, which is kept at once, unscored. In the second it
+judges: given the label and the held-out examples by which rules are judged too (`Explainer.judges`), it says at which of
+them the feature is active. The score is balanced accuracy, as for rules; the baseline is the label that the same model gave
+another feature, drawn at random, judged on the same examples. Whatever interrupts, the next call goes on with what is
+missing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.labels.automatic import NEGATIVE, Explainer, balanced_accuracy, check_can_label
+from analysis.labels.by_model.chat import Answer, Chat
+from analysis.labels.by_model.excerpts import Judges, Shown
+from analysis.labels.by_model.parallel import in_parallel
+from analysis.labels.by_model.prompts import VERSION, label_of, said_of
+from analysis.labels.store import BY_MODEL, Judged, Label, Labels
+from training.display import Display, Task
+
+if TYPE_CHECKING:
+    from analysis.index import Index
+
+N_SAMPLED = 24
+"""Features whose prompts are counted to tell the costs of all."""
+_TYPICAL = "LABEL: the verb in an infinitive after words such as seem, appear or tend"
+"""A label of about the usual length, for telling costs before there is one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How features are labelled."""
+
+    seed: int = 0
+    """Of the examples that judge, and of the baselines."""
+    n_examples: int = 20
+    """Excerpts at most that the model sees of a feature to label it."""
+    scored: bool = True
+    """Whether the labels are judged."""
+    max_tokens: int = 200
+    """Of an answer; models that think before they answer need thousands."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is still to be asked."""
+
+    unlabelled: list[int]
+    unscored: list[int]
+    """Features that have a label of this model, but no score."""
+    n_done: int
+    """Features for which nothing is to be asked."""
+    n_replaced: int
+    """Automatic labels of another origin that give way."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How much is asked; of a plan a forecast, of what was done a count."""
+
+    n_requests: int = 0
+    n_in: int = 0
+    """Tokens sent."""
+    n_out: int = 0
+    """Tokens received."""
+
+    def money(self, price_in: float, price_out: float) -> float:
+        """For prices per million tokens, in their currency."""
+        return (self.n_in * price_in + self.n_out * price_out) / 1e6
+
+
+@dataclass
+class Outcome:
+    """What came of a labelling, as far as it got."""
+
+    made: dict[int, Label] = field(default_factory=dict)
+    wordless: list[int] = field(default_factory=list)
+    """Features for which the answer held no label."""
+    unjudged: list[int] = field(default_factory=list)
+    """Features whose label was not scored, because the answer was no list of examples."""
+    cost: Cost = Cost()
+    counted: bool = True
+    """Whether the server counted all tokens; else some are estimates."""
+
+
+class Labelling:
+    """One run's features, and the model that labels them."""
+
+    def __init__(self, index: "Index", labels: Labels, chat: Chat, settings: Settings | None = None) -> None:
+        """Ask nothing yet.
+
+        Args:
+            index: of the run, with text.
+            labels: its own.
+            chat: the model.
+            settings: how to ask.
+
+        Raises:
+            SaescopeError: labels of this index could not be made or kept.
+        """
+        check_can_label(index, labels)
+        self.labels, self.chat, self.settings = labels, chat, settings or Settings()
+        self.explainer = Explainer(index, seed=self.settings.seed)
+        self.shown = Shown(self.explainer, self.settings.n_examples)
+        self.method = f"{BY_MODEL}{chat.source}, prompt {VERSION}"
+        self.outcome = Outcome()
+
+    def plan(self, features: list[int], *, anew: bool = False) -> Plan:
+        """What is to be asked about some features; nothing where one is never active in the half that labels are made from.
+
+        Args:
+            features: their numbers.
+            anew: also those that this model has labelled.
+        """
+        there = {one.feature: one for one in self.labels.automatic()}
+        done = {} if anew else {f: one for f, one in there.items() if one.method == self.method}
+        missing = [f for f in features if f not in done and len(self.shown.chosen(f))]
+        unscored = [
+            f for f in features
+            if self.settings.scored and f in done and done[f].score is None and self.shown.judges(f) is not None]
+        replaced = sum(f in there and there[f].method != self.method for f in missing)
+        return Plan(missing, unscored, len(features) - len(missing) - len(unscored), replaced)
+
+    def cost(self, plan: Plan) -> Cost:
+        """A forecast, from the prompts of some of the features."""
+        asked, judged = (self._mean(each, features) for each, features in (
+            (self._asking, plan.unlabelled),
+            (self._judging, [*plan.unlabelled, *plan.unscored] if self.settings.scored else [])))
+        total = np.round(asked * len(plan.unlabelled) + judged * (len(plan.unlabelled) + len(plan.unscored)))
+        return Cost(*total.astype(int).tolist())
+
+    def run(self, plan: Plan, display: Display | None = None) -> Outcome:
+        """Ask for what is missing, and keep it as it comes.
+
+        Raises:
+            SaescopeError: the model gives no answer, or labels cannot be kept; those that came are.
+        """
+        display = display or Display(quiet=True)
+        if plan.unlabelled:
+            with display.task(f"labelling by {self.chat.source}", len(plan.unlabelled), "features") as task:
+                self._ask(((f, self._question(f)) for f in plan.unlabelled), self._keep_label, task)
+        to_judge = [*plan.unscored, *(f for f in plan.unlabelled if f in self.outcome.made)] if self.settings.scored else []
+        if to_judge:
+            texts = {one.feature: one.text for one in self.labels.automatic() if one.method == self.method}
+            with display.task("judging the labels", len(to_judge), "features") as task:
+                self._ask(((f, self._check(f, texts)) for f in to_judge), self._keep_score, task)
+        return self.outcome
+
+    def _ask(self, jobs: Iterator[tuple[int, Callable[[], Any]]], keep: Callable[[int, Any], None], task: Task) -> None:
+        def kept(feature: int, result: Any) -> None:
+            keep(feature, result)
+            task.advance(1)
+
+        in_parallel(jobs, self.chat.n_parallel, kept, self.chat.stop)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _question(self, feature: int) -> Callable[[], tuple[str, Answer]]:
+        prompt = self.shown.to_explain(feature)
+        assert prompt is not None, "features without examples are not asked about"
+        return lambda: (prompt, self.chat.ask(prompt, self.settings.max_tokens))
+
+    def _keep_label(self, feature: int, result: tuple[str, Answer]) -> None:
+        self._count(*result)
+        text = label_of(result[1].text)
+        if text is None:
+            self.outcome.wordless.append(feature)
+            return
+        side = NEGATIVE if self.explainer.is_negative(feature) else ""
+        self._keep(Label(feature, f"{text}{side}", "auto", method=self.method))
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    def _check(self, feature: int, texts: dict[int, str]) -> Callable[[], list[tuple[str, Answer]]]:
+        judges = self.shown.judges(feature)
+        if judges is None:
+            return list
+        random = np.random.default_rng([self.settings.seed, feature, 1])
+        others = sorted(texts.keys() - {feature})
+        judged = [texts[feature], *([texts[int(random.choice(others))]] if others else [])]
+        prompts = [self.shown.to_judge(text, judges) for text in judged]
+        return lambda: [(prompt, self.chat.ask(prompt, self.settings.max_tokens)) for prompt in prompts]
+
+    def _keep_score(self, feature: int, results: list[tuple[str, Answer]]) -> None:
+        for result in results:
+            self._count(*result)
+        judges = self.shown.judges(feature)
+        if judges is None or not results:
+            return
+        said = [said_of(answer.text, len(judges.rows)) for _, answer in results]
+        label = next((one for one in self.labels.every(feature) if one.method == self.method), None)
+        if said[0] is None or label is None:
+            self.outcome.unjudged.append(feature)
+            return
+        scores = [None if one is None else balanced_accuracy(np.array(one), judges.active) for one in said]
+        baseline = scores[1] if len(scores) > 1 else None
+        self._keep(Label(feature, label.text, "auto", scores[0], baseline, self._judged(judges, said[0]), self.method))
+
+    def _judged(self, judges: Judges, said: list[bool]) -> tuple[Judged, ...]:
+        """The examples as they are kept: those at which the feature is active first, as rules have them."""
+        rows, _ = self.explainer.judges(judges.feature)
+        verdict = dict(zip(judges.rows.tolist(), zip(judges.active.tolist(), said, strict=True), strict=True))
+        return tuple(self.explainer.judged(judges.feature, row, *verdict[row]) for row in rows.tolist())
+
+    def _keep(self, label: Label) -> None:
+        self.labels.put([label])
+        self.outcome.made[label.feature] = label
+
+    # -- costs --------------------------------------------------------------------------------------------------------
+
+    def _count(self, prompt: str, answer: Answer) -> None:
+        n_in = self.chat.count(prompt) if answer.n_in is None else answer.n_in
+        n_out = self.chat.count(answer.text) if answer.n_out is None else answer.n_out
+        so_far = self.outcome.cost
+        self.outcome.cost = Cost(so_far.n_requests + 1, so_far.n_in + n_in, so_far.n_out + n_out)
+        self.outcome.counted &= answer.n_in is not None and answer.n_out is not None
+
+    def _mean(self, each: Callable[[int], tuple[int, int, int]], features: list[int]) -> np.ndarray:
+        """Requests, tokens sent and tokens received for a feature."""
+        places = np.unique(np.linspace(0, len(features) - 1, min(len(features), N_SAMPLED)).round().astype(int))
+        return np.mean([each(features[i]) for i in places.tolist()], axis=0) if features else np.zeros(3)
+
+    def _asking(self, feature: int) -> tuple[int, int, int]:
+        prompt = self.shown.to_explain(feature)
+        return (1, self.chat.count(prompt), self.chat.count(_TYPICAL)) if prompt is not None else (0, 0, 0)
+
+    def _judging(self, feature: int) -> tuple[int, int, int]:
+        judges = self.shown.judges(feature)
+        if judges is None:
+            return 0, 0, 0
+        half = str(list(range(1, len(judges.rows) + 1, 2)))
+        return 2, 2 * self.chat.count(self.shown.to_judge(_TYPICAL, judges)), 2 * self.chat.count(half)

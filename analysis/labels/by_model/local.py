@@ -1,0 +1,77 @@
+"""A language model on this machine: any that `load_model` knows, asked through its own chat template, greedily."""
+
+from typing import Any
+
+import torch
+
+from analysis.labels.by_model.chat import Answer, Chat
+from sae.errors import SaescopeError, first_line
+from sae.torch_state import own_torch_state
+from training.model.load import load_model
+
+
+class LocalModel(Chat):
+    """A loaded model that answers."""
+
+    n_parallel = 1
+
+    def __init__(self, name: str, *, device: str = "auto", dtype: str = "auto") -> None:
+        """Load the model.
+
+        Args:
+            name, device, dtype: as `load_model` takes them.
+
+        Raises:
+            SaescopeError: as `load_model`.
+        """
+        self.model = load_model(name, device=device, dtype=dtype)
+        self.source, self.counted = name, f"by the tokenizer of {name}"
+
+    def count(self, text: str) -> int:
+        """Tokens of a text as a prompt, what the template adds included."""
+        return len(self._tokens(text))
+
+    @own_torch_state()
+    def ask(self, prompt: str, max_tokens: int) -> Answer:
+        """The likeliest token each time, until the model ends the text or `max_tokens` are there.
+
+        Raises:
+            SaescopeError: the prompt is longer than the model takes.
+        """
+        tokens, made = self._tokens(prompt), []
+        if (n := len(tokens)) + max_tokens > self.model.n_ctx_max:
+            raise SaescopeError(
+                f"A prompt of {n:,} tokens and an answer of up to {max_tokens} are more than {self.model.name} takes "
+                f"({self.model.n_ctx_max:,}); show it fewer examples, or take another model.")
+        new, past = torch.tensor([tokens]), None
+        for _ in range(max_tokens):
+            logits, past = self.model.extend(new, past)
+            token = int(logits[0].argmax())
+            made.append(token)
+            if token == self.model.tokenizer.eos_token_id:
+                break
+            new = torch.tensor([[token]])
+        return Answer(str(self.model.tokenizer.decode(made, skip_special_tokens=True)), n, len(made))
+
+    def stop(self) -> None:
+        """Nothing is ever tried again."""
+
+    def close(self) -> None:
+        """It holds memory only."""
+
+    def _tokens(self, prompt: str) -> list[int]:
+        """A prompt as the model reads it; special tokens are the template's alone, whatever the prompt spells."""
+        tokenizer: Any = self.model.tokenizer
+        for special in tokenizer.all_special_tokens:
+            prompt = prompt.replace(special, f"{special[:1]} {special[1:]}")
+        if not getattr(tokenizer, "chat_template", None):
+            return list(tokenizer(prompt, verbose=False).input_ids)
+        from jinja2 import TemplateError
+
+        message = {"role": "user", "content": prompt}
+        try:
+            text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise SaescopeError(
+                f"The chat template of {self.model.name} cannot be filled ({first_line(error)}).") from None
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

@@ -1,0 +1,128 @@
+"""What a language model is asked about a feature, and what is made of its answer.
+
+To write a label it sees excerpts with the active tokens marked and their values, as in Bills et al. (2023, Language models
+can explain neurons in language models) and Paulo et al. (2410.13928, §3), and the tokens that the feature promotes. To
+check one it sees the label and held-out excerpts with one token marked in each, and says at which of them the label fits:
+detection (Paulo et al., §4.2) of the same examples that judge a rule.
+
+Excerpts and answers are strangers' texts: every character of an excerpt is made visible, and an answer becomes one short
+line without control characters.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.render.text import plain
+
+VERSION = 1
+"""Changes when the prompts do."""
+LONGEST = 200
+"""Characters of a label that are kept."""
+OPEN, CLOSE = "<<", ">>"
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A stretch of text, and the feature's strength at each token: 0 where it is not active, else 1 to 10."""
+
+    pieces: Sequence[str]
+    strengths: Sequence[int]
+
+
+def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> str:
+    """The prompt that asks for a label."""
+    shown = "\n".join(
+        f"{i}. {marked(one.pieces, [s > 0 for s in one.strengths])}\n   values: {_values(one)}"
+        for i, one in enumerate(excerpts, 1))
+    tokens = ", ".join(map(_quoted, promoted))
+    raised = f"\n\nThe tokens that it makes likelier as the next one: {tokens}" if promoted else ""
+    return (
+        "A language model holds a feature: a number that is zero at most tokens of a text and large at some. Find out what "
+        "the feature stands for.\n\n"
+        f"Below are excerpts in which it is active. The tokens where it is active stand between {OPEN} and {CLOSE}, and "
+        "their values, from 1 (weak) to 10 (its strongest), follow each excerpt. ⏎ is a line break. The model reads from "
+        "left to right, so a value depends on the marked token and on what stands before it; it may also tell what comes "
+        f"next.\n\n{shown}{raised}\n\n"
+        "In at most twelve words: what do the marked tokens, where they stand, have in common? It may be a word, a kind of "
+        "word, a part of a sentence, a topic, or what follows. Be so specific that somebody who has only your words could "
+        "tell the marked tokens from all others. Answer with one line that begins with LABEL:"
+    )
+
+
+def to_judge(label: str, excerpts: Sequence[tuple[Sequence[str], int]]) -> str:
+    """The prompt that asks at which excerpts a label fits.
+
+    Args:
+        label: of a feature.
+        excerpts: the pieces of each, and which of them is the token in question.
+    """
+    shown = "\n".join(
+        f"{i}. {marked(pieces, [at == j for j in range(len(pieces))])}" for i, (pieces, at) in enumerate(excerpts, 1))
+    return (
+        "A feature of a language model is active at some tokens and not at others. Somebody says that it stands for "
+        "this:\n\n"
+        f"   {label}\n\n"
+        f"In each of these excerpts one token stands between {OPEN} and {CLOSE}. ⏎ is a line break.\n\n{shown}\n\n"
+        "At which of the marked tokens, where they stand, would the feature be active, if that description is true? Answer "
+        "with the numbers of these excerpts as a list, such as [2, 5], and with [] if it fits none of them."
+    )
+
+
+def marked(pieces: Sequence[str], marks: Sequence[bool]) -> str:
+    """A text in one line, with some of its tokens between marks; the space before a token stays outside."""
+    out = []
+    for piece, mark in zip(pieces, marks, strict=True):
+        text = plain(piece).replace(OPEN, "< <").replace(CLOSE, "> >") if piece else ""
+        space = text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
+        out.append(f"{space}{OPEN}{text[len(space) :]}{CLOSE}" if mark else text)
+    return "".join(out)
+
+
+def label_of(answer: str) -> str | None:
+    """The label in an answer: what stands behind the last `LABEL:`, else its first line; None if it says nothing."""
+    answer = _without_thoughts(answer)[:20_000]
+    found = re.findall(r"label\W{0,4}:[^\S\n]*(.*)", answer, re.IGNORECASE)
+    lines = [_tidy(line) for line in (found[::-1] if found else answer.splitlines())]
+    return next((line for line in lines if line), None)
+
+
+def said_of(answer: str, n: int) -> list[bool] | None:
+    """For each of `n` excerpts whether an answer names it; None if it is no list of such numbers."""
+    answer = _without_thoughts(answer)
+    lists = re.findall(r"\[([\d,;\s]*)\]", answer[-20_000:])
+    inside = lists[-1] if lists else answer
+    if not re.fullmatch(r"[\d,;\s]*", inside) or (not lists and not inside.strip()):
+        return None
+    # a number of ten digits is none of an excerpt, and one of a million would take long to read
+    numbers = {int(digits) if len(digits) < 10 else 0 for digits in re.findall(r"\d+", inside, re.ASCII)}
+    if not numbers <= set(range(1, n + 1)):
+        return None
+    return [i in numbers for i in range(1, n + 1)]
+
+
+def _without_thoughts(answer: str) -> str:
+    """What follows the thoughts that some models set before their answer; nothing if they come to no end."""
+    head, _, rest = answer.rpartition("</think>")
+    text = rest if head else answer
+    return "" if text.lstrip().startswith("<think>") else text
+
+
+def _tidy(line: str) -> str:
+    """One line of ordinary characters, not too long, without the quotes and stars around it."""
+    text = "".join(" " if c.isspace() else c for c in line if c.isspace() or unicodedata.category(c)[0] != "C")
+    text = " ".join(text.split()).strip("*_ ").rstrip(".")
+    for first, last in ('""', "''", "“”", "‘’", "``"):
+        if len(text) > 1 and text[0] == first and text[-1] == last and not {first, last} & set(text[1:-1]):
+            text = text[1:-1].strip()
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1].rstrip()}…"
+
+
+def _values(one: Excerpt) -> str:
+    named = (f"{_quoted(piece)} {s}" for piece, s in zip(one.pieces, one.strengths, strict=True) if s > 0 and piece)
+    return ", ".join(named)
+
+
+def _quoted(text: str) -> str:
+    return f"`{plain(text.strip(' ') or text, limit=24)}`"

@@ -1,0 +1,310 @@
+"""Labels of an index with planted features, written and judged by a server on this machine; and of a real run."""
+
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.index import build
+from analysis.labels.automatic import AFTER, BEFORE, N_JUDGED, Explainer
+from analysis.labels.by_model.endpoint import Endpoint
+from analysis.labels.by_model.labelling import Cost, Labelling, Settings
+from analysis.labels.by_model.local import LocalModel
+from analysis.labels.store import Label, Labels
+from analysis.render.feature import verdict
+from sae.errors import SaescopeError
+from tests.analysis.indexed_runs import train_tiny
+from tests.analysis.labels.by_model.chat_server import MODEL, Broken, ChatServer
+from tests.analysis.labels.test_automatic import N_CTX, Planted
+from tests.helpers import ended, refusal, run_sae, start_sae
+from training.model.load import load_model
+
+LINE = re.compile(r"^\d+\. (.*)$", re.MULTILINE)
+JUDGING = "   (.*)\n\nIn each of these"
+
+
+def speller(prompt: str) -> str:
+    """Labels a feature by the token that is marked most often, and judges by whether the marked token is the label."""
+    marked = [re.findall(r"<<(.*?)>>", line) for line in LINE.findall(prompt)]
+    label = re.search(JUDGING, prompt)
+    if label is None:
+        words = [word.casefold() for line in marked for word in line]
+        return f"Let me see.\nLABEL: {max(sorted(set(words)), key=words.count)}"
+    return str([i for i, line in enumerate(marked, 1) if line[0].casefold() == label[1]])
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Labels:
+    return Labels(tmp_path, weights="w")
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return Planted()
+
+
+def labelled(
+    planted: Planted, labels: Labels, server: ChatServer, features: list[int], *, n_parallel: int = 3, **settings: object
+) -> Labelling:
+    chat = Endpoint(server.url, MODEL, n_parallel=n_parallel, pause_s=0.01)
+    labelling = Labelling(planted, labels, chat, Settings(**settings))  # type: ignore[arg-type]
+    try:
+        labelling.run(labelling.plan(features))
+    finally:
+        chat.close()
+    return labelling
+
+
+def test_labels_are_scored_as_rules_are(planted: Planted, labels: Labels) -> None:
+    """A judge that follows the same rule says the same of the same examples, and so comes to the same score."""
+    labels.set_label(0, "mine")
+    with ChatServer(speller) as server:
+        labelling = labelled(planted, labels, server, list(range(7)))
+    host = server.url.split("/")[2]
+    rules = Explainer(planted)  # type: ignore[arg-type]
+    assert labels.get(0).text == "mine" and labels.every(0)[1].text == "import"  # type: ignore[union-attr]
+    for feature, text in ((0, "import"), (6, "x (negative side)")):
+        rule = rules.label(feature)
+        label = labels.every(feature)[-1]
+        assert rule is not None and label.text == text and label.model == f"{MODEL} at {host}"
+        assert label.score == rule.score == 1.0 and label.judged == rule.judged
+    assert labels.get(5) is None  # never active
+    to = labels.get(1)
+    assert to is not None and to.text == "to"
+    # half of what is not "to" after "seem" is "to" elsewhere
+    active, said = (np.array([getattr(one, side) for one in to.judged]) for side in ("active", "said"))
+    assert to.score == (said[active].mean() + (~said[~active]).mean()) / 2 <= 0.75 and active.sum() == N_JUDGED
+    assert to.baseline == 0.5  # no other feature's label is a word for it
+    assert labelling.outcome.counted and not labelling.outcome.unjudged
+    assert labelling.outcome.cost == Cost(18, *np.sum(server.answered, 0).tolist())
+
+
+def test_what_explains_and_what_judges_share_no_document(planted: Planted, labels: Labels) -> None:
+    planted = Planted()
+    unit = np.arange(planted.tokens.size).reshape(planted.tokens.shape) // 50
+    planted.arrays["unit"] = unit.astype(np.int32)
+    labelling = Labelling(planted, labels, LocalModel("native:tiny"))  # type: ignore[arg-type]
+    shown, unit = labelling.shown, unit.reshape(-1)
+    rows = shown.chosen(0)
+    assert len(rows) == 20 and len(set((rows // N_CTX).tolist())) == 20 and set(unit[rows] % 2) == {0}
+    strength = np.abs(planted.dense[rows, 0])
+    everything = np.sort(np.abs(planted.dense[:, 0][(unit % 2 == 0) & (planted.dense[:, 0] != 0)]))
+    assert strength[0] == everything[-1] and strength[-1] < np.median(everything)
+    assert (np.diff(strength) <= 0).all()
+    judges = shown.judges(0)
+    assert judges is not None and set(unit[judges.rows] % 2) == {1}
+    assert judges.active.tolist() != sorted(judges.active.tolist(), reverse=True)  # mixed
+    for row in rows.tolist():
+        excerpt = shown._excerpt(0, row)
+        start = next(s for s in range(max(0, row % N_CTX - 20), row % N_CTX + 1) if unit[row - row % N_CTX + s] % 2 == 0
+                     and (unit[row - row % N_CTX + s : row + 1] % 2 == 0).all())
+        seen = row - row % N_CTX + start + np.arange(len(excerpt.pieces))
+        assert (unit[seen] % 2 == 0).all() and row in seen
+        assert [s > 0 for s in excerpt.strengths] == (planted.dense[seen, 0] != 0).tolist()
+    prompt = shown.to_judge("a", judges)
+    windows = [planted.window(0, *divmod(row, N_CTX), BEFORE, AFTER).pieces for row in judges.rows.tolist()]
+    assert [re.sub("<<|>>", "", line) for line in LINE.findall(prompt)] == ["".join(pieces) for pieces in windows]
+
+
+def test_it_goes_on_where_it_was_stopped(planted: Planted, labels: Labels, tmp_path: Path) -> None:
+    features = [0, 1, 2, 4, 6]
+    with ChatServer(speller) as server:
+        for n_answers in (2, 2, 3):  # two labels, two more, the last and one judged
+            server.answering = failing_after(n_answers)
+            with pytest.raises(SaescopeError, match="broken"):
+                labelled(planted, labels, server, features, n_parallel=1)
+        assert [one.score is None for one in labels.automatic()] == [False, True, True, True, True]
+        server.answering = failing_after(1_000)
+        labelling = labelled(planted, labels, server, features)
+        assert labelling.outcome.cost.n_requests == 8  # the other four, judged by their own label and by another's
+        n_before, plan = len(server.requests), labelling.plan(features)
+        assert (plan.unlabelled, plan.unscored, plan.n_done) == ([], [], 5)
+        whole = Labels(tmp_path / "whole", weights="w")
+        (tmp_path / "whole").mkdir()
+        labelled(planted, whole, server, features)
+        assert len(server.requests) == n_before + 15
+        for feature in features:
+            assert found(labels, feature) == found(whole, feature)
+        again = labelling.plan(features, anew=True)
+        assert again.unlabelled == features and not again.n_replaced
+
+
+def found(labels: Labels, feature: int) -> tuple[object, ...]:
+    """A label, wherever it comes from."""
+    (label,) = labels.every(feature)
+    return label.text, label.score, label.baseline, label.judged
+
+
+def failing_after(n: int) -> Callable[[str, int], tuple[str, int, int]]:
+    """Answers `n` prompts, then breaks."""
+    left = [n]
+
+    def answering(prompt: str, _: int) -> tuple[str, int, int]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Broken
+        return speller(prompt), 1, 1
+
+    return answering
+
+
+def test_labels_of_other_origin_give_way_and_yours_stay(planted: Planted, labels: Labels) -> None:
+    labels.set_label(1, "mine")
+    there = (0, "a rule", "contrast 2"), (1, "theirs", "model b at c, prompt 1")
+    labels.put([Label(feature, text, "auto", method=method) for feature, text, method in there])
+    with ChatServer(speller) as server:
+        chat = Endpoint(server.url, MODEL)
+        plan = Labelling(planted, labels, chat).plan([0, 1, 2])  # type: ignore[arg-type]
+        chat.close()
+        assert plan.n_replaced == 2 and plan.unlabelled == [0, 1, 2]
+        labelled(planted, labels, server, [0, 1, 2], scored=False)
+    assert {one.feature: one.text for one in labels.automatic()} == {0: "import", 1: "to", 2: labels.get(2).text}  # type: ignore[union-attr]
+    assert labels.get(1).text == "mine" and all(one.score is None for one in labels.automatic())  # type: ignore[union-attr]
+
+
+def test_answers_that_say_nothing_or_mean_harm(planted: Planted, labels: Labels) -> None:
+    texts = iter(["", "LABEL: </bdi><script>\x1b[31m\u202e" + "x" * 5000, "<think>", "ok"])
+
+    def answer(prompt: str) -> str:
+        return "[99]" if re.search(JUDGING, prompt) else next(texts)
+
+    with ChatServer(answering=lambda prompt, _: (answer(prompt), 1, 1)) as server:
+        labelling = labelled(planted, labels, server, [0, 1, 2, 6], n_parallel=1)
+        assert labelling.outcome.wordless == [0, 2] and labelling.outcome.unjudged == [1, 6]
+        harm = labels.get(1)
+        assert harm is not None and harm.text.isprintable() and len(harm.text) <= 200 and harm.score is None
+        assert [one.feature for one in labels.automatic()] == [1, 6]
+        plan = labelling.plan([0, 1, 2, 6])
+        assert (plan.unlabelled, plan.unscored) == ([0, 2], [1, 6])
+    html = verdict(Label(1, "x", "auto", method="model <b>m</b> at h, prompt 1"))
+    assert "&lt;b&gt;m&lt;/b&gt; at h" in html and "prompt 1" not in html
+
+
+def test_a_prompt_that_the_model_cannot_take(planted: Planted, labels: Labels) -> None:
+    labelling = Labelling(planted, labels, LocalModel("native:tiny"))  # type: ignore[arg-type]
+    with pytest.raises(SaescopeError, match=f"{load_model('native:tiny').n_ctx_max:,}"):
+        labelling.run(labelling.plan([0]))
+    assert not labels.automatic()
+
+
+def test_the_packaged_model_labels_at_a_server_as_it_does_here(
+    planted: Planted, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server generates with transformers' own `generate`, and counts with its tokenizer."""
+    monkeypatch.setattr("analysis.labels.automatic.N_JUDGED", 4)
+    here = LocalModel("smollm2-135m", device="cpu", dtype="float32")
+    settings = Settings(n_examples=4, max_tokens=12)
+    (tmp_path / "there").mkdir()
+    there = Labels(tmp_path / "there", weights="w")
+    local = Labelling(planted, labels, here, settings)  # type: ignore[arg-type]
+    local.run(local.plan([0, 1]))
+    with ChatServer(answering=generating(here)) as server:
+        chat = Endpoint(server.url, MODEL, n_parallel=1)
+        remote = Labelling(planted, there, chat, settings)  # type: ignore[arg-type]
+        plan = remote.plan([0, 1])
+        forecast, outcome = remote.cost(plan), remote.run(plan)
+        chat.close()
+    assert local.outcome.cost == outcome.cost and len(server.requests) == outcome.cost.n_requests
+    assert local.cost(local.plan([0, 1], anew=True)).n_in == pytest.approx(outcome.cost.n_in, rel=0.05)
+    assert forecast.n_in == pytest.approx(outcome.cost.n_in, rel=0.3)
+    for feature in (0, 1):
+        assert found(labels, feature) == found(there, feature) and len(labels.names()[feature]) > 3
+    assert labels.get(0).model == "smollm2-135m" != there.get(0).model  # type: ignore[union-attr]
+
+
+def generating(local: LocalModel) -> Callable[[str, int], tuple[str, int, int]]:
+    tokenizer, network = local.model.tokenizer, local.model._network
+
+    def answering(prompt: str, limit: int) -> tuple[str, int, int]:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.no_grad():
+            out = network.generate(**chat, max_new_tokens=limit, do_sample=False)[0, chat["input_ids"].shape[1] :]
+        return tokenizer.decode(out, skip_special_tokens=True), chat["input_ids"].shape[1], len(out)
+
+    return answering
+
+
+# -- the command --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of byte tokens with its index."""
+    run = train_tiny(tmp_path_factory.mktemp("labelled"), "tiny")
+    build(run, quiet=True)
+    return run
+
+
+@pytest.fixture
+def run(indexed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(indexed, tmp_path / "tiny"))
+
+
+def test_the_command_tells_the_costs_first(run: Path) -> None:
+    with ChatServer(speller) as server:
+        command = ["label", run, "--with", server.url, "--model", MODEL, "--top", "6"]
+        done = run_sae(run, *command)
+        assert "--yes" in refusal(done, "label") and "6 features to label" in done.out and not server.requests
+        done = run_sae(run, *command, "--yes", "--price-in", "2", "--price-out", "10")
+        assert done.code == 0 and len(server.requests) == 18, done
+        n_in, n_out = np.sum(server.answered, 0).tolist()
+        assert f"18 requests, {n_in:,} tokens sent, {n_out:,} received, 0.0" in done.out
+        assert "6 labels, 6 scored on" in done.out and "at 2 and 10 for a million tokens" in done.out
+        again = run_sae(run, *command)
+        assert again.code == 0 and len(server.requests) == 18 and "6 features have a label" in again.out
+        rules = run_sae(run, "label", run, "--top", "7", "--quiet")
+        assert "6 features keep" in rules.out and sum(bool(one.model) for one in Labels(run).automatic()) == 6
+        assert run_sae(run, "label", run, "--top", "7", "--replace", "--quiet").code == 0
+        assert not any(one.model for one in Labels(run).automatic())
+
+
+def test_an_interruption_keeps_what_was_asked(run: Path) -> None:
+    with ChatServer(speller, pause_s=0.05) as server:
+        def interrupting(prompt: str, _: int) -> tuple[str, int, int]:
+            if len(server.requests) == 5:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                time.sleep(0.2)
+            return speller(prompt), 1, 1
+
+        server.answering = interrupting
+        done = run_sae(run, "label", run, "--with", server.url, "--model", MODEL, "--yes", "--parallel", "3")
+        n_asked = len(server.requests)
+        assert done.code == 130 and 5 <= n_asked <= 7
+        assert len(Labels(run).automatic()) == n_asked and f"{n_asked} labels" in done.out
+
+
+def test_a_killed_labelling_goes_on(run: Path) -> None:
+    with ChatServer(speller, pause_s=0.02) as server:
+        command = ["label", run, "--with", server.url, "--model", MODEL, "--yes", "--top", "30", "--unscored"]
+        process = start_sae(run, *command)
+        ends = time.monotonic() + 60
+        while len(server.answered) < 8 and time.monotonic() < ends:
+            time.sleep(0.01)
+        process.kill()
+        assert ended(process).code == -signal.SIGKILL
+        kept, n_answered = len(Labels(run).automatic()), len(server.answered)
+        assert 8 - 4 <= kept <= n_answered < 30
+        assert run_sae(run, *command).code == 0
+        assert len(Labels(run).automatic()) == 30 and len(server.answered) == n_answered + 30 - kept
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["--with", "http://localhost:1/v1"], "--model"),
+    (["--model", "x"], "--with"),
+    (["--with", "native:tiny", "--model", "x"], "no URL"),
+    (["--with", "no-such-model"], "no-such-model"),
+    (["--with", "native:tiny", "--examples", "0"], "--examples"),
+    (["--with", "native:tiny", "--price-in", "1"], "--price-out"),
+    (["--with", "http://u:p@h", "--model", "x"], "password"),
+])
+def test_arguments_that_cannot_be_meant(run: Path, arguments: list[str], told: str) -> None:
+    assert told in refusal(run_sae(run, "label", run, *arguments), "label")
+    assert not Labels(run).automatic()
