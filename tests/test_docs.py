@@ -19,8 +19,8 @@ from training.config.yaml12 import dump_yaml
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
-LONG = re.compile(r"^sae (dashboard|demo|bench|reproduce|eval|circuit|import|mdl)\b|configs/(gpt2|gemma|circuits)")
-"""Commands that need a hub or a GPU, serve a page or take minutes: other tests run them, here they are looked up."""
+LONG = re.compile(r"^sae (dashboard|demo|bench|reproduce|eval|circuit|import|mdl)\b|configs/(gpt2|gemma|circuits)|--with ")
+"""Commands that need a hub, server or GPU, serve a page or take minutes: other tests run them, here they are looked up."""
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -1,7 +1,18 @@
-"""A language model that answers prompts, wherever it runs."""
+"""A language model that answers questions, wherever it runs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the form of its answer."""
+
+    text: str
+    begin: str = ""
+    """What a good answer begins with; small models are made to begin so."""
+    end: str = ""
+    """What ends it."""
 
 
 @dataclass(frozen=True)
@@ -16,18 +27,18 @@ class Answer:
 
 
 class Chat(ABC):
-    """Answers prompts, each on its own."""
+    """Answers questions, each on its own."""
 
     source: str
     """The model and where it runs, as it is written beside each label."""
     n_parallel: int
-    """Prompts that may be asked at once, from as many threads."""
+    """Questions that may be asked at once, from as many threads."""
     counted: str
     """How `count` counts, in words."""
 
     @abstractmethod
-    def ask(self, prompt: str, max_tokens: int) -> Answer:
-        """The answer to a prompt, of so many tokens at most.
+    def ask(self, question: Question, max_tokens: int) -> Answer:
+        """The answer to a question, of so many tokens at most.
 
         Raises:
             SaescopeError: there is none to be had.
@@ -35,7 +46,7 @@ class Chat(ABC):
 
     @abstractmethod
     def count(self, text: str) -> int:
-        """Tokens of a text as a prompt, as well as can be told beforehand."""
+        """Tokens of a text, as well as can be told beforehand."""
 
     @abstractmethod
     def stop(self) -> None:

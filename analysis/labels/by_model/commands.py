@@ -50,7 +50,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if is_url(args.by) and not args.model:
         raise SaescopeError(f"{args.by} needs to be told which model to use: add --model NAME.")
     if not is_url(args.by) and args.model:
-        raise SaescopeError(f"--model names a model of a server, and {args.by!r} is no URL; leave it out, or write http://…")
+        raise SaescopeError(f"--model names a model of a server, and {args.by!r} is no URL, such as https://api.openai.com/v1.")
     for name, most in (("examples", 200), ("answer_tokens", 100_000), ("parallel", 64)):
         if not 1 <= getattr(args, name) <= most:
             raise SaescopeError(f"--{name.replace('_', '-')} {getattr(args, name)}; it lies between 1 and {most:,}.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from analysis.labels.by_model.chat import Answer, Chat
+from analysis.labels.by_model.chat import Answer, Chat, Question
 from analysis.render.text import plain
 from sae.errors import SaescopeError, first_line
 
@@ -80,7 +80,7 @@ class Endpoint(Chat):
         """Let go of the connections."""
         self._client.close()
 
-    def ask(self, prompt: str, max_tokens: int) -> Answer:
+    def ask(self, question: Question, max_tokens: int) -> Answer:
         """The answer, tried again with growing pauses while the server is busy.
 
         Raises:
@@ -89,7 +89,7 @@ class Endpoint(Chat):
         last = _Again("stopped")
         for n in range(N_TRIES):
             try:
-                return self._once(prompt, max_tokens)
+                return self._once(question.text, max_tokens)
             except _Again as again:
                 last = again
             pause = min(60.0, self._pause_s * 2**n) * random.uniform(0.75, 1.25)

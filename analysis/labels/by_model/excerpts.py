@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from analysis.labels.automatic import AFTER, BEFORE, LEAST_JUDGED, NEGATIVE, Explainer
+from analysis.labels.by_model.chat import Question
 from analysis.labels.by_model.prompts import Excerpt, to_explain, to_judge
 
 SHOWN_BEFORE, SHOWN_AFTER = 20, 6
@@ -22,7 +23,7 @@ class Judges:
 
 
 class Shown:
-    """Prompts about the features of one index: excerpts that explain come from one half of the documents, judges from the
+    """Questions about the features of one index: excerpts that explain come from one half of the documents, judges from the
     other, as for rules."""
 
     def __init__(self, explainer: Explainer, n_examples: int) -> None:
@@ -35,8 +36,8 @@ class Shown:
         self.explainer, self.n_examples = explainer, n_examples
         self._index, self._words = explainer.index, explainer.words
 
-    def to_explain(self, feature: int) -> str | None:
-        """The prompt for a label; None if the feature is not active in the half that labels are made from."""
+    def to_explain(self, feature: int) -> Question | None:
+        """The question for a label; None if the feature is not active in the half that labels are made from."""
         rows = self.chosen(feature)
         if not len(rows):
             return None
@@ -64,8 +65,8 @@ class Shown:
         order = np.random.default_rng([self.explainer.seed, feature, 4]).permutation(len(rows))
         return Judges(feature, rows[order], active[order])
 
-    def to_judge(self, label: str, judges: Judges) -> str:
-        """The prompt that asks at which of them a label fits; their values are not shown."""
+    def to_judge(self, label: str, judges: Judges) -> Question:
+        """The question at which of them a label fits; their values are not shown."""
         places = (divmod(row, self._words.n_ctx) for row in judges.rows.tolist())
         windows = [self._index.window(judges.feature, seq, position, BEFORE, AFTER) for seq, position in places]
         return to_judge(label.removesuffix(NEGATIVE), [(one.pieces, one.position - one.start) for one in windows])

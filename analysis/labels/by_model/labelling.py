@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.labels.automatic import NEGATIVE, Explainer, balanced_accuracy, check_can_label
-from analysis.labels.by_model.chat import Answer, Chat
+from analysis.labels.by_model.chat import Answer, Chat, Question
 from analysis.labels.by_model.excerpts import Judges, Shown
 from analysis.labels.by_model.parallel import in_parallel
 from analysis.labels.by_model.prompts import VERSION, label_of, said_of
@@ -24,6 +24,7 @@ from training.display import Display, Task
 if TYPE_CHECKING:
     from analysis.index import Index
 
+Asked = tuple[Question, Answer]
 N_SAMPLED = 24
 """Features whose prompts are counted to tell the costs of all."""
 _TYPICAL = "LABEL: the verb in an infinitive after words such as seem, appear or tend"
@@ -158,12 +159,12 @@ class Labelling:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def _question(self, feature: int) -> Callable[[], tuple[str, Answer]]:
-        prompt = self.shown.to_explain(feature)
-        assert prompt is not None, "features without examples are not asked about"
-        return lambda: (prompt, self.chat.ask(prompt, self.settings.max_tokens))
+    def _question(self, feature: int) -> Callable[[], Asked]:
+        question = self.shown.to_explain(feature)
+        assert question is not None, "features without examples are not asked about"
+        return lambda: (question, self.chat.ask(question, self.settings.max_tokens))
 
-    def _keep_label(self, feature: int, result: tuple[str, Answer]) -> None:
+    def _keep_label(self, feature: int, result: Asked) -> None:
         self._count(*result)
         text = label_of(result[1].text)
         if text is None:
@@ -174,17 +175,17 @@ class Labelling:
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
-    def _check(self, feature: int, texts: dict[int, str]) -> Callable[[], list[tuple[str, Answer]]]:
+    def _check(self, feature: int, texts: dict[int, str]) -> Callable[[], list[Asked]]:
         judges = self.shown.judges(feature)
         if judges is None:
             return list
         random = np.random.default_rng([self.settings.seed, feature, 1])
         others = sorted(texts.keys() - {feature})
         judged = [texts[feature], *([texts[int(random.choice(others))]] if others else [])]
-        prompts = [self.shown.to_judge(text, judges) for text in judged]
-        return lambda: [(prompt, self.chat.ask(prompt, self.settings.max_tokens)) for prompt in prompts]
+        questions = [self.shown.to_judge(text, judges) for text in judged]
+        return lambda: [(question, self.chat.ask(question, self.settings.max_tokens)) for question in questions]
 
-    def _keep_score(self, feature: int, results: list[tuple[str, Answer]]) -> None:
+    def _keep_score(self, feature: int, results: list[Asked]) -> None:
         for result in results:
             self._count(*result)
         judges = self.shown.judges(feature)
@@ -211,8 +212,8 @@ class Labelling:
 
     # -- costs --------------------------------------------------------------------------------------------------------
 
-    def _count(self, prompt: str, answer: Answer) -> None:
-        n_in = self.chat.count(prompt) if answer.n_in is None else answer.n_in
+    def _count(self, question: Question, answer: Answer) -> None:
+        n_in = self.chat.count(question.text) if answer.n_in is None else answer.n_in
         n_out = self.chat.count(answer.text) if answer.n_out is None else answer.n_out
         so_far = self.outcome.cost
         self.outcome.cost = Cost(so_far.n_requests + 1, so_far.n_in + n_in, so_far.n_out + n_out)
@@ -224,12 +225,12 @@ class Labelling:
         return np.mean([each(features[i]) for i in places.tolist()], axis=0) if features else np.zeros(3)
 
     def _asking(self, feature: int) -> tuple[int, int, int]:
-        prompt = self.shown.to_explain(feature)
-        return (1, self.chat.count(prompt), self.chat.count(_TYPICAL)) if prompt is not None else (0, 0, 0)
+        question = self.shown.to_explain(feature)
+        return (1, self.chat.count(question.text), self.chat.count(_TYPICAL)) if question is not None else (0, 0, 0)
 
     def _judging(self, feature: int) -> tuple[int, int, int]:
         judges = self.shown.judges(feature)
         if judges is None:
             return 0, 0, 0
         half = str(list(range(1, len(judges.rows) + 1, 2)))
-        return 2, 2 * self.chat.count(self.shown.to_judge(_TYPICAL, judges)), 2 * self.chat.count(half)
+        return 2, 2 * self.chat.count(self.shown.to_judge(_TYPICAL, judges).text), 2 * self.chat.count(half)

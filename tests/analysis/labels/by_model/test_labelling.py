@@ -1,10 +1,6 @@
-"""Labels of an index with planted features, written and judged by a server on this machine; and of a real run."""
+"""Labels of an index with planted features, written and judged by a server on this machine."""
 
 import re
-import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,32 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.index import build
 from analysis.labels.automatic import AFTER, BEFORE, N_JUDGED, Explainer
+from analysis.labels.by_model.chat import Question
 from analysis.labels.by_model.endpoint import Endpoint
 from analysis.labels.by_model.labelling import Cost, Labelling, Settings
 from analysis.labels.by_model.local import LocalModel
 from analysis.labels.store import Label, Labels
 from analysis.render.feature import verdict
 from sae.errors import SaescopeError
-from tests.analysis.indexed_runs import train_tiny
 from tests.analysis.labels.by_model.chat_server import MODEL, Broken, ChatServer
+from tests.analysis.labels.by_model.speller import JUDGING, LINE, fits, speller
 from tests.analysis.labels.test_automatic import N_CTX, Planted
-from tests.helpers import ended, refusal, run_sae, start_sae
-from training.model.load import load_model
-
-LINE = re.compile(r"^\d+\. (.*)$", re.MULTILINE)
-JUDGING = "   (.*)\n\nIn each of these"
 
 
-def speller(prompt: str) -> str:
-    """Labels a feature by the token that is marked most often, and judges by whether the marked token is the label."""
-    marked = [re.findall(r"<<(.*?)>>", line) for line in LINE.findall(prompt)]
-    label = re.search(JUDGING, prompt)
-    if label is None:
-        words = [word.casefold() for line in marked for word in line]
-        return f"Let me see.\nLABEL: {max(sorted(set(words)), key=words.count)}"
-    return str([i for i, line in enumerate(marked, 1) if line[0].casefold() == label[1]])
+def accuracy(text: str, label: Label) -> float:
+    """Of a label's text, on the examples by which another was judged."""
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for one in label.judged:
+        right[one.active].append(fits(text, one.pieces[one.peak]) == one.active)
+    return (sum(right[True]) / len(right[True]) + sum(right[False]) / len(right[False])) / 2
 
 
 @pytest.fixture
@@ -69,19 +58,20 @@ def test_labels_are_scored_as_rules_are(planted: Planted, labels: Labels) -> Non
         labelling = labelled(planted, labels, server, list(range(7)))
     host = server.url.split("/")[2]
     rules = Explainer(planted)  # type: ignore[arg-type]
-    assert labels.get(0).text == "mine" and labels.every(0)[1].text == "import"  # type: ignore[union-attr]
-    for feature, text in ((0, "import"), (6, "x (negative side)")):
+    assert labels.get(0).text == "mine" and labels.every(0)[1].text == "spelt import"  # type: ignore[union-attr]
+    for feature, text in ((0, "spelt import"), (6, "spelt x (negative side)")):
         rule = rules.label(feature)
         label = labels.every(feature)[-1]
         assert rule is not None and label.text == text and label.model == f"{MODEL} at {host}"
         assert label.score == rule.score == 1.0 and label.judged == rule.judged
     assert labels.get(5) is None  # never active
     to = labels.get(1)
-    assert to is not None and to.text == "to"
+    assert to is not None and to.text == "spelt to"
     # half of what is not "to" after "seem" is "to" elsewhere
     active, said = (np.array([getattr(one, side) for one in to.judged]) for side in ("active", "said"))
     assert to.score == (said[active].mean() + (~said[~active]).mean()) / 2 <= 0.75 and active.sum() == N_JUDGED
-    assert to.baseline == 0.5  # no other feature's label is a word for it
+    for one in (to, labels.every(0)[1]):
+        assert one.baseline in {accuracy(other.text, one) for other in labels.automatic() if other.feature != one.feature}
     assert labelling.outcome.counted and not labelling.outcome.unjudged
     assert labelling.outcome.cost == Cost(18, *np.sum(server.answered, 0).tolist())
 
@@ -90,7 +80,7 @@ def test_what_explains_and_what_judges_share_no_document(planted: Planted, label
     planted = Planted()
     unit = np.arange(planted.tokens.size).reshape(planted.tokens.shape) // 50
     planted.arrays["unit"] = unit.astype(np.int32)
-    labelling = Labelling(planted, labels, LocalModel("native:tiny"))  # type: ignore[arg-type]
+    labelling = Labelling(planted, labels, Endpoint("http://localhost:1", MODEL))  # type: ignore[arg-type]
     shown, unit = labelling.shown, unit.reshape(-1)
     rows = shown.chosen(0)
     assert len(rows) == 20 and len(set((rows // N_CTX).tolist())) == 20 and set(unit[rows] % 2) == {0}
@@ -110,7 +100,7 @@ def test_what_explains_and_what_judges_share_no_document(planted: Planted, label
         assert [s > 0 for s in excerpt.strengths] == (planted.dense[seen, 0] != 0).tolist()
     prompt = shown.to_judge("a", judges)
     windows = [planted.window(0, *divmod(row, N_CTX), BEFORE, AFTER).pieces for row in judges.rows.tolist()]
-    assert [re.sub("<<|>>", "", line) for line in LINE.findall(prompt)] == ["".join(pieces) for pieces in windows]
+    assert [re.sub("<<|>>", "", line) for line in LINE.findall(prompt.text)] == ["".join(pieces) for pieces in windows]
 
 
 def test_it_goes_on_where_it_was_stopped(planted: Planted, labels: Labels, tmp_path: Path) -> None:
@@ -165,7 +155,7 @@ def test_labels_of_other_origin_give_way_and_yours_stay(planted: Planted, labels
         chat.close()
         assert plan.n_replaced == 2 and plan.unlabelled == [0, 1, 2]
         labelled(planted, labels, server, [0, 1, 2], scored=False)
-    assert {one.feature: one.text for one in labels.automatic()} == {0: "import", 1: "to", 2: labels.get(2).text}  # type: ignore[union-attr]
+    assert [one.text for one in labels.automatic()][:2] == ["spelt import", "spelt to"] and len(labels.automatic()) == 3
     assert labels.get(1).text == "mine" and all(one.score is None for one in labels.automatic())  # type: ignore[union-attr]
 
 
@@ -187,35 +177,32 @@ def test_answers_that_say_nothing_or_mean_harm(planted: Planted, labels: Labels)
     assert "&lt;b&gt;m&lt;/b&gt; at h" in html and "prompt 1" not in html
 
 
-def test_a_prompt_that_the_model_cannot_take(planted: Planted, labels: Labels) -> None:
-    labelling = Labelling(planted, labels, LocalModel("native:tiny"))  # type: ignore[arg-type]
-    with pytest.raises(SaescopeError, match=f"{load_model('native:tiny').n_ctx_max:,}"):
-        labelling.run(labelling.plan([0]))
-    assert not labels.automatic()
-
-
 def test_the_packaged_model_labels_at_a_server_as_it_does_here(
     planted: Planted, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server generates with transformers' own `generate`, and counts with its tokenizer."""
     monkeypatch.setattr("analysis.labels.automatic.N_JUDGED", 4)
     here = LocalModel("smollm2-135m", device="cpu", dtype="float32")
-    settings = Settings(n_examples=4, max_tokens=12)
+    settings = Settings(n_examples=3, max_tokens=12)
     (tmp_path / "there").mkdir()
     there = Labels(tmp_path / "there", weights="w")
     local = Labelling(planted, labels, here, settings)  # type: ignore[arg-type]
-    local.run(local.plan([0, 1]))
+    labels.put([Label(1, "an infinitive", "auto", method=local.method)])
+    local.run(local.plan([0]))
     with ChatServer(answering=generating(here)) as server:
         chat = Endpoint(server.url, MODEL, n_parallel=1)
         remote = Labelling(planted, there, chat, settings)  # type: ignore[arg-type]
-        plan = remote.plan([0, 1])
+        there.put([Label(1, "an infinitive", "auto", method=remote.method)])
+        plan = remote.plan([0])
         forecast, outcome = remote.cost(plan), remote.run(plan)
         chat.close()
     assert local.outcome.cost == outcome.cost and len(server.requests) == outcome.cost.n_requests
-    assert local.cost(local.plan([0, 1], anew=True)).n_in == pytest.approx(outcome.cost.n_in, rel=0.05)
-    assert forecast.n_in == pytest.approx(outcome.cost.n_in, rel=0.3)
-    for feature in (0, 1):
-        assert found(labels, feature) == found(there, feature) and len(labels.names()[feature]) > 3
+    for expected, rel in ((forecast, 0.3), (local.cost(local.plan([0], anew=True)), 0.15)):
+        assert expected.n_requests == outcome.cost.n_requests == 3
+        assert expected.n_in == pytest.approx(outcome.cost.n_in, rel=rel)
+    assert found(labels, 0) == found(there, 0) and len(labels.names()[0]) > 3
+    with pytest.raises(SaescopeError, match=f"{here.model.n_ctx_max:,}"):
+        here.ask(Question("x"), here.model.n_ctx_max)
     assert labels.get(0).model == "smollm2-135m" != there.get(0).model  # type: ignore[union-attr]
 
 
@@ -223,88 +210,13 @@ def generating(local: LocalModel) -> Callable[[str, int], tuple[str, int, int]]:
     tokenizer, network = local.model.tokenizer, local.model._network
 
     def answering(prompt: str, limit: int) -> tuple[str, int, int]:
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        begin, end = ("[", "]") if re.search(JUDGING, prompt) else ("LABEL:", "\n")
+        messages = [{"role": "user", "content": prompt}]
+        chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        tokens = tokenizer(chat + begin, return_tensors="pt", add_special_tokens=False)
         with torch.no_grad():
-            out = network.generate(**chat, max_new_tokens=limit, do_sample=False)[0, chat["input_ids"].shape[1] :]
-        return tokenizer.decode(out, skip_special_tokens=True), chat["input_ids"].shape[1], len(out)
+            out = network.generate(**tokens, max_new_tokens=limit, do_sample=False, stop_strings=end, tokenizer=tokenizer)
+        made = out[0, tokens.input_ids.shape[1] :]
+        return begin + tokenizer.decode(made, skip_special_tokens=True), tokens.input_ids.shape[1], len(made)
 
     return answering
-
-
-# -- the command --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of byte tokens with its index."""
-    run = train_tiny(tmp_path_factory.mktemp("labelled"), "tiny")
-    build(run, quiet=True)
-    return run
-
-
-@pytest.fixture
-def run(indexed: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(indexed, tmp_path / "tiny"))
-
-
-def test_the_command_tells_the_costs_first(run: Path) -> None:
-    with ChatServer(speller) as server:
-        command = ["label", run, "--with", server.url, "--model", MODEL, "--top", "6"]
-        done = run_sae(run, *command)
-        assert "--yes" in refusal(done, "label") and "6 features to label" in done.out and not server.requests
-        done = run_sae(run, *command, "--yes", "--price-in", "2", "--price-out", "10")
-        assert done.code == 0 and len(server.requests) == 18, done
-        n_in, n_out = np.sum(server.answered, 0).tolist()
-        assert f"18 requests, {n_in:,} tokens sent, {n_out:,} received, 0.0" in done.out
-        assert "6 labels, 6 scored on" in done.out and "at 2 and 10 for a million tokens" in done.out
-        again = run_sae(run, *command)
-        assert again.code == 0 and len(server.requests) == 18 and "6 features have a label" in again.out
-        rules = run_sae(run, "label", run, "--top", "7", "--quiet")
-        assert "6 features keep" in rules.out and sum(bool(one.model) for one in Labels(run).automatic()) == 6
-        assert run_sae(run, "label", run, "--top", "7", "--replace", "--quiet").code == 0
-        assert not any(one.model for one in Labels(run).automatic())
-
-
-def test_an_interruption_keeps_what_was_asked(run: Path) -> None:
-    with ChatServer(speller, pause_s=0.05) as server:
-        def interrupting(prompt: str, _: int) -> tuple[str, int, int]:
-            if len(server.requests) == 5:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                time.sleep(0.2)
-            return speller(prompt), 1, 1
-
-        server.answering = interrupting
-        done = run_sae(run, "label", run, "--with", server.url, "--model", MODEL, "--yes", "--parallel", "3")
-        n_asked = len(server.requests)
-        assert done.code == 130 and 5 <= n_asked <= 7
-        assert len(Labels(run).automatic()) == n_asked and f"{n_asked} labels" in done.out
-
-
-def test_a_killed_labelling_goes_on(run: Path) -> None:
-    with ChatServer(speller, pause_s=0.02) as server:
-        command = ["label", run, "--with", server.url, "--model", MODEL, "--yes", "--top", "30", "--unscored"]
-        process = start_sae(run, *command)
-        ends = time.monotonic() + 60
-        while len(server.answered) < 8 and time.monotonic() < ends:
-            time.sleep(0.01)
-        process.kill()
-        assert ended(process).code == -signal.SIGKILL
-        kept, n_answered = len(Labels(run).automatic()), len(server.answered)
-        assert 8 - 4 <= kept <= n_answered < 30
-        assert run_sae(run, *command).code == 0
-        assert len(Labels(run).automatic()) == 30 and len(server.answered) == n_answered + 30 - kept
-
-
-@pytest.mark.parametrize(("arguments", "told"), [
-    (["--with", "http://localhost:1/v1"], "--model"),
-    (["--model", "x"], "--with"),
-    (["--with", "native:tiny", "--model", "x"], "no URL"),
-    (["--with", "no-such-model"], "no-such-model"),
-    (["--with", "native:tiny", "--examples", "0"], "--examples"),
-    (["--with", "native:tiny", "--price-in", "1"], "--price-out"),
-    (["--with", "http://u:p@h", "--model", "x"], "password"),
-])
-def test_arguments_that_cannot_be_meant(run: Path, arguments: list[str], told: str) -> None:
-    assert told in refusal(run_sae(run, "label", run, *arguments), "label")
-    assert not Labels(run).automatic()

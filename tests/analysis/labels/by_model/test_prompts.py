@@ -5,24 +5,26 @@ from tests.analysis.samples import HOSTILE
 
 
 def test_tokens_are_marked_where_they_stand() -> None:
+    assert marked(["<|end|>"], [True]) == "<<< |end|>>>"
     assert marked(["I", " want", " to", "\n"], [False, False, True, False]) == "I want <<to>>⏎"
     assert marked(["1", " <<", " 2", " ", "\x1b"], [True, False, False, True, True]) == "<<1>> < < 2<< >><<␛>>"
 
 
 def test_the_prompt_for_a_label_shows_what_there_is() -> None:
-    prompt = to_explain([Excerpt([" seem", " to", " be"], [0, 10, 2]), Excerpt([" to"], [1])], [" go", "\n"])
+    prompt = to_explain([Excerpt([" seem", " to", " be"], [0, 10, 2]), Excerpt([" to"], [1])], [" go", "\n"]).text
     assert "1.  seem <<to>> <<be>>\n   values: `to` 10, `be` 2\n2.  <<to>>\n   values: `to` 1" in prompt
-    assert "`go`, `⏎`" in prompt and "likelier" not in to_explain([], [])
+    assert "`go`, `⏎`" in prompt and "likelier" not in to_explain([], []).text
 
 
 def test_the_judge_sees_no_values() -> None:
-    prompt = to_judge("after seem", [([" seem", " to"], 1), (["to"], 0)])
+    prompt = to_judge("after seem", [([" seem", " to"], 1), (["to"], 0)]).text
     assert "   after seem\n" in prompt and "1.  seem <<to>>\n2. <<to>>\n" in prompt and "values" not in prompt
 
 
 @pytest.mark.parametrize(("answer", "label"), [
     ("LABEL: to after seem", "to after seem"), ("Well.\nlabel :  a\nLABEL: **b**.\n", "b"), ("**LABEL:** x", "x"),
-    ("the word import", "the word import"), ('\n\n "quoted" \nmore', "quoted"), ("`a` or `b`", "`a` or `b`"),
+    ("the word import", "the word import"), ('\n\n "quoted" \n', "quoted"), ("1. a\n2. b", None),
+    ("x" * 300, None), ("`a` or `b`", "`a` or `b`"),
     ("<think>LABEL: no</think>\nLABEL: yes", "yes"), ("<think>still at it", None), ("", None), ("LABEL:", None),
     (" \u200b\x00 ", None), ("LABEL: a\x1b[31m\u202eb\tc", "a[31mb c"), ("LABEL: " + "long " * 100, None),
 ])
