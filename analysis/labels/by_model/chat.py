@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from sae.errors import SaescopeError
+
 
 @dataclass(frozen=True)
 class Question:
@@ -26,6 +28,10 @@ class Answer:
     """Tokens of the answer."""
 
 
+class Refused(SaescopeError):
+    """This question is not answered, for one such as its length; another one may be."""
+
+
 class Chat(ABC):
     """Answers questions, each on its own."""
 
@@ -41,7 +47,8 @@ class Chat(ABC):
         """The answer to a question, of so many tokens at most.
 
         Raises:
-            SaescopeError: there is none to be had.
+            Refused: this one is not taken.
+            SaescopeError: there is no answer to be had to any.
         """
 
     @abstractmethod

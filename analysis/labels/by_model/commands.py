@@ -115,9 +115,10 @@ def told(outcome: "Outcome", price_in: float | None = None, price_out: float | N
         scores(list(outcome.made.values())),
         f"{cost.n_requests:,} requests, {about}{cost.n_in:,} tokens sent, {cost.n_out:,} received{money}",
     ]
-    for features, what in ((outcome.wordless, "the answer held no label"),
+    for features, what in ((outcome.wordless, "the answer held no label, perhaps for want of --answer-tokens"),
                            (outcome.unjudged, "the judge's answer was no list of examples, so the label has no score")):
         lines += [f"for {len(features):,} features {what}: {_some(features)}"] if features else []
+    lines += [f"the last refusal: {outcome.refusal}"] if outcome.refusal else []
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from analysis.labels.by_model.chat import Answer, Chat, Question
+from analysis.labels.by_model.chat import Answer, Chat, Question, Refused
 from analysis.render.text import plain
 from sae.errors import SaescopeError, first_line
 
@@ -58,10 +58,12 @@ class Endpoint(Chat):
             SaescopeError: no such URL can be, or the key in the environment is none.
         """
         self.url, self.model, self.n_parallel = _completions(url), model, n_parallel
+        # a query may hold what nobody else should read
+        self._shown = str(self.url.copy_with(query=None))
         self.source = f"{model} at {self.url.netloc.decode()}"
         self._timeout_s, self._pause_s = timeout_s, pause_s
         self._key = _key(self.url)
-        self._stopping, self._reached = threading.Event(), False
+        self._stopping, self._reached, self._answered = threading.Event(), False, False
         self._limit, self._greedy = "max_tokens", True
         try:
             self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)))
@@ -84,7 +86,8 @@ class Endpoint(Chat):
         """The answer, tried again with growing pauses while the server is busy.
 
         Raises:
-            SaescopeError: the server cannot be reached, refuses, or answers something else.
+            Refused: the server does not take this one.
+            SaescopeError: the server cannot be reached, refuses the key or the model, or answers something else.
         """
         last = _Again("stopped")
         for n in range(N_TRIES):
@@ -109,14 +112,17 @@ class Endpoint(Chat):
                 content = b"".join(self._parts(response, ends))
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout) and not self._reached:
-                raise SaescopeError(f"{self.url} cannot be reached: no connection after some seconds.") from None
+                raise SaescopeError(f"{self._shown} cannot be reached: no connection after some seconds.") from None
             raise _Again(f"no answer in {self._timeout_s:g} s") from None
         except httpx.HTTPError as error:
             if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol) and not self._reached:
-                raise SaescopeError(f"{self.url} cannot be reached ({first_line(error)}); is the server running?") from None
+                why = first_line(error)
+                raise SaescopeError(f"{self._shown} cannot be reached ({why}); is the server running?") from None
             raise _Again(f"the connection broke: {first_line(error)}") from None
         if response.status_code == 200:
-            return self._answer(content)
+            answer = self._answer(content)
+            self._answered = True
+            return answer
         self._refused(response, content, limit, greedy)
         return self._once(prompt, max_tokens)
 
@@ -126,7 +132,7 @@ class Endpoint(Chat):
         for part in response.iter_bytes():
             size += len(part)
             if size > _LARGEST_ANSWER:
-                raise SaescopeError(f"{self.url} sends more than {_LARGEST_ANSWER >> 20} MB as one answer.")
+                raise SaescopeError(f"{self._shown} sends more than {_LARGEST_ANSWER >> 20} MB as one answer.")
             if time.monotonic() > ends:
                 raise _Again(f"no whole answer in {self._timeout_s:g} s")
             yield part
@@ -138,27 +144,27 @@ class Endpoint(Chat):
             raise _Again(f"it says {status}: {said}", _retry_after(response))
         if status in (401, 403):
             what = "refuses the key" if self._key else f"wants a key, and {KEY} is not set"
-            raise SaescopeError(f"{self.url} {what} ({status}: {said}); the key is read from the variable {KEY}.")
+            raise SaescopeError(f"{self._shown} {what} ({status}: {said}); the key is read from the variable {KEY}.")
         if status == 404:
             raise SaescopeError(
-                f"{self.url} says 404 ({said}): either there is no model {self.model!r}, or this is not the address of an "
-                "OpenAI-compatible server, which mostly ends in /v1.")
+                f"{self._shown} says 404 ({said}): either there is no model {self.model!r}, or this is not the address of "
+                "an OpenAI-compatible server, which mostly ends in /v1.")
         # newer models of OpenAI know the limit by another name, and take no temperature
         if status == 400 and limit == "max_tokens" and "max_completion_tokens" in said:
             self._limit = "max_completion_tokens"
         elif status == 400 and greedy and "temperature" in said:
             self._greedy = False
         else:
-            raise SaescopeError(f"{self.url} refuses the request ({status}: {said}).")
+            raise Refused(f"{self._shown} refuses the request ({status}: {said}).")
 
     def _answer(self, content: bytes) -> Answer:
         try:
             found = json.loads(content)
             text = found["choices"][0]["message"]["content"]
         except (ValueError, RecursionError, LookupError, TypeError):
-            raise SaescopeError(
-                f"{self.url} answers, but not as an OpenAI-compatible server does; it sends: {self._said(content)}"
-            ) from None
+            said = f"{self._shown} answers, but not as an OpenAI-compatible server does; it sends: {self._said(content)}"
+            # some servers report in this way that they are busy
+            raise (_Again(said) if self._answered else SaescopeError(said)) from None
         if isinstance(text, list):
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         usage = found.get("usage")

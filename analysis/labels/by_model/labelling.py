@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.labels.automatic import NEGATIVE, Explainer, balanced_accuracy, check_can_label
-from analysis.labels.by_model.chat import Answer, Chat, Question
+from analysis.labels.by_model.chat import Answer, Chat, Question, Refused
 from analysis.labels.by_model.excerpts import Judges, Shown
 from analysis.labels.by_model.parallel import in_parallel
 from analysis.labels.by_model.prompts import VERSION, label_of, said_of
@@ -82,6 +82,8 @@ class Outcome:
     """Features for which the answer held no label."""
     unjudged: list[int] = field(default_factory=list)
     """Features whose label was not scored, because the answer was no list of examples."""
+    refusal: str = ""
+    """What was said when the last question was refused."""
     cost: Cost = Cost()
     counted: bool = True
     """Whether the server counted all tokens; else some are estimates."""
@@ -155,14 +157,28 @@ class Labelling:
             keep(feature, result)
             task.advance(1)
 
-        in_parallel(jobs, self.chat.n_parallel, kept, self.chat.stop)
+        def stop() -> None:
+            task.display.say("stopping once the answers on their way have come; Ctrl-C again leaves them")
+            self.chat.stop()
+
+        in_parallel(jobs, self.chat.n_parallel, kept, stop)
+
+    def _asked(self, question: Question) -> Asked:
+        """A question and its answer, an empty one if just this question is refused."""
+        try:
+            return question, self.chat.ask(question, self.settings.max_tokens)
+        except Refused as refusal:
+            if not self.outcome.cost.n_requests:
+                raise
+            self.outcome.refusal = str(refusal)
+            return question, Answer("", 0, 0)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def _question(self, feature: int) -> Callable[[], Asked]:
         question = self.shown.to_explain(feature)
         assert question is not None, "features without examples are not asked about"
-        return lambda: (question, self.chat.ask(question, self.settings.max_tokens))
+        return lambda: self._asked(question)
 
     def _keep_label(self, feature: int, result: Asked) -> None:
         self._count(*result)
@@ -183,7 +199,7 @@ class Labelling:
         others = sorted(texts.keys() - {feature})
         judged = [texts[feature], *([texts[int(random.choice(others))]] if others else [])]
         questions = [self.shown.to_judge(text, judges) for text in judged]
-        return lambda: [(question, self.chat.ask(question, self.settings.max_tokens)) for question in questions]
+        return lambda: [self._asked(question) for question in questions]
 
     def _keep_score(self, feature: int, results: list[Asked]) -> None:
         for result in results:

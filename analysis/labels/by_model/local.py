@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from analysis.labels.by_model.chat import Answer, Chat, Question
+from analysis.labels.by_model.chat import Answer, Chat, Question, Refused
 from sae.errors import SaescopeError, first_line
 from sae.torch_state import own_torch_state
 from training.model.load import load_model
@@ -36,11 +36,11 @@ class LocalModel(Chat):
         """The likeliest token each time, from the beginning that an answer has to its end, or to `max_tokens`.
 
         Raises:
-            SaescopeError: the prompt is longer than the model takes.
+            Refused: the prompt is longer than the model takes.
         """
         tokens, made, text = self._tokens(question), [], ""
         if (n := len(tokens)) + max_tokens > self.model.n_ctx_max:
-            raise SaescopeError(
+            raise Refused(
                 f"A prompt of {n:,} tokens and an answer of up to {max_tokens} are more than {self.model.name} takes "
                 f"({self.model.n_ctx_max:,}); show it fewer examples, or take another model.")
         new, past = torch.tensor([tokens]), None

@@ -21,6 +21,8 @@ VERSION = 1
 """Changes when the prompts do."""
 LONGEST = 200
 """Characters of a label that are kept."""
+MOST_VALUES = 8
+"""Values of an excerpt that are told, the largest, and others as large as the last of them."""
 OPEN, CLOSE = "<<", ">>"
 
 
@@ -43,9 +45,9 @@ def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> Question
         "A language model holds a feature: a number that is zero at most tokens of a text and large at some. Find out what "
         "the feature stands for.\n\n"
         f"Below are excerpts in which it is active. The tokens where it is active stand between {OPEN} and {CLOSE}, and "
-        "their values, from 1 (weak) to 10 (its strongest), follow each excerpt. ⏎ is a line break. The model reads from "
-        "left to right, so a value depends on the marked token and on what stands before it; it may also tell what comes "
-        f"next.\n\n{shown}{raised}\n\n"
+        "the largest values, from 1 (weak) to 10 (its strongest), follow each excerpt. ⏎ is a line break. The model reads "
+        "from left to right, so a value depends on the marked token and on what stands before it; it may also tell what "
+        f"comes next.\n\n{shown}{raised}\n\n"
         "In at most twelve words: what do the marked tokens, where they stand, have in common? It may be a word, a kind of "
         "word, a part of a sentence, a topic, or what follows. Be so specific that somebody who has only your words could "
         "tell the marked tokens from all others. Answer with one line that begins with LABEL:", begin="LABEL:", end="\n",
@@ -127,8 +129,9 @@ def _tidy(line: str) -> str:
 
 
 def _values(one: Excerpt) -> str:
-    named = (f"{_quoted(piece)} {s}" for piece, s in zip(one.pieces, one.strengths, strict=True) if s > 0 and piece)
-    return ", ".join(named)
+    found = [(piece, s) for piece, s in zip(one.pieces, one.strengths, strict=True) if s > 0 and piece]
+    least = sorted(s for _, s in found)[-MOST_VALUES:][0] if found else 0
+    return ", ".join(f"{_quoted(piece)} {s}" for piece, s in found if s >= least)
 
 
 def _quoted(text: str) -> str:

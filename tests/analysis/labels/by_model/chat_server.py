@@ -29,6 +29,10 @@ class Broken(Exception):
     """Raised while answering: the server refuses."""
 
 
+class TooLong(Exception):
+    """Raised while answering: the server does not take this prompt."""
+
+
 def error(status: int, message: str, **headers: str) -> Reply:
     return Reply(status, json.dumps({"error": {"message": message, "type": "x", "code": None}}).encode(), headers)
 
@@ -103,6 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
             text, n_in, n_out = self.server.answering(request["messages"][0]["content"], request.get("max_tokens", 0))
         except Broken:
             return error(403, "the server is broken")
+        except TooLong:
+            return error(400, "the prompt is too long")
         self.server.answered.append((n_in, n_out))
         return Reply(body=json.dumps({
             "id": "1", "object": "chat.completion", "model": MODEL,

@@ -114,6 +114,18 @@ def test_what_is_no_answer(body: bytes) -> None:
     assert server.url in said and len(said) < 600
 
 
+def test_what_is_no_answer_among_answers_is_asked_again() -> None:
+    good = json.dumps({"choices": [{"message": {"content": "good"}}]}).encode()
+    with ChatServer(str, replies=[Reply(body=good), Reply(body=b'{"error": {"code": 429}}'), Reply(body=good)]) as server:
+        chat = Endpoint(f"{server.url}?key=sk-query", MODEL, pause_s=0.01)
+        assert [chat.ask(Question("x"), 5).text for _ in range(2)] == ["good", "good"]
+        server.replies = [error(404, "gone")]
+        with pytest.raises(SaescopeError) as gone:
+            chat.ask(Question("x"), 5)
+        assert "sk-query" not in str(gone.value) + chat.source
+        chat.close()
+
+
 @pytest.mark.parametrize(("content", "text"), [
     (None, ""), (5, ""), ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, 3], "ab"), ("\ud800x", "\ud800x"),
 ])

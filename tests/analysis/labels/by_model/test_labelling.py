@@ -16,7 +16,7 @@ from analysis.labels.by_model.local import LocalModel
 from analysis.labels.store import Label, Labels
 from analysis.render.feature import verdict
 from sae.errors import SaescopeError
-from tests.analysis.labels.by_model.chat_server import MODEL, Broken, ChatServer
+from tests.analysis.labels.by_model.chat_server import MODEL, Broken, ChatServer, TooLong
 from tests.analysis.labels.by_model.speller import JUDGING, LINE, fits, speller
 from tests.analysis.labels.test_automatic import N_CTX, Planted
 
@@ -143,6 +143,20 @@ def failing_after(n: int) -> Callable[[str, int], tuple[str, int, int]]:
         return speller(prompt), 1, 1
 
     return answering
+
+
+def test_what_one_question_meets_stops_no_other(planted: Planted, labels: Labels) -> None:
+    def answering(prompt: str, _: int) -> tuple[str, int, int]:
+        if "<<x>>" in prompt.lower():
+            raise TooLong
+        return speller(prompt), 1, 1
+
+    with ChatServer(answering=answering) as server:
+        labelling = labelled(planted, labels, server, [0, 6], n_parallel=1, scored=False)
+        assert labelling.outcome.wordless == [6] and "too long" in labelling.outcome.refusal
+        assert [one.feature for one in labels.automatic()] == [0]
+        with pytest.raises(SaescopeError, match="too long"):  # nothing was answered
+            labelled(planted, labels, server, [6], n_parallel=1)
 
 
 def test_labels_of_other_origin_give_way_and_yours_stay(planted: Planted, labels: Labels) -> None:

@@ -16,6 +16,12 @@ def test_the_prompt_for_a_label_shows_what_there_is() -> None:
     assert "`go`, `⏎`" in prompt and "likelier" not in to_explain([], []).text
 
 
+def test_of_many_values_the_largest_are_told() -> None:
+    text = to_explain([Excerpt(["a"] * 30, [*range(1, 11)] * 3)], []).text
+    (values,) = [line for line in text.splitlines() if line.startswith("   values")]
+    assert values.count("`") == 18 and "`a` 8" in values and "`a` 7" not in values
+
+
 def test_the_judge_sees_no_values() -> None:
     prompt = to_judge("after seem", [([" seem", " to"], 1), (["to"], 0)]).text
     assert "   after seem\n" in prompt and "1.  seem <<to>>\n2. <<to>>\n" in prompt and "values" not in prompt
