@@ -29,6 +29,8 @@ def plain(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
         spaces: show a space as `␣`, where its being there would be overlooked.
         limit: characters shown, None for all.
     """
+    if text and not spaces and text.isascii() and text.isprintable() and (limit is None or len(text) <= limit):
+        return text
     return "".join(mark for mark, _ in _marks(text, spaces, limit))
 
 
