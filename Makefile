@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test edit-test journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
 
 demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
 	$(SAE) demo
@@ -35,6 +35,9 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
+
+edit-test: $(VENV)/.done       ## two browsers edit one run 200 times at random: nothing is lost, every conflict is shown
+	$(PY) -m tests.dashboard.two_editors --actions 200
 
 fuzz: $(VENV)/.done            ## ten thousand and more damaged configs, manifests and files: no traceback, nothing that is not meant
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests/fuzz --hypothesis-profile=many
