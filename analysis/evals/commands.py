@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
+    from analysis.evals.probes.labelled import LabelledText
     from analysis.evals.run import Evaluated
     from training.display import Display
 
@@ -27,6 +28,8 @@ _EXAMPLES = """examples:
   sae eval runs/quickstart --suite full --only core,mdl
   sae eval runs/sweep/topk-16 runs/sweep/topk-32      side by side
   sae eval --compare runs/a runs/b                    which differs, by how much, is it beyond seed noise?
+  sae eval runs/quickstart --labelled jsonl:reviews.jsonl --text review --label sentiment
+                                                      probe for labels of your own
 
 The other seeds of a training (the same config with another sae.seed) are found by themselves and count in a comparison.
 """
@@ -41,6 +44,12 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--suite", choices=("quick", "full"), default="quick",
                         help="how much is looked at (default: quick)")
     parser.add_argument("--only", default="", metavar="NAME,...", help="these evaluations only")
+    parser.add_argument("--labelled", metavar="SOURCE", help="probe for the labels of this dataset and measure nothing "
+                        "else, but what --only names: jsonl:PATH, parquet:PATH, datasets:NAME or datasets:PATH.csv")
+    parser.add_argument("--text", metavar="COLUMN", help="of SOURCE, that holds the text (default: text)")
+    parser.add_argument("--label", metavar="COLUMN", help="of SOURCE, that holds the label (default: label)")
+    parser.add_argument("--subset", metavar="NAME", help="configuration of datasets:NAME")
+    parser.add_argument("--split", metavar="NAME", help="split of datasets:NAME (default: train)")
     parser.add_argument("--controls", action="store_true", help="train the controls that need it, where they are not there")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two runs, with their other seeds")
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
@@ -52,11 +61,24 @@ def evaluate(argv: list[str]) -> int:
     from training.display import Display
 
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
-    options = {"suite": args.suite, "only": only, "controls": args.controls, "again": args.again}
+    options = {"suite": args.suite, "only": only, "labelled": _labelled(args), "controls": args.controls,
+               "again": args.again}
     display = Display(quiet=args.quiet)
     if args.compare:
         return _compare(args.compare, options, display, as_json=args.json)
     return _evaluate(args.runs, options, display, as_json=args.json)
+
+
+def _labelled(args: argparse.Namespace) -> "LabelledText | None":
+    """The dataset that the options describe."""
+    from analysis.evals.probes.labelled import LabelledText
+
+    given = {name: value for name in ("text", "label", "subset", "split") if (value := getattr(args, name)) is not None}
+    if args.labelled is None:
+        if given:
+            raise SaescopeError(f"--{next(iter(given))} describes a labelled dataset; say which: --labelled jsonl:PATH.")
+        return None
+    return LabelledText(args.labelled, **given)
 
 
 def _evaluate(runs: Sequence[str], options: Mapping[str, Any], display: "Display", *, as_json: bool) -> int:
@@ -75,7 +97,7 @@ def _evaluate(runs: Sequence[str], options: Mapping[str, Any], display: "Display
     _print(tables)
     for one in done:
         _remarks(one)
-    if len(done) > 1 and (not options["only"] or "mdl" in options["only"]):
+    if len(done) > 1 and any("mdl" in one.results for one in done):
         _least([one.run for one in done])
     return _code(done)
 

@@ -92,6 +92,16 @@ def of_run(run: Run) -> Evaluated:
     return Evaluated(run.name, run.folder, found, _summarised(run), tuple(problems))
 
 
+def arguments(found: EvalResult) -> list[str]:
+    """What `sae eval RUN` is told to make an evaluation alone."""
+    source = found.settings.get("source")
+    if source is None:
+        return ["--only", found.eval]
+    given = {name: found.settings[name] for name in ("text", "label", "subset", "split")}
+    parts = [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
+    return ["--labelled", source, *parts]
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
     """Every figure that a row has, evaluations in the order in which they come, the summaries' first."""
     found: dict[str, Column] = {}

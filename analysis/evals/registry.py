@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Sequence
 
 from analysis.evals.common.evaluation import Evaluation
+from analysis.evals.probes.labelled import LabelledText
 from sae.errors import SaescopeError
 
 EVALUATIONS: dict[str, str] = {
@@ -33,6 +34,13 @@ def evaluation(name: str) -> Evaluation:
         raise SaescopeError(f"there is no evaluation {name!r}: {hint}There are {', '.join(EVALUATIONS)}.")
     found: Evaluation = importlib.import_module(EVALUATIONS[name]).EVALUATION
     return found
+
+
+def evaluation_of(labelled: LabelledText) -> Evaluation:
+    """Probing for the labels of a dataset of one's own, which has no name until there is one. Nothing is read yet."""
+    from analysis.evals.metrics import labelled as metrics
+
+    return metrics.evaluation_of(labelled)
 
 
 def chosen(only: Sequence[str] = ()) -> list[Evaluation]:

@@ -17,15 +17,15 @@ from analysis.evals.common import result
 from analysis.evals.common.context import Context, open_context
 from analysis.evals.common.evaluation import CHEAP, Evaluation, Suite
 from analysis.evals.common.result import EvalResult, Found
-from analysis.evals.common.seeds import other_seeds
+from analysis.evals.common.seeds import weights_of
 from analysis.evals.controls import trained as trained_controls
 from analysis.evals.controls.cheap import cheap_controls
-from analysis.evals.registry import chosen
+from analysis.evals.probes.labelled import LabelledText
+from analysis.evals.registry import chosen, evaluation_of
 from analysis.trained import TrainedSAE, open_trained
 from sae import store
 from sae.base import SAE
 from sae.errors import SaescopeError
-from sae.io.files import read_json
 from sae.torch_state import own_torch_state
 from training.display import Display, Task
 
@@ -49,15 +49,17 @@ class Evaluated:
 
 @own_torch_state()
 def evaluate(
-    run: str | Path, suite: Suite = "quick", only: Sequence[str] = (), *, controls: bool = False, again: bool = False,
-    seed: int = SEED, without: Sequence[str] = (), display: Display | None = None,
+    run: str | Path, suite: Suite = "quick", only: Sequence[str] = (), *, labelled: LabelledText | None = None,
+    controls: bool = False, again: bool = False, seed: int = SEED, without: Sequence[str] = (),
+    display: Display | None = None,
 ) -> Evaluated:
     """Evaluate a run.
 
     Args:
         run: its folder.
         suite: how much is looked at.
-        only: names of evaluations; none means all.
+        only: names of evaluations; none means all, or with `labelled` no other.
+        labelled: a dataset whose labels are probed for.
         controls: train the controls of its site first, where they are not there yet.
         again: measure anew what is there.
         seed: of every draw, and of the controls.
@@ -67,7 +69,9 @@ def evaluate(
     Raises:
         SaescopeError: no such run or evaluation, or a training of controls that fails.
     """
-    evaluations, display = chosen(only), display or Display(quiet=True)
+    evaluations = chosen(only) if only or labelled is None else []
+    evaluations += [] if labelled is None else [evaluation_of(labelled)]
+    display = display or Display(quiet=True)
     context = open_context(run, suite, seed=seed, display=display)
     if controls:
         trained_controls.make(context.trained, seed, display)
@@ -125,17 +129,17 @@ class _Session:
     def all(self, *, again: bool) -> Evaluated:
         """Every evaluation, in turn."""
         found: dict[str, EvalResult] = {}
-        there = {} if again else {e.name: old for e in self.evaluations if (old := self._there(e)) is not None}
         refused = {e.name: why for e in self.evaluations if (why := e.unfit(self.trained)) is not None}
-        open_ = [e for e in self.evaluations if e.name not in there and e.name not in refused]
+        able = [e for e in self.evaluations if e.name not in refused]
+        there = {} if again else {e.name: old for e in able if (old := self._there(e)) is not None}
+        open_ = [e for e in able if e.name not in there]
         total = sum(self._cost(e) * (1 + len(self._names(e))) for e in open_)
         with self.display.task("evaluating", max(1, total), unit="parts") as task:
             self._other_model_first(open_, task)
-            for evaluation in self.evaluations:
+            for evaluation in able:
                 name = evaluation.name
                 if name in there:
                     found[name] = there[name]
-                if name in there or name in refused:
                     continue
                 try:
                     found[name] = self._measured(evaluation, task)
@@ -196,7 +200,7 @@ class _Session:
 
     def _control_inputs(self, evaluation: Evaluation, name: str) -> dict[str, Any]:
         context = self._control_context(name)
-        facts = self._facts(evaluation) | {"weights": _weights(self.control_runs[name]), "rows": context.facts()}
+        facts = self._facts(evaluation) | {"weights": weights_of(self.control_runs[name]), "rows": context.facts()}
         return _identified({**facts, "controls": {}})
 
     def _known(self, name: str) -> bool:
@@ -244,19 +248,16 @@ class _Session:
     def inputs(self, evaluation: Evaluation) -> dict[str, Any]:
         """All that determines a result; opens no rows and no model."""
         facts = self._facts(evaluation) | {
-            "weights": _weights(self.trained.folder), "rows": self.context.facts(),
-            "controls": {name: _weights(self.control_runs[name]) if name in self.control_runs else self.context.seed
+            "weights": weights_of(self.trained.folder), "rows": self.context.facts(),
+            "controls": {name: weights_of(self.control_runs[name]) if name in self.control_runs else self.context.seed
                          for name in self._names(evaluation)},
         }
-        if evaluation.name == "stability":
-            seeds = other_seeds(self.trained, trained_controls.root_of(self.trained))
-            facts["seeds"] = sorted(str(_weights(run)) for run in seeds)
         return _identified(facts)
 
     def _facts(self, evaluation: Evaluation) -> dict[str, Any]:
         suite = self.context.suite
         return {"eval": evaluation.name, "version": evaluation.version, "suite": suite,
-                "settings": evaluation.plain_settings(suite)}
+                "settings": evaluation.plain_settings(suite), **evaluation.facts(self.context)}
 
     def _names(self, evaluation: Evaluation) -> list[str]:
         """The controls that an evaluation has here."""
@@ -292,9 +293,3 @@ def _sae_facts(trained: TrainedSAE) -> dict[str, Any]:
         "hook_name": provenance.get("hook_name"), "model_name": provenance.get("model_name"),
         "data_seed": provenance.get("config", {}).get("data", {}).get("seed"),
     }
-
-
-def _weights(run: Path) -> str | None:
-    """What names a run's weights, as its manifest has it."""
-    manifest = run / "final" / store.MANIFEST
-    return read_json(manifest).get("weights_sha256") if manifest.is_file() else None

@@ -1,5 +1,6 @@
 """The page Evaluations: figures of all runs with their intervals and controls, as a table, a scatter and differences."""
 
+import shlex
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -134,7 +135,8 @@ def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:
         seeds = [(other.name, other.rows()[0].figures.get(key)) for other in same]
         st.html(tables.details(column, found, metric, seeds))
         if found is not None:
-            st.code(f"sae eval {escaping.shell(one.folder)} --only {column.eval}", language=None, wrap_lines=True)
+            command = f"sae eval {escaping.shell(one.folder)} {shlex.join(overview.arguments(found))}"
+            st.code(command, language=None, wrap_lines=True)
             path = one.folder / "evals" / f"{column.eval}.json"
             save.button("This evaluation (JSON)", f"{column.eval}.json", lambda: path.read_text(encoding="utf-8"))
 

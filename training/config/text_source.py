@@ -27,7 +27,7 @@ class TextSource(Section):
     field: str = "text"
     """Column or key that holds the text, or with `chat_roles` the messages; dots lead inside: `turns.0.text`."""
     label_field: str | None = None
-    """Column or key, as in `field`, whose value labels a document; null labels it by file and row."""
+    """Column or key, as in `field`, whose value labels a document; null, here or there, labels it by file and row."""
     subset: str | None = None
     """Configuration of a `datasets` source."""
     split: str | None = None

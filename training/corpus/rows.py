@@ -68,10 +68,11 @@ def _value(row: Row, name: str) -> Any:
 
 
 def from_rows(rows: Iterable[Row], source: TextSource) -> Iterator[Document]:
-    """The documents of rows; a row whose text is null is passed over."""
+    """The documents of rows; one whose text is null is passed over, and one whose label is null is called after its row."""
     for row in rows:
         value = _value(row, source.field)
-        label = row.label if source.label_field is None else str(_value(row, source.label_field))
+        named = None if source.label_field is None else _value(row, source.label_field)
+        label = row.label if named is None else str(named)
         if source.chat_roles is not None and value is not None:
             messages = _messages(value, row.where, source.field)
             text = "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)

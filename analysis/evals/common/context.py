@@ -104,8 +104,6 @@ class Context:
     """Told the share of the present evaluation that is done with, 0 to 1."""
     coders: list[Coder] = field(default_factory=list)
     """All that are going to be measured on these rows: where one is asked for, what costs less together is done for all."""
-    elsewhere: tuple[str, ...] = ()
-    """Overrides of the run's config that name another corpus, as `open_rows` takes them."""
     _codes: dict[int, tuple[Coder, SparseCode]] = field(default_factory=dict)
     _costs: dict[int, tuple[Coder, TokenCosts]] = field(default_factory=dict)
     _once: dict[str, Any] = field(default_factory=dict)
@@ -113,7 +111,7 @@ class Context:
     @cached_property
     def corpus(self) -> CorpusRows:
         """The run's corpus. Raises as `open_rows`."""
-        return open_rows(self.trained, self.elsewhere, display=self.display, streamed=True)
+        return open_rows(self.trained, display=self.display, streamed=True)
 
     @cached_property
     def _heldout_data(self) -> Data:
@@ -241,7 +239,6 @@ class Context:
             "corpus": provenance.get("config", {}).get("corpus"), "rows_dtype": config.cache.dtype,
             "size": [self.size.n_rows, self.size.n_train_rows, self.size.n_tokens],
             "own_size": [config.eval.n_rows, config.eval.n_tokens], "seed": self.seed,
-            **({"elsewhere": list(self.elsewhere)} if self.elsewhere else {}),
         }
 
 
@@ -252,8 +249,7 @@ def encoded(coder: Coder, x: Float[Tensor, "n d_in"]) -> SparseCode:
 
 
 def open_context(
-    run: str | Path, suite: Literal["quick", "full"] = "quick", *, seed: int = 0, display: Display | None = None,
-    corpus: Sequence[str] = (),
+    run: str | Path, suite: Literal["quick", "full"] = "quick", *, seed: int = 0, display: Display | None = None
 ) -> Context:
     """Open a run for evaluation; nothing is read yet.
 
@@ -262,10 +258,8 @@ def open_context(
         suite: how much is looked at.
         seed: of every draw.
         display: told what is made.
-        corpus: overrides of the run's config that name another corpus (a labelled one, to probe for its labels).
 
     Raises:
         SaescopeError: there is no trained SAE.
     """
-    return Context(
-        open_trained(run), suite, SIZES[suite], seed, display or Display(quiet=True), elsewhere=tuple(corpus))
+    return Context(open_trained(run), suite, SIZES[suite], seed, display or Display(quiet=True))

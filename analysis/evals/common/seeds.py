@@ -8,7 +8,9 @@ from typing import Any
 
 from analysis.runs import folders
 from analysis.trained import TrainedSAE
+from sae import store
 from sae.errors import SaescopeError
+from sae.io.files import read_json
 from training.config.reading import read
 
 _NO_MATTER = (
@@ -52,6 +54,12 @@ def same_training(folder: Path, among: Sequence[Path]) -> list[tuple[Path, tuple
             continue
     mine = next((key for one, key, _ in found if one == folder), None)
     return [(one, seeds) for one, key, seeds in found if key == mine]
+
+
+def weights_of(run: Path) -> str | None:
+    """What names a run's weights, as its manifest has it."""
+    manifest = run / "final" / store.MANIFEST
+    return read_json(manifest).get("weights_sha256") if manifest.is_file() else None
 
 
 def _finished(root: Path) -> Iterator[tuple[Path, str, tuple[int, int]]]:

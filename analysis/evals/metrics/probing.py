@@ -6,11 +6,13 @@ random dictionaries do well too, so that what counts is the gap over the control
 activation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from analysis.evals.common.context import Context, Rows, encoded
 from analysis.evals.common.evaluation import Evaluation
@@ -116,17 +118,13 @@ def _commonest(sides: list[list[str | None]], n: int) -> list[str]:
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
     """The balanced accuracy of probes on k features, the mean over the classes of each task."""
     tasks = context.once("probing tasks", lambda: tasks_of(context, settings))
-    metrics: dict[str, dict[str, Metric]] = {}
+    metrics: dict[str, Mapping[str, Metric]] = {}
     details: list[Mapping[str, Any]] = []
     for done, one in enumerate(tasks):
         fitted, tested = (matrix(encoded(coder, rows.x[part.rows])) for rows, part in
                           ((context.train_rows, one.fit), (context.rows, one.test)))
-        metrics[one.name] = {}
-        for name, how in CHOSEN_BY.items():
-            scores = sparse_scores(one, fitted, tested, settings.ks, scaled=name == "scaled")
-            metrics[one.name] |= {
-                f"{name}_k{k}": _metric(one, found, f"{k}-sparse probe, features by {how}") for k, found in scores.items()}
-            details += [record for k, found in scores.items() for record in _records(one, found, k, name)]
+        metrics[one.name], records = scored(one, fitted, tested, settings.ks)
+        details += records
         context.progress((done + 1) / len(tasks))
     return Found(metrics, {"rows": context.rows.units}, details)
 
@@ -134,13 +132,37 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
     """The same of probes on whole activations."""
     tasks = context.once("probing tasks", lambda: tasks_of(context, settings))
-    out: dict[str, dict[str, Metric]] = {}
-    for one in tasks:
-        scores = dense_scores(one, context.train_rows.x[one.fit.rows], context.rows.x[one.test.rows])
-        # one figure, beside that of each k
-        found = _metric(one, scores, "probe on the whole activation")
-        out[one.name] = {f"{name}_k{k}": found for name in CHOSEN_BY for k in settings.ks}
-    return {"activation probe": out}
+    return {"activation probe": {
+        one.name: known(one, context.train_rows.x[one.fit.rows], context.rows.x[one.test.rows], settings.ks)
+        for one in tasks}}
+
+
+def scored(
+    one: Task, fitted: Any, tested: Any, ks: Sequence[int]
+) -> tuple[dict[str, Metric], list[Mapping[str, Any]]]:
+    """The figures of one task, and a record for each class and k.
+
+    Args:
+        one: the labels.
+        fitted, tested: scipy arrays of codes `[n_rows, d_sae]`, of the rows of its two sides.
+        ks: numbers of features.
+    """
+    metrics: dict[str, Metric] = {}
+    details: list[Mapping[str, Any]] = []
+    for name, how in CHOSEN_BY.items():
+        scores = sparse_scores(one, fitted, tested, ks, scaled=name == "scaled")
+        for k, found in scores.items():
+            metrics[f"{name}_k{k}"] = _metric(one, found, f"{k}-sparse probe, features by {how}")
+            details += _records(one, found, k, name)
+    return metrics, details
+
+
+def known(
+    one: Task, fitted: Float[Tensor, "n_fit d"], tested: Float[Tensor, "n_test d"], ks: Sequence[int]
+) -> dict[str, Metric]:
+    """What probes on whole activations reach: one figure, beside that of each k."""
+    found = _metric(one, dense_scores(one, fitted, tested), "probe on the whole activation")
+    return {f"{name}_k{k}": found for name in CHOSEN_BY for k in ks}
 
 
 def _metric(one: Task, scores: list[Score], probe: str) -> Metric:

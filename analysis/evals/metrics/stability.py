@@ -15,6 +15,7 @@ says something where it exceeds that. Of random directions `pw_mcc` is not 0: th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from analysis.evals.common import intervals
 from analysis.evals.common.context import Context, Rows
 from analysis.evals.common.evaluation import Evaluation
 from analysis.evals.common.result import Found, Metric, Units
-from analysis.evals.common.seeds import other_seeds
+from analysis.evals.common.seeds import other_seeds, weights_of
 from analysis.evals.controls.cheap import random_sae
 from analysis.evals.controls.trained import root_of
 from analysis.evals.recovery import cosines, match
@@ -107,6 +108,12 @@ def unfit(trained: TrainedSAE) -> str | None:
         f"{trained.folder.name} is the only seed of its training that is here; train it again with another sae.seed (and "
         "data.seed) and a name of its own."
     )
+
+
+def facts(context: Context) -> Mapping[str, Any]:
+    """The weights of the other seeds."""
+    runs = other_seeds(context.trained, root_of(context.trained))
+    return {"seeds": sorted(str(weights_of(run)) for run in runs)}
 
 
 def seeds(context: Context, most: int) -> list[SAE]:
@@ -257,5 +264,5 @@ def _t_interval(values: Float[np.ndarray, " n"]) -> tuple[float | None, float | 
 
 EVALUATION = Evaluation(
     "stability", "what other seeds find again", 1, Settings(), Settings(seeds=4, draws=3), run, controls=("random",),
-    unfit=unfit, cost=(30.0, 120.0),
+    unfit=unfit, facts=facts, cost=(30.0, 120.0),
 )

@@ -104,7 +104,8 @@ def _cell(row: "Row", column: "Column", cell_link: Callable[[str, str], str]) ->
     if row.control:
         return f'<td class="sx-num">{text}</td>'
     href = escape(cell_link(row.run, column.key), quote=True)
-    return f'<td class="sx-num"><a href="{href}" aria-label="{title(column)} of {attribute(row.run)}">{text}</a></td>'
+    said = f"{attribute(title(column), spaces=False)} of {attribute(row.run)}"
+    return f'<td class="sx-num"><a href="{href}" aria-label="{said}">{text}</a></td>'
 
 
 def interval(metric: "Metric") -> str:
