@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.evals.common import result
+from analysis.evals.common import features, result
 from analysis.evals.common.context import Context, open_context
 from analysis.evals.common.evaluation import CHEAP, Evaluation, Suite
 from analysis.evals.common.result import EvalResult, Found
@@ -147,8 +147,13 @@ class _Session:
                     refused[name] = str(error)
                     self.display.say(f"{name}: not measured: {error}")
                 else:
-                    result.write(found[name], self.trained.folder)
+                    self._write(found[name])
         return Evaluated(self.trained.folder, found, refused, tuple(there))
+
+    def _write(self, found: EvalResult) -> None:
+        """Into the run; the result last, so that where it is there all is."""
+        features.write(self.trained.folder, found.eval, found.found.features, weights_of(self.trained.folder))
+        result.write(found, self.trained.folder)
 
     def _other_model_first(self, evaluations: Sequence[Evaluation], task: Task) -> None:
         """Everything about the control of another model, so that the two models need not lie in memory together."""
@@ -242,7 +247,9 @@ class _Session:
             context.progress = lambda _: None
 
     def _there(self, evaluation: Evaluation) -> EvalResult | None:
-        """The result of equal inputs that lies in the run."""
+        """The result of equal inputs that lies in the run, with what it says of features."""
+        if evaluation.per_feature and not features.path_of(self.trained.folder, evaluation.name).is_file():
+            return None
         return _there(self.trained.folder, evaluation.name, self.inputs(evaluation)["id"])
 
     def inputs(self, evaluation: Evaluation) -> dict[str, Any]:

@@ -254,7 +254,7 @@ class Index:
 
     @cached_property
     def _stats(self) -> Stats:
-        return Stats(self.folder / store.STATS)
+        return Stats.read(self.folder / store.STATS)
 
     @property
     def stats(self) -> pa.Table:

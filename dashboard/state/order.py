@@ -3,7 +3,7 @@
 One order for all pages: a search has its own, best first, until the table is sorted by a column.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import streamlit as st
 
 from analysis.index.queries.conditions import condition
 from dashboard.state import address
+from dashboard.state.feature_statistics import statistics
 from dashboard.state.search import Found, found
 from dashboard.state.selection import Selection, names
 from sae.errors import SaescopeError
@@ -71,7 +72,7 @@ def _sort(chosen: Selection, searched: Found | None) -> tuple[str, bool]:
     if searched is not None and "sort" not in st.query_params:
         return "", False
     sort = st.query_params.get("sort", "feature")
-    if sort not in (*chosen.index.stats.column_names, "label"):
+    if sort not in (*statistics(chosen).table.column_names, "label"):
         return "feature", False
     if sort == "feature":
         return sort, st.query_params.get("asc") == "false"
@@ -82,7 +83,8 @@ def _where(chosen: Selection, boxed: bool) -> tuple[str | None, str | None]:
     """The filter and the box as a condition for DuckDB; what is wrong with the filter."""
     problem = None
     try:
-        where = condition(st.query_params.get("filter", ""), chosen.index.stats.column_names)
+        known = statistics(chosen)
+        where = condition(st.query_params.get("filter", ""), known.table.column_names, known.texts)
     except SaescopeError as error:
         where, problem = None, str(error)
     return " AND ".join(filter(None, (where, _box(chosen) if boxed else None))) or None, problem
@@ -94,7 +96,8 @@ def _sorted_by(chosen: Selection, sort: str, descending: bool, where: str | None
     if by == "feature" and where is None:
         found_ones: Sequence[int] = list(reversed(numbers)) if descending and sort != "label" else numbers
     else:
-        found_ones = _sorted(chosen.key, by, descending and sort != "label", where, chosen.index)
+        known = statistics(chosen)
+        found_ones = _sorted(known.key, by, descending and sort != "label", where, known.stats)
     if sort != "label":
         return found_ones
     texts = names(chosen).labels
@@ -115,16 +118,19 @@ def _constant(key: tuple[str, ...], _index: Any) -> frozenset[str]:  # noqa: ARG
 
 def rows(chosen: Selection, features: Sequence[int]) -> list[Mapping[str, Any]]:
     """The statistics of some features, in their order."""
-    return chosen.index.stats.take(list(features)).to_pylist()
+    return statistics(chosen).table.take(list(features)).to_pylist()
 
 
-def sort_link(order: Order) -> Callable[[str], str]:
-    """What spells the address at which the table is sorted by a column; the other way round if it is already."""
+def sort_link(order: Order, texts: Collection[str]) -> Callable[[str], str]:
+    """What spells the address at which the table is sorted by a column; the other way round if it is already.
+
+    Of numbers the largest come first, of `texts` the first in the alphabet.
+    """
     here = address.linker(p=None)
     searched = order.found is not None  # a search has an order of its own
 
     def spell(column: str) -> str:
-        first = column not in ("feature", "label", "top_token", "promoted_token")
+        first = column not in ("feature", "label", *texts)
         descending = not order.descending if column == order.sort else first
         plain = descending if column != "feature" else not descending
         return here(sort=None if column == "feature" and not descending and not searched else column,
@@ -148,7 +154,7 @@ def _box(chosen: Selection) -> str | None:
     if drawn is None:
         return None
     x, y, (x0, x1, y0, y1) = drawn
-    if not {x, y} <= set(chosen.index.stats.column_names) or not all(map(_finite, (x0, x1, y0, y1))):
+    if not {x, y} <= set(statistics(chosen).table.column_names) or not all(map(_finite, (x0, x1, y0, y1))):
         return None
     return f'"{x}" BETWEEN {x0!r} AND {x1!r} AND "{y}" BETWEEN {y0!r} AND {y1!r}'
 
@@ -158,7 +164,7 @@ def _finite(value: float) -> bool:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _sorted(key: tuple[str, ...], sort: str, descending: bool, where: str | None, _index: Any) -> list[int]:  # noqa: ARG001
-    table = _index.top(sort, descending, where, limit=_index.d_sae, columns=["feature"])
+def _sorted(key: tuple[str, ...], sort: str, descending: bool, where: str | None, _stats: Any) -> list[int]:  # noqa: ARG001
+    table = _stats.top(sort, descending, where, len(_stats.table), 0, ["feature"])
     found: list[int] = table["feature"].to_pylist()
     return found

@@ -1,7 +1,7 @@
 """The page Features: all of them as a table, a scatter or a map; found by label, by text or by prompt."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import streamlit as st
@@ -18,6 +18,7 @@ from dashboard.components import save
 from dashboard.components.navigation import navigation
 from dashboard.heading import choose
 from dashboard.state import address, order
+from dashboard.state.feature_statistics import statistics
 from dashboard.state.order import Order
 from dashboard.state.search import BY, Found
 from dashboard.state.selection import Selection, names, provenance
@@ -61,7 +62,7 @@ def _controls(chosen: Selection) -> str:
         st.text_input(
             "Filter", **address.text("filter", clears=("p",)), placeholder="density > 0.1%, kurtosis >= 5, dead = false",
             help="A column, a comparison and a number, several with a comma between them; texts in quotes: "
-            "`top_token = \" the\"`. Columns: " + ", ".join(chosen.index.stats.column_names), width=380)
+            "`top_token = \" the\"`. Columns: " + ", ".join(statistics(chosen).table.column_names), width=380)
         lists = list(chosen.labels.lists())
         if lists:
             st.selectbox("List", ["", *lists], **address.choice("list", ["", *lists], default="", clears=("p",)), width=200,
@@ -115,9 +116,11 @@ def _table(chosen: Selection, now: Order) -> None:
         st.html(_pages(page_no, n_pages))
     part = now.features[(page_no - 1) * order.N_PAGE : page_no * order.N_PAGE]
     found = now.found
+    known = statistics(chosen)
     st.html(feature_table.table(
         order.rows(chosen, part), sort=now.sort, descending=now.descending, names=names(chosen), link=_to(),
-        sort_link=order.sort_link(now), extra=found.why if found and found.why else None,
+        sort_link=order.sort_link(now, known.texts), measured=feature_table.columns_of(known.measured),
+        extra=found.why if found and found.why else None,
         extra_title=found.why_title if found else "", without=order.constant(chosen), selected=_integer("f")))
 
 
@@ -180,11 +183,12 @@ def exported(chosen: Selection, features: Sequence[int]) -> str:
 
 
 def _drawing(chosen: Selection, view: str) -> None:
-    stats = chosen.index.stats
-    known = [name for name in AXES if name in stats.column_names and stats[name].null_count < len(stats)
-             and name not in order.constant(chosen)]
+    measured, stats = statistics(chosen).measured, statistics(chosen).table
+    known = [name for name in (*AXES, *measured) if name in stats.column_names and stats[name].null_count < len(stats)
+             and name not in (*order.constant(chosen), *statistics(chosen).texts)]
+    titles = feature_table.TITLES | {column.name: column.title for column in feature_table.columns_of(measured)}
     if view == "scatter":
-        x, y, log_x, log_y = _axes(known)
+        x, y, log_x, log_y = _axes(known, titles)
     else:
         x, y, log_x, log_y = *order.MAPPED, False, False
     features = list(order.of(chosen, boxed=False).features)
@@ -193,7 +197,6 @@ def _drawing(chosen: Selection, view: str) -> None:
     brief = names(chosen).brief()
     texts = [brief[feature] for feature in features]
     if view == "scatter":
-        titles = feature_table.TITLES
         drawn = scatter.figure(features, xs, ys, x_title=titles.get(x, x), y_title=titles.get(y, y), log_x=log_x,
                                log_y=log_y, names=texts, selected=_integer("f"), box=order.box())
         alt = scatter.alt(xs, ys, x, y)
@@ -212,13 +215,13 @@ def _drawing(chosen: Selection, view: str) -> None:
         st.caption("Draw a box to list the features in it; click a point to open it.")
 
 
-def _axes(known: Sequence[str]) -> tuple[str, str, bool, bool]:
+def _axes(known: Sequence[str], titles: Mapping[str, str]) -> tuple[str, str, bool, bool]:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         x = st.selectbox("x", known, **address.choice("x", known, default="density", clears=("box",)), width=200,
-                         format_func=lambda name: feature_table.TITLES.get(name, name))
+                         format_func=lambda name: titles.get(name, name))
         log_x = st.toggle("log x", **address.flag("logx", default=True))
         y = st.selectbox("y", known, **address.choice("y", known, default="max", clears=("box",)), width=200,
-                         format_func=lambda name: feature_table.TITLES.get(name, name))
+                         format_func=lambda name: titles.get(name, name))
         log_y = st.toggle("log y", **address.flag("logy", default=True))
     return x, y, log_x, log_y
 
@@ -230,7 +233,7 @@ def _selected(chosen: Selection, x: str, y: str) -> None:
            for point in points if point.get("customdata") is not None]
     if not ids:
         return
-    part = chosen.index.stats.take(ids)
+    part = statistics(chosen).table.take(ids)
     bounds = [f(part[name].to_pylist()) for name in (x, y) for f in (min, max)]
     address.update(box="~".join([x, y, *(repr(float(bound)) for bound in bounds)]), p=None)
 

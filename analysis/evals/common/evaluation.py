@@ -35,6 +35,8 @@ class Evaluation:
     """What is attainable on these rows without any dictionary (a supervised skyline), measured once."""
     unfit: Callable[[TrainedSAE], str | None] = lambda _: None
     """Why a run cannot be measured so, if it cannot and that is known beforehand: one sentence."""
+    per_feature: bool = False
+    """Whether it says something of single features of a run."""
     facts: Callable[[Context], Mapping[str, Any]] = lambda _: {}
     """What determines its figures beside the run's weights, its rows, the controls and the settings; opens neither rows nor
     a model."""

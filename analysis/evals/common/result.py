@@ -3,7 +3,8 @@
 The file has SAEBench's shape (`eval_type_id`, `eval_config`, `eval_result_metrics {category: {metric: scalar}}`, ...), and
 beside it, under names that SAEBench does not have: each metric with its interval, unit, direction and formula (`metrics`),
 the same of every control (`controls`) and of what is known to be attainable (`references`), the controls that are lacking,
-and what each unit says by itself (`pseudo`), by which two results on the same rows are compared pair by pair.
+and what each unit says by itself (`pseudo`), by which two results on the same rows are compared pair by pair. What is said
+of single features lies in a table of its own (`common.features`).
 """
 
 import math
@@ -72,6 +73,19 @@ class Metric:
         return cls(**{**plain, "pseudo": values})
 
 
+@dataclass(frozen=True)
+class PerFeature:
+    """One figure of every feature. It lies in a table beside the result (`common.features`)."""
+
+    values: Float[np.ndarray, " d_sae"] | tuple[str | None, ...]
+    """NaN or None where there is none."""
+    title: str
+    """In a word or two, for the head of a column."""
+    unit: str
+    direction: Direction
+    formula: str
+
+
 Metrics = Mapping[str, Mapping[str, Metric]]
 """By group and name."""
 
@@ -85,8 +99,8 @@ class Found:
     """Those that the metrics name; the same for every coder."""
     details: Sequence[Mapping[str, Any]] = ()
     """Flat records of plain values: one a letter, a task, a stratum, a bin..."""
-    features: Mapping[str, Float[np.ndarray, " d_sae"]] = field(default_factory=dict)
-    """A number for each feature, by name; NaN where there is none. Kept for the run itself only."""
+    features: Mapping[str, PerFeature] = field(default_factory=dict)
+    """What is said of single features, by the name of the column. Of the run itself only, and not in its JSON."""
     notes: tuple[str, ...] = ()
     """What could not be measured, and why: one sentence each."""
 
@@ -131,8 +145,7 @@ class EvalResult:
             "eval_result_details": [dict(record) for record in self.found.details],
             "sae_bench_commit_hash": f"saescope {code_version()}", "sae_lens_id": self.run, "sae_lens_release_id": None,
             "sae_lens_version": None, "sae_cfg_dict": dict(self.sae),
-            "eval_result_unstructured": {
-                name: [_finite(float(v)) for v in values] for name, values in self.found.features.items()},
+            "eval_result_unstructured": None,
             # and ours
             "title": self.title, "version": self.version, "inputs": dict(self.inputs), "notes": list(self.found.notes),
             "metrics": _plain(self.found.metrics), "units": {
@@ -184,14 +197,9 @@ def _result(plain: Mapping[str, Any]) -> EvalResult:
         name: Units(u["kind"], np.array(u["id"], dtype=np.int64), np.array(u["n_rows"], dtype=np.float64))
         for name, u in plain["units"].items()
     }
-    features = {
-        name: np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-        for name, values in plain["eval_result_unstructured"].items()
-    }
-    found = Found(
-        _read(plain["metrics"]), units, tuple(plain["eval_result_details"]), features, tuple(plain["notes"]))
+    found = Found(_read(plain["metrics"]), units, tuple(plain["eval_result_details"]), notes=tuple(plain["notes"]))
     controls = {
-        c["name"]: Found(_read(c["metrics"]), units, tuple(c["details"]), {}, tuple(c["notes"]))
+        c["name"]: Found(_read(c["metrics"]), units, tuple(c["details"]), notes=tuple(c["notes"]))
         for c in plain["controls"]
     }
     return EvalResult(

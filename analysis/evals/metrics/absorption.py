@@ -21,7 +21,7 @@ from analysis.evals.absorption.words import list_words
 from analysis.evals.common.context import Context
 from analysis.evals.common.evaluation import Evaluation
 from analysis.evals.common.intervals import metric, plain
-from analysis.evals.common.result import Found, Metric, Units
+from analysis.evals.common.result import Found, Metric, PerFeature, Units
 from sae.coder import Coder
 from sae.errors import SaescopeError
 from training.activations.synthetic import HOOK, Synthetic
@@ -122,7 +122,25 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     notes = (f"Left out, as a probe of the activations finds them too seldom: {', '.join(lost)}.",) if lost else ()
     rows = prepared.labelled.present.shape[0]
     units = {"rows": Units(prepared.unit, np.arange(rows), np.ones(rows))}
-    return Found({prepared.kind: metrics}, units, details, notes=notes)
+    return Found({prepared.kind: metrics}, units, details, of_features(found, coder.d_sae), notes)
+
+
+def of_features(found: list[Absorption], d_sae: int) -> dict[str, PerFeature]:
+    """Which concept a main feature stands for, the best probed if they are several, and how far it is absorbed."""
+    told: list[str | None] = [None] * d_sae
+    values = {name: np.full(d_sae, np.nan) for name in ("full", "fraction_0.6")}
+    for one in sorted(found, key=lambda one: one.f1):
+        for feature in one.main.tolist():
+            told[feature] = one.concept.name
+            for name, column in values.items():
+                column[feature] = one.rows[name].mean()
+    return {
+        "absorbed_concept": PerFeature(
+            tuple(told), "Stands for", "concept", "none", "the concept whose main feature it is, by a sparse probe"),
+        "absorption": PerFeature(values["full"], "Absorbed", "share", "lower", f"{FORMULAS['full']}, of that concept"),
+        "absorption_fraction": PerFeature(
+            values["fraction_0.6"], "Fraction", "share", "lower", f"{FORMULAS['fraction_0.6']}, of that concept"),
+    }
 
 
 def _mean(found: list[Absorption], name: str, prepared: _Prepared) -> Metric:
@@ -148,5 +166,6 @@ def _record(one: Absorption) -> Mapping[str, Any]:
 
 
 EVALUATION = Evaluation(
-    "absorption", "Absorption", 1, Settings(), Settings(n_words=6048, n_rows=32_768), run, cost=(8.0, 25.0),
+    "absorption", "Absorption", 1, Settings(), Settings(n_words=6048, n_rows=32_768), run, per_feature=True,
+    cost=(8.0, 25.0),
 )

@@ -31,7 +31,7 @@ from torch.nn import functional
 from analysis.evals.common import intervals
 from analysis.evals.common.context import CHUNK_ROWS, Context, Rows, TokenCosts
 from analysis.evals.common.evaluation import Evaluation
-from analysis.evals.common.result import Found, Metric
+from analysis.evals.common.result import Found, Metric, PerFeature
 from analysis.mdl.description_length import Encoded, quantise
 from sae.code import SparseCode
 from sae.coder import Coder
@@ -70,7 +70,8 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     else:
         metrics["model"], units["tokens"] = behaviour(costs), costs.units
     density = code.counts().double().cpu().numpy() / len(rows)
-    return Found(metrics, units, density_histogram(density), {"density": density}, notes)
+    features = PerFeature(density, "Held-out density", "share", "none", "share of held-out rows it is active in")
+    return Found(metrics, units, density_histogram(density), {"heldout_density": features}, notes)
 
 
 def reconstruction(coder: Coder, code: SparseCode) -> Float[Tensor, "n d_out"]:
@@ -207,5 +208,6 @@ def density_histogram(density: Float[np.ndarray, " d_sae"]) -> tuple[dict[str, A
 
 EVALUATION = Evaluation(
     "core", "reconstruction, sparsity and what the model makes of it", 1, Settings(),
-    Settings((32, 64, 128, 256, 512, 1024)), run, cost=(14.0, 60.0),
+    Settings((32, 64, 128, 256, 512, 1024)), run, per_feature=True,
+    cost=(14.0, 60.0),
 )

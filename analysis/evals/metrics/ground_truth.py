@@ -28,7 +28,7 @@ from torch import Tensor
 from analysis.evals.common import intervals
 from analysis.evals.common.context import Context, Rows
 from analysis.evals.common.evaluation import Evaluation
-from analysis.evals.common.result import Direction, Found, Metric, Metrics
+from analysis.evals.common.result import Direction, Found, Metric, Metrics, PerFeature
 from analysis.evals.recovery import cosines, f1_score, match, recovery, support
 from analysis.trained import TrainedSAE
 from sae.code import SparseCode, stacked
@@ -55,23 +55,34 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
         SaescopeError: the run was not trained on a synthetic world.
     """
     del settings
-    world = world_of(context)
-    truth = true_code(world, context.rows, context.corpus.n_ctx)
-    check(world, truth)
-    metrics, nearest = scored(world, truth, coder.W_dec.detach().cpu(), context.code(coder))
-    return Found(metrics, {}, (), {"nearest_cosine": nearest})
+    world, truth = known(context)
+    metrics, features = scored(world, truth, coder.W_dec.detach().cpu(), context.code(coder))
+    return Found(metrics, features=features)
 
 
 def references(context: Context, settings: Settings) -> Mapping[str, Metrics]:
     """The two dictionaries whose figures are known."""
     del settings
-    world = world_of(context)
-    truth = true_code(world, context.rows, context.corpus.n_ctx)
-    check(world, truth)
+    world, truth = known(context)
     return {
         "oracle": scored(world, truth, world.directions, truth)[0],
         "permuted-decoder": scored(world, truth, permuted(world.directions), truth)[0],
     }
+
+
+def known(context: Context) -> tuple[Synthetic, SparseCode]:
+    """A run's world and what its held-out rows are made of, once the two known dictionaries have landed on them.
+
+    Raises:
+        SaescopeError: as `world_of`.
+    """
+    def made() -> tuple[Synthetic, SparseCode]:
+        world = world_of(context)
+        truth = true_code(world, context.rows, context.corpus.n_ctx)
+        check(world, truth)
+        return world, truth
+
+    return context.once("known features", made)
 
 
 def unfit(trained: TrainedSAE) -> str | None:
@@ -155,15 +166,15 @@ def chance(truth: SparseCode) -> float:
 
 def scored(
     world: Synthetic, truth: SparseCode, directions: Float[Tensor, "d_sae d"], code: SparseCode
-) -> tuple[Metrics, Float[np.ndarray, " d_sae"]]:
-    """All figures, and for each feature of the dictionary the cosine of the true one nearest to it."""
+) -> tuple[Metrics, dict[str, PerFeature]]:
+    """All figures, and how near each feature of the dictionary comes to the true one that is nearest to it."""
     found = recovery(directions, code, world.directions, truth, world.parents)
     cosine = cosines(directions, world.directions)
     place = match(cosine)
     pairs = np.abs(cosine)[np.flatnonzero(place >= 0), place[place >= 0]]
     n_there, n_live = int((truth.counts() > 0).sum()), int((code.counts() > 0).sum())
     nearest, f1 = nearest_f1(cosine, truth, code)
-    live = (code.counts() > 0).cpu().numpy()
+    live = np.isfinite(f1)
     unique = len(np.unique(nearest[live])) / max(1, n_live)
 
     def plain(value: float | None, direction: Direction, formula: str, n: int, unit: str = "share") -> Metric:
@@ -177,7 +188,9 @@ def scored(
             found.absorption, "lower", "share of rows of child and parent in which the child's match stands for both "
             "(after 2409.14507, against truth)", n_there),
         "mcc": plain(float(pairs.mean()), "higher", "mean |cosine| of matched pairs (2411.13117)", len(pairs), "cosine"),
-        "f1_of_features": plain(f1, "higher", "F1 of each live feature with the true one nearest to it", n_live),
+        "f1_of_features": plain(
+            float(f1[live].mean()) if n_live else None, "higher", "F1 of each live feature with the true one nearest to it",
+            n_live),
         "unique": plain(unique, "higher", "share of live features whose nearest true one no other has", n_live),
     }
     true_l0, l0 = float(truth.n_active) / truth.n_rows, float(code.n_active) / code.n_rows
@@ -185,24 +198,30 @@ def scored(
         "l0": plain(l0, "none", "active features per row", code.n_rows, "features per row"),
         "true_l0": plain(true_l0, "none", "features present per row", code.n_rows, "features per row"),
     }
-    return {"recovery": recovered, "sparsity": sparsity}, np.abs(cosine).max(0)
+    return {"recovery": recovered, "sparsity": sparsity}, {
+        "true_cosine": PerFeature(
+            np.abs(cosine).max(0), "True cosine", "cosine", "higher", "|cosine| with the true feature nearest to it"),
+        "true_f1": PerFeature(f1, "True F1", "share", "higher", "F1 with the true feature nearest to it"),
+    }
 
 
 def nearest_f1(
     cosine: Float[np.ndarray, "n_features d_sae"], truth: SparseCode, code: SparseCode
-) -> tuple[Int64[np.ndarray, " d_sae"], float | None]:
-    """The true feature nearest to each of the dictionary, and the mean F1 of live ones with it."""
+) -> tuple[Int64[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
+    """The true feature nearest to each of the dictionary, and its F1 with it, NaN for one that is never active."""
     there, active = support(truth), support(code)
     nearest = np.abs(cosine).argmax(0)
     both = np.asarray(there[:, nearest].multiply(active).sum(0)).reshape(-1)
     n_there, n_active = (np.asarray(one.sum(0)).reshape(-1) for one in (there, active))
-    scores = [f1_score(float(both[i]), float(n_there[nearest[i]]), float(n_active[i])) for i in np.flatnonzero(n_active)]
-    return nearest.astype(np.int64), float(np.mean(scores)) if scores else None
+    f1 = np.full(len(nearest), np.nan)
+    for i in np.flatnonzero(n_active):
+        f1[i] = f1_score(float(both[i]), float(n_there[nearest[i]]), float(n_active[i]))
+    return nearest.astype(np.int64), f1
 
 
 EVALUATION = Evaluation(
     "ground-truth", "recovery of known features", 1, Settings(), Settings(), run, references=references, cost=(3.0, 6.0),
-    unfit=unfit,
+    unfit=unfit, per_feature=True,
     controls=("random", "pca", "channels", "frozen-decoder", "frozen-encoder"),
 )
 

@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int64
 from analysis.evals.common.context import Context, Rows, encoded
 from analysis.evals.common.evaluation import Evaluation
 from analysis.evals.common.intervals import plain, ratio
-from analysis.evals.common.result import Direction, Found, Metric
+from analysis.evals.common.result import Direction, Found, Metric, PerFeature
 from analysis.evals.interpretability.coded_text import CodedText, Part
 from analysis.evals.interpretability.scores import detection, entropies, entropy_by_chance, fuzzing
 from analysis.evals.probes.sparse import matrix
@@ -47,7 +47,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     token = np.concatenate([context.train_rows.token, context.rows.token])
     entropy, of_features = _entropy(text, token, context.seed)
     labelled, details = _labelled(context, text, settings.n_features)
-    return Found({"labels": labelled, "tokens": entropy}, {}, details, of_features)
+    return Found({"labels": labelled, "tokens": entropy}, {}, details, of_features | _scores(details, coder.d_sae))
 
 
 def _coded_text(context: Context, coder: Coder) -> CodedText:
@@ -96,6 +96,18 @@ def _judgeable(text: CodedText) -> Int64[np.ndarray, " n"]:
     return np.flatnonzero((made >= 8) & (np.bincount(contexts, minlength=codes.shape[1]) >= 4)).astype(np.int64)
 
 
+def _scores(records: list[Mapping[str, Any]], d_sae: int) -> dict[str, PerFeature]:
+    """Of the labels of those features that have one."""
+    out = {}
+    for name in ("detection", "fuzzing"):
+        values = np.full(d_sae, np.nan)
+        for record in records:
+            values[record["feature"]] = np.nan if record[name] is None else record[name]
+        formula = f"balanced accuracy of its contrast label by {name}, on held-out text; of a sample of features"
+        out[name] = PerFeature(values, name.capitalize(), "share", "higher", formula)
+    return out
+
+
 def _mean(records: list[Mapping[str, Any]], name: str) -> Metric:
     values = np.array([record[name] for record in records if record[name] is not None], dtype=np.float64)
     direction: Direction = "none" if name.endswith("baseline") else "higher"
@@ -109,7 +121,7 @@ def _mean(records: list[Mapping[str, Any]], name: str) -> Metric:
 
 def _entropy(
     text: CodedText, token: Int64[np.ndarray, " n_rows"], seed: int
-) -> tuple[dict[str, Metric], dict[str, Float64[np.ndarray, " d_sae"]]]:
+) -> tuple[dict[str, Metric], dict[str, PerFeature]]:
     codes = text.rows
     counts = np.diff(codes.indptr)
     feature = np.repeat(np.arange(codes.shape[1]), counts)
@@ -124,7 +136,12 @@ def _entropy(
     return {
         "entropy": make(mean(entropy), unit="bits", formula="H(token | active), mean over features active in 20 rows"),
         "entropy_share": make(mean(share), unit="share", formula="H(token | active) / that of as many random rows, mean"),
-    }, {"token_entropy": entropy, "token_entropy_share": share}
+    }, {
+        "token_entropy": PerFeature(
+            entropy, "Token entropy", "bits", "none", f"H(token | active), of features active in {LEAST_FIRES} rows"),
+        "token_entropy_share": PerFeature(
+            share, "Of random", "share", "none", "H(token | active) / that of as many random rows: 1 tells no token"),
+    }
 
 
 def _mean_of(values: Float64[np.ndarray, " d_sae"], often: Any) -> float | None:
@@ -132,5 +149,6 @@ def _mean_of(values: Float64[np.ndarray, " d_sae"], often: Any) -> float | None:
 
 
 EVALUATION = Evaluation(
-    "interpretability", "Interpretability", 1, Settings(), Settings(n_features=300), run, cost=(6.0, 25.0),
+    "interpretability", "Interpretability", 1, Settings(), Settings(n_features=300), run, per_feature=True,
+    cost=(6.0, 25.0),
 )

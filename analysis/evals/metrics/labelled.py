@@ -17,7 +17,8 @@ from torch import Tensor
 from analysis.evals.common.context import Context
 from analysis.evals.common.evaluation import Evaluation
 from analysis.evals.common.result import Found, Metrics, Units
-from analysis.evals.metrics.probing import known, scored
+from analysis.evals.metrics.probing import known, labels_of, scored
+from analysis.evals.probes.concepts import concepts
 from analysis.evals.probes.labelled import LabelledText, Sample
 from analysis.evals.probes.sparse import matrix
 from analysis.evals.probes.tasks import Examples, Task
@@ -49,12 +50,18 @@ def evaluation_of(labelled: LabelledText) -> Evaluation:
     fields = (labelled.source, labelled.text, labelled.label, labelled.subset, labelled.split)
     quick, full = Settings(*fields, n_documents=600, n_tokens=128), Settings(*fields, n_documents=4000, n_tokens=256)
 
+    prefix = f"{labelled.name.replace('-', '_').lower()}_"
+
     def run(context: Context, coder: Coder, settings: Settings) -> Found:
         sample = labelled.sample.first(settings.n_documents)
         means = _means(context, coder, sample, settings)
         task, codes = _task(sample, settings), means.codes[id(coder)][1]
-        metrics, details = scored(task, codes[sample.fitted], codes[~sample.fitted], settings.ks)
-        return Found({"labels": metrics}, {"rows": task.test.units}, details, notes=sample.notes)
+        sides = codes[sample.fitted], codes[~sample.fitted]
+        metrics, details = scored(task, *sides, settings.ks)
+        features = {}
+        if coder is context.sae:
+            features = concepts([labels_of(task, *sides)], task.name, prefix, labelled.label)
+        return Found({"labels": metrics}, {"rows": task.test.units}, details, features, sample.notes)
 
     def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
         sample = labelled.sample.first(settings.n_documents)
@@ -71,7 +78,7 @@ def evaluation_of(labelled: LabelledText) -> Evaluation:
 
     return Evaluation(
         labelled.name, f"Sparse probing for {labelled.label} of {labelled.source}", 1, quick, full, run, references=skyline,
-        unfit=unfit, facts=lambda _: {"sample": labelled.sample.sha256}, cost=(15.0, 120.0),
+        unfit=unfit, per_feature=True, facts=lambda _: {"sample": labelled.sample.sha256}, cost=(15.0, 120.0),
     )
 
 

@@ -18,6 +18,7 @@ from analysis.evals.common.context import Context, Rows, encoded
 from analysis.evals.common.evaluation import Evaluation
 from analysis.evals.common.intervals import metric
 from analysis.evals.common.result import Found, Metric, Metrics
+from analysis.evals.probes.concepts import Labels, concepts
 from analysis.evals.probes.documents import corpus_classes, topics_of
 from analysis.evals.probes.python_text import CLASSES
 from analysis.evals.probes.sparse import matrix
@@ -120,13 +121,16 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     tasks = context.once("probing tasks", lambda: tasks_of(context, settings))
     metrics: dict[str, Mapping[str, Metric]] = {}
     details: list[Mapping[str, Any]] = []
+    parts: list[Labels] = []
     for done, one in enumerate(tasks):
         fitted, tested = (matrix(encoded(coder, rows.x[part.rows])) for rows, part in
                           ((context.train_rows, one.fit), (context.rows, one.test)))
         metrics[one.name], records = scored(one, fitted, tested, settings.ks)
         details += records
+        parts.append(labels_of(one, fitted, tested))
         context.progress((done + 1) / len(tasks))
-    return Found(metrics, {"rows": context.rows.units}, details)
+    features = concepts(parts, "tokens and stretches of text", "probe_") if coder is context.sae else {}
+    return Found(metrics, {"rows": context.rows.units}, details, features)
 
 
 def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
@@ -157,6 +161,12 @@ def scored(
     return metrics, details
 
 
+def labels_of(one: Task, fitted: Any, tested: Any) -> Labels:
+    """A task's examples and their classes, for what single features say; arguments as in `scored`."""
+    return Labels(
+        one.classes, one.fit.of_rows @ fitted, one.positive(one.fit), one.test.of_rows @ tested, one.positive(one.test))
+
+
 def known(
     one: Task, fitted: Float[Tensor, "n_fit d"], tested: Float[Tensor, "n_test d"], ks: Sequence[int]
 ) -> dict[str, Metric]:
@@ -185,5 +195,5 @@ def _records(one: Task, scores: list[Score], k: int, name: str) -> list[dict[str
 
 EVALUATION = Evaluation(
     "probing", "Sparse probing", 1, Settings(), Settings(n_fit=12_000, n_test=16_000, n_topics=16), run, references=skyline,
-    cost=(6.0, 20.0),
+    per_feature=True, cost=(6.0, 20.0),
 )

@@ -25,7 +25,7 @@ from torch import Tensor
 from analysis.evals.common import intervals
 from analysis.evals.common.context import Context, Rows
 from analysis.evals.common.evaluation import Evaluation
-from analysis.evals.common.result import Found, Metric, Units
+from analysis.evals.common.result import Found, Metric, PerFeature, Units
 from analysis.evals.common.seeds import other_seeds, weights_of
 from analysis.evals.controls.cheap import random_sae
 from analysis.evals.controls.trained import root_of
@@ -97,7 +97,9 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
     if own:
         stable = torch.from_numpy(np.nan_to_num(cosine) >= STABLE)
         metrics["carried"], units = carried(context, coder, stable, settings)
-    return Found(metrics, units, (), {"matched_cosine": cosine})
+    features = PerFeature(
+        cosine, "Stability", "cosine", "higher", f"decoder cosine with its match, mean over {len(found)} other seeds")
+    return Found(metrics, units, (), {"seed_cosine": features})
 
 
 def unfit(trained: TrainedSAE) -> str | None:
@@ -264,5 +266,5 @@ def _t_interval(values: Float[np.ndarray, " n"]) -> tuple[float | None, float | 
 
 EVALUATION = Evaluation(
     "stability", "what other seeds find again", 1, Settings(), Settings(seeds=4, draws=3), run, controls=("random",),
-    unfit=unfit, facts=facts, cost=(30.0, 120.0),
+    unfit=unfit, per_feature=True, facts=facts, cost=(30.0, 120.0),
 )

@@ -7,7 +7,7 @@ what DuckDB gets is spelt here.
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sae.errors import SaescopeError
 
@@ -20,18 +20,19 @@ TEXTS = ("top_token", "promoted_token")
 FLAGS = {"true": True, "yes": True, "false": False, "no": False}
 
 
-def condition(text: str, columns: Sequence[str]) -> str | None:
+def condition(text: str, columns: Sequence[str], texts: Collection[str] = TEXTS) -> str | None:
     """A condition for `Index.top`; None for an empty text.
 
     Args:
         text: comparisons with `,` or `and` between them. A percent sign divides by 100. Texts are equal or not: one in
             double quotes, which is a JSON string, to the last space; one without whatever spaces are around it.
         columns: those that there are.
+        texts: which of them hold texts.
 
     Raises:
         SaescopeError: a part is no comparison, or names no column, or compares it with what it cannot be compared with.
     """
-    return " AND ".join(_term(part, columns) for part in map(str.strip, _parts(text)) if part) or None
+    return " AND ".join(_term(part, columns, texts) for part in map(str.strip, _parts(text)) if part) or None
 
 
 def _parts(text: str) -> list[str]:
@@ -44,13 +45,13 @@ def _parts(text: str) -> list[str]:
     return [*parts, text[begun:]]
 
 
-def _term(part: str, columns: Sequence[str]) -> str:
+def _term(part: str, columns: Sequence[str], texts: Collection[str]) -> str:
     found = _TERM.fullmatch(part)
     if found is None:
         raise SaescopeError(
             f"“{part}” is no condition; write a column, a comparison and a value: density > 0.1%, or top_token = \" the\".")
     name, comparison, value = _column(found[1], columns), found[2], found[3].strip()
-    if name in TEXTS:
+    if name in texts:
         return _text(name, comparison, value)
     if comparison == "=" and value.lower() in FLAGS:
         return f'"{name}" = {FLAGS[value.lower()]}'

@@ -17,16 +17,21 @@ from sae.errors import SaescopeError
 class Stats:
     """The statistics of all features, in memory."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the file.
-
-        Raises:
-            SaescopeError: it is missing or damaged.
-        """
-        with refusing_altered(path):
-            self.table = pq.read_table(path)
+    def __init__(self, table: pa.Table) -> None:
+        """One row a feature, in order, with its number as `feature`."""
+        self.table = table
         self._lock = Lock()
         self._connection: duckdb.DuckDBPyConnection | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> "Stats":
+        """Those of an index.
+
+        Raises:
+            SaescopeError: the file is missing or damaged.
+        """
+        with refusing_altered(path):
+            return cls(pq.read_table(path))
 
     def row(self, i: int) -> dict[str, Any]:
         """One feature's numbers, None where there is none."""

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.render import names as named
 from analysis.render.feature import Link, percent
+from analysis.render.tables.evaluations import ARROWS, BETTER
 from analysis.render.text import cell, count, number, shown
 
 if TYPE_CHECKING:
+    from analysis.evals.common.result import PerFeature
     from analysis.labels.names import Name
 
 
@@ -25,7 +27,7 @@ class Column:
     title: str
     help: str
     kind: str = "number"
-    """`number`, `share`, `count` or `text`."""
+    """`number`, `share`, `count`, `text` of tokens, or `name`."""
 
 
 COLUMNS = (
@@ -45,10 +47,20 @@ COLUMNS = (
 TITLES = {"feature": "Feature", "label": "Name"} | {column.name: column.title for column in COLUMNS}
 
 
+def columns_of(measured: "Mapping[str, PerFeature]") -> list[Column]:
+    """The columns of what evaluations say of single features: with an arrow to where it is better."""
+    return [
+        Column(name, f"{one.title} {ARROWS[one.direction]}".strip(),
+               f"{one.formula} ({one.unit}; {BETTER[one.direction]}); in filters: {name}",
+               "name" if isinstance(one.values, tuple) else "share" if one.unit == "share" else "number")
+        for name, one in measured.items()]
+
+
 def table(
     rows: Sequence[Mapping[str, Any]], *, sort: str, descending: bool, names: "Mapping[int, Name]", link: Link,
-    sort_link: Callable[[str], str] | None = None, extra: Mapping[int, str] | None = None, extra_title: str = "",
-    without: Collection[str] = (), selected: int | None = None,
+    sort_link: Callable[[str], str] | None = None, measured: Sequence[Column] = (),
+    extra: Mapping[int, str] | None = None, extra_title: str = "", without: Collection[str] = (),
+    selected: int | None = None,
 ) -> str:
     """The table; a column of which no row knows anything is left out.
 
@@ -59,18 +71,19 @@ def table(
         names: what features are called.
         link: where a feature's number leads.
         sort_link: where a column's title leads; None for titles that lead nowhere.
+        measured: further columns, of what evaluations say.
         extra: a text for each feature in a further column.
         extra_title: its title.
         without: columns that are left out.
         selected: the feature whose row is set off.
     """
-    columns = [column for column in COLUMNS
+    columns = [column for column in (*COLUMNS, *measured)
                if column.name not in without and any(row.get(column.name) is not None for row in rows)]
     heads = [_head("feature", "Feature", "Its number", False, sort, descending, sort_link),
              _head("label", "Name", "Its label, else the tokens that it fires on", False, sort, descending, sort_link)]
     if extra is not None:
         heads.append(f'<th scope="col" class="sx-num">{escape(extra_title)}</th>')
-    heads += [_head(c.name, c.title, c.help, c.kind != "text", sort, descending, sort_link) for c in columns]
+    heads += [_head(c.name, c.title, c.help, c.kind not in ("text", "name"), sort, descending, sort_link) for c in columns]
     body = "".join(_row(row, columns, names, link, extra, selected) for row in rows)
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features"><table class="sx-list sx-features">'
@@ -82,7 +95,7 @@ def table(
 def _head(
     name: str, title: str, means: str, is_number: bool, sort: str, descending: bool, sort_link: Callable[[str], str] | None
 ) -> str:
-    mark = (" ↓" if descending else " ↑") if name == sort else ""
+    mark = (" ▾" if descending else " ▴") if name == sort else ""
     said = f' aria-sort="{"descending" if descending else "ascending"}"' if mark else ""
     text = f"{escape(title)}{mark}"
     inside = text if sort_link is None else f'<a href="{escape(sort_link(name), quote=True)}">{text}</a>'
@@ -108,6 +121,8 @@ def _row(
 def _cell(column: Column, value: Any) -> str:
     if column.kind == "text":
         return f"<td class=\"sx-word\">{shown(value, spaces=True, limit=20) if value is not None else ''}</td>"
+    if column.kind == "name":
+        return f'<td class="sx-name">{shown(value, limit=30) if value is not None else ""}</td>'
     if value is None:
         return '<td class="sx-num">–</td>'
     text = percent(value) if column.kind == "share" else f"{value:,}" if column.kind == "count" else number(value)

@@ -38,7 +38,7 @@ def test_figures_are_their_definitions(variant: str) -> None:
     density = (dense != 0).double().mean(0)
     for name, share in (("dead", density == 0), ("dense", density > 0.1), ("dense_1", density > 0.01)):
         assert value("sparsity", name) == pytest.approx(float(share.double().mean()))
-    assert np.array_equal(found.features["density"], density.numpy())
+    assert np.array_equal(found.features["heldout_density"].values, density.numpy())
     norm = t.norm(dim=1)
     mine = norm > norm.quantile(0.75)
     assert value("strata", "fve_high_norm") == pytest.approx(float(1 - error[mine].sum() / spread[mine].sum()), rel=1e-5)
@@ -52,7 +52,7 @@ def test_signed_codes_count_on_both_sides() -> None:
     sparsity, l0 = found.metrics["sparsity"], found.metrics["sparsity"]["l0"].value
     assert l0 == 3 and sparsity["l0_negative"].value and sparsity["l0_positive"].value
     assert sparsity["l0_negative"].value + sparsity["l0_positive"].value == pytest.approx(3)
-    assert found.features["density"].sum() == pytest.approx(3)
+    assert found.features["heldout_density"].values.sum() == pytest.approx(3)
 
 
 def test_figures_do_not_depend_on_where_the_data_lie_or_how_they_are_cut() -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from analysis.evals import commands
-from analysis.evals.common import result
+from analysis.evals.common import features, result
 from analysis.evals.common.context import open_context
-from analysis.evals.common.seeds import other_seeds
+from analysis.evals.common.seeds import other_seeds, weights_of
 from analysis.evals.controls import trained
 from analysis.evals.run import Evaluated, evaluate
 from sae.errors import SaescopeError
@@ -86,6 +86,18 @@ def test_what_is_there_is_not_measured_again(root: Path, done: Evaluated) -> Non
     assert again.reused == ("core", "mdl") and tree(root / "runs" / "four-0" / "evals") == before
     anew = evaluate(root / "runs" / "four-0", only=("mdl",), again=True)
     assert anew.reused == () and tree(root / "runs" / "four-0" / "evals") == before
+
+
+def test_what_is_said_of_features_lies_beside_the_results(root: Path, done: Evaluated) -> None:
+    run = root / "runs" / "four-0"
+    assert [path.name for path in features.tables(run)] == ["core.features.parquet", "stability.features.parquet"]
+    density, weights = features.read(features.path_of(run, "core"))
+    values = density["heldout_density"].values
+    assert weights == weights_of(run) and len(values) == 64
+    assert (values == 0).mean() == pytest.approx(done.results["core"].metric("sparsity", "dead").value)
+    before = tree(run / "evals")
+    features.path_of(run, "stability").unlink()
+    assert evaluate(run, only=("stability",)).reused == () and tree(run / "evals") == before
 
 
 def test_another_suite_or_a_damaged_file_is_measured_again(root: Path, done: Evaluated) -> None:

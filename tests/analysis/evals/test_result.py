@@ -18,7 +18,7 @@ def made() -> EvalResult:
     share = ratio(rng.random(12), n + 1, n, unit="share", direction="higher", formula="a / b")
     metrics = {"group": {"share": share, "none": plain(None, unit="nats", direction="lower", formula="log", n=0)}}
     units = {"rows": Units("document", np.arange(12), n)}
-    own = Found(metrics, units, ({"kind": "letter", "letter": "a"},), {"density": np.array([0.5, np.nan])}, ("A note.",))
+    own = Found(metrics, units, ({"kind": "letter", "letter": "a"},), notes=("A note.",))
     return EvalResult(
         "core", "a title", 1, "sweep/a", {"id": "abc", "rows": {"site": "x"}}, {"bits": [1, 2]}, {"variant": "topk"}, own,
         {"pca": Found({"group": {"share": replace(share, value=0.1)}}, units)}, ("random-model",), {"probe": metrics},
@@ -36,7 +36,6 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(metric.pseudo, old.pseudo)
     assert again.controls["pca"].metrics["group"]["share"].value == 0.1 and again.lacking == ("random-model",)
     assert again.metric("group", "nothing") is None
-    np.testing.assert_array_equal(again.found.features["density"], [0.5, np.nan])
 
 
 def test_order_survives(tmp_path: Path) -> None:

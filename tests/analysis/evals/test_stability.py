@@ -71,7 +71,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> tuple[HandContext, SAE]:
 def test_what_is_shared_is_stable_and_what_it_carries_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     context, sae = halves(monkeypatch)
     found = stability.run(context, sae, Settings(draws=2))
-    cosine = found.features["matched_cosine"]
+    cosine = found.features["seed_cosine"].values
     live = np.isfinite(cosine)
     assert (cosine[:12][live[:12]] > 0.999).all()
     stable = np.nan_to_num(cosine) >= stability.STABLE

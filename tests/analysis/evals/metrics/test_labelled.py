@@ -121,8 +121,9 @@ def test_the_command_the_file_and_the_page(root: Path) -> None:
     assert overview.arguments(found) == given
     row = overview.of_run(runs.read(root / "runs", root / "runs" / "tiny")).rows()[0]
     assert row.figures["labelled-letters-kind.labels.accuracy_k1"].value == found.metric("labels", "accuracy_k1").value
-    again = json.loads(command(root, "runs/tiny", *given, "--only", "core", "--json").out)[0]
-    assert again["reused"] == ["labelled-letters-kind"] and list(again["results"]) == ["core", "labelled-letters-kind"]
+    again = json.loads(command(root, "runs/tiny", *given, "--only", "ground-truth", "--json").out)[0]
+    assert again["reused"] == list(again["results"]) == ["labelled-letters-kind"]
+    assert list(again["refused"]) == ["ground-truth"]
     with (root / "letters.jsonl").open("a") as file:
         file.write('\n{"words": "abcdefgh", "kind": "low"}\n')
     assert evaluate(root / "runs" / "tiny", labelled=text(root)).reused == ()
@@ -168,10 +169,21 @@ def test_what_the_command_refuses(root: Path, argv: list[str], part: str) -> Non
 
 
 def test_the_others_go_on(root: Path) -> None:
-    found = evaluate(root / "runs" / "tiny", only=("core",), labelled=LabelledText("jsonl:nothing.jsonl"))
+    nothing = LabelledText("jsonl:nothing.jsonl")
+    found = evaluate(root / "runs" / "tiny", only=("core",), labelled=nothing, without=("random", "pca", "channels"))
     assert list(found.results) == ["core"] and list(found.refused) == ["labelled-nothing-label"]
 
 
 def test_names_and_unread_columns() -> None:
     assert LabelledText("datasets:fancyzhx/ag_news").name == "labelled-ag_news-label"
     assert LabelledText("jsonl:data/*.jsonl", label="meta.lang").name == "labelled-set-meta-lang"
+
+
+def test_features_say_which_label_they_tell(context: Context, root: Path) -> None:
+    evaluation = labelled.evaluation_of(text(root))
+    found = evaluation.run(context, context.sae, evaluation.quick)
+    concept, area = (found.features[f"labelled_letters_kind_{name}"].values for name in ("concept", "auc"))
+    best = int(np.nanargmax(area))
+    assert area[best] > 0.95 and concept[best] in ALPHABETS
+    first = next(record for record in found.details if record["k"] == 1 and record["chosen"] == "scaled")
+    assert area[first["features"][0]] > 0.9

@@ -88,6 +88,9 @@ def test_first_letters_are_looked_for_in_words(context: Context) -> None:
     metrics = values(found.metrics["first letter"])
     assert 0 <= metrics["hierarchical"] <= metrics["fraction_0.6"] <= 1 and metrics["main_features"] >= 1
     assert found.units["rows"].kind == "word" and len(found.units["rows"].id) == 2016
+    letters, full = (found.features[name].values for name in ("absorbed_concept", "absorption"))
+    main = {feature for record in found.details for feature in record["main_features"]}
+    assert {feature for feature, letter in enumerate(letters) if letter} == set(np.flatnonzero(np.isfinite(full))) == main
 
 
 def test_token_classes_and_labels(context: Context) -> None:
@@ -97,8 +100,9 @@ def test_token_classes_and_labels(context: Context) -> None:
     scores = values(labels.metrics["labels"])
     assert scores["detection"] > scores["detection_baseline"] - 0.05 and 0 < scores["share_judged"] <= 1
     assert 0 < labels.metrics["tokens"]["entropy_share"].value < 1.2
-    assert labels.features["token_entropy"].shape == (256,)
-    assert np.isfinite(labels.features["token_entropy"]).any()
+    entropy, detection = (labels.features[name].values for name in ("token_entropy", "detection"))
+    assert entropy.shape == detection.shape == (256,) and np.isfinite(entropy).any()
+    assert np.nanmean(detection) == pytest.approx(labels.metrics["labels"]["detection"].value)
 
 
 def test_the_runs_folder_is_left_alone(context: Context) -> None:

@@ -45,3 +45,10 @@ def test_numbers_and_flags(stats: duckdb.DuckDBPyConnection) -> None:
 def test_what_cannot_be_compared_is_refused(bad: str) -> None:
     with pytest.raises(SaescopeError):
         condition(bad, COLUMNS)
+
+
+def test_further_columns_hold_texts() -> None:
+    columns = (*COLUMNS, "probe_concept")
+    assert condition("probe_concept = a", columns, ("top_token", "probe_concept")) == "trim(\"probe_concept\") = ('a')"
+    with pytest.raises(SaescopeError):
+        condition("probe_concept = a", columns)

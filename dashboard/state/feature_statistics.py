@@ -1,0 +1,62 @@
+"""The statistics of the selected features: those of the index, and beside them what evaluations say of single features."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import streamlit as st
+
+from analysis.evals.common import features
+from analysis.evals.common.result import PerFeature
+from analysis.index.queries.conditions import TEXTS
+from analysis.index.queries.table import Stats
+from dashboard.state.selection import Selection, stamp
+from sae.errors import SaescopeError
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One row a feature."""
+
+    stats: Stats
+    measured: Mapping[str, PerFeature]
+    """The columns that evaluations have added, by name."""
+    key: tuple[str, ...]
+    """Another value for other statistics."""
+
+    @property
+    def table(self) -> pa.Table:
+        """The statistics."""
+        return self.stats.table
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that hold texts."""
+        return (*TEXTS, *(name for name, one in self.measured.items() if isinstance(one.values, tuple)))
+
+
+def statistics(chosen: Selection) -> Statistics:
+    """Those of a run and its index; evaluations count that were made with the weights that were indexed."""
+    files = features.tables(chosen.run.folder)
+    key = (*chosen.key, *(str(part) for path in files for part in (path, *stamp(path))))
+    return _statistics(key, files, chosen.index)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _statistics(key: tuple[str, ...], files: list[Path], _index: Any) -> Statistics:
+    table = _index.stats
+    measured: dict[str, PerFeature] = {}
+    weights = _index.manifest["made_from"].get("weights_sha256")
+    for path in files:
+        try:
+            found, of = features.read(path)
+        except SaescopeError:  # `sae eval` makes it anew; the index is as good without
+            continue
+        if of == weights:
+            measured |= {name: one for name, one in found.items() if len(one.values) == len(table)
+                         and name not in table.column_names}
+    for name, one in measured.items():
+        table = table.append_column(name, features.column(one))
+    return Statistics(Stats(table), measured, key)
