@@ -110,20 +110,22 @@ circuit-tracer-check: $(VENV)/.done                 ## our graphs under circuit-
 .peers/saelens/.done:
 	$(PYTHON) -m venv .peers/saelens
 	.peers/saelens/bin/pip install --quiet torch==2.13.0
-	.peers/saelens/bin/pip install --quiet sae-lens==6.54.12
+	.peers/saelens/bin/pip install --quiet torch==2.13.0 sae-lens==6.54.12
 	touch $@
 
 .peers/saebench/.done:
 	$(PYTHON) -m venv .peers/saebench
 	.peers/saebench/bin/pip install --quiet torch==2.13.0
 	@# loguru: SAEBench imports it and does not ask for it
-	.peers/saebench/bin/pip install --quiet sae-bench==0.6.0 sae-lens==6.54.12 loguru
+	.peers/saebench/bin/pip install --quiet torch==2.13.0 sae-bench==0.6.0 sae-lens==6.54.12 loguru
+	@# it is built for another torch than a CPU's own, transformers fails beside one that does not load, and nothing needs it
+	.peers/saebench/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
 .peers/saedashboard/.done:
 	$(PYTHON) -m venv .peers/saedashboard
 	.peers/saedashboard/bin/pip install --quiet torch==2.13.0
-	.peers/saedashboard/bin/pip install --quiet sae-dashboard==0.8.0
+	.peers/saedashboard/bin/pip install --quiet torch==2.13.0 sae-dashboard==0.8.0
 	@# a newer pyarrow refuses the NumPy that SAEDashboard asks for
 	.peers/saedashboard/bin/pip install --quiet 'pyarrow<22'
 	touch $@
