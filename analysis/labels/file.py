@@ -106,7 +106,7 @@ class Database:
                 self._copied = None if self.writable else self.stamp()
                 self._connection = self._open(self.path) if self._copied is None else self._copy()
             return do(self._connection)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # messages quote what they found, as UTF-8
             raise SaescopeError(self._refusal(error)) from error
 
     def _copy(self) -> sqlite3.Connection:
@@ -146,7 +146,7 @@ class Database:
             raise
         return connection
 
-    def _refusal(self, error: sqlite3.Error) -> str:
+    def _refusal(self, error: sqlite3.Error | UnicodeDecodeError) -> str:
         reason = str(error)
         if "locked" in reason:
             return f"{self.path} has been held by another program for over {_WAIT_S:g} s; try again."

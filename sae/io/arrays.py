@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from pathlib import Path
 from tokenize import TokenError
 
@@ -33,6 +34,9 @@ def map_array(path: Path) -> np.ndarray:
         OSError: no such file.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            # of Python 2, whose headers numpy reads, and takes damaged ones for
+            warnings.simplefilter("ignore", UserWarning)
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, SyntaxError, TypeError, TokenError) as error:  # numpy parses headers as Python
         raise ValueError(f"its header is damaged: {error}") from None

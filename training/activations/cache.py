@@ -226,6 +226,10 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     manifest = read_manifest(place, "hook", "d", "dtype", "tokens_sha256", "shards")
     if manifest["hook"] != hook:
         raise SaescopeError(f"{place} holds activations of {manifest['hook']}, not of {hook}; remove it and make it again.")
+    d, dtype = manifest["d"], manifest["dtype"]
+    if type(d) is not int or d < 1 or dtype not in list(DTYPES):
+        raise SaescopeError(
+            f"{place / 'manifest.json'} names rows of {d!r} values in {dtype!r}; remove {place} and make it again.")
     if manifest["tokens_sha256"] != _tokens_digest(folder):
         raise SaescopeError(f"{place} was made from other tokens than {folder} holds; remove it and make it again.")
     note_path = folder.parent / f".{folder.name}.checked.json"
