@@ -21,6 +21,7 @@ from analysis.vocabulary import Vocabulary
 from sae import store
 from sae.base import SAE
 from sae.code import SparseCode, from_pairs
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from sae.io.files import read_json
 from sae.io.paths import user_path
@@ -95,8 +96,7 @@ class TrainedSAE:
     @property
     def _loaded(self) -> tuple[Model, Vocabulary]:
         config, _ = self.model_facts()
-        with LOCK:
-            model, vocabulary = _model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
+        model, vocabulary = kept_model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
         self.check_model(model)
         return model, vocabulary
 
@@ -196,6 +196,16 @@ def open_trained(run: str | Path, *, device: str | torch.device = "cpu") -> Trai
 @lru_cache(maxsize=4)
 def _sae(run: Path, key: str, device: str) -> SAE:  # noqa: ARG001 (the key makes a run that was trained anew another one)
     return store.load(run, device=device)
+
+
+def kept_model(name: str, device: str = "auto", dtype: str = "float32") -> tuple[Model, Vocabulary]:
+    """The one language model that this process keeps, and the bytes of its tokens; arguments as of `load_model`.
+
+    Raises:
+        SaescopeError: it cannot be had here.
+    """
+    with LOCK:
+        return _model(name, str(resolve_device(device)), dtype)
 
 
 @lru_cache(maxsize=1)

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from analysis.circuits.graph import SiteInfo, site_names
 from analysis.circuits.model import CircuitModel
-from analysis.trained import TrainedSAE, open_trained
+from analysis.trained import TrainedSAE, kept_model, open_trained
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 from sae.store import weights_hash
 from training.corpus.files import matching
 from training.model.language_model import Model
-from training.model.load import load_model
 
 
 def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
@@ -60,7 +59,7 @@ def open_model(
     if not trained and name is None:
         raise SaescopeError("saes: none is named, and no model either.")
     name = name or str(trained[0].model_facts()[0]["name"])
-    model = load_model(name, device=device, dtype=dtype)
+    model, _ = kept_model(name, device, dtype)
     for one in trained:
         one.check_model(model)
     return model

@@ -85,6 +85,7 @@ border-radius:3px;background:var(--sx-soft,rgba(128,128,128,.15))}
 .sx svg{display:block;width:100%;height:auto;overflow:visible}
 .sx svg text{fill:currentColor;font-size:11px}
 .sx svg.sx-histogram{max-width:26rem}
+.sx svg .sx-mark text{paint-order:stroke;stroke:var(--sx-ground,Canvas);stroke-width:3px}
 .sx-scroll{overflow-x:auto}
 .sx-grid{border-collapse:separate;border-spacing:0;font-size:.75rem}
 .sx-grid th,.sx-grid td{border:none;border-bottom:1px solid var(--sx-rule);padding:.15rem .3rem;white-space:pre;

@@ -2,7 +2,7 @@
 // the view (pins, groups, names, judgements, sliders) once a choice is made. Texts only ever become text.
 
 const NS = "http://www.w3.org/2000/svg";
-const STEP = 24, LINE = 30, PAD = 12, LEFT = 110, TOP = 14, BOTTOM = 34, PER_LINE = 8, DIM = 0.07;
+const STEP = 24, LINE = 30, PAD = 12, LEFT = 110, TOP = 14, BOTTOM = 34, PER_LINE = 8, BARS = 8;
 const COLOURS = { pos: "#0072B2", neg: "#D55E00" };
 
 export default function ({ data, parentElement, setTriggerValue }) {
@@ -58,6 +58,7 @@ class CircuitPage {
     this.found = null;
     this.hovered = null;
     this.marked = [];
+    this.known = el("div", { class: "sx sx-cg-known" });  // what Python has drawn of the feature whose card is open
     this.build();
   }
 
@@ -65,6 +66,7 @@ class CircuitPage {
 
   adopt(data) {
     this.links = data.links;
+    this.about(data.card);
     const text = JSON.stringify(data.view), mine = this.sent.indexOf(text);
     if (mine >= 0) {  // our own choice comes back; later ones are still on their way
       this.told = text;
@@ -82,6 +84,14 @@ class CircuitPage {
     this.shares = [v.n ?? 1, v.e ?? 1];
     this.sliders.forEach((slider, k) => { slider.value = this.shares[k]; });
     this.refresh();
+  }
+
+  // trusted HTML from analysis.render, in which every text is escaped
+  about(card) {
+    if (card && card.html !== this.known.drawn) this.known.innerHTML = card.html;
+    this.known.drawn = card?.html;
+    this.known.dataset.node = card?.node ?? "";
+    if (this.waits && this.waits.isConnected && this.waits.dataset.node === card?.node) this.waits.replaceWith(this.known);
   }
 
   commit() {
@@ -183,9 +193,10 @@ class CircuitPage {
       canvas.getContext("2d").setTransform(scale, 0, 0, scale, 0, 0);
     }
     const drawing = svg("svg", { ...size, viewBox: `0 0 ${this.width} ${this.height}`, role: "group", "aria-label": `${count(this.n)} nodes` });
+    const rows = svg("svg", { width: LEFT - 4, height: this.height, class: "sx-cg-rows" });  // in sight wherever the graph is scrolled to
     for (const [r, [y, h]] of this.rows) {
       drawing.append(svg("line", { class: "sx-rule", x1: 0, x2: this.width, y1: y, y2: y }));
-      this.words(drawing, this.graph.rows[r], LEFT - 8, y + h / 2 + 4, "end", 17);
+      this.words(rows, this.graph.rows[r], LEFT - 10, y + h / 2 + 4, "end", 17);
     }
     this.columns.forEach(([x, w], p) => {
       drawing.append(svg("line", { class: "sx-rule", x1: x, x2: x, y1: TOP + 8, y2: this.height - BOTTOM }));
@@ -207,7 +218,7 @@ class CircuitPage {
       if (event.ctrlKey || event.metaKey || event.shiftKey) this.pin(i); else this.choose(i);
     });
     this.drawing = drawing;
-    const stack = el("div", { class: "sx-cg-stack" }, this.canvas, this.over, drawing);
+    const stack = el("div", { class: "sx-cg-stack" }, this.canvas, this.over, drawing, rows);
     stack.style.width = `${this.width}px`;
     stack.style.height = `${this.height}px`;
     this.scroll.append(stack);
@@ -322,7 +333,12 @@ class CircuitPage {
 
   // -- choices ---------------------------------------------------------------------------------------------------------
 
-  choose(i) { this.clicked = this.graph.nodes.name[i]; this.tab = "node"; this.commit(); }
+  choose(i) {
+    this.clicked = this.graph.nodes.name[i];
+    this.tab = "node";
+    this.all = null;  // which of the lists is shown to its end
+    this.commit();
+  }
 
   pin(i) {
     const name = this.graph.nodes.name[i];
@@ -397,7 +413,10 @@ class CircuitPage {
       const link = this.links?.[row[i]];
       if (link) buttons.append(el("a", { href: `${link}&f=${feature[i]}` }, "examples"));
     }
-    return el("div", {}, label, list, buttons, el("h3", {}, "Inputs"), this.bars(this.inputs[i], "source"), el("h3", {}, "Outputs"), this.bars(this.outputs[i], "target"));
+    const known = this.known.dataset.node === name[i] ? this.known : el("p", { class: "sx-quiet", "data-node": name[i] });
+    if (known !== this.known) { this.waits = known; known.textContent = "Its examples are on their way …"; }
+    return el("div", {}, label, list, buttons, el("h3", {}, "Inputs"), this.bars(this.inputs[i], "source"), el("h3", {}, "Outputs"),
+      this.bars(this.outputs[i], "target"), ...(kind[i] === "feature" ? [known] : []));
   }
 
   button(text, act, pressed = null) {
@@ -407,7 +426,8 @@ class CircuitPage {
   }
 
   bars(edges, end) {
-    const { weight } = this.graph.edges, order = [...edges].sort((a, b) => Math.abs(weight[b] ?? 0) - Math.abs(weight[a] ?? 0)).slice(0, 12);
+    const { weight } = this.graph.edges, sorted = [...edges].sort((a, b) => Math.abs(weight[b] ?? 0) - Math.abs(weight[a] ?? 0));
+    const order = this.all === end ? sorted : sorted.slice(0, BARS);
     const most = Math.max(...order.map((e) => Math.abs(weight[e] ?? 0)), 1e-30);
     const out = el("ol", { class: "sx-cg-bars" });
     for (const e of order) {
@@ -422,7 +442,9 @@ class CircuitPage {
       bar.style.width = `${(100 * Math.abs(weight[e] ?? 0)) / most}%`;
       out.append(el("li", {}, name, el("span", { class: "sx-num" }, short(weight[e])), bar));
     }
-    if (edges.length > order.length) out.append(el("li", { class: "sx-quiet" }, `${count(edges.length - order.length)} smaller ones`));
+    if (edges.length > order.length) {
+      out.append(el("li", {}, this.button(`${count(edges.length - order.length)} smaller ones`, () => { this.all = end; this.panel(); })));
+    }
     return edges.length ? out : el("p", { class: "sx-quiet" }, "none");
   }
 

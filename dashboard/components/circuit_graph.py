@@ -17,13 +17,14 @@ _CSS = f"""
 .sx-cg input{{font:inherit;color:inherit;background:transparent;border:1px solid var(--sx-rule);border-radius:4px;
 padding:.1rem .4rem}}
 .sx-cg input[type=range]{{width:8rem;padding:0;accent-color:{POSITIVE}}}
-.sx-cg-both{{display:grid;grid-template-columns:minmax(0,1fr) 20rem;gap:1rem}}
+.sx-cg-both{{display:grid;grid-template-columns:minmax(0,1fr) 20rem;gap:1rem;align-items:start}}
 @container (max-width:50rem){{.sx-cg-both{{grid-template-columns:minmax(0,1fr)}}}}
 .sx-cg-scroll{{overflow:auto;max-height:44rem;border:1px solid var(--sx-rule);border-radius:6px}}
 .sx-cg-stack{{position:relative}}
 .sx-cg-stack>*{{position:absolute;left:0;top:0}}
 .sx-cg-stack canvas{{pointer-events:none}}
 .sx .sx-cg-stack svg{{width:auto;max-width:none}}
+.sx .sx-cg-stack>.sx-cg-rows{{position:sticky;background:var(--sx-ground,Canvas);pointer-events:none}}
 .sx-cg-node{{cursor:pointer;fill:currentColor;fill-opacity:.55;stroke:transparent;stroke-width:2}}
 .sx-cg-feature{{fill:{POSITIVE};fill-opacity:1}}
 .sx-cg-error,.sx-cg-skip{{fill:currentColor;fill-opacity:.3}}
@@ -43,6 +44,7 @@ padding:.1rem .4rem}}
 .sx-cg-bars,.sx-cg-list{{list-style:none;margin:0;padding:0}}
 .sx-cg-bars li{{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:0 .6rem;margin:0 0 .15rem}}
 .sx-cg-bars .sx-bar{{grid-column:1/-1;margin-top:0}}
+.sx-cg-bars .sx-num,.sx-cg-bars span{{font-size:.75rem}}
 .sx .sx-cg-bars button,.sx .sx-cg-list button{{border:none;padding:0;text-align:left;overflow-wrap:anywhere}}
 .sx-cg-list li{{display:flex;gap:.4rem;align-items:baseline;margin:0}}
 .sx-cg-group{{border:1px solid var(--sx-rule);border-radius:6px;padding:.4rem;margin-bottom:.5rem}}
@@ -53,20 +55,25 @@ _graph = st.components.v2.component(
 )
 
 
-def circuit_graph(data: Mapping[str, Any], view: View, links: Mapping[int, str]) -> None:
+def circuit_graph(
+    data: Mapping[str, Any], view: View, links: Mapping[int, str], card: Mapping[str, str] | None
+) -> None:
     """Draw a graph; what is chosen in it becomes the URL's `view`.
 
     Args:
         data: of `analysis.render.circuit_data.graph_data`.
         view: what is shown of it.
         links: by row, the address of the feature page of its SAE's run.
+        card: what is known besides of the node whose card is open: its name, `node`, and trusted `html`.
     """
     shown = view.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    given = {"graph": dict(data), "view": shown, "links": {str(row): link for row, link in links.items()}}
+    given = {"graph": dict(data), "view": shown, "links": {str(row): link for row, link in links.items()},
+             "card": card}
     _graph(key="circuit_graph", data=given, on_view_change=_chosen)
 
 
 def _chosen() -> None:
     text = st.session_state["circuit_graph"].view
     if text:
-        address.update(view=None if text == "{}" else json.dumps(json.loads(text), separators=(",", ":")))
+        shown = None if text == "{}" else json.dumps(json.loads(text), separators=(",", ":"))
+        address.update(view=shown, tracing=None)  # who goes on reading is not led away by a graph that is ready

@@ -154,7 +154,7 @@ class Reader {
       this.put(element, one.side);
       element.classList.toggle("sx-linear-x", !this.view.logx);
       element.classList.toggle("sx-log-y", this.view.logy);
-      this.mark(element, one);
+      this.mark(element);
     } else if (part === "examples") {
       this.put(element, one.examples);
       element.classList.toggle("sx-numbers", this.view.numbers);
@@ -282,14 +282,12 @@ class Reader {
     if (status) status.textContent = text;
   }
 
-  // -- the histogram: a stretch of values, and the tried text's value
+  // -- the histogram: a stretch of values
 
-  mark(element, one) {
-    for (const old of element.querySelectorAll(".sx-mark, .sx-chosen")) old.remove();
+  mark(element) {
+    for (const old of element.querySelectorAll(".sx-chosen")) old.remove();
     for (const rect of element.querySelectorAll(".sx-brush")) {
       const place = scale(rect), range = this.range;
-      const value = this.data.wait ? null : one.value;
-      if (value && (value < 0) === (place.side === "-")) rect.before(line(place, Math.abs(value), value));
       if (range && range.side === place.side) rect.before(stretch(place, range.low, range.high));
     }
   }
@@ -315,7 +313,7 @@ class Reader {
     const move = (now) => {
       const ends = [place.value(from), place.value(now.clientX)].sort((a, b) => a - b);
       if (Math.abs(now.clientX - from) > 3) this.dragged = [place.side, ...ends.map((v) => v.toPrecision(5))].join("~");
-      this.mark(side, this.features.get(this.current));
+      this.mark(side);
       const examples = this.part("examples");
       if (examples) this.filter(examples);
     };
@@ -575,15 +573,6 @@ function drawn(name, attributes) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   return element;
-}
-
-function line(place, size, value) {
-  const group = drawn("g", { class: "sx-mark" }), x = place.x(size);
-  const text = drawn("text", { x, y: place.top + 8, "text-anchor": x > place.left + place.width / 2 ? "end" : "start", dx: x > place.left + place.width / 2 ? -4 : 4 });
-  text.textContent = `your text ${Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3)}`;
-  group.append(drawn("line", { x1: x, x2: x, y1: place.top, y2: place.top + place.height, stroke: "currentColor",
-    "stroke-width": 1.5, "stroke-dasharray": "4 2" }), text);
-  return group;
 }
 
 function stretch(place, low, high) {

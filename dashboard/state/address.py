@@ -212,14 +212,18 @@ class Form:
         """One of the options."""
         return self._field(key, default, choice(key, options, default=default))
 
-    def submit(self) -> None:
-        """Put what the fields hold into the URL."""
+    def several(self, key: str, options: Sequence[str]) -> dict[str, Any]:
+        """Some of the options."""
+        return self._field(key, [], several(key, options))
+
+    def submit(self, **also: str) -> None:
+        """Put what the fields hold into the URL, and further keys."""
         kept = {key: values for key, values in now().items() if key not in (*self._fields, *self._clears)}
         for key, (default, write) in self._fields.items():
             value = st.session_state[key]
             if value is not None and (value != default or key in self._always):
                 kept[key] = write(value)
-        st.query_params.from_dict(kept)
+        st.query_params.from_dict({**kept, **also})
 
     def _field(self, key: str, default: Any, bound: dict[str, Any]) -> dict[str, Any]:
         # what a field in a form tells is heard by its button alone
@@ -230,7 +234,9 @@ class Form:
 def _bound(
     key: str, default: Any, read: Callable[[list[str]], Any], write: Callable[[Any], list[str]], clears: Sequence[str] = ()
 ) -> dict[str, Any]:
-    st.session_state[key] = _read(st.query_params.get_all(key), default, read)
+    value = _read(st.query_params.get_all(key), default, read)
+    if key not in st.session_state or st.session_state[key] != value:  # a field that is set loses what is typed in it
+        st.session_state[key] = value
     return {"key": key, "on_change": _store, "args": (key, default, write, clears)}
 
 

@@ -12,6 +12,9 @@ from dashboard.state.model_worker import Job, Worker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from analysis.circuits.attribution.run import Progress, TraceOptions
+    from analysis.circuits.graph import Circuit
+    from analysis.circuits.interventions.on_prompt import Steered as SteeredPrompt
     from analysis.prompt import PromptCode
     from analysis.steering.generate import Edit, Settings
 
@@ -42,16 +45,45 @@ def encoded(run: Path, text: str) -> "PromptCode":
     Raises:
         SaescopeError: the run has no model, or the text is empty or too long.
     """
-    job = encoding(run, text)
+    code: PromptCode = _waited_for(encoding(run, text), "The model reads the text")
+    return code
+
+
+def intervened(
+    circuit: "Circuit", stamp: float, pins: tuple[str, ...], times: float, maxima: "Sequence[float] | None", root: Path
+) -> "SteeredPrompt":
+    """What an intervention on nodes of a circuit does to its prompt, waited for; the page says so meanwhile.
+
+    Args:
+        circuit: the graph.
+        stamp: another number for a graph of the same name that was made anew.
+        pins: the nodes.
+        times, maxima, root: as of `steer_prompt`.
+
+    Raises:
+        SaescopeError: as `steer_prompt`.
+    """
+
+    def steps() -> "Iterator[SteeredPrompt]":
+        from analysis.circuits.interventions.on_prompt import steer_prompt
+
+        yield steer_prompt(circuit, circuit.select(*pins), times, maxima=maxima, root=root)
+
+    key = ("intervene", circuit.name, stamp, pins, times, maxima and tuple(maxima), root)
+    found: SteeredPrompt = _waited_for(worker().job(key, steps, short=True), "The model runs")
+    return found
+
+
+def _waited_for(job: Job, said: str) -> Any:
+    """The result of a job; the page says that it waits."""
     if not job.ended.wait(SOON_S):
         place = st.empty()
         while not job.ended.wait(0.2):
-            place.text(waiting(job, "The model reads the text"))
+            place.text(waiting(job, said))
         place.empty()
     if job.error is not None:
         raise job.error
-    code: PromptCode = job.result
-    return code
+    return job.result
 
 
 def steering(run: Path, prompt: str, edits: "Sequence[Edit]", settings: "Settings") -> Job:
@@ -63,6 +95,35 @@ def steering(run: Path, prompt: str, edits: "Sequence[Edit]", settings: "Setting
         return stream(run, prompt, edits, settings)
 
     return worker().job(("write", run, _stamp(run), prompt, repr((edits, settings))), steps)
+
+
+TRACE = "trace"
+"""What the keys of traced prompts begin with."""
+
+
+def tracing(prompt: str, options: "TraceOptions") -> Job:
+    """Begin a prompt's attribution graph, which is saved; results are `Progress`. One that has ended begins anew."""
+
+    def steps() -> "Iterator[Progress]":
+        from analysis.circuits.attribution.run import trace_steps
+        from analysis.trained import LOCK
+
+        made = trace_steps(prompt, options)
+        while True:
+            with LOCK:  # not between two steps
+                now = next(made, None)
+            if now is None:
+                return
+            yield now
+
+    key = (TRACE, options.root, options.name, prompt, tuple(options.saes), options.limits)
+    worker().again(key)
+    return worker().job(key, steps, patient=True)
+
+
+def traces(root: Path) -> list[Job]:
+    """The prompts of a folder that are traced, or were and are not yet seen."""
+    return [job for job in worker().known_of(TRACE) if isinstance(job.key, tuple) and job.key[1] == root]
 
 
 def waiting(job: Job, what: str) -> str:

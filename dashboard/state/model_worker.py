@@ -2,7 +2,8 @@
 
 Jobs give what they have so far after each step, so that pages show text as it grows, can stop it, and find it again after
 a reload: who asks for the same gets the same job. Short jobs are done between two steps of the long one that is running,
-so that reading a prompt never waits for a text to be written. A text that nobody waits for any longer makes way.
+so that reading a prompt never waits for a text to be written. A text that nobody waits for any longer makes way; a job
+whose result is kept, a traced prompt, does not.
 """
 
 import gc
@@ -23,14 +24,15 @@ State = Literal["waiting", "running", "done", "stopped", "failed"]
 class Job:
     """One thing asked of a model."""
 
-    def __init__(self, key: Hashable, steps: Callable[[], Iterator[Any]]) -> None:
+    def __init__(self, key: Hashable, steps: Callable[[], Iterator[Any]], *, patient: bool = False) -> None:
         """Begin nothing yet.
 
         Args:
             key: what is asked; equal keys are one job.
             steps: gives what there is so far after each step; the last is the whole.
+            patient: go on though nobody looks.
         """
-        self.key, self.steps = key, steps
+        self.key, self.steps, self.patient = key, steps, patient
         self.state: State = "waiting"
         self.result: Any = None
         self.n_steps = 0
@@ -58,7 +60,9 @@ class Worker:
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def job(self, key: Hashable, steps: Callable[[], Iterator[Any]], *, short: bool = False) -> Job:
+    def job(
+        self, key: Hashable, steps: Callable[[], Iterator[Any]], *, short: bool = False, patient: bool = False
+    ) -> Job:
         """The job of this key: the one that is waiting, running or done, or a new one at the end of the queue.
 
         One that has failed is tried again.
@@ -68,7 +72,7 @@ class Worker:
             if found is not None and found.state != "failed":
                 found.seen = time.monotonic()
                 return found
-            job = self._jobs[key] = Job(key, steps)
+            job = self._jobs[key] = Job(key, steps, patient=patient)
             self._jobs.move_to_end(key)
             (self._short if short else self._long).append(job)
             self._forget()
@@ -81,6 +85,10 @@ class Worker:
     def known(self, key: Hashable) -> Job | None:
         """The job of this key if somebody has asked for it."""
         return self._jobs.get(key)
+
+    def known_of(self, kind: str) -> list[Job]:
+        """The jobs whose keys are tuples that begin with a word, in the order in which they were asked for."""
+        return [job for job in list(self._jobs.values()) if isinstance(job.key, tuple) and job.key[:1] == (kind,)]
 
     def again(self, key: Hashable) -> None:
         """Forget a job that has ended, so that asking begins it anew."""
@@ -117,7 +125,8 @@ class Worker:
                 job.n_steps += 1
                 if job.n_steps == 1:
                     gc.freeze()  # a model's objects stay: Streamlit would look through them after each drawing
-                job.stopping |= bool(self._long) and time.monotonic() - job.seen > UNSEEN_S
+                unseen = time.monotonic() - job.seen > UNSEEN_S and not job.patient
+                job.stopping |= bool(self._long) and unseen
                 if job.stopping:
                     break
                 while self._short:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import numpy as np
 import pytest
@@ -175,3 +175,82 @@ def test_hostile_graphs_are_text_and_broken_ones_are_said(page: Page, dashboard:
     visit(page, dashboard, "page=circuits&circuit=keys&view=%7Bnonsense")
     expect(page.get_by_text("no view of a graph")).to_be_visible()
     expect(page.locator(".sx-cg-node").first).to_be_visible()
+
+
+def test_the_card_and_what_it_leads_to(page: Page, dashboard: Dashboard) -> None:
+    graph = circuit(n=60, e=150)
+    degree = np.bincount(np.concatenate([graph.source, graph.target[graph.target >= 0]]), minlength=len(graph.nodes))
+    degree[graph.nodes.feature < 0] = 0
+    busy = graph.names[int(degree.argmax())]
+    visit(page, dashboard, "page=circuits&circuit=keys")
+    node(page, busy).focus()
+    page.keyboard.press("Enter")
+    label = page.get_by_label("Name of the node")
+    expect(label).to_have_value(busy)
+    expect(page.locator(".sx-cg-known")).to_contain_text("is not here")  # the run, and so its index
+    page.get_by_role("button", name="pin", exact=True).click()
+    expect(node(page, busy)).to_have_class(re.compile("sx-cg-pin"))
+    page.get_by_role("button", name="unpin", exact=True).click()
+    expect(page.locator(".sx-cg-pin")).to_have_count(0)
+    page.get_by_role("button", name="relevant").click()
+    until(page, "%22j%22")
+    assert url_view(page).judged == {busy: False}
+    page.get_by_role("button", name="relevant").click()
+    expect(page).not_to_have_url(re.compile("%22j%22"))
+    label.fill("a name")
+    label.press("Enter")
+    label.fill(busy)
+    label.press("Enter")
+    expect(page).not_to_have_url(re.compile("a\\+name"))
+    assert url_view(page).labels == {}
+    bars = page.locator(".sx-cg-bars li")
+    n = bars.count()
+    page.get_by_role("button", name=re.compile("smaller ones")).first.click()
+    assert bars.count() > n
+    other = page.locator(".sx-cg-bars button").first
+    name = other.inner_text()
+    other.hover()
+    expect(page.locator(".sx-cg")).to_have_attribute("data-marked", name)
+    other.click()
+    expect(label).to_have_value(name)
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("Click a node for its card")).to_be_visible()
+    expect(page).not_to_have_url(re.compile("%22c%22"))
+    page.get_by_label("Share of influence of edges that is shown").fill("0.3")
+    until(page, "e%22%3A0.3")
+    lost = len(graph.source) - page.evaluate("() => document.querySelector('.sx-cg').page.kept.length")
+    assert lost > 0
+    expect(page.get_by_text(f"and {lost} of {len(graph.source)} edges hidden")).to_be_visible()
+
+
+def test_groups_are_renamed_dissolved_and_unpinned(page: Page, dashboard: Dashboard) -> None:
+    graph = circuit(n=60, e=150)
+    mine = [name for name in graph.names if "/f" in name][:3]
+    view = View(pins=tuple(mine), groups=(("both", tuple(mine[:2])),)).text()
+    visit(page, dashboard, f"page=circuits&circuit=keys&view={quote(view)}")
+    page.get_by_role("tab", name="Subgraph (3)").click()
+    page.get_by_label("Name of the group", exact=True).fill("two")
+    page.get_by_label("Name of the group", exact=True).press("Enter")
+    until(page, "two")
+    page.get_by_role("button", name="dissolve").click()
+    expect(page.locator(".sx-cg-group")).to_have_count(0)
+    page.get_by_label(f"unpin {mine[2]}", exact=True).click()
+    expect(page.get_by_role("tab", name="Subgraph (2)")).to_be_visible()
+    page.locator(".sx-cg-list").get_by_role("button", name=mine[1], exact=True).click()
+    expect(page.get_by_label("Name of the node")).to_have_value(mine[1])
+    until(page, "%22c%22")
+    assert url_view(page).model_dump() == View(pins=tuple(mine[:2]), clicked=mine[1]).model_dump()
+    page.get_by_role("tab", name="Subgraph (2)").click()
+    page.get_by_role("tab", name="Node").click()
+    expect(page.get_by_label("Name of the node")).to_be_visible()
+
+
+def test_another_circuit_is_chosen_and_its_figures_are_read(page: Page, dashboard: Dashboard) -> None:
+    visit(page, dashboard, "page=circuits&circuit=keys&view=%7B%22n%22%3A0.5%7D")
+    page.get_by_role("combobox", name="Circuit").click()
+    page.get_by_role("option", name="traced.json").click()
+    until(page, "circuit=traced.json")
+    expect(page.locator(".sx-cg-node")).to_have_count(len(attributed().nodes))
+    expect(page).not_to_have_url(re.compile("view="))
+    page.get_by_text("What was measured").click()
+    expect(page.get_by_text("largest edges")).to_be_visible()

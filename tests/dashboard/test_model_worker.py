@@ -106,6 +106,16 @@ def test_a_job_that_nobody_looks_at_makes_way(monkeypatch: pytest.MonkeyPatch) -
     assert waiting.ended.wait(SOON) and (job.state, waiting.state) == ("stopped", "done")
 
 
+def test_a_job_whose_result_is_kept_does_not_make_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dashboard.state.model_worker.UNSEEN_S", 0.0)
+    worker, steps, other = Worker(), Steps(3), Steps(1)
+    job, waiting = worker.job(("trace", 1), steps, patient=True), worker.job(("write", 2), other)
+    assert worker.known_of("trace") == [job] and worker.known_of("read") == []
+    steps.allow(3)
+    other.allow()
+    assert waiting.ended.wait(SOON) and (job.state, job.result) == ("done", 3)
+
+
 @pytest.mark.parametrize("error", [SaescopeError("no model"), ValueError("a fault of ours")])
 def test_what_fails_says_so_is_tried_again_and_stops_nobody(error: Exception) -> None:
     worker = Worker()

@@ -5,7 +5,7 @@ for the features that have the most influence through the rows known so far, unt
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from analysis.circuits.attribution.graph import AttributionGraph
 from analysis.circuits.attribution.influence import influence, normalised
 from analysis.circuits.attribution.linear import LinearPrompt
+from analysis.circuits.attribution.steps import at_once
 from analysis.circuits.formats.circuit_tracer.writing import ATTRIBUTION
 from analysis.circuits.nodes import Nodes
 
@@ -71,8 +72,16 @@ def attribute(
     Raises:
         SaescopeError: a prompt without a token whose logits could be explained.
     """
+    return at_once(attribute_steps(linear, limits, name=name, pieces=pieces, update_every=update_every), progress)
+
+
+def attribute_steps(
+    linear: LinearPrompt, limits: Limits = _LIMITS, *, name: str = "graph", pieces: Sequence[str] | None = None,
+    update_every: int = 4,
+) -> Generator[int, None, AttributionGraph]:
+    """`attribute` a backward pass at a time; yields how many targets it has done."""
     rows = _Rows(linear, limits)
-    chosen = rows.follow(update_every, progress)
+    chosen = yield from rows.follow(update_every)
     return _graph(linear, rows, chosen, name, pieces)
 
 
@@ -109,11 +118,10 @@ class _Rows:
         self.known: list[Float64[np.ndarray, " n_nodes"]] = []
         self.pre: list[float] = []
 
-    def follow(self, update_every: int, progress: Callable[[int], None] | None) -> Int64[np.ndarray, " n"]:
+    def follow(self, update_every: int) -> Generator[int, None, Int64[np.ndarray, " n"]]:
         """Compute rows of the most influential features; which these are, ascending."""
         n, step = min(self.limits.max_features, len(self.features)), update_every * self.linear.copies
-        if progress is not None:
-            progress(len(self.tokens))
+        yield len(self.tokens)
         while len(self.known) < n:
             waiting = self.features[self.row[self.features] < 0]
             if n < len(self.features):
@@ -126,8 +134,7 @@ class _Rows:
                 self.row[part] = np.arange(len(self.known), len(self.known) + len(part))
                 self.known += list(edges)
                 self.pre += values.tolist()
-                if progress is not None:
-                    progress(len(part))
+                yield len(part)
         return np.flatnonzero(self.row >= 0)
 
     def _influence(self) -> Float64[np.ndarray, " n_nodes"]:

@@ -8,7 +8,7 @@ were. What that does to the most probable logit (less the mean of all logits) is
     live        nothing held; MLPs without a dictionary answer, too
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from analysis.circuits.attribution.graph import AttributionGraph
 from analysis.circuits.attribution.linear import LinearPrompt
+from analysis.circuits.attribution.steps import at_once
 from analysis.circuits.effects.agreement import pearson
 from training.model.edits import Edit
 from training.model.frozen import FrozenModel
@@ -61,7 +62,6 @@ class Gap:
         }
 
 
-@torch.no_grad()
 def frozen_gap(
     linear: LinearPrompt, graph: AttributionGraph, n: int = 20, *, share: float = 1.0, batch: int = 10,
     progress: Callable[[int], None] | None = None,
@@ -77,6 +77,13 @@ def frozen_gap(
         batch: how many at a time.
         progress: told of interventions that are done, three times each.
     """
+    return at_once(gap_steps(linear, graph, n, share=share, batch=batch), progress)
+
+
+def gap_steps(
+    linear: LinearPrompt, graph: AttributionGraph, n: int = 20, *, share: float = 1.0, batch: int = 10
+) -> Generator[int, None, Gap]:
+    """`frozen_gap` a batch at a time; yields how many interventions it has done."""
     effect = -graph.total_effects()
     features = np.flatnonzero(graph.kinds.features)
     chosen = features[np.argsort(-np.abs(effect[features]), kind="stable")[:n]]
@@ -84,33 +91,34 @@ def frozen_gap(
     triples = [graph.nodes.triples[i] for i in chosen]
     bare = ("mlps",) if linear.mlps == "held" else ()
     ways = {"held": ("attention", "norms", *bare), "patterns": ("norms", *bare), "live": ()}
-    measured = {
-        name: _without(linear, triples, logit, parts, share, batch, progress) for name, parts in ways.items()
-    }
+    measured = {}
+    for name, parts in ways.items():
+        measured[name] = yield from _without(linear, triples, logit, parts, share, batch)
     names = graph.names
     return Gap(tuple(names[i] for i in chosen), logit, share * effect[chosen], **measured)
 
 
 def _without(
     linear: LinearPrompt, triples: Sequence[tuple[int, int, int]], logit: int, freeze: Iterable[str], share: float,
-    batch: int, progress: Callable[[int], None] | None,
-) -> Float64[np.ndarray, " n"]:
+    batch: int,
+) -> Generator[int, None, Float64[np.ndarray, " n"]]:
     """The change of a logit with each feature (site, position, feature) taken away, everything else in place."""
     model = linear.circuit.model
     parts = tuple(freeze)
     forward = FrozenModel.at(model, linear.tokens[None], parts) if parts else None
     spliced = SplicedModel(model, linear.circuit.saes)
-    clean = spliced.run(linear.tokens[None], keep=linear.keep[None], freeze=forward)
+    with torch.no_grad():
+        clean = spliced.run(linear.tokens[None], keep=linear.keep[None], freeze=forward)
     before, found = _logit(clean.logits, logit), []
     for start in range(0, len(triples), batch):
         some = triples[start : start + batch]
         tokens, keep = linear.tokens.expand(len(some), -1), linear.keep.expand(len(some), -1)
         edits = [_taken_away(linear, triple, share, i, len(some)) for i, triple in enumerate(some)]
         errors = {site: error.repeat(len(some), 1) for site, error in clean.errors.items()}
-        run = spliced.run(tokens, keep=keep, freeze=forward, edits=edits, errors=errors)
+        with torch.no_grad():  # not around the step: others run between two
+            run = spliced.run(tokens, keep=keep, freeze=forward, edits=edits, errors=errors)
         found.append(_logit(run.logits, logit) - before)
-        if progress is not None:
-            progress(len(some))
+        yield len(some)
     return torch.cat([before.new_zeros(0), *found]).numpy()
 
 

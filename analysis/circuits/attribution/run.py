@@ -2,14 +2,17 @@
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from analysis.circuits.attribution.attribute import Limits, attribute, cost
-from analysis.circuits.attribution.gap import frozen_gap
+from analysis.circuits.attribution.attribute import Limits, attribute_steps, cost
+from analysis.circuits.attribution.gap import gap_steps
 from analysis.circuits.attribution.linear import LinearPrompt, Mlps, Skips
+from analysis.circuits.attribution.steps import Result, at_once
 from analysis.circuits.formats.store import save_circuit
 from analysis.circuits.graph import Circuit
 from analysis.circuits.sites import circuit_model, open_model, open_saes
@@ -17,7 +20,7 @@ from analysis.circuits.tasks.tokens import encode
 from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
-from training.display import Display
+from training.display import Display, Task
 from training.model.language_model import Model
 from training.model.token_bytes import token_bytes
 
@@ -33,6 +36,7 @@ class TraceOptions:
         dtype: what it computes in.
         name: the graph is saved in DIR/NAME.
         dir: folder of circuits; None saves nothing.
+        root: folder that `saes` and `dir` are relative to, and that the graph names its runs from; None is the current one.
         mlps, skips: how the linear forward takes MLPs without a dictionary and skip paths; see `linear`.
         limits: of the graph.
         node_share, edge_share: shares of influence that pruning keeps.
@@ -46,6 +50,7 @@ class TraceOptions:
     dtype: str = "float32"
     name: str = "trace"
     dir: str | None = "circuits"
+    root: Path | None = None
     mlps: Mlps | None = None
     skips: Skips = "linear"
     limits: Limits = Limits()  # noqa: RUF009 (frozen)
@@ -55,20 +60,41 @@ class TraceOptions:
     copies: int = 16
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a graph is: `done` of `total` units of what is being done; `said` is for people, and told once."""
+
+    doing: str
+    done: int
+    total: int
+    unit: str
+    said: str = ""
+
+
 def open_prompt(text: str, options: TraceOptions) -> LinearPrompt:
     """A text taken apart by the SAEs of runs.
 
     Raises:
         SaescopeError: no text, SAEs that do not fit together, or as `LinearPrompt`.
     """
-    if not text:
+    if not text.strip():
         raise SaescopeError("The prompt is empty; give some text.")
-    trained = open_saes(options.saes)
+    if not options.saes:
+        raise SaescopeError("No SAE is named; choose at least one run.")
+    root = options.root
+    trained = open_saes([str(user_path(run) if root is None else root / run) for run in options.saes])
     model = open_model(trained, options.model, options.device, options.dtype)
     spliced, infos = circuit_model(trained, model)
+    if root is not None:
+        infos = tuple(replace(info, run=_from(root, str(info.run))) for info in infos)
     tokens = torch.tensor(encode(model, [text])[0])
     model.check_length(len(tokens))
     return LinearPrompt(spliced, tokens, mlps=options.mlps, skips=options.skips, infos=infos, copies=options.copies)
+
+
+def _from(root: Path, run: str) -> str:
+    path = Path(run)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else run
 
 
 def trace_prompt(text: str, options: TraceOptions, *, quiet: bool = False) -> Circuit:
@@ -78,26 +104,54 @@ def trace_prompt(text: str, options: TraceOptions, *, quiet: bool = False) -> Ci
         SaescopeError: as `open_prompt`; or as `save_circuit`.
     """
     display, began = Display(quiet=quiet), time.perf_counter()
-    linear = open_prompt(text, options)
-    display.say(f"{len(linear.tokens)} tokens, {int((linear.nodes.feature >= 0).sum()) - len(linear.tokens):,} active "
-                f"features at {len(linear.circuit.sites)} sites; {cost(linear, options.limits)}")
-    with display.task("attribution", _n_targets(linear, options.limits), "targets") as task:
-        graph = attribute(
-            linear, options.limits, name=options.name, pieces=pieces(linear.circuit.model, linear.tokens.tolist()),
-            progress=task.advance,
-        )
-    circuit = graph.circuit(options.node_share, options.edge_share)
-    if options.n_gap:
-        n = min(options.n_gap, int(graph.kinds.features.sum()))
-        with display.task("patterns live", 3 * n, "interventions") as task:
-            gap = frozen_gap(linear, graph, n, progress=task.advance)
-        found = {**gap.summary(), "logit": gap.logit, "interventions": gap.rows()}
-        circuit = replace(circuit, scores={**circuit.scores, "frozen_patterns": found})
-    if options.dir is not None:
-        save_circuit(circuit, user_path(options.dir) / options.name)
+    with ExitStack() as stack:
+        tasks: dict[str, Task] = {}
+
+        def show(now: Progress) -> None:
+            if now.said:
+                display.say(now.said)
+            if now.doing not in tasks:
+                stack.close()
+                tasks[now.doing] = stack.enter_context(display.task(now.doing, now.total, now.unit))
+            tasks[now.doing].advance(now.done - tasks[now.doing].done)
+
+        circuit = at_once(trace_steps(text, options), show)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     display.say(f"took {time.perf_counter() - began:.0f} s, {peak:.1f} GB at the peak")
     return circuit
+
+
+def trace_steps(text: str, options: TraceOptions) -> Generator[Progress, None, Circuit]:
+    """`trace_prompt` step by step, the first of which loads the model; yields how far it is, and saves at the end."""
+    linear = open_prompt(text, options)
+    said = (f"{len(linear.tokens)} tokens, {int((linear.nodes.feature >= 0).sum()) - len(linear.tokens):,} active features "
+            f"at {len(linear.circuit.sites)} sites; {cost(linear, options.limits)}")
+    now = Progress("attribution", 0, _n_targets(linear, options.limits), "targets", said)
+    yield now
+    texts = pieces(linear.circuit.model, linear.tokens.tolist())
+    graph = yield from _counted(attribute_steps(linear, options.limits, name=options.name, pieces=texts), now)
+    circuit = graph.circuit(options.node_share, options.edge_share)
+    if options.n_gap:
+        n = min(options.n_gap, int(graph.kinds.features.sum()))
+        gap = yield from _counted(gap_steps(linear, graph, n), Progress("patterns live", 0, 3 * n, "interventions"))
+        found = {**gap.summary(), "logit": gap.logit, "interventions": gap.rows()}
+        circuit = replace(circuit, scores={**circuit.scores, "frozen_patterns": found})
+    if options.dir is not None:
+        folder = user_path(options.dir) / options.name
+        save_circuit(circuit, folder if options.root is None else options.root / folder)
+    return circuit
+
+
+def _counted(steps: Generator[int, None, Result], now: Progress) -> Generator[Progress, None, Result]:
+    """What numbers of newly done units come to."""
+    done = 0
+    while True:
+        try:
+            done += next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        yield replace(now, done=done, said="")
 
 
 def pieces(model: Model, tokens: Sequence[int]) -> list[str]:

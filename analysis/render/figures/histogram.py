@@ -7,6 +7,7 @@ re-binned. Negative values have a panel of their own, mirrored, on the left.
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,11 +124,13 @@ def ticks_of(low: float, high: float, *, log: bool) -> list[float]:
     return [i * step_size for i in range(int(high / step_size * 1.0001) + 1)]
 
 
-def svg(feature: "Feature", *, log_x: bool = True, log_y: bool = False) -> str:
-    """The same as a small drawing that needs no script.
+def svg(
+    feature: "Feature", *, log_x: bool = True, log_y: bool = False, mark: float | None = None, marked: str = "here"
+) -> str:
+    """The same as a small drawing that needs no script; `marked` says whose value the mark is.
 
-    Each panel has a `rect` of class `sx-brush` over it, whose data say which value lies where: a script can let people
-    choose a stretch of values on it.
+    A value beyond the bars is marked at their end. Each panel has a `rect` of class `sx-brush` over it, whose data say
+    which value lies where: a script can let people choose a stretch of values on it.
     """
     sides = [side for side in "-+" if len(bars(feature, side)[0])]
     if not sides:
@@ -135,7 +138,8 @@ def svg(feature: "Feature", *, log_x: bool = True, log_y: bool = False) -> str:
     tallest = max(float(bars(feature, side, log_x=log_x)[2].max()) for side in sides)
     width = (WIDTH - _LEFT) / len(sides)
     panels = "".join(
-        _panel(feature, side, _LEFT + i * width, width, tallest, log_x=log_x, log_y=log_y) for i, side in enumerate(sides)
+        _panel(feature, side, _LEFT + i * width, width, tallest, log_x=log_x, log_y=log_y,
+               mark=(mark, marked) if mark and (mark < 0) == (side == "-") else None) for i, side in enumerate(sides)
     )
     unit = f"tokens{'' if log_x else ' per unit'}{', logarithmic' if log_y else ''}"
     middle = (HEIGHT - _BOTTOM + _TOP) / 2
@@ -150,7 +154,8 @@ def svg(feature: "Feature", *, log_x: bool = True, log_y: bool = False) -> str:
 
 
 def _panel(
-    feature: "Feature", side: str, left: float, width: float, tallest: float, *, log_x: bool, log_y: bool
+    feature: "Feature", side: str, left: float, width: float, tallest: float, *, log_x: bool, log_y: bool,
+    mark: tuple[float, str] | None = None,
 ) -> str:
     low, high, heights = bars(feature, side, log_x=log_x)
     start, stop = (low[0], high[-1]) if log_x else (0.0, high[-1])
@@ -179,7 +184,18 @@ def _panel(
         'fill-opacity="0"/>'
     )
     bars_drawn = f'<g fill="{colour}" stroke="{colour}" stroke-width="0" {kind}>{"".join(drawn)}</g>'
-    return f"{bars_drawn}{line}{labels}{brush}"
+    marked = "" if mark is None else _mark(*mark, across(min(max(abs(mark[0]), start), stop)), left + width / 2)
+    return f"{bars_drawn}{line}{labels}{marked}{brush}"
+
+
+def _mark(value: float, said: str, x: float, middle: float) -> str:
+    """A line at a value, named on the side where there is more room."""
+    anchor, dx = ("end", -4) if x > middle else ("start", 4)
+    return (
+        f'<g class="sx-mark"><line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:g}" y2="{HEIGHT - _BOTTOM:g}" stroke="currentColor" '
+        f'stroke-width="1.5" stroke-dasharray="4 2"/><text x="{x + dx:.1f}" y="{_TOP + 8:g}" text-anchor="{anchor}">'
+        f"{escape(said)} {number(value)}</text></g>"
+    )
 
 
 def _labels(ticks: Sequence[float], across: Any, left: float, width: float, sign: str, floor: float) -> str:

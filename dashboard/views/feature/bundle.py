@@ -1,11 +1,13 @@
 """What the browser is given of one feature: everything of it that is read, drawn, so that a step to it asks nobody."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from analysis.index import Index
 from analysis.index.types import Feature, Group, Side
 from analysis.labels.store import Label
 from analysis.render import feature as drawn
@@ -73,7 +75,7 @@ def bundle(place: CurrentFeature, read: Reading) -> dict[str, Any]:
     return {
         "feature": place.feature, "title": named.text(name, limit=60), "automatic": automatic.text if automatic else "",
         "verdict": _verdict(automatic) if automatic else "", "written": asdict(place.labels.written(place.feature)),
-        "side": _side(place, feature), "examples": _examples(place, feature, read), "tried": tried, "value": value,
+        "side": _side(place, feature, value), "examples": _examples(place, feature, read), "tried": tried,
     }
 
 
@@ -88,14 +90,14 @@ def _verdict(automatic: Label) -> str:
     return f'<span class="sx-quiet" title="{title}">{origin}, {automatic.score:.2f}</span>'
 
 
-def _side(place: CurrentFeature, feature: Feature) -> str:
-    """Tokens, histogram, neighbours, promoted tokens."""
+def _side(place: CurrentFeature, feature: Feature, value: float | None) -> str:
+    """Tokens, histogram with the tried text's value, neighbours, promoted tokens."""
     parts = [drawn.firing(feature, place.index.fires_on(place.feature))]
     if not feature.dead:
         kinds = [(log_x, log_y) for log_y in (False, True) for log_x in (True, False)]
-        drawings = "".join(
-            f'<div class="sx-drawn sx-drawn-{i}">{histogram.svg(feature, log_x=log_x, log_y=log_y)}</div>'
-            for i, (log_x, log_y) in enumerate(kinds, start=1))
+        drawn_each = [histogram.svg(feature, log_x=log_x, log_y=log_y, mark=value, marked="your text")
+                      for log_x, log_y in kinds]
+        drawings = "".join(f'<div class="sx-drawn sx-drawn-{i}">{svg}</div>' for i, svg in enumerate(drawn_each, start=1))
         parts.append(
             f'<h3>Values when active</h3>{drawings}<div class="sx-choices"><button data-toggle="logx">log values</button>'
             '<button data-toggle="logy">log counts</button>'
@@ -126,9 +128,13 @@ def _examples(place: CurrentFeature, feature: Feature, read: Reading) -> str:
 
 def _groups(place: CurrentFeature, side: Side, group: str) -> list[Section]:
     wanted = OVERVIEW if group == "overview" else {group: N_ONE_GROUP}
-    about = {one.name: one for one in place.index.groups(place.feature, side)}
-    return [Section(side, about[name], place.index.examples(place.feature, name, side, n, *FAR))
-            for name, n in wanted.items()]
+    return sections(place.index, place.feature, side, wanted)
+
+
+def sections(index: Index, feature: int, side: Side, wanted: Mapping[str, int]) -> list[Section]:
+    """Groups of a feature's examples by name, with at most so many of each."""
+    about = {one.name: one for one in index.groups(feature, side)}
+    return [Section(side, about[name], index.examples(feature, name, side, n, *FAR)) for name, n in wanted.items()]
 
 
 def _in_range(place: CurrentFeature, side: Side, low: float, high: float) -> Section:

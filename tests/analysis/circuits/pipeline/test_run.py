@@ -107,7 +107,14 @@ def test_a_prompt_is_traced_and_its_features_are_intervened_on(folder: Path) -> 
     assert one.after == pytest.approx(one.before, abs=1e-4) and one.predicted == pytest.approx(one.before, abs=1e-4)
     off = steer_prompt(circuit, circuit.select(*features[:2]), 0.0)
     assert off.before == pytest.approx(one.before) and abs(off.after - off.before) > 1e-4
-    assert off.baseline == one.baseline and sum(share for _, share in off.steered) < 1
+    assert off.baseline == one.baseline and sum(token.probability for token in off.steered) < 1
+    assert off.baseline[0].token == off.logit and off.baseline[0].logit == pytest.approx(off.before, abs=1e-5)
+    held = steer_prompt(circuit, circuit.select(*features[:2]), 0.5, maxima=[4.0, 4.0])
+    assert abs(held.after - off.after) > 1e-4
+    value = circuit.value[circuit.find(features[0])]
+    as_is = steer_prompt(circuit, circuit.select(features[0]), 1.0, maxima=value.tolist())
+    assert as_is.after == pytest.approx(one.before, abs=1e-4) and all(
+        row.after == pytest.approx(row.before, abs=1e-4) for row in as_is.behind)
     for bad in (circuit.select(circuit.names[0]), circuit.nodes.take(circuit.nodes.site == len(circuit.sites) - 1)):
         with pytest.raises(SaescopeError, match="unpin"):
             steer_prompt(circuit, bad, 0.0)

@@ -83,6 +83,19 @@ def test_svg_mirrors_the_negative_side() -> None:
     assert left[1] < left[0] < left[2] < left[3]
 
 
+@pytest.mark.parametrize("log_x", [True, False])
+def test_a_value_is_marked_where_it_lies(log_x: bool) -> None:
+    for value, share in ((4.0, 0.5), (2.0, 0.0 if log_x else 0.25), (80.0, 1.0), (-2.0, 0.5)):
+        page = Page(histogram.svg(feature(n_negative=6), log_x=log_x, mark=value, marked="<your text>"))
+        negative, positive = page.having("rect", class_="sx-brush")
+        panel = negative if value < 0 else positive
+        (line,) = [e for e in page.having("line") if e.attributes.get("stroke-dasharray")]
+        wanted = float(panel.attributes["x"]) + share * float(panel.attributes["width"])
+        assert float(line.attributes["x1"]) == pytest.approx(wanted, abs=0.06)
+        assert any(e.text.startswith("<your text>") for e in page.having("text"))
+    assert "sx-mark" not in "".join(histogram.svg(feature(), mark=mark) for mark in (None, 0.0, -1.0))
+
+
 def test_the_alt_text_has_the_numbers() -> None:
     assert histogram.alt(feature(n_negative=6)) == (
         "Histogram of feature 7: 30 positive values from 2.00 to 8.00, most between 2.00 and 4.00; "
