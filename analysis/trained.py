@@ -86,19 +86,15 @@ class TrainedSAE:
             SaescopeError: the SAE came without one, or it cannot be had here or is no longer the one whose activations
                 the SAE was trained on.
         """
-        return self._loaded[0]
+        config, _ = self.model_facts()
+        model = kept_model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
+        self.check_model(model)
+        return model
 
     @property
     def vocabulary(self) -> Vocabulary:
         """The bytes of the model's tokens. Raises as `model`."""
-        return self._loaded[1]
-
-    @property
-    def _loaded(self) -> tuple[Model, Vocabulary]:
-        config, _ = self.model_facts()
-        model, vocabulary = kept_model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
-        self.check_model(model)
-        return model, vocabulary
+        return _vocabulary(self.model)
 
     def check_model(self, model: Model) -> None:
         """Check that a model is the one whose activations the SAE was trained on; precision may differ.
@@ -198,8 +194,8 @@ def _sae(run: Path, key: str, device: str) -> SAE:  # noqa: ARG001 (the key make
     return store.load(run, device=device)
 
 
-def kept_model(name: str, device: str = "auto", dtype: str = "float32") -> tuple[Model, Vocabulary]:
-    """The one language model that this process keeps, and the bytes of its tokens; arguments as of `load_model`.
+def kept_model(name: str, device: str = "auto", dtype: str = "float32") -> Model:
+    """The one language model that this process keeps; arguments as of `load_model`.
 
     Raises:
         SaescopeError: it cannot be had here.
@@ -209,12 +205,17 @@ def kept_model(name: str, device: str = "auto", dtype: str = "float32") -> tuple
 
 
 @lru_cache(maxsize=1)
-def _model(name: str, device: str, dtype: str) -> tuple[Model, Vocabulary]:
+def _model(name: str, device: str, dtype: str) -> Model:
+    _vocabulary.cache_clear()  # which holds on to the model before
     try:
-        model = load_model(name, device=device, dtype=dtype)
+        return load_model(name, device=device, dtype=dtype)
     except SaescopeError as error:
         raise SaescopeError(f"The language model is needed for this and is not on this machine: {error}") from error
-    return model, Vocabulary(token_bytes(model.tokenizer))
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(model: Model) -> Vocabulary:
+    return Vocabulary(token_bytes(model.tokenizer))
 
 
 def _limits(run: Path, provenance: dict[str, Any]) -> dict[str, float]:

@@ -59,7 +59,7 @@ def open_model(
     if not trained and name is None:
         raise SaescopeError("saes: none is named, and no model either.")
     name = name or str(trained[0].model_facts()[0]["name"])
-    model, _ = kept_model(name, device, dtype)
+    model = kept_model(name, device, dtype)
     for one in trained:
         one.check_model(model)
     return model

@@ -133,7 +133,11 @@ class CircuitPage {
       el("label", {}, "nodes ", this.sliders[0]), el("label", {}, "edges ", this.sliders[1]), this.hidden);
     this.scroll = el("div", { class: "sx-cg-scroll" });
     this.side = el("div", { class: "sx-cg-side" });
-    this.root.append(bar, el("div", { class: "sx-cg-both" }, this.scroll, this.side));
+    const { nodes, edges } = this.graph, repeated = [...nodes.inclusion, ...edges.inclusion].some((share) => share !== null);
+    const legend = el("p", { class: "sx-quiet" }, "Circles are features, diamonds errors, squares tokens and skip paths, rounded squares logits. " +
+      "Blue edges add, orange dashed ones take away; width is size." +
+      (repeated ? " Dotted edges are in fewer than 90 % of the bootstraps, outlined nodes in at least as many." : ""));
+    this.root.append(bar, el("div", { class: "sx-cg-both" }, el("div", {}, this.scroll, legend), this.side));
     this.tab = "node";
     this.layout();
     this.draw();

@@ -56,7 +56,7 @@ _graph = st.components.v2.component(
 
 
 def circuit_graph(
-    data: Mapping[str, Any], view: View, links: Mapping[int, str], card: Mapping[str, str] | None
+    data: Mapping[str, Any], view: View, links: Mapping[int, str], card: Mapping[str, str] | None, came_with: View
 ) -> None:
     """Draw a graph; what is chosen in it becomes the URL's `view`.
 
@@ -65,15 +65,16 @@ def circuit_graph(
         view: what is shown of it.
         links: by row, the address of the feature page of its SAE's run.
         card: what is known besides of the node whose card is open: its name, `node`, and trusted `html`.
+        came_with: what is shown where the URL has no view.
     """
     shown = view.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     given = {"graph": dict(data), "view": shown, "links": {str(row): link for row, link in links.items()},
              "card": card}
-    _graph(key="circuit_graph", data=given, on_view_change=_chosen)
+    _graph(key="circuit_graph", data=given, on_view_change=lambda: _chosen(came_with))
 
 
-def _chosen() -> None:
+def _chosen(came_with: View) -> None:
     text = st.session_state["circuit_graph"].view
     if text:
-        shown = None if text == "{}" else json.dumps(json.loads(text), separators=(",", ":"))
+        shown = None if text == came_with.text() else json.dumps(json.loads(text), separators=(",", ":"))
         address.update(view=shown, tracing=None)  # who goes on reading is not led away by a graph that is ready

@@ -102,7 +102,7 @@ TRACE = "trace"
 
 
 def tracing(prompt: str, options: "TraceOptions") -> Job:
-    """Begin a prompt's attribution graph, which is saved; results are `Progress`. One that has ended begins anew."""
+    """Begin a prompt's attribution graph, which is saved; results are `Progress`. One name is one job."""
 
     def steps() -> "Iterator[Progress]":
         from analysis.circuits.attribution.run import trace_steps
@@ -116,7 +116,7 @@ def tracing(prompt: str, options: "TraceOptions") -> Job:
                 return
             yield now
 
-    key = (TRACE, options.root, options.name, prompt, tuple(options.saes), options.limits)
+    key = (TRACE, options.root, options.name)
     worker().again(key)
     return worker().job(key, steps, patient=True)
 

@@ -15,7 +15,7 @@ from analysis.circuits.formats.circuit_tracer.reading import read_graph
 from analysis.circuits.formats.circuit_tracer.writing import write_graph
 from analysis.circuits.formats.store import save_circuit
 from analysis.circuits.nodes import OUTPUT
-from analysis.circuits.view import View, view_of
+from analysis.circuits.view import View, view_of, with_view
 from tests.analysis.circuits.graphs import attributed, circuit
 from tests.dashboard.browser import Dashboard, idle, serve, visit
 
@@ -29,6 +29,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     (folder / "runs").mkdir()
     save_circuit(circuit(n=60, e=150, name="keys"), folder / "circuits" / "keys")
     write_graph(attributed(), folder / "circuits" / "traced.json")
+    write_graph(with_view(attributed(), View(pins=(attributed().names[5],))), folder / "circuits" / "pinned.json")
     hostile = json.loads((folder / "circuits" / "traced.json").read_text())
     for node in hostile["nodes"]:
         node["clerp"] = HOSTILE
@@ -94,13 +95,33 @@ def test_all_that_is_chosen_survives_a_reload_and_a_file(page: Page, dashboard: 
         page.get_by_role("button", name="Graph file").click()
     path = tmp_path / "again.json"
     saved.value.save_as(path)
-    back = read_graph(path)
+    back, first = read_graph(path), path.read_bytes()
     assert view_of(back) == wanted and back.names == graph.names
     path.rename(dashboard.runs.parent / "circuits" / "again.json")
     visit(page, dashboard, "page=circuits&circuit=again.json")
     expect(page.locator(".sx-cg-pin")).to_have_count(3)
     expect(page.get_by_label("Name of the node")).to_have_value("plural <subject>")
+    expect(page.get_by_text(re.compile(rf"^{hidden} of {len(graph.nodes)} nodes"))).to_be_visible()
+    expect(slider).to_have_value("0.5")
+    expect(page.get_by_role("button", name="spurious")).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("tab", name="Subgraph (3)").click()
+    expect(page.get_by_label("Name of the group", exact=True)).to_have_value("verbs")
+    expect(page.get_by_text("2 nodes:")).to_be_visible()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Graph file").click()
+    assert saved.value.path().read_bytes() == first
     (dashboard.runs.parent / "circuits" / "again.json").unlink()
+
+
+def test_what_a_file_came_with_can_be_taken_away(page: Page, dashboard: Dashboard) -> None:
+    visit(page, dashboard, "page=circuits&circuit=pinned.json")
+    expect(page.locator(".sx-cg-pin")).to_have_count(1)
+    page.locator(".sx-cg-pin").click(modifiers=["Control"])
+    until(page, "view=")
+    page.reload()
+    idle(page)
+    expect(page.locator(".sx-cg-node").first).to_be_visible()
+    expect(page.locator(".sx-cg-pin")).to_have_count(0)
 
 
 def test_back_undoes_a_pin(page: Page, dashboard: Dashboard) -> None:
@@ -203,10 +224,6 @@ def test_the_card_and_what_it_leads_to(page: Page, dashboard: Dashboard) -> None
     label.press("Enter")
     expect(page).not_to_have_url(re.compile("a\\+name"))
     assert url_view(page).labels == {}
-    bars = page.locator(".sx-cg-bars li")
-    n = bars.count()
-    page.get_by_role("button", name=re.compile("smaller ones")).first.click()
-    assert bars.count() > n
     other = page.locator(".sx-cg-bars button").first
     name = other.inner_text()
     other.hover()
@@ -221,6 +238,12 @@ def test_the_card_and_what_it_leads_to(page: Page, dashboard: Dashboard) -> None
     lost = len(graph.source) - page.evaluate("() => document.querySelector('.sx-cg').page.kept.length")
     assert lost > 0
     expect(page.get_by_text(f"and {lost} of {len(graph.source)} edges hidden")).to_be_visible()
+    visit(page, dashboard, "page=circuits&circuit=traced.json")
+    graph = read_graph(dashboard.runs.parent / "circuits" / "traced.json")
+    inputs = np.bincount(graph.target[graph.target >= 0], minlength=len(graph.nodes))
+    node(page, graph.names[int(inputs.argmax())]).click()
+    page.get_by_role("button", name=re.compile("smaller ones")).first.click()
+    expect(page.locator(".sx-cg-bars").first.locator("li")).to_have_count(int(inputs.max()))
 
 
 def test_groups_are_renamed_dissolved_and_unpinned(page: Page, dashboard: Dashboard) -> None:

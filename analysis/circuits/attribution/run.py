@@ -42,6 +42,7 @@ class TraceOptions:
         node_share, edge_share: shares of influence that pruning keeps.
         n_gap: interventions that measure what frozen patterns leave out; 0 leaves that out.
         copies: targets that are followed at once.
+        max_tokens: the longest prompt that is taken; memory grows with its square. None takes all that the model does.
     """
 
     saes: Sequence[str]
@@ -58,6 +59,7 @@ class TraceOptions:
     edge_share: float = 0.98
     n_gap: int = 20
     copies: int = 16
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def open_prompt(text: str, options: TraceOptions) -> LinearPrompt:
         infos = tuple(replace(info, run=_from(root, str(info.run))) for info in infos)
     tokens = torch.tensor(encode(model, [text])[0])
     model.check_length(len(tokens))
+    if options.max_tokens is not None and len(tokens) > options.max_tokens:
+        raise SaescopeError(f"The prompt has {len(tokens)} tokens; at most {options.max_tokens} are traced here.")
     return LinearPrompt(spliced, tokens, mlps=options.mlps, skips=options.skips, infos=infos, copies=options.copies)
 
 

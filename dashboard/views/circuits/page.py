@@ -23,7 +23,7 @@ from dashboard.components.circuit_graph import circuit_graph
 from dashboard.components.navigation import navigation
 from dashboard.settings import runs_folder
 from dashboard.state import address
-from dashboard.views.circuits import node, trace
+from dashboard.views.circuits import node, tracing
 from dashboard.views.circuits.intervene import intervene
 from sae.errors import SaescopeError
 
@@ -35,14 +35,14 @@ def page() -> None:
     """Draw the page."""
     root = runs_folder().absolute().parent
     folder = root / "circuits"
-    trace.opened(root)
+    tracing.opened(root)
     found = {path.name: path for path in sorted(folder.glob("*")) if _is_graph(path)}
     shown = found or {EXAMPLE.name: EXAMPLE}
     names = list(shown)
     row = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
     row.title("Circuits", width="content")
     name = row.selectbox(
-        "Circuit", names, **address.choice("circuit", names, default=names[0], clears=("view", trace.OPENS)), width=320,
+        "Circuit", names, **address.choice("circuit", names, default=names[0], clears=("view", tracing.OPENS)), width=320,
         format_func=escaping.visible,
     )
     navigation()
@@ -50,11 +50,11 @@ def page() -> None:
         st.text(f"No circuits yet (folder: {escaping.shell(folder)}). Until there are, this is an example: subject–verb "
                 "agreement in SmolLM2-135M. This finds a first one:")
         st.code("make circuit-demo", language="bash")
-    trace.trace(root)
+    tracing.trace(root)
     stamp = _stamp(shown[name])
     circuit, data = _opened(str(shown[name]), stamp)
     view = _view(circuit)
-    circuit_graph(data, view, node.links(circuit), node.card(circuit, view.clicked))
+    circuit_graph(data, view, node.links(circuit), node.card(circuit, view.clicked), view_of(circuit))
     with row:
         save.button("Graph file", f"{name.removesuffix('.json')}.json", lambda: _file(circuit, view),
                     help="for circuit-tracer, Neuronpedia and this page: with pins, groups, names and judgements")

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.circuits.attribution.attribute import Limits
+from analysis.circuits.attribution.run import Progress, TraceOptions, trace_prompt, trace_steps
+from analysis.circuits.attribution.steps import at_once
 from analysis.circuits.checks.ablation import Ablation
 from analysis.circuits.checks.faithfulness import faithfulness
 from analysis.circuits.effects.nodes import node_effects
@@ -123,6 +126,23 @@ def test_a_prompt_is_traced_and_its_features_are_intervened_on(folder: Path) -> 
         steer_prompt(missing, circuit.select(features[0]), 0.0)
     assert run_sae(folder, "circuit", "trace", "", "--saes", "runs/saes/*").code == 2
     assert run_sae(folder, "circuit", "trace", "the", "--saes", "runs/saes/*", "--nodes", "7").code == 2
+
+
+def test_what_runs_between_the_steps_of_a_trace_changes_nothing() -> None:
+    options = TraceOptions(["runs/saes/*"], name="between", limits=Limits(20), n_gap=4)
+    whole = trace_prompt("the dog is", options, quiet=True)
+    feature = next(name for name in whole.names if name.startswith("attn-1/f"))
+    alone, told = steer_prompt(whole, whole.select(feature), 0.0), list[Progress]()
+
+    def between(now: Progress) -> None:
+        told.append(now)
+        assert steer_prompt(whole, whole.select(feature), 0.0) == alone
+
+    again = at_once(trace_steps("the dog is", options), between)
+    assert again.names == whole.names and (again.weight == whole.weight).all() and again.scores == whole.scores
+    assert [now.done for now in told if now.doing == "patterns live"] == [4, 8, 12]
+    ends = [now for now in told if now.doing == "attribution"]
+    assert ends[0].done == 0 and ends[-1].done == ends[-1].total and "tokens" in ends[0].said
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "circuits").glob("*.yaml")), ids=lambda path: path.stem)

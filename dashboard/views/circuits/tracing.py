@@ -14,6 +14,7 @@ from dashboard.state import address
 from dashboard.state.model_results import traces, tracing, waiting, worker
 from dashboard.state.model_worker import Job
 from dashboard.state.watched_runs import all_runs
+from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
     from analysis.circuits.attribution.run import Progress
@@ -22,6 +23,8 @@ POLL_S = 0.6
 OPENS = "tracing"
 """Key of the URL that names the graph which opens once it is there; choices made meanwhile remove it."""
 N_FEATURES = 500
+MAX_TOKENS = 128
+"""Longer prompts are for `sae circuit trace`, which nobody else waits for."""
 
 
 def trace(root: Path) -> None:
@@ -33,8 +36,7 @@ def trace(root: Path) -> None:
     saes = _choices()
     with st.expander("Trace a prompt", icon=":material/timeline:"):
         if not saes:
-            st.text("No run has finished whose SAE reads a language model. This trains five small ones:")
-            st.code("make circuit-demo", language="bash")
+            st.text("No run has finished whose SAE reads a language model; make circuit-demo trains five small ones.")
         else:
             _form(root, saes)
     for job in traces(root):
@@ -99,7 +101,8 @@ def _begin(root: Path, form: address.Form) -> None:
         asked["_trace refused"] = refused
         return
     runs = [(Path(runs_folder().name) / one).as_posix() for one in asked["saes"]]
-    tracing(prompt, TraceOptions(runs, name=name, root=root, limits=Limits(int(asked["features"]))))
+    limits = Limits(int(asked["features"]))
+    tracing(prompt, TraceOptions(runs, name=name, root=root, limits=limits, max_tokens=MAX_TOKENS))
     form.submit(**{OPENS: name})
 
 
@@ -142,16 +145,18 @@ def _going(job: Job) -> None:
 
 def _ended(job: Job) -> None:
     """What became of a job, until it has been read."""
+    if job.error is not None and not isinstance(job.error, SaescopeError):
+        worker().again(job.key)
+        raise job.error
     name = escaping.plain(_name(job))
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        forget = {"key": f"forget {_name(job)}", "on_click": worker().again, "args": (job.key,)}
         if job.state == "done":
             st.button(f"Open {name}", icon=":material/open_in_new:", key=f"open {_name(job)}", on_click=_open, args=(job,))
         elif job.state == "stopped":
             st.text(f"Tracing {_name(job)} was stopped; nothing is saved.")
         else:
             st.error(f"{name}: {escaping.plain(str(job.error))}", icon=":material/error:")
-        st.button("Dismiss", **forget)
+        st.button("Dismiss", key=f"dismiss {_name(job)}", on_click=worker().again, args=(job.key,))
 
 
 def _open(job: Job) -> None:
