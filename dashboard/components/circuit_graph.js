@@ -132,7 +132,7 @@ class CircuitPage {
     const bar = el("div", { class: "sx-cg-bar" }, this.search,
       el("label", {}, "nodes ", this.sliders[0]), el("label", {}, "edges ", this.sliders[1]), this.hidden);
     this.scroll = el("div", { class: "sx-cg-scroll" });
-    this.side = el("div", { class: "sx-cg-side" });
+    this.side = el("div", { class: "sx-cg-side", tabindex: -1 });
     const { nodes, edges } = this.graph, repeated = [...nodes.inclusion, ...edges.inclusion].some((share) => share !== null);
     const legend = el("p", { class: "sx-quiet" }, "Circles are features, diamonds errors, squares tokens and skip paths, rounded squares logits. " +
       "Blue edges add, orange dashed ones take away; width is size." +
@@ -391,7 +391,9 @@ class CircuitPage {
       button.addEventListener("click", () => { this.tab = key; this.panel(); });
       tabs.append(button);
     }
+    const held = this.side.contains(document.activeElement);
     this.side.replaceChildren(tabs, this.tab === "node" ? this.card() : this.subgraph());
+    if (held && !this.side.contains(document.activeElement)) this.side.focus({ preventScroll: true });  // keys stay with the graph
   }
 
   card() {

@@ -36,7 +36,7 @@ padding:.1rem .4rem}}
 .sx-cg-match{{stroke:currentColor;stroke-width:4;stroke-dasharray:2 2}}
 .sx-cg-on{{stroke:currentColor;stroke-width:5}}
 .sx-cg-node:focus-visible{{outline:2px solid currentColor}}
-.sx-cg-side{{max-height:44rem;overflow:auto;min-width:0}}
+.sx-cg-side{{max-height:44rem;overflow:auto;min-width:0;outline:none}}
 .sx-cg-tabs{{display:flex;gap:.4rem;margin-bottom:.5rem}}
 .sx-cg [aria-selected=true],.sx-cg [aria-pressed=true]{{background:var(--sx-soft);font-weight:600}}
 .sx-cg-buttons{{display:flex;flex-wrap:wrap;gap:.4rem;align-items:center;margin:.4rem 0}}

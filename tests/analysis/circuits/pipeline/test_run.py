@@ -131,7 +131,7 @@ def test_a_prompt_is_traced_and_its_features_are_intervened_on(folder: Path) -> 
 def test_what_runs_between_the_steps_of_a_trace_changes_nothing() -> None:
     options = TraceOptions(["runs/saes/*"], name="between", limits=Limits(20), n_gap=4)
     whole = trace_prompt("the dog is", options, quiet=True)
-    feature = next(name for name in whole.names if name.startswith("attn-1/f"))
+    feature = next(name for name in whole.names if name.startswith(tuple(f"{site}/f" for site in HOOKS)))
     alone, told = steer_prompt(whole, whole.select(feature), 0.0), list[Progress]()
 
     def between(now: Progress) -> None:
