@@ -108,16 +108,19 @@ def forecast(labelling: "Labelling", plan: "Plan", price_in: float | None = None
 def told(outcome: "Outcome", price_in: float | None = None, price_out: float | None = None) -> str:
     """What came of a labelling, in words."""
     from analysis.labels.commands import told as scores
+    from analysis.render.text import count
 
+    made = list(outcome.made.values())
+    scored = any(one.score is not None for one in made)
     cost, about = outcome.cost, "" if outcome.counted else "about "
     money = f", {about}{_money(cost, price_in, price_out)}" if price_in is not None and price_out is not None else ""
     lines = [
-        scores(list(outcome.made.values())),
+        scores(made) if scored else f"{count(len(made), 'label')}, none scored",
         f"{cost.n_requests:,} requests, {about}{cost.n_in:,} tokens sent, {cost.n_out:,} received{money}",
     ]
     for features, what in ((outcome.wordless, "the answer held no label, perhaps for want of --answer-tokens"),
                            (outcome.unjudged, "the judge's answer was no list of examples, so the label has no score")):
-        lines += [f"for {len(features):,} features {what}: {_some(features)}"] if features else []
+        lines += [f"for {count(len(features), 'feature')} {what}: {_some(features)}"] if features else []
     lines += [f"the last refusal: {outcome.refusal}"] if outcome.refusal else []
     return "\n".join(lines)
 

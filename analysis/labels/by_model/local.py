@@ -49,7 +49,7 @@ class LocalModel(Chat):
             token = int(logits[0].argmax())
             made.append(token)
             text = str(self.model.tokenizer.decode(made, skip_special_tokens=True))
-            if token == self.model.tokenizer.eos_token_id or (question.end and question.end in text):
+            if token == self.model.tokenizer.eos_token_id or (question.end and question.end in text.lstrip()):
                 break
             new = torch.tensor([[token]])
         return Answer(question.begin + text, n, len(made))

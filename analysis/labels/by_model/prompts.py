@@ -90,7 +90,7 @@ def marked(pieces: Sequence[str], marks: Sequence[bool]) -> str:
 def label_of(answer: str) -> str | None:
     """The label in an answer: what stands behind the last `LABEL:`, or all of it if that is one short line; else None."""
     answer = _without_thoughts(answer)[:20_000]
-    found = re.findall(r"label\W{0,4}:[^\S\n]*(.*)", answer, re.IGNORECASE)
+    found = re.findall(r"label\W{0,4}:[\s*]*(.*)", answer, re.IGNORECASE)
     if not found and len(answer.strip()) > LONGEST:
         return None
     lines = [line for line in map(_tidy, found or answer.splitlines()) if line]

@@ -32,6 +32,7 @@ def test_the_judge_sees_no_values() -> None:
     ("the word import", "the word import"), ('\n\n "quoted" \n', "quoted"), ("1. a\n2. b", None),
     ("x" * 300, None), ("`a` or `b`", "`a` or `b`"),
     ("<think>LABEL: no</think>\nLABEL: yes", "yes"), ("<think>still at it", None), ("", None), ("LABEL:", None),
+    ("**Label:**\n\n*a* b", "a* b"),
     (" \u200b\x00 ", None), ("LABEL: a\x1b[31m\u202eb\tc", "a[31mb c"), ("LABEL: " + "long " * 100, None),
 ])
 def test_labels_in_answers(answer: str, label: str | None) -> None:
