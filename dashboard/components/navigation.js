@@ -12,14 +12,21 @@ export default function (component) {
     "input, textarea, select, [contenteditable=true], [role=combobox], [role=listbox], [role=slider], [role=dialog]");
   const say = (text) => { status.textContent = text; };
 
+  // whether the address is at this page, with these keys
+  function says(params) {
+    const now = new URLSearchParams(location.search);
+    return ["page", ...params.keys()].every((key) => String(now.getAll(key)) === String(params.getAll(key)));
+  }
+
   function go(href) {
-    const url = new URL(href, location.href), before = location.search;
+    const url = new URL(href, location.href), before = new URLSearchParams(location.search);
     setTriggerValue("to", url.search || "?");
     // Streamlit does not hear what is said while it replaces a page: then the browser opens the address itself
     let idle = 0;
     const check = setInterval(() => {
       idle = app.dataset.testScriptState === "notRunning" ? idle + 1 : 0;
-      if (location.search !== before || url.search === before) clearInterval(check);
+      // keys that a page adds to its own address are no answer
+      if (!says(before) || says(url.searchParams)) clearInterval(check);
       else if (idle >= 4) { clearInterval(check); location.assign(url); }
     }, 500);
   }
@@ -33,8 +40,7 @@ export default function (component) {
       idle = app.dataset.testScriptState === "notRunning" ? idle + 1 : 0;
       if (idle < 2) return;
       stay();
-      const now = new URLSearchParams(location.search);
-      if (["page", ...asked.keys()].every((key) => String(now.getAll(key)) === String(asked.getAll(key)))) return;
+      if (says(asked)) return;
       history.replaceState(history.state, "", wanted);
       globalThis.saescopeTell(wanted);
     }, 250);
@@ -165,7 +171,7 @@ export default function (component) {
       if (field) { field.focus(); field.select(); return; }
       if (!data.keys["/"]) return;
       coming.text = "";
-      coming.until = performance.now() + 8000;
+      coming.until = performance.now() + 30000;
       enter();
       go(resumed(data.keys["/"]));
     } else if (data.keys[event.key]) {

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -38,24 +37,6 @@ def test_the_command_tells_the_costs_first(run: Path) -> None:
         assert "6 features keep" in rules.out and sum(bool(one.model) for one in Labels(run).automatic()) == 6
         assert run_sae(run, "label", run, "--top", "7", "--replace", "--quiet").code == 0
         assert not any(one.model for one in Labels(run).automatic())
-
-
-def test_an_interruption_keeps_what_was_asked(run: Path) -> None:
-    with ChatServer(speller, pause_s=0.05) as server:
-        sent: list[int] = []
-
-        def interrupting(prompt: str, _: int) -> tuple[str, int, int]:
-            if len(server.requests) >= 5 and not sent:
-                sent.append(signal.SIGINT)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                time.sleep(0.2)
-            return speller(prompt), 1, 1
-
-        server.answering = interrupting
-        done = run_sae(run, "label", run, "--with", server.url, "--model", MODEL, "--yes", "--parallel", "3")
-        n_asked = len(server.requests)
-        assert done.code == 130 and 5 <= n_asked <= 9
-        assert len(Labels(run).automatic()) == n_asked and f"{n_asked} labels" in done.out
 
 
 def test_a_killed_labelling_goes_on(run: Path) -> None:
