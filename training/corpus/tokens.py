@@ -221,6 +221,8 @@ def read_manifest(folder: Path, *entries: str) -> dict[str, Any]:
         raise SaescopeError(f"{path} is not the manifest of a Saescope cache; name another one, or remove {folder}.")
     if lacking := [entry for entry in ("format_version", *entries) if entry not in manifest]:
         raise SaescopeError(f"{path} lacks {lacking[0]!r}: the file was altered; remove {folder} and make it again.")
+    if not isinstance(manifest["format_version"], int):
+        raise SaescopeError(f"{path}: format_version is no number; remove {folder} and make it again.")
     if manifest["format_version"] > FORMAT_VERSION:
         raise SaescopeError(
             f"{path} has format version {manifest['format_version']}, this code reads up to {FORMAT_VERSION}; update it."
