@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from sae.errors import SaescopeError
@@ -37,6 +38,24 @@ from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
 # bfloat16 has no numpy type: its bits are stored as uint16
 _STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 _HASHERS = 8
+
+
+class _Shard(BaseModel):
+    """What a manifest says of one shard."""
+
+    n_seqs: PositiveInt
+    sha256: str
+    norms_sha256: str
+
+
+class _Manifest(BaseModel):
+    """What a manifest says of one hook, beside its format."""
+
+    hook: str
+    d: PositiveInt
+    dtype: Literal["bfloat16", "float16", "float32"]
+    tokens_sha256: str
+    shards: list[_Shard] = Field(min_length=1)
 
 
 def hook_folder(folder: Path, hook: str) -> Path:
@@ -226,10 +245,12 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     manifest = read_manifest(place, "hook", "d", "dtype", "tokens_sha256", "shards")
     if manifest["hook"] != hook:
         raise SaescopeError(f"{place} holds activations of {manifest['hook']}, not of {hook}; remove it and make it again.")
-    d, dtype = manifest["d"], manifest["dtype"]
-    if type(d) is not int or d < 1 or dtype not in list(DTYPES):
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
         raise SaescopeError(
-            f"{place / 'manifest.json'} names rows of {d!r} values in {dtype!r}; remove {place} and make it again.")
+            f"{place / 'manifest.json'}: {where} is not what a cache writes; remove {place} and make it again.") from None
     if manifest["tokens_sha256"] != _tokens_digest(folder):
         raise SaescopeError(f"{place} was made from other tokens than {folder} holds; remove it and make it again.")
     note_path = folder.parent / f".{folder.name}.checked.json"
