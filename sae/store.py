@@ -146,7 +146,7 @@ def _config(path: Path, manifest: dict[str, Any]) -> tuple[type[SAE], SAEConfig]
     """The class and config a manifest names."""
     fields = manifest.get("config")
     variant = fields.get("variant") if isinstance(fields, dict) else None
-    if variant not in READABLE:
+    if not isinstance(variant, str) or variant not in READABLE:
         raise SaescopeError(f"{path}: no variant called {variant!r}; this code has {', '.join(READABLE)}.")
     try:
         return READABLE[variant][0], READABLE[variant][1].model_validate(fields)

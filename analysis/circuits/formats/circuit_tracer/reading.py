@@ -53,6 +53,9 @@ def read_graph(path: Path | str) -> Circuit:
         raise SaescopeError(f"{path}: {error}.") from error
 
 
+_NUMBER, _TEXT, _OBJECT = TypeAdapter(int), TypeAdapter(str), TypeAdapter(dict[str, Any])
+
+
 def _own(graph: Graph) -> Circuit:
     own = graph.metadata.saescope or {}
     rows = own.get("sites", [])
@@ -60,8 +63,12 @@ def _own(graph: Graph) -> Circuit:
         sites = TypeAdapter(tuple[SiteInfo, ...]).validate_python(
             [{k: v for k, v in row.items() if k in SiteInfo.__dataclass_fields__} for row in rows]
         )
-        by_rank = {(str(row["layer"]), row["rank"]): (i, row["first_feature"]) for i, row in enumerate(rows)}
-        facts = {key: own[key] for key in ("name", "model", "task", "settings", "scores")}
+        by_rank = {
+            (str(row["layer"]), _NUMBER.validate_python(row["rank"])): (i, _NUMBER.validate_python(row["first_feature"]))
+            for i, row in enumerate(rows)
+        }
+        facts = {key: _OBJECT.validate_python(own[key]) for key in ("model", "task", "settings", "scores")}
+        facts["name"] = _TEXT.validate_python(own["name"])
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError("metadata.saescope is not as Saescope writes it") from error
 
