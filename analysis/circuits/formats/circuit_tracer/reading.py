@@ -67,7 +67,7 @@ def _own(graph: Graph) -> Circuit:
             (str(row["layer"]), _NUMBER.validate_python(row["rank"])): (i, _NUMBER.validate_python(row["first_feature"]))
             for i, row in enumerate(rows)
         }
-        facts = {key: _OBJECT.validate_python(own[key]) for key in ("model", "task", "settings", "scores")}
+        facts: dict[str, Any] = {key: _OBJECT.validate_python(own[key]) for key in ("model", "task", "settings", "scores")}
         facts["name"] = _TEXT.validate_python(own["name"])
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ValueError("metadata.saescope is not as Saescope writes it") from error
