@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
@@ -63,6 +64,47 @@ ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
 came without text and in indexes made before there was one."""
 
 OPTIONAL = ("promoted_token", "promoted_logit", "unit")
+
+
+class _Counts(BaseModel):
+    """The sizes that a manifest names."""
+
+    n_seqs: PositiveInt
+    n_ctx: PositiveInt
+    n_rows: NonNegativeInt
+    d_sae: PositiveInt
+    n_values: NonNegativeInt
+
+
+class _File(BaseModel):
+    """What a manifest says of a file; tables have neither type nor shape."""
+
+    sha256: str
+    dtype: str | None = None
+    shape: list[int] | None = None
+
+
+class _About(BaseModel):
+    """What a manifest says of an index's origin."""
+
+    run: str | None = None
+    model: str | None = None
+    variant: str | None = None
+    site: Any = None
+    corpus: list[str] = []
+
+
+class _Manifest(BaseModel):
+    """What a manifest says, beside its format."""
+
+    made_from: dict[str, Any]
+    about: _About = _About()
+    counts: _Counts
+    signed: bool
+    fidelity: dict[str, Any] | None = None
+    notes: dict[str, Any]
+    files: dict[str, _File]
+
 
 
 class Writer:
@@ -160,14 +202,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}; make the index again with "
             f"`{rebuild(folder)}`."
         )
-    needed = ("made_from", "counts", "signed", "files", "notes")
-    if lacking := [key for key in needed if not isinstance(manifest.get(key), bool | dict)]:
-        raise SaescopeError(f"{path} lacks {lacking[0]!r}: it was altered; make the index again with `{rebuild(folder)}`.")
-    for key in ("n_seqs", "n_ctx", "n_rows", "d_sae", "n_values"):
-        if not isinstance(manifest["counts"].get(key), int):
-            raise SaescopeError(
-                f"{path} lacks the count {key!r}: it was altered; make the index again with `{rebuild(folder)}`."
-            )
+    try:
+        _Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise SaescopeError(
+            f"{path}: {where} is missing or was altered; make the index again with `{rebuild(folder)}`.") from None
     return manifest
 
 

@@ -50,6 +50,8 @@ def fields_of(path: str | Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else f"a {type(fields).__name__}"
         raise SaescopeError(f"{path}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
+    if names := [key for key in fields if not isinstance(key, str)]:
+        raise SaescopeError(f"{path}: the key {names[0]!r} is not a name; put it in quotes, or remove it.")
     return fields
 
 

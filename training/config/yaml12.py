@@ -5,6 +5,9 @@ from typing import Any
 
 from sae.errors import SaescopeError, first_line
 
+N_SHOWN = 200
+"""Characters of a text that errors show."""
+
 
 def _yaml() -> Any:
     from ruamel.yaml import YAML
@@ -24,9 +27,13 @@ def load_yaml(text: str, where: str) -> Any:
     except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SaescopeError(f"{where}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
+        raise SaescopeError(f"{_short(where)}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or as many brackets
-        raise SaescopeError(f"{where[:80]}: more than is read as YAML ({first_line(error)}).") from None
+        raise SaescopeError(f"{_short(where)}: more than is read as YAML ({first_line(error)}).") from None
+
+
+def _short(where: str) -> str:
+    return where if len(where) <= N_SHOWN else f"{where[:N_SHOWN]}…"
 
 
 def dump_yaml(values: Any) -> str:

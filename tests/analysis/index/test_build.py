@@ -115,7 +115,8 @@ def test_corrupt_manifests_and_files_are_refused(folder: Path, index: Index, tmp
     assert "cannot be read" in spoilt("manifest.json", b"{")
     assert "not the manifest" in spoilt("manifest.json", b"{}")
     assert "version" in spoilt("manifest.json", json.dumps({**manifest, "format_version": 9}).encode())
-    assert "'counts'" in spoilt("manifest.json", json.dumps({**manifest, "counts": 3}).encode())
+    for wrong in ({"counts": 3}, {"files": {"scale.npy": 3}}, {"notes": None}, {"about": []}, {"signed": "yes"}):
+        assert next(iter(wrong)) in spoilt("manifest.json", json.dumps({**manifest, **wrong}).encode())
     assert "cannot be read" in spoilt("scale.npy", b"not an array")
     assert "not what manifest.json" in spoilt("scale.npy", (index.folder / "tokens.npy").read_bytes())
     assert "cannot be read" in spoilt("examples.npy", None)
