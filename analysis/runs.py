@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sae.errors import first_line
+from sae.errors import SaescopeError, first_line
 from sae.units import Duration
+from training.config.yaml12 import load_yaml
 
 Status = Literal["training", "finished", "interrupted", "imported"]
 Line = Mapping[str, Any]
@@ -213,11 +214,9 @@ def _line(text: bytes) -> Line | None:
 
 
 def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML, YAMLError
-
     try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, YAMLError) as error:
+        value = load_yaml(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, ValueError, SaescopeError) as error:
         problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):

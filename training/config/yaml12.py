@@ -28,8 +28,9 @@ def load_yaml(text: str, where: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SaescopeError(f"{_short(where)}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or as many brackets
-        raise SaescopeError(f"{_short(where)}: more than is read as YAML ({first_line(error)}).") from None
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+        # an integer of thousands of digits, as many brackets, a mapping in a key
+        raise SaescopeError(f"{_short(where)}: not valid YAML: {first_line(error)}.") from None
 
 
 def _short(where: str) -> str:

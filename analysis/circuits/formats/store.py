@@ -44,9 +44,9 @@ class NodeRow(_Row):
 
     node: str
     site: str
-    position: int | None = Field(ge=0)
+    position: int | None = Field(ge=0, lt=2**31)
     kind: Literal["feature", "error", "skip"]
-    feature: int | None = Field(ge=0)
+    feature: int | None = Field(ge=0, lt=2**31)
     effect: float | None
     low: float | None
     high: float | None

@@ -49,7 +49,7 @@ def read_graph(path: Path | str) -> Circuit:
         raise SaescopeError(f"{path}: is no graph of circuit-tracer or Neuronpedia ({where}: {fault['msg']}).") from error
     try:
         return _own(graph) if graph.metadata.saescope else _theirs(graph)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise SaescopeError(f"{path}: {error}.") from error
 
 

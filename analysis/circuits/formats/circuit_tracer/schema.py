@@ -53,9 +53,9 @@ class Node(_Part):
     """
 
     node_id: str
-    feature: int | None
+    feature: int | None = Field(lt=2**63)
     layer: str | int
-    ctx_idx: int = Field(ge=0)
+    ctx_idx: int = Field(ge=0, lt=2**31)
     feature_type: str
     token_prob: float = 0.0
     is_target_logit: bool = False
