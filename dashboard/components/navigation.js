@@ -1,48 +1,58 @@
-// See navigation.py. One instance a page; listeners on the document are removed with it.
+// See navigation.py. One instance a page. It listens until the next one does: between the two, Streamlit takes its time.
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const dialog = parentElement.querySelector("dialog");
   const status = parentElement.querySelector("[role=status]");
-  parentElement.release?.();  // this function runs again whenever the page has been drawn
+  globalThis.saescopeRelease?.();  // this function runs again whenever the page has been drawn
   // keys that are pressed quickly run ahead of what the server has drawn
-  const ahead = performance.now() - (parentElement.asked?.when ?? -1e9) < 2000 ? data.walk.indexOf(parentElement.asked.href) : -1;
+  const step = globalThis.saescopeStep, ahead = performance.now() - (step?.when ?? -1e9) < 2000 ? data.walk.indexOf(step.href) : -1;
   let at = ahead >= 0 ? ahead : data.at;
 
   const typing = (target) => target.closest && target.closest(
     "input, textarea, select, [contenteditable=true], [role=combobox], [role=listbox], [role=slider], [role=dialog]");
   const say = (text) => { status.textContent = text; };
 
-  // whether the address is at this page, with these keys
-  function says(params) {
-    const now = new URLSearchParams(location.search);
-    return ["page", ...params.keys()].every((key) => String(now.getAll(key)) === String(params.getAll(key)));
+  function go(href) {
+    const url = new URL(href, location.href);
+    globalThis.saescopeReader?.left(url);
+    ask(url.search || "?");
   }
 
-  function go(href) {
-    const url = new URL(href, location.href), before = new URLSearchParams(location.search);
-    setTriggerValue("to", url.search || "?");
-    // Streamlit does not hear what is said while it replaces a page: then the browser opens the address itself
-    let idle = 0;
-    const check = setInterval(() => {
+  // ask Python for an address until the page that answers is drawn and the browser is there: what is said while
+  // Streamlit replaces a page may be lost
+  function ask(search) {
+    const id = `${Date.now()}-${Math.random()}`, page = pageOf(new URL(search, location.href));
+    let idle = 0, times = 1;
+    clearInterval(globalThis.saescopeAsking);
+    setTriggerValue("to", { id, search });
+    const done = () => globalThis.saescopeHeard === id && [location.href, globalThis.saescopeHere].every(
+      (address) => pageOf(new URL(address, location.href)) === page);
+    const check = globalThis.saescopeAsking = setInterval(() => {
       idle = app.dataset.testScriptState === "notRunning" ? idle + 1 : 0;
-      // keys that a page adds to its own address are no answer
-      if (!says(before) || says(url.searchParams)) clearInterval(check);
-      else if (idle >= 4) { clearInterval(check); location.assign(url); }
+      if (done()) return clearInterval(check);
+      if (idle < 4) return;
+      idle = 0;
+      times += 1;
+      if (times <= 3) globalThis.saescopeTell({ id, search });
+      else { clearInterval(check); location.assign(search); }
     }, 500);
   }
 
   // Streamlit puts the address of an answer that was on its way over the one that Back has gone to
   function onBack() {
-    const wanted = location.search, asked = new URLSearchParams(wanted);
+    const wanted = location.search, asked = new URLSearchParams(wanted), until = performance.now() + 10000;
     let idle = 0;
     stay();
-    globalThis.saescopeBack = setInterval(() => {
+    clearInterval(globalThis.saescopeAsking);
+    const check = globalThis.saescopeBack = setInterval(() => {
       idle = app.dataset.testScriptState === "notRunning" ? idle + 1 : 0;
+      if (performance.now() > until) clearInterval(check);
       if (idle < 2) return;
-      stay();
-      if (says(asked)) return;
+      const now = new URLSearchParams(location.search);
+      if (["page", ...asked.keys()].every((key) => String(now.getAll(key)) === String(asked.getAll(key)))) return;
+      clearInterval(check);
       history.replaceState(history.state, "", wanted);
-      globalThis.saescopeTell(wanted);
+      ask(wanted);
     }, 250);
   }
 
@@ -70,7 +80,9 @@ export default function (component) {
 
   // a page as it was left, with what is selected now
   function resumed(href) {
-    const url = new URL(href, location.href), page = pageOf(url), now = new URL(location.href).searchParams;
+    // an answer that is on its way may have put an older feature into the address
+    const reading = globalThis.saescopeReader?.reading;
+    const url = new URL(href, location.href), page = pageOf(url), now = new URLSearchParams(reading ?? location.search);
     for (const key of data.selection) {
       url.searchParams.delete(key);
       for (const value of now.getAll(key)) url.searchParams.append(key, value);
@@ -100,7 +112,7 @@ export default function (component) {
     plot.leads = true;
     plot.on("plotly_click", ({ points }) => {
       const told = points[0]?.customdata;
-      if (told !== undefined) parentElement.open?.(Array.isArray(told) ? told[0] : told);
+      if (told !== undefined) globalThis.saescopeOpen?.(Array.isArray(told) ? told[0] : told);
     });
   }
 
@@ -159,7 +171,7 @@ export default function (component) {
       const next = at + step;
       if (next < 0 || next >= data.walk.length) return say("There is no further feature.");
       at = next;
-      parentElement.asked = { href: data.walk[at], when: performance.now() };
+      globalThis.saescopeStep = { href: data.walk[at], when: performance.now() };
       event.preventDefault();
       go(data.walk[at]);
     } else if (event.key === "?") {
@@ -257,20 +269,21 @@ export default function (component) {
   globalThis.saescopePage = page;
   complete();
   leave();
-  parentElement.open = data.point ? (told) => go(data.point + told) : null;
+  globalThis.saescopeOpen = data.point ? (told) => go(data.point + told) : null;
   const run = new URL(location.href).searchParams.get("run");
   const tab = document.querySelector("nav.sx-pages a[aria-current]");
   if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 60;  // where the bar is wider than the screen
   document.title = [data.title, tab?.textContent, run, "Saescope"].filter(Boolean).join(" · ");
-  globalThis.saescopeTell = (search) => setTriggerValue("to", search);
+  globalThis.saescopeTell = (asked) => setTriggerValue("to", asked);
+  globalThis.saescopeHeard = data.heard;
+  globalThis.saescopeHere = data.here;
   const heard = { click: onClick, keydown: onKey, pointerover: onReach, focusin: onReach, pointerdown: onPress };
   for (const [kind, hear] of Object.entries(heard)) document.addEventListener(kind, hear);
   addEventListener("popstate", onBack);
   dialog.dataset.ready = "true";
   dialog.dataset.here = data.walk[data.at] ?? "";
-  parentElement.release = () => {
+  globalThis.saescopeRelease = () => {
     removeEventListener("popstate", onBack);
     for (const [kind, hear] of Object.entries(heard)) document.removeEventListener(kind, hear);
   };
-  return parentElement.release;
 }

@@ -48,7 +48,7 @@ def navigation(
     """
     data = {
         "keys": dict(keys or {}), "walk": list(walk), "at": at, "help": {**KEYS, **(more or {})}, "title": title,
-        "point": point,
+        "point": point, "heard": st.session_state.get("_heard"),
         "settled": address.settled(), "here": address.link(), "selection": address.SELECTION,
         "ofRun": address.OF_RUN, "ofFeature": address.OF_FEATURE,
     }
@@ -59,4 +59,5 @@ def _arrived() -> None:
     """A link was followed, or a key pressed that stands for one."""
     event: Any = st.session_state["navigation"].to
     if event:
-        address.follow(event)
+        st.session_state["_heard"] = event["id"]
+        address.follow(event["search"])

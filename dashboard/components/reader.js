@@ -53,6 +53,17 @@ class Reader {
   // nothing more is about to be said or heard
   get quiet() { return !this.part("bar") || (!this.filling && !this.sending && this.data.n >= this.n && !this.outbox.length); }
 
+  // the address of what is read, while the page is open
+  get reading() { return this.part("bar") && this.data ? this.address() : null; }
+
+  // a link leads elsewhere: what was about to be said of this page is void, edits are not
+  left(url) {
+    if (!this.sending || this.outbox.length || url.searchParams.get("page") === "feature") return;
+    clearTimeout(this.sending);
+    this.sending = 0;
+    this.n = this.data.n;
+  }
+
   // ask for what is missing around the feature that is read
   fill() {
     clearTimeout(this.filling);

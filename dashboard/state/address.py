@@ -13,11 +13,14 @@ first visit does, the page says by `settle` what it has taken. All other keys be
 them until that page is visited again (`components/navigation.js`).
 """
 
+import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 RUNS = "runs"
 SELECTION = ("run", "index", "f", "q", "by", "sort", "asc", "filter", "list", "box", "text")
@@ -26,8 +29,19 @@ OF_RUN = ("index", "f", "with", "list", "box", "p", "range", "token", "strength"
 """Keys that mean nothing in another run."""
 OF_FEATURE = ("p", "with", "range", "strength", "also")
 """Keys of single pages that mean nothing beside another feature."""
+LATE_S = 10.0
+"""What the browser asks so long after an address was written, it asks knowing that address."""
 N_CHARS = 4000
 """Longest text that the URL holds: browsers and proxies cut longer addresses."""
+
+
+@dataclass(frozen=True)
+class _Written:
+    """An address that Python has written, that of the browser before, and when."""
+
+    before: dict[str, list[str]]
+    after: dict[str, list[str]]
+    when: float
 
 
 def flag(key: str, *, default: bool = False) -> dict[str, Any]:
@@ -97,8 +111,47 @@ def page(names: Container[str]) -> str:
 
 
 def begin() -> None:
-    """The page is drawn anew: nothing is settled yet."""
+    """Begin to draw the page anew: nothing is settled yet."""
+    caught_up()
     st.session_state["_settled"] = {}
+
+
+def caught_up() -> None:
+    """Use the address that was written last, where the browser asked for this run before it had heard of that address.
+
+    Every part that is drawn by itself and reads the address calls this first.
+    """
+    written: _Written | None = st.session_state.get("_written")
+    if written is None or time.monotonic() - written.when > LATE_S:
+        return
+    asked = _state()
+    if _holds(asked, written.after):
+        return
+    if _holds(asked, written.before) and not _went_back():
+        st.query_params.from_dict(written.after)
+    else:
+        st.session_state["_written"] = None
+
+
+def _holds(asked: Mapping[str, list[str]], state: Mapping[str, list[str]]) -> bool:
+    """Whether an address has all of another; the browser adds what pages have settled."""
+    return asked.get("page") == state.get("page") and state.items() <= asked.items()
+
+
+def _went_back() -> bool:
+    """Whether Back or Forward asked for this run."""
+    return bool(getattr(get_script_run_ctx(suppress_warning=True), "is_history_navigation", False))
+
+
+def _state() -> dict[str, list[str]]:
+    return {key: st.query_params.get_all(key) for key in st.query_params}
+
+
+def _write(after: Mapping[str, Sequence[str]]) -> None:
+    """Make this the address, here and in the browser."""
+    state = {key: list(values) for key, values in after.items() if values}
+    st.session_state["_written"] = _Written(_state(), state, time.monotonic())
+    st.query_params.from_dict(state)
 
 
 def settle(key: str, value: object) -> None:
@@ -119,7 +172,7 @@ def get(key: str) -> str | None:
 
 def now() -> dict[str, list[str]]:
     """The whole state of the page."""
-    return {key: st.query_params.get_all(key) for key in st.query_params} | {k: [v] for k, v in settled().items()}
+    return _state() | {k: [v] for k, v in settled().items()}
 
 
 def link(page: str = "", /, **changes: object) -> str:
@@ -165,7 +218,7 @@ def _spelt(items: Mapping[str, object]) -> str:
 
 def follow(href: str) -> None:
     """Make an address that `link` has spelt the browser's own."""
-    st.query_params.from_dict(state(href))
+    _write(state(href))
 
 
 def state(href: str) -> dict[str, list[str]]:
@@ -175,7 +228,8 @@ def state(href: str) -> dict[str, list[str]]:
 
 def update(**changes: str | None) -> None:
     """Change some keys of the URL at once, so that they are one step back; None removes one."""
-    st.query_params.from_dict({key: value for key, value in {**now(), **changes}.items() if value is not None})
+    new = {key: [value] for key, value in changes.items() if value is not None}
+    _write({key: values for key, values in now().items() if key not in changes} | new)
 
 
 class Form:
@@ -223,7 +277,7 @@ class Form:
             value = st.session_state[key]
             if value is not None and (value != default or key in self._always):
                 kept[key] = write(value)
-        st.query_params.from_dict({**kept, **also})
+        _write({**kept, **{key: [value] for key, value in also.items()}})
 
     def _field(self, key: str, default: Any, bound: dict[str, Any]) -> dict[str, Any]:
         # what a field in a form tells is heard by its button alone
@@ -255,4 +309,4 @@ def _store(key: str, default: Any, write: Callable[[Any], list[str]], clears: Se
     kept = {name: values for name, values in now().items() if name not in (key, *clears)}
     if value is not None and value != default:
         kept[key] = write(value)
-    st.query_params.from_dict(kept)
+    _write(kept)

@@ -68,6 +68,7 @@ def test_a_point_opens_its_run_and_differences_are_chosen(page: Page, dashboard:
     page.mouse.move(*at)
     page.mouse.click(*at)
     expect(page).to_have_url(re.compile("page=features.*run=three"))
+    idle(page)
     page.go_back()
     expect(page).to_have_url(re.compile("page=evaluations"))
     with page.expect_download() as download:

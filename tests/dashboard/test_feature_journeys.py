@@ -39,6 +39,7 @@ def test_keys_walk_through_features_and_back_returns(page: Page, dashboard: Dash
     visit(page, dashboard, "page=feature&run=healthy&f=5")
     heading(page, 5)
     for key, feature in (("j", 6), ("ArrowRight", 7), ("k", 6), ("ArrowLeft", 5), ("j", 6)):
+        idle(page)  # steps in quick succession are one step back
         page.keyboard.press(key)
         heading(page, feature)
         address_says(page, feature)

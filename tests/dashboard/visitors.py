@@ -9,6 +9,14 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.dashboard.browser import TIMEOUT_MS, launch
 
+STILL = """{
+  const style = new CSSStyleSheet();
+  style.replaceSync("*, *::before, *::after { transition: none !important; animation: none !important }");
+  document.adoptedStyleSheets = [style];
+  const animate = Element.prototype.animate;
+  Element.prototype.animate = function (...given) { const made = animate.apply(this, given); made.finish(); return made; };
+}"""
+"""Nothing moves: on a busy machine a button that is sliding into its place is pressed where it no longer is."""
 JOURNEY = ("journey", True)
 """A property of each test that asks for a browser; it reaches the summary whichever worker ran the test."""
 
@@ -38,6 +46,7 @@ def visitor(found_browser: Browser | str) -> Iterator[BrowserContext | None]:
         return
     context = found_browser.new_context(viewport={"width": 1400, "height": 1200})
     context.set_default_timeout(TIMEOUT_MS)
+    context.add_init_script(STILL)
     yield context
     context.close()
 
@@ -48,6 +57,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("journeys not run, for want of a browser")
         for name in not_run:
             terminalreporter.line(name)
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.line(f"walked once more after it failed: {report.nodeid}")
     if run := {report.nodeid for report in reports} - {*not_run}:
         seconds = sum(report.duration for report in reports if report.nodeid in run)
         terminalreporter.line(f"{len(run)} journeys in a browser: {seconds:.0f} s")

@@ -85,7 +85,7 @@ def _form(root: Path, saes: dict[str, str]) -> None:
                           help="As many become nodes, those with the most influence first, before the graph is pruned")
         middle.text_input("Name", **form.text("name"), placeholder="made of the prompt", max_chars=60)
         right.form_submit_button("Trace", icon=":material/play_arrow:", on_click=lambda: _begin(root, form))
-    if refused := st.session_state.pop("_trace refused", ""):
+    if refused := st.session_state.get("_trace refused", ""):
         st.error(escaping.plain(refused), icon=":material/error:")
 
 
@@ -96,14 +96,12 @@ def _begin(root: Path, form: address.Form) -> None:
 
     asked = st.session_state
     prompt, name = asked["prompt"], asked["name"].strip() or _named(asked["prompt"])
-    if refused := _refused(root, prompt, asked["saes"], name):
-        form.submit()
-        asked["_trace refused"] = refused
-        return
-    runs = [(Path(runs_folder().name) / one).as_posix() for one in asked["saes"]]
-    limits = Limits(int(asked["features"]))
-    tracing(prompt, TraceOptions(runs, name=name, root=root, limits=limits, max_tokens=MAX_TOKENS))
-    form.submit(**{OPENS: name})
+    refused = asked["_trace refused"] = _refused(root, prompt, asked["saes"], name)
+    if not refused:
+        runs = [(Path(runs_folder().name) / one).as_posix() for one in asked["saes"]]
+        limits = Limits(int(asked["features"]))
+        tracing(prompt, TraceOptions(runs, name=name, root=root, limits=limits, max_tokens=MAX_TOKENS))
+    form.submit(**({} if refused else {OPENS: name}))
 
 
 def _refused(root: Path, prompt: str, saes: list[str], name: str) -> str:

@@ -51,6 +51,7 @@ def _whose() -> tuple[str | None, ...]:
 
 @st.fragment
 def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
+    address.caught_up()
     if _whose() != whose:
         st.rerun()  # a link has led to another page
     now = order.of(chosen)
