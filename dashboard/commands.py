@@ -38,7 +38,10 @@ def dashboard(argv: list[str]) -> int:
         "server.allowedHosts": ["localhost", "127.0.0.1", "[::1]", "::1"] if address.is_loopback else [],
         "server.showEmailPrompt": False, "browser.gatherUsageStats": False, "client.toolbarMode": "minimal",
         "client.showErrorLinks": False, "logger.hideWelcomeMessage": True, "logger.level": "warning",
-        "runner.magicEnabled": False, "theme.headingFontSizes": ["1.9rem", "1.5rem", "1.25rem", "1.1rem", "1rem", "1rem"],
+        "runner.magicEnabled": False,
+        # looking through all objects after each drawing holds up the answer; Python collects what is needed by itself
+        "runner.postScriptGC": False,
+        "theme.headingFontSizes": ["1.9rem", "1.5rem", "1.25rem", "1.1rem", "1rem", "1rem"],
         "theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#3A90CC",
     })
     return 0

@@ -7,6 +7,7 @@ Depths come in ten classes rather than as a style each, which keeps a window of 
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -117,12 +118,19 @@ def _token(
 
 def _text(piece: str, limit: int | None, cut: Sequence[tuple[int, int]]) -> str:
     """A token's text; stretches of indentation are elements of their own, which the style sheet hides."""
+    if not cut:
+        return _uncut(piece, limit)
     parts, at = [], 0
     for start, stop in cut:
         parts += [piece[at:start], piece[start:stop]]
         at = stop
-    html = [inner(part, limit=limit, breaks=True) if part else "" for part in (*parts, piece[at:])]
+    html = [_uncut(part, limit) for part in (*parts, piece[at:])]
     return "".join(f'<span class="sx-in">{part}</span>' if i % 2 else part for i, part in enumerate(html))
+
+
+@lru_cache(maxsize=1 << 15)  # most tokens of a page are the same few
+def _uncut(piece: str, limit: int | None) -> str:
+    return inner(piece, limit=limit, breaks=True) if piece else ""
 
 
 def example(example: "Example", scale: float, *, reach: tuple[int, int] | None = None) -> str:
