@@ -290,7 +290,11 @@ class CircuitPage {
     this.root.dataset.hidden = gone;
     if (wanted && matches && this.found !== wanted) this.nodes[first].scrollIntoView({ block: "nearest", inline: "nearest" });
     this.found = wanted;
-    this.paint(this.canvas, this.kept);
+    // thousands of dashed curves take long; most choices show the same ones
+    if (this.kept.length !== this.painted?.length || this.kept.some((e, k) => e !== this.painted[k])) {
+      this.paint(this.canvas, this.kept);
+      this.painted = this.kept;
+    }
     this.mark(this.hovered ?? this.at.get(this.clicked) ?? null);
     this.panel();
   }

@@ -146,6 +146,12 @@ def idle(page: Page) -> None:
     page.locator("[data-testid='stApp'][data-test-script-state='notRunning']").wait_for(timeout=TIMEOUT_MS)
 
 
+def unfold(page: Page, title: str) -> None:
+    """Open what is folded under a title, and wait until it lies still."""
+    page.get_by_text(title).click()
+    page.wait_for_function("document.getAnimations().every((one) => one.playState !== 'running')", timeout=TIMEOUT_MS)
+
+
 def visit(page: Page, dashboard: Dashboard, query: str) -> None:
     """Follow a deep link."""
     page.goto(f"{dashboard.url}/?{query}")

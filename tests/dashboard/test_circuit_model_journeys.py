@@ -13,7 +13,7 @@ from analysis.circuits.interventions.on_prompt import steer_prompt
 from analysis.index import open_index
 from analysis.prompt import encode_text
 from analysis.render.text import number
-from tests.dashboard.browser import Dashboard, idle, visit
+from tests.dashboard.browser import Dashboard, idle, unfold, visit
 from tests.dashboard.test_circuit_journeys import node, until
 
 PROMPT = "those east winds"
@@ -99,7 +99,7 @@ def test_interventions_show_what_happened_beside_what_was_predicted(
 
 def test_what_cannot_be_traced_is_said(page: Page, dashboard: Dashboard, slow: str, traced: Circuit) -> None:
     visit(page, dashboard, "page=circuits&circuit=winds")
-    page.get_by_text("Trace a prompt").click()
+    unfold(page, "Trace a prompt")
     form = page.locator("[data-testid=stForm]").filter(has=page.get_by_role("textbox", name="Prompt"))
     form.get_by_role("button", name="Trace").click()
     expect(page.get_by_role("alert")).to_contain_text("prompt is empty")
@@ -123,7 +123,7 @@ def test_what_cannot_be_traced_is_said(page: Page, dashboard: Dashboard, slow: s
 def test_what_was_traced_is_saved_and_opens(page: Page, dashboard: Dashboard, traced: Circuit) -> None:
     folder = dashboard.runs.parent / "circuits" / "those-east-winds"
     visit(page, dashboard, f"page=circuits&circuit=winds&prompt={PROMPT.replace(' ', '+')}&saes=healthy&features=60")
-    page.get_by_text("Trace a prompt").click()
+    unfold(page, "Trace a prompt")
     page.get_by_role("button", name="Trace").click()
     until(page, "circuit=those-east-winds")
     idle(page)
@@ -132,3 +132,16 @@ def test_what_was_traced_is_saved_and_opens(page: Page, dashboard: Dashboard, tr
     assert made.names == traced.names and np.allclose(made.weight, traced.weight, atol=1e-5)
     assert [info.run for info in made.sites] == [None, "runs/healthy", None]
     expect(page).not_to_have_url(re.compile("tracing="))
+
+
+def test_a_trace_shows_how_far_it_is_and_stops(page: Page, dashboard: Dashboard, slow: str, traced: Circuit) -> None:
+    prompt = ("those east winds " * 7).strip()
+    visit(page, dashboard, f"page=circuits&circuit=winds&prompt={prompt.replace(' ', '+')}&saes={slow}&features=5000&name=far")
+    unfold(page, "Trace a prompt")
+    page.get_by_role("button", name="Trace").click()
+    expect(page.get_by_text(re.compile(r"Tracing far: .*[1-9]\d* of [\d,]+"))).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Tracing far was stopped; nothing is saved.")).to_be_visible()
+    assert not (dashboard.runs.parent / "circuits" / "far").exists()
+    page.get_by_role("button", name="Dismiss").click()
+    expect(page.get_by_text("Tracing far")).to_have_count(0)

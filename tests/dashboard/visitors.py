@@ -13,10 +13,8 @@ STILL = """{
   const style = new CSSStyleSheet();
   style.replaceSync("*, *::before, *::after { transition: none !important; animation: none !important }");
   document.adoptedStyleSheets = [style];
-  const animate = Element.prototype.animate;
-  Element.prototype.animate = function (...given) { const made = animate.apply(this, given); made.finish(); return made; };
 }"""
-"""Nothing moves: on a busy machine a button that is sliding into its place is pressed where it no longer is."""
+"""Nothing slides or fades: on a busy machine a button that moves is pressed where it no longer is."""
 JOURNEY = ("journey", True)
 """A property of each test that asks for a browser; it reaches the summary whichever worker ran the test."""
 
@@ -59,6 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(name)
     for report in terminalreporter.stats.get("rerun", []):
         terminalreporter.line(f"walked once more after it failed: {report.nodeid}")
+        terminalreporter.line(report.longreprtext[:4000])
     if run := {report.nodeid for report in reports} - {*not_run}:
         seconds = sum(report.duration for report in reports if report.nodeid in run)
         terminalreporter.line(f"{len(run)} journeys in a browser: {seconds:.0f} s")

@@ -52,7 +52,7 @@ def page() -> None:
         st.code("make circuit-demo", language="bash")
     tracing.trace(root)
     stamp = _stamp(shown[name])
-    circuit, data = _opened(str(shown[name]), stamp)
+    circuit, data, measured = _opened(str(shown[name]), stamp)
     view = _view(circuit)
     circuit_graph(data, view, node.links(circuit), node.card(circuit, view.clicked), view_of(circuit))
     with row:
@@ -60,7 +60,7 @@ def page() -> None:
                     help="for circuit-tracer, Neuronpedia and this page: with pins, groups, names and judgements")
     intervene(circuit, view, stamp)
     with st.expander("What was measured"):
-        st.text("\n".join(circuit_lines(circuit)))
+        st.text(measured)
 
 
 def _is_graph(path: Path) -> bool:
@@ -72,9 +72,10 @@ def _stamp(path: Path) -> float:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _opened(path: str, stamp: float) -> tuple[Circuit, dict[str, Any]]:  # noqa: ARG001 (a file that changed is another)
+def _opened(path: str, stamp: float) -> tuple[Circuit, dict[str, Any], str]:  # noqa: ARG001 (a file that changed is another)
+    """A circuit, what is drawn of it, and what was measured."""
     circuit = open_circuit(path)
-    return circuit, graph_data(circuit)
+    return circuit, graph_data(circuit), "\n".join(circuit_lines(circuit))
 
 
 def _view(circuit: Circuit) -> View:
