@@ -135,8 +135,8 @@ def test_what_was_traced_is_saved_and_opens(page: Page, dashboard: Dashboard, tr
 
 
 def test_a_trace_shows_how_far_it_is_and_stops(page: Page, dashboard: Dashboard, slow: str, traced: Circuit) -> None:
-    prompt = ("those east winds " * 7).strip()
-    visit(page, dashboard, f"page=circuits&circuit=winds&prompt={prompt.replace(' ', '+')}&saes={slow}&features=5000&name=far")
+    prompt = "+".join(["those east winds"] * 7).replace(" ", "+")
+    visit(page, dashboard, f"page=circuits&circuit=winds&prompt={prompt}&saes={slow}&features=5000&name=far")
     unfold(page, "Trace a prompt")
     page.get_by_role("button", name="Trace").click()
     expect(page.get_by_text(re.compile(r"Tracing far: .*[1-9]\d* of [\d,]+"))).to_be_visible()
