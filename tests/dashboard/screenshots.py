@@ -47,6 +47,8 @@ def main() -> None:
         folder, full = Path(name), Path(name) / "full"
         full.mkdir()
         (full / "runs").symlink_to(args.runs.absolute())  # so that pictures show no path of this machine
+        if (circuits := args.runs.absolute().parent / "circuits").is_dir():
+            (full / "circuits").symlink_to(circuits)
         shoot(browser, full / "runs", full, _wanted(PAGES, args.only), args.out, args.widths)
         if empty := _wanted(EMPTY, args.only):
             (folder / "none").mkdir()
