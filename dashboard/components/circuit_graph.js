@@ -12,6 +12,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     root = el("div", { class: "sx sx-cg", "data-graph": data.graph.id });
     parentElement.append(root);
     root.page = new CircuitPage(root, data);
+    root.page.scroll.scrollLeft = root.page.scroll.scrollWidth;  // most of a graph lies at the last token
   }
   root.page.tell = (view) => setTriggerValue("view", view);
   root.page.adopt(data);
