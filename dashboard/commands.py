@@ -103,7 +103,7 @@ def serve(options: dict[str, object]) -> None:
     from streamlit import logger
     from streamlit.web import bootstrap
 
-    from dashboard.state import whole_callbacks
+    from dashboard.state import uninterrupted_callbacks
 
     # caches of modules that are imported before the server runs warn that it does not
     logger.set_log_level("ERROR")
@@ -112,7 +112,7 @@ def serve(options: dict[str, object]) -> None:
         importlib.import_module(module)
     gc.freeze()  # what stays need not be looked through, as Streamlit has it done after each drawing
     atexit.register(_end_quietly)
-    whole_callbacks.install()
+    uninterrupted_callbacks.install()
     script = str(Path(__file__).parent / "app.py")
     bootstrap.load_config_options(options)
     bootstrap.run(script, is_hello=False, args=[], flag_options=options)

@@ -125,17 +125,18 @@ def caught_up() -> None:
     if written is None or time.monotonic() - written.when > LATE_S:
         return
     asked = _state()
-    if _holds(asked, written.after):
+    if _same(asked, written.after):
         return
-    if _holds(asked, written.before) and not _went_back():
+    if _same(asked, written.before) and not _went_back():
         st.query_params.from_dict(written.after)
     else:
         st.session_state["_written"] = None
 
 
-def _holds(asked: Mapping[str, list[str]], state: Mapping[str, list[str]]) -> bool:
-    """Whether an address has all of another; the browser adds what pages have settled."""
-    return asked.get("page") == state.get("page") and state.items() <= asked.items()
+def _same(asked: Mapping[str, list[str]], state: Mapping[str, list[str]]) -> bool:
+    """Whether two addresses are one, but for what pages have settled, which the browser adds."""
+    added = st.session_state.get("_settled", {}).keys() - state.keys()
+    return {key: values for key, values in asked.items() if key not in added} == state
 
 
 def _went_back() -> bool:
