@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test edit-test journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test edit-test accessibility journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
 
 demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
 	$(SAE) demo
@@ -41,6 +41,9 @@ edit-test: $(VENV)/.done       ## two browsers edit one run 200 times at random:
 
 fuzz: $(VENV)/.done            ## ten thousand and more damaged configs, manifests and files: no traceback, nothing that is not meant
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) tests/fuzz --hypothesis-profile=many
+
+accessibility: $(VENV)/.done   ## what axe finds on every page, light and dark, wide and narrow
+	$(PY) -m tests.dashboard.accessibility
 
 journeys: $(VENV)/.done        ## the ways through the dashboard in a real browser, which `make test` walks too
 	$(PY) -m pytest --durations=10 $(wildcard tests/dashboard/test_*journeys.py)

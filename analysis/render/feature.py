@@ -261,16 +261,16 @@ def judged(label: "Label | None") -> str:
     )
 
 
-def provenance(facts: Mapping[str, str]) -> str:
-    """What the numbers were made from."""
+def provenance(facts: Mapping[str, str], *, folded: bool = True) -> str:
+    """What the numbers were made from, as a table that is folded at first or open."""
     if not facts:
         return ""
     rows = "".join(
         f'<tr><th scope="row">{shown(key)}</th><td>{shown(value, limit=300)}</td></tr>' for key, value in facts.items()
     )
     return (
-        '<details><summary>Provenance</summary><table class="sx-list"><caption class="sx-hidden">Provenance</caption>'
-        f"<tbody>{rows}</tbody></table></details>"
+        f'<details{"" if folded else " open"}><summary>Provenance</summary><table class="sx-list">'
+        f'<caption class="sx-hidden">Provenance</caption><tbody>{rows}</tbody></table></details>'
     )
 
 

@@ -8,8 +8,8 @@ import streamlit as st
 
 from analysis.export import cards
 from analysis.index.types import Hit
+from analysis.render import feature as card
 from analysis.render import tokens
-from analysis.render.feature import percent
 from analysis.render.figures import scatter
 from analysis.render.tables import features as feature_table
 from analysis.render.text import count, shown
@@ -48,10 +48,7 @@ def page() -> None:
     if view != "table":
         _drawing(chosen, view)
     _table(chosen, now)
-    with st.expander("Provenance", icon=":material/fingerprint:"):
-        from analysis.render.feature import provenance as drawn
-
-        st.html(f'<div class="sx sx-open">{drawn(provenance(chosen))}</div>')
+    st.html(f'<div class="sx">{card.provenance(provenance(chosen))}</div>')
 
 
 def _controls(chosen: Selection) -> str:
@@ -170,7 +167,7 @@ def _never(chosen: Selection) -> str:
     """How many features never fire here, beside the share that was dead in training."""
     n_dead = sum(chosen.index.stats["dead"].to_pylist()) if chosen.index.d_sae < 1e6 else 0
     in_training = chosen.run.latest("dead")
-    beside = "" if in_training is None else f" ({percent(in_training)} dead in training)"
+    beside = "" if in_training is None else f" ({card.percent(in_training)} dead in training)"
     return f"{n_dead:,} never fire here{beside}"
 
 

@@ -1,5 +1,6 @@
 """Journeys over the page Evaluations in a real browser."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.dashboard.browser import Dashboard, idle, serve, visit
+from tests.dashboard.controls import choose, opened, toggle
 from tests.dashboard.evaluated_runs import write_evaluated
 
 FVE = "core.reconstruction.fve"
@@ -75,3 +77,30 @@ def test_a_point_opens_its_run_and_differences_are_chosen(page: Page, dashboard:
         page.get_by_role("button", name="CSV").click()
     download.value.save_as(tmp_path / "evaluations.csv")
     assert '""core.reconstruction.fve""' in (tmp_path / "evaluations.csv").read_text()
+
+
+def test_figures_axes_and_the_other_side_are_chosen(page: Page, dashboard: Dashboard) -> None:
+    visit(page, dashboard, "page=evaluations&run=one")
+    for figure, key in (("core dead", "core.sparsity.dead"), ("core FVE", FVE)):
+        choose(page, "m", figure, key)
+    expect(page.get_by_role("columnheader").filter(has_text="dead").first).to_be_visible()
+    plot = page.locator(".js-plotly-plot").first
+    for axis in ("x", "y"):
+        opened(page, axis)
+        page.get_by_role("option").first.click()
+        idle(page)
+    toggle(page, "logx", True)
+    toggle(page, "logy", True)
+    expect(plot).to_be_visible()
+    choose(page, "base", "two", "two")
+    expect(page.get_by_role("region", name="Differences")).to_contain_text("less two")
+    visit(page, dashboard, f"page=evaluations&run=one&cell={FVE}~two")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="This evaluation (JSON)").click()
+    assert json.loads(Path(download.value.path()).read_text())["eval_type_id"] == "core"
+    page.get_by_role("link", name="Close").click()
+    expect(page.locator(f"[data-figure='{FVE}']")).to_be_hidden()
+    for name in ("CSV", "JSON"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=name, exact=True).click()
+        assert "three" in Path(download.value.path()).read_text()

@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.analysis.run_folders import line, write_run
-from tests.dashboard.browser import Dashboard, idle, serve
+from tests.dashboard.browser import Dashboard, idle, serve, visit
+from tests.dashboard.controls import choose, slide, toggle
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +66,24 @@ def test_the_curves_can_be_downloaded(page: Page, dashboard: Dashboard) -> None:
         page.get_by_role("button", name="Curves (CSV)").click()
     text = Path(download.value.path()).read_text()
     assert text.startswith('run,step,rows,metric,value\n"""kept""",1,256,lr,0.001\n')
+
+
+def test_what_is_drawn_and_compared_is_chosen(page: Page, dashboard: Dashboard) -> None:
+    write_run(dashboard.runs, "first", sae__k=4)
+    write_run(dashboard.runs, "second", sae__k=8)
+    write_run(dashboard.runs, "unfinished", n_lines=25, finished=False)
+    visit(page, dashboard, "runs=first&runs=second")
+    choose(page, "metrics", "lr", "lr")
+    expect(page.locator(".js-plotly-plot")).to_have_count(1)
+    slide(page, "smooth", "ArrowRight", "0.02")
+    expect(page.locator(".js-plotly-plot .scatterlayer .trace")).to_have_count(4)  # the raw values stay visible
+    toggle(page, "logx", True)
+    configs = page.get_by_role("region", name="Configs side by side")
+    expect(configs.get_by_text("sae.k", exact=True)).to_be_visible()
+    expect(configs.get_by_text("model.name", exact=True)).to_be_hidden()
+    toggle(page, "diff", False)
+    expect(configs.get_by_text("model.name", exact=True)).to_be_visible()
+    toggle(page, "follow", False)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Runs (JSON)").click()
+    assert [one["name"] for one in json.loads(Path(download.value.path()).read_text())] == ["first", "second"]

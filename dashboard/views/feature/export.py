@@ -18,8 +18,7 @@ def export(place: CurrentFeature) -> None:
         save.button("Examples (CSV)", f"feature-{feature}.csv", lambda: cards.as_csv([whole(place)]))
         save.button("Page (HTML)", f"feature-{feature}.html", lambda: exported(place),
                     help="One file that opens without Python and without a network")
-    facts = drawn.provenance(provenance(place.chosen)).replace("<details>", "<details open>")
-    st.html(f'<div class="sx">{facts}</div>')
+    st.html(f'<div class="sx">{drawn.provenance(provenance(place.chosen), folded=False)}</div>')
 
 
 def whole(place: CurrentFeature) -> Card:
