@@ -41,7 +41,7 @@ def dashboard(argv: list[str]) -> int:
         "runner.magicEnabled": False,
         # looking through all objects after each drawing holds up the answer; Python collects what is needed by itself
         "runner.postScriptGC": False,
-        "theme.headingFontSizes": ["1.9rem", "1.5rem", "1.25rem", "1.1rem", "1rem", "1rem"],
+        "theme.headingFontSizes": ["1.9rem", "1.25rem", "1.1rem", "1.1rem", "1rem", "1rem"],
         "theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#3A90CC",
     })
     return 0

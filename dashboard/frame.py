@@ -59,7 +59,7 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx-features thead th {position: sticky; top: 0; background: var(--sx-ground)}
 .sx-tall {max-height: 28rem; overflow: auto}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
-.sx-features .sx-name {white-space: normal; min-width: 10rem; max-width: 22rem}
+.sx-list.sx-features .sx-name {white-space: normal; min-width: 8rem; max-width: 22rem}
 .sx-features td.sx-num small {display: block; font-size: 0.75rem; opacity: 0.8}
 .sx-features tr.sx-control th {padding-left: 1rem; opacity: 0.8}
 .sx-features .sx-word {white-space: normal; max-width: 11rem}

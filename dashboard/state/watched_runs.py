@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from analysis import runs
+from analysis.index import indexes
 from analysis.runs import Run
 from dashboard.settings import runs_folder
 from dashboard.state import address
@@ -21,13 +22,22 @@ def all_runs() -> list[Run]:
 
 
 def chosen(found: list[Run]) -> Run | None:
-    """The run that the URL names; else the newest that has finished, which links carry from now on."""
+    """The run that the URL names; else the newest with an index, or the newest that has finished. Links carry it from now on."""
     asked = st.query_params.get("run")
     named = next((run for run in found if run.name == asked), None)
-    run = named or next((run for run in found if run.finished), found[0] if found else None)
+    first = (run for rule in (_indexed, _finished, bool) for run in found if rule(run))
+    run = named or next(first, None)
     if run is not None and named is None:
         address.settle("run", run.name)
     return run
+
+
+def _indexed(run: Run) -> bool:
+    return bool(indexes(run.folder))
+
+
+def _finished(run: Run) -> bool:
+    return run.finished
 
 
 @st.cache_resource(max_entries=1024, show_spinner=False)

@@ -71,7 +71,7 @@ def page() -> None:
         top = side.chosen.index.examples(feature.feature, "top", sign, N_EXAMPLES)
         column.html(drawn.examples(top, feature, side.name))
     if found.both is not None:
-        st.subheader("Where both fire")
+        st.header("Where both fire")
         st.html(f'<div class="sx">{cofire.both(found.both, a.name, b.name, (a.mark, b.mark))}</div>')
     _elsewhere(a)
 
@@ -172,7 +172,7 @@ def _elsewhere(a: Side) -> None:
             continue  # its own pages say what is wrong with it
         if same_space(a.chosen.index, one.index) or same_text(a.chosen.index, one.index):
             others.append(one)
-    st.subheader("Nearest in other runs")
+    st.header("Nearest in other runs")
     if not others:
         st.text("No other run has an index over the same text, or reconstructs the same place of the same model.")
         return

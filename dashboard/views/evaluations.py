@@ -41,7 +41,9 @@ def page() -> None:
     rows = [row for one in shown for row in one.rows()]
     columns = overview.columns(rows)
     wanted, with_controls = _controls(columns)
-    drawn = [row for row in rows if with_controls or not row.control]
+    measured = {column.key for column in wanted}
+    # a reference of one evaluation has no figures of the others
+    drawn = [row for row in rows if not row.control or (with_controls and measured & row.figures.keys())]
     _table(drawn, wanted, chosen)
     _hint(chosen, every)
     _opened(every, columns)
@@ -128,7 +130,7 @@ def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:
         return
     with st.container(border=True, key="figure"):
         closed = escape(address.link(cell=None), quote=True)
-        st.subheader(escaping.plain(f"{tables.title(column)} of {name}"))
+        st.header(escaping.plain(f"{tables.title(column)} of {name}"))
         st.html(f'<div class="sx"><a href="{closed}">Close</a> · <button data-copy="link">copy link</button></div>')
         found = one.results.get(column.eval)
         same = [other for other in overview.same_training(one, every) if column.eval in other.results] if found else [one]
@@ -149,7 +151,7 @@ def _scatter(rows: Sequence[Row], columns: Sequence[Column], chosen: Run) -> Non
     titles = {key: f"{tables.title(column)} ({column.unit})" for key, column in by_key.items()}
     first = "core.sparsity.l0" if "core.sparsity.l0" in keys else ENDED[1] if ENDED[1] in keys else keys[0]
     second = "core.reconstruction.fve" if "core.reconstruction.fve" in keys else ENDED[0] if ENDED[0] in keys else keys[1]
-    st.subheader("One figure against another")
+    st.header("One figure against another")
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         x = st.selectbox("x", keys, **address.choice("x", keys, default=first), width=260, format_func=titles.__getitem__)
         log_x = st.toggle("log x", **address.flag("logx"))
@@ -169,7 +171,7 @@ def _differences(shown: Sequence[Evaluated], columns: Sequence[Column]) -> None:
     if len(able) < 2:
         return
     names = [one.name for one in able]
-    st.subheader("Paired differences")
+    st.header("Paired differences")
     base_name = st.selectbox("Compared with", names, **address.choice("base", names, default=names[0]), width=320,
                              format_func=escaping.visible)
     base = next(one for one in able if one.name == base_name)

@@ -123,7 +123,7 @@ def _panel(chosen: Selection, code: PromptCode, feature: int | None) -> None:
 
 
 def _similar(chosen: Selection, code: PromptCode) -> None:
-    st.subheader("Similar contexts")
+    st.header("Similar contexts")
     found = chosen.index.similar(code.code, n=10)
     rows = []
     strongest = [one.feature for one in code.top(8)]

@@ -132,7 +132,7 @@ def _choice(found: Sequence[Run]) -> list[Run]:
 
 
 def _curves(chosen: Sequence[Run]) -> None:
-    st.subheader("Curves")
+    st.header("Curves")
     names = runs.metrics(chosen)
     if all(run.imported for run in chosen):
         st.info("Trained elsewhere: there are no curves.", icon=":material/input:")
@@ -181,7 +181,7 @@ def _curve(run: Run, metric: str, style: int) -> Curve:
 
 
 def _configs(chosen: Sequence[Run]) -> None:
-    st.subheader("Configs")
+    st.header("Configs")
     different = st.toggle("only differences", **address.flag("diff", default=True), disabled=len(chosen) < 2)
     rows = runs.compare([run.config for run in chosen], only_differences=different and len(chosen) > 1)
     if rows:

@@ -36,12 +36,12 @@ def main() -> int:
             where[kind].append(f"{name} {scheme} {width}")
             for node in found["nodes"]:
                 elements[kind].setdefault(node["html"][:160], node["failureSummary"].replace("\n", " ")[:300])
-    print(f"{n_pages} pages scanned")
+    print(f"{n_pages} pages scanned")  # noqa: T201
     for kind in sorted(where, key=lambda one: one[0] not in GRAVE):
         impact, rule, text = kind
-        print(f"\n{impact}: {rule} ({text})\n  on {', '.join(where[kind])}")
+        print(f"\n{impact}: {rule} ({text})\n  on {', '.join(where[kind])}")  # noqa: T201
         for html, why in list(elements[kind].items())[: args.elements]:
-            print(f"    {html}\n      {why}")
+            print(f"    {html}\n      {why}")  # noqa: T201
     return int(any(impact in GRAVE for impact, _, _ in where))
 
 

@@ -21,7 +21,7 @@ def intervene(circuit: Circuit, view: View, stamp: float) -> None:
     """A form: the pinned nodes times a number, and what that does to the next token and to the nodes behind."""
     if not any(info.sae and info.run for info in circuit.sites):
         return
-    st.subheader("Intervene on the pinned nodes")
+    st.header("Intervene on the pinned nodes")
     form = address.Form(always=("times", "of"))
     usual = "max" if _known(circuit, view) else "value"
     with st.form("intervene", border=False):

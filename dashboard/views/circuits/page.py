@@ -5,6 +5,7 @@ to look at one takes no model. What a person has made of a graph is the URL's `v
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from dashboard.views.circuits import node, tracing
 from dashboard.views.circuits.intervene import intervene
 from sae.errors import SaescopeError
 
+N_LEGIBLE = 400
+"""Edges that a drawing shows at first, at most; a slider shows the others."""
 EXAMPLE = Path(__file__).parents[2] / "example_circuit.json"
 """Shown where there is none: the circuit of docs/results/agreement.csv."""
 
@@ -49,12 +52,13 @@ def page() -> None:
     if not found:
         st.text(f"No circuits yet (folder: {escaping.shell(folder)}). Until there are, this is an example: subject–verb "
                 "agreement in SmolLM2-135M. This finds a first one:")
-        st.code("make circuit-demo", language="bash")
+        st.code("make circuit-demo", language=None)
     tracing.trace(root)
     stamp = _stamp(shown[name])
     circuit, data, measured = _opened(str(shown[name]), stamp)
-    view = _view(circuit)
-    circuit_graph(data, view, node.links(circuit), node.card(circuit, view.clicked), view_of(circuit))
+    came_with = _legible(view_of(circuit), data)
+    view = _view(circuit, came_with)
+    circuit_graph(data, view, node.links(circuit), node.card(circuit, view.clicked), came_with)
     with row:
         save.button("Graph file", f"{name.removesuffix('.json')}.json", lambda: _file(circuit, view),
                     help="for circuit-tracer, Neuronpedia and this page: with pins, groups, names and judgements")
@@ -78,11 +82,19 @@ def _opened(path: str, stamp: float) -> tuple[Circuit, dict[str, Any], str]:  # 
     return circuit, graph_data(circuit), "\n".join(circuit_lines(circuit))
 
 
-def _view(circuit: Circuit) -> View:
+def _legible(view: View, data: dict[str, Any]) -> View:
+    """A view that says nothing of edges, with no more of them than one can follow: the most influential."""
+    shares = sorted(data["edges"]["share"])
+    if view.edge_share < 1 or len(shares) <= N_LEGIBLE:
+        return view
+    return view.model_copy(update={"edge_share": max(0.02, math.floor(100 * shares[N_LEGIBLE]) / 100)})
+
+
+def _view(circuit: Circuit, came_with: View) -> View:
     """That of the URL; where it has none, the one that the graph came with."""
     text = st.query_params.get("view")
     if text is None:
-        return view_of(circuit)
+        return came_with
     if len(text) > MAX_CHARS:
         st.warning(f"This view has {len(text):,} characters; addresses of more than {MAX_CHARS:,} may be cut on their way. "
                    "A graph file keeps all of it.", icon=":material/link_off:")
@@ -90,7 +102,7 @@ def _view(circuit: Circuit) -> View:
         return View.read(text).of(circuit)
     except SaescopeError as error:
         st.warning(escaping.plain(str(error)), icon=":material/warning:")
-        return view_of(circuit)
+        return came_with
 
 
 def _file(circuit: Circuit, view: View) -> str:

@@ -13,7 +13,7 @@ def label(place: CurrentFeature) -> None:
     automatic = next((one for one in place.labels.every(place.feature) if one.author == "auto"), None)
     if automatic is None:
         st.caption("No automatic label yet; this makes them for all features:")
-        st.code(f"sae label {escaping.shell(place.chosen.run.folder)}", language="bash")
+        st.code(f"sae label {escaping.shell(place.chosen.run.folder)}", language=None)
         return
     st.html(f'<div class="sx"><h3>Automatic label</h3>{shown(automatic.text, limit=300)}{drawn.verdict(automatic)}'
             f"{drawn.judged(automatic).replace('<details>', '<details open>')}</div>")
