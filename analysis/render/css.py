@@ -97,6 +97,7 @@ vertical-align:bottom;max-width:9rem;overflow:hidden;text-overflow:ellipsis}
 .sx-grid tbody th{position:sticky;left:0;text-align:left;font-weight:400;white-space:nowrap;max-width:18rem;
 overflow:hidden;text-overflow:ellipsis;background:var(--sx-ground,Canvas);z-index:1}
 .sx-two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr));gap:0 2rem}
+.sx-whole{white-space:nowrap}
 .sx-right::before{content:"✓ "}.sx-wrong::before{content:"✗ "}
 """
 

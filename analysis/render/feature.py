@@ -249,8 +249,8 @@ def judged(label: "Label | None") -> str:
     if label is None or not label.judged:
         return ""
     rows = "".join(
-        f'<tr><td class="sx-{"right" if one.said == one.active else "wrong"}">{"active" if one.active else "inactive"}'
-        f"</td><td>{'active' if one.said else 'inactive'}</td><td>"
+        f'<tr><td class="sx-whole sx-{"right" if one.said == one.active else "wrong"}">'
+        f'{"active" if one.active else "inactive"}</td><td class="sx-whole">{"active" if one.said else "inactive"}</td><td>'
         f"{tokens.heat(one.pieces, one.values, scale=max(map(abs, one.values), default=1.0) or 1.0, peak=one.peak)}"
         "</td></tr>" for one in label.judged
     )
