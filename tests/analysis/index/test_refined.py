@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from analysis.corpus_rows import open_rows
+from analysis.export.cards import provenance
 from analysis.index import Index, build, open_index
 from analysis.prompt import encode_text
 from analysis.trained import open_trained
@@ -35,6 +36,7 @@ def index(run: Path) -> Index:
 def test_it_holds_refined_codes_and_says_so(run: Path, index: Index) -> None:
     plain = open_index(run / "index/default")
     assert (index.refine, plain.refine) == (REFINE, 0)
+    assert "2 steps" in provenance(index)["codes"] and "codes" not in provenance(plain)
     rows = open_rows(open_trained(run))
     acts, keep = rows.read(np.arange(index.n_seqs))
     code = open_trained(run).sae.encode(acts[HOOK][keep].float(), refine=REFINE)
