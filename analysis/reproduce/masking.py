@@ -9,7 +9,7 @@ noise. A name says variant, k, width and hidden share: `topk-8-128-0.3`.
     fve        of new rows, noise and all; whole rows are encoded, none of them hidden
     fve_clean  of the same rows as they would be without noise: what of the reconstruction is no noise
 
-`masking.svg` draws MMC of both objectives over the noise, for each width.
+`masking.svg` draws 1 − MMC, the error of recovery, of both objectives over the noise.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,10 @@ from sae.products import mix
 from training.activations.synthetic import DRAWN, Synthetic
 from training.config.reading import merged
 
-DRAWN_AS = {"128-0": "plain, 4 × as wide", "128-0.3": "masked, 4 × as wide", "32-0": "plain", "32-0.3": "masked"}
+DRAWN_AS = {
+    "32-0": "plain, as wide as the truth", "32-0.3": "masked, as wide as the truth",
+    "128-0": "plain, 4 times as wide", "128-0.3": "masked, 4 times as wide",
+}
 """The curves of the picture by width and hidden share, all TopK with k = 8."""
 
 
@@ -61,7 +64,7 @@ def fve_clean(sae: SAE, world: Synthetic, first: int, n_rows: int = N_ROWS) -> f
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """The picture: mean MMC over seeds with its interval."""
+    """The picture: means over seeds with their intervals."""
     del jobs
     told = {row["setting"]: row for row in summary(rows) if row["metric"] == "mmc"}
     noise = {row["setting"]: row["noise"] for row in rows}
@@ -69,8 +72,13 @@ def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
     for ending, name in DRAWN_AS.items():
         points = sorted((noise[s], row) for s, row in told.items() if s.endswith(f" topk-8-{ending}"))
         if points:
-            curves.append(Line(
-                name, [x for x, _ in points], *([row[key] for _, row in points] for key in ("mean", "low", "high"))
-            ))
-    picture = lines(curves, x_title="noise (root mean square norm; a feature has length 1)", y_title="mean max cosine")
+            mean, high, low = ([_missing(row[key]) for _, row in points] for key in ("mean", "low", "high"))
+            curves.append(Line(name, [x for x, _ in points], mean, low, high))  # type: ignore[arg-type]
+    picture = lines(
+        curves, x_title="noise (root mean square norm; a feature has length 1)", y_title="1 − mean max cosine",
+    )
     write_bytes(out / "masking.svg", picture.encode())
+
+
+def _missing(mmc: float | None) -> float | None:
+    return None if mmc is None else 1 - mmc

@@ -64,10 +64,10 @@ def test_a_text_is_read_as_the_index_was_made(run: Path, index: Index) -> None:
 
 def test_it_is_kept_as_long_as_it_is_asked_for_alike(run: Path, index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     build(run, name="refined", refine=REFINE)
-    assert "is up to date" in capsys.readouterr().out
+    assert "is up to date" in capsys.readouterr().err
     build(run, name="again", quiet=True)
     build(run, name="again", refine=1)
-    assert "made_from" not in (said := capsys.readouterr().out) and "settings.refine was None, is 1" in said
+    assert "made_from" not in (said := capsys.readouterr().err) and "settings.refine was None, is 1" in said
     assert open_index(run / "index/again").refine == 1
     assert f"sae index {run} --refine 2" in str(stale(index))
 
