@@ -31,6 +31,11 @@ def index(argv: list[str]) -> int:
     )
     parser.add_argument("--name", help="the index's folder below RUN/index (default: default; needed for another corpus)")
     parser.add_argument("--rows", type=int, help="no more than the first so many rows")
+    parser.add_argument(
+        "--refine", type=int, default=0, metavar="N",
+        help="index codes that N steps of pursuit have refined: as many features explain more; 3 are about enough. The "
+        "browser reads texts alike. SAEs only, no transcoders (default: the encoder's own codes)",
+    )
     parser.add_argument("--memory", default="1 GB", help="for what grows with the rows (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make it anew even if it is up to date")
     parser.add_argument("--verify", action="store_true", help="compare every file with its checksum, and leave")
@@ -38,6 +43,8 @@ def index(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.rows is not None and args.rows < 1:
         raise SaescopeError(f"--rows {args.rows} leaves nothing to index; give 1 at least.")
+    if args.refine < 0:
+        raise SaescopeError(f"--refine {args.refine} is no number of steps; give 0 for the encoder's own codes, or say 3.")
     if args.overrides and args.name is None:
         raise SaescopeError("an index over another corpus needs a name of its own; add --name, for example --name notes.")
     if args.verify:
@@ -48,8 +55,8 @@ def index(argv: list[str]) -> int:
 
     before = {folder: (folder / MANIFEST).read_bytes() for folder in indexes(args.run)}
     made = build(
-        args.run, corpus=args.overrides, name=args.name or "default", n_rows=args.rows, memory=args.memory,
-        quiet=args.quiet, again=args.again,
+        args.run, corpus=args.overrides, name=args.name or "default", n_rows=args.rows, refine=args.refine,
+        memory=args.memory, quiet=args.quiet, again=args.again,
     )
     if not args.quiet:
         counts, explained = made.manifest["counts"], made.manifest["fidelity"]

@@ -116,17 +116,18 @@ def rarer_than(index: "Index", density: float) -> Bool[np.ndarray, " d_sae"]:
 
 
 @own_torch_state()
-def encode_text(run: str | Path, text: str) -> PromptCode:
+def encode_text(run: str | Path, text: str, *, refine: int = 0) -> PromptCode:
     """The features of a text, token by token.
 
     Args:
         run: the run's folder.
         text: at most `analysis.trained.MAX_TOKENS` tokens.
+        refine: steps by which its codes are refined; those of an index (`Index.refine`), where values are to agree.
 
     Raises:
         SaescopeError: no trained SAE or no language model, as `analysis.trained.TrainedSAE.model`; no text, or too much.
     """
-    trained = open_trained(run)
+    trained = open_trained(run, refine=refine)
     tokens = trained.tokens(text)
     code, kept = trained.code_of_tokens(tokens)
     return PromptCode(text, tokens.tolist(), trained.pieces(tokens.tolist()), code, kept.numpy())

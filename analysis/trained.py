@@ -55,6 +55,8 @@ class TrainedSAE:
     site: Site
     limits: Mapping[str, float] = field(default_factory=dict)
     """The largest norm that training kept at each mask hook; empty where the run does not say."""
+    refine: int = 0
+    """Steps by which codes are refined (`SAE.encode`)."""
 
     # -- activations --------------------------------------------------------------------------------------------------
 
@@ -65,7 +67,7 @@ class TrainedSAE:
 
     def encode(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> SparseCode:
         """The code of raw activations `[n_rows, d]` by hook; those of `site.hooks` are read. Nothing is masked."""
-        return self.sae.encode(self.rows(acts).x)
+        return self.sae.encode(self.rows(acts).x, refine=self.refine)
 
     @cached_property
     def config(self) -> Config:
@@ -167,15 +169,17 @@ class TrainedSAE:
         return Coded(from_pairs(rows, code.feature.cpu(), code.value.cpu(), len(tokens), code.d_sae), kept)
 
 
-def open_trained(run: str | Path, *, device: str | torch.device = "cpu") -> TrainedSAE:
+def open_trained(run: str | Path, *, device: str | torch.device = "cpu", refine: int = 0) -> TrainedSAE:
     """The SAE of a run; no model is loaded yet. A process keeps the last few.
 
     Args:
         run: its folder.
         device: where the SAE is to lie; the model has its own.
+        refine: steps by which its codes are refined (`SAE.encode`).
 
     Raises:
-        SaescopeError: no trained SAE there, or one that does not say at which site it was trained.
+        SaescopeError: no trained SAE there, or one that does not say at which site it was trained; or codes of it cannot
+            be refined.
     """
     folder = user_path(run)
     if not (folder / "config.yaml").is_file() and not (folder / "final").is_dir():
@@ -186,7 +190,10 @@ def open_trained(run: str | Path, *, device: str | torch.device = "cpu") -> Trai
         sae = _sae(folder.resolve(), key, str(device))
     if "site" not in sae.provenance:
         raise SaescopeError(f"{manifest} names no site, so nobody knows which activations the SAE reads; train it again.")
-    return TrainedSAE(folder, sae, Site.model_validate(sae.provenance["site"]), _limits(folder, sae.provenance))
+    if refine and (reason := sae.unrefinable()):
+        raise SaescopeError(f"{folder}: refine = {refine}: {reason}")
+    site = Site.model_validate(sae.provenance["site"])
+    return TrainedSAE(folder, sae, site, _limits(folder, sae.provenance), refine)
 
 
 @lru_cache(maxsize=4)

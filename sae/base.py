@@ -25,6 +25,8 @@ from sae.code import OffsetCode, SparseCode
 from sae.errors import SaescopeError
 from sae.init import InitConfig
 from sae.kernels import Autoencoded, Backend, Revival, Select, backend
+from sae.masking import masked
+from sae.refine import refine as refined
 from sae.section import Section
 from sae.units import Count, Duration, Seed
 
@@ -43,6 +45,9 @@ class SAEConfig(Section):
     """A linear path from input to target beside the features. Transcoders only."""
     init: InitConfig = InitConfig()
     """How the weights begin."""
+    hide: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the entries of each row that training hides from the encoder; the reconstruction loss is then on these alone
+    (the masked objective, 2302.12715). 0: the plain objective. SAEs only: of another target nobody knows which to hide."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Global gradient norm above which a step's gradient is scaled down; null switches clipping off. Losses are sums over
     d_in, so that norms stay above 3 and 1.0 acts at every step: Adam, which no common scale moves, then gives all steps of
@@ -66,6 +71,8 @@ class Progress:
     """Rows of a step; 0: not known."""
     room: int | None = None
     """At least as many as there are dead features, so that nobody waits for a device to count them; None: not known."""
+    weight: Float[Tensor, "n_rows d_out"] | None = None
+    """What the squared error of each entry counts by in the masked objective (`sae.masking`); None: 1 each."""
 
 
 @dataclass(frozen=True)
@@ -162,15 +169,33 @@ class SAE(nn.Module, ABC):
     def step(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
-        """`losses` with the skip path, if there is one: the features reconstruct what it leaves of the target.
+        """`losses` of the objective that the config asks for; with the skip path, features reconstruct what it leaves.
 
-        ‖target − x W_skipᵀ − x̂‖² is the loss of x̂ + x W_skipᵀ, whatever the variant, and trains both.
+        With `hide` the encoder sees a part of x, and the loss is on the rest (`sae.masking`); the code of the step is that
+        of whole rows all the same. ‖target − x W_skipᵀ − x̂‖² is the loss of x̂ + x W_skipᵀ, whatever the variant, and
+        trains both.
         """
+        if self.config.hide:
+            assert x.shape == target.shape, "what is hidden of the input is predicted in the target"
+            seen, weight = masked(x, self.config.hide, self.config.seed, progress.step)
+            step = self.losses(seen, target, replace(progress, weight=weight))
+            return replace(step, code=self.counted(x, progress))
         if not self.config.skip:
             return self.losses(x, target, progress)
         beside = x @ self.W_skip.t()
         step = self.losses(x, target - beside, progress)
         return replace(step, x_hat=step.x_hat + beside)
+
+    @torch.no_grad()
+    def counted(self, x: Float[Tensor, "n_rows d_in"], progress: Progress) -> SparseCode:
+        """The code of normalised rows as training selects it: what counters, thresholds and controllers go by."""
+        x = x if self.b_pre is None else x - self.b_pre
+        return self.kernels.encode(x, *self.encoder(), self.select_at(progress))
+
+    def select_at(self, progress: Progress) -> Select:
+        """Which pre-activations are active at this point of the training."""
+        del progress
+        return self.select()
 
     def autoencode(
         self, x: Float[Tensor, "n_rows d_in"], select: Select, *, prefixes: tuple[int, ...] | None = None,
@@ -214,18 +239,41 @@ class SAE(nn.Module, ABC):
         return self.config.skip
 
     @torch.no_grad()
-    def encode(self, x: Tensor | np.ndarray) -> SparseCode:
+    def encode(self, x: Tensor | np.ndarray, *, refine: int = 0) -> SparseCode:
         """The features of raw activations; a value is the length the feature adds in the model's units.
 
         With a skip path the code carries to `decode` what that adds.
 
         Args:
             x: `[..., d_in]`, a tensor or an array on any device; row r of the code is its r-th, the last axis apart.
+            refine: steps of pursuit from the encoder's code, which explain more by as many features (`sae.refine`).
 
         Raises:
-            SaescopeError: rows of another width, or no floating-point numbers.
+            SaescopeError: rows of another width, or no floating-point numbers; or `refine` is no number of steps, or x is
+                not what this SAE reconstructs (`unrefinable`).
         """
-        return self.encode_traced(self.rows_of(x))
+        rows = self.rows_of(x)
+        code = self.encode_traced(rows)
+        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+            raise SaescopeError(f"refine = {refine!r} is no number of steps; give 0 for the encoder's own code, or say 3.")
+        if refine == 0:
+            return code
+        if reason := self.unrefinable():
+            raise SaescopeError(f"refine = {refine}: {reason}")
+        target = rows.to(self.W_dec.dtype) - self.centre(code)
+        return refined(code, target, self._unit_rows(), self.kernels, refine, signed=self.select().absolute)
+
+    def unrefinable(self) -> str | None:
+        """Why codes cannot be refined, if they cannot: that takes what they should reconstruct."""
+        site = self.provenance.get("site") or {}
+        same = self.input is self.target or all(map(torch.equal, self.input.buffers(), self.target.buffers()))
+        cross = site.get("target") not in (None, site.get("input")) and site.get("update") != "both"
+        if self.d_in == self.d_out and same and not self.config.skip and not cross:
+            return None
+        return (
+            "codes are refined towards what they reconstruct, which a transcoder does not see: it reads one activation and "
+            "reconstructs another. Use its encoder's codes (refine = 0)."
+        )
 
     def rows_of(self, x: Tensor | np.ndarray) -> Float[Tensor, "n_rows d_in"]:
         """Activations `[..., d_in]` as rows on this SAE's device. Raises as `encode`."""
@@ -281,6 +329,9 @@ class SAE(nn.Module, ABC):
         """What is reconstructed where no feature is active, without the skip path, in the model's units."""
         return self.b_dec / self.target.scale + self.target.mean
 
+    def _unit_rows(self) -> Float[Tensor, "d_sae d_out"]:
+        return self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
         """The raw reconstruction of a code in the model's units.
@@ -290,8 +341,7 @@ class SAE(nn.Module, ABC):
         """
         if code.d_sae != self.d_sae:
             raise SaescopeError(f"the code is over {code.d_sae} features, this SAE has {self.d_sae}: take its own.")
-        directions = self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        centre = self.centre(code)
+        directions, centre = self._unit_rows(), self.centre(code)
         if centre.ndim == 1:
             return self.kernels.decode(code, directions, centre)
         return self.kernels.decode(code, directions, torch.zeros_like(self.b_dec)) + centre

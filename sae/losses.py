@@ -18,9 +18,12 @@ _SUM = 2
 
 
 def reconstruction(
-    target: Float[Tensor, "n_rows d_out"], x_hat: Float[Tensor, "n_rows d_out"]
+    target: Float[Tensor, "n_rows d_out"], x_hat: Float[Tensor, "n_rows d_out"],
+    weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Squared error ‖target − x_hat‖², mean over rows."""
+    """Squared error ‖target − x_hat‖², mean over rows; with weights Σ weight (target − x_hat)² for each row."""
+    if weight is not None:
+        return (weight * (target - x_hat).square()).sum() / len(target)
     # one pass for the value and one for the gradient; written out it would be five
     return functional.mse_loss(x_hat, target, reduction="sum") / len(target)
 
@@ -46,9 +49,12 @@ class _Reconstructions(torch.autograd.Function):
 
 
 def reconstructions(
-    target: Float[Tensor, "n_rows d_out"], x_hats: Float[Tensor, "n_prefixes n_rows d_out"]
+    target: Float[Tensor, "n_rows d_out"], x_hats: Float[Tensor, "n_prefixes n_rows d_out"],
+    weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, " n_prefixes"]:
-    """`reconstruction` of each of several, whose gradients are never copied into one."""
+    """`reconstruction` of each of several; without weights their gradients are never copied into one."""
+    if weight is not None:
+        return torch.stack([reconstruction(target, x_hat, weight) for x_hat in x_hats.unbind()])
     return _Reconstructions.apply(target, x_hats)
 
 
@@ -62,10 +68,13 @@ def l1(code: SparseCode, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
     return (code.sums(code.value.abs()) * norms).sum() / code.n_rows
 
 
-def auxk(residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"]) -> Float[Tensor, ""]:
-    """‖e − ê‖² of Gao et al. (2406.04093, §A.2), mean over rows.
+def auxk(
+    residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"],
+    weight: Float[Tensor, "n_rows d_out"] | None = None,
+) -> Float[Tensor, ""]:
+    """‖e − ê‖² of Gao et al. (2406.04093, §A.2), mean over rows; weighted as `reconstruction`.
 
     e is the reconstruction error, a constant here: dead features learn what the living leave over, and the living are
     not taught to leave more.
     """
-    return functional.mse_loss(aux_hat, residual.detach(), reduction="sum") / len(residual)
+    return reconstruction(residual.detach(), aux_hat, weight)

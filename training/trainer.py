@@ -218,6 +218,8 @@ class Trainer:
         self._count(step, target, norm, moment.rows_seen + self.clock.batch_rows)
 
     def _launches(self) -> Hashable | None:
+        if self.config.sae.hide:  # masks are drawn by a generator that a graph would not seed anew
+            return None
         return self.sae.launches(self._progress(self._nobody, 0.0))
 
     def _progress(self, dead: Bool[Tensor, " d_sae"], coefficient: float | Float[Tensor, ""]) -> Progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.labels.names import Names
 from analysis.render.feature import Card, Section
-from analysis.render.text import cell
+from analysis.render.text import cell, count
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def provenance(index: "Index") -> dict[str, str]:
     facts = {
         "run": about.get("run"), "model": about.get("model"), "corpus": ", ".join(about.get("corpus") or []),
         "site": json.dumps(about["site"], ensure_ascii=False) if "site" in about else None, "variant": about.get("variant"),
+        "codes": f"refined by {count(index.refine, 'step')} of pursuit" if index.refine else None,
         "index": index.name, "tokens indexed": f"{index.n_rows:,} kept of {index.n_seqs * index.n_ctx:,}",
         "weights sha256": made_from.get("weights_sha256"),
         "tokens sha256": made_from.get("rows", made_from).get("tokens_sha256"), "code": manifest.get("code"),

@@ -54,8 +54,8 @@ SHARD_ROWS = 131_072
 @own_torch_state()
 def build(
     run: str | Path, *, corpus: Sequence[str] | None = None, name: str = "default", n_rows: int | None = None,
-    memory: str | int = "1 GB", quiet: bool = False, again: bool = False, batch_rows: int | None = None,
-    shard_rows: int = SHARD_ROWS, display: Display | None = None,
+    refine: int = 0, memory: str | int = "1 GB", quiet: bool = False, again: bool = False,
+    batch_rows: int | None = None, shard_rows: int = SHARD_ROWS, display: Display | None = None,
 ) -> Index:
     """Index a run over its own cache, or over another text through its model.
 
@@ -64,6 +64,7 @@ def build(
         corpus: overrides of the run's config, `corpus.sources=text:notes.txt`; None for its own corpus.
         name: of the index, `runs/NAME/index/<name>`.
         n_rows: index no more than the first so many rows (up to whole sequences).
+        refine: steps by which codes are refined (`sae.refine`); the index says so, and texts beside it are read alike.
         memory: bytes for what grows with the rows, "1 GB" or a number; not counted are the weights and the model, and
             about 30 bytes a token.
         quiet: no progress display.
@@ -73,12 +74,13 @@ def build(
         display: one of further work, whose steps are planned.
 
     Raises:
-        SaescopeError: no finished run there, no such corpus, model or cache, or no room.
+        SaescopeError: no finished run there, no such corpus, model or cache, or no room; or the codes of a transcoder are
+            to be refined.
     """
     run, budget = user_path(run), memory_bytes(memory)
     folder = run / "index" / checked_name(name)
     display = display or Display(quiet=quiet)
-    trained = open_trained(run, device=resolve_device("auto"))
+    trained = open_trained(run, device=resolve_device("auto"), refine=refine)
     rows = open_rows(trained, corpus or (), n_rows, display)
     made_from = facts_of(rows)
     if (folder / store.MANIFEST).exists() and not again:
@@ -117,7 +119,11 @@ def facts_of(rows: CorpusRows) -> dict[str, Any]:
     return {
         "weights_sha256": read_json(rows.trained.folder / "final" / sae_store.MANIFEST)["weights_sha256"],
         "rows": rows.facts(),
-        "settings": {"format_version": store.FORMAT_VERSION, "block_rows": BLOCK_ROWS, "max_pairs": MAX_PAIRS},
+        "settings": {
+            "format_version": store.FORMAT_VERSION, "block_rows": BLOCK_ROWS, "max_pairs": MAX_PAIRS,
+            # left out where there are none, so that indexes made before there were any stay true
+            **({"refine": rows.trained.refine} if rows.trained.refine else {}),
+        },
         "encoded_by": {"kernels": sae.kernels.name, "device": sae.W_dec.device.type},
     }
 

@@ -91,7 +91,13 @@ class Index:
             return f"the weights of {self.run} cannot be read, so that nobody knows whether this index is still true."
         if now == self.manifest["made_from"].get("weights_sha256"):
             return None
-        return f"{self.run} has been trained again since this index was made; run `sae index {self.run}`."
+        refined = f" --refine {self.refine}" if self.refine else ""
+        return f"{self.run} has been trained again since this index was made; run `sae index {self.run}{refined}`."
+
+    @property
+    def refine(self) -> int:
+        """Steps by which its codes were refined; texts that are read beside it are to be as well."""
+        return int(self.manifest["made_from"].get("settings", {}).get("refine", 0))
 
     @property
     def sides(self) -> tuple[Side, ...]:

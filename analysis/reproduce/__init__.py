@@ -16,6 +16,8 @@ EXPERIMENTS: dict[str, str] = {
     "matryoshka-tree": "analysis.reproduce.matryoshka_tree",
     "abstopk-bipolar": "analysis.reproduce.abstopk_bipolar",
     "synthetic": "analysis.reproduce.synthetic",
+    "masking": "analysis.reproduce.masking",
+    "refine": "analysis.reproduce.refine",
     "shift": "analysis.reproduce.shift",
     "mdl-lm": "analysis.reproduce.mdl_lm",
     "mdl-digits": "analysis.reproduce.mdl_digits",

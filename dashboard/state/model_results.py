@@ -28,24 +28,27 @@ def worker() -> Worker:
     return Worker()
 
 
-def encoding(run: Path, text: str) -> Job:
-    """The job that reads a text as the run's features see it, token by token; its result is a `PromptCode`."""
+def encoding(run: Path, text: str, refine: int) -> Job:
+    """The job that reads a text as the run's features see it, token by token; its result is a `PromptCode`.
+
+    `refine` is that of the index beside which it is shown (`Index.refine`).
+    """
 
     def steps() -> "Iterator[PromptCode]":
         from analysis.prompt import encode_text
 
-        yield encode_text(run, text)
+        yield encode_text(run, text, refine=refine)
 
-    return worker().job(("read", run, _stamp(run), text), steps, short=True)
+    return worker().job(("read", run, _stamp(run), text, refine), steps, short=True)
 
 
-def encoded(run: Path, text: str) -> "PromptCode":
+def encoded(run: Path, text: str, refine: int) -> "PromptCode":
     """What `encoding` gives, waited for; the page says so meanwhile.
 
     Raises:
         SaescopeError: the run has no model, or the text is empty or too long.
     """
-    code: PromptCode = _waited_for(encoding(run, text), "The model reads the text")
+    code: PromptCode = _waited_for(encoding(run, text, refine), "The model reads the text")
     return code
 
 

@@ -56,7 +56,7 @@ def found(chosen: Selection) -> Found | None:
 def _in_prompt(chosen: Selection, text: str) -> Found:
     from analysis.prompt import own_maximum, rarer_than
 
-    code = encoded(chosen.run.folder, text)
+    code = encoded(chosen.run.folder, text, chosen.index.refine)
     top = code.ranked(own_maximum(chosen.index), rarer_than(chosen.index, CUT), N_FOUND)
     return Found(
         [one.feature for one in top],

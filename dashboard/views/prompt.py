@@ -39,7 +39,7 @@ def page() -> None:
         _without_text(pressed=pressed)
         return
     try:
-        code = encoded(chosen.run.folder, text)
+        code = encoded(chosen.run.folder, text, chosen.index.refine)
     except SaescopeError as error:
         st.error(escaping.plain(str(error)), icon=":material/error:")
         return

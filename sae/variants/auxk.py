@@ -33,11 +33,14 @@ class AuxK(Section):
 
     def term(
         self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None,
-        revival: Revival | None,
+        revival: Revival | None, weight: Float[Tensor, "n_rows d_out"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
-        """The weighted loss term, mean over rows; none, or 0, without a reconstruction by dead features."""
+        """The loss term by its coefficient, mean over rows; none, or 0, without a reconstruction by dead features.
+
+        `weight` is what each entry's squared error counts by (`Progress.weight`).
+        """
         if aux_hat is None or revival is None:
             return {}
         # where nobody has looked whether any is dead, the term is 0 if none is
-        weight = self.coefficient if revival.room is None else self.coefficient * revival.dead.any()
-        return {"auxk": weight * losses.auxk(residual, aux_hat)}
+        coefficient = self.coefficient if revival.room is None else self.coefficient * revival.dead.any()
+        return {"auxk": coefficient * losses.auxk(residual, aux_hat, weight)}

@@ -73,13 +73,13 @@ class Gated(SAE):
         ).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
-            "reconstruction": losses.reconstruction(target, x_hat),
+            "reconstruction": losses.reconstruction(target, x_hat, progress.weight),
             "l1": coefficient * gate.value.sum() / gate.n_rows,
             # a skip path is part of the target here, and frozen like the decoder
-            "gate": losses.reconstruction(target.detach(), frozen),
+            "gate": losses.reconstruction(target.detach(), frozen, progress.weight),
         }
         revival = self.config.auxk.revival(progress.dead, self.d_in)
-        terms |= self.config.auxk.term((target - x_hat).detach(), self.revived(x, revival), revival)
+        terms |= self.config.auxk.term((target - x_hat).detach(), self.revived(x, revival), revival, progress.weight)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def launches(self, progress: Progress) -> Hashable | None:

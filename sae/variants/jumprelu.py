@@ -188,8 +188,8 @@ class JumpReLU(LearntThreshold):
         l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
         x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
         penalty, coefficient = self.penalty(l0, progress)
-        terms = {"reconstruction": losses.reconstruction(target, x_hat), "l0": penalty}
-        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival)
+        terms = {"reconstruction": losses.reconstruction(target, x_hat, progress.weight), "l0": penalty}
+        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float | Tensor]:

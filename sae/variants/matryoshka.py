@@ -115,17 +115,17 @@ class Matryoshka(TopK):
     ) -> Step:
         """Reconstruction by all features, by the shorter prefixes, and AuxK."""
         config = self.config
-        ends, select = config.prefixes_at(progress.step), self.select_in_training(config.k_at(progress))
+        ends, select = config.prefixes_at(progress.step), self.select_at(progress)
         revival = config.auxk.revival(progress.dead, self.d_in, progress.room)
         code, x_hats, aux_hat = self.autoencode(x, select, prefixes=ends, auxk=revival)
         x_hat = x_hats[-1]
-        errors = losses.reconstructions(target, apart(x_hats) if config.stop_gradient else x_hats)
+        errors = losses.reconstructions(target, apart(x_hats) if config.stop_gradient else x_hats, progress.weight)
         weights = config.weights or (1.0,) * len(ends)
         *shorter, whole = (error if w == 1 else w * error for w, error in zip(weights, errors, strict=True))
         terms = {"reconstruction": whole}
         if shorter:
             terms["prefixes"] = sum(shorter[1:], shorter[0])
-        return Step(terms | config.auxk.term((target - x_hat).detach(), aux_hat, revival), code, x_hat)
+        return Step(terms | config.auxk.term((target - x_hat).detach(), aux_hat, revival, progress.weight), code, x_hat)
 
     def launches(self, progress: Progress) -> Hashable | None:
         """Prefixes that are drawn anew are others in every step."""

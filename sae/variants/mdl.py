@@ -192,18 +192,18 @@ class MDL(LearntThreshold):
             x_hat, toll, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth, per_entry
         )
         terms = {
-            "reconstruction": losses.reconstruction(target, x_hat),
+            "reconstruction": losses.reconstruction(target, x_hat, progress.weight),
             "entries": share * (toll + price * bits.off.sum()),
             "values": share * price * (excess * bits.slope).sum() / n,
         }
-        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival)
+        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight)
         with torch.no_grad():
             cost = price * (n * bits.off + excess * bits.slope + n * self.config.decoder_bits) + per_entry * count
             total = (bits.of(count, excess, n)).sum()
             may_prune = progress.through(self.config.prune_from) >= 1
             net = None
             if may_prune and progress.step % _MEASURE_EVERY == 0:
-                net = saving(code, target - x_hat, self.W_dec) - cost
+                net = saving(code, target - x_hat, self.W_dec, progress.weight) - cost
             tally = Tally(n, count, excess.detach(), net)
         logs = {"coefficient": coefficient, "bits": total, "pruned": self.pruned.sum()}
         return MDLStep(terms, code, x_hat, logs, tally=tally)
@@ -269,9 +269,16 @@ def code_bits(p: Float[Tensor, " d_sae"], mean: Float[Tensor, " d_sae"], quantum
 
 
 def saving(
-    code: SparseCode, error: Float[Tensor, "n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"]
+    code: SparseCode, error: Float[Tensor, "n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"],
+    weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, " d_sae"]:
-    """What the squared error would grow by without each feature, all others as they are, summed over rows."""
+    """What the squared error would grow by without each feature, all others as they are, summed over rows.
+
+    `weight` is what each entry's squared error counts by (`Progress.weight`).
+    """
     rows, feature, value = code.rows(), code.feature.long(), code.value
-    grown = value * (2 * products(error, W_dec, rows, feature) + value * W_dec.square().sum(1)[feature])
+    weighted = error if weight is None else weight * error
+    squares = W_dec.square()
+    norms = squares.sum(1)[feature] if weight is None else products(weight, squares, rows, feature)
+    grown = value * (2 * products(weighted, W_dec, rows, feature) + value * norms)
     return sum_by_feature(grown, feature, code.d_sae)

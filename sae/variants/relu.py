@@ -43,7 +43,7 @@ class ReLU(SAE):
         code, x_hat = self.autoencode(x, Select("threshold", fixed=True)).single()
         coefficient = self.config.coefficient_at(progress)
         terms = {
-            "reconstruction": losses.reconstruction(target, x_hat),
+            "reconstruction": losses.reconstruction(target, x_hat, progress.weight),
             "l1": coefficient * losses.l1(code, self.W_dec.norm(dim=1)),
         }
         return Step(terms, code, x_hat, {"coefficient": coefficient})

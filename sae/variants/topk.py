@@ -152,16 +152,20 @@ class TopK(SAE):
         mode: Literal["batch_topk", "topk"] = "batch_topk" if self.config.over_batch else "topk"
         return Select(mode, k=k, absolute=self.config.absolute)
 
+    def select_at(self, progress: Progress) -> Select:
+        """As many as k is by now."""
+        return self.select_in_training(self.config.k_at(progress))
+
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
         """Reconstruction and AuxK."""
-        auxk, select = self.config.auxk, self.select_in_training(self.config.k_at(progress))
+        auxk, select = self.config.auxk, self.select_at(progress)
         revival = auxk.revival(progress.dead, self.d_in, progress.room)
         out = self.autoencode(x, select, auxk=revival)
         code, x_hat = out.single()
-        terms = {"reconstruction": losses.reconstruction(target, x_hat)}
-        return Step(terms | auxk.term((target - x_hat).detach(), out.aux_hat, revival), code, x_hat)
+        terms = {"reconstruction": losses.reconstruction(target, x_hat, progress.weight)}
+        return Step(terms | auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight), code, x_hat)
 
     def launches(self, progress: Progress) -> Hashable | None:
         """How many features are active, and how many may be dead."""

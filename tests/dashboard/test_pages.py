@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis.index import open_index
+from analysis.index import build, open_index
 from analysis.labels.first_look import good_first
 from analysis.labels.store import Labels
-from analysis.render.text import count
+from analysis.prompt import encode_text
+from analysis.render.text import count, number
 from dashboard.frame import TITLES
 from dashboard.state import address
 from dashboard.state.order import N_PAGE
@@ -82,6 +83,26 @@ def test_every_page_over_every_state(page: str, state: str, states: Path) -> Non
 @pytest.mark.parametrize("state", ["healthy", "dead", "one", "abstopk"])
 def test_every_tab_of_a_feature(tab: str, state: str) -> None:
     visit(page="feature", run=state, f="0", tab=tab)
+
+
+def test_an_index_of_refined_codes_is_read_with_refined_texts(states: Path, tmp_path: Path) -> None:
+    """Every page opens; what a typed text shows is what the refined SAE gives for it."""
+    run = Path(shutil.copytree(states / "healthy", tmp_path / "runs/refined", ignore=shutil.ignore_patterns("index")))
+    index = build(run, refine=2, quiet=True)
+    text = "a tiny test of the tree"
+    refined, plain = encode_text(run, text, refine=2), encode_text(run, text)
+    feature = next(top.feature for top in refined.top() if abs(plain.values(top.feature).max() - top.value) > 0.01)
+    told = number(float(refined.values(feature).max()))
+    assert told != number(float(plain.values(feature).max())) and index.refine == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAESCOPE_RUNS", str(run.parent))
+        for page in TITLES:
+            visit(page=page, run="refined")
+        prompt = visit(page="prompt", run="refined", text=text, f=str(feature), cut="100")
+        assert f"Here up to {told}" in html(prompt)
+        tried = visit(page="feature", run="refined", text=text, f=str(feature))
+        assert told in html(tried)
+        visit(page="features", run="refined", q=text, by="prompt")
 
 
 def test_labels_of_a_read_only_run_are_shown_and_not_edited(states: Path, tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ("sae.k=.inf", r"sae\.k: a count is a whole number, not inf"),
         ("sae.k=.nan", r"sae\.k: a count is a whole number, not nan"),
         ("sae.k=1e400", r"sae\.k: a count is a whole number, not inf"),
+        ("sae.hide=1", r"sae\.hide should be less than 1, found 1"),
+        ("sae.hide=-0.1", r"sae\.hide should be greater than or equal to 0, found -0\.1"),
+        ("sae.hid=0.3", r"unknown key 'sae\.hid'; did you mean 'hide'\?"),
         ("sae.k=true", r"sae\.k: a number was expected, found True"),
         ("optim.lr=true", r"optim\.lr: a number was expected, found True"),
         ("data.prefetch=true", r"data\.prefetch: a number was expected, found True"),
@@ -166,6 +169,8 @@ def test_a_run_folder_that_is_a_link(tmp_path: Path) -> None:
         (["site=blocks.0.hook_resid_pots"], r"native:tiny has no hook 'blocks\.0\.hook_resid_pots'; the nearest are "
                                             r"blocks\.0\.hook_resid_post,.*it has 2 blocks"),
         (["site=blocks.9.hook_resid_post"], r"the nearest are blocks\.1\.hook_resid_post,"),
+        (["site={input: blocks.0.hook_resid_post, target: blocks.1.hook_mlp_out}", "sae.hide=0.3"],
+         r"sae\.hide = 0\.3 hides entries of the input.*target is another activation"),
         (["site={input: blocks.0.hook_resid_post, target: blocks.1.hook_mlp_uot}"], r"nearest are blocks\.1\.hook_mlp_out"),
         (["data.mask_hooks=[blocks.7.hook_resid_post]"], r"has no hook 'blocks\.7\.hook_resid_post'; the nearest are"),
         (["site=blocks.0.attn.hook_z[9]"], r"hook_z of native:tiny has no head 9: its heads are 0 to 3"),

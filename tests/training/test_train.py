@@ -125,16 +125,18 @@ VARIED: list[dict[str, Any]] = [
     {"variant": "jumprelu", "d_sae": 96, "sparsity": {"target_l0": 8}, "auxk": {"coefficient": 0.03}},
     {"variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "optim": {"lr": 1e-3, "sparse": True}},
     {"variant": "mdl", "d_sae": 96, "sparsity": {"coefficient": 20}, "start_l0": 8, "prune_from": "30%", "memory": 0.9},
+    {"name": "masked", "variant": "batchtopk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "hide": 0.3},
+    {"name": "masked-gated", "variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "hide": 0.2},
 ]
 
 
 def test_a_signal_saves_and_resuming_goes_on_bit_for_bit(base: dict[str, Any], tmp_path: Path) -> None:
-    """Every variant, on one stream that SIGTERM stops after step 70."""
+    """Every variant, and the masked objective, on one stream that SIGTERM stops after step 70."""
+    names = [one.get("name", one["variant"]) for one in VARIED]
     config = base | {"sae": {"d_sae": 96}, "train": base["train"] | {"log_every": "3 steps"}, "sweep": [
-        {"name": one["variant"], "sae": {k: v for k, v in one.items() if k != "optim"}, "optim": one.get("optim", {})}
-        for one in VARIED
+        {"name": name, "sae": {k: v for k, v in one.items() if k not in ("name", "optim")}, "optim": one.get("optim", {})}
+        for name, one in zip(names, VARIED, strict=True)
     ]}
-    names = [one["variant"] for one in VARIED]
     sweep(config, runs=tmp_path / "whole", quiet=True)
     (tmp_path / "c.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "tests.training.interrupted", str(tmp_path / "c.json"), str(tmp_path / "cut"), "70"]
@@ -172,11 +174,13 @@ def test_a_member_of_a_sweep_trained_alone_is_byte_identical(base: dict[str, Any
          "train.dead_window": "50 rows"},
         {"name": "relu", "sae": {"variant": "relu", "sparsity": {"target_l0": 6}, "seed": 1}},
         {"name": "heads", "sae": {"variant": "topk", "k": 3}, "site": "blocks.1.attn.hook_z"},
+        {"name": "masked", "sae": {"variant": "topk", "k": 3, "hide": 0.3}},
     ]}
     members = run(sweep, tmp_path)
-    assert [m.summary["name"] for m in members] == ["sweep/topk", "sweep/batch", "sweep/relu", "sweep/heads"]
-    assert [m.summary["dead"]["window_rows"] for m in members] == [2000, 50, 2000, 2000]
-    for name in ("batch", "relu"):
+    names = [f"sweep/{name}" for name in ("topk", "batch", "relu", "heads", "masked")]
+    assert [m.summary["name"] for m in members] == names
+    assert [m.summary["dead"]["window_rows"] for m in members] == [2000, 50, 2000, 2000, 2000]
+    for name in ("batch", "relu", "masked"):
         alone = train(tmp_path / "sweep" / name / "config.yaml", ["name=alone"], runs=tmp_path / name, quiet=True)
         assert alone.folder is not None and weights(alone.folder) == weights(tmp_path / "sweep" / name)
         assert weights(alone.folder)

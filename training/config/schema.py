@@ -296,6 +296,11 @@ class Config(Section):
                 "sae.skip is a linear path from input to target, and where the two are equal it would copy it; give the "
                 "site a target of its own (site={input: HOOK, target: HOOK}) or set sae.skip=false"
             )
+        if self.sae.hide and self.site.cross:
+            raise ValueError(
+                f"sae.hide = {self.sae.hide:g} hides entries of the input, to be predicted in the target, and this site's "
+                "target is another activation; set sae.hide=0, or train an SAE of one hook (site=HOOK)"
+            )
         if self.model is None and self.corpus.needs_model:
             raise ValueError("model is null, but only acts:DIR, tensors and corpus.synthetic can do without a model")
         if "model" in self.model_fields_set and self.model is not None and self.corpus.synthetic is not None:

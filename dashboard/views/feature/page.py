@@ -124,7 +124,7 @@ def _reading(place: CurrentFeature) -> tuple[Reading, str, str]:
     text = st.query_params.get("text", "")
     if not text.strip():
         return reading(place.index.sides, None), "", ""
-    job = encoding(place.chosen.run.folder, text)
+    job = encoding(place.chosen.run.folder, text, place.index.refine)
     if not job.ended.wait(SOON_S):
         return reading(place.index.sides, None), waiting(job, "The model reads the text"), ""
     return reading(place.index.sides, job.result), "", "" if job.error is None else str(job.error)

@@ -105,6 +105,28 @@ def test_dead_window(short: Any) -> None:
     assert all(0 <= row["dead"] <= 1 for row in rows.values())
 
 
+def test_refine(short: Any) -> None:
+    """Each further step explains more by no more features, and takes longer."""
+    rows = short("refine")
+    assert set(rows) == {f"{name} {n}" for name in ("topk-4", "abstopk-4") for n in (0, 1, 3, 10)}
+    for name in ("topk-4", "abstopk-4"):
+        found = [rows[f"{name} {n}"] for n in (0, 1, 3, 10)]
+        fves, l0s = ([row[key] for row in found] for key in ("fve", "l0"))
+        assert fves == sorted(fves) and fves[1] > fves[0] + 0.01
+        assert all(l0 <= l0s[0] for l0 in l0s) and l0s[0] <= 4
+        assert found[0]["times"] == found[0]["kept"] == 1 < found[3]["times"] and 0 < found[3]["kept"] < 1
+        assert found[3]["us_per_row"] / found[0]["us_per_row"] == pytest.approx(found[3]["times"])
+
+
+def test_masking(short: Any, place: Path) -> None:
+    """In 200 steps already: less of the noise is reconstructed, more of what is behind it."""
+    rows = short("masking")
+    plain, hidden = (rows[f"noise-2 topk-8-128-{hide}"] for hide in ("0", "0.3"))
+    assert hidden["fve"] < plain["fve"] and hidden["fve_clean"] > plain["fve_clean"] + 0.1
+    assert hidden["mmc"] > 0.5 and 0 < hidden["l0"] <= 8 == plain["l0"]
+    assert (place / "runs" / "masking-short" / "masking.svg").read_text().count("<circle") == 2
+
+
 def test_mdl_lm(short: Any) -> None:
     """The least of each sweep at each FVE is its column's minimum, or a mixture's; whoever surpasses it has bits there."""
     rows, compared = short("mdl-lm"), 0
