@@ -26,6 +26,19 @@ class Selection:
         """Another value for another index or the same one made anew."""
         return (str(self.index.folder), *map(str, stamp(self.index.folder / "manifest.json")))
 
+    @property
+    def has_own_module(self) -> bool:
+        """Whether contexts are inputs of a module of the user's own."""
+        return any(str(source).startswith("module:") for source in self._about("corpus") or ())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there is a language model that a text could be given to."""
+        return self._about("model") is not None
+
+    def _about(self, key: str) -> Any:
+        return self.index.manifest.get("about", {}).get(key)
+
 
 def of_run(run: Run, folder: Path) -> Selection:
     """A run with one of its indexes, open.
