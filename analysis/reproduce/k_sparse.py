@@ -40,7 +40,7 @@ from sae.kernels import Select
 from training.config.reading import merged
 from training.run import train
 
-WEIGHTS = (10.0, 100.0, 1e3, 1e4)
+WEIGHTS = (10.0, 100.0, 1e3)
 """Of the mean loss beside ½‖w‖²: the classifier's penalty, for features of unit mean square."""
 SHARE = 0.2
 """Of the training images, on which penalties are compared."""
@@ -98,15 +98,15 @@ def run(job: Job) -> list[Row]:
 
 
 def _raw(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:  # noqa: ARG001
-    return {"error": _best(parts, {0: lambda x: x}, job.seed)[1]}
+    return {"error": _judged(parts, lambda x: x, job.seed).test}
 
 
 def _pca(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
     mean = parts.train.mean(0)
     axes = torch.linalg.svd(parts.train - mean, full_matrices=False).Vh
-    options = {n: lambda x, n=n: (x - mean) @ axes[:n].T for n in fields["components"]}
-    n, error = _best(parts, options, job.seed)
-    return {"error": error, "components": n}
+    judged = {n: _judged(parts, lambda x, n=n: (x - mean) @ axes[:n].T, job.seed) for n in fields["components"]}
+    n = min(judged, key=lambda n: judged[n].validation)
+    return {"error": judged[n].test, "components": n}
 
 
 def _dae(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
@@ -126,7 +126,7 @@ def _dae(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
             loss.backward()
             optimiser.step()
     W, b = W.detach(), b.detach()
-    return {"error": _best(parts, {0: lambda x: (x @ W + b).sigmoid()}, job.seed)[1]}
+    return {"error": _judged(parts, lambda x: (x @ W + b).sigmoid(), job.seed).test}
 
 
 def _random(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
@@ -189,33 +189,32 @@ def _over_alphas(
     parts: Split, alphas: Sequence[float | int], coded: Callable[[Tensor, float | int], Tensor], seed: int
 ) -> Row:
     """The error at each α, and at the one that is best on the validation images."""
-    errors = {alpha: _best(parts, {alpha: lambda x, a=alpha: coded(x, a)}, seed)[1] for alpha in alphas}
-    chosen, error = _best(parts, {alpha: lambda x, a=alpha: coded(x, a) for alpha in alphas}, seed)
-    return {"error": error, "alpha": chosen, **{f"error_alpha_{alpha:g}": value for alpha, value in errors.items()}}
+    judged = {alpha: _judged(parts, lambda x, alpha=alpha: coded(x, alpha), seed) for alpha in alphas}
+    chosen = min(judged, key=lambda alpha: judged[alpha].validation)
+    each = {f"error_alpha_{alpha:g}": found.test for alpha, found in judged.items()}
+    return {"error": judged[chosen].test, "alpha": chosen, **each}
 
 
-def _best(
-    parts: Split, options: Mapping[float | int, Callable[[Tensor], Tensor]], seed: int
-) -> tuple[float | int, float]:
-    """Of several features the one with the least error on the validation images, and its error on the test images."""
+class Judged(NamedTuple):
+    """Errors of some features."""
+
+    validation: float
+    """With the penalty that makes it least."""
+    test: float
+    """With that penalty, fitted to all training images."""
+
+
+def _judged(parts: Split, features: Callable[[Tensor], Tensor], seed: int) -> Judged:
     from sklearn.model_selection import train_test_split
 
-    fit, judge = train_test_split(
-        np.arange(len(parts.train)), test_size=SHARE, stratify=parts.train_digit, random_state=seed
-    )
-    found = []
-    for option, features in options.items():
-        x = features(parts.train)
-        scale = 1 / x.square().mean().sqrt().clamp_min(1e-12)
-        x, digit = _arrays(x * scale), parts.train_digit
-        for weight in WEIGHTS:
-            error = _error(x[fit], digit[fit], x[judge], digit[judge], weight)
-            found.append((error, option, weight))
-    # of equal errors the first option and the strongest penalty
-    _, option, weight = min(found, key=lambda one: one[0])
-    x, test = (options[option](part) for part in (parts.train, parts.test))
+    digit = parts.train_digit
+    fit, judge = train_test_split(np.arange(len(digit)), test_size=SHARE, stratify=digit, random_state=seed)
+    x, test = features(parts.train), features(parts.test)
     scale = 1 / x.square().mean().sqrt().clamp_min(1e-12)
-    return option, _error(_arrays(x * scale), parts.train_digit, _arrays(test * scale), parts.test_digit, weight)
+    x, test = _arrays(x * scale), _arrays(test * scale)
+    errors = {weight: _error(x[fit], digit[fit], x[judge], digit[judge], weight) for weight in WEIGHTS}
+    weight = min(errors, key=lambda weight: errors[weight])  # of equal errors the strongest penalty
+    return Judged(errors[weight], _error(x, digit, test, parts.test_digit, weight))
 
 
 def _arrays(x: Float[Tensor, "n d"]) -> Any:

@@ -38,8 +38,8 @@ def draw(rows: Sequence[Row], decoders: Mapping[str, Float[Tensor, "d_sae d"]], 
     galleries(out / "k-sparse-features.png", panels, pixel=1 if panels[0].shape[1] > 16 else 4)
 
 
-def _line(title: str, points: Sequence[tuple[float, Row]]) -> Line:
-    ks, found = [k for k, _ in points], [row for _, row in points]
+def _line(title: str, points: Sequence[tuple[float | int, Row]]) -> Line:
+    ks, found = [float(k) for k, _ in points], [row for _, row in points]
     return Line(title, ks, *([row[key] for row in found] for key in ("mean", "low", "high")))
 
 

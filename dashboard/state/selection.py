@@ -9,7 +9,7 @@ import streamlit as st
 from analysis.index import Index, open_index
 from analysis.labels.names import Names
 from analysis.labels.store import Labels
-from analysis.runs import Run, flat
+from analysis.runs import Run, flat, section
 from dashboard.escaping import shell
 
 
@@ -28,8 +28,10 @@ class Selection:
 
     @property
     def has_own_module(self) -> bool:
-        """Whether contexts are inputs of a module of the user's own."""
-        return any(str(source).startswith("module:") for source in self._about("corpus") or ())
+        """Whether contexts are the inputs of the run's own module."""
+        sources = self._about("corpus")
+        own = [one.get("source") for one in section(self.run.config, "corpus").get("sources", []) if isinstance(one, dict)]
+        return sources == own and str(sources[0]).startswith("module:")
 
     @property
     def reads_text(self) -> bool:

@@ -180,7 +180,7 @@ def _environment() -> dict[str, str]:
 
 @pytest.mark.parametrize(("function", "override", "message"), [
     ("digits", "corpus.sources=module:toy_vision", r"write module:PACKAGE\.FUNCTION"),
-    ("digits", "corpus.sources=module:", r"is no source"),
+    ("digits", "corpus.sources='module:'", r"is no source"),
     ("digits", "corpus.sources=module:no_such_file.digits", r"Python finds no module no_such_file; call the command from"),
     ("digits", "corpus.sources=module:toy_vision.digit", r"toy_vision has no digit; did you mean digits\?"),
     ("number", "", r"number is a int, not a function"),

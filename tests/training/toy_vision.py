@@ -92,7 +92,7 @@ def not_a_feed() -> dict:
 
 def no_module() -> Feed:
     """A function in the module's place."""
-    return Feed(_net().forward, _digits()[0])  # type: ignore[arg-type]
+    return Feed(_net().forward, _digits()[0])
 
 
 def no_inputs() -> Feed:

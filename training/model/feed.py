@@ -37,7 +37,7 @@ class Feed:
     """A module and its inputs; all that Saescope has to know of them.
 
     Attributes:
-        module: run in evaluation mode, without gradients, in its own precision.
+        module: a `torch.nn.Module`, run in evaluation mode, without gradients, in its own precision.
         inputs: what it is called with, one a sequence: a tensor `[n, …]`, anything with a length and numbers (a torch
             `Dataset`), or an iterable, of which as many are taken as `corpus.n_tokens` asks for. An input is a tensor, a
             tuple (positional arguments) or a dict (keyword arguments), without the axis of the batch. Input i must always
@@ -54,7 +54,7 @@ class Feed:
         batch: inputs of one forward pass.
     """
 
-    module: nn.Module
+    module: Any  # looked at below: the user's own function gives it
     inputs: Any
     documents: Sequence[int] | None = None
     names: Sequence[str] | None = None

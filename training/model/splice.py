@@ -217,6 +217,8 @@ class SplicedModel:
     def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Forward:
         if freeze is None:
             return self.model
+        if isinstance(self.model, HookedModule):
+            raise SaescopeError(f"{self.model.name} has no linear forward; leave freeze out.")
         frozen = freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
         if frozen.model is not self.model:
             raise SaescopeError(f"The frozen model is {frozen.model.name}, loaded apart from the one that is spliced.")
