@@ -59,7 +59,7 @@ image-rendering:pixelated}
 .sx-heat .sx-picture [data-v]{position:absolute;border-radius:0;padding:0}
 .sx-outputs{display:flex;flex-wrap:wrap;gap:0 2rem}
 .sx-outputs .sx-picture{width:11rem}
-.sx-ex.sx-tile{display:inline-grid;grid-template-columns:auto;gap:.2rem;margin:0 1rem .6rem 0;border:none;
+.sx .sx-ex.sx-tile{display:inline-grid;grid-template-columns:auto;gap:.2rem;margin:0 1rem .6rem 0;border:none;
 content-visibility:visible}
 .sx-legend{display:flex;flex-wrap:wrap;gap:.4rem;font-size:.75rem;align-items:center;font-variant-numeric:tabular-nums}
 .sx-legend bdi{padding:0 .35rem}

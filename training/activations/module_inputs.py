@@ -83,9 +83,9 @@ def _write(
     chosen = np.fromiter((is_held_out(f"document {number}", share) for number in documents), bool, len(documents))
     held_out = chosen[of]
     check_sides(held_out, str(config.corpus.module), f"{n:,} inputs of {len(documents):,} documents", n * n_ctx, share)
-    first = np.unique(of, return_index=True)[1]
+    first, counts = np.unique(of, return_index=True)[1], np.bincount(of)
     labels = [
-        {"label": names[first[i]], "held_out": bool(chosen[i]), "n_tokens": int((of == i).sum()) * n_ctx}
+        {"label": names[first[i]], "held_out": bool(chosen[i]), "n_tokens": int(counts[i]) * n_ctx}
         for i in range(len(documents))
     ]
     rows = np.arange(n)

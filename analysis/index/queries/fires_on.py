@@ -25,7 +25,7 @@ def fires_on(index: "Index", feature: int, n: int = 3) -> tuple[TokenShare, ...]
     """
     position = index.positions(feature)
     vocabulary = index.vocabulary
-    if not len(position) or (vocabulary is None and 2 * len(set(index.names)) > len(index.names)):
+    if not len(position) or (vocabulary is None and 2 * len(set(index.names)) >= len(index.names)):
         return ()
     position = position[:: -(-len(position) // N_ROWS)]
     by_text: dict[str, int] = {}
