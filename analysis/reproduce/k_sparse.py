@@ -135,25 +135,30 @@ def _random(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
 
     def coded(x: Tensor, alpha: float) -> Tensor:
         pre = (x - mean) @ directions.T
-        top = pre.topk(round(alpha * k), dim=1)
+        top = pre.topk(_count(alpha, k, pre.shape[1]), dim=1)
         return torch.zeros_like(pre).scatter(1, top.indices, top.values)
 
-    return _over_alphas(parts, fields["alphas"], coded, job.seed)
+    return _over_alphas(parts, [float(alpha) for alpha in fields["alphas"]], coded, job.seed)
 
 
 def _ksparse(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
     sae = trained(job, fields, parts)
 
     def coded(x: Tensor, alpha: float) -> Tensor:
-        return code(sae, x, round(alpha * fields["sae"]["k"]))
+        return code(sae, x, _count(alpha, fields["sae"]["k"], sae.d_sae))
 
     fires = coded(parts.train, 1.0) != 0
     x_hat = sae(parts.test)
     unexplained = (parts.test - x_hat).square().sum() / (parts.test - parts.train.mean(0)).square().sum()
     return {
         "k": fields["sae"]["k"], "silent": float((~fires.any(0)).float().mean()), "fve": 1 - float(unexplained),
-        **_over_alphas(parts, fields["alphas"], coded, job.seed),
+        **_over_alphas(parts, [float(alpha) for alpha in fields["alphas"]], coded, job.seed),
     }
+
+
+def _count(alpha: float, k: int, d_sae: int) -> int:
+    """α · k, or as many as there are."""
+    return min(d_sae, round(alpha * k))
 
 
 METHODS: dict[str, Callable[[Job, Mapping[str, Any], Split], Row]] = {
@@ -186,7 +191,7 @@ def code(sae: SAE, x: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n d_sae"]:
 
 
 def _over_alphas(
-    parts: Split, alphas: Sequence[float | int], coded: Callable[[Tensor, float | int], Tensor], seed: int
+    parts: Split, alphas: Sequence[float], coded: Callable[[Tensor, float], Tensor], seed: int
 ) -> Row:
     """The error at each α, and at the one that is best on the validation images."""
     judged = {alpha: _judged(parts, lambda x, alpha=alpha: coded(x, alpha), seed) for alpha in alphas}

@@ -1,5 +1,7 @@
 """The tab Steer of a module of the user's own: one of its inputs, and what comes out without and with a feature changed."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import streamlit as st
 
@@ -10,10 +12,14 @@ from dashboard.state import address
 from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.model_results import steered_input
 from dashboard.state.selection import names
+from sae.errors import SaescopeError
+
+if TYPE_CHECKING:
+    from analysis.steering.inputs import Positions
 
 MODES = ("add", "clamp")
 ALSO = "44=0 holds feature 44 at 0; 920+12.5 adds 12.5 of feature 920; 7-3 takes 3 of feature 7 away"
-WHERE = {"all": "all positions", "active": "where it fires"}
+POSITIONS = "all; active, where the feature fires in this input; or numbers, row by row from 0: 5, 6"
 
 
 def steer_input(place: CurrentFeature) -> None:
@@ -29,8 +35,7 @@ def steer_input(place: CurrentFeature) -> None:
                            help="The number of a context; examples have it in their title")
         second.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"), width="stretch",
                                  help="add: lengthen the feature by the strength; clamp: hold it there")
-        third.selectbox("Positions", list(WHERE), format_func=WHERE.__getitem__,
-                        **form.choice("at", list(WHERE), default="all"))
+        third.text_input("Positions", **form.text("at", default="all"), help=POSITIONS)
         first, second = st.columns([1, 2], vertical_alignment="bottom")
         first.number_input("Strength", -100 * top, 100 * top,
                            **form.number("strength", -100 * top, 100 * top, default=float(f"{2 * top:.2g}")),
@@ -47,8 +52,23 @@ def _asked(place: CurrentFeature) -> None:
 
     asked, number_ = st.session_state, int(st.session_state["input"])
     every = [Edit(place.feature, asked["strength"], asked["mode"]), *edits(asked["also"], place.index.d_sae)]
-    fires = np.flatnonzero(place.index.values(place.feature, number_)).tolist()
-    positions = "all" if asked["at"] == "all" else tuple(fires)
+    positions = _positions(asked["at"], place, number_)
     result = steered_input(place.chosen.run.folder, number_, tuple(every), positions)
     html = compared_outputs(result, names(place.chosen), place.go)
     st.html(f'<div class="sx" data-steered="done">{html}</div>')
+
+
+def _positions(text: str, place: CurrentFeature, number_: int) -> "Positions":
+    """What the field says.
+
+    Raises:
+        SaescopeError: something else.
+    """
+    if text.strip() == "all":
+        return "all"
+    if text.strip() == "active":
+        return tuple(np.flatnonzero(place.index.values(place.feature, number_)).tolist())
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise SaescopeError(f"Positions are all, active, or numbers such as 5, 6; not {text!r}.")
+    return tuple(map(int, parts))
