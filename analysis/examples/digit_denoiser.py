@@ -7,7 +7,7 @@ that what a block adds is its output less its input, as in the blocks of Stable 
 
     head  8 × 8, 32 channels     down  8 × 8     mid  4 × 4, 64 channels     up  8 × 8     tail  8 × 8, 1 channel
 
-The network is trained once, in half a minute on two cores, and its weights are kept in the user's cache.
+The network is trained once, in two minutes on one core, and its weights are kept in the user's cache.
 """
 
 import itertools
