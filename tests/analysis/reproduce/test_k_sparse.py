@@ -19,18 +19,18 @@ def test_k_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with one_thread():
         rows = reproduce("k-sparse", configs=CONFIGS, runs=tmp_path, short=True, quiet=True)
     found = {row["setting"]: row for row in rows}
-    assert set(found) == {"raw", "pca", "dae", "k-5", "k-25", "k-25-flat"}
+    assert set(found) == {"raw", "pca", "dae", "k-10", "k-25", "k-25-flat"}
     for row in rows:
         assert 0 < row["error"] < 0.5, "chance is 0.9"
     assert found["pca"]["components"] in (8, 16)
-    for name in ("k-5", "k-25", "k-25-flat"):
+    for name in ("k-10", "k-25", "k-25-flat"):
         row = found[name]
         assert row["error"] == row[f"error_alpha_{row['alpha']:g}"] and 0 < row["fve"] < 1 and 0 <= row["silent"] < 1
     out = tmp_path / "k-sparse-short"
     assert (out / "k-sparse-features.png").read_bytes().startswith(b"\x89PNG")
     assert "denoising autoencoder" in (out / "k-sparse.svg").read_text()
     # the run that is left is a k-sparse autoencoder
-    sae = store.load(out / "k-5-0")
+    sae = store.load(out / "k-10-0")
     torch.testing.assert_close(sae.W_enc, sae.W_dec.t())
     x = k_sparse.images("digits")[0][:50]
     dense = k_sparse.code(sae, x, sae.config.k).double()  # type: ignore[attr-defined]
