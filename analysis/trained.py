@@ -29,7 +29,9 @@ from training.config import reading as configs
 from training.config.schema import Config
 from training.model.language_model import Model
 from training.model.load import load_model
+from training.model.module import HookedModule, load_module
 from training.model.token_bytes import token_bytes
+from training.provenance import first_difference
 from training.site import Site, SiteRows
 
 LOCK = threading.RLock()
@@ -92,6 +94,25 @@ class TrainedSAE:
         model = kept_model(config["name"], config.get("device", "auto"), config.get("dtype", "float32"))
         self.check_model(model)
         return model
+
+    @property
+    def module(self) -> HookedModule:
+        """The user's own module, of a run whose corpus is `module:PACKAGE.FUNCTION`.
+
+        Raises:
+            SaescopeError: the run has another corpus, or the module cannot be had here or is no longer the one whose
+                activations the SAE was trained on.
+        """
+        if (source := self.config.corpus.module) is None:
+            raise SaescopeError(f"{self.folder.name} was not trained on a module of your own (corpus.sources=module:…).")
+        with LOCK:
+            module = _module(source, self.config.corpus.n_tokens // self.config.corpus.n_ctx)
+        then = self.sae.provenance.get("made_from", {}).get("model", {})
+        if (changed := first_difference(then, module.identity)) is not None:
+            raise SaescopeError(
+                f"{source} is not what {self.folder.name} was trained on: its {changed}; bring its weights and inputs back."
+            )
+        return module
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -218,6 +239,11 @@ def _model(name: str, device: str, dtype: str) -> Model:
         return load_model(name, device=device, dtype=dtype)
     except SaescopeError as error:
         raise SaescopeError(f"The language model is needed for this and is not on this machine: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _module(source: str, n_inputs: int) -> HookedModule:
+    return load_module(source, device=resolve_device("auto"), n_inputs=n_inputs)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,9 @@ from training.config.yaml12 import dump_yaml
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
-LONG = re.compile(r"^sae (dashboard|demo|bench|reproduce|eval|circuit|import|mdl)\b|configs/(gpt2|gemma|circuits)|--with ")
+LONG = re.compile(
+    r"^sae (dashboard|demo|bench|reproduce|eval|circuit|import|mdl)\b|configs/(gpt2|gemma|circuits)|digits-denoiser|--with "
+)
 """Commands that need a hub, server or GPU, serve a page or take minutes: other tests run them, here they are looked up."""
 
 
@@ -94,6 +96,15 @@ def test_the_yaml_of_ones_own_rows_trains(folder: Path) -> None:
     (folder / "own.yaml").write_text(block)
     done = run_sae(folder, "train", "own.yaml", "name=yaml", "sae.d_sae=64", "--quiet")
     assert done.code == 0, done.err
+
+
+def test_ones_own_module_trains(folder: Path) -> None:
+    page = ROOT / "docs" / "guides" / "own-modules.md"
+    (folder / "my_vision.py").write_text(blocks(page, "python")[0])
+    (folder / "vision.yaml").write_text(blocks(page, "yaml")[0])
+    done = run_sae(folder, "train", "vision.yaml", "--quiet")
+    assert done.code == 0, done.err
+    assert run_sae(folder, "index", "runs/vision", "--quiet").code == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -16,13 +16,14 @@ ALLOWED = {
     "sae": {"pydantic", "pydantic_core", "safetensors", "filelock"},
     "training": {"pydantic", "safetensors", "ruamel", "transformer_lens", "transformers", "tokenizers",
                  "huggingface_hub", "jinja2", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
-    "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "re2", "sklearn", "networkx", "plotly", "rich", "httpx"},
+    "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "re2", "sklearn", "networkx", "plotly", "rich", "httpx",
+                 "mlxtend"},
     "dashboard": {"streamlit"},
 }
 KERNELS = {"numba", "llvmlite", "triton", "psutil"}
 ONE_FILE = {
     "transformer_lens": "training/model/load.py", "wandb": "training/loggers.py", "datasets": "training/corpus/hub.py",
-    "httpx": "analysis/labels/by_model/endpoint.py",
+    "httpx": "analysis/labels/by_model/endpoint.py", "mlxtend": "analysis/reproduce/k_sparse.py",
 }
 
 

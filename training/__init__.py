@@ -1,6 +1,6 @@
 """From text, or from rows of one's own, to a trained autoencoder: models, corpora, caches, batches, the training loop."""
 
-__all__ = ["sweep", "train", "train_on"]
+__all__ = ["Feed", "sweep", "train", "train_on"]
 
 
 def __getattr__(name: str):
@@ -13,4 +13,8 @@ def __getattr__(name: str):
         from training.tensors import train_on
 
         return train_on
+    if name == "Feed":
+        from training.model.feed import Feed
+
+        return Feed
     raise AttributeError(f"module 'training' has no attribute {name!r}")

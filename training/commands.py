@@ -167,7 +167,7 @@ def _cache_make(args: argparse.Namespace) -> int:
     from training.display import Display
 
     members = configs.read(args.config, args.overrides)
-    if members[0].cache.mode != "disk" or not members[0].corpus.needs_model:
+    if members[0].cache.mode != "disk" or not members[0].corpus.in_cache:
         raise SaescopeError(
             f"{args.config} needs no cache: its activations are not kept on disk (cache.mode, acts:, corpus.synthetic)."
         )

@@ -32,7 +32,8 @@ class Site(Section):
     """What is read and what is reconstructed."""
 
     input: str = "acts"
-    """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head."""
+    """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head. Of `module:` sources a module's path
+    (its output), or with `.hook_in` behind it (its input)."""
     target: str | None = None
     """Hook it reconstructs: null is the input (an SAE), another hook makes a transcoder."""
     update: bool | Literal["both"] = False

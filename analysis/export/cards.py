@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.labels.names import Names
 from analysis.render.feature import Card, Section
 from analysis.render.text import cell, count
@@ -111,6 +113,8 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     return None if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))) else value

@@ -171,6 +171,10 @@ def write_index(
     writer.save("kept", kept.reshape(rows.n_seqs, rows.n_ctx))
     if (units := rows.data.tokens.units()).kind != "sequence":
         writer.save("unit", units.number[: rows.n_seqs].astype(np.int32))
+    if (images := rows.data.tokens.images) is not None:
+        writer.save("pixels", images.pixels[: rows.n_seqs])
+        writer.save("boxes", images.boxes)
+        writer.save("names", images.names[: rows.n_seqs])
     context = Context(
         rows.n_seqs, rows.n_ctx, 1 + signed, None if tokens is None else np.ascontiguousarray(tokens).reshape(-1), kept
     )

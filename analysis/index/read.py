@@ -25,6 +25,7 @@ from analysis.index.types import (
     Histogram,
     Hit,
     Neighbour,
+    Picture,
     Side,
     Similar,
     Token,
@@ -126,6 +127,20 @@ class Index:
         if self.vocabulary is None:
             return ["·" if t < 0 else f"#{t}" for t in ids][start - before : stop - before]
         return self.vocabulary.pieces(ids)[start - before : stop - before]
+
+    @property
+    def of_images(self) -> bool:
+        """Whether contexts are images."""
+        return "pixels" in self.arrays
+
+    def picture(self, seq: int) -> Picture | None:
+        """A context that is an image."""
+        return Picture(self.names[seq], self.arrays["pixels"][seq], self.arrays["boxes"]) if self.of_images else None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each context is called, where contexts are images."""
+        return [bytes(name).rstrip(b"\0").decode(errors="replace") for name in self.arrays.get("names", ())]
 
     def code(self, seq: int) -> "SparseCode":
         """The code of a context: `n_ctx` rows, empty where a row is masked."""
@@ -329,9 +344,11 @@ class Index:
         return self.arrays["feature_position"][lo:hi], self.arrays["feature_value"][lo:hi]
 
     def _example(self, feature: int, seq: int, position: int, start: int, stop: int) -> Example:
+        start, stop = (0, self.n_ctx) if self.of_images else (start, stop)
         values = self.values(feature, seq, start, stop).tolist()
         return Example(
-            feature, seq, position, start, stop, self.pieces(seq, start, stop), values, values[position - start]
+            feature, seq, position, start, stop, self.pieces(seq, start, stop), values, values[position - start],
+            self.picture(seq),
         )
 
     def _tokens(self, i: int) -> tuple[list[Token], list[Token]]:

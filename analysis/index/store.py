@@ -33,6 +33,9 @@ ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
     "tokens": (np.int32, ("n_seqs", "n_ctx")),
     "kept": (np.bool_, ("n_seqs", "n_ctx")),
     "unit": (np.int32, ("n_seqs", "n_ctx")),
+    "pixels": (np.uint8, ("n_seqs", "height", "width", "channels")),
+    "boxes": (np.float32, ("n_ctx", "4")),
+    "names": (np.uint8, ("n_seqs", "n_bytes")),
     "row_indptr": (np.int64, ("n_rows_in_all + 1",)),
     "row_feature": (np.int32, ("n_values",)),
     "row_value": (np.float16, ("n_values",)),
@@ -61,9 +64,10 @@ ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
 }
 """Every array with its type and the names of its axes. Where there is nothing, numbers of tokens, rows and features are
 −1. `promoted_*` are absent where the model is not at hand or the site is not read by the unembedding, `unit` where rows
-came without text and in indexes made before there was one."""
+came without text and in indexes made before there was one. `pixels`, `boxes` and `names` are there where contexts are
+images (`training.corpus.tokens.Images`)."""
 
-OPTIONAL = ("promoted_token", "promoted_logit", "unit")
+OPTIONAL = ("promoted_token", "promoted_logit", "unit", "pixels", "boxes", "names")
 
 
 class _Counts(BaseModel):

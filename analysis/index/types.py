@@ -4,8 +4,11 @@ Values are activations in the model's own units: the length that a feature adds 
 signed code has two sides, "+" and "-"; those of other codes have "+" only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
 
 Side = Literal["+", "-"]
 
@@ -78,8 +81,19 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A context that is an image."""
+
+    name: str
+    """What it is called."""
+    pixels: UInt8[np.ndarray, "height width channels"]
+    boxes: Float32[np.ndarray, "n_ctx 4"]
+    """The part that each position stands for: top, left, height, width, as shares of the whole."""
+
+
+@dataclass(frozen=True)
 class Example:
-    """A stretch of one context with the feature's value at each token; 0 where it is not active."""
+    """A stretch of one context with the feature's value at each token; 0 where it is not active. An image is seen whole."""
 
     feature: int
     seq: int
@@ -92,6 +106,8 @@ class Example:
     values: list[float]
     value: float
     """At `position`."""
+    picture: Picture | None = field(default=None, compare=False)
+    """The context, where it is an image."""
 
 
 @dataclass(frozen=True)

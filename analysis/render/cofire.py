@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from analysis.render import picture
 from analysis.render.text import attribute, count, inner, number
 from analysis.render.tokens import REST, level, run_together
 
@@ -36,25 +37,34 @@ def both(found: "Both", a: str, b: str, marks: tuple[str, str]) -> str:
 def _pair(first: "Example", second: "Example", scales: Sequence[float], marks: tuple[str, str]) -> str:
     assert (first.seq, first.start, first.pieces) == (second.seq, second.start, second.pieces), "two different stretches"
     place = f"context {first.seq:,}, token {first.position:,}"
-    spans = run_together(
-        _token(piece, (marks[0], va, level(va, scales[0])), (marks[1], vb, level(vb, scales[1])))
-        for piece, va, vb in zip(first.pieces, first.values, second.values, strict=True)
-    )
+    grounds = [_ground((marks[0], va, level(va, scales[0])), (marks[1], vb, level(vb, scales[1])))
+               for va, vb in zip(first.values, second.values, strict=True)]
+    tile = ""
+    if first.picture is None:
+        spans = run_together(_token(piece, *ground) for piece, ground in zip(first.pieces, grounds, strict=True))
+        seen = f'<div class="sx-heat" role="list">{spans}</div>'
+    else:
+        tile, seen = " sx-tile", picture.marked(first.picture, grounds)
     return (
-        f'<div class="sx-ex" role="group" data-at="{first.seq}.{first.position}" aria-label="{place}">'
+        f'<div class="sx-ex{tile}" role="group" data-at="{first.seq}.{first.position}" aria-label="{place}">'
         f'<span class="sx-val" title="{place}">'
-        f"{number(first.value)}<br>{number(second.value)}</span><div class=\"sx-heat\" role=\"list\">{spans}</div></div>"
+        f"{number(first.value)}<br>{number(second.value)}</span>{seen}</div>"
     )
 
 
-def _token(piece: str, a: tuple[str, float, int], b: tuple[str, float, int]) -> tuple[bool, str]:
+def _ground(a: tuple[str, float, int], b: tuple[str, float, int]) -> tuple[str, str]:
+    """The classes of a ground and what is said of it, of two features' marks, values and depths; "" where neither fires."""
     active = [one for one in (a, b) if one[2]]
-    if not active:
-        return False, inner(piece, breaks=True) if piece else ""
     classes = [f"sx-{'p' if a[1] > 0 else 'n'}{a[2]}"] if a[2] else []
     classes += [f"sx-b{b[2]}"] if b[2] else []
     said = attribute(" · ".join(f"{mark} {number(value)}" for mark, value, _ in active), spaces=False, limit=None)
+    return " ".join(classes), said
+
+
+def _token(piece: str, classes: str, said: str) -> tuple[bool, str]:
+    if not classes:
+        return False, inner(piece, breaks=True) if piece else ""
     return True, (
-        f'<bdi class="{" ".join(classes)}" role="listitem" data-v="{said}" aria-label="{attribute(piece or REST)}, {said}">'
+        f'<bdi class="{classes}" role="listitem" data-v="{said}" aria-label="{attribute(piece or REST)}, {said}">'
         f"{inner(piece or REST, breaks=True)}</bdi>"
     )

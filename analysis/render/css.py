@@ -53,6 +53,14 @@ border-bottom:1px solid var(--sx-rule)}
 .sx-peaked{display:flex;gap:.6rem;justify-content:space-between}
 .sx-peaked small{overflow:hidden;text-overflow:ellipsis;font-weight:400;font-size:.8125rem;
 font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.sx-pictures{display:flex;gap:.4rem}
+.sx-picture{display:inline-block;position:relative;width:5.5rem;background:var(--sx-image) 0 0/100% 100%;
+image-rendering:pixelated}
+.sx-heat .sx-picture [data-v]{position:absolute;border-radius:0;padding:0}
+.sx-outputs{display:flex;flex-wrap:wrap;gap:0 2rem}
+.sx-outputs .sx-picture{width:11rem}
+.sx .sx-ex.sx-tile{display:inline-grid;grid-template-columns:auto;gap:.2rem;margin:0 1rem .6rem 0;border:none;
+content-visibility:visible}
 .sx-legend{display:flex;flex-wrap:wrap;gap:.4rem;font-size:.75rem;align-items:center;font-variant-numeric:tabular-nums}
 .sx-legend bdi{padding:0 .35rem}
 .sx-facts{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;margin:.4rem 0;padding:0}

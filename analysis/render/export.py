@@ -7,7 +7,7 @@ from analysis.render.feature import Card, card
 from analysis.render.text import attribute, shown
 
 # the browser itself refuses whatever a text might have smuggled in
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _PAGE = """:root{color-scheme:light dark}
 body{margin:0 auto;padding:1.5rem;max-width:80rem;font-family:system-ui,sans-serif;background:Canvas;color:CanvasText}
 nav ul{columns:18rem;padding:0 0 0 1.2rem;margin:.5rem 0 1.5rem}

@@ -4,12 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from analysis.render import picture
 from analysis.render.feature import Link, percent, reference
 from analysis.render.text import attribute, count, inner, number, shown
 
 if TYPE_CHECKING:
     from analysis.labels.names import Name
     from analysis.steering.generate import Edit, Generated, Steered
+    from analysis.steering.inputs import Drawn, SteeredInput
 
 
 def compared(result: "Steered", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
@@ -26,6 +28,29 @@ def compared(result: "Steered", names: "Mapping[int, Name]", link: Link = lambda
         f"{_text('Left alone', result.baseline, result.parted)}{_text('Steered', result.steered, result.parted)}</div>"
         f"{_alternatives(result)}</div>"
     )
+
+
+def compared_outputs(result: "SteeredInput", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
+    """What was done to one input, and what came out without and with it."""
+    done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
+    where = "all" if result.positions == "all" else ", ".join(map(str, result.positions)) or "none"
+    parts = [("Input", result.image)] if result.image is not None else []
+    parts += [("Left alone", result.baseline), ("Steered", result.steered)]
+    shown_parts = "".join(f"<section><h3>{title}</h3>{_output(drawn, title)}</section>" for title, drawn in parts)
+    return (
+        f'<div class="sx"><p>{done}. <span class="sx-quiet">Positions: {where} · input {result.number} · the output '
+        f'changes by {percent(result.change)} of its length</span></p><div class="sx-outputs">{shown_parts}</div></div>'
+    )
+
+
+def _output(drawn: "Drawn", title: str) -> str:
+    if not isinstance(drawn, dict):
+        return picture.alone(drawn, title)
+    rows = "".join(
+        f'<tr><th scope="row">{shown(name, limit=40)}</th><td class="sx-num">{number(value)}</td></tr>'
+        for name, value in drawn.items()
+    )
+    return f'<table class="sx-list"><tbody>{rows}</tbody></table>'
 
 
 def _edit(edit: "Edit", names: "Mapping[int, Name]", link: Link) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from analysis.render import picture
 from analysis.render.text import attribute, inner, number, shown
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ def level(value: float, scale: float) -> int:
     if not value or not math.isfinite(value):
         return 0
     return max(1, min(LEVELS, math.ceil(LEVELS * abs(value) / scale))) if scale > 0 else 1
+
+
+def _kind(value: float, scale: float) -> str:
+    """The class of a value's ground, without its prefix."""
+    return ("p" if value > 0 else "n") + str(level(value, scale))
 
 
 def heat(
@@ -108,7 +114,7 @@ def _token(
     if not depth and not is_peak:
         return False, _text(piece, limit, cut)
     piece = piece or REST
-    kind = ("p" if value > 0 else "n") + str(depth) if depth else "z"
+    kind = _kind(value, scale) if depth else "z"
     said = number(value)
     return True, (
         f'<bdi class="sx-{kind}{" sx-peak" if is_peak else ""}" role="listitem"{" tabindex=0" if focus else ""} '
@@ -134,7 +140,7 @@ def _uncut(piece: str, limit: int | None) -> str:
 
 
 def example(example: "Example", scale: float, *, reach: tuple[int, int] | None = None) -> str:
-    """One example: its value and token at the peak, where it comes from, and its window.
+    """One example: its value and token at the peak, where it comes from, and its window; an image is seen whole.
 
     Args:
         example: a stretch of a context.
@@ -146,11 +152,17 @@ def example(example: "Example", scale: float, *, reach: tuple[int, int] | None =
     n = len(example.pieces)
     near = range(max(0, peak - reach[0]), min(n, peak + reach[1] + 1)) if reach else range(n)
     token = shown(example.pieces[peak] or REST, spaces=not example.pieces[peak].strip(" "), limit=16)
+    kind = "sx-ex"
+    if example.picture is None:
+        seen = heat(example.pieces, example.values, scale=scale, peak=peak, near=near)
+    else:
+        kind, token = "sx-ex sx-tile", shown(example.picture.name, limit=16)
+        marks = [(f"sx-{_kind(value, scale)}", number(value)) if value else ("", "") for value in example.values]
+        seen = picture.marked(example.picture, marks, peak=peak)
     return (
-        f'<div class="sx-ex" role="group" data-at="{example.seq}.{example.position}" data-value="{example.value:.6g}" '
+        f'<div class="{kind}" role="group" data-at="{example.seq}.{example.position}" data-value="{example.value:.6g}" '
         f'aria-label="{place}"><span class="sx-val sx-peaked" title="{place}"><small>{token}</small>'
-        f"{number(example.value)}</span>"
-        f"{heat(example.pieces, example.values, scale=scale, peak=peak, near=near)}</div>"
+        f"{number(example.value)}</span>{seen}</div>"
     )
 
 

@@ -21,5 +21,6 @@ EXPERIMENTS: dict[str, str] = {
     "shift": "analysis.reproduce.shift",
     "mdl-lm": "analysis.reproduce.mdl_lm",
     "mdl-digits": "analysis.reproduce.mdl_digits",
+    "k-sparse": "analysis.reproduce.k_sparse",
 }
 """Name on the command line → module."""

@@ -178,7 +178,7 @@ def stream(
     settings = settings or Settings()
     with LOCK, own_torch_state():
         loaded = open_trained(run)
-        _check(edits, loaded)
+        checked(edits, loaded)
         tokens = loaded.tokens(prompt)
         room = loaded.model.n_ctx_max - len(tokens)
         if room < settings.max_tokens:
@@ -280,7 +280,12 @@ def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Float[T
     return int((logits.double() / temperature + noise).argmax())
 
 
-def _check(edits: Sequence[Edit], loaded: TrainedSAE) -> None:
+def checked(edits: Sequence[Edit], loaded: TrainedSAE) -> None:
+    """Refuse edits that cannot be made.
+
+    Raises:
+        SaescopeError: too many, a feature twice or not there, another mode, or a strength that is no length.
+    """
     if len(edits) > MAX_EDITS:
         raise SaescopeError(f"{len(edits)} features are to be steered; at most {MAX_EDITS} can be at once.")
     if len({edit.feature for edit in edits}) < len(edits):

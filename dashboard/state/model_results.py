@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from analysis.circuits.interventions.on_prompt import Steered as SteeredPrompt
     from analysis.prompt import PromptCode
     from analysis.steering.generate import Edit, Settings
+    from analysis.steering.inputs import Positions, SteeredInput
 
 SOON_S = 0.3
 """What takes longer is said."""
@@ -98,6 +99,23 @@ def steering(run: Path, prompt: str, edits: "Sequence[Edit]", settings: "Setting
         return stream(run, prompt, edits, settings)
 
     return worker().job(("write", run, _stamp(run), prompt, repr((edits, settings))), steps)
+
+
+def steered_input(run: Path, number: int, edits: "Sequence[Edit]", positions: "Positions") -> "SteeredInput":
+    """One input of the run's module without and with edits, waited for; the page says so meanwhile.
+
+    Raises:
+        SaescopeError: as `analysis.steering.inputs.steer_input`.
+    """
+
+    def steps() -> "Iterator[SteeredInput]":
+        from analysis.steering.inputs import steer_input
+
+        yield steer_input(run, number, edits, positions)
+
+    key = ("input", run, _stamp(run), number, repr(edits), positions)
+    found: SteeredInput = _waited_for(worker().job(key, steps, short=True), "The module runs")
+    return found
 
 
 TRACE = "trace"

@@ -9,7 +9,7 @@ import streamlit as st
 from analysis.index import Index, open_index
 from analysis.labels.names import Names
 from analysis.labels.store import Labels
-from analysis.runs import Run, flat
+from analysis.runs import Run, flat, section
 from dashboard.escaping import shell
 
 
@@ -25,6 +25,21 @@ class Selection:
     def key(self) -> tuple[str, ...]:
         """Another value for another index or the same one made anew."""
         return (str(self.index.folder), *map(str, stamp(self.index.folder / "manifest.json")))
+
+    @property
+    def has_own_module(self) -> bool:
+        """Whether contexts are the inputs of the run's own module."""
+        sources = self._about("corpus")
+        own = [one.get("source") for one in section(self.run.config, "corpus").get("sources", []) if isinstance(one, dict)]
+        return sources == own and str(sources[0]).startswith("module:")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there is a language model that a text could be given to."""
+        return self._about("model") is not None
+
+    def _about(self, key: str) -> Any:
+        return self.index.manifest.get("about", {}).get(key)
 
 
 def of_run(run: Run, folder: Path) -> Selection:

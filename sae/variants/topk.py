@@ -3,9 +3,17 @@
     pre = (x − b_dec) W_enc + b_enc        acts = the largest of ReLU(pre), 0 elsewhere        x̂ = acts W_dec + b_dec
     loss = ‖x − x̂‖² + α ‖e − ê‖²           e = x − x̂ held constant, ê from the k_aux strongest dead features
 
-`topk`: the k largest of each row (Makhzani & Frey 1312.5663; Gao et al. 2406.04093). Where the papers are silent: rows
-with fewer than k positive pre-activations have fewer active features; the decoder is kept at unit norm and its gradient
-without radial part (Gao et al. §A.1); dead is counted in training rows; k may fall linearly from a larger start.
+`topk`: the k largest of each row (Gao et al. 2406.04093). Where the paper is silent: rows with fewer than k positive
+pre-activations have fewer active features; the decoder is kept at unit norm and its gradient without radial part (Gao et
+al. §A.1); dead is counted in training rows; k may fall linearly from a larger start.
+
+With `tied`, `apply_b_dec_to_input: false` and AuxK off it is the k-sparse autoencoder (Makhzani & Frey 1312.5663):
+
+    pre = x W_decᵀ + b_enc        x̂ = acts W_dec + b_dec        loss = ‖x − x̂‖²
+
+in training with k falling (`k_anneal`), at inference with α · k (`alpha`). The gradient of W_dec is the sum of what comes
+through its two uses; W_enc is a copy, brought up to date after each step. Theirs differs in two ways: rows of W are not
+kept at unit norm, and of fewer than k positive pre-activations negative ones are taken in as well.
 
 `batchtopk`: the k · n_rows largest of the batch (Bussmann et al. 2412.06410).
 
@@ -35,7 +43,8 @@ from torch import Tensor
 
 from sae import losses
 from sae.base import SAE, Progress, SAEConfig, Step
-from sae.kernels import Select
+from sae.errors import SaescopeError
+from sae.kernels import Autoencoded, Revival, Select
 from sae.section import Section
 from sae.units import Count, Duration
 from sae.variants.auxk import AuxK
@@ -60,6 +69,10 @@ class CountConfig(SAEConfig):
     """Active features per row (on average over the batch for the batch variants)."""
     k_anneal: KAnneal | None = None
     """Begin with more active features; null trains with k throughout."""
+    alpha: float = Field(default=1.0, ge=1)
+    """At inference alpha · k features of a row are active (1312.5663: 1 to 3); not for the batch variants."""
+    tied: bool = False
+    """The encoder is the decoder's transpose, W_enc = W_decᵀ (1312.5663). SAEs only."""
     auxk: AuxK = AuxK()
     """Revival of dead features."""
 
@@ -68,7 +81,16 @@ class CountConfig(SAEConfig):
         for name, k in (("k", self.k), ("k_anneal.start", self.k_anneal.start if self.k_anneal else 0)):
             if k > self.d_sae:
                 raise ValueError(f"{name} = {k} exceeds d_sae = {self.d_sae}; a row has at most d_sae active features")
+        if self.k_at_inference > self.d_sae:
+            raise ValueError(f"alpha · k = {self.alpha:g} · {self.k} exceeds d_sae = {self.d_sae}; lower alpha")
+        if self.alpha != 1 and self.over_batch:
+            raise ValueError(f"alpha is for a count of each row; at inference a threshold chooses for {self.rule}")
         return self
+
+    @property
+    def k_at_inference(self) -> int:
+        """Active features of a row at inference."""
+        return round(self.alpha * self.k)
 
     @property
     def rule(self) -> str:
@@ -132,6 +154,13 @@ class TopK(SAE):
 
     def add_tensors(self) -> None:
         """The average that becomes the threshold: it is the quotient; the weight counts the batches it rests on."""
+        if self.config.tied:
+            if self.d_in != self.d_out:
+                raise SaescopeError(
+                    f"sae.tied: the encoder reads {self.d_in} numbers and the decoder writes {self.d_out}, so neither can "
+                    "be the other's transpose; leave it out for a transcoder."
+                )
+            self.W_enc.requires_grad_(False)
         if self.config.over_batch:
             self.register_buffer("threshold_sum", torch.zeros(()))
             self.register_buffer("threshold_weight", torch.zeros(()))
@@ -145,7 +174,7 @@ class TopK(SAE):
         """The k largest of each row, or those beyond the threshold."""
         if self.config.over_batch:
             return Select("threshold", threshold=self.threshold, absolute=self.config.absolute)
-        return self.select_in_training(self.config.k)
+        return self.select_in_training(self.config.k_at_inference)
 
     def select_in_training(self, k: int) -> Select:
         """The k largest of each row, or of the batch as many on average."""
@@ -155,6 +184,16 @@ class TopK(SAE):
     def select_at(self, progress: Progress) -> Select:
         """As many as k is by now."""
         return self.select_in_training(self.config.k_at(progress))
+
+    def autoencode(
+        self, x: Float[Tensor, "n_rows d_in"], select: Select, *, prefixes: tuple[int, ...] | None = None,
+        auxk: Revival | None = None,
+    ) -> Autoencoded:
+        """As for any SAE; where it is tied, through W_dec alone."""
+        encoder = self.W_dec.t() if self.config.tied else self.W_enc
+        return self.kernels.autoencode(
+            x, encoder, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes, auxk=auxk
+        )
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
@@ -173,7 +212,9 @@ class TopK(SAE):
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
-        """Move the inference threshold of those that choose over the batch towards this batch's smallest |value|."""
+        """Bring a tied encoder up to date; move the threshold of those that choose over the batch to the least |value|."""
+        if self.config.tied:
+            self.W_enc.copy_(self.W_dec.t())
         if not self.config.over_batch or step.code.value.numel() == 0:
             return
         size = step.code.value.detach().abs()
@@ -196,3 +237,13 @@ class TopK(SAE):
         if self.config.over_batch:
             self.threshold_sum.copy_(least)
             self.threshold_weight.copy_(least > 0)
+
+    def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
+        """Refuse to begin a tied SAE from another.
+
+        Raises:
+            SaescopeError: the other's encoder is not its decoder's transpose.
+        """
+        if self.config.tied and not getattr(old.config, "tied", False):
+            raise SaescopeError("init.from: sae.tied begins from a tied SAE only: another's encoder would be lost.")
+        super().take_extras(old, gain)

@@ -23,6 +23,12 @@ FULL = {
     "circuits": "page=circuits",
 }
 """Of the first run, which has an index and labels."""
+IMAGES = {
+    "image-features": "page=features&run=digits-denoiser&sort=density&filter=density+%3C+10%25",
+    "image-feature": "page=feature&run=digits-denoiser&f=57",
+    "image-steer": "page=feature&run=digits-denoiser&f=87&tab=steer&strength=24&input=2020&at=6",
+}
+"""Of the run of configs/digits-denoiser.yaml, where it is there; other machines train other features."""
 EMPTY = {
     "no-index": "page=features&run=unindexed", "training": "page=feature&run=going",
     "never-active": "page=feature&run=dead",
@@ -57,7 +63,8 @@ def visits(runs: Path, only: Collection[str] | None, widths: Sequence[int]) -> I
         (full / "runs").symlink_to(runs.absolute())  # so that pictures show no path of this machine
         if (circuits := runs.absolute().parent / "circuits").is_dir():
             (full / "circuits").symlink_to(circuits)
-        yield from _served(browser, full / "runs", full, _wanted(FULL, only), widths)
+        pages = FULL | IMAGES if (runs / "digits-denoiser").is_dir() else FULL
+        yield from _served(browser, full / "runs", full, _wanted(pages, only), widths)
         if _wanted(no_runs := {"no-runs": "", "no-circuits": "page=circuits"}, only):
             (folder / "none").mkdir()
             yield from _served(browser, folder / "none" / "runs", folder / "none", _wanted(no_runs, only), widths)

@@ -67,7 +67,7 @@ def _train(
     controller = Controller(sparsity, round(n_steps * sparsity.approach.value / 100))
     params = [
         ParamState(p, torch.zeros_like(p), torch.zeros_like(p), unit_rows=name == "W_dec" and sae.unit_norm_decoder)
-        for name, p in sae.named_parameters()
+        for name, p in sae.named_parameters() if p.requires_grad
     ]
     nothing = torch.zeros(d_sae, dtype=torch.bool)
     for n in range(n_steps):

@@ -119,7 +119,7 @@ VARIED: list[dict[str, Any]] = [
     {"variant": "topk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "k_anneal": {"start": 20, "over": "50%"}},
     {"variant": "batchtopk", "d_sae": 96, "k": 4},
     {"variant": "relu", "d_sae": 96, "sparsity": {"target_l0": 8}},
-    {"variant": "abstopk", "d_sae": 96, "k": 4, "init": {"encoder": "random"}},
+    {"variant": "abstopk", "d_sae": 96, "k": 4, "init": {"encoder": "random"}, "tied": True, "alpha": 2},
     {"variant": "absbatchtopk", "d_sae": 96, "k": 4},
     {"variant": "matryoshka", "d_sae": 96, "k": 4, "base": "absbatchtopk", "sampled": {"n": 4}},
     {"variant": "jumprelu", "d_sae": 96, "sparsity": {"target_l0": 8}, "auxk": {"coefficient": 0.03}},

@@ -120,7 +120,8 @@ class KeepMask:
         Norms of a stream's rows are not stored anywhere: there the calibration sequences stand for all.
         """
         seqs = np.arange(self.tokens.n_seqs) if isinstance(self.source, CacheSource) else self.calib
-        keep = self.keep(seqs, self.tokens.n_ctx).view(len(seqs), self.tokens.n_ctx)[:, 1:]
+        n_ctx = self.tokens.n_ctx
+        keep = self.keep(seqs, n_ctx).view(len(seqs), n_ctx)[:, min(1, n_ctx - 1) :]
         return {"dropped_beyond_first": 1 - float(keep.double().mean()), "n_rows": keep.numel()}
 
 

@@ -6,9 +6,11 @@ from functools import partial
 
 import torch
 
+from sae.devices import resolve_device
 from sae.errors import SaescopeError
 from training.activations.batch_seqs import batch_seqs
 from training.activations.cache import CacheSource, fill, missing_hooks
+from training.activations.module_inputs import module_tokens, open_module
 from training.activations.own_rows import open_own_rows
 from training.activations.row_sequences import synthetic_tokens, what_is_split
 from training.activations.sources import ModelSource, Source
@@ -20,6 +22,7 @@ from training.display import Display
 from training.memory import require
 from training.model.language_model import Model
 from training.model.load import load_model
+from training.model.module import HookedModule
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def open_data(
         check(source.widths)
         display.say(what_is_split(config, tokens))
         return Data(source, tokens, None)
+    if config.corpus.module is not None:
+        return _of_module(config, hooks, display, check)
     if not config.corpus.needs_model:
         raise SaescopeError(
             "the rows of this training were given in Python and are on no disk; give them again (training.train_on), or "
@@ -71,11 +76,27 @@ def open_data(
     _require_tokens(config.corpus.n_tokens, "corpus.n_tokens")
     _require_tokens(_n_heldout(config) * config.corpus.n_ctx, "eval.n_rows or eval.n_tokens")
     tokens = make_tokens(config, model)
+    return Data(_cached_or_live(config, model, tokens, hooks, display), tokens, model)
+
+
+def _of_module(
+    config: Config, hooks: tuple[str, ...], display: Display, check: Callable[[dict[str, int]], None]
+) -> Data:
+    """Rows of a module of the user's own."""
+    module = open_module(config, resolve_device(config.train.device))
+    check({hook: module.d_hook(hook) for hook in hooks})
+    tokens = module_tokens(config, module, hooks)
+    return Data(_cached_or_live(config, module, tokens, hooks, display), tokens, None)
+
+
+def _cached_or_live(
+    config: Config, model: Model | HookedModule, tokens: Tokens, hooks: tuple[str, ...], display: Display
+) -> Source:
     if config.cache.mode == "stream":
-        return Data(_model_source(config, model, tokens, hooks), tokens, model)
+        return _model_source(config, model, tokens, hooks)
     assert tokens.folder is not None
     make_cache(config, model, tokens, hooks, display)
-    return Data(CacheSource(tokens.folder, hooks, say=display.say), tokens, model)
+    return CacheSource(tokens.folder, hooks, say=display.say)
 
 
 def open_heldout(
@@ -123,7 +144,9 @@ def _given(data: Data) -> Model:
     return data.model
 
 
-def make_cache(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, ...], display: Display) -> None:
+def make_cache(
+    config: Config, model: Model | HookedModule, tokens: Tokens, hooks: tuple[str, ...], display: Display
+) -> None:
     """Write the activations of these tokens that are not there yet, all hooks in one pass of the model."""
     assert tokens.folder is not None
     missing = missing_hooks(tokens.folder, hooks)
@@ -137,6 +160,8 @@ def make_cache(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, .
         )
 
 
-def _model_source(config: Config, model: Model, tokens: Tokens, hooks: tuple[str, ...]) -> ModelSource:
-    n = batch_seqs(config, model, tokens, hooks)
+def _model_source(
+    config: Config, model: Model | HookedModule, tokens: Tokens, hooks: tuple[str, ...]
+) -> ModelSource:
+    n = model.feed.batch if isinstance(model, HookedModule) else batch_seqs(config, model, tokens, hooks)
     return ModelSource(model, tokens, hooks, dtype=config.cache.dtype, batch_seqs=n)

@@ -103,10 +103,10 @@ def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any
     eligible = np.ones(shape, dtype=bool)
     if rows.held_out is None and documents is None:
         whole = np.fromiter((is_held_out(f"sequence {i}", share) for i in range(n_seqs)), bool, n_seqs)
-        _check_sides(whole, name, f"{n_seqs} sequences of n_ctx = {n_ctx}", n_rows, share)
+        check_sides(whole, name, f"{n_seqs} sequences of n_ctx = {n_ctx}", n_rows, share)
         return Tokens(whole, eligible, None, facts)
     held_out = _of_documents(documents, share) if rows.held_out is None else rows.held_out[:n].reshape(shape)
-    _check_sides(held_out, name, f"{n:,} of them in sequences of n_ctx = {n_ctx}", n_rows, share)
+    check_sides(held_out, name, f"{n:,} of them in sequences of n_ctx = {n_ctx}", n_rows, share)
     return Tokens(np.asarray(held_out.all(axis=1)), eligible, None, facts, row_documents=documents, row_held_out=held_out)
 
 
@@ -118,7 +118,7 @@ def _of_documents(documents: Int64[np.ndarray, "*shape"] | None, share: float) -
     return chosen[of].reshape(documents.shape)
 
 
-def _check_sides(held_out: Bool[np.ndarray, "*shape"], name: str, of: str, n_rows: int, share: float) -> None:
+def check_sides(held_out: Bool[np.ndarray, "*shape"], name: str, of: str, n_rows: int, share: float) -> None:
     """Refuse a split with an empty side, unless nothing is to be held out."""
     if not held_out.size or held_out.all() or (share and not held_out.any()):
         raise SaescopeError(

@@ -1,4 +1,5 @@
-"""Where rows of activations come from when no cache holds them: a language model, or the user's own files or arrays.
+"""Where rows of activations come from when no cache holds them: a language model, a module of the user's own, or their
+files or arrays.
 
 A source gives blocks of rows by number, as `training.activations.cache.CacheSource` does, so that batches need not know
 which it is.
@@ -15,6 +16,7 @@ from torch import Tensor
 from sae.errors import SaescopeError
 from training.corpus.tokens import Tokens
 from training.model.language_model import Model
+from training.model.module import HookedModule
 
 NO_NUMBERS = "a wider model.dtype and cache.dtype usually help; if not, the weights themselves are damaged."
 """What to do about NaN or infinite activations."""
@@ -75,11 +77,16 @@ def first_fault(rows: Float[Tensor, "n_rows d"], norms: Float[Tensor, " n_rows"]
 
 
 class ModelSource:
-    """Runs the language model on whole sequences, all hooks in one pass, and rounds rows as a cache would."""
+    """Runs a model on whole sequences, all hooks in one pass, and rounds rows as a cache would.
+
+    A language model takes their tokens, a module of the user's own their numbers.
+    """
 
     computed = True
 
-    def __init__(self, model: Model, tokens: Tokens, hooks: Sequence[str], *, dtype: str, batch_seqs: int) -> None:
+    def __init__(
+        self, model: Model | HookedModule, tokens: Tokens, hooks: Sequence[str], *, dtype: str, batch_seqs: int
+    ) -> None:
         """`hooks` are those a forward pass takes; `dtype` is the rows' precision."""
         self.model, self.tokens, self.hooks = model, tokens, tuple(hooks)
         self.dtype, self.group, self.device = DTYPES[dtype], batch_seqs, model.device
@@ -89,8 +96,7 @@ class ModelSource:
 
     def compute(self, seqs: Int64[np.ndarray, " n"]) -> dict[str, Float[Tensor, "n n_ctx _"]]:
         """Each hook's activations of these sequences, on the model's device."""
-        assert self.tokens.tokens is not None
-        ids = torch.from_numpy(self.tokens.tokens[seqs]).long()
+        ids = torch.from_numpy(seqs if self.tokens.tokens is None else self.tokens.tokens[seqs]).long()
         if self.device.type == "cuda":
             ids = ids.pin_memory().to(self.device, non_blocking=True)
         # groups of one size: products in bf16 round differently for another, and a row must not depend on its company
@@ -101,14 +107,14 @@ class ModelSource:
         self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
     ) -> None:
         """Fill `out` with the rows of these sequences."""
-        assert block_rows == self.tokens.n_ctx, "a language model gives whole sequences"
+        assert block_rows == self.tokens.n_ctx, "a model gives whole sequences"
         acts = self.compute(blocks)
         for hook, rows in out.items():
             rows.copy_(acts[hook].flatten(0, 1))
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these sequences; the pass that gave one hook's is kept for the others'."""
-        assert block_rows == self.tokens.n_ctx, "a language model gives whole sequences"
+        assert block_rows == self.tokens.n_ctx, "a model gives whole sequences"
         if self._last[0] != blocks.tobytes():
             self._last = (blocks.tobytes(), {h: acts.cpu() for h, acts in self.compute(blocks).items()})
         rows = self._last[1][hook].flatten(0, 1)

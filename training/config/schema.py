@@ -10,7 +10,7 @@ from sae.section import Section
 from sae.units import Count, Duration, Interval, Seed, Time, count
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
-from training.config.text_source import TENSORS, TextSource
+from training.config.text_source import MODULE, TENSORS, TextSource
 from training.config.yaml12 import dump_yaml
 from training.run_folder import fault_of_name
 from training.site import Site
@@ -50,10 +50,11 @@ class CorpusConfig(Section):
 
     sources: tuple[TextSource, ...] = (TextSource(source="python-stdlib"),)
     """One source or a weighted mixture; a single name may stand for itself."""
-    n_ctx: Count = Field(default=256, gt=1)
-    """Tokens per sequence."""
+    n_ctx: Count = Field(default=256, gt=0)
+    """Tokens per sequence, 2 at least; of module: the positions of an input at the hooks, 1 at least."""
     n_tokens: Count = Field(default=320_000, gt=0)
-    """Tokens in all, held-out ones included. Of acts:DIR all rows are taken."""
+    """Tokens in all, held-out ones included. Of acts:DIR all rows are taken, of module: as many inputs as give no more rows
+    than that."""
     held_out: float = Field(default=0.05, ge=0, lt=1)
     """Share of documents that no training or calibration sees. Of rows without text: of their `documents`, or else of
     blocks of n_ctx consecutive rows; 0 holds out none, and nothing is measured at the end."""
@@ -82,17 +83,30 @@ class CorpusConfig(Section):
         return names[0].removeprefix("acts:") if names else None
 
     @property
+    def module(self) -> str | None:
+        """`module:PACKAGE.FUNCTION`, if that is the source."""
+        return next((s.source for s in self.sources if s.kind == MODULE), None)
+
+    @property
     def needs_model(self) -> bool:
         """Rows come from a language model."""
-        return self.acts_dir is None and self.synthetic is None and all(s.source != TENSORS for s in self.sources)
+        own = self.acts_dir is not None or self.module is not None or self.sources[0].source == TENSORS
+        return not own and self.synthetic is None
+
+    @property
+    def in_cache(self) -> bool:
+        """Rows are computed by a model or module, and may be kept in a cache."""
+        return self.needs_model or self.module is not None
 
     @model_validator(mode="after")
     def _own_rows_alone(self) -> "CorpusConfig":
-        own = [s.source for s in self.sources if s.source == TENSORS or s.source.startswith("acts:")]
+        own = [s.source for s in self.sources if s.source == TENSORS or s.kind in ("acts", MODULE)]
         if own and len(self.sources) > 1:
             raise ValueError(f"{own[0]} cannot be mixed with other sources")
         if self.needs_model and not self.held_out:
             raise ValueError("held_out = 0 is for rows of your own; of text some documents are held out")
+        if self.module is None and self.n_ctx < 2:
+            raise ValueError("n_ctx = 1 is for modules of your own; a sequence of text has 2 tokens at least")
         for key in ("documents", "held_out_rows"):
             if self.acts_dir is None and getattr(self, key) is not None:
                 raise ValueError(f"{key} describes rows of your own, and belongs to acts:DIR")
@@ -239,7 +253,7 @@ class Config(Section):
     name: str
     """The run's folder below runs/: NAME or GROUP/NAME, of at most 200 bytes each."""
     model: ModelConfig | None = ModelConfig()
-    """Null, or left out, where rows need no model: acts:DIR, tensors, corpus.synthetic."""
+    """Null, or left out, where rows need no language model: acts:DIR, module:, tensors, corpus.synthetic."""
     corpus: CorpusConfig = CorpusConfig()
     cache: CacheConfig = CacheConfig()
     site: Site
@@ -301,8 +315,14 @@ class Config(Section):
                 f"sae.hide = {self.sae.hide:g} hides entries of the input, to be predicted in the target, and this site's "
                 "target is another activation; set sae.hide=0, or train an SAE of one hook (site=HOOK)"
             )
+        if getattr(self.sae, "tied", False) and self.site.cross:
+            raise ValueError("sae.tied: the decoder writes another space than the encoder reads; leave it out here")
+        if getattr(self.sae, "tied", False) and self.train.fused_adam:
+            raise ValueError("train.fused_adam makes the gradient of each weight by itself, and sae.tied adds two up")
         if self.model is None and self.corpus.needs_model:
-            raise ValueError("model is null, but only acts:DIR, tensors and corpus.synthetic can do without a model")
+            raise ValueError(
+                "model is null, but only acts:DIR, module:, tensors and corpus.synthetic can do without a language model"
+            )
         if "model" in self.model_fields_set and self.model is not None and self.corpus.synthetic is not None:
             raise ValueError("corpus.synthetic has no model; write model: null")
         return self

@@ -6,11 +6,13 @@ from pydantic import Field, model_validator
 
 from sae.section import Section
 
+MODULE = "module"
+"""The kind of source that is a module of the user's own and what it is fed (`training.model.feed`)."""
 TENSORS = "tensors"
 """The source of a training on rows that were given in Python."""
 _BUILT_IN = ("python-stdlib", "simple-sentences")
 _ALONE = (*_BUILT_IN, TENSORS)
-_KINDS = ("text", "jsonl", "parquet", "datasets", "acts")
+_KINDS = ("text", "jsonl", "parquet", "datasets", "acts", MODULE)
 _TEXT_SPLITS = (None, "file", "blank-line", "line")
 
 
@@ -21,7 +23,8 @@ class TextSource(Section):
     """`python-stdlib`, `simple-sentences` (short English ones), `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold
     `*`, `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot; texts and JSON lines may be
     compressed: .gz, .bz2, .zst), `datasets:NAME` (of the hub, or a local folder or file), `acts:DIR` (activations of your
-    own, no text), or `tensors` (the same, given in Python to `training.train_on`)."""
+    own, no text), `module:PACKAGE.FUNCTION` (any torch module with your own inputs), or `tensors` (activations of your own,
+    given in Python to `training.train_on`)."""
     weight: float = Field(default=1.0, gt=0)
     """Share of a mixture's documents that come from here, relative to the other weights."""
     field: str = "text"
@@ -47,7 +50,7 @@ class TextSource(Section):
             hint = f", did you mean {near[0]}{':...' if near[0] in _KINDS else ''}?" if near else ""
             raise ValueError(
                 f"{self.source!r} is no source{hint}; write python-stdlib, simple-sentences, text:PATH, jsonl:PATH, "
-                f"parquet:PATH, datasets:NAME or acts:DIR"
+                f"parquet:PATH, datasets:NAME, acts:DIR or module:PACKAGE.FUNCTION"
             )
         self._check_fields()
         return self

@@ -11,7 +11,8 @@ def unused(config: Config) -> str | None:
     """
     corpus, usual = config.corpus, CorpusConfig()
     own = corpus.acts_dir is not None or corpus.sources[0].source == TENSORS
-    drawn = (corpus.sources[0].source if own else "corpus.synthetic") if own or corpus.synthetic else None
+    named = own or corpus.module is not None
+    drawn = (corpus.sources[0].source if named else "corpus.synthetic") if named or corpus.synthetic else None
     if own and corpus.n_tokens != usual.n_tokens:
         return f"corpus.n_tokens = {corpus.n_tokens:,} does not apply: all rows of {drawn} are taken; leave it out."
     if corpus.held_out_rows and corpus.held_out != usual.held_out:

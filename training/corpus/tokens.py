@@ -6,6 +6,9 @@
                eligible.npy      bool  [n_seqs, n_ctx]    False: BOS, special, padding, roles not chosen
                segments.npy      int64 [n_segments, 3]    first row, tokens, document; in row order
                documents.jsonl   one line a document: label, held_out, n_tokens
+               pixels.npy        uint8 [n_seqs, height, width, channels]   where sequences are images (`Images`), as are
+               boxes.npy         fp32  [n_ctx, 4]
+               names.npy         uint8 [n_seqs, n_bytes]
                batch_seqs.json   sequences per forward pass, if they were measured (`training.activations.batch_seqs`)
                heldout-N/        the sequences for evaluation, a cache like this one (`training.corpus.heldout`)
 """
@@ -13,13 +16,13 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
 from sae.errors import SaescopeError
 from sae.io.arrays import write_array
@@ -43,19 +46,32 @@ class Units(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Images:
+    """Sequences that are images."""
+
+    pixels: UInt8[np.ndarray, "n_seqs height width channels"]
+    boxes: Float32[np.ndarray, "n_ctx 4"]
+    """The part that each position stands for: top, left, height, width, as shares of the whole."""
+    names: UInt8[np.ndarray, "n_seqs n_bytes"]
+    """What each is called, in UTF-8, filled up with zeros."""
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The sequences of a corpus; rows of activations are their tokens in order."""
 
     held_out: Bool[np.ndarray, " n_seqs"]
     eligible: Bool[np.ndarray, "n_seqs n_ctx"]
     tokens: Int32[np.ndarray, "n_seqs n_ctx"] | None
-    """None for acts:DIR."""
+    """None for acts:DIR and modules of the user's own: rows without text."""
     made_from: dict[str, Any]
     folder: Path | None = None
     row_documents: Int64[np.ndarray, "n_seqs n_ctx"] | None = None
     """The document of each row, where rows without text came with them."""
     row_held_out: Bool[np.ndarray, "n_seqs n_ctx"] | None = None
     """Where the split of rows without text cuts through sequences: the rows held out; `side` gives either side."""
+    images: Images | None = None
+    """Where sequences are images: those."""
 
     @property
     def n_seqs(self) -> int:
@@ -191,19 +207,23 @@ def spread(seqs: Int64[np.ndarray, " n"], n: int) -> Int64[np.ndarray, " n_chose
 def write_tokens(
     folder: Path, tokens: Int32[np.ndarray, "n_seqs n_ctx"], held_out: Bool[np.ndarray, " n_seqs"],
     eligible: Bool[np.ndarray, "n_seqs n_ctx"], segments: Int64[np.ndarray, "n_segments 3"], labels: list[dict],
-    facts: dict[str, Any],
+    facts: dict[str, Any], *, text: bool = True, images: Images | None = None,
 ) -> Tokens:
-    """Write the tokens of a cache and open them."""
+    """Write the tokens of a cache and open them.
+
+    `text` is whether tokens are those of a text, not the numbers of inputs; `images` are of sequences that are images.
+    """
     with atomic_dir(folder) as part:
-        arrays = {"tokens": tokens, "split": held_out, "eligible": eligible, "segments": segments}
-        digests = {f"{name}.npy": write_array(part / f"{name}.npy", array) for name, array in arrays.items()}
+        every: dict[str, np.ndarray] = {"tokens": tokens, "split": held_out, "eligible": eligible, "segments": segments}
+        every |= vars(images) if images else {}
+        digests = {f"{name}.npy": write_array(part / f"{name}.npy", array) for name, array in every.items()}
         lines = "".join(json.dumps(label, sort_keys=True) + "\n" for label in labels).encode()
         write_bytes(part / "documents.jsonl", lines)
         digests["documents.jsonl"] = hashlib.sha256(lines).hexdigest()
         write_json(part / "manifest.json", {
             "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "made_from": facts,
             "n_seqs": len(tokens), "n_ctx": tokens.shape[1], "n_documents": len(labels),
-            "n_held_out_seqs": int(held_out.sum()), "sha256": digests,
+            "n_held_out_seqs": int(held_out.sum()), "sha256": digests, **({} if text else {"text": False}),
         })
     return open_tokens(folder, facts)
 
@@ -242,9 +262,13 @@ def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
                 f"{file} is missing or altered (its checksum is not the manifest's); remove the cache with "
                 f"`sae cache rm {folder.name}` and make it again."
             )
+    images = None
+    if "pixels.npy" in manifest["sha256"]:
+        images = Images(*(np.load(folder / f"{one.name}.npy", mmap_mode="r") for one in fields(Images)))
     return Tokens(
-        np.load(folder / "split.npy"), np.load(folder / "eligible.npy"), np.load(folder / "tokens.npy"),
-        manifest["made_from"], folder,
+        np.load(folder / "split.npy"), np.load(folder / "eligible.npy"),
+        np.load(folder / "tokens.npy") if manifest.get("text", True) else None, manifest["made_from"], folder,
+        images=images,
     )
 
 

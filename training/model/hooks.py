@@ -19,6 +19,9 @@ _PROBE_SEQS = 2
 # Two correct attention kernels in bf16 differ by far less than this, two different tensors by far more.
 _PROBE_TOLERANCE = 0.1
 
+INPUTS = ("hidden_states", "input", "x", "inputs_embeds")
+"""Names under which modules take their input, where it comes as a keyword."""
+
 Replace = Callable[[Tensor], Tensor]
 
 
@@ -49,7 +52,7 @@ def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None], *, f
         if args and isinstance(args[0], Tensor):
             new = fn(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        key = next(k for k in ("hidden_states", "input", "x", "inputs_embeds") if isinstance(kwargs.get(k), Tensor))
+        key = next(k for k in INPUTS if isinstance(kwargs.get(k), Tensor))
         new = fn(kwargs[key])
         return None if new is None else (args, {**kwargs, key: new})
 

@@ -37,10 +37,12 @@ from sae.errors import SaescopeError
 from training.model.edits import Edit, difference, empty
 from training.model.frozen import FrozenModel
 from training.model.language_model import Model
+from training.model.module import HookedModule
 from training.site import Site, SiteRows
 
-Forward = Model | FrozenModel
-"""What can be spliced: the fast forward or the linear one."""
+Forward = Model | FrozenModel | HookedModule
+"""What can be spliced: the fast forward or the linear one of a language model, or a module of the user's own, whose
+sequences are inputs by number."""
 Upstream = Literal["features", "model", "none"]
 Errors = Literal["kept", "dropped"] | Mapping[Site, Tensor]
 Reconstruct = Callable[[SiteRows, Bool[Tensor, "n_seqs n_ctx"]], Tensor]
@@ -147,11 +149,11 @@ class Run:
 class SplicedModel:
     """A language model with SAEs spliced in; see the head of this file."""
 
-    def __init__(self, model: Model, saes: Mapping[Site, SAE]) -> None:
+    def __init__(self, model: Model | HookedModule, saes: Mapping[Site, SAE]) -> None:
         """Load nothing, change nothing.
 
         Args:
-            model: any model.
+            model: any model, or a module of the user's own.
             saes: site → its SAE; one for each hook that is written. Sites without one are left alone.
 
         Raises:
@@ -215,6 +217,8 @@ class SplicedModel:
     def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Forward:
         if freeze is None:
             return self.model
+        if isinstance(self.model, HookedModule):
+            raise SaescopeError(f"{self.model.name} has no linear forward; leave freeze out.")
         frozen = freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
         if frozen.model is not self.model:
             raise SaescopeError(f"The frozen model is {frozen.model.name}, loaded apart from the one that is spliced.")

@@ -23,6 +23,7 @@ from sae.io.paths import user_path
 from sae.variants.topk import CountConfig
 from training.config.reading import merged, resolve
 from training.config.schema import Config
+from training.config.text_source import TENSORS
 from training.display import Display
 from training.run import sweep, train
 
@@ -39,7 +40,7 @@ def plan(trained: TrainedSAE, seed: int = 0) -> dict[str, Config]:
         SaescopeError: the run has no config, or rows that were given in Python.
     """
     config = trained.config
-    if not config.corpus.needs_model and config.corpus.synthetic is None and config.corpus.acts_dir is None:
+    if config.corpus.sources[0].source == TENSORS:
         raise SaescopeError(
             f"{trained.folder.name} was trained on rows that were given in Python and are on no disk, so no control can be "
             "trained on them."

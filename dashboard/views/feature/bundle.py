@@ -152,7 +152,7 @@ def _choices(place: CurrentFeature, side: Side, read: Reading) -> str:
         ranged = f'<button data-set="range=">{sign}{low} to {sign}{high} ✕</button>'
     toggles = "".join(f'<button data-toggle="{name}" title="{title}">{said}</button>' for name, said, title in (
         ("numbers", "values", "beside tokens (n)"), ("breaks", "line breaks", "as in the text (l)"),
-        ("wide", "widen all", "or narrow (w); one: click it")))
+        ("wide", "widen all", "or narrow (w); one: click it")) if name == "numbers" or not place.index.of_images)
     return f'<div class="sx-choices">{groups}{sides}{ranged}{toggles}</div>'
 
 

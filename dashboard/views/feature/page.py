@@ -69,7 +69,8 @@ def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
     with left:
         reader.part("side")
     with right:
-        reader.part("try")
+        if chosen.reads_text:
+            reader.part("try")
         if tab in TABS:
             TABS[tab](place)
         else:

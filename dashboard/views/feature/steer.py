@@ -10,6 +10,7 @@ from dashboard.state.current_feature import CurrentFeature
 from dashboard.state.model_results import SOON_S, steering, waiting, worker
 from dashboard.state.model_worker import Job
 from dashboard.state.selection import names
+from dashboard.views.feature.steer_input import steer_input
 
 MODES = ("add", "clamp")
 POLL_S, WAIT_S = 0.6, 2.0
@@ -17,7 +18,13 @@ POLL_S, WAIT_S = 0.6, 2.0
 
 
 def steer(place: CurrentFeature, prompt: str = "The") -> None:
-    """A prompt continued without and with this feature, and others if they are named; `prompt` is the one to begin with."""
+    """A prompt continued without and with this feature, and others if they are named; `prompt` is the one to begin with.
+
+    Of a run on a module of the user's own it is one of its inputs instead.
+    """
+    if place.chosen.has_own_module:
+        steer_input(place)
+        return
     from analysis.steering.generate import WHERE
 
     top = max(1.0, abs(place.index.feature(place.feature).max))
