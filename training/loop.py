@@ -56,6 +56,7 @@ class EverySeconds:
 def fit(
     trainers: Sequence[Steps], batches: Iterable[Mapping[str, Tensor]], n_steps: int, *, log: Every | None = None,
     evaluate: Every | None = None, save: Every | EverySeconds | None = None, advance: Callable[[], None] = lambda: None,
+    agree: Callable[[bool, bool], tuple[bool, bool]] = lambda stop, save: (stop, save),
 ) -> None:
     """Step every trainer on each batch until they have taken `n_steps` steps, those taken before included.
 
@@ -67,6 +68,7 @@ def fit(
         evaluate: not done after the last step, where the final evaluation follows.
         save: also done after the last step and when a signal comes.
         advance: called after every step.
+        agree: with other ranks on whether to stop and whether it is time to save, from what this one thinks.
 
     Raises:
         SaescopeError: there are too few batches.
@@ -81,12 +83,13 @@ def fit(
                 trainer.step(acts)
             done += 1
             advance()
-            last, stopped = done == n_steps, interrupted()
+            last = done == n_steps
+            stopped, save_due = agree(interrupted(), save is not None and save.due(done))
             if log and (log.due(done) or last):
                 log.do(done)
             if evaluate and evaluate.due(done) and not last:
                 evaluate.do(done)
-            if save and (save.due(done) or last or stopped):
+            if save and (save_due or last or stopped):
                 save.do(done)
             if stopped and not last:
                 raise Interrupted(f"stopped by a signal after step {done} of {n_steps}; everything is saved.")

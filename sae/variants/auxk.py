@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae import losses
 from sae.kernels import Revival
+from sae.ranks import ALONE, Ranks
 from sae.section import Section
 from sae.units import Count
 
@@ -33,11 +34,11 @@ class AuxK(Section):
 
     def term(
         self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None,
-        revival: Revival | None,
+        revival: Revival | None, ranks: Ranks = ALONE,
     ) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss term, mean over rows; none, or 0, without a reconstruction by dead features."""
         if aux_hat is None or revival is None:
             return {}
         # where nobody has looked whether any is dead, the term is 0 if none is
-        weight = self.coefficient if revival.room is None else self.coefficient * revival.dead.any()
+        weight = self.coefficient if revival.room is None else self.coefficient * ranks.most(revival.dead.any())
         return {"auxk": weight * losses.auxk(residual, aux_hat)}
