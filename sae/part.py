@@ -5,7 +5,7 @@ cut along its second axis, whatever n, so that what one number of ranks has save
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
@@ -20,7 +20,8 @@ def round_of(d_sae: int) -> int:
     return math.gcd(d_sae, ROUND)
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """The part that rank `index` of `n` holds of `d_sae` features."""
 
     d_sae: int

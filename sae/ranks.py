@@ -1,4 +1,4 @@
-"""What of an SAE in training crosses from one process to others. A process that trains alone has `ALONE`, which does nothing.
+"""What of a training crosses from one process to others. A process that trains alone has `ALONE`, which does nothing.
 
 Ranks may share the features of an SAE (each holds a part of them, and sees the same rows) and the rows of a batch (each
 sees some of them, and holds the same features); with both, they form a grid. `training.distributed` has the other

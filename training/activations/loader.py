@@ -148,7 +148,7 @@ class LoaderBatches:
         """
         if n_ranks > 1:
             raise SaescopeError(
-                "batches that come one by one cannot be shared by several ranks; give arrays, or rows on disk (acts:FOLDER)."
+                "batches that come one by one cannot be shared by ranks; give arrays, or rows on disk (acts:FOLDER)."
             )
         epoch = 0
         while True:

@@ -58,18 +58,11 @@ class Spread:
     def __init__(self, local: Backend, wire: Wire, shards: Group, rows: Group, world: Group) -> None:
         """`local` computes; `shards` hold the other features of the same rows, `rows` the same features of others."""
         self.local, self.wire, self.shards, self.rows, self.world = local, wire, shards, rows, world
+        self.name = local.name
+        self.last_route: Literal["sparse", "dense", "reference"] = local.last_route
+        """How this rank's part of the last pass ran."""
         self.compact = local.name == "cpu"
         """Its loops take no padding between entries."""
-
-    @property
-    def name(self) -> str:
-        """That of the operations on this rank."""
-        return self.local.name
-
-    @property
-    def last_route(self) -> Literal["sparse", "dense", "reference"]:
-        """How this rank's part of the last pass ran."""
-        return self.local.last_route
 
     def keeps_all(self, n_rows: int, d_sae: int) -> bool:
         """As on this rank."""
@@ -81,7 +74,7 @@ class Spread:
         select: Select,
     ) -> SparseCode:
         """Select over all features (in `batch_topk` over all rows too); the code is of those of this rank."""
-        select = self._among_all(select, len(x), len(b_enc))
+        select = self._among_all(select, len(x), len(b_enc), "evaluation")
         code = self.local.encode(x, W_enc, b_enc, select)
         return code if select.agree is None else select.agree(code)
 
@@ -92,7 +85,7 @@ class Spread:
         """Σ over all features."""
         if self.shards.n == 1:
             return self.local.decode(code, W_dec, b_dec)
-        return self.wire.sum_(self.local.decode(code, W_dec, torch.zeros_like(b_dec)), self.shards, "reconstructions") + b_dec
+        return self.wire.sum_(self.local.decode(code, W_dec, torch.zeros_like(b_dec)), self.shards, "evaluation") + b_dec
 
     def autoencode(
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
@@ -104,9 +97,11 @@ class Spread:
         n_rows, n_features = len(x), len(b_enc)
         select = self._among_all(select, n_rows, n_features)
         if self.shards.n == 1:
-            return self.local.autoencode(
+            out = self.local.autoencode(
                 x, W_enc, b_enc, W_dec, b_dec, select, b_pre=b_pre, prefixes=prefixes, auxk=auxk
             )
+            self.last_route = self.local.last_route
+            return out
         if b_pre is not None:
             b_pre = SumOfGradients.apply(b_pre, self.wire, self.shards, "gradients")
         if n_features == 0:
@@ -120,6 +115,7 @@ class Spread:
             prefixes=None if here == (n_features,) else here, auxk=mine,
         )
         tell()
+        self.last_route = self.local.last_route
         x_hat = by_prefix(out.x_hat, ends, here)
         x_hat = Sum.apply(x_hat, self.wire, self.shards, "reconstructions") + b_dec
         aux_hat = None
@@ -128,11 +124,11 @@ class Spread:
             aux_hat = Sum.apply(aux_hat, self.wire, self.shards, "revival")
         return Autoencoded(out.code, x_hat, aux_hat)
 
-    def _among_all(self, select: Select, n_rows: int, n_features: int) -> Select:
+    def _among_all(self, select: Select, n_rows: int, n_features: int, what: str = "candidates") -> Select:
         """What this rank selects, and how it learns what is left of that."""
         if select.mode == "topk" and self.shards.n > 1:
             def agree(code: SparseCode) -> SparseCode:
-                chosen = selection.of_rows(self.wire, self.shards, code, select.k, select.k, "candidates")
+                chosen = selection.of_rows(self.wire, self.shards, code, select.k, select.k, what)
                 return selection.kept(code, chosen, compact=self.compact)
 
             return replace(select, k=min(select.k, n_features), agree=agree)
@@ -140,7 +136,7 @@ class Spread:
             n_kept = select.k * n_rows * self.rows.n
 
             def agree(code: SparseCode) -> SparseCode:
-                chosen = selection.of_batch(self.wire, self.world, code, n_kept, "candidates")
+                chosen = selection.of_batch(self.wire, self.world, code, n_kept, what)
                 return selection.kept(code, chosen, compact=self.compact)
 
             return replace(select, k=min(select.k * self.rows.n, n_features), agree=agree)
@@ -209,7 +205,9 @@ def empty(n_rows: int, n_features: int, device: torch.device) -> SparseCode:
     return SparseCode(nothing.int(), nothing, n_rows, n_features, k=0)
 
 
-def by_prefix(x_hat: Float[Tensor, "n_here n_rows d"], ends: list[int], here: tuple[int, ...]) -> Float[Tensor, "n n_rows d"]:
+def by_prefix(
+    x_hat: Float[Tensor, "n_here n_rows d"], ends: list[int], here: tuple[int, ...]
+) -> Float[Tensor, "n n_rows d"]:
     """What this rank's features add to each prefix of all: none of them to some, and the same ones to others."""
     if ends == list(here):
         return x_hat

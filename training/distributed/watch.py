@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import final
 
 import psutil
 
@@ -51,6 +52,7 @@ class Seen:
             self.n_begun, self.moved = n_begun, now
 
 
+@final
 class Watch:
     """The thread. Use it as a context manager."""
 
@@ -102,10 +104,12 @@ class Watch:
                     self._end()
                 elif (fault := self._fault(silent=SILENT_S)) is not None:
                     if launch.tell(fault):
-                        print(f"sae: {fault}", file=sys.stderr, flush=True)  # noqa: T201  (nobody else can say it)
+                        say(fault)
                     self._end()
-            except RuntimeError:  # torchrun itself has gone, and its store with it
-                self._end()
+            except RuntimeError:
+                if not self._over.wait(GRACE_S):
+                    say(f"torchrun's store does not answer rank {launch.rank()} any more; it ends. {GO_ON}")
+                    os._exit(CODE)
 
     def _end(self) -> None:
         if not self._over.wait(GRACE_S):
@@ -139,6 +143,12 @@ class Watch:
 
 
 GO_ON = "Continue from the last checkpoint with --resume, or let torchrun do so (--max-restarts)."
+
+
+def say(sentence: str) -> None:
+    """On stderr: the thread that trains may wait for ever."""
+    sys.stderr.write(f"sae: {sentence}\n")
+    sys.stderr.flush()
 
 
 def alive(pid: int) -> bool:

@@ -1,7 +1,7 @@
 """Collectives between ranks, counted: what a rank sends, in bytes, and how many calls it has begun.
 
 Bytes are those of a ring over n ranks, by which NCCL and gloo send large tensors: a sum of B bytes costs each rank
-2 B (n − 1) / n, gathering B bytes of each costs B (n − 1), and sending B bytes of one to all costs B (n − 1) / n on average.
+2 B (n − 1) / n, gathering B bytes of each B (n − 1), and sending B bytes of one to all B (n − 1) / n on average.
 """
 
 from collections import Counter

@@ -226,19 +226,20 @@ def _agree_on(members: Sequence[Config], device: torch.device) -> None:
     store, me = launch.store(), launch.rank()
     if me == 0:
         for member in members:
-            _check_fits(member, launch.n_ranks())
+            check_fits(member, launch.n_ranks())
     store.set(f"facts/{me}", json_bytes(facts))
     launch.wait_for("facts/0")
     if (other := first_difference(json.loads(store.get("facts/0")), facts)) is not None:
         raise SaescopeError(
-            f"rank {me} on {socket.gethostname()} is not about to do what rank 0 is: {other.path} is {other.was!r} there and "
-            f"{other.now!r} here; start all ranks with the same config, code and packages."
+            f"rank {me} on {socket.gethostname()} is not about to do what rank 0 is: {other.path} is {other.was!r} there "
+            f"and {other.now!r} here; start all ranks with the same config, code and packages."
         )
     store.set(f"agreed/{me}", "yes")
     launch.wait_for(*(f"agreed/{r}" for r in range(launch.n_ranks())))
 
 
-def _check_fits(member: Config, n: int) -> None:
+def check_fits(member: Config, n: int) -> None:
+    """Raise SaescopeError unless n ranks can share the training of an SAE."""
     shards, d_sae, batch = member.train.shards, member.sae.d_sae, member.data.batch_rows
     if n == 1 and shards == 1:
         return
@@ -246,8 +247,8 @@ def _check_fits(member: Config, n: int) -> None:
         raise SaescopeError(f"train.shards = {shards} does not divide the {n} ranks; start a multiple of {shards}.")
     if round_of(d_sae) % shards:
         raise SaescopeError(
-            f"sae.d_sae = {d_sae} features are dealt out in rounds of {round_of(d_sae)}, which train.shards = {shards} does "
-            f"not divide; choose another number of shards, or a d_sae that is a multiple of {64 * shards}."
+            f"sae.d_sae = {d_sae} features are dealt out in rounds of {round_of(d_sae)}, which train.shards = {shards} "
+            f"does not divide; choose another number of shards, or a d_sae that is a multiple of {64 * shards}."
         )
     if batch % (n // shards):
         raise SaescopeError(
@@ -256,7 +257,8 @@ def _check_fits(member: Config, n: int) -> None:
         )
     if member.sae.variant not in VARIANTS:
         raise SaescopeError(
-            f"sae.variant = {member.sae.variant} is trained by one process only; on several train one of {', '.join(VARIANTS)}."
+            f"sae.variant = {member.sae.variant} is trained by one process only; on several train one of "
+            f"{', '.join(VARIANTS)}."
         )
 
 

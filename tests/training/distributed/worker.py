@@ -1,4 +1,4 @@
-"""One rank of several trainings: `torchrun ... -m tests.training.distributed.worker CONFIGS.json RUNS`, one after another."""
+"""A rank of trainings, one after another: `torchrun ... -m tests.training.distributed.worker CONFIGS.json RUNS`."""
 
 import json
 import sys
