@@ -192,8 +192,8 @@ def run(
     outs = [loggers(m, f, t.n_steps) for m, f, t in zip(members, places, trainers, strict=True)]
     # not before everything is known to fit: a name is taken by its config
     for member, folder in zip(members, written or (), strict=written is not None):
-        write_bytes(folder / "config.yaml", member.yaml().encode())
         mark_launch(folder)
+        write_bytes(folder / "config.yaml", member.yaml().encode())
     with display.task("training", shared.clock.n_steps * shared.clock.batch_rows) as task:
         task.skip(trainers[0].rows_seen)
         report = Report(trainers, outs, shared.heldout, task)
@@ -247,6 +247,7 @@ def _fit(
                 evaluate=Every(clock.steps(first.eval.every), report.evaluate),
                 save=_save(every.checkpoint_every, clock, saver, reader) if saver else None,
                 advance=lambda: report.task.advance(clock.batch_rows), agree=world.agree,
+                echo_seconds=world.echo_seconds,
             )
         except Interrupted as stop:
             raise Interrupted(f"{stop} Continue with --resume.") from None

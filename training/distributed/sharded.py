@@ -1,13 +1,15 @@
 """Checkpoints of several ranks, through torch.distributed.checkpoint: each writes and reads what it holds.
 
-    checkpoints/step-00000120/state.json        as of one process, with the number of ranks
-                              .metadata         which file holds which piece of which tensor
-                              __R_0.distcp      what rank R has written
-                              __R_0.sha256      its digest (`sae.io.chunks`)
+    checkpoints/step-00000120/state.json              as of one process, with the number of ranks
+                              shard-R-….safetensors   what rank R has written, and where it lies in whole tensors
+                              shard-R-….sha256        its digest (`sae.io.chunks`)
 
-Any number of ranks can go on from it, and from a checkpoint of one process.
+That is torch's safetensors format, without a pickle. Any number of ranks can go on from it, and from a checkpoint of one
+process.
 """
 
+import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,29 +21,40 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.device_mesh import DeviceMesh
+from torch.futures import Future
 
 from sae.base import SAE
 from sae.errors import SaescopeError, first_line
 from sae.io import chunks
-from sae.io.files import atomic_dir, remove_all_abandoned, write_json
+from sae.io.files import atomic_dir, remove_all_abandoned, tensor_bytes, tensors_head, write_json
 from sae.io.snapshot import Snapshot
 from training.checkpoint import KEPT, WHAT_THEN, Checkpoints
 from training.distributed import layout
 from training.trainer import Trainer
 
 
-class Writer(dcp.FileSystemWriter):
-    """torch's own, which puts a digest beside what it has written."""
+class Writer(dcp.HuggingFaceStorageWriter):
+    """torch's own, without its copies of all tensors in memory, and with a digest."""
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        """One file, and its digest."""
-        written = super().write_data(plan, planner)
-        written.wait()
-        for name in {result.storage_data.relative_path for result in written.value()}:
-            file = Path(self.path) / name
-            file.with_suffix(".sha256").write_text(chunks.digest(file))
-        return written
+        """The file of this rank, and its digest."""
+        pieces = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+        offsets = {item.index.fqn: {"saved_offsets": list(item.tensor_data.chunk.offsets)} for item in plan.items}
+        head, order = tensors_head(pieces, {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"})
+        name = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001.safetensors"
+        path = Path(self.path) / name
+        with path.open("xb") as file:
+            file.write(head)
+            for piece in order:
+                file.write(tensor_bytes(pieces[piece]))
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".sha256").write_text(chunks.digest(path))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([WriteResult(i.index, pieces[i.index.fqn].nbytes, name) for i in plan.items])
+        return done
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,9 @@ class ShardedCheckpoints(Checkpoints):
         self._check_digests(place)
         found = [{name: layout.empty_like(tensor) for name, tensor in t.tensors().items()} for t in trainers]
         with _failing(place):
-            dcp.load(self._spread(found), checkpoint_id=place, process_group=self.group)
+            dcp.load(
+                self._spread(found), storage_reader=dcp.HuggingFaceStorageReader(str(place)), process_group=self.group
+            )
         return found
 
     def _told(self, folder: Path | None) -> Path | None:
@@ -104,7 +119,7 @@ class ShardedCheckpoints(Checkpoints):
             raise SaescopeError(f"the first rank could not write in {self.folder}.")
         state = self._spread([snapshot.tensors() for snapshot in snapshots])
         with _failing(folder):
-            dcp.save(state, storage_writer=Writer(folder), process_group=self.group)
+            dcp.save(state, storage_writer=Writer(str(folder), save_distributed=True), process_group=self.group)
 
     def _spread(self, states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The state of all trainers in one, each tensor with all of its features, of which this rank has its piece."""
@@ -112,7 +127,8 @@ class ShardedCheckpoints(Checkpoints):
         for i, (sae, tensors) in enumerate(zip(self.saes, states, strict=True)):
             for name, tensor in tensors.items():
                 axis, part = layout.feature_axis(sae, name), sae.ranks.part(sae.config.d_sae)
-                out[f"{i}.{name}"] = tensor if axis is None else layout.spread(tensor, axis, part, self.mesh)
+                common = tensor.view(1) if tensor.dim() == 0 else tensor  # the format's readers take no slice of a number
+                out[f"{i}.{name}"] = common if axis is None else layout.spread(tensor, axis, part, self.mesh)
         return out
 
     def _cut(self, sae: SAE, name: str, tensor: Tensor) -> Tensor:
@@ -126,11 +142,11 @@ class ShardedCheckpoints(Checkpoints):
         bad = [file.stem for file in mine if not _is_whole(file)]
         dist.all_gather_object(altered, bad[0] if bad else None, group=self.group)
         if name := next(filter(None, altered), None):
-            raise SaescopeError(f"{place / name}.distcp is missing or was altered: its checksum differs; {WHAT_THEN}")
+            raise SaescopeError(f"{place / name}.safetensors is missing or was altered: its checksum differs; {WHAT_THEN}")
 
 
 def _is_whole(digest: Path) -> bool:
-    file = digest.with_suffix(".distcp")
+    file = digest.with_suffix(".safetensors")
     return file.exists() and chunks.digest(file) == digest.read_text()
 
 

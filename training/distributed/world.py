@@ -48,6 +48,8 @@ class World:
     ranks: Ranks = ALONE
     is_first = True
     """Whether this rank writes and speaks for all."""
+    echo_seconds = 0.0
+    """How long a second signal counts as the first: torchrun passes on what the terminal has sent to all."""
     row_index, n_rows = 0, 1
     """Which of the ranks that share the rows it is, and of how many."""
 
@@ -87,7 +89,7 @@ class Together(World):
 
     def __init__(self, members: Sequence[Config]) -> None:
         """Agree with the others, and form the grid."""
-        self.is_first = launch.rank() == 0
+        self.is_first, self.echo_seconds = launch.rank() == 0, 5.0
         self._n_turns = 0
         device = _device(members[0])
         _agree_on(members, device)
@@ -227,6 +229,8 @@ def _agree_on(members: Sequence[Config], device: torch.device) -> None:
     if me == 0:
         for member in members:
             check_fits(member, launch.n_ranks())
+        if len(different := {m.train.shards for m in members}) > 1:
+            raise SaescopeError(f"train.shards is {sorted(different)} in one sweep, whose members share the ranks; give one.")
     store.set(f"facts/{me}", json_bytes(facts))
     launch.wait_for("facts/0")
     if (other := first_difference(json.loads(store.get("facts/0")), facts)) is not None:

@@ -43,7 +43,7 @@ def stopped(runs: Path, shards: int, at_step: int) -> Callable[[], None]:
 
 
 def files(run: Path) -> dict[str, bytes]:
-    found = [*run.glob("final/*"), *sorted(run.glob("checkpoints/step-*"))[-1].glob("*.distcp")]
+    found = [*run.glob("final/*"), *sorted(run.glob("checkpoints/step-*"))[-1].glob("*.safetensors")]
     return {file.name: file.read_bytes() for file in found}
 
 
@@ -105,7 +105,7 @@ def test_one_process_says_how_to_go_on_from_a_checkpoint_of_several(interrupted:
 
 def test_an_altered_piece_is_refused_by_all_with_one_sentence(interrupted: Path, tmp_path: Path) -> None:
     shutil.copytree(interrupted / "matryoshka", tmp_path / "matryoshka")
-    piece = sorted((tmp_path / "matryoshka" / "checkpoints" / f"step-{6:08d}").glob("*.distcp"))[1]
+    piece = sorted((tmp_path / "matryoshka" / "checkpoints" / f"step-{6:08d}").glob("*.safetensors"))[1]
     data = bytearray(piece.read_bytes())
     data[len(data) // 2] ^= 1
     piece.write_bytes(data)
