@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, fi
 
 from sae.base import SAEConfig
 from sae.section import Section
-from sae.units import Count, Duration, Interval, Seed, Time, count
+from sae.units import Count, Duration, Interval, Seed, Time, Wait, count
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import TENSORS, TextSource
@@ -209,7 +209,7 @@ class TrainConfig(Section):
     shards: Count = Field(default=1, gt=0)
     """Under torchrun: ranks that share the features of an SAE, each holding its part of weights and averages. The rows of
     a batch are shared by as many groups of them as there are."""
-    patience: Time = Time(10, "min")
+    patience: Wait = Time(10, "min")
     """Under torchrun: how long a rank may let the others wait within a step before all of them end."""
     log_every: Duration = Duration(1, "%")
     """How often a line goes to metrics.jsonl."""

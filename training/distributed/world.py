@@ -230,7 +230,7 @@ def _agree_on(members: Sequence[Config], device: torch.device) -> None:
         for member in members:
             check_fits(member, launch.n_ranks())
         if len(different := {m.train.shards for m in members}) > 1:
-            raise SaescopeError(f"train.shards is {sorted(different)} in one sweep, whose members share the ranks; give one.")
+            raise SaescopeError(f"train.shards is {sorted(different)} in one sweep; give all members the same.")
     store.set(f"facts/{me}", json_bytes(facts))
     launch.wait_for("facts/0")
     if (other := first_difference(json.loads(store.get("facts/0")), facts)) is not None:

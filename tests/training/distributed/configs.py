@@ -5,7 +5,7 @@ from typing import Any
 from training.config.reading import resolve
 from training.config.schema import Config
 
-D, STEPS = 16, 12
+D, STEPS = 16, 10
 AUXK = {"auxk": {"coefficient": 0.5, "k": 6}}
 STEERED = {"sparsity": {"target_l0": 6}}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ def config(variant: str, *, shards: int = 1, name: str | None = None, **train: A
         "corpus": {"synthetic": {"d": D, "roots": 100, "bipolar": 0.3}, "n_tokens": 6000, "held_out": 0.1, "n_ctx": 16},
         "data": {"batch_rows": 64, "superblock_rows": 1024, "block_rows": 16, "n_calib": 20},
         "sae": {"variant": variant, "d_sae": 96} | VARIANTS[variant],
-        "optim": {"lr": 2e-3}, "train": settings | train, "eval": {"n_rows": 320, "every": "50%"},
+        "optim": {"lr": 2e-3}, "train": settings | train, "eval": {"n_rows": 160, "every": "100%"},
     }
 
 
