@@ -7,6 +7,7 @@ began (2 of features, 2 of rows) and whose death 2 ranks take over agrees with i
 """
 
 import argparse
+import contextlib
 import json
 import random
 import signal
@@ -47,7 +48,12 @@ class Launch:
 
     def ranks(self) -> list[psutil.Process]:
         """Its processes that run now."""
-        return [child for child in psutil.Process(self.process.pid).children() if "sae.cli" in child.cmdline()]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie
+                if "sae.cli" in child.cmdline():
+                    found.append(child)
+        return found
 
     def kill_one(self, rng: random.Random, known: set[int]) -> str:
         """Kill one some time after all of them have begun, none of the `known` ones; how far it was by then."""
