@@ -471,7 +471,8 @@ def check_entries_that_others_leave_out(device: str) -> None:
             exact, problem = problem.leaves(torch.float64), problem.leaves()
             kernels = Gpu("fp32", dense_above=dense_above)
             outs = [p.autoencode(each, select, (4, 37), auxk) for each, p in ((REFERENCE, exact), (kernels, problem))]
-            assert 0 < int(outs[0].code.n_active) < 5 * 6 and bool((outs[0].code.feature[outs[0].code.active] % 2 == 1).all())
+            left = outs[0].code
+            assert 0 < int(left.n_active) < 5 * 6 and bool((left.feature[left.active] % 2 == 1).all())
             close("code", outs[1].code.to_dense(), outs[0].code.to_dense())
             for out, p in zip(outs, (exact, problem), strict=True):
                 ((out.x_hat - 1).square().sum() + (out.aux_hat - 1).square().sum() + out.code.value.sum()).backward()
