@@ -52,7 +52,7 @@ class SumOfGradients(torch.autograd.Function):
         return ctx.wire.sum_(grads[0].clone(memory_format=torch.contiguous_format), ctx.group, ctx.what), None, None, None
 
 
-class Spread:
+class DistributedKernels:
     """See `sae.kernels.Backend` for what each operation means."""
 
     def __init__(self, local: Backend, wire: Wire, shards: Group, rows: Group, world: Group) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 from sae.io.snapshot import as_it_lies
 from sae.kernels import Backend
 from sae.part import Part
-from training.distributed.kernels import Spread, Sum
+from training.distributed.kernels import DistributedKernels, Sum
 from training.distributed.wire import Group, Wire
 
 
-class Several:
+class DistributedRanks:
     """This rank among `world`: with `shards` it shares the features, with `rows` the rows."""
 
     def __init__(self, wire: Wire, world: Group, shards: Group, rows: Group) -> None:
@@ -68,7 +68,7 @@ class Several:
 
     def kernels(self, local: Backend) -> Backend:
         """The operations on a part of the features and rows."""
-        return Spread(local, self.wire, self.shards, self.rows, self.world)
+        return DistributedKernels(local, self.wire, self.shards, self.rows, self.world)
 
     @torch.no_grad()
     def begin_alike(self, sae: Any) -> None:

@@ -7,11 +7,11 @@ from torch import Tensor
 from sae.base import SAE
 from sae.io.snapshot import as_it_lies, is_turned
 from training.distributed import layout
-from training.distributed.ranks import Several
+from training.distributed.ranks import DistributedRanks
 
 
 @torch.no_grad()
-def whole(sae: SAE, ranks: Several) -> SAE | None:
+def whole(sae: SAE, ranks: DistributedRanks) -> SAE | None:
     """All features, in the memory of the first of the ranks that share them; None on the others.
 
     One tensor at a time crosses the wire, from host to host, so that no device has to hold them all.
@@ -33,7 +33,7 @@ def whole(sae: SAE, ranks: Several) -> SAE | None:
     return out
 
 
-def _gathered(piece: Tensor, ranks: Several) -> list[Tensor] | None:
+def _gathered(piece: Tensor, ranks: DistributedRanks) -> list[Tensor] | None:
     """Every rank's, on the first of them."""
     first, piece = ranks.shards.index == 0, piece.contiguous()
     pieces = [torch.empty_like(piece) for _ in range(ranks.shards.n)] if first else None

@@ -30,7 +30,7 @@ from sae.ranks import ALONE, Ranks
 from training.checkpoint import Checkpoints
 from training.config.schema import Config
 from training.distributed import launch
-from training.distributed.ranks import Several
+from training.distributed.ranks import DistributedRanks
 from training.distributed.sharded import ShardedCheckpoints
 from training.distributed.watch import Watch
 from training.distributed.whole import whole
@@ -84,7 +84,7 @@ class World:
         return False
 
 
-class Together(World):
+class DistributedWorld(World):
     """One of several ranks."""
 
     def __init__(self, members: Sequence[Config]) -> None:
@@ -109,8 +109,7 @@ class Together(World):
         self.saving = dist.new_group(backend="gloo", timeout=timeout)
         world = Group(dist.group.WORLD, n, launch.rank())
         self.row_index, self.n_rows = groups["rows"].index, groups["rows"].n
-        self.ranks = several = Several(self.wire, world, groups["shards"], groups["rows"])
-        self._several = several
+        self.ranks = self.distributed = DistributedRanks(self.wire, world, groups["shards"], groups["rows"])
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -126,19 +125,19 @@ class Together(World):
     def agree(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """Whether to stop, which any rank decides, and to save, which the first does."""
         flags = torch.tensor([stop, save and self.is_first], dtype=torch.uint8)
-        stop, save = self.wire.max_(flags, self._several.world, "scalars").tolist()
+        stop, save = self.wire.max_(flags, self.distributed.world, "scalars").tolist()
         return bool(stop), bool(save)
 
     def begin_alike(self, trainers: Sequence[Trainer]) -> None:
         """What several ranks hold begins as the first has it."""
         for trainer in trainers:
-            self._several.begin_alike(trainer.sae)
+            self.distributed.begin_alike(trainer.sae)
 
     def whole(self, sae: SAE) -> SAE | None:
         """The SAE with all its features, in the first rank's own memory."""
         if self.ranks.n_shards == 1:
             return sae if self.is_first else None
-        return whole(sae, self._several) if self.row_index == 0 else None
+        return whole(sae, self.distributed) if self.row_index == 0 else None
 
     def checkpoints(self, folder: Path, made_from: dict[str, Any], trainers: Sequence[Trainer]) -> Checkpoints:
         """Sharded ones."""
@@ -184,7 +183,7 @@ def world_of(members: Sequence[Config]) -> Iterator[World]:
         return
     launch.next_training()
     with launch.speaking_once():
-        world = Together(members)
+        world = DistributedWorld(members)
         with world.watch, _naming(world.watch):
             yield world
         dist.destroy_process_group()
