@@ -56,7 +56,7 @@ class EverySeconds:
 def fit(
     trainers: Sequence[Steps], batches: Iterable[Mapping[str, Tensor]], n_steps: int, *, log: Every | None = None,
     evaluate: Every | None = None, save: Every | EverySeconds | None = None, advance: Callable[[], None] = lambda: None,
-    agree: Callable[[bool, bool], tuple[bool, bool]] = lambda stop, save: (stop, save), echo_seconds: float = 0,
+    agree: Callable[[bool, bool], tuple[bool, bool]] = lambda stop, save: (stop, save), echo_seconds: float = 0.0,
 ) -> None:
     """Step every trainer on each batch until they have taken `n_steps` steps, those taken before included.
 

@@ -101,7 +101,7 @@ def test_resuming_at_an_address_gives_that_batch(data: tuple[Tokens, Source]) ->
 def test_ranks_share_the_rows_of_every_batch(data: tuple[Tokens, Source]) -> None:
     for start in (Address(0, 0, 0), Address(0, 1, 2)):
         whole = take(batches(data), 30, start)
-        parts = [take(batches(data), 30, start, rank=rank, n_ranks=4) for rank in range(4)]
+        parts = [take(batches(data), 30, start, rank=rank, n_ranks=5) for rank in range(5)]
         for batch, *shared in zip(whole, *parts, strict=True):
             assert {part.address for part in shared} == {batch.address}
             assert torch.equal(torch.cat([part.rows for part in shared]), batch.rows)

@@ -38,7 +38,7 @@ def test_losses_supports_and_figures_are_those_of_one_process(
     for variant in variants:
         train(config(variant), runs=alone, resume=(alone / variant).exists(), quiet=True)
         there, here = metrics(alone / variant), metrics(tmp_path / "runs" / variant)
-        assert len(there) == len(here) > STEPS
+        assert len(there) == len(here) >= STEPS
         for expected, found in zip(there, here, strict=True):
             assert expected.keys() == found.keys()
             for key in expected:
