@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.training.distributed.launched import ROOT, command, environment
 
-D, D_SAE = 128, 262_144
+D, D_SAE = 64, 262_144
 
 
 def config(name: str, d_sae: int, shards: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def config(name: str, d_sae: int, shards: int) -> dict[str, Any]:
         "corpus": {"synthetic": {"d": D, "roots": 500}, "n_tokens": 8_000, "held_out": 0.1, "n_ctx": 32},
         "data": {"batch_rows": 256, "superblock_rows": 4096, "n_calib": 32},
         "sae": {"variant": "topk", "d_sae": d_sae, "k": 32},
-        "train": {"budget": "12 steps", "device": "cpu", "checkpoint_every": "5 steps", "shards": shards},
+        "train": {"budget": "6 steps", "device": "cpu", "checkpoint_every": "3 steps", "shards": shards},
         "eval": {"n_rows": 256},
     }
 
