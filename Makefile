@@ -7,7 +7,7 @@ WORKERS ?= 2
 # the runs that SAELens can open
 RUNS = $(patsubst %/cfg.json,%,$(wildcard runs/*/cfg.json runs/*/*/cfg.json))
 
-.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test edit-test accessibility journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
+.PHONY: demo test check bench bench-peers bench-losses bench-gpu bench-memory bench-seeds bench-checkpoints gpu-kernels dashboard sweep kill-test edit-test ranks accessibility journeys saelens-check saelens-import saebench-check saedashboard-times circuit-demo circuit-agreement circuit-tracer-check clean fuzz
 
 demo: $(VENV)/.done            ## train, measure, index and label the quickstart SAE of SmolLM2-135M, followed in the browser
 	$(SAE) demo
@@ -85,6 +85,11 @@ bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 feature
 
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json
+
+ranks: $(VENV)/.done           ## trainings by 1, 2 and 4 processes that share rows and features: equality, memory, kills (20 minutes)
+	$(PY) -m tests.e2e.ranks --out docs/results/ranks.csv
+	$(PY) -m tests.e2e.rank_memory --out docs/results/rank-memory.csv
+	$(PY) -m tests.e2e.rank_kills --kills 10
 
 bench-checkpoints: $(VENV)/.done  ## a training with a checkpoint every minute beside the same one without (20 minutes)
 	$(PY) -m tests.e2e.checkpoint_times --out benchmarks/checkpoints.json

@@ -26,6 +26,7 @@ from sae.errors import SaescopeError
 from sae.init import InitConfig
 from sae.kernels import Autoencoded, Backend, Revival, Select, backend
 from sae.masking import masked
+from sae.ranks import ALONE, Ranks
 from sae.refine import refine as refined
 from sae.section import Section
 from sae.units import Count, Duration, Seed
@@ -130,24 +131,26 @@ class SAE(nn.Module, ABC):
 
     def __init__(
         self, config: SAEConfig, d_in: int, d_out: int | None = None,
-        *, input: Transform | None = None, target: Transform | None = None,
+        *, input: Transform | None = None, target: Transform | None = None, ranks: Ranks = ALONE,
     ) -> None:
+        """`ranks`: those it is trained on; it holds its part of the config's features."""
         super().__init__()
         d_out = d_in if d_out is None else d_out
-        self.config, self.d_in, self.d_out, self.d_sae = config, d_in, d_out, config.d_sae
+        self.config, self.d_in, self.d_out, self.ranks = config, d_in, d_out, ranks
+        self.d_sae = ranks.part(config.d_sae).n_features
         self.input = input or Transform.identity(d_in)
         if target is None:
             target = Transform(self.input.mean, self.input.scale) if d_in == d_out else Transform.identity(d_out)
         self.target = target
         # feature-major in memory: see sae.kernels
-        self.W_enc = nn.Parameter(torch.zeros(config.d_sae, d_in).t())
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(config.d_sae, d_out))
+        self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).t())
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(self.d_sae, d_out))
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         if config.skip:
             self.W_skip = nn.Parameter(torch.zeros(d_out, d_in))
         self.subtracts_b_dec = config.apply_b_dec_to_input and d_in == d_out
-        self.kernels: Backend = backend("cpu", "reference")
+        self.kernels: Backend = ranks.kernels(backend("cpu", "reference"))
         self.provenance: dict[str, Any] = {}
         self.add_tensors()
 
@@ -396,10 +399,12 @@ class SAE(nn.Module, ABC):
         return self.decode(self.encode(x)).reshape(*x.shape[:-1], self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Along which axis of a parameter the features lie; None for those that are no feature's own."""
+        """Along which axis of a parameter or buffer the features lie; None for those that are no feature's own."""
         if name == "W_enc":
             return 1
-        return 0 if name not in ("b_dec", "W_skip") and self.get_parameter(name).shape[:1] == (self.d_sae,) else None
+        if name in ("b_dec", "W_skip") or "." in name:  # a transform is a module of its own
+            return None
+        return 0 if getattr(self, name).shape[:1] == (self.d_sae,) else None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by name, contiguous, as they are saved."""

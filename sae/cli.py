@@ -87,3 +87,7 @@ def _summary(entry: importlib.metadata.EntryPoint) -> str:
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     return (ast.get_docstring(functions[entry.attr]) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":  # torchrun -m sae.cli train ...
+    sys.exit(main())

@@ -11,6 +11,7 @@ the paper scales W_dec, and W_enc with it as its transpose, by the s of [0.1, 5]
 thresholds follow it, so that s moves lengths and not which features are active. After that all weights are free.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,17 +21,21 @@ from torch import Tensor
 
 from sae.errors import SaescopeError
 from sae.kernels import Select
+from sae.part import Part
 from sae.section import Section
 from sae.subspace import Subspace
 from sae.units import Count
 
 if TYPE_CHECKING:
     from sae.base import SAE
+    from sae.ranks import Ranks
 
 SEARCH_ROWS = 1024
 """Calibration rows on which the scale is searched."""
 LOWEST, HIGHEST, COARSE, FINE = 0.1, 5.0, 50, 20
 """The paper's grid of decoder norms."""
+PIECE = 1 << 14
+"""Directions drawn at a time. torch draws the same numbers in pieces as at once if each but the last is of 16 n numbers."""
 
 
 class InitConfig(Section):
@@ -83,9 +88,19 @@ def geometric_median(
     return median.to(rows.dtype)
 
 
-def random_directions(n: int, d: int, generator: torch.Generator) -> Float[Tensor, "n d"]:
-    """Rows uniform on the unit sphere."""
-    rows = torch.randn(n, d, generator=generator)
+def random_directions(part: Part, d: int, generator: torch.Generator) -> Float[Tensor, "n_features d"]:
+    """Rows uniform on the unit sphere, one for each feature: those of a part.
+
+    All are drawn, whoever holds them, and then a piece at a time: so they do not depend on how many share them.
+    """
+    if part.n == 1:
+        rows = torch.randn(part.d_sae, d, generator=generator)
+    else:
+        ends = [*range(0, max(part.d_sae - PIECE, 0) + 1, PIECE), part.d_sae]
+        rows = torch.cat([
+            torch.randn(stop - start, d, generator=generator)[part.features_of(start, stop) - start]
+            for start, stop in pairwise(ends)
+        ])
     return rows / rows.norm(dim=1, keepdim=True)
 
 
@@ -110,15 +125,14 @@ def initialise(
         return _take_from(sae, init.from_, targets if inputs is None else inputs)
     generator = torch.Generator().manual_seed(sae.config.seed)
     active = init.directions == "active_subspace"
-    sae.W_dec.copy_(_directions(init, targets, sae.d_sae, generator))
+    part = sae.ranks.part(sae.config.d_sae)
+    sae.W_dec.copy_(_directions(init, targets, part, generator))
     rows = targets if inputs is None else inputs
     assert rows.shape[1] == sae.d_in or not active, "an active subspace of the inputs needs the inputs"
     if init.encoder == "transpose" and sae.d_in == sae.d_out and not (active and inputs is not None):
         encoder = sae.W_dec.detach()
     else:
-        encoder = _directions(init, rows, sae.d_sae, generator) if active else random_directions(
-            sae.d_sae, sae.d_in, generator
-        )
+        encoder = _directions(init, rows, part, generator) if active else random_directions(part, sae.d_in, generator)
     sae.W_enc.copy_(init.encoder_scale * encoder.t())
     if init.b_dec == "mean":
         sae.b_dec.copy_(targets.mean(0))
@@ -130,8 +144,8 @@ def initialise(
 
 
 def _directions(
-    init: InitConfig, rows: Float[Tensor, "n_rows d"], n: int, generator: torch.Generator
-) -> Float[Tensor, "n d"]:
+    init: InitConfig, rows: Float[Tensor, "n_rows d"], part: Part, generator: torch.Generator
+) -> Float[Tensor, "n_features d"]:
     """Random unit directions, of all of the space or of the subspace in which these rows vary.
 
     Raises:
@@ -139,7 +153,7 @@ def _directions(
     """
     d = rows.shape[1]
     if init.directions == "random":
-        return random_directions(n, d, generator)
+        return random_directions(part, d, generator)
     subspace = Subspace.of(rows)
     size = subspace.n_for(init.explained) if init.subspace is None else init.subspace
     if size > d:
@@ -152,7 +166,7 @@ def _directions(
             f"init: {len(rows)} calibration rows do not span a subspace of {size} dimensions; raise data.n_calib, or lower "
             "init.subspace or init.explained."
         )
-    return random_directions(n, size, generator) @ subspace.axes[:size].to(rows)
+    return random_directions(part, size, generator) @ subspace.axes[:size].to(rows)
 
 
 def _scale_by_error(
@@ -167,7 +181,8 @@ def _scale_by_error(
     x, target = inputs[chosen], targets[chosen]
     encoder = sae.W_enc.detach().clone()
     x_pre = x if sae.b_pre is None else x - sae.b_pre
-    spread = (x_pre @ encoder).square().mean().sqrt() / sae.config.init.encoder_scale
+    squares = sae.ranks.over_features((x_pre @ encoder).square().mean()) / sae.ranks.n_shards
+    spread = squares.sqrt() / sae.config.init.encoder_scale
     sae.fold_norms(spread.expand(sae.d_sae))
     if not sae.config.init.search:
         return
@@ -204,16 +219,17 @@ def _take_from(sae: "SAE", path: str, rows: Float[Tensor, "n_rows d_in"]) -> Non
     from sae.store import load
 
     old = load(path)
-    if (old.d_in, old.d_out, old.d_sae) != (sae.d_in, sae.d_out, sae.d_sae):
+    d_sae = sae.config.d_sae
+    if (old.d_in, old.d_out, old.d_sae) != (sae.d_in, sae.d_out, d_sae):
         raise SaescopeError(
             f"init.from: {path} is an SAE of d_in={old.d_in}, d_out={old.d_out}, d_sae={old.d_sae}, this one has "
-            f"d_in={sae.d_in}, d_out={sae.d_out}, d_sae={sae.d_sae}; make them equal."
+            f"d_in={sae.d_in}, d_out={sae.d_out}, d_sae={d_sae}; make them equal."
         )
     if reason := old.unfit_as_start():
         raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")
     if old.config.skip and not sae.config.skip:
         raise SaescopeError(f"init.from: {path} has a skip path, and without one it is not the same; take sae.skip=true.")
-    old = old.to(sae.W_dec)
+    old = part_of(old, sae.ranks).to(sae.W_dec)
     # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale
     gain = sae.target.scale / old.target.scale
     weights, biases = old.encoder()
@@ -250,5 +266,19 @@ def _thresholds(
     x = x if sae.b_pre is None else x - sae.b_pre
     code = sae.kernels.encode(x, sae.W_enc, sae.b_enc, Select("batch_topk", k=select.k, absolute=select.absolute))
     size = code.value.abs()
-    least = size[size > 0].min() if code.n_active else size.new_zeros(())
-    return least.expand(sae.d_sae)
+    least = sae.ranks.least(size[size > 0].min() if code.n_active else size.new_tensor(torch.inf))
+    return torch.where(least.isfinite(), least, 0).expand(sae.d_sae)
+
+
+def part_of(old: "SAE", ranks: "Ranks") -> "SAE":
+    """The part of an SAE's features that this rank holds; the SAE itself where it holds all of them."""
+    if ranks.n_shards == 1:
+        return old
+    mine = ranks.part(old.config.d_sae).features()
+    part = type(old)(old.config, old.d_in, old.d_out, ranks=ranks)
+    axes = {name: old.feature_axis(name) for name in old.state_dict()}
+    part.load_state_dict({
+        name: tensor if (axis := axes[name]) is None else tensor.index_select(axis, mine)
+        for name, tensor in old.state_dict().items()
+    })
+    return part

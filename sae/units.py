@@ -105,6 +105,22 @@ Interval = Annotated[Duration | Time, PlainValidator(_interval), PlainSerializer
 """How often something is done: a stretch of training, `5%`, or a time, `10 min`."""
 
 
+def _time(text: object) -> Time:
+    """Read a time.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _interval(text)
+    if not isinstance(found, Time):
+        raise ValueError(f"{text!r} is no time on the clock; write for example '10 min'")
+    return found
+
+
+Wait = Annotated[Time, PlainValidator(_time), PlainSerializer(str)]
+"""How long something is waited for: `30 s`, `10 min`."""
+
+
 def count(value: object) -> object:
     """A number that may be written as a `Count`; what is no number is left as it is."""
     if isinstance(value, str):

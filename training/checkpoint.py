@@ -10,13 +10,14 @@ last two checkpoints are kept. To resume from one continues bit for bit on the s
 import hashlib
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sae.errors import SaescopeError
 from sae.io import chunks
@@ -27,7 +28,7 @@ from training.provenance import first_difference
 from training.trainer import Trainer
 
 FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 3, 2
-_WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
+WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
 
 
 def surroundings() -> dict[str, Any]:
@@ -83,15 +84,11 @@ class Checkpoints:
             reason = " ".join(str(error).split())
             raise SaescopeError(
                 f"{there[-1]} does not fit this training ({type(error).__name__}: {reason}): its files, or the "
-                f"activations, have changed; {_WHAT_THEN}"
+                f"activations, have changed; {WHAT_THEN}"
             ) from error
 
     def _load(self, place: Path, trainers: Sequence[Trainer]) -> tuple[Address, list[str]]:
-        try:
-            state = read_json(place / "state.json")
-            tensors = [read_tensors(place / f"{i:03d}.safetensors") for i in range(len(trainers))]
-        except SaescopeError as error:
-            raise SaescopeError(f"{str(error).partition(';')[0]}; {_WHAT_THEN}") from error
+        state = _readable(read_json, place / "state.json")
         if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
             raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
         if state["format_version"] < 2:
@@ -100,20 +97,43 @@ class Checkpoints:
                 f"left of the training would see other rows than its beginning. Train it anew from its config.yaml under "
                 f"another name: `sae train CONFIG name=NAME`."
             )
-        digest = chunks.digest if state["format_version"] > 2 else _digest_of_version_2
-        for i, expected in enumerate(state["sha256"]):
-            if digest(place / f"{i:03d}.safetensors") != expected:
-                raise SaescopeError(f"{place / f'{i:03d}.safetensors'} was altered: its checksum differs; {_WHAT_THEN}")
+        tensors = self.tensors(place, state, trainers)
         if (key := first_difference(state["made_from"], self.made_from)) is not None:
             raise SaescopeError(
                 f"{place} was trained on other data ({key}); bring them back, or start a new run under another name."
             )
-        turned = state["turned"] if state["format_version"] > 2 else [[] for _ in trainers]
-        for trainer, theirs, names, numbers in zip(trainers, tensors, turned, state["numbers"], strict=True):
-            trainer.load(theirs | {name: theirs[name].t() for name in names}, numbers)
+        for trainer, theirs, numbers in zip(trainers, tensors, state["numbers"], strict=True):
+            trainer.load(theirs, numbers)
         was, now = state["surroundings"], surroundings()
         changed = [f"{key} was {was.get(key)}, is {now[key]}" for key in now if was.get(key) != now[key]]
         return Address(*state["next_batch"]), changed
+
+    def tensors(self, place: Path, state: dict[str, Any], trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
+        """What each trainer is to load from a checkpoint.
+
+        Raises:
+            SaescopeError: a file is missing, damaged or altered, or several ranks have written it.
+        """
+        if "n_ranks" in state:
+            raise SaescopeError(
+                f"{place} was saved by {state['n_ranks']} ranks; continue with torchrun, on any number of them: "
+                "`torchrun --nproc-per-node 1 -m sae.cli train CONFIG --resume`."
+            )
+        files = [place / f"{i:03d}.safetensors" for i in range(len(trainers))]
+        found = [_readable(read_tensors, file) for file in files]
+        digest = chunks.digest if state["format_version"] > 2 else _digest_of_version_2
+        for file, expected in zip(files, state["sha256"], strict=True):
+            if digest(file) != expected:
+                raise SaescopeError(f"{file} was altered: its checksum differs; {WHAT_THEN}")
+        turned = state["turned"] if state["format_version"] > 2 else [[] for _ in trainers]
+        return [t | {name: t[name].t() for name in names} for t, names in zip(found, turned, strict=True)]
+
+
+def _readable(read: Callable[[Path], dict[str, Any]], path: Path) -> dict[str, Any]:
+    try:
+        return read(path)
+    except SaescopeError as error:
+        raise SaescopeError(f"{str(error).partition(';')[0]}; {WHAT_THEN}") from error
 
 
 def _digest_of_version_2(path: Path) -> str:

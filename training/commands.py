@@ -42,11 +42,13 @@ def train(argv: list[str]) -> int:
         return 0
     if args.config is None:
         parser.error("which config? for example configs/quickstart.yaml")
+    from training.distributed import launch
     from training.run import sweep
 
-    results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, from_run=args.from_run,
-                    quiet=args.quiet)
-    if not args.quiet:
+    with launch.speaking_once():
+        results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, from_run=args.from_run,
+                        quiet=args.quiet)
+    if not args.quiet and launch.rank() == 0:
         _report(results)
     return 0
 

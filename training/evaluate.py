@@ -20,6 +20,7 @@ from torch.nn import functional
 from sae.base import SAE
 from sae.coder import Coder
 from sae.metrics import FVE, ratio, recovered
+from sae.ranks import Ranks
 from training.activations.calibration import KeepMask
 from training.activations.sources import Source
 from training.corpus.tokens import Tokens, spread
@@ -75,7 +76,7 @@ class HeldOut:
             x, target = site.rows(acts)
             code = sae.encode(x)
             counts += code.counts()
-            l0[chunk] = code.l0().cpu().numpy()
+            l0[chunk] = sae.ranks.over_features(code.l0()).cpu().numpy()
             x_hat = sae.decode(code)
             fve.add(units[chunk], target, x_hat)
             turn = functional.cosine_similarity(target - sae.target.mean, x_hat - sae.target.mean)
@@ -84,9 +85,14 @@ class HeldOut:
         return {
             **fve.interval().named("fve"), **ratio(self.units.sums(l0), n_rows, n_rows).named("l0"),
             **ratio(self.units.sums(cosine), n_rows, n_rows).named("cosine"),
-            "dense": float((density > DENSE).float().mean()), "silent": float((counts == 0).float().mean()),
+            "dense": _share(density > DENSE, sae.ranks), "silent": _share(counts == 0, sae.ranks),
             "n_rows": self.n_rows, "n_seqs": len(self.seqs), **self.units.counts(),
         }
+
+
+def _share(which: Bool[Tensor, " d_sae"], ranks: Ranks) -> float:
+    """The share of all features."""
+    return float(ranks.over_features(which.float().mean())) / ranks.n_shards
 
 
 class Units:

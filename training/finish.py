@@ -17,6 +17,7 @@ from training.activations.harvest import Data
 from training.checkpoint import surroundings
 from training.config.schema import Config
 from training.display import Display
+from training.distributed.world import World
 from training.evaluate import Spliced
 from training.shared import Shared
 from training.trainer import Trainer
@@ -52,18 +53,24 @@ def finished(folder: Path) -> Result:
 
 def finish(
     members: Sequence[Config], folders: Sequence[Path | None], trainers: Sequence[Trainer], shared: Shared,
-    display: Display, timing: dict[str, float],
+    display: Display, timing: dict[str, float], world: World | None = None,
 ) -> list[Result]:
-    """Measure every member on held-out rows, in the model too if there is one, and write what a run leaves."""
+    """Measure every member on held-out rows, in the model too if there is one, and write what a run leaves.
+
+    Of several ranks the first writes; they measure together, each with the features it holds, and those others than the
+    first return these.
+    """
+    world = world or World()
     spliced = _spliced(members, trainers, shared, display)
     dropped = shared.mask.dropped()
     results = []
     for member, folder, trainer, ce in zip(members, folders, trainers, spliced, strict=True):
-        saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask))
-        held = ({} if shared.heldout is None else shared.heldout.measure(saved.sae, member.site)) | ce
+        saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask), world)
+        measured = saved.sae if world.ranks.n == 1 else trainer.sae
+        held = ({} if shared.heldout is None else shared.heldout.measure(measured, member.site)) | ce
         summary = saved.summary | _figures(member, trainer) | going_on.facts(folder) | {
             "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
-        }
+        } | world.facts()
         if folder is not None:
             write_json(folder / "summary.json", summary)
         results.append(Result(saved.sae, summary, folder))
@@ -83,15 +90,19 @@ def _spliced(
         return measure.measure([(t.sae, m.site) for t, m in zip(trainers, members, strict=True)], task.advance)
 
 
-def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[str, Any]) -> Result:
+def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[str, Any], world: World) -> Result:
     """The SAE in its saved form, in `folder` if there is one, and what the summary says of that."""
+    if (whole := world.whole(trainer.sae)) is None:
+        return Result(trainer.sae, {}, None)
     if folder is None:
-        sae = store.unit_copy(trainer.sae)
+        sae = store.unit_copy(whole)
         digest = store.weights_hash(sae)
         sae.provenance, sae.kernels = facts, backend(trainer.device, member.train.kernels)
         return Result(sae.to(trainer.device), {"weights_sha256": digest}, None)
-    digest = store.save(trainer.sae, folder / "final", provenance=facts)
-    sae = store.load(folder / "final", device=str(trainer.device), kernels=member.train.kernels)
+    digest = store.save(whole, folder / "final", provenance=facts)
+    # all features need not fit the device of a rank that has trained a part
+    device, kernels = (str(trainer.device), member.train.kernels) if trainer.ranks.n_shards == 1 else ("cpu", "auto")
+    sae = store.load(folder / "final", device=device, kernels=kernels)
     refusal = saelens.export(sae, folder, metadata=facts)
     return Result(sae, {"weights_sha256": digest, "saelens": "cfg.json" if refusal is None else refusal}, folder)
 
@@ -101,7 +112,7 @@ def _figures(member: Config, trainer: Trainer) -> dict[str, Any]:
     return {
         "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae,
         # of a training shorter than the window it is not known which features are dead
-        "dead": {"share": share, "n": None if share is None else int(trainer.dead().sum()),
+        "dead": {"share": share, "n": None if share is None else trainer.n_dead,
                  "window_rows": trainer.dead_window},
         "n_rows_trained": trainer.rows_seen, "n_steps": trainer.n_steps,
     }

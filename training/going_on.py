@@ -21,7 +21,7 @@ from training.config.schema import Config
 from training.provenance import first_difference
 
 FILE = "going_on.json"
-OF_TRAIN = ("budget", "checkpoint_every", "log_every", "wandb", "device")
+OF_TRAIN = ("budget", "checkpoint_every", "log_every", "wandb", "device", "shards", "patience")
 """Keys of `train` in which it may differ, as in its name, `eval`, `cache` and `data.prefetch`."""
 
 

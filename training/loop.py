@@ -56,6 +56,7 @@ class EverySeconds:
 def fit(
     trainers: Sequence[Steps], batches: Iterable[Mapping[str, Tensor]], n_steps: int, *, log: Every | None = None,
     evaluate: Every | None = None, save: Every | EverySeconds | None = None, advance: Callable[[], None] = lambda: None,
+    agree: Callable[[bool, bool], tuple[bool, bool]] = lambda stop, save: (stop, save), echo_seconds: float = 0.0,
 ) -> None:
     """Step every trainer on each batch until they have taken `n_steps` steps, those taken before included.
 
@@ -67,13 +68,15 @@ def fit(
         evaluate: not done after the last step, where the final evaluation follows.
         save: also done after the last step and when a signal comes.
         advance: called after every step.
+        agree: with other ranks on whether to stop and whether it is time to save, from what this one thinks.
+        echo_seconds: a second signal that comes so soon is the first once more, passed on by whoever began this process.
 
     Raises:
         SaescopeError: there are too few batches.
         Interrupted: SIGINT or SIGTERM came, and `save` was called. Without `save` signals do what they do elsewhere.
     """
     done, running = trainers[0].n_steps, iter(batches)
-    with _signals(catch=save is not None) as interrupted:
+    with _signals(catch=save is not None, echo_seconds=echo_seconds) as interrupted:
         while done < n_steps:
             if (acts := next(running, None)) is None:
                 raise SaescopeError(f"the batches ended after step {done} of {n_steps}; give more, or a smaller budget.")
@@ -81,26 +84,28 @@ def fit(
                 trainer.step(acts)
             done += 1
             advance()
-            last, stopped = done == n_steps, interrupted()
+            last = done == n_steps
+            stopped, save_due = agree(interrupted(), save is not None and save.due(done))
             if log and (log.due(done) or last):
                 log.do(done)
             if evaluate and evaluate.due(done) and not last:
                 evaluate.do(done)
-            if save and (save.due(done) or last or stopped):
+            if save and (save_due or last or stopped):
                 save.do(done)
             if stopped and not last:
                 raise Interrupted(f"stopped by a signal after step {done} of {n_steps}; everything is saved.")
 
 
 @contextmanager
-def _signals(*, catch: bool) -> Iterator[Callable[[], bool]]:
+def _signals(*, catch: bool, echo_seconds: float) -> Iterator[Callable[[], bool]]:
     """Turns SIGINT and SIGTERM into a question the loop asks; a second one ends at once, as usual."""
-    came: list[int] = []
+    came: list[float] = []
 
-    def handler(number: int, _: object) -> None:
-        if came:
+    def handler(*_: object) -> None:
+        now = time.monotonic()
+        if came and now - came[0] >= echo_seconds:
             raise KeyboardInterrupt
-        came.append(number)
+        came.append(now)
 
     try:
         before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM) if catch}

@@ -58,7 +58,7 @@ def require_saes(members: Sequence[Config], widths: Mapping[str, int], *, saved:
     `widths` are those of the rows of each hook.
     """
     device = resolve_device(members[0].train.device)
-    weights = sum(m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members)
+    weights = sum(_weights(m, widths) for m in members)
     sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(m.sae.d_sae for m in members))
     what = f"sae.d_sae = {sizes}" if len(members) == 1 else f"a sweep of {len(members)} SAEs (sae.d_sae = {sizes})"
     needed = _PER_WEIGHT * weights
@@ -76,6 +76,12 @@ def training_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
     A step makes copies of the weights in bf16, and scores of all features for all rows. `widths` are those of the rows of
     each hook.
     """
-    weights = [m.sae.d_sae * (widths.get(m.site.input, 1) + widths.get(m.site.output, 1)) for m in members]
-    steps = [2 * n + _PER_SCORE * m.sae.d_sae * m.data.batch_rows for n, m in zip(weights, members, strict=True)]
+    weights = [_weights(m, widths) for m in members]
+    scores = [m.sae.d_sae // m.train.shards * m.data.batch_rows for m in members]
+    steps = [2 * n + _PER_SCORE * n_scores for n, n_scores in zip(weights, scores, strict=True)]
     return _PER_WEIGHT * sum(weights) + max(steps)
+
+
+def _weights(member: Config, widths: Mapping[str, int]) -> int:
+    """Numbers in the two matrices, of those that a rank holds."""
+    return member.sae.d_sae // member.train.shards * (widths.get(member.site.input, 1) + widths.get(member.site.output, 1))

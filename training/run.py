@@ -34,6 +34,7 @@ from training.config import reading as configs
 from training.config.schema import Config
 from training.config.unused import unused
 from training.display import Display
+from training.distributed.world import World, mark_launch, world_of
 from training.finish import Result, finish, finished
 from training.going_on import going_on
 from training.loop import Every, EverySeconds, Interrupted, fit
@@ -46,6 +47,8 @@ from training.schedule import Clock
 from training.shared import Reader, Shared, all_hooks, share
 from training.trainer import Trainer, new_sae
 
+_MAY_CHANGE = ("checkpoint_every", "shards", "patience")
+"""Keys of `train`."""
 Source = str | Path | Config | dict[str, Any]
 
 
@@ -114,17 +117,23 @@ def run_in_folders(
     if from_run is not None and (resume or len(members) > 1):
         raise SaescopeError("a run that goes on from another is a new one, and a single one: no --resume, and no sweep.")
     folders = [run_folder(runs, c.name) for c in members]
-    if resume and all((f / "summary.json").exists() for f in folders):
-        _check_same(members, folders)
-        display.say(f"{folders[0]}: already finished")
-        return [finished(f) for f in folders]
-    with ExitStack() as locks:
-        for folder in folders:
-            locks.enter_context(locked(folder))
-        _refuse_taken(members, folders, resume=resume)
-        if from_run is not None:
-            locks.enter_context(going_on(from_run, members[0], folders[0]))
-        return run(members, folders, opened, display, resume=resume or from_run is not None)
+    with ExitStack() as held:
+        world = held.enter_context(world_of(members))
+        display = display if world.is_first else Display(quiet=True)
+        if again := world.goes_on(folders[0]):
+            resume, from_run = True, None
+        if resume and all((f / "summary.json").exists() for f in folders):
+            _check_same(members, folders)
+            display.say(f"{folders[0]}: already finished")
+            return [finished(f) for f in folders]
+        with world.in_turn():
+            if world.is_first:
+                for folder in folders:
+                    held.enter_context(locked(folder))
+                _refuse_taken(members, folders, resume=resume)
+                if from_run is not None:
+                    held.enter_context(going_on(from_run, members[0], folders[0]))
+        return run(members, folders, opened, display, resume=resume or from_run is not None or again, world=world)
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
@@ -148,55 +157,62 @@ def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume:
 def _check_same(members: Sequence[Config], folders: Sequence[Path]) -> None:
     for member, folder in zip(members, folders, strict=True):
         path = folder / "config.yaml"
-        if path.exists() and (there := _saved_as_often(configs.read(path)[0], member)) != member:
+        if path.exists() and (there := _may_go_on_as(configs.read(path)[0], member)) != member:
             key = first_difference(there.plain(), member.plain())
             raise SaescopeError(f"{folder} was trained with another config ({key}); resume it with its own config.yaml.")
 
 
-def _saved_as_often(there: Config, member: Config) -> Config:
-    """How often a training is saved may change: nothing else of it depends on that."""
-    train = there.train.model_copy(update={"checkpoint_every": member.train.checkpoint_every})
+def _may_go_on_as(there: Config, member: Config) -> Config:
+    """What may change when a training is resumed, for nothing else of it depends on that."""
+    train = there.train.model_copy(update={key: getattr(member.train, key) for key in _MAY_CHANGE})
     return there.model_copy(update={"train": train})
 
 
 @own_torch_state()
 def run(
     members: Sequence[Config], folders: Sequence[Path] | None, opened: Callable[[Sequence[Config], Display], Shared],
-    display: Display, *, resume: bool = False,
+    display: Display, *, resume: bool = False, world: World | None = None,
 ) -> list[Result]:
-    """Open the rows, train, finish. Without `folders` nothing is written."""
+    """Open the rows, train, finish. Without `folders` nothing is written. `world`: this process among several."""
+    world = world or World()
     began = time.monotonic()
     first = members[0]
     device = resolve_device(first.train.device)
-    with compiling(members, backend(device, first.train.kernels, first.train.precision)):
+    with world.in_turn(), compiling(members, backend(device, first.train.kernels, first.train.precision)):
         shared = opened(members, display)
     trainers = [
-        Trainer(m, new_sae(m, calibrate(m.site, shared.mask)), shared.clock, device, say=display.say) for m in members
+        Trainer(m, new_sae(m, calibrate(m.site, shared.mask), world.ranks), shared.clock, device, say=display.say)
+        for m in members
     ]
-    checkpoints = _checkpoints(folders, shared)
+    world.begin_alike(trainers)
+    checkpoints = _checkpoints(folders, shared, world, trainers)
     start = _continue(checkpoints, trainers, display) if checkpoints and resume else FIRST
-    places: Sequence[Path | None] = folders or [None] * len(members)
+    written = folders if world.is_first else None
+    places: Sequence[Path | None] = written or [None] * len(members)
     outs = [loggers(m, f, t.n_steps) for m, f, t in zip(members, places, trainers, strict=True)]
     # not before everything is known to fit: a name is taken by its config
-    for member, folder in zip(members, folders or (), strict=folders is not None):
+    for member, folder in zip(members, written or (), strict=written is not None):
+        mark_launch(folder)
         write_bytes(folder / "config.yaml", member.yaml().encode())
     with display.task("training", shared.clock.n_steps * shared.clock.batch_rows) as task:
         task.skip(trainers[0].rows_seen)
         report = Report(trainers, outs, shared.heldout, task)
-        _fit(first, trainers, shared, start, checkpoints, report)
+        _fit(first, trainers, shared, start, checkpoints, report, world)
         speed = task.per_second()
     timing = {"tokens_per_s": speed, "seconds": time.monotonic() - began}
-    results = finish(members, places, trainers, shared, display, timing)
+    results = finish(members, places, trainers, shared, display, timing, world)
     report.close([result.summary for result in results])
     return results
 
 
-def _checkpoints(folders: Sequence[Path] | None, shared: Shared) -> Checkpoints | None:
+def _checkpoints(
+    folders: Sequence[Path] | None, shared: Shared, world: World, trainers: Sequence[Trainer]
+) -> Checkpoints | None:
     """Those of one run, or of a sweep, whose members lie in one folder."""
     if folders is None:
         return None
     group = folders[0] if len(folders) == 1 else folders[0].parent
-    return Checkpoints(group / "checkpoints", shared.data.tokens.made_from)
+    return world.checkpoints(group / "checkpoints", shared.data.tokens.made_from, trainers)
 
 
 def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Display) -> Address:
@@ -217,19 +233,21 @@ def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Di
 
 def _fit(
     first: Config, trainers: Sequence[Trainer], shared: Shared, start: Address, checkpoints: Checkpoints | None,
-    report: Report,
+    report: Report, world: World,
 ) -> None:
     """The loop over the shared batches."""
     clock, every = shared.clock, first.train
     with ExitStack() as stack:
-        reader = stack.enter_context(closing(Reader(shared.batches.stream(start, prefetch=first.data.prefetch), start)))
+        stream = shared.batches.stream(start, prefetch=first.data.prefetch, rank=world.row_index, n_ranks=world.n_rows)
+        reader = stack.enter_context(closing(Reader(stream, start)))
         saver = stack.enter_context(Saver(checkpoints, trainers, report.task.display.say)) if checkpoints else None
         try:
             fit(
                 trainers, reader, clock.n_steps, log=Every(clock.steps(every.log_every), report.log),
                 evaluate=Every(clock.steps(first.eval.every), report.evaluate),
                 save=_save(every.checkpoint_every, clock, saver, reader) if saver else None,
-                advance=lambda: report.task.advance(clock.batch_rows),
+                advance=lambda: report.task.advance(clock.batch_rows), agree=world.agree,
+                echo_seconds=world.echo_seconds,
             )
         except Interrupted as stop:
             raise Interrupted(f"{stop} Continue with --resume.") from None

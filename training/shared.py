@@ -23,8 +23,10 @@ from training.schedule import Clock
 class BatchStream(Protocol):
     """Batches from an address on."""
 
-    def stream(self, start: Address = FIRST, *, prefetch: int = 1) -> Generator[Batch, None, None]:
-        """Batches from an address on."""
+    def stream(
+        self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
+    ) -> Generator[Batch, None, None]:
+        """Batches from an address on, or of several ranks this one's share of each."""
         ...
 
 

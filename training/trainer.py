@@ -14,6 +14,7 @@ from sae.controller import Controller, Sparsity
 from sae.errors import SaescopeError
 from sae.init import initialise
 from sae.kernels import ParamState, backend
+from sae.ranks import ALONE, Ranks
 from sae.variants import VARIANTS
 from training import room
 from training.activations.calibration import Calibration
@@ -24,8 +25,8 @@ from training.schedule import Clock, learning_rate
 from training.window import Window
 
 
-def new_sae(config: Config, calibration: Calibration) -> SAE:
-    """The SAE a config describes, with its initial weights."""
+def new_sae(config: Config, calibration: Calibration, ranks: Ranks = ALONE) -> SAE:
+    """The SAE a config describes, or this rank's part of it, with its initial weights."""
     if config.sae.variant not in VARIANTS:
         raise SaescopeError(
             f"sae.variant: {config.sae.variant} is what was read from elsewhere, and has no loss here; train one of "
@@ -36,7 +37,7 @@ def new_sae(config: Config, calibration: Calibration) -> SAE:
     # b_dec lies in the target's space, which is not the input's
     fields = config.sae.model_copy(update={"apply_b_dec_to_input": False}) if cross else config.sae
     sae = VARIANTS[fields.variant][0](
-        fields, rows.shape[1], targets.shape[1], input=calibration.input, target=calibration.target
+        fields, rows.shape[1], targets.shape[1], input=calibration.input, target=calibration.target, ranks=ranks
     )
     initialise(sae, targets, rows if cross else None)
     return sae
@@ -54,27 +55,27 @@ class Trainer:
 
     def __init__(
         self, config: Config, sae: SAE, clock: Clock, device: torch.device, *,
-        reduce_gradients: Callable[[list[Tensor]], None] | None = None, say: Callable[[str], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`sae` is moved to `device`.
+
+        Where it has other ranks, gradients are reduced in every step between backward and optimiser; counters, thresholds,
+        the controller and what is logged are of all ranks.
 
         Args:
             config: of the training.
             sae: with its initial weights.
             clock: durations as steps.
             device: where it is trained.
-            reduce_gradients: called in every step between backward and optimiser, with the gradients of all parameters
-                in the order of their names. It changes them in place: here gradients of several ranks become their mean.
-                Counters, thresholds and the controller stay this rank's own.
             say: told, once, why steps on a CUDA device are not captured in a CUDA graph (`train.graph`).
 
         Raises:
-            SaescopeError: `reduce_gradients` or `optim.frozen` with `train.fused_adam`, which makes no gradients;
+            SaescopeError: several ranks or `optim.frozen` with `train.fused_adam`, which makes no gradients;
                 `train.graph` is true where steps cannot be captured.
         """
-        if reduce_gradients is not None and config.train.fused_adam:
+        if sae.ranks.n > 1 and config.train.fused_adam:
             raise SaescopeError("train.fused_adam makes no gradients that could be reduced over ranks; set it to false.")
-        self.config, self.clock, self.device, self.reduce_gradients = config, clock, device, reduce_gradients
+        self.config, self.clock, self.device, self.ranks = config, clock, device, sae.ranks
         if config.optim.frozen and config.train.fused_adam:
             raise SaescopeError("train.fused_adam makes gradients and steps in one, so optim.frozen needs it to be false.")
         # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
@@ -89,6 +90,7 @@ class Trainer:
             ParamState(
                 p, *self.moments[name], unit_rows=name == "W_dec" and self.sae.unit_norm_decoder,
                 sparse_axis=self.sae.feature_axis(name) if config.optim.sparse else None,
+                common=self.sae.feature_axis(name) is None,
             )
             for name, p in self.sae.named_parameters() if p.requires_grad
         ]
@@ -106,7 +108,8 @@ class Trainer:
 
     def _choose_kernels(self) -> None:
         train = self.config.train
-        self.sae.kernels = backend(self.device, train.kernels, train.precision, fused_adam=train.fused_adam)
+        local = backend(self.device, train.kernels, train.precision, fused_adam=train.fused_adam)
+        self.sae.kernels = self.ranks.kernels(local)
 
     def _to_be_captured(self) -> Captured | None:
         """The step, if it is to be captured."""
@@ -131,8 +134,8 @@ class Trainer:
             return f"{self.device} has no CUDA graphs"
         if self.sae.kernels.name != "gpu":
             return f"steps of kernels={self.sae.kernels.name} wait for the device"
-        if self.reduce_gradients is not None:
-            return "gradients are reduced by code that is not known"
+        if self.ranks.n > 1:
+            return "ranks wait for each other within a step"
         if self._launches() is None:
             return f"the sizes of a step of this {self.config.sae.variant} depend on its data or are drawn anew"
         return None
@@ -168,7 +171,14 @@ class Trainer:
     @property
     def dead_share(self) -> float | None:
         """The share of dead features; None while training is shorter than the window, when nothing can be dead yet."""
-        return float(self.dead().float().mean()) if self.rows_seen >= self.dead_window else None
+        if self.rows_seen < self.dead_window:
+            return None
+        return float(self.ranks.over_features(self.dead().float().mean())) / self.ranks.n_shards
+
+    @property
+    def n_dead(self) -> int:
+        """Dead features, where it is known which are."""
+        return int(self.ranks.over_features(self.dead().sum()))
 
     def step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
         """One step of training on raw rows of the site's hooks."""
@@ -233,14 +243,15 @@ class Trainer:
         auxk = getattr(self.config.sae, "auxk", None)
         if auxk is not None and auxk.coefficient and self.room.is_due(self.n_steps):
             until = self.room.last(self.n_steps) * self.clock.batch_rows
-            self.room.found(int((until - self.last_fired >= self.dead_window).sum()))
+            self.room.found(int(self.ranks.most((until - self.last_fired >= self.dead_window).sum())))
 
     def _reduce(self) -> None:
-        if self.reduce_gradients is not None:
-            grads = [p.grad for _, p in sorted(self.sae.named_parameters()) if p.grad is not None]
-            self.reduce_gradients(grads)
+        if self.ranks.n > 1:
+            found = [(n, p.grad) for n, p in sorted(self.sae.named_parameters()) if p.grad is not None]
+            common = [grad for name, grad in found if self.sae.feature_axis(name) is None]
+            self.ranks.reduce_gradients([g for n, g in found if self.sae.feature_axis(n) is not None], common)
             # collectives may write past autograd's counters, by which kernels know what they have kept of a gradient
-            torch.autograd.graph.increment_version(grads)
+            torch.autograd.graph.increment_version([grad for _, grad in found])
 
     def _normalised(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         site = self.config.site
@@ -252,16 +263,16 @@ class Trainer:
     def _count(self, step: Step, target: Tensor, norm: Tensor, rows_seen: int | Int64[Tensor, ""]) -> None:
         """Advance counters, thresholds and the controller: once per step, and nowhere else."""
         code = step.code
-        self.last_fired.copy_(code.last(rows_seen, self.last_fired))
+        self.last_fired.copy_(self.ranks.latest(code.last(rows_seen, self.last_fired)))
         self.sae.observe(step)
-        l0 = code.n_active / code.n_rows
+        l0 = self.ranks.over_rows(self.ranks.over_features(code.n_active / code.n_rows))
         self.controller.update(l0)
         # by rows, for a norm in fp32 adds up too many numbers to be exact
         residual, variance = (t.norm(dim=1).square().sum() for t in (target - step.x_hat, target))
         sums: dict[str, float | Tensor] = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums["dense_steps"] = float(self.sae.kernels.last_route == "dense")
         sums |= {"l0": l0, "residual": residual, "variance": variance, "grad_norm": norm}
-        self.window.add(sums | step.logs)
+        self.window.add(self.ranks.averaged(sums | step.logs))
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, and the share of dead features now, once a window is behind.
@@ -271,7 +282,7 @@ class Trainer:
         Raises:
             SaescopeError: the loss has become NaN or infinite.
         """
-        sums, n_dead = self.window.means(self.dead().sum())
+        sums, n_dead = self.window.means(self.ranks.over_features(self.dead().sum()))
         self.window.clear()
         if not all(map(math.isfinite, sums.values())):
             raise SaescopeError(
@@ -281,7 +292,7 @@ class Trainer:
         residual, variance = sums.pop("residual"), sums.pop("variance")
         # of rows that all are the training mean there is none to explain
         fve = {"fve": 1 - residual / variance} if variance else {}
-        dead = {"dead": n_dead / self.sae.d_sae} if self.rows_seen >= self.dead_window else {}
+        dead = {"dead": n_dead / self.config.sae.d_sae} if self.rows_seen >= self.dead_window else {}
         return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:

@@ -58,10 +58,18 @@ class Snapshot:
             self._copied = torch.cuda.Event(blocking=True)
             self._copied.record(torch.cuda.current_stream(self.device))
 
-    def bytes(self) -> memoryview:
-        """The file's bytes, in the snapshot's own memory, once the device has copied them; any thread may ask."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The copies by name, in the snapshot's own memory, as soon as they are there; any thread may ask."""
+        self._wait()
+        return {name: place.t() if name in self.turned else place for name, place in self._places.items()}
+
+    def _wait(self) -> None:
         if self._copied is not None:
             self._copied.synchronize()
+
+    def bytes(self) -> memoryview:
+        """The file's bytes, in the snapshot's own memory, once the device has copied them; any thread may ask."""
+        self._wait()
         return self._memory.numpy().data
 
 

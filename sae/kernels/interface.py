@@ -4,7 +4,8 @@ Memory layout: `W_enc [d_in, d_sae]` is stored feature-major (its transpose is c
 weights of one feature are one contiguous run in both; gradients come in the layout of their parameter.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Float32
@@ -29,6 +30,12 @@ class Select:
     """Rank by |pre| and keep the sign (AbsTopK)."""
     fixed: bool = False
     """threshold, in training: the code may be `complete`, so that its size does not depend on data; see `keeps_all`."""
+    agree: "Agree | None" = field(default=None, compare=False)
+    """In `autoencode`: told of the selected code, and gives back what is left of it once others have been heard."""
+
+
+Agree = Callable[[SparseCode], SparseCode]
+"""Leaves out entries of a code, by what ranks that hold other features or rows have selected."""
 
 
 class Revival(NamedTuple):
@@ -38,6 +45,8 @@ class Revival(NamedTuple):
     k: int
     room: int | None = None
     """At least as many as there are dead, so that nobody has to wait for a device to count them; None: not known."""
+    agree: Agree | None = None
+    """As in `Select`; for the code over the dead features."""
 
 
 class Autoencoded(NamedTuple):
@@ -63,6 +72,8 @@ class ParamState:
     exp_avg_sq: Tensor
     unit_rows: bool = False
     """Rows (features) are kept at unit norm: the gradient loses its radial part, the rows are renormalised after."""
+    common: bool = False
+    """No feature's own: where ranks share the features, each holds all of it, and it counts once."""
     sparse_axis: int | None = None
     """Axis of the features, where only those step that have a gradient; None: every entry steps, as Adam defines it."""
 

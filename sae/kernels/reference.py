@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.code import SparseCode, from_dense
-from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
+from sae.kernels.interface import Agree, Autoencoded, ParamState, Revival, Select
 
 
 def select_dense(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> Float[Tensor, "n_rows d_sae"]:
@@ -39,6 +39,11 @@ def select_code(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> SparseCod
     if select.mode == "topk":
         return select_topk(pre, select.k, select.absolute)
     return from_dense(select_dense(pre, select))
+
+
+def agreed(code: SparseCode, agree: Agree | None) -> SparseCode:
+    """What is left of a selected code once others have been heard, if there are any."""
+    return code if agree is None else agree(code)
 
 
 class Reference:
@@ -75,7 +80,7 @@ class Reference:
     ) -> Autoencoded:
         """Encode `x − b_pre`, select, decode each prefix; likewise over the compacted set of dead features."""
         x = x if b_pre is None else x - b_pre
-        code = select_code(x @ W_enc + b_enc, select)
+        code = agreed(select_code(x @ W_enc + b_enc, select), select.agree)
         acts = code.to_dense()
         ends = prefixes or (W_dec.shape[0],)
         x_hat = torch.stack([acts[:, :end] @ W_dec[:end] + b_dec for end in ends])
@@ -84,7 +89,7 @@ class Reference:
         ids = auxk.dead.nonzero().squeeze(-1)
         # rows of the transpose: a feature's weights are contiguous there
         pre = x @ W_enc.T[ids].T + b_enc[ids]
-        aux = select_topk(pre, min(auxk.k, ids.numel()), select.absolute)
+        aux = agreed(select_topk(pre, min(auxk.k, ids.numel()), select.absolute), auxk.agree)
         return Autoencoded(code, x_hat, aux.to_dense() @ W_dec[ids])
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae import losses
 from sae.kernels import Revival
+from sae.ranks import ALONE, Ranks
 from sae.section import Section
 from sae.units import Count
 
@@ -33,7 +34,7 @@ class AuxK(Section):
 
     def term(
         self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None,
-        revival: Revival | None, weight: Float[Tensor, "n_rows d_out"] | None = None,
+        revival: Revival | None, weight: Float[Tensor, "n_rows d_out"] | None = None, ranks: Ranks = ALONE,
     ) -> dict[str, Float[Tensor, ""]]:
         """The loss term by its coefficient, mean over rows; none, or 0, without a reconstruction by dead features.
 
@@ -42,5 +43,5 @@ class AuxK(Section):
         if aux_hat is None or revival is None:
             return {}
         # where nobody has looked whether any is dead, the term is 0 if none is
-        coefficient = self.coefficient if revival.room is None else self.coefficient * revival.dead.any()
-        return {"auxk": coefficient * losses.auxk(residual, aux_hat, weight)}
+        dead = revival.room is None or ranks.most(revival.dead.any())
+        return {"auxk": self.coefficient * dead * losses.auxk(residual, aux_hat, weight)}

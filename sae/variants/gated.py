@@ -74,12 +74,15 @@ class Gated(SAE):
         coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat, progress.weight),
-            "l1": coefficient * gate.value.sum() / gate.n_rows,
+            "l1": coefficient * self.ranks.over_features(gate.value.sum()) / gate.n_rows,
             # a skip path is part of the target here, and frozen like the decoder
             "gate": losses.reconstruction(target.detach(), frozen, progress.weight),
         }
-        revival = self.config.auxk.revival(progress.dead, self.d_in)
-        terms |= self.config.auxk.term((target - x_hat).detach(), self.revived(x, revival), revival, progress.weight)
+        # who shares features has to agree whether any is dead
+        room = progress.room if self.ranks.n_shards > 1 else None
+        revival = self.config.auxk.revival(progress.dead, self.d_in, room)
+        aux_hat = self.revived(x, revival)
+        terms |= self.config.auxk.term((target - x_hat).detach(), aux_hat, revival, progress.weight, self.ranks)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def launches(self, progress: Progress) -> Hashable | None:
@@ -97,7 +100,9 @@ class Gated(SAE):
         if revival is None:
             return None
         ids = revival.dead.nonzero().squeeze(-1)
-        select, b_dec = Select("topk", k=min(revival.k, len(ids))), torch.zeros_like(self.b_dec)
+        # of features that are shared, others may have more
+        k = min(revival.k, len(ids)) if self.ranks.n_shards == 1 else revival.k
+        select, b_dec = Select("topk", k=k), torch.zeros_like(self.b_dec)
         W_enc = self.W_enc.t()[ids].t()
         return self.kernels.autoencode(
             x, W_enc, self.b_enc[ids], self.W_dec[ids], b_dec, select, b_pre=self.b_pre

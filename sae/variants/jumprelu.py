@@ -185,11 +185,11 @@ class JumpReLU(LearntThreshold):
         revival = auxk.revival(progress.dead, self.d_in, progress.room)
         out = self.autoencode(x, self.select(), auxk=revival)
         code, x_hat = out.single()
-        l0 = (code.n_active / code.n_rows).to(x_hat.dtype)
+        l0 = self.ranks.over_rows(self.ranks.over_features(code.n_active / code.n_rows)).to(x_hat.dtype)
         x_hat, l0 = Jump.apply(x_hat, l0, self.threshold, self.W_dec.detach(), *self.window(x), self.bandwidth)
         penalty, coefficient = self.penalty(l0, progress)
         terms = {"reconstruction": losses.reconstruction(target, x_hat, progress.weight), "l0": penalty}
-        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight)
+        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight, self.ranks)
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def penalty(self, l0: Float[Tensor, ""], progress: Progress) -> tuple[Float[Tensor, ""], float | Tensor]:

@@ -125,7 +125,8 @@ class Matryoshka(TopK):
         terms = {"reconstruction": whole}
         if shorter:
             terms["prefixes"] = sum(shorter[1:], shorter[0])
-        return Step(terms | config.auxk.term((target - x_hat).detach(), aux_hat, revival, progress.weight), code, x_hat)
+        terms |= config.auxk.term((target - x_hat).detach(), aux_hat, revival, progress.weight, self.ranks)
+        return Step(terms, code, x_hat)
 
     def launches(self, progress: Progress) -> Hashable | None:
         """Prefixes that are drawn anew are others in every step."""

@@ -44,7 +44,7 @@ class ReLU(SAE):
         coefficient = self.config.coefficient_at(progress)
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat, progress.weight),
-            "l1": coefficient * losses.l1(code, self.W_dec.norm(dim=1)),
+            "l1": coefficient * self.ranks.over_features(losses.l1(code, self.W_dec.norm(dim=1))),
         }
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 

@@ -204,7 +204,8 @@ class TopK(SAE):
         out = self.autoencode(x, select, auxk=revival)
         code, x_hat = out.single()
         terms = {"reconstruction": losses.reconstruction(target, x_hat, progress.weight)}
-        return Step(terms | auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight), code, x_hat)
+        terms |= auxk.term((target - x_hat).detach(), out.aux_hat, revival, progress.weight, self.ranks)
+        return Step(terms, code, x_hat)
 
     def launches(self, progress: Progress) -> Hashable | None:
         """How many features are active, and how many may be dead."""
@@ -215,11 +216,12 @@ class TopK(SAE):
         """Bring a tied encoder up to date; move the threshold of those that choose over the batch to the least |value|."""
         if self.config.tied:
             self.W_enc.copy_(self.W_dec.t())
-        if not self.config.over_batch or step.code.value.numel() == 0:
+        if not self.config.over_batch:
             return
         size = step.code.value.detach().abs()
         assert isinstance(self.config, BatchCountConfig)
-        least = torch.where(size > 0, size, torch.inf).min()
+        least = torch.where(size > 0, size, torch.inf).min() if size.numel() else size.new_tensor(torch.inf)
+        least = self.ranks.least(least)
         found = least.isfinite()  # not asked of the device, which would have to be waited for
         decay = (1 - (1 - GROWTH) / self.threshold_weight).clamp(0, self.config.threshold_decay)
         for total, now in ((self.threshold_sum, least), (self.threshold_weight, torch.ones_like(least))):
@@ -231,7 +233,7 @@ class TopK(SAE):
         So the features that are active are the same over the batch, and in each row the k that exceed their thresholds
         by most. Of signed values nothing is taken off: both ends of a feature compete alike.
         """
-        least = threshold.min()
+        least = self.ranks.least(threshold.min())
         if not self.config.absolute:
             self.b_enc.sub_(threshold - least)
         if self.config.over_batch:

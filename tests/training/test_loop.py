@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.base import Transform
 from sae.errors import SaescopeError
+from sae.ranks import ALONE, Alone
 from training.activations.calibration import Calibration
 from training.config.reading import resolve
 from training.config.schema import Config
@@ -29,13 +30,26 @@ def config(**sections: Any) -> Config:
     return resolve(fields | sections)[0]
 
 
+class OfTwo(Alone):
+    """One of two ranks that share the rows, with a way of its own to reduce gradients."""
+
+    n = 2
+
+    def __init__(self, reduce: Callable[[list[Tensor]], None]) -> None:
+        self.reduce = reduce
+
+    def reduce_gradients(self, own: Sequence[Tensor], common: Sequence[Tensor]) -> None:
+        self.reduce([*own, *common])
+
+
 def trainer(reduce: Callable[[list[Tensor]], None] | None = None, **sections: Any) -> Trainer:
     chosen = config(**sections)
     rows = torch.randn(200, D, generator=torch.Generator().manual_seed(1))
     same = Transform.identity(D)
     clock = Clock.of(chosen.train.budget, batch_rows=ROWS, epoch_rows=0)
-    sae = new_sae(chosen, Calibration(same, Transform.identity(D), rows, rows))
-    return Trainer(chosen, sae, clock, torch.device("cpu"), reduce_gradients=reduce)
+    ranks = ALONE if reduce is None else OfTwo(reduce)
+    sae = new_sae(chosen, Calibration(same, Transform.identity(D), rows, rows), ranks)
+    return Trainer(chosen, sae, clock, torch.device("cpu"))
 
 
 def batches(n: int) -> list[dict[str, Tensor]]:

@@ -138,7 +138,12 @@ class Batches:
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
     ) -> Generator[Batch, None, None]:
-        """Batches from an address on, without end; rank r of n takes every n-th one, beginning with the r-th."""
+        """Batches from an address on, without end; rank r of n takes its n-th of the rows of each.
+
+        So an address means the same rows to any number of ranks. `n_ranks` divides `batch_rows`.
+        """
+        assert self.batch_rows % n_ranks == 0, (self.batch_rows, n_ranks)
+        n_mine = self.batch_rows // n_ranks
         empty = 0
         for block in self._superblocks(start.epoch, start.superblock, prefetch):
             here = (block.epoch, block.number) == (start.epoch, start.superblock)
@@ -149,8 +154,9 @@ class Batches:
                     f"the mask keeps too few rows for a single batch of {self.batch_rows}; raise data.outlier_multiple, "
                     f"lower data.batch_rows or give more text."
                 )
-            mine = [j for j in range(start.j if here else 0, n_batches) if j % n_ranks == rank]
-            cuts = [slice(j * self.batch_rows, (j + 1) * self.batch_rows) for j in mine]
+            mine = range(start.j if here else 0, n_batches)
+            begins = [j * self.batch_rows + rank * n_mine for j in mine]
+            cuts = [slice(begin, begin + n_mine) for begin in begins]
             with closing(self.place.batches(block.loaded, cuts)) as batches:
                 for j, cut, acts in zip(mine, cuts, batches, strict=True):
                     yield Batch(Address(block.epoch, block.number, j), block.rows[cut], acts)

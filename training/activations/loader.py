@@ -138,13 +138,18 @@ class LoaderBatches:
         self.place = place or Place()
 
     def stream(
-        self, start: Address = FIRST, *, prefetch: int = 0  # noqa: ARG002  (workers are the loader's own)
+        self, start: Address = FIRST, *, prefetch: int = 0,  # noqa: ARG002  (workers are the loader's own)
+        rank: int = 0, n_ranks: int = 1,  # noqa: ARG002
     ) -> Generator[Batch, None, None]:
         """Batches from an address on, without end; what comes before it is read and left out.
 
         Raises:
-            SaescopeError: an iterator has ended, or a pass gives no batch.
+            SaescopeError: an iterator has ended, or a pass gives no batch; there are several ranks.
         """
+        if n_ranks > 1:
+            raise SaescopeError(
+                "batches that come one by one cannot be shared by ranks; give arrays, or rows on disk (acts:FOLDER)."
+            )
         epoch = 0
         while True:
             n_batches = 0

@@ -49,10 +49,12 @@ class Watched:
         self.began: tuple[float, int] | None = None
         self.took: tuple[float, int] | None = None
 
-    def stream(self, start: Address = FIRST, *, prefetch: int = 1) -> Generator[Batch, None, None]:
+    def stream(
+        self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
+    ) -> Generator[Batch, None, None]:
         """The batches, until there is enough."""
         last: tuple[int, int] | None = None
-        with closing(self.batches.stream(start, prefetch=prefetch)) as batches:
+        with closing(self.batches.stream(start, prefetch=prefetch, rank=rank, n_ranks=n_ranks)) as batches:
             for batch in batches:
                 fresh = last != batch.address[:2]
                 last = batch.address[:2]

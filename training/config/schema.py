@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, fi
 
 from sae.base import SAEConfig
 from sae.section import Section
-from sae.units import Count, Duration, Interval, Seed, Time, count
+from sae.units import Count, Duration, Interval, Seed, Time, Wait, count
 from sae.variants import variant_config
 from training.config.synthetic import SyntheticConfig
 from training.config.text_source import MODULE, TENSORS, TextSource
@@ -220,6 +220,11 @@ class TrainConfig(Section):
     checkpoint_every: Interval = Time(10, "min")
     """How often the whole state is saved while training goes on: a time (`10 min`) or a stretch of training (`5%`). It is
     also saved at the end, and when a signal comes."""
+    shards: Count = Field(default=1, gt=0)
+    """Under torchrun: ranks that share the features of an SAE, each holding its part of weights and averages. The rows of
+    a batch are shared by as many groups of them as there are."""
+    patience: Wait = Time(10, "min")
+    """Under torchrun: how long a rank may let the others wait within a step before all of them end."""
     log_every: Duration = Duration(1, "%")
     """How often a line goes to metrics.jsonl."""
     wandb: str | None = None

@@ -28,7 +28,7 @@ from sae.kernels.cpu.optimizer import step_params
 from sae.kernels.cpu.select import RESCORE_SHARE, Encoder
 from sae.kernels.cpu.state import Buffers, Part, Pass, decode, indptr_of
 from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
-from sae.kernels.reference import Reference
+from sae.kernels.reference import Reference, agreed
 
 BREAK_EVEN = 0.1
 """Share of active features above which dense products are faster than the sparse loops."""
@@ -155,7 +155,7 @@ class Cpu:
         W_dec: Float[Tensor, "d_sae d_out"], select: Select, ends: tuple[int, ...], W_enc: Tensor | None,
     ) -> Pass:
         """Encode and select; the reconstruction is left to the autograd function."""
-        code = self._code(rows, w_enc, b_enc, select, W_enc)
+        code = agreed(self._code(rows, w_enc, b_enc, select, W_enc), select.agree)
         dense = code.feature.numel() > BREAK_EVEN * code.n_rows * code.d_sae
         return Pass(rows, w_enc, W_dec.detach().contiguous(), code, indptr_of(code), ends, dense)
 
@@ -167,7 +167,7 @@ class Cpu:
         ids = auxk.dead.nonzero().squeeze(-1)
         if ids.numel() == 0:
             return None
-        select = Select("topk", k=min(auxk.k, ids.numel()), absolute=absolute)
+        select = Select("topk", k=min(auxk.k, ids.numel()), absolute=absolute, agree=auxk.agree)
         w_enc = W_enc.detach().t()[ids].contiguous()
         return Part(ids, self._pass(rows, w_enc, b_enc.detach()[ids], W_dec.detach()[ids], select, (ids.numel(),), None))
 

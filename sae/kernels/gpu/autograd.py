@@ -19,7 +19,8 @@ from sae.kernels.gpu import backward as gpu_backward
 from sae.kernels.gpu import dense, operands, products
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu.encode import Encoder, Settings, encode, everything, matmul
-from sae.kernels.interface import Revival, Select
+from sae.kernels.interface import Agree, Revival, Select
+from sae.kernels.reference import agreed
 
 
 @functools.lru_cache
@@ -123,7 +124,7 @@ def _forward(
     if select.fixed and select.mode == "threshold" and settings.keeps_all(*encoder.shape):
         code = everything(encoder, select.threshold, absolute=select.absolute)
     else:
-        code = encode(encoder, select)
+        code = agreed(encode(encoder, select), select.agree)
     x_hat = _reconstruct(code, decoder, b_dec, prefixes, settings)
     done = Pass(code.n_rows, code.d_sae, code.feature.numel(), code.k, prefixes or (code.d_sae,), settings)
     return done, Saved(W_dec, encoder.x_operand, decoder, code.feature, code.value, code.indptr), x_hat
@@ -153,7 +154,7 @@ FEW = 24
 
 
 def _revive(
-    encoder: Encoder, chosen: Chosen, decoder: Tensor, k: int, *, absolute: bool
+    encoder: Encoder, chosen: Chosen, decoder: Tensor, k: int, *, absolute: bool, agree: Agree | None
 ) -> tuple[Pass, Saved, Float32[Tensor, "n_rows d_out"]]:
     """The pass of the k strongest of the dead; `decoder` is W_dec as gathers and GEMMs read it."""
     settings, rows, few = encoder.settings, decoder[chosen.ids], encoder.of_features(chosen.ids, chosen.dead)
@@ -161,6 +162,7 @@ def _revive(
         code = everything(few, absolute=absolute)
     else:
         code = encode(few.in_fp32() if len(rows) <= FEW * k else few, Select("topk", k=k, absolute=absolute))
+    code = agreed(code, agree)
     done = Pass(code.n_rows, code.d_sae, code.feature.numel(), k, (code.d_sae,), settings)
     saved = Saved(rows, encoder.x_operand, rows, code.feature, code.value, None)
     return done, saved, _reconstruct(code, rows, None, None, settings)[0]
@@ -187,6 +189,8 @@ class Options(NamedTuple):
     """Both weights as gathers and GEMMs read them."""
     keep: Callable[[gpu_backward.CodeGrads], None]
     """Told of the gradients that a backward pass has made."""
+    agree_aux: Agree | None = None
+    """As `Revival.agree`."""
 
 
 class Autoencode(torch.autograd.Function):
@@ -209,7 +213,9 @@ class Autoencode(torch.autograd.Function):
         ctx.done, saved, x_hat = _forward(encoder, W_dec, decoder, b_dec, select, options.prefixes)
         kept, aux_hat = [encoder.W_operand, *saved], None
         if chosen is not None:
-            ctx.aux, of_dead, aux_hat = _revive(encoder, chosen, decoder, options.k_aux, absolute=select.absolute)
+            ctx.aux, of_dead, aux_hat = _revive(
+                encoder, chosen, decoder, options.k_aux, absolute=select.absolute, agree=options.agree_aux
+            )
             kept = [*kept, chosen.ids, *of_dead]
         ctx.save_for_backward(*kept)
         ctx.deferred, ctx.keep = options.deferred, options.keep

@@ -141,7 +141,7 @@ class Gpu:
             operands = self._autograd.Operands(self._operand(W_enc, W_enc.t()), self._operand(W_dec, W_dec))
         options = self._autograd.Options(
             select, prefixes or None, self._settings, k_aux, self._deferred(W_enc, W_dec), operands,
-            partial(self._keep, weakref.ref(W_dec)),
+            partial(self._keep, weakref.ref(W_dec)), None if auxk is None else auxk.agree,
         )
         with _plain(x):
             value, x_hat, aux_hat, feature, indptr = self._autograd.Autoencode.apply(

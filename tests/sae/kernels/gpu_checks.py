@@ -12,7 +12,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -454,6 +454,31 @@ def compare_auxk(
     for name, gradient in exact.grads().items():
         close(f"auxk {name}", problem.grads()[name], gradient, tolerance)
     assert problem.W_dec.grad[~dead].count_nonzero() == 0
+
+
+@check
+def check_entries_that_others_leave_out(device: str) -> None:
+    """Of the selected code and of that over the dead; by gathers and GEMMs, with prefixes and of codes in both layouts."""
+
+    def odd(code: SparseCode) -> SparseCode:
+        return replace(code, value=code.value * (code.feature % 2).bool())
+
+    dead = torch.arange(37, device=device) % 3 == 0
+    for mode in ("topk", "batch_topk"):
+        select, auxk = Select(mode, k=6, agree=odd), Revival(dead, 5, agree=odd)
+        for dense_above in (1.0, -1.0):
+            problem = Problem.random(device, 5, 12, 10, 37)
+            exact, problem = problem.leaves(torch.float64), problem.leaves()
+            kernels = Gpu("fp32", dense_above=dense_above)
+            outs = [p.autoencode(each, select, (4, 37), auxk) for each, p in ((REFERENCE, exact), (kernels, problem))]
+            left = outs[0].code
+            assert 0 < int(left.n_active) < 5 * 6 and bool((left.feature[left.active] % 2 == 1).all())
+            close("code", outs[1].code.to_dense(), outs[0].code.to_dense())
+            for out, p in zip(outs, (exact, problem), strict=True):
+                ((out.x_hat - 1).square().sum() + (out.aux_hat - 1).square().sum() + out.code.value.sum()).backward()
+                assert p.W_dec.grad is not None
+            for name, gradient in exact.grads().items():
+                close(f"agree {name}", problem.grads()[name], gradient)
 
 
 @check

@@ -98,13 +98,15 @@ def test_resuming_at_an_address_gives_that_batch(data: tuple[Tokens, Source]) ->
         assert same(take(batches(data), 1, after)[0], whole[i + 1])
 
 
-def test_ranks_share_the_batches_of_one_stream(data: tuple[Tokens, Source]) -> None:
-    whole = take(batches(data), 60)
-    addresses = {b.address for rank in range(3) for b in take(batches(data), 15, rank=rank, n_ranks=3)}
-    assert len(addresses) == 45
-    for rank in range(3):
-        mine = [b for b in whole if b.address.j % 3 == rank][:15]
-        assert all(map(same, mine, take(batches(data), 15, rank=rank, n_ranks=3)))
+def test_ranks_share_the_rows_of_every_batch(data: tuple[Tokens, Source]) -> None:
+    for start in (Address(0, 0, 0), Address(0, 1, 2)):
+        whole = take(batches(data), 30, start)
+        parts = [take(batches(data), 30, start, rank=rank, n_ranks=5) for rank in range(5)]
+        for batch, *shared in zip(whole, *parts, strict=True):
+            assert {part.address for part in shared} == {batch.address}
+            assert torch.equal(torch.cat([part.rows for part in shared]), batch.rows)
+            for hook, acts in batch.acts.items():
+                assert torch.equal(torch.cat([part.acts[hook] for part in shared]), acts)
 
 
 def test_epochs_and_seeds_differ(data: tuple[Tokens, Source]) -> None:

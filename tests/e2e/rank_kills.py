@@ -1,0 +1,138 @@
+"""Kill −9 one of several ranks at random moments; torchrun begins them anew, and they go on from the last checkpoint.
+
+    python -m tests.e2e.rank_kills --kills 10 --seed 0
+
+Two lives: on 2 ranks that share the features the end is byte-identical to that of an undisturbed training; one that 4 ranks
+began (2 of features, 2 of rows) and whose death 2 ranks take over agrees with it to rounding.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import sae
+from tests.training.distributed.launched import ROOT, command, environment, metrics
+
+CONFIG: dict[str, Any] = {
+    "name": "run", "model": None, "site": "acts",
+    "corpus": {"synthetic": {"d": 64, "roots": 600}, "n_tokens": 60_000, "held_out": 0.1, "n_ctx": 32},
+    "data": {"batch_rows": 512, "superblock_rows": 16_384},
+    "sae": {"variant": "batchtopk", "d_sae": 1536, "k": 8},
+    "train": {"budget": "400 steps", "device": "cpu", "dead_window": "5000 tokens", "log_every": "10 steps",
+              "checkpoint_every": "0.5 s", "precision": "fp32"},
+    "eval": {"n_rows": 1000, "every": "50%"},
+}
+
+
+class Launch:
+    """torchrun of a training, and its ranks."""
+
+    def __init__(self, root: Path, n: int, shards: int, *arguments: str, restarts: int = 0) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.run, config = root / "run", root / "config.yaml"
+        config.write_text(json.dumps(CONFIG))
+        line = command(n, "sae.cli", "train", str(config), f"train.shards={shards}", "--runs", str(root), "--quiet",
+                       *arguments, restarts=restarts)
+        self.n, self.process = n, subprocess.Popen(line, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def ranks(self) -> list[psutil.Process]:
+        """Its processes that run now."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie
+                if "sae.cli" in child.cmdline():
+                    found.append(child)
+        return found
+
+    def kill_one(self, rng: random.Random, known: set[int]) -> str:
+        """Kill one some time after all of them have begun, none of the `known` ones; how far it was by then."""
+        while self.process.poll() is None and len(new := [r for r in self.ranks() if r.pid not in known]) < self.n:
+            time.sleep(0.05)
+        known |= {rank.pid for rank in new}
+        steps = done(self.run)
+        if rng.random() < 0.8:  # most in training, some while they begin
+            while self.process.poll() is None and done(self.run) == steps:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 2))
+        else:
+            time.sleep(rng.uniform(0, 4))
+        assert self.process.poll() is None, "it was at its end before it could be killed"
+        rng.choice(new).send_signal(signal.SIGKILL)
+        return f"after step {done(self.run)}"
+
+    def end(self) -> tuple[int, str]:
+        """Its code, and what it said."""
+        _, said = self.process.communicate(timeout=600)
+        return self.process.returncode, said
+
+
+def done(run: Path) -> int:
+    """Steps up to the last line of the log."""
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def artefacts(run: Path) -> dict[str, bytes]:
+    """Every byte that must not depend on a kill."""
+    found = [*run.glob("final/*"), *sorted(run.glob("checkpoints/step-*"))[-1].glob("*.safetensors")]
+    return {file.name: file.read_bytes() for file in found} | {"metrics": json.dumps(metrics(run)).encode()}
+
+
+def sentences(said: str) -> list[str]:
+    """What the ranks themselves have said."""
+    return [line for line in said.splitlines() if line.startswith("sae")]
+
+
+def main(kills: int, seed: int) -> None:
+    """Both lives."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name, n, shards in (("two", 2, 2), ("four", 4, 2)):
+            code, said = Launch(root / name, n, shards).end()
+            assert code == 0, said
+        killed, known = Launch(root / "killed", 2, 2, restarts=kills), set[int]()
+        for i in range(kills):
+            sys.stdout.write(f"kill {i + 1} {killed.kill_one(rng, known)}\n")
+            sys.stdout.flush()
+        code, said = killed.end()
+        assert code == 0, said
+        expected, found = artefacts(root / "two" / "run"), artefacts(killed.run)
+        different = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
+        assert not different, f"differ after kills: {sorted(different)}"
+        told = sentences(said)
+        sys.stdout.write(f"{kills} kills, {len(expected)} files byte-identical; {len(told)} sentences:\n{told[0]}\n")
+
+        fewer = Launch(root / "fewer", 4, 2)
+        while done(fewer.run) < 100:
+            time.sleep(0.05)
+        fewer.kill_one(rng, set())
+        code, said = fewer.end()
+        assert code != 0 and len(sentences(said)) == 1, said
+        code, said = Launch(root / "fewer", 2, 2, "--resume").end()
+        assert code == 0, said
+        pairs = list(zip(metrics(root / "four" / "run"), metrics(fewer.run), strict=True))
+        worst = max(abs(a["loss/reconstruction"] / b["loss/reconstruction"] - 1) for a, b in pairs if "l0" in a)
+        a, b = (sae.load(root / name / "run") for name in ("four", "fewer"))
+        turned = torch.nn.functional.cosine_similarity(a.W_dec, b.W_dec).min()
+        sys.stdout.write(f"4 ranks, then 2: losses within {worst:.1e}, decoder rows within a cosine of {turned:.6f}\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    main(arguments.kills, arguments.seed)

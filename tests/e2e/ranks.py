@@ -1,0 +1,99 @@
+"""The same trainings by one process and by several ranks: losses, supports, held-out FVE and bytes on the wire.
+
+    python -m tests.e2e.ranks --steps 200 --out docs/results/ranks.csv
+
+Six variants, 2 and 4 ranks that share rows, features and both, in fp32. Sums in another order round otherwise, and so do
+two backends on one process (`reference` beside `cpu`), which is the control: where two activations are equal to rounding,
+either may be the k-th largest, and the loss of that one step differs by one entry.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sae
+from tests.training.distributed.launched import metrics, train_all
+from training.config.reading import resolve
+from training.distributed.traffic import bytes_per_step
+
+GRIDS = ((0, 1), (2, 1), (2, 2), (4, 1), (4, 4), (4, 2))
+"""(ranks, shards); 0 ranks: one process with the other backend."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "topk": {"k": 16}, "batchtopk": {"k": 16}, "matryoshka": {"k": 16}, "abstopk": {"k": 16},
+    "jumprelu": {"sparsity": {"target_l0": 16}}, "gated": {"sparsity": {"target_l0": 16}},
+}
+D = 64
+WITHIN = 1e-5
+"""Relative difference of a loss."""
+
+
+def config(variant: str, steps: int, shards: int, kernels: str = "cpu") -> dict[str, Any]:
+    """A training on synthetic features, some of which die, so that AuxK has something to do."""
+    return {
+        "name": variant, "model": None, "site": "acts",
+        "corpus": {"synthetic": {"d": D, "roots": 600, "bipolar": 0.3, "zipf": 0.5}, "n_tokens": 240_000, "held_out": 0.1,
+                   "n_ctx": 64},
+        "data": {"batch_rows": 1024, "superblock_rows": 65_536},
+        "sae": {"variant": variant, "d_sae": 1536} | VARIANTS[variant],
+        "train": {"budget": f"{steps} steps", "device": "cpu", "dead_window": "20000 tokens", "log_every": "1 steps",
+                  "checkpoint_every": "100%", "shards": shards, "precision": "fp32", "kernels": kernels},
+        "eval": {"n_rows": 20_000, "every": "100%"},
+    }
+
+
+def compared(alone: Path, run: Path, variant: str, steps: int, n: int, shards: int) -> dict[str, Any]:
+    """A row of the table."""
+    pairs = [(a, b) for a, b in zip(metrics(alone), metrics(run), strict=True) if "l0" in a]
+    losses = [key for key in pairs[-1][0] if key.startswith("loss/")]
+    apart = [max(abs(a[key] - b[key]) / abs(a[key]) for key in losses if a.get(key)) for a, b in pairs]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (alone, run)]
+    fve = [summary["heldout"]["fve"] for summary in summaries]
+    rows = torch.randn(4000, D, generator=torch.Generator().manual_seed(0))
+    codes = [sae.load(folder).encode(rows).csr() for folder in (alone, run)]
+    supports = [set((code.rows() * code.d_sae + code.feature).tolist()) for code in codes]
+    sent = summaries[1].get("ranks", {}).get("sent_bytes", {})
+    predicted = bytes_per_step(resolve(config(variant, steps, shards))[0], D, D, n) if n else {}
+    counted = sum(sent.get(kind, 0) for kind in predicted if kind != "revival")
+    return {
+        "variant": variant, "ranks": n or "1 (reference)", "rows": n // shards or 1, "shards": shards,
+        "median_loss_difference": f"{sorted(apart)[len(apart) // 2]:.1e}", "worst_loss_difference": f"{max(apart):.1e}",
+        f"steps_beyond_{WITHIN:.0e}": sum(x > WITHIN for x in apart), "last_loss_difference": f"{apart[-1]:.1e}",
+        "fve_alone": f"{fve[0]:.6f}", "fve": f"{fve[1]:.6f}",
+        "equal_supports": f"{len(supports[0] & supports[1]) / len(supports[0] | supports[1]):.6f}",
+        "kB_sent_per_step": f"{sum(sent.values()) / steps / 1000:.1f}",
+        "counted_over_predicted": f"{counted / steps / max(1, sum(predicted.values())):.4f}" if n else "",
+    }
+
+
+def main(steps: int, out: Path) -> None:
+    """All grids, one torchrun each."""
+    table: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        alone = train_all([config(v, steps, 1) for v in VARIANTS], 0, Path(folder) / "alone")
+        for n, shards in GRIDS:
+            kernels = "cpu" if n else "reference"
+            runs = train_all([config(v, steps, shards, kernels) for v in VARIANTS], n, Path(folder) / "ranks")
+            table += [compared(alone / v, runs / v, v, steps, n, shards) for v in VARIANTS]
+            shutil.rmtree(runs)
+            sys.stdout.write("\n".join(str(row) for row in table[-len(VARIANTS):]) + "\n")
+            sys.stdout.flush()
+    table.sort(key=lambda row: list(VARIANTS).index(row["variant"]))
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/ranks.csv"))
+    arguments = parser.parse_args()
+    main(arguments.steps, arguments.out)
