@@ -221,7 +221,7 @@ def _cache_ls(args: argparse.Namespace) -> int:
         manifest = read_json(folder / "manifest.json")
         n_seqs, n_ctx = manifest.get("n_seqs"), manifest.get("n_ctx")
         n_tokens = f"{n_seqs * n_ctx:,}" if isinstance(n_seqs, int) and isinstance(n_ctx, int) else "damaged"
-        hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
+        hooks = sorted(p.parent.name for p in (folder / "acts").glob("*/manifest.json"))
         rows.append((name, n_tokens, f"{_size(folder) / 1e6:,.0f}", " ".join(hooks)))
     Display().table(str(args.dir), rows, ("cache", "tokens", "MB", "hooks"))
     return 0
@@ -231,6 +231,8 @@ def _cache_rm(args: argparse.Namespace) -> int:
     import shutil
 
     from sae.io.locks import locked
+    from training.storage.sharing import CLAIMS, claimants
+    from training.storage.store import LocalStore
 
     folder = _cache_folder(args)
     # what a link leads to is what takes the space; and `.` has no name to lock
@@ -238,8 +240,12 @@ def _cache_rm(args: argparse.Namespace) -> int:
     if not args.yes and not _agreed(f"remove {place}, {_size(place) / 1e6:,.0f} MB?"):
         print(f"kept {place}")
         return 0
-    # what is being filled is locked apart
-    with locked(place), locked(place / "acts"):
+    with locked(place):
+        if busy := claimants(LocalStore(place), "acts"):
+            raise SaescopeError(
+                f"{place} is being filled by {' and '.join(busy)}; wait for them to end, or remove "
+                f"{place}/acts/{CLAIMS} if they have gone."
+            )
         shutil.rmtree(place)
     if folder.is_symlink():
         folder.unlink()

@@ -43,7 +43,7 @@ def heldout_tokens(config: Config, load: Callable[[], Model], cache: Tokens, n_s
     folder = cache.folder / f"heldout-{n_seqs}"
     facts = {**cache.made_from, "heldout": {"n_seqs": n_seqs}}
     if not (folder / "manifest.json").exists():
-        with locked(folder):
+        with locked(folder, wait=True):
             if not (folder / "manifest.json").exists():
                 corpus, model = config.corpus, load()
                 packed = sample(

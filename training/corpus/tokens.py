@@ -151,7 +151,7 @@ def make_tokens(config: Config, model: Model) -> Tokens:
     facts = made_from(config, model)
     folder = cache_folder(config, facts)
     if not (folder / "manifest.json").exists():
-        with locked(folder):
+        with locked(folder, wait=True):
             if not (folder / "manifest.json").exists():
                 if folder.exists():  # a cache gets its name when it is whole: this is something else, not to be replaced
                     raise SaescopeError(
