@@ -8,7 +8,8 @@
               summary.json           held-out figures with intervals; its presence means: finished
               going_on.json          which run it went on from, where it did not begin anew (`training.going_on`)
 
-A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/.
+A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/; where several
+processes train parts of it (`training.sweep_part`), each has its own in runs/NAME/checkpoints/PART/.
 """
 
 import time
@@ -44,6 +45,7 @@ from training.run_folder import run_folder
 from training.saver import Saver
 from training.schedule import Clock
 from training.shared import Reader, Shared, all_hooks, share
+from training.sweep_part import SweepPart
 from training.trainer import Trainer, new_sae
 
 Source = str | Path | Config | dict[str, Any]
@@ -80,17 +82,22 @@ def train(
 
 def sweep(
     config: Source | Sequence[Config], overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
-    from_run: str | Path | None = None, quiet: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False, part: SweepPart | None = None,
 ) -> list[Result]:
     """Train every SAE that a config describes on one stream of batches, and return their results in its order.
 
     Arguments are those of `train`; `config` may also be a sequence of resolved configs, and may describe a single SAE.
+    `part`: train some of them here, while other processes train the others from the same cache.
     """
     if isinstance(config, Sequence) and not isinstance(config, str):
         members = [one for c in config for one in _resolved(c, overrides)]
     else:
         members = _resolved(config, overrides)
-    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, display=Display(quiet=quiet))
+    if part is not None:
+        members = part.members(members)
+    return run_in_folders(
+        members, runs, _from_config, resume=resume, from_run=from_run, display=Display(quiet=quiet), part=part
+    )
 
 
 def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
@@ -108,7 +115,7 @@ def _from_config(members: Sequence[Config], display: Display) -> Shared:
 
 def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
-    resume: bool, display: Display, from_run: str | Path | None = None,
+    resume: bool, display: Display, from_run: str | Path | None = None, part: SweepPart | None = None,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
     if from_run is not None and (resume or len(members) > 1):
@@ -124,7 +131,7 @@ def run_in_folders(
         _refuse_taken(members, folders, resume=resume)
         if from_run is not None:
             locks.enter_context(going_on(from_run, members[0], folders[0]))
-        return run(members, folders, opened, display, resume=resume or from_run is not None)
+        return run(members, folders, opened, display, resume=resume or from_run is not None, part=part)
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
@@ -162,9 +169,9 @@ def _saved_as_often(there: Config, member: Config) -> Config:
 @own_torch_state()
 def run(
     members: Sequence[Config], folders: Sequence[Path] | None, opened: Callable[[Sequence[Config], Display], Shared],
-    display: Display, *, resume: bool = False,
+    display: Display, *, resume: bool = False, part: SweepPart | None = None,
 ) -> list[Result]:
-    """Open the rows, train, finish. Without `folders` nothing is written."""
+    """Open the rows, train, finish. Without `folders` nothing is written. `part`: which of a sweep the members are."""
     began = time.monotonic()
     first = members[0]
     device = resolve_device(first.train.device)
@@ -173,7 +180,7 @@ def run(
     trainers = [
         Trainer(m, new_sae(m, calibrate(m.site, shared.mask)), shared.clock, device, say=display.say) for m in members
     ]
-    checkpoints = _checkpoints(folders, shared)
+    checkpoints = _checkpoints(folders, shared, part)
     start = _continue(checkpoints, trainers, display) if checkpoints and resume else FIRST
     places: Sequence[Path | None] = folders or [None] * len(members)
     outs = [loggers(m, f, t.n_steps) for m, f, t in zip(members, places, trainers, strict=True)]
@@ -191,12 +198,13 @@ def run(
     return results
 
 
-def _checkpoints(folders: Sequence[Path] | None, shared: Shared) -> Checkpoints | None:
-    """Those of one run, or of a sweep, whose members lie in one folder."""
+def _checkpoints(folders: Sequence[Path] | None, shared: Shared, part: SweepPart | None) -> Checkpoints | None:
+    """Those of one run, or of a sweep or a part of one, whose members lie in one folder."""
     if folders is None:
         return None
     group = folders[0] if len(folders) == 1 else folders[0].parent
-    return Checkpoints(group / "checkpoints", shared.data.tokens.made_from)
+    name = "checkpoints" if part is None or len(folders) == 1 else f"checkpoints/{part.name}"
+    return Checkpoints(group / name, shared.data.tokens.made_from)
 
 
 def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Display) -> Address:

@@ -277,7 +277,7 @@ def _decoder_norms(run: Path, sae: SAE) -> np.ndarray | None:
     if type(sae).unit_norm_decoder and "imported" not in sae.provenance:
         return np.ones(sae.d_sae)
     for place in (run, run.parent):
-        for state_path in sorted((place / "checkpoints").glob("step-*/state.json"), reverse=True):
+        for state_path in sorted((place / "checkpoints").glob("**/step-*/state.json"), reverse=True):
             state = read_json(state_path)
             summary = run / "summary.json"
             final = summary.exists() and read_json(summary).get("n_steps") == state.get("n_steps")

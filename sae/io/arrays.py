@@ -14,10 +14,16 @@ from sae.io.files import atomic_file
 
 def array_parts(array: np.ndarray) -> list[bytes | memoryview]:
     """The bytes of an array as .npy, in parts: what comes first, and its numbers, which are not copied."""
-    header = io.BytesIO()
     array = np.ascontiguousarray(array)
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return [header.getvalue(), *([array.reshape(-1).view(np.uint8).data] if array.size else [])]
+    return [header_of(array.dtype, array.shape), *([array.reshape(-1).view(np.uint8).data] if array.size else [])]
+
+
+def header_of(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The first bytes of an array as .npy."""
+    header = io.BytesIO()
+    facts = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
 
 
 def digest_of(parts: Sequence[bytes | memoryview]) -> str:

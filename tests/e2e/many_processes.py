@@ -89,8 +89,9 @@ def together(work: Callable[[Path], None], root: Path, kill_after: float | None,
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones (locks, notes of what was checked) apart."""
-    paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith("."))
+    """Every file, apart from hidden ones (locks, notes of what was checked) and what a training keeps in a cache."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and "calibration" not in p.parts)
+    paths = (p for p in found if not p.name.startswith("."))
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 

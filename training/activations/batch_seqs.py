@@ -16,6 +16,7 @@ from training.config.schema import Config
 from training.corpus.tokens import Tokens
 from training.memory import available
 from training.model.language_model import Model
+from training.storage.mirror import store_of
 from training.storage.store import LocalStore
 
 ON_HOST = 16
@@ -38,11 +39,11 @@ def batch_seqs(config: Config, model: Model, tokens: Tokens, hooks: Sequence[str
         return asked
     if model.device.type != "cuda":
         return ON_HOST
-    store = None if tokens.folder is None else LocalStore(tokens.folder)
+    store = None if tokens.folder is None else store_of(tokens.folder)
     if store is not None and (kept := store.read(_FILE)) is not None:
         return _number(kept, store.place(_FILE))
     found = even(fitting(model, tokens.n_ctx, hooks), max(1, config.cache.shard_rows // tokens.n_ctx))
-    if store is None or not os.access(store.folder, os.W_OK):
+    if store is None or (isinstance(store, LocalStore) and not os.access(store.folder, os.W_OK)):
         return found
     data = json_bytes({"batch_seqs": found, "device": torch.cuda.get_device_name(model.device)})
     if not store.create(_FILE, data):  # another process was faster, and all must take the same

@@ -28,18 +28,21 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from sae.errors import SaescopeError
-from sae.io.arrays import array_parts, digest_of
+from sae.io.arrays import array_parts, digest_of, header_of
 from sae.io.files import code_version, json_bytes, parsed, write_json
 from training.activations.outbox import OnTheWay, to_host, writing
+from training.activations.remote_rows import RemoteFile, RemoteRows
 from training.activations.row_files import RowFile, RowFiles
 from training.activations.sources import DTYPES, NO_NUMBERS
 from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
 from training.provenance import first_difference
+from training.storage.mirror import fetch_hook, fetch_tokens, store_of
+from training.storage.remote import RemoteStore
 from training.storage.sharing import CLAIMS, SharedWork
 from training.storage.store import LocalStore, Store
 
 # bfloat16 has no numpy type: its bits are stored as uint16
-_STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 _HASHERS = 8
 
 
@@ -68,12 +71,13 @@ def hook_folder(folder: Path, hook: str) -> Path:
 
 def missing_hooks(folder: Path, hooks: Sequence[str]) -> list[str]:
     """The hooks that are not there whole."""
-    return [hook for hook in hooks if not (hook_folder(folder, hook) / "manifest.json").exists()]
+    store = store_of(folder)
+    return [hook for hook in hooks if not store.exists(f"{_acts(hook)}/manifest.json")]
 
 
 def bytes_needed(tokens: Tokens, widths: dict[str, int], dtype: str) -> int:
     """Bytes that the activations of these hooks take on disk, norms included."""
-    return tokens.n_seqs * tokens.n_ctx * sum(d * np.dtype(_STORED[dtype]).itemsize + 4 for d in widths.values())
+    return tokens.n_seqs * tokens.n_ctx * sum(d * np.dtype(STORED[dtype]).itemsize + 4 for d in widths.values())
 
 
 def check_space(folder: Path, needed: int, say: Callable[[str], None]) -> None:
@@ -110,15 +114,16 @@ def fill(
         SaescopeError: a cache begun under another plan, too little space, or NaN or infinite activations.
     """
     assert tokens.folder is not None
-    store, hooks = LocalStore(tokens.folder), missing_hooks(tokens.folder, list(widths))
+    store, hooks = store_of(tokens.folder), missing_hooks(tokens.folder, list(widths))
     if not hooks:
         return
     bounds = shard_bounds(tokens.n_seqs, tokens.n_ctx, shard_rows)
     plan = {"tokens": _tokens_digest(tokens.folder), "dtype": dtype, "shard_rows": shard_rows, "code": code_version()}
     for hook in hooks:
         _begin(store, hook, plan | {"d": widths[hook]} | dict(made_by or {}))
-    needed = bytes_needed(tokens, {hook: widths[hook] for hook in hooks}, dtype)
-    check_space(tokens.folder, max(0, needed - _written(store, hooks)), say)
+    if isinstance(store, LocalStore):
+        needed = bytes_needed(tokens, {hook: widths[hook] for hook in hooks}, dtype)
+        check_space(tokens.folder, max(0, needed - _written(store, hooks)), say)
 
     def n_tokens(shards: Iterable[int]) -> int:
         return sum(bounds[i][1] - bounds[i][0] for i in shards) * tokens.n_ctx
@@ -227,7 +232,7 @@ class CacheSource:
         self.manifests = {hook: _checked(folder, hook, say) for hook in hooks}
         self.widths = {hook: int(m["d"]) for hook, m in self.manifests.items()}
         self.dtypes = {hook: DTYPES[m["dtype"]] for hook, m in self.manifests.items()}
-        self._files = {hook: _row_files(hook_folder(folder, hook), m) for hook, m in self.manifests.items()}
+        self._files = {hook: _row_files(folder, hook, m) for hook, m in self.manifests.items()}
         self._norms = {
             hook: np.concatenate([np.load(hook_folder(folder, hook) / f"norms-{i:05d}.npy").reshape(-1)
                                   for i in range(len(m["shards"]))])
@@ -255,12 +260,32 @@ class CacheSource:
         return torch.from_numpy(self._norms[hook].reshape(-1, block_rows)[blocks].reshape(-1))
 
 
-def _row_files(place: Path, manifest: dict[str, Any]) -> RowFiles:
+def _row_files(folder: Path, hook: str, manifest: dict[str, Any]) -> RowFiles | RemoteRows:
     """The shards of a hook."""
+    place, store = hook_folder(folder, hook), store_of(folder)
+    if not isinstance(store, LocalStore):
+        return _remote_rows(store, place, hook, manifest)
     shards = [(place / f"shard-{i:05d}.npy") for i in range(len(manifest["shards"]))]
     opened = [(path, np.load(path, mmap_mode="r")) for path in shards]
     files = [RowFile(path, array.offset, array.shape[0] * array.shape[1]) for path, array in opened]
     return RowFiles(files, int(manifest["d"]) * DTYPES[manifest["dtype"]].itemsize)
+
+
+def _remote_rows(store: RemoteStore, place: Path, hook: str, manifest: dict[str, Any]) -> RemoteRows:
+    """The shards of a hook in a store: whether they are there whole is told by their sizes, for to read them takes long."""
+    row_bytes, sizes = int(manifest["d"]) * DTYPES[manifest["dtype"]].itemsize, store.sizes(_acts(hook))
+    files = []
+    for i in range(len(manifest["shards"])):
+        name, shape = f"shard-{i:05d}.npy", np.load(place / f"norms-{i:05d}.npy", mmap_mode="r").shape
+        offset = len(header_of(np.dtype(STORED[manifest["dtype"]]), (*shape, int(manifest["d"]))))
+        rows = int(np.prod(shape))
+        if sizes.get(name) != offset + rows * row_bytes:
+            raise SaescopeError(
+                f"{store.place(f'{_acts(hook)}/{name}')} is missing or has another size than its rows; remove this hook's "
+                "folder and run `sae cache make` again."
+            )
+        files.append(RemoteFile(f"{_acts(hook)}/{name}", offset, rows))
+    return RemoteRows(store, files, row_bytes)
 
 
 def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -268,7 +293,8 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
 
     Checksums are read once; a note beside the cache remembers size and time of each file that passed.
     """
-    place = hook_folder(folder, hook)
+    place, store = hook_folder(folder, hook), store_of(folder)
+    fetch_hook(folder, hook)
     if not (place / "manifest.json").exists():
         if any(place.glob("shard-*")):
             raise SaescopeError(f"{place} is half-written; `sae cache make` with the same config goes on with it.")
@@ -291,6 +317,8 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     note = _read_note(note_path)
     fresh = dict(note)
     files = _files(place, manifest)
+    if not isinstance(store, LocalStore):
+        files = [(path, digest) for path, digest in files if path.name.startswith("norms-")]
     if any("/".join(path.parts[-3:]) not in note for path, _ in files):
         say(f"comparing {hook} with its checksums")
     with ThreadPoolExecutor(_HASHERS) as pool:
@@ -346,10 +374,24 @@ def verify(folder: Path) -> list[str]:
         open_tokens(folder)
     except SaescopeError as error:
         return [str(error)]
-    for place in sorted((folder / "acts").glob("*")):
-        if place.is_dir() and place.name != CLAIMS:
-            try:
-                _checked(folder, place.name, lambda _: None)
-            except SaescopeError as error:
-                problems.append(str(error))
-    return problems + [problem for inner in sorted(folder.glob("heldout-*")) for problem in verify(inner)]
+    store = store_of(folder)
+    for hook in sorted(store.folders("acts") - {CLAIMS}):
+        try:
+            manifest = _checked(folder, hook, lambda _: None)
+            if not isinstance(store, LocalStore):
+                problems += _altered(store, hook, manifest)
+        except SaescopeError as error:
+            problems.append(str(error))
+    inner = sorted(name for name in store.folders("") if name.startswith("heldout-"))
+    for name in inner:
+        fetch_tokens(folder / name)
+    return problems + [problem for name in inner for problem in verify(folder / name)]
+
+
+def _altered(store: RemoteStore, hook: str, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with shards in a store."""
+    names = {f"{_acts(hook)}/shard-{i:05d}.npy": str(of["sha256"]) for i, of in enumerate(manifest["shards"])}
+    return [
+        f"{store.place(name)} is missing, truncated or altered: its checksum is not the manifest's."
+        for name, digest in names.items() if hashlib.sha256(store.read(name) or b"").hexdigest() != digest
+    ]

@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
@@ -70,7 +70,7 @@ class SharedWork:
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._longest = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "SharedWork":  # noqa: PYI034  (beartype knows no Self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

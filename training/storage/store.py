@@ -29,6 +29,10 @@ class Store(Protocol):
         """The names of the files directly in `folder`, without it; none where there is no such folder."""
         ...
 
+    def folders(self, folder: str) -> set[str]:
+        """The names of the folders directly in `folder`."""
+        ...
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         ...
@@ -58,12 +62,19 @@ class LocalStore:
 
     def place(self, name: str = "") -> str:
         """Its path."""
-        return str(self.folder / name)
+        return str(self.folder / name if name else self.folder)
 
     def names(self, folder: str) -> set[str]:
         """The files in a folder."""
         try:
             return {entry.name for entry in os.scandir(self.folder / folder) if entry.is_file()}
+        except FileNotFoundError:
+            return set()
+
+    def folders(self, folder: str) -> set[str]:
+        """The folders in a folder."""
+        try:
+            return {entry.name for entry in os.scandir(self.folder / folder) if entry.is_dir()}
         except FileNotFoundError:
             return set()
 
