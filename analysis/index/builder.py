@@ -105,7 +105,7 @@ def make(
     plan = made_from | {
         "shard_seqs": shard_seqs(shard_rows, rows.n_ctx), "code": code_version(), "torch": torch.__version__,
     }
-    with locked(folder, wait=True):
+    with locked(folder, wait=True, say=display.say):
         if not again and (folder / store.MANIFEST).exists() and _difference(folder, made_from) is None:
             return  # another process has made it meanwhile
         begin(work, plan)
@@ -114,7 +114,7 @@ def make(
             rows, work, plan, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip,
             say=display.say,
         )
-    with locked(folder, wait=True):
+    with locked(folder, wait=True, say=display.say):
         if not is_begun(work, plan):
             return  # another process was faster, and has written the index
         codes = join_codes(work, plan)

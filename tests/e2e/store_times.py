@@ -33,8 +33,9 @@ def made(folder: Path, n_rows: int, shard_rows: int) -> None:
 
     n_seqs = n_rows // N_CTX
     ids, eligible = np.zeros((n_seqs, N_CTX), np.int32), np.ones((n_seqs, N_CTX), bool)
-    facts: dict[str, Any] = {"random": 0}
-    tokens = write_tokens(folder, ids, np.arange(n_seqs) % 20 == 19, eligible, np.zeros((0, 3), np.int64), [], facts)
+    seqs, facts = np.arange(n_seqs), dict[str, Any](random=0)
+    segments, labels = np.stack([seqs * N_CTX, np.full(n_seqs, N_CTX), seqs], 1), [{"label": str(seq)} for seq in seqs]
+    tokens = write_tokens(folder, ids, seqs % 20 == 19, eligible, segments, labels, facts)
     store_tokens(folder)
 
     def rows(seqs: np.ndarray) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ class Plan(NamedTuple):
     """The fewest shards first."""
     assumptions: list[str]
 
-    def best(self, memory: float | int) -> OnGrid | None:
+    def best(self, memory: float) -> OnGrid | None:
         """The fastest of those that fit into a device of so many bytes."""
         fitting = [one for one in self.grids if one.device_bytes <= memory]
         return min(fitting, key=lambda one: one.training_seconds, default=None)

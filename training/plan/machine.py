@@ -33,7 +33,7 @@ class Machine(NamedTuple):
     disk_rate: float
     """Bytes that a rank reads or writes in a second, of a disk or a store."""
 
-    def step_seconds(self, products: float | int, weights: int, factor: float = 1.0) -> float:
+    def step_seconds(self, products: float, weights: int, factor: float = 1.0) -> float:
         """Of a step of training on one device, apart from what ranks wait for.
 
         Fitted to four steps of TopK in bf16 on an H200, which it meets within 20 %: the encoder's products count four
@@ -46,7 +46,7 @@ class Machine(NamedTuple):
         """
         return factor * (4.0 * products / self.gpu.flops + 1.4 * 28 * weights / self.gpu.memory_rate) + 0.5e-3
 
-    def rows_per_second(self, n_params: float | int) -> float:
+    def rows_per_second(self, n_params: float) -> float:
         """Tokens that one device takes through so many parameters of a language model.
 
         40 % of the peak was reached with 2.1 billion parameters, 13 % with 135 million.

@@ -9,6 +9,7 @@ import torch
 from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
 from sae.variants import VARIANTS
+from sae.variants.topk import CountConfig, TopK
 from training.config.schema import Config
 from training.plan.wire import SAESizes
 from training.shared import all_hooks
@@ -86,10 +87,13 @@ def model_size(name: str, n_params: int | None = None) -> ModelSize:
         n = sum(p.numel() for p in model.bridge.original_model.parameters())
         return ModelSize(n, 0, model.n_layers, model)
     place, _, revision = rest.partition("@")
-    if kind == "hub" and n_params is not None:
+    if n_params is not None:
         return ModelSize(n_params, 0, 0, None)
     if kind != "hub":
-        place = str(user_path(rest) if kind == "local" else packaged_dir(name) if name in PACKAGED else name)
+        folder = packaged_dir(name) if name in PACKAGED else user_path(rest)
+        if not (folder / "config.json").is_file():
+            raise SaescopeError(f"{name}: there is no {folder / 'config.json'}; give --d-in and --model-params.")
+        place = str(folder)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision or None, trust_remote_code=False)
         config = config.get_text_config()
@@ -148,7 +152,7 @@ def sae_sizes(config: Config, widths: Mapping[str, int]) -> SAESizes:
         count[sae.feature_axis(name) is not None] += parameter.numel()
     auxk = getattr(fields, "auxk", None)
     prefixes = fields.prefixes_at(0) if hasattr(fields, "prefixes_at") else (fields.d_sae,)
-    select = sae.select_in_training(fields.k) if hasattr(sae, "select_in_training") else None
+    select = sae.select_in_training(fields.k) if isinstance(sae, TopK) and isinstance(fields, CountConfig) else None
     return SAESizes(
         d_sae=fields.d_sae, d_in=sae.d_in, d_out=sae.d_out, own=count[True], common=count[False],
         mode=select.mode if select else "threshold", k=select.k if select else 0, n_prefixes=len(prefixes),

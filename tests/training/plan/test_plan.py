@@ -19,16 +19,16 @@ MACHINE = Machine(GPUS["h100"], 50e9, 2e9)
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_is_counted(variant: str) -> None:
+    modes = dict.fromkeys(("topk", "abstopk"), "topk")
+    modes |= dict.fromkeys(("matryoshka", "batchtopk", "absbatchtopk"), "batch_topk")
     target = "blocks.1.hook_mlp_out"
     fields = quick_fields(site={"input": HOOK, "target": target})
-    config = resolve({**fields, "sae": {"variant": variant, "d_sae": 60}})
+    config = resolve({**fields, "sae": {"variant": variant, "d_sae": 60, **({"k": 4} if variant in modes else {})}})
     sizes = sae_sizes(config[0], {HOOK: 6, target: 5})
     sae = VARIANTS[variant][0](config[0].sae, 6, 5)
     assert sizes.own + sizes.common == sum(p.numel() for p in sae.parameters())
     assert sizes.common == sum(p.numel() for p in sae.parameters() if 60 not in p.shape)
     assert (sizes.d_sae, sizes.d_in, sizes.d_out, sizes.subtracts_b_dec) == (60, 6, 5, False)
-    modes = dict.fromkeys(("topk", "abstopk"), "topk")
-    modes |= dict.fromkeys(("matryoshka", "batchtopk", "absbatchtopk"), "batch_topk")
     assert sizes.mode == modes.get(variant, "threshold")
 
 
@@ -61,7 +61,7 @@ def test_memory_falls_with_the_shards_and_the_wire_with_the_grid() -> None:
     assert sum(shared.device[what] for what in ("weights, gradients, Adam", "one step")) <= 0.35 * sum(
         alone.device[what] for what in ("weights, gradients, Adam", "one step"))
     assert found.grids[0].wire_bytes > found.grids[2].wire_bytes > 0 == alone.wire_bytes
-    assert found.best(1e15) == min(found.grids, key=lambda one: one.training_seconds) and found.best(1) is None
+    assert found.best(1e15) == min(found.grids, key=lambda one: one.training_seconds) and found.best(1.0) is None
 
 
 def test_a_sweep_adds_up() -> None:
@@ -76,7 +76,7 @@ def test_a_sweep_adds_up() -> None:
     (4096, 768, 16_384, 1.12), (4096, 768, 24_576, 1.75), (8192, 2304, 65_536, 12.8), (16_384, 768, 131_072, 15.5),
 ])
 def test_steps_that_were_measured_on_an_h200_are_met(rows: int, d: int, d_sae: int, milliseconds: float) -> None:
-    seconds = Machine(GPUS["h200"], 1e9, 1e9).step_seconds(2 * rows * d * d_sae, 2 * d * d_sae)
+    seconds = Machine(GPUS["h200"], 1e9, 1e9).step_seconds(2.0 * rows * d * d_sae, 2 * d * d_sae)
     assert 1e3 * seconds == pytest.approx(milliseconds, rel=0.2)
 
 

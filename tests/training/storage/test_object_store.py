@@ -1,6 +1,7 @@
 """A cache in an object store: the bytes of one on disk, by however many processes; and stores that do not answer."""
 
 import json
+import shutil
 import signal
 import socket
 import threading
@@ -56,47 +57,63 @@ def objects(store: RemoteStore) -> dict[str, bytes]:
     return {path.removeprefix(f"{store.root}/"): store.fs.cat_file(path) for path in found}
 
 
-def test_a_training_from_a_store_equals_one_from_disk(
-    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def both(bucket: str, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of one config, whose cache is on disk, trained from there, and in the store."""
     disk, store = tmp_path / "disk", tmp_path / "store"
     for folder, place in ((disk, "cache"), (store, f"{bucket}/caches")):
         folder.mkdir()
         write_config(folder, cache={"dir": place, "name": "c", "shard_rows": 320})
     assert train(disk).code == 0
-    # two processes fill it, one of which dies
-    running = [start_sae(store, "cache", "make", "quick.yaml") for _ in range(2)]
+    return disk, store
+
+
+def of_cache(files: dict[str, bytes]) -> dict[str, bytes]:
+    """What belongs to a cache itself: neither calibrations nor the note of what was compared with its checksum."""
+    return {name: data for name, data in files.items() if "calibration" not in name and "checked" not in name}
+
+
+def test_a_training_from_a_store_equals_one_from_disk(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, store = both(bucket, tmp_path)
+    assert train(store).code == 0
+    assert results(store) == results(disk)
+    remote, verify = remote_store(f"{bucket}/caches/c"), ("cache", "verify", f"{bucket}/caches/c")
+    assert of_cache(objects(remote)) == of_cache(tree(disk / "cache/c"))
+    assert run_sae(store, *verify).out == f"{bucket}/caches/c: whole\n"
+    # a machine that has never seen it
+    monkeypatch.setenv("SAESCOPE_HOME", str(tmp_path / "other home"))
+    shutil.rmtree(store / "runs")
+    outcome = train(store)
+    assert outcome.code == 0 and "caching" not in outcome.err and results(store) == results(disk)
+    # a shard that was altered, and one of another size
+    data = remote.read(f"acts/{HOOK}/shard-00001.npy")
+    assert data is not None
+    remote.write(f"acts/{HOOK}/shard-00001.npy", [data[:-1], b"x"])
+    assert "shard-00001.npy is missing, truncated or altered" in refusal(run_sae(store, *verify), "cache")
+    remote.remove(f"acts/{HOOK}/shard-00002.npy")
+    assert "shard-00002.npy is missing or has another size" in refusal(train(store, "name=third"))
+    assert not (store / "runs/third").exists()
+
+
+@pytest.mark.slow
+def test_processes_fill_a_store_though_one_dies_and_an_index_is_made_from_it(bucket: str, tmp_path: Path) -> None:
+    disk, store = both(bucket, tmp_path)
+    running = [start_sae(store, "cache", "make", "quick.yaml") for _ in range(3)]
     remote = remote_store(f"{bucket}/caches/c")
     while not any(name.endswith(".json") and "shard" in name for name in remote.names(f"acts/{HOOK}")):
         assert running[0].poll() is None
         time.sleep(0.05)
     running[0].send_signal(signal.SIGKILL)
     assert ended(running[0]).code in (-signal.SIGKILL, 0)
-    outcome = ended(running[1])
-    assert outcome.code == 0 and outcome.out == f"{bucket}/caches/c\n", outcome
-    of_cache = {name: data for name, data in tree(disk / "cache/c").items() if not name.startswith((".", "heldout"))}
-    of_cache = {name: data for name, data in of_cache.items() if "calibration" not in name}
-    found = {name: data for name, data in objects(remote).items() if not name.startswith("heldout")}
-    assert found == of_cache
-    outcome = train(store)
-    assert outcome.code == 0, outcome
-    assert "comparing" in outcome.err and results(store) == results(disk)
-    assert run_sae(store, "cache", "verify", f"{bucket}/caches/c").out == f"{bucket}/caches/c: whole\n"
-    # a machine that has never seen it
-    monkeypatch.setenv("SAESCOPE_HOME", str(tmp_path / "other home"))
-    assert train(store, "name=again").code == 0
-    assert run_sae(store, "index", "runs/quick", "--quiet").code == 0
-    assert run_sae(disk, "index", "runs/quick", "--quiet").code == 0
+    for process in running[1:]:
+        outcome = ended(process)
+        assert outcome.code == 0 and outcome.out == f"{bucket}/caches/c\n", outcome
+    assert of_cache(objects(remote)) == of_cache(tree(disk / "cache/c"))
+    assert train(store).code == 0 and results(store) == results(disk)
+    for folder in (store, disk):
+        assert run_sae(folder, "index", "runs/quick", "--quiet").code == 0
     assert tree(store / "runs/quick/index/default") == tree(disk / "runs/quick/index/default")
-    data = remote.read(f"acts/{HOOK}/shard-00001.npy")
-    assert data is not None
-    remote.write(f"acts/{HOOK}/shard-00001.npy", [data[:-1], b"x"])
-    assert "shard-00001.npy is missing, truncated or altered" in refusal(
-        run_sae(store, "cache", "verify", f"{bucket}/caches/c"), "cache")
-    # a shard that has gone, and one of another size
-    remote.remove(f"acts/{HOOK}/shard-00002.npy")
-    assert "shard-00002.npy is missing or has another size" in refusal(train(store, "name=third"))
-    assert not (store / "runs/third").exists()
 
 
 def test_files_of_a_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
