@@ -45,7 +45,7 @@ def made(folder: Path, n_rows: int, shard_rows: int) -> None:
     fill(tokens, rows, {"acts": D}, dtype="bfloat16", shard_rows=shard_rows)
 
 
-def trained(folder: Path, runs: Path, block_rows: int) -> float:
+def trained(folder: str, runs: Path, block_rows: int) -> float:
     """Train from a cache; tokens per second."""
     from training.run import train
 
@@ -57,14 +57,16 @@ def trained(folder: Path, runs: Path, block_rows: int) -> float:
     return float(train(config, runs=runs, quiet=True).summary["timing"]["tokens_per_s"])
 
 
-def read(folder: Path, block_rows: int) -> float:
+def read(given: str, block_rows: int) -> float:
     """Superblocks one after the other, nothing trained: rows per second."""
     from training.activations.batches import Batches
     from training.activations.cache import CacheSource
     from training.activations.calibration import KeepMask
+    from training.activations.own_rows import place_of
     from training.config.schema import DataConfig
     from training.corpus.tokens import open_tokens
 
+    folder = place_of(given)
     tokens, source = open_tokens(folder), CacheSource(folder, ["acts"])
     mask = KeepMask(source, tokens, DataConfig(mask_hooks=("acts",)))
     batches = Batches(
@@ -84,8 +86,9 @@ def main(n_rows: int) -> None:
         os.environ.update(server.variables | {"SAESCOPE_HOME": f"{root}/home"})
         from training.storage.mirror import mirror_of
 
-        places = {"disk": Path(root) / "cache", "store": mirror_of(f"{server.make_bucket('bucket')}/cache")}
-        for folder in places.values():
+        url = f"{server.make_bucket('bucket')}/cache"
+        places = {"disk": f"{root}/cache", "store": url}
+        for folder in (Path(root) / "cache", mirror_of(url)):
             made(folder, n_rows, 16_384)
         trained(places["disk"], Path(root) / "warm-up", N_CTX)
         for block_rows in (32, N_CTX):

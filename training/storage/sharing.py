@@ -78,9 +78,9 @@ class SharedWork:
             for name in self.store.names(self.folder):  # of processes that have gone, too: all is done
                 self.store.remove(f"{self.folder}/{name}")
             return
-        for i in list(self._standing):
-            # what ended the work counts more than a claim that stays
-            with suppress(Exception):
+        # what ended the work counts more than a claim that stays
+        with suppress(Exception):
+            for i in list(self._standing):
                 self._withdraw(i)
 
     def pieces(self) -> Iterator[int]:

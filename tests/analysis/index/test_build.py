@@ -174,28 +174,34 @@ def test_rows_have_the_unit_of_the_split(index: Index, folder: Path, monkeypatch
 
 TOGETHER = """
 import sys
-from pathlib import Path
+import time
 import analysis.index.encode as encode
 from analysis.index import build
-encode.BLOCK_ROWS = 256
+encode.BLOCK_ROWS, real = 256, encode.encode_batch
+encode.encode_batch = lambda *args: (time.sleep(0.2), real(*args))[1]
 build(sys.argv[1], name=sys.argv[2], quiet=True, batch_rows=256, shard_rows=256)
 """
 
 
-def test_several_processes_make_one_index(folder: Path) -> None:
-    run = folder / "runs/quick"
+def test_several_processes_make_one_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one and this; four, of which some are killed, are `make kill-many-test`."""
+    run, real, mine = folder / "runs/quick", encode.encode_batch, []
     whole = tree(build(run, name="one", quiet=True, batch_rows=256, shard_rows=256).folder)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", TOGETHER, str(run), "many"]
-    running = [subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE) for _ in range(2)]
-    while not list((run / "index/many.partial").glob("*.kept")) and running[0].poll() is None:
-        time.sleep(0.01)
-    running[0].kill()
-    for process in running:
-        with process:
-            process.communicate(timeout=300)
-    assert running[1].returncode == 0
-    assert tree(run / "index/many") == whole
+
+    def slow(*args: object) -> object:
+        mine.append(args)
+        time.sleep(0.2)  # so that each has its share
+        return real(*args)
+
+    monkeypatch.setattr(encode, "encode_batch", slow)
+    with subprocess.Popen(command, env=environment, cwd=folder) as other:
+        while not list((run / "index/many.partial").glob("*.kept")) and other.poll() is None:
+            time.sleep(0.01)
+        assert tree(build(run, name="many", quiet=True, batch_rows=256, shard_rows=256).folder) == whole
+        assert other.wait(timeout=300) == 0
+    assert tree(run / "index/many") == whole and 0 < len(mine) < 16
     assert not (run / "index/many.partial").exists()
 
 

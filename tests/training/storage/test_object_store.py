@@ -86,6 +86,10 @@ def test_a_training_from_a_store_equals_one_from_disk(
     shutil.rmtree(store / "runs")
     outcome = train(store)
     assert outcome.code == 0 and "caching" not in outcome.err and results(store) == results(disk)
+    write_config(store, model=None, corpus={"sources": f"acts:{bucket}/caches/c"}, cache={"dir": "cache"})
+    assert train(store, "name=rows").code == 0
+    assert "is no cache" in refusal(train(store, "name=none", f"corpus.sources=acts:{bucket}/caches"))
+    write_config(store, cache={"dir": f"{bucket}/caches", "name": "c", "shard_rows": 320})
     # a shard that was altered, and one of another size
     data = remote.read(f"acts/{HOOK}/shard-00001.npy")
     assert data is not None
