@@ -118,12 +118,12 @@ def fill(
     if not hooks:
         return
     bounds = shard_bounds(tokens.n_seqs, tokens.n_ctx, shard_rows)
-    plan = {"tokens": _tokens_digest(tokens.folder), "dtype": dtype, "shard_rows": shard_rows, "code": code_version()}
-    for hook in hooks:
-        _begin(store, hook, plan | {"d": widths[hook]} | dict(made_by or {}))
     if isinstance(store, LocalStore):
         needed = bytes_needed(tokens, {hook: widths[hook] for hook in hooks}, dtype)
         check_space(tokens.folder, max(0, needed - _written(store, hooks)), say)
+    plan = {"tokens": _tokens_digest(tokens.folder), "dtype": dtype, "shard_rows": shard_rows, "code": code_version()}
+    for hook in hooks:
+        _begin(store, hook, plan | {"d": widths[hook]} | dict(made_by or {}))
 
     def n_tokens(shards: Iterable[int]) -> int:
         return sum(bounds[i][1] - bounds[i][0] for i in shards) * tokens.n_ctx
@@ -202,6 +202,7 @@ def _write_shard(store: Store, hook: str, i: int, shard: OnTheWay, first_seq: in
 
 def _finish(store: Store, hook: str, d: int, dtype: str, n_shards: int, tokens_digest: str) -> None:
     """The manifest, from the shards' records; others may have written the same."""
+    store.tidy(_acts(hook))
     if store.exists(f"{_acts(hook)}/manifest.json"):
         return
     records = [parsed(store.read(_record(hook, i)) or b"", store.place(_record(hook, i))) for i in range(n_shards)]

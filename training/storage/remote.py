@@ -128,6 +128,9 @@ class RemoteStore:
         with self._reached(name), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
+    def tidy(self, folder: str) -> None:
+        """Nothing is ever left of an object."""
+
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
 

@@ -150,7 +150,7 @@ class SharedWork:
 def claimants(store: Store, folder: str) -> list[str]:
     """The processes that are at a work, as far as is known: those of this machine that have gone are left out."""
     folder = f"{folder}/{CLAIMS}".lstrip("/")
-    claims = [store.read(f"{folder}/{name}") for name in sorted(store.names(folder))]
+    claims = [store.read(f"{folder}/{name}") for name in sorted(store.names(folder)) if name.isdecimal()]
     found = dict.fromkeys(_described(claim) for claim in claims if claim is not None and not has_gone(claim))
     return list(found)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from sae.io.files import atomic_file, refusing_full_disk
+from sae.io.files import atomic_file, refusing_full_disk, remove_all_abandoned
 
 Bytes = bytes | memoryview
 
@@ -51,6 +51,10 @@ class Store(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
+        ...
+
+    def tidy(self, folder: str) -> None:
+        """Remove what killed processes have left of files in a folder."""
         ...
 
 
@@ -110,9 +114,13 @@ class LocalStore:
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
+    def tidy(self, folder: str) -> None:
+        """Remove files that were not renamed, and are held by nobody."""
+        remove_all_abandoned(self.folder / folder, "*")
+
 
 def _linked(path: Path, data: bytes) -> bool:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
         beside.write_bytes(data)
         os.link(beside, path)
