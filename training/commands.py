@@ -223,14 +223,12 @@ def _cache_names(root: Path) -> list[str]:
 
 def _cache_verify(args: argparse.Namespace) -> int:
     from training.activations.cache import verify
-    from training.storage.mirror import fetch_tokens, mirror_of, store_of
+    from training.activations.own_rows import is_cache, place_of
+    from training.storage.mirror import store_of
     from training.storage.remote import is_url
 
-    if is_url(args.name):
-        folder = mirror_of(args.name)
-        fetch_tokens(folder)
-    else:
-        folder = _cache_folder(args)
+    in_store = is_url(args.name) and is_cache(args.name)
+    folder = place_of(args.name) if in_store else _cache_folder(args)
     problems = verify(folder)
     if problems:
         raise SaescopeError(" ".join(problems))

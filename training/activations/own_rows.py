@@ -27,7 +27,7 @@ def is_cache(path: str | Path) -> bool:
         raise SaescopeError(
             f"{store.place()} is no cache (it holds no manifest.json); arrays of your own are read from disk."
         )
-    return (place / "manifest.json").is_file() and bool(store.folders("acts"))
+    return (place / "manifest.json").is_file() and (isinstance(store, RemoteStore) or (place / "acts").is_dir())
 
 
 def place_of(path: str | Path) -> Path:
