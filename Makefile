@@ -36,6 +36,14 @@ sweep: $(VENV)/.done           ## six SAEs on one stream, then each alone: equal
 kill-test: $(VENV)/.done       ## kill -9 at 20 random moments, resume, compare bytes
 	$(PY) -m tests.e2e.kills --kills 20
 
+.PHONY: kill-many-test store-test
+kill-many-test: $(VENV)/.done  ## four processes make a cache, then an index; kill -9 one at 10 random moments, compare bytes
+	OMP_NUM_THREADS=1 $(PY) -m tests.e2e.many_processes --kills 10
+
+store-test: $(VENV)/.done      ## a cache in an S3 server on loopback: several processes fill it, and tokens/s beside the disk
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/training/storage
+	OMP_NUM_THREADS=1 $(PY) -m tests.e2e.store_times
+
 edit-test: $(VENV)/.done       ## two browsers edit one run 200 times at random: nothing is lost, every conflict is shown
 	$(PY) -m tests.dashboard.two_editors --actions 200
 

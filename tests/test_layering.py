@@ -15,7 +15,7 @@ COMMON = {"torch", "numpy", "einops", "jaxtyping"}
 ALLOWED = {
     "sae": {"pydantic", "pydantic_core", "safetensors", "filelock"},
     "training": {"pydantic", "safetensors", "ruamel", "transformer_lens", "transformers", "tokenizers",
-                 "huggingface_hub", "jinja2", "gguf", "datasets", "pyarrow", "wandb", "rich", "psutil"},
+                 "huggingface_hub", "jinja2", "gguf", "datasets", "fsspec", "pyarrow", "wandb", "rich", "psutil"},
     "analysis": {"pydantic", "safetensors", "scipy", "duckdb", "re2", "sklearn", "networkx", "plotly", "rich", "httpx",
                  "mlxtend"},
     "dashboard": {"streamlit"},
@@ -23,7 +23,8 @@ ALLOWED = {
 KERNELS = {"numba", "llvmlite", "triton", "psutil"}
 ONE_FILE = {
     "transformer_lens": "training/model/load.py", "wandb": "training/loggers.py", "datasets": "training/corpus/hub.py",
-    "httpx": "analysis/labels/by_model/endpoint.py", "mlxtend": "analysis/reproduce/k_sparse.py",
+    "fsspec": "training/storage/remote.py", "httpx": "analysis/labels/by_model/endpoint.py",
+    "mlxtend": "analysis/reproduce/k_sparse.py",
 }
 
 

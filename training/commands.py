@@ -25,7 +25,8 @@ def train(argv: list[str]) -> int:
         "train", "Train the SAE, or the sweep of SAEs, that a config describes.",
         "examples:\n  sae train configs/quickstart.yaml\n  sae train configs/quickstart.yaml name=wide sae.d_sae=16384\n"
         "  sae train configs/quickstart.yaml --resume\n"
-        "  sae train configs/quickstart.yaml name=longer train.budget='6 epochs' --from runs/quickstart\n\n"
+        "  sae train configs/quickstart.yaml name=longer train.budget='6 epochs' --from runs/quickstart\n"
+        "  sae train configs/sweep.yaml --part 1/2 train.device=cuda:0      # and 2/2 on cuda:1, from one cache\n\n"
         "--fields lists every key of a config with its meaning.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file")
@@ -33,6 +34,7 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same config")
     parser.add_argument("--from", dest="from_run", metavar="RUN", type=user_path,
                         help="begin a new run at the last checkpoint of this one, with a longer train.budget if you like")
+    parser.add_argument("--part", metavar="I/N", help="of a sweep: every N-th member, while other jobs train the others")
     parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     parser.add_argument("--fields", action="store_true", help="list every key of a config and leave")
@@ -44,10 +46,12 @@ def train(argv: list[str]) -> int:
         parser.error("which config? for example configs/quickstart.yaml")
     from training.distributed import launch
     from training.run import sweep
+    from training.sweep_part import SweepPart
 
+    part = None if args.part is None else SweepPart.read(args.part)
     with launch.speaking_once():
         results = sweep(args.config, args.overrides, runs=args.runs, resume=args.resume, from_run=args.from_run,
-                        quiet=args.quiet)
+                        quiet=args.quiet, part=part)
     if not args.quiet and launch.rank() == 0:
         _report(results)
     return 0
@@ -153,7 +157,7 @@ def cache(argv: list[str]) -> int:
     make.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
     for name, text in (("verify", "read every byte and compare checksums"), ("rm", "remove a cache")):
         sub = commands.add_parser(name, help=text)
-        sub.add_argument("name", help="a cache's folder, or its name below --dir")
+        sub.add_argument("name", help="a cache's folder, or its name below --dir; to verify one in a store, its URL")
         sub.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
         if name == "rm":
             sub.add_argument("--yes", action="store_true", help="remove it without being asked")
@@ -163,10 +167,26 @@ def cache(argv: list[str]) -> int:
     return {"make": _cache_make, "verify": _cache_verify, "ls": _cache_ls, "rm": _cache_rm}[args.what](args)
 
 
+def plan(argv: list[str]) -> int:
+    """Say what a training would take on some number of GPUs: memory, bytes between them, disk, time."""
+    parser = _parser(
+        "plan", "Say what a training would take on some number of GPUs before anybody rents them: memory of each rank, "
+        "bytes that it sends in a step, disk and time, and what was assumed. Nothing is loaded but configs.",
+        "examples:\n  sae plan configs/gemma-2-2b.yaml --gpus 8\n"
+        "  sae plan configs/topk.yaml sae.d_sae=1048576 --gpus 16 --gpu h200 --json\n"
+        "  sae plan configs/gemma-2-2b.yaml --gpus 8 --d-in 2304 --model-params 2.6e9   # without the hub",
+    )
+    from training.plan import commands
+
+    commands.arguments(parser)
+    return commands.run(parser.parse_intermixed_args(argv))
+
+
 def _cache_make(args: argparse.Namespace) -> int:
     from training.activations.harvest import open_data, open_heldout
     from training.config import reading as configs
     from training.display import Display
+    from training.storage.mirror import store_of
 
     members = configs.read(args.config, args.overrides)
     if members[0].cache.mode != "disk" or not members[0].corpus.in_cache:
@@ -176,7 +196,8 @@ def _cache_make(args: argparse.Namespace) -> int:
     hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
     data = open_data(members[0], hooks, Display())
     open_heldout(members[0], data, Display())
-    print(data.tokens.folder)
+    assert data.tokens.folder is not None
+    print(store_of(data.tokens.folder).place())
     return 0
 
 
@@ -204,12 +225,16 @@ def _cache_names(root: Path) -> list[str]:
 
 def _cache_verify(args: argparse.Namespace) -> int:
     from training.activations.cache import verify
+    from training.activations.own_rows import is_cache, place_of
+    from training.storage.mirror import store_of
+    from training.storage.remote import is_url
 
-    folder = _cache_folder(args)
+    in_store = is_url(args.name) and is_cache(args.name)
+    folder = place_of(args.name) if in_store else _cache_folder(args)
     problems = verify(folder)
     if problems:
         raise SaescopeError(" ".join(problems))
-    print(f"{folder}: whole")
+    print(f"{store_of(folder).place()}: whole")
     return 0
 
 
@@ -223,7 +248,7 @@ def _cache_ls(args: argparse.Namespace) -> int:
         manifest = read_json(folder / "manifest.json")
         n_seqs, n_ctx = manifest.get("n_seqs"), manifest.get("n_ctx")
         n_tokens = f"{n_seqs * n_ctx:,}" if isinstance(n_seqs, int) and isinstance(n_ctx, int) else "damaged"
-        hooks = sorted(p.name for p in (folder / "acts").glob("*") if p.is_dir())
+        hooks = sorted(p.parent.name for p in (folder / "acts").glob("*/manifest.json"))
         rows.append((name, n_tokens, f"{_size(folder) / 1e6:,.0f}", " ".join(hooks)))
     Display().table(str(args.dir), rows, ("cache", "tokens", "MB", "hooks"))
     return 0
@@ -233,6 +258,8 @@ def _cache_rm(args: argparse.Namespace) -> int:
     import shutil
 
     from sae.io.locks import locked
+    from training.storage.sharing import CLAIMS, claimants
+    from training.storage.store import LocalStore
 
     folder = _cache_folder(args)
     # what a link leads to is what takes the space; and `.` has no name to lock
@@ -240,8 +267,12 @@ def _cache_rm(args: argparse.Namespace) -> int:
     if not args.yes and not _agreed(f"remove {place}, {_size(place) / 1e6:,.0f} MB?"):
         print(f"kept {place}")
         return 0
-    # what is being filled is locked apart
-    with locked(place), locked(place / "acts"):
+    with locked(place):
+        if busy := claimants(LocalStore(place), "acts"):
+            raise SaescopeError(
+                f"{place} is being filled by {' and '.join(busy)}; wait for them to end, or remove "
+                f"{place}/acts/{CLAIMS} if they have gone."
+            )
         shutil.rmtree(place)
     if folder.is_symlink():
         folder.unlink()

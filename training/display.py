@@ -1,6 +1,7 @@
 """What a person sees while waiting: a bar with tokens/s, time left and the main metrics; plain lines where there is no
 terminal."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,13 @@ LINE_SECONDS = 15.0
 
 
 class Display:
-    """Progress bars on stderr. `quiet` shows nothing.
+    """Progress bars on stderr. `quiet` shows nothing. Of ranks that torchrun has started only the first speaks.
 
     Work of several steps is numbered once it is planned: "3 of 6: training".
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        quiet = quiet or int(os.environ.get("RANK", "0")) > 0
         self._plan: tuple[str, ...] = ()
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=not sys.stderr.isatty())
         self.live = self.console.is_terminal and not quiet

@@ -11,11 +11,11 @@ from sae.errors import SaescopeError
 from training.config.schema import Config
 
 _CGROUP = Path("/sys/fs/cgroup")
-_PER_SAVED_WEIGHT = 12
+PER_SAVED_WEIGHT = 12
 """Bytes of a weight in the snapshot that is written as a checkpoint, in the machine's own memory."""
-_PER_SCORE = 12
+PER_SCORE = 12
 """Bytes of the score of a feature for a row: in fp32, and twice as much for what is made of it on the way."""
-_PER_WEIGHT = 16
+PER_WEIGHT = 16
 """Bytes of a weight in training: itself, its gradient and Adam's two averages, in fp32."""
 
 
@@ -61,8 +61,8 @@ def require_saes(members: Sequence[Config], widths: Mapping[str, int], *, saved:
     weights = sum(_weights(m, widths) for m in members)
     sizes = ", ".join(f"{n:,}" for n in dict.fromkeys(m.sae.d_sae for m in members))
     what = f"sae.d_sae = {sizes}" if len(members) == 1 else f"a sweep of {len(members)} SAEs (sae.d_sae = {sizes})"
-    needed = _PER_WEIGHT * weights
-    snapshot = _PER_SAVED_WEIGHT * weights if saved else 0
+    needed = PER_WEIGHT * weights
+    snapshot = PER_SAVED_WEIGHT * weights if saved else 0
     if device.type == "cuda":
         require(needed, what, "lower sae.d_sae", device)
         require(snapshot, f"a checkpoint of {what}", "lower sae.d_sae")
@@ -78,8 +78,8 @@ def training_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
     """
     weights = [_weights(m, widths) for m in members]
     scores = [m.sae.d_sae // m.train.shards * m.data.batch_rows for m in members]
-    steps = [2 * n + _PER_SCORE * n_scores for n, n_scores in zip(weights, scores, strict=True)]
-    return _PER_WEIGHT * sum(weights) + max(steps)
+    steps = [2 * n + PER_SCORE * n_scores for n, n_scores in zip(weights, scores, strict=True)]
+    return PER_WEIGHT * sum(weights) + max(steps)
 
 
 def _weights(member: Config, widths: Mapping[str, int]) -> int:

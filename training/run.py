@@ -8,7 +8,8 @@
               summary.json           held-out figures with intervals; its presence means: finished
               going_on.json          which run it went on from, where it did not begin anew (`training.going_on`)
 
-A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/.
+A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/; where several
+processes train parts of it (`training.sweep_part`), each has its own in runs/NAME/checkpoints/PART/.
 """
 
 import time
@@ -45,6 +46,7 @@ from training.run_folder import run_folder
 from training.saver import Saver
 from training.schedule import Clock
 from training.shared import Reader, Shared, all_hooks, share
+from training.sweep_part import SweepPart
 from training.trainer import Trainer, new_sae
 
 _MAY_CHANGE = ("checkpoint_every", "shards", "patience")
@@ -83,17 +85,22 @@ def train(
 
 def sweep(
     config: Source | Sequence[Config], overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
-    from_run: str | Path | None = None, quiet: bool = False,
+    from_run: str | Path | None = None, quiet: bool = False, part: SweepPart | None = None,
 ) -> list[Result]:
     """Train every SAE that a config describes on one stream of batches, and return their results in its order.
 
     Arguments are those of `train`; `config` may also be a sequence of resolved configs, and may describe a single SAE.
+    `part`: train some of them here, while other processes train the others from the same cache.
     """
     if isinstance(config, Sequence) and not isinstance(config, str):
         members = [one for c in config for one in _resolved(c, overrides)]
     else:
         members = _resolved(config, overrides)
-    return run_in_folders(members, runs, _from_config, resume=resume, from_run=from_run, display=Display(quiet=quiet))
+    if part is not None:
+        members = part.members(members)
+    return run_in_folders(
+        members, runs, _from_config, resume=resume, from_run=from_run, display=Display(quiet=quiet), part=part
+    )
 
 
 def _resolved(config: Source, overrides: Sequence[str]) -> list[Config]:
@@ -111,7 +118,7 @@ def _from_config(members: Sequence[Config], display: Display) -> Shared:
 
 def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
-    resume: bool, display: Display, from_run: str | Path | None = None,
+    resume: bool, display: Display, from_run: str | Path | None = None, part: SweepPart | None = None,
 ) -> list[Result]:
     """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
     if from_run is not None and (resume or len(members) > 1):
@@ -133,7 +140,7 @@ def run_in_folders(
                 _refuse_taken(members, folders, resume=resume)
                 if from_run is not None:
                     held.enter_context(going_on(from_run, members[0], folders[0]))
-        return run(members, folders, opened, display, resume=resume or from_run is not None or again, world=world)
+        return run(members, folders, opened, display, resume=resume or from_run is not None or again, world=world, part=part)
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
@@ -171,9 +178,12 @@ def _may_go_on_as(there: Config, member: Config) -> Config:
 @own_torch_state()
 def run(
     members: Sequence[Config], folders: Sequence[Path] | None, opened: Callable[[Sequence[Config], Display], Shared],
-    display: Display, *, resume: bool = False, world: World | None = None,
+    display: Display, *, resume: bool = False, world: World | None = None, part: SweepPart | None = None,
 ) -> list[Result]:
-    """Open the rows, train, finish. Without `folders` nothing is written. `world`: this process among several."""
+    """Open the rows, train, finish. Without `folders` nothing is written.
+
+    `world`: this process among several. `part`: which of a sweep the members are.
+    """
     world = world or World()
     began = time.monotonic()
     first = members[0]
@@ -185,7 +195,7 @@ def run(
         for m in members
     ]
     world.begin_alike(trainers)
-    checkpoints = _checkpoints(folders, shared, world, trainers)
+    checkpoints = _checkpoints(folders, shared, world, trainers, part)
     start = _continue(checkpoints, trainers, display) if checkpoints and resume else FIRST
     written = folders if world.is_first else None
     places: Sequence[Path | None] = written or [None] * len(members)
@@ -206,13 +216,14 @@ def run(
 
 
 def _checkpoints(
-    folders: Sequence[Path] | None, shared: Shared, world: World, trainers: Sequence[Trainer]
+    folders: Sequence[Path] | None, shared: Shared, world: World, trainers: Sequence[Trainer], part: SweepPart | None
 ) -> Checkpoints | None:
-    """Those of one run, or of a sweep, whose members lie in one folder."""
+    """Those of one run, or of a sweep or a part of one, whose members lie in one folder."""
     if folders is None:
         return None
     group = folders[0] if len(folders) == 1 else folders[0].parent
-    return world.checkpoints(group / "checkpoints", shared.data.tokens.made_from, trainers)
+    name = "checkpoints" if part is None or len(folders) == 1 else f"checkpoints/{part.name}"
+    return world.checkpoints(group / name, shared.data.tokens.made_from, trainers)
 
 
 def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Display) -> Address:

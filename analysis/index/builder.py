@@ -1,11 +1,11 @@
 """Making an index: one pass over the rows, then everything by feature, then the neighbours; written aside, then renamed.
 
-An interrupted attempt goes on behind its last whole shard. An index is keyed by what it is made from: weights, tokens,
+Several processes may make one index: all encode, each the next shard that nobody is at, and one of them writes the rest. An
+interrupted attempt goes on with the shards that are lacking. An index is keyed by what it is made from: weights, tokens,
 rows, mask and settings, all by hash; `sae index` leaves one that is still true as it is, and says what changed if not.
 """
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from analysis.corpus_rows import CorpusRows, open_rows
 from analysis.index import store
 from analysis.index.columns import Columns, Context, write_columns
-from analysis.index.encode import BLOCK_ROWS, Codes, encode
+from analysis.index.encode import BLOCK_ROWS, Codes, begin, clear, encode, is_begun, join_codes, shard_seqs
 from analysis.index.fidelity import fidelity
 from analysis.index.neighbours import (
     MAX_PAIRS,
@@ -89,28 +89,41 @@ def build(
             display.say(f"{folder} is up to date")
             return open_index(folder)
         display.say(f"{folder} is out of date ({changed}) and is made again")
-    make(folder, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows)
+    make(
+        folder, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows, again=again
+    )
     return open_index(folder)
 
 
 def make(
     folder: Path, rows: CorpusRows, made_from: dict[str, Any], *, budget: int, display: Display,
-    batch_rows: int | None = None, shard_rows: int = SHARD_ROWS,
+    batch_rows: int | None = None, shard_rows: int = SHARD_ROWS, again: bool = True,
 ) -> None:
-    """Encode rows and write their index to `folder`; see `build`."""
+    """Encode rows and write their index to `folder`, together with whoever else does; see `build`."""
     if batch_rows is None:
         width = sum(rows.data.source.widths[hook] for hook in rows.trained.site.hooks)
         batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * width)))
     work = folder.with_name(f"{folder.name}.partial")
-    with locked(folder):
-        with display.task("indexing: rows", rows.n_seqs * rows.n_ctx, "rows") as task:
-            codes = encode(
-                rows, work, made_from, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip
-            )
+    plan = made_from | {
+        "shard_seqs": shard_seqs(shard_rows, rows.n_ctx), "code": code_version(), "torch": torch.__version__,
+    }
+    with locked(folder, wait=True, say=display.say):
+        if not again and (folder / store.MANIFEST).exists() and _difference(folder, made_from) is None:
+            return  # another process has made it meanwhile
+        begin(work, plan)
+    with display.task("indexing: rows", rows.n_seqs * rows.n_ctx, "rows") as task:
+        encode(
+            rows, work, plan, batch_rows=batch_rows, shard_rows=shard_rows, advance=task.advance, skip=task.skip,
+            say=display.say,
+        )
+    with locked(folder, wait=True, say=display.say):
+        if not is_begun(work, plan):
+            return  # another process was faster, and has written the index
+        codes = join_codes(work, plan)
         with atomic_dir(folder) as partial:
             write_index(partial, rows, codes, made_from, fidelity(rows, codes), budget, display)
         del codes
-        shutil.rmtree(work, ignore_errors=True)
+        clear(work)
 
 
 def facts_of(rows: CorpusRows) -> dict[str, Any]:
@@ -274,7 +287,7 @@ def _decoder_norms(run: Path, sae: SAE) -> np.ndarray | None:
     if type(sae).unit_norm_decoder and "imported" not in sae.provenance:
         return np.ones(sae.d_sae)
     for place in (run, run.parent):
-        for state_path in sorted((place / "checkpoints").glob("step-*/state.json"), reverse=True):
+        for state_path in sorted((place / "checkpoints").glob("**/step-*/state.json"), reverse=True):
             state = read_json(state_path)
             summary = run / "summary.json"
             final = summary.exists() and read_json(summary).get("n_steps") == state.get("n_steps")

@@ -1,17 +1,18 @@
 """The pass over the rows: each is encoded once, all features at once, and its code goes to disk.
 
-    NAME.partial/plan.json       what an interrupted attempt must agree with to be continued
-                 shards.json     rows and values of every whole shard; what lies behind them is forgotten
-                 kept.bin counts.bin feature.bin value.bin    appended to; fp32 values, and a count for each row
+    NAME.partial/plan.json              what all who encode, now or later, must agree with
+                 PLAN-00000.feature …   a stretch of rows: which are kept, a count for each, features and fp32 values;
+                                        PLAN is a hash of the plan, and `.kept` comes last
+                 feature.bin …          all stretches, one behind the other, when the last is there
 
+Any number of processes may encode, each the next shard that nobody is at (`training.storage.sharing`).
 Sequences are encoded in blocks of a fixed number of rows, the same ones whatever is read at a time, because matrix
-products of other sizes may round differently: so neither batches nor shards can change a bit.
+products of other sizes may round differently: so neither batches nor shards nor who encoded them can change a bit.
 """
 
-import json
-import os
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,15 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from analysis.corpus_rows import CorpusRows
-from sae.io.files import json_bytes, refusing_full_disk, write_bytes, write_json
+from sae.errors import SaescopeError
+from sae.io.files import atomic_file, json_bytes, parsed, refusing_full_disk
+from training.provenance import first_difference
+from training.storage.sharing import SharedWork, claimants
+from training.storage.store import LocalStore
 
 BLOCK_ROWS = 4096
 """Rows that are encoded together, rounded down to whole sequences."""
+PLAN = "plan.json"
 FILES = {"kept": np.bool_, "counts": np.int32, "feature": np.int32, "value": np.float32}
 
 
@@ -37,45 +43,95 @@ class Codes(NamedTuple):
     value: Float32[np.ndarray, " nnz"]
 
 
+def begin(work: Path, plan: dict[str, Any]) -> None:
+    """Begin, or join those who have begun under the same plan; forget what others have left under another.
+
+    Raises:
+        SaescopeError: other processes are encoding under another plan.
+    """
+    store = LocalStore(work)
+    if not store.create(PLAN, json_bytes(plan)):
+        there = parsed(store.read(PLAN) or b"{}", store.place(PLAN))
+        if there == plan:
+            return
+        if busy := claimants(store, ""):
+            raise SaescopeError(
+                f"this index is being made from something else by {' and '.join(busy)} ({first_difference(there, plan)}); "
+                f"wait for that to end, take another --name, or remove {work} if they have gone."
+            )
+        clear(work)
+        store.create(PLAN, json_bytes(plan))
+
+
+def is_begun(work: Path, plan: dict[str, Any]) -> bool:
+    """Whether this work has been begun and not cleared."""
+    return LocalStore(work).read(PLAN) == json_bytes(plan)
+
+
+def clear(work: Path) -> None:
+    """Remove all, the plan first: from then on nothing is lacking any more."""
+    (work / PLAN).unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
 def encode(
     rows: CorpusRows, work: Path, plan: dict[str, Any], *, batch_rows: int, shard_rows: int,
     advance: Callable[[int], None] = lambda _: None, skip: Callable[[int], None] = lambda _: None,
-) -> Codes:
-    """Encode what an earlier attempt with the same plan has not encoded yet.
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Encode, with whoever else has begun this work, what nobody has encoded yet; returns when all is there.
 
     Args:
         rows: what is encoded, by the SAE they were opened with.
         work: the folder of unfinished work.
-        plan: JSON-able; work that was done under another plan is thrown away.
+        plan: under which it was begun.
         batch_rows: rows read and held in memory at a time.
-        shard_rows: rows after which progress is made safe.
-        advance: told of rows that were encoded.
-        skip: told of rows that an earlier attempt had encoded.
+        shard_rows: rows after which progress is made safe, and that a process takes at a time; part of the plan.
+        advance: told of rows that were encoded, by others too.
+        skip: told of rows that had been encoded before.
+        say: told what is waited for.
     """
-    _restart_unless(work, plan)
     n_ctx = rows.n_ctx
-    block = max(1, BLOCK_ROWS // n_ctx)
+    block, shard = block_seqs(n_ctx), shard_seqs(shard_rows, n_ctx)
     batch = block * max(1, batch_rows // (block * n_ctx))
-    shard = batch * max(1, shard_rows // (batch * n_ctx))
-    done = _done(work)
-    skip(done["n_seqs"] * n_ctx)
-    for first in range(done["n_seqs"], rows.n_seqs, shard):
-        stop = min(first + shard, rows.n_seqs)
-        with ExitStack() as stack:
-            files = {name: stack.enter_context((work / f"{name}.bin").open("ab")) for name in FILES}
-            for start in range(first, stop, batch):
-                seqs = np.arange(start, min(start + batch, stop))
-                for name, array in encode_batch(rows, seqs, block).items():
-                    with refusing_full_disk(work):
+    starts, store = range(0, rows.n_seqs, shard), LocalStore(work)
+    prefix = _prefix(plan)
+
+    def n_rows(shards: Iterable[int]) -> int:
+        return sum(min(shard, rows.n_seqs - starts[i]) for i in shards) * n_ctx
+
+    def is_done(i: int) -> bool:  # who writes the index takes the plan away first
+        return store.exists(_name(prefix, i, "kept")) or not store.exists(PLAN)
+
+    def done() -> set[int]:
+        there = store.names("")
+        return {i for i in range(len(starts)) if _name(prefix, i, "kept") in there or PLAN not in there}
+
+    with SharedWork(
+        store, "", len(starts), done=done, is_done=is_done, say=say, found=lambda shards: advance(n_rows(shards))
+    ) as shared:
+        skip(n_rows(shared.begun_with))
+        for i in shared.pieces():
+            # the first to be opened gets its name last
+            with ExitStack() as stack:
+                files = {name: stack.enter_context(atomic_file(work / _name(prefix, i, name))) for name in FILES}
+                stop = min(starts[i] + shard, rows.n_seqs)
+                for start in range(starts[i], stop, batch):
+                    seqs = np.arange(start, min(start + batch, stop))
+                    for name, array in encode_batch(rows, seqs, block).items():
                         files[name].write(array.tobytes())
-                advance(len(seqs) * n_ctx)
-            with refusing_full_disk(work):
-                for file in files.values():
-                    file.flush()
-                    os.fsync(file.fileno())
-        sizes = {name: (work / f"{name}.bin").stat().st_size for name in FILES}
-        write_json(work / "shards.json", {"n_seqs": stop, "sizes": sizes})
-    return open_codes(work)
+                    advance(len(seqs) * n_ctx)
+
+
+def block_seqs(n_ctx: int) -> int:
+    """Sequences that are encoded together."""
+    return max(1, BLOCK_ROWS // n_ctx)
+
+
+def shard_seqs(shard_rows: int, n_ctx: int) -> int:
+    """Sequences of a shard: whole blocks."""
+    block = block_seqs(n_ctx)
+    return block * max(1, shard_rows // (block * n_ctx))
 
 
 def encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) -> dict[str, np.ndarray]:
@@ -101,8 +157,15 @@ def encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) ->
     }
 
 
-def open_codes(work: Path) -> Codes:
-    """What `encode` has written, mapped."""
+def join_codes(work: Path, plan: dict[str, Any]) -> Codes:
+    """What all have encoded, one stretch behind the other, mapped. One process at a time may do this."""
+    prefix = _prefix(plan)
+    with ExitStack() as stack, refusing_full_disk(work):
+        for name in FILES:
+            whole = stack.enter_context((work / f"{name}.bin").open("wb"))
+            for shard in sorted(work.glob(f"{prefix}-*.{name}")):
+                with shard.open("rb") as file:
+                    shutil.copyfileobj(file, whole, 1 << 24)
     found = {name: _mapped(work / f"{name}.bin", dtype) for name, dtype in FILES.items()}
     indptr = np.zeros(len(found["counts"]) + 1, np.int64)
     np.cumsum(found["counts"], out=indptr[1:])
@@ -115,25 +178,10 @@ def _mapped(path: Path, dtype: Any) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def _restart_unless(work: Path, plan: dict[str, Any]) -> None:
-    """Forget work that was done under another plan."""
-    path = work / "plan.json"
-    if not (path.exists() and path.read_bytes() == json_bytes(plan)):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_bytes(path, json_bytes(plan))
-    for name in FILES:
-        (work / f"{name}.bin").touch()
+def _name(prefix: str, i: int, name: str) -> str:
+    return f"{prefix}-{i:05d}.{name}"
 
 
-def _done(work: Path) -> dict[str, Any]:
-    """What is safe, everything behind it cut off; nothing, if files are shorter than they were said to be."""
-    path = work / "shards.json"
-    done: dict[str, Any] = {"n_seqs": 0, "sizes": dict.fromkeys(FILES, 0)}
-    if path.exists():
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if all((work / f"{name}.bin").stat().st_size >= size for name, size in said["sizes"].items()):
-            done = said
-    for name, size in done["sizes"].items():
-        os.truncate(work / f"{name}.bin", size)
-    return done
+def _prefix(plan: dict[str, Any]) -> str:
+    """A short name of the plan: what is written late under another is not taken for a part of this."""
+    return hashlib.sha256(json_bytes(plan)).hexdigest()[:8]

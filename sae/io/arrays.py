@@ -3,6 +3,7 @@
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tokenize import TokenError
 
@@ -11,19 +12,35 @@ import numpy as np
 from sae.io.files import atomic_file
 
 
+def array_parts(array: np.ndarray) -> list[bytes | memoryview]:
+    """The bytes of an array as .npy, in parts: what comes first, and its numbers, which are not copied."""
+    array = np.ascontiguousarray(array)
+    return [header_of(array.dtype, array.shape), *([array.reshape(-1).view(np.uint8).data] if array.size else [])]
+
+
+def header_of(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The first bytes of an array as .npy."""
+    header = io.BytesIO()
+    facts = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    return header.getvalue()
+
+
+def digest_of(parts: Sequence[bytes | memoryview]) -> str:
+    """The sha256 of a file of these parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def write_array(path: Path, array: np.ndarray) -> str:
     """Write an array as .npy beside its final name, rename it, and return the sha256 of the file."""
-    header = io.BytesIO()
-    array = np.ascontiguousarray(array)
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    digest = hashlib.sha256(header.getvalue())
+    parts = array_parts(array)
     with atomic_file(path) as file:
-        file.write(header.getvalue())
-        if array.size:
-            data = array.reshape(-1).view(np.uint8).data
-            digest.update(data)
-            file.write(data)
-    return digest.hexdigest()
+        for part in parts:
+            file.write(part)
+    return digest_of(parts)
 
 
 def map_array(path: Path) -> np.ndarray:

@@ -155,8 +155,20 @@ def read_json(path: Path) -> dict[str, Any]:
         SaescopeError: the file is missing, unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))  # other programs write a BOM
-    except (OSError, ValueError, RecursionError) as error:
+        return parsed(path.read_bytes(), path)
+    except OSError as error:
+        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
+
+
+def parsed(data: bytes, path: Path | str) -> dict[str, Any]:
+    """The JSON object that the bytes of a file are.
+
+    Raises:
+        SaescopeError: they are not JSON, or no object.
+    """
+    try:
+        value = json.loads(data.decode("utf-8-sig"))  # other programs write a BOM
+    except (ValueError, RecursionError) as error:
         raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
     if not isinstance(value, dict):
         raise SaescopeError(f"{path}: holds a JSON {type(value).__name__} where an object was expected.")

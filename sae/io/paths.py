@@ -1,5 +1,6 @@
-"""The one way in which a path from a user is read, be it from a config, the command line or Python."""
+"""The one way in which a path from a user is read, from a config, the command line or Python; and the user's cache."""
 
+import os
 from pathlib import Path
 
 from sae.errors import SaescopeError
@@ -17,3 +18,8 @@ def user_path(text: str | Path) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise SaescopeError(f"{text}: there is no home folder of that user; write the path in full.") from None
+
+
+def cache_home() -> Path:
+    """The user cache of Saescope: `$SAESCOPE_HOME`, else `~/.cache/saescope`."""
+    return Path(os.environ.get("SAESCOPE_HOME") or Path.home() / ".cache" / "saescope")

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 import torch
 
 from sae.errors import SaescopeError
-from sae.io.files import read_json, write_json
+from sae.io.files import json_bytes, parsed
 from training.config.schema import Config
 from training.corpus.tokens import Tokens
 from training.memory import available
 from training.model.language_model import Model
+from training.storage.mirror import store_of
+from training.storage.store import LocalStore
 
 ON_HOST = 16
 LARGEST_FORWARD = 65_536
 """Tokens; more do not make a GPU any faster."""
+_FILE = "batch_seqs.json"
 _SHARE = 0.5
 """Of the device's free memory; the rest is for superblocks and an SAE, where they come to lie there, too."""
 
@@ -36,15 +39,22 @@ def batch_seqs(config: Config, model: Model, tokens: Tokens, hooks: Sequence[str
         return asked
     if model.device.type != "cuda":
         return ON_HOST
-    path = None if tokens.folder is None else tokens.folder / "batch_seqs.json"
-    if path is not None and path.exists():
-        found = read_json(path).get("batch_seqs")
-        if not isinstance(found, int) or found < 1:
-            raise SaescopeError(f"{path} holds no number of sequences; remove it, and it is measured again.")
-        return found
+    store = None if tokens.folder is None else store_of(tokens.folder)
+    if store is not None and (kept := store.read(_FILE)) is not None:
+        return _number(kept, store.place(_FILE))
     found = even(fitting(model, tokens.n_ctx, hooks), max(1, config.cache.shard_rows // tokens.n_ctx))
-    if path is not None and os.access(path.parent, os.W_OK):
-        write_json(path, {"batch_seqs": found, "device": torch.cuda.get_device_name(model.device)})
+    if store is None or (isinstance(store, LocalStore) and not os.access(store.folder, os.W_OK)):
+        return found
+    data = json_bytes({"batch_seqs": found, "device": torch.cuda.get_device_name(model.device)})
+    if not store.create(_FILE, data):  # another process was faster, and all must take the same
+        return _number(store.read(_FILE) or b"", store.place(_FILE))
+    return found
+
+
+def _number(kept: bytes, place: str) -> int:
+    found = parsed(kept, place).get("batch_seqs")
+    if not isinstance(found, int) or found < 1:
+        raise SaescopeError(f"{place} holds no number of sequences; remove it, and it is measured again.")
     return found
 
 

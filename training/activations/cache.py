@@ -1,20 +1,21 @@
 """Activations on disk: one folder per hook below the tokens' cache, filled by one forward pass for all hooks.
 
-    cache/NAME/acts/HOOK/manifest.json        width, dtype, shards with sha256, sha256 of the tokens
+    cache/NAME/acts/HOOK/plan.json            what everybody who fills it must agree with
                          shard-00000.npy      rows in corpus order, [n_seqs_of_shard, n_ctx, d]; bfloat16 as uint16
                          norms-00000.npy      fp32 norm of each row, [n_seqs_of_shard, n_ctx]
                          shard-00000.json     written when both are whole
-                         plan.json            what an interrupted attempt must agree with to be continued
+                         manifest.json        width, dtype, shards with sha256, sha256 of the tokens; written when all are
 
-Row r is token `r % n_ctx` of sequence `r // n_ctx`. Rows are raw. While it is being filled the folder is called
-`HOOK.partial`; an interrupted cache goes on behind its last whole shard.
+Row r is token `r % n_ctx` of sequence `r // n_ctx`. Rows are raw. Any number of processes may fill a cache, each the next
+shard that nobody is at (`training.storage.sharing`): what a shard holds depends on its number alone. An interrupted cache
+goes on with the shards that are lacking.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -27,16 +28,21 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from torch import Tensor
 
 from sae.errors import SaescopeError
-from sae.io.arrays import write_array
-from sae.io.files import code_version, write_json
-from sae.io.locks import locked
+from sae.io.arrays import array_parts, digest_of, header_of
+from sae.io.files import code_version, json_bytes, parsed, write_json
 from training.activations.outbox import OnTheWay, to_host, writing
+from training.activations.remote_rows import RemoteFile, RemoteRows
 from training.activations.row_files import RowFile, RowFiles
 from training.activations.sources import DTYPES, NO_NUMBERS
 from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
+from training.provenance import first_difference
+from training.storage.mirror import fetch_hook, fetch_tokens, store_of
+from training.storage.remote import RemoteStore
+from training.storage.sharing import CLAIMS, SharedWork
+from training.storage.store import LocalStore, Store
 
 # bfloat16 has no numpy type: its bits are stored as uint16
-_STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+STORED = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 _HASHERS = 8
 
 
@@ -65,12 +71,13 @@ def hook_folder(folder: Path, hook: str) -> Path:
 
 def missing_hooks(folder: Path, hooks: Sequence[str]) -> list[str]:
     """The hooks that are not there whole."""
-    return [hook for hook in hooks if not (hook_folder(folder, hook) / "manifest.json").exists()]
+    store = store_of(folder)
+    return [hook for hook in hooks if not store.exists(f"{_acts(hook)}/manifest.json")]
 
 
 def bytes_needed(tokens: Tokens, widths: dict[str, int], dtype: str) -> int:
     """Bytes that the activations of these hooks take on disk, norms included."""
-    return tokens.n_seqs * tokens.n_ctx * sum(d * np.dtype(_STORED[dtype]).itemsize + 4 for d in widths.values())
+    return tokens.n_seqs * tokens.n_ctx * sum(d * np.dtype(STORED[dtype]).itemsize + 4 for d in widths.values())
 
 
 def check_space(folder: Path, needed: int, say: Callable[[str], None]) -> None:
@@ -92,62 +99,92 @@ def shard_bounds(n_seqs: int, n_ctx: int, shard_rows: int) -> list[tuple[int, in
 
 def fill(
     tokens: Tokens, compute: Callable[[Int64[np.ndarray, " n"]], dict[str, Tensor]], widths: dict[str, int], *,
-    dtype: str, shard_rows: int, say: Callable[[str], None] = lambda _: None,
+    dtype: str, shard_rows: int, made_by: Mapping[str, Any] | None = None, say: Callable[[str], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None, skip: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write the activations of `widths`' hooks, going on behind the last whole shard of an earlier attempt.
+    """Write the activations of `widths`' hooks, together with whoever else does; returns when all are there.
 
     `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype, on whichever device, in memory of their
-    own; `advance(n_tokens)` is told of progress, `skip(n_tokens)` of what was there.
+    own; `made_by` is what its results depend on beside the sequences, and must be the same for all who fill this cache.
+    `advance(n_tokens)` is told of progress, others' too, `skip(n_tokens)` of what was there.
     Several hooks are filled in step. Shards are copied to the host, hashed and written by threads while the next are
     computed. A kill at any moment leaves whole shards only.
 
     Raises:
-        SaescopeError: another process is writing, too little space, or NaN or infinite activations.
+        SaescopeError: a cache begun under another plan, too little space, or NaN or infinite activations.
     """
     assert tokens.folder is not None
-    with locked(tokens.folder / "acts"):
-        hooks = missing_hooks(tokens.folder, list(widths))
-        for place in (hook_folder(tokens.folder, hook) for hook in hooks):
-            if place.exists():
-                raise SaescopeError(f"{place} lacks its manifest.json, so it is not whole; remove it and start again.")
-        parts = {hook: hook_folder(tokens.folder, hook).with_name(f"{hook}.partial") for hook in hooks}
-        for part in parts.values():
-            part.mkdir(parents=True, exist_ok=True)
-        bounds = shard_bounds(tokens.n_seqs, tokens.n_ctx, shard_rows)
-        plan = {"tokens": _tokens_digest(tokens.folder), "dtype": dtype, "shard_rows": shard_rows}
-        for hook, part in parts.items():
-            _restart_unless(part, plan | {"d": widths[hook]})
-        done = sum(f.stat().st_size for part in parts.values() for f in part.glob("*.npy"))
-        check_space(tokens.folder, bytes_needed(tokens, {h: widths[h] for h in hooks}, dtype) - done, say)
-        with writing() as write:
-            for i, (start, stop) in enumerate(bounds):
-                todo = [hook for hook, part in parts.items() if not (part / f"shard-{i:05d}.json").exists()]
-                if todo:
-                    acts = compute(np.arange(start, stop))
-                    for hook in todo:
-                        write(_write_shard, parts[hook], i, to_host(acts[hook]), start, hook)
-                    del acts
-                (advance if todo else skip)((stop - start) * tokens.n_ctx)
-        for hook, part in parts.items():
-            _finish(part, hook_folder(tokens.folder, hook), hook, widths[hook], dtype, len(bounds), str(plan["tokens"]))
+    store, hooks = store_of(tokens.folder), missing_hooks(tokens.folder, list(widths))
+    if not hooks:
+        return
+    bounds = shard_bounds(tokens.n_seqs, tokens.n_ctx, shard_rows)
+    if isinstance(store, LocalStore):
+        needed = bytes_needed(tokens, {hook: widths[hook] for hook in hooks}, dtype)
+        check_space(tokens.folder, max(0, needed - _written(store, hooks)), say)
+    plan = {"tokens": _tokens_digest(tokens.folder), "dtype": dtype, "shard_rows": shard_rows, "code": code_version()}
+    for hook in hooks:
+        _begin(store, hook, plan | {"d": widths[hook]} | dict(made_by or {}))
+
+    def n_tokens(shards: Iterable[int]) -> int:
+        return sum(bounds[i][1] - bounds[i][0] for i in shards) * tokens.n_ctx
+
+    def done() -> set[int]:
+        there = set.intersection(*(store.names(_acts(hook)) for hook in hooks))
+        return {i for i in range(len(bounds)) if f"shard-{i:05d}.json" in there}
+
+    with SharedWork(
+        store, "acts", len(bounds), done=done, is_done=lambda i: all(store.exists(_record(hook, i)) for hook in hooks),
+        say=say, found=lambda shards: advance(n_tokens(shards)),
+    ) as work, writing() as write:
+        skip(n_tokens(work.begun_with))
+        for i in work.pieces():
+            start, stop = bounds[i]
+            acts = compute(np.arange(start, stop))
+            for hook in hooks:
+                if not store.exists(_record(hook, i)):
+                    write(_write_shard, store, hook, i, to_host(acts[hook]), start)
+            del acts
+            advance(n_tokens([i]))
+    for hook in hooks:
+        _finish(store, hook, widths[hook], dtype, len(bounds), str(plan["tokens"]))
 
 
 def _tokens_digest(folder: Path) -> str:
     return str(read_manifest(folder)["sha256"]["tokens.npy"])
 
 
-def _restart_unless(part: Path, plan: dict[str, Any]) -> None:
-    """Forget earlier shards if they were written under another plan."""
-    path = part / "plan.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+def _acts(hook: str) -> str:
+    return f"acts/{hook}"
+
+
+def _record(hook: str, i: int) -> str:
+    return f"{_acts(hook)}/shard-{i:05d}.json"
+
+
+def _written(store: LocalStore, hooks: Sequence[str]) -> int:
+    """Bytes of rows and norms that are there."""
+    return sum(f.stat().st_size for hook in hooks for f in (store.folder / _acts(hook)).glob("*.npy"))
+
+
+def _begin(store: Store, hook: str, plan: dict[str, Any]) -> None:
+    """Begin to fill a hook, or join those who have begun under the same plan."""
+    path, place = f"{_acts(hook)}/plan.json", store.place(_acts(hook))
+    if store.create(path, json_bytes(plan)):
+        if any(name.startswith("shard-") for name in store.names(_acts(hook))):
+            store.remove(path)
+            raise SaescopeError(
+                f"{place} holds shards but no plan.json, so nobody knows of what; remove it and start again."
+            )
         return
-    shutil.rmtree(part)
-    part.mkdir(parents=True)
-    write_json(path, plan)
+    there = parsed(store.read(path) or b"", store.place(path))
+    if (other := first_difference(there, plan)) is not None:
+        raise SaescopeError(
+            f"{place} was begun with {other.path} = {other.was!r}, and this would go on with {other.now!r}; go on as it "
+            f"was begun, or remove it and start again."
+        )
 
 
-def _write_shard(part: Path, i: int, shard: OnTheWay, first_seq: int, hook: str) -> None:
+def _write_shard(store: Store, hook: str, i: int, shard: OnTheWay, first_seq: int) -> None:
     acts, norms = shard.arrived()
     bad = ~norms.isfinite()
     if bad.any():
@@ -156,22 +193,23 @@ def _write_shard(part: Path, i: int, shard: OnTheWay, first_seq: int, hook: str)
             f"{hook}: NaN or infinite activations in shard {i}, sequence {first_seq + seq}, position {position} "
             f"({int(bad.sum())} rows of the shard); {NO_NUMBERS}"
         )
-    record = {
-        "n_seqs": acts.shape[0],
-        "sha256": write_array(part / f"shard-{i:05d}.npy", to_stored(acts)),
-        "norms_sha256": write_array(part / f"norms-{i:05d}.npy", norms.numpy()),
-    }
-    write_json(part / f"shard-{i:05d}.json", record)
+    parts = {"shard": array_parts(to_stored(acts)), "norms": array_parts(norms.numpy())}
+    for kind, of in parts.items():
+        store.write(f"{_acts(hook)}/{kind}-{i:05d}.npy", of)
+    record = {"n_seqs": acts.shape[0], "sha256": digest_of(parts["shard"]), "norms_sha256": digest_of(parts["norms"])}
+    store.write(_record(hook, i), [json_bytes(record)])
 
 
-def _finish(part: Path, final: Path, hook: str, d: int, dtype: str, n_shards: int, tokens_digest: str) -> None:
-    """The manifest, from the shards' records; then the final name."""
-    records = [part / f"shard-{i:05d}.json" for i in range(n_shards)]
-    write_json(part / "manifest.json", {
+def _finish(store: Store, hook: str, d: int, dtype: str, n_shards: int, tokens_digest: str) -> None:
+    """The manifest, from the shards' records; others may have written the same."""
+    store.tidy(_acts(hook))
+    if store.exists(f"{_acts(hook)}/manifest.json"):
+        return
+    records = [parsed(store.read(_record(hook, i)) or b"", store.place(_record(hook, i))) for i in range(n_shards)]
+    store.write(f"{_acts(hook)}/manifest.json", [json_bytes({
         "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "hook": hook, "d": d, "dtype": dtype,
-        "tokens_sha256": tokens_digest, "shards": [json.loads(r.read_text(encoding="utf-8")) for r in records],
-    })
-    part.rename(final)
+        "tokens_sha256": tokens_digest, "shards": records,
+    })])
 
 
 def to_stored(acts: Float[Tensor, "*shape"]) -> np.ndarray:
@@ -195,7 +233,7 @@ class CacheSource:
         self.manifests = {hook: _checked(folder, hook, say) for hook in hooks}
         self.widths = {hook: int(m["d"]) for hook, m in self.manifests.items()}
         self.dtypes = {hook: DTYPES[m["dtype"]] for hook, m in self.manifests.items()}
-        self._files = {hook: _row_files(hook_folder(folder, hook), m) for hook, m in self.manifests.items()}
+        self._files = {hook: _row_files(folder, hook, m) for hook, m in self.manifests.items()}
         self._norms = {
             hook: np.concatenate([np.load(hook_folder(folder, hook) / f"norms-{i:05d}.npy").reshape(-1)
                                   for i in range(len(m["shards"]))])
@@ -223,12 +261,32 @@ class CacheSource:
         return torch.from_numpy(self._norms[hook].reshape(-1, block_rows)[blocks].reshape(-1))
 
 
-def _row_files(place: Path, manifest: dict[str, Any]) -> RowFiles:
+def _row_files(folder: Path, hook: str, manifest: dict[str, Any]) -> RowFiles | RemoteRows:
     """The shards of a hook."""
+    place, store = hook_folder(folder, hook), store_of(folder)
+    if not isinstance(store, LocalStore):
+        return _remote_rows(store, place, hook, manifest)
     shards = [(place / f"shard-{i:05d}.npy") for i in range(len(manifest["shards"]))]
     opened = [(path, np.load(path, mmap_mode="r")) for path in shards]
     files = [RowFile(path, array.offset, array.shape[0] * array.shape[1]) for path, array in opened]
     return RowFiles(files, int(manifest["d"]) * DTYPES[manifest["dtype"]].itemsize)
+
+
+def _remote_rows(store: RemoteStore, place: Path, hook: str, manifest: dict[str, Any]) -> RemoteRows:
+    """The shards of a hook in a store: whether they are there whole is told by their sizes, for to read them takes long."""
+    row_bytes, sizes = int(manifest["d"]) * DTYPES[manifest["dtype"]].itemsize, store.sizes(_acts(hook))
+    files = []
+    for i in range(len(manifest["shards"])):
+        name, shape = f"shard-{i:05d}.npy", np.load(place / f"norms-{i:05d}.npy", mmap_mode="r").shape
+        offset = len(header_of(np.dtype(STORED[manifest["dtype"]]), (*shape, int(manifest["d"]))))
+        rows = int(np.prod(shape))
+        if sizes.get(name) != offset + rows * row_bytes:
+            raise SaescopeError(
+                f"{store.place(f'{_acts(hook)}/{name}')} is missing or has another size than its rows; remove this hook's "
+                "folder and run `sae cache make` again."
+            )
+        files.append(RemoteFile(f"{_acts(hook)}/{name}", offset, rows))
+    return RemoteRows(store, files, row_bytes)
 
 
 def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -236,9 +294,12 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
 
     Checksums are read once; a note beside the cache remembers size and time of each file that passed.
     """
-    place = hook_folder(folder, hook)
-    if not place.exists():
-        there = sorted(p.name for p in (folder / "acts").glob("*") if not p.name.startswith("."))
+    place, store = hook_folder(folder, hook), store_of(folder)
+    fetch_hook(folder, hook)
+    if not (place / "manifest.json").exists():
+        if any(place.glob("shard-*")):
+            raise SaescopeError(f"{place} is half-written; `sae cache make` with the same config goes on with it.")
+        there = sorted(path.parent.name for path in (folder / "acts").glob("*/manifest.json"))
         raise SaescopeError(
             f"cache {folder} has no activations of {hook} (it has {', '.join(there) or 'none'}); run `sae cache make`."
         )
@@ -257,6 +318,8 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     note = _read_note(note_path)
     fresh = dict(note)
     files = _files(place, manifest)
+    if not isinstance(store, LocalStore):
+        files = [(path, digest) for path, digest in files if path.name.startswith("norms-")]
     if any("/".join(path.parts[-3:]) not in note for path, _ in files):
         say(f"comparing {hook} with its checksums")
     with ThreadPoolExecutor(_HASHERS) as pool:
@@ -312,12 +375,24 @@ def verify(folder: Path) -> list[str]:
         open_tokens(folder)
     except SaescopeError as error:
         return [str(error)]
-    for place in sorted((folder / "acts").glob("*")):
-        if place.name.endswith(".partial"):
-            problems.append(f"{place} is half-written; `sae cache make` with the same config goes on with it.")
-        elif place.is_dir():
-            try:
-                _checked(folder, place.name, lambda _: None)
-            except SaescopeError as error:
-                problems.append(str(error))
-    return problems + [problem for inner in sorted(folder.glob("heldout-*")) for problem in verify(inner)]
+    store = store_of(folder)
+    for hook in sorted(store.folders("acts") - {CLAIMS}):
+        try:
+            manifest = _checked(folder, hook, lambda _: None)
+            if not isinstance(store, LocalStore):
+                problems += _altered(store, hook, manifest)
+        except SaescopeError as error:
+            problems.append(str(error))
+    inner = sorted(name for name in store.folders("") if name.startswith("heldout-"))
+    for name in inner:
+        fetch_tokens(folder / name)
+    return problems + [problem for name in inner for problem in verify(folder / name)]
+
+
+def _altered(store: RemoteStore, hook: str, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with shards in a store."""
+    names = {f"{_acts(hook)}/shard-{i:05d}.npy": str(of["sha256"]) for i, of in enumerate(manifest["shards"])}
+    return [
+        f"{store.place(name)} is missing, truncated or altered: its checksum is not the manifest's."
+        for name, digest in names.items() if hashlib.sha256(store.read(name) or b"").hexdigest() != digest
+    ]

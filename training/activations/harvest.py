@@ -1,8 +1,10 @@
 """From a config to a source of activation rows: load the model, make the tokens, fill or open the cache."""
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -156,8 +158,17 @@ def make_cache(
     with display.task("caching activations", tokens.n_seqs * tokens.n_ctx) as task, torch.no_grad():
         fill(
             tokens, source.compute, source.widths, dtype=config.cache.dtype, shard_rows=config.cache.shard_rows,
-            say=display.say, advance=task.advance, skip=task.skip,
+            made_by=_made_by(source), say=display.say, advance=task.advance, skip=task.skip,
         )
+
+
+def _made_by(source: ModelSource) -> dict[str, Any]:
+    """What the rounding of activations depends on."""
+    device = source.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, "batch_seqs": source.group,
+        **{package: importlib.metadata.version(package) for package in ("torch", "transformers", "transformer-lens")},
+    }
 
 
 def _model_source(

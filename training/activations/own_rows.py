@@ -12,11 +12,31 @@ from training.activations.row_sequences import read_row_facts, row_tokens
 from training.activations.sources import ActsSource, Source
 from training.config.schema import Config
 from training.corpus.tokens import Tokens, open_tokens, read_manifest
+from training.storage.mirror import fetch_tokens, mirror_of, store_of
+from training.storage.remote import RemoteStore, is_url
 
 
 def is_cache(path: str | Path) -> bool:
-    """Whether a folder is a cache of activations that this program wrote."""
-    return (user_path(path) / "manifest.json").is_file() and (user_path(path) / "acts").is_dir()
+    """Whether a folder is a cache of activations that this program wrote; in a store there can be nothing else.
+
+    Raises:
+        SaescopeError: a place in a store where there is no cache.
+    """
+    place = place_of(path)
+    if isinstance(store := store_of(place), RemoteStore) and not (place / "manifest.json").is_file():
+        raise SaescopeError(
+            f"{store.place()} is no cache (it holds no manifest.json); arrays of your own are read from disk."
+        )
+    return (place / "manifest.json").is_file() and (isinstance(store, RemoteStore) or (place / "acts").is_dir())
+
+
+def place_of(path: str | Path) -> Path:
+    """Where a folder lies, or what is small of a cache in a store."""
+    if not is_url(str(path)):
+        return user_path(path)
+    folder = mirror_of(str(path))
+    fetch_tokens(folder)
+    return folder
 
 
 def hooks_of(path: str | Path) -> list[str]:
@@ -27,13 +47,13 @@ def hooks_of(path: str | Path) -> list[str]:
     """
     if not is_cache(path):
         return list(ActsDir(path).hooks)
-    places = sorted((user_path(path) / "acts").iterdir())
-    return [place.name for place in places if (place / "manifest.json").exists()]
+    store = store_of(place_of(path))
+    return [hook for hook in sorted(store.folders("acts")) if store.exists(f"acts/{hook}/manifest.json")]
 
 
 def identity_of(path: str | Path) -> dict[str, Any]:
     """What a training's `made_from` says of the rows of a folder; reads everything once, of a cache only its manifest."""
-    return read_manifest(user_path(path), "made_from")["made_from"] if is_cache(path) else {"acts": ActsDir(path).identity}
+    return read_manifest(place_of(path), "made_from")["made_from"] if is_cache(path) else {"acts": ActsDir(path).identity}
 
 
 def open_own_rows(config: Config, hooks: tuple[str, ...]) -> tuple[Source, Tokens]:
@@ -53,8 +73,8 @@ def open_own_rows(config: Config, hooks: tuple[str, ...]) -> tuple[Source, Token
     if config.corpus.documents or config.corpus.held_out_rows:
         raise SaescopeError(f"{path} is a cache with documents and a split of its own; leave corpus.documents and "
                             "corpus.held_out_rows out.")
-    tokens = open_tokens(user_path(path))
+    tokens = open_tokens(place_of(path))
     if config.corpus.n_ctx != tokens.n_ctx:
         raise SaescopeError(f"{path} has sequences of {tokens.n_ctx} tokens; set corpus.n_ctx={tokens.n_ctx}.")
     # the ids say nothing without their model
-    return CacheSource(user_path(path), hooks), replace(tokens, tokens=None)
+    return CacheSource(place_of(path), hooks), replace(tokens, tokens=None)

@@ -119,7 +119,7 @@ class CacheConfig(Section):
     mode: Literal["disk", "stream"] = "disk"
     """`disk` writes activations once and reads them back; `stream` recomputes them, in the same order."""
     dir: str = "cache"
-    """Folder of all caches."""
+    """Folder of all caches, on disk or in an object store: `s3://BUCKET/FOLDER` (`pip install 'saescope[s3]'`)."""
     name: str | None = None
     """This cache's folder; null names it after what it is made from."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"

@@ -22,6 +22,7 @@ from training.corpus.documents import documents
 from training.corpus.packing import Output, Packed, PackedDocument, Packer, encoded, is_held_out
 from training.corpus.tokens import Tokens, open_tokens, write_tokens
 from training.model.language_model import Model
+from training.storage.mirror import fetch_tokens, store_tokens
 
 
 class _Piece(NamedTuple):
@@ -42,8 +43,9 @@ def heldout_tokens(config: Config, load: Callable[[], Model], cache: Tokens, n_s
     assert cache.folder is not None
     folder = cache.folder / f"heldout-{n_seqs}"
     facts = {**cache.made_from, "heldout": {"n_seqs": n_seqs}}
+    fetch_tokens(folder)
     if not (folder / "manifest.json").exists():
-        with locked(folder):
+        with locked(folder, wait=True):
             if not (folder / "manifest.json").exists():
                 corpus, model = config.corpus, load()
                 packed = sample(
@@ -54,6 +56,7 @@ def heldout_tokens(config: Config, load: Callable[[], Model], cache: Tokens, n_s
                 write_tokens(
                     folder, packed.tokens, packed.held_out, packed.eligible, packed.segments, packed.labels, facts
                 )
+    store_tokens(folder)
     return open_tokens(folder, facts)
 
 

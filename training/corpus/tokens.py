@@ -32,6 +32,8 @@ from sae.io.paths import user_path
 from training.config.schema import Config
 from training.model.language_model import Model
 from training.provenance import first_difference
+from training.storage.mirror import fetch_tokens, mirror_of, store_tokens
+from training.storage.remote import is_url
 
 FORMAT, FORMAT_VERSION = "saescope-cache", 1
 
@@ -152,22 +154,30 @@ def made_from(config: Config, model: Model) -> dict[str, Any]:
 
 
 def cache_folder(config: Config, facts: dict[str, Any]) -> Path:
-    """Where this cache lives: its given name, or one made of model, corpus and a hash of everything."""
-    root = user_path(config.cache.dir)
-    if config.cache.name is not None:
-        return root / config.cache.name
+    """Where this cache lives: its given name, or one made of model, corpus and a hash of everything.
+
+    Of one in a store it is the local folder of what is small (`training.storage.mirror`).
+    """
+    name = config.cache.name or _name_of(config, facts)
+    if is_url(config.cache.dir):
+        return mirror_of(f"{config.cache.dir.rstrip('/')}/{name}")
+    return user_path(config.cache.dir) / name
+
+
+def _name_of(config: Config, facts: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
     words = [facts["model"]["name"], *(source.source for source in config.corpus.sources)]
     slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word.split("/")[-1]).strip("-") for word in words)
-    return root / f"{slug[:80]}-{digest}"
+    return f"{slug[:80]}-{digest}"
 
 
 def make_tokens(config: Config, model: Model) -> Tokens:
     """Open the tokens of this config, making them first if they are not there."""
     facts = made_from(config, model)
     folder = cache_folder(config, facts)
+    fetch_tokens(folder)
     if not (folder / "manifest.json").exists():
-        with locked(folder):
+        with locked(folder, wait=True):
             if not (folder / "manifest.json").exists():
                 if folder.exists():  # a cache gets its name when it is whole: this is something else, not to be replaced
                     raise SaescopeError(
@@ -175,6 +185,7 @@ def make_tokens(config: Config, model: Model) -> Tokens:
                         f"cache.name."
                     )
                 _pack(config, model, facts, folder)
+    store_tokens(folder)
     return open_tokens(folder, facts)
 
 

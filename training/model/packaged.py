@@ -32,6 +32,7 @@ import numpy as np
 from sae.errors import SaescopeError
 from sae.io.files import read_json
 from sae.io.locks import locked
+from sae.io.paths import cache_home
 
 FORMAT_VERSION = 1
 _CHUNK_BYTES = 1 << 22
@@ -73,11 +74,6 @@ PACKAGED: dict[str, Packaged] = {
         licence="Gemma Terms of Use",
     ),
 }
-
-
-def cache_home() -> Path:
-    """The user cache of Saescope: `$SAESCOPE_HOME`, else `~/.cache/saescope`."""
-    return Path(os.environ.get("SAESCOPE_HOME") or Path.home() / ".cache" / "saescope")
 
 
 def packaged_dir(name: str) -> Path:

@@ -1,8 +1,11 @@
 """Making an index: the same bytes however it is cut up, kills, refusals."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +16,9 @@ from analysis.corpus_rows import open_rows
 from analysis.index import Index, build, encode, indexes, open_index
 from analysis.trained import open_trained
 from sae.errors import SaescopeError
-from tests.helpers import ended, refusal, run_sae, start_sae, train, tree, write_config
+from sae.io.files import json_bytes
+from tests.helpers import ROOT, ended, refusal, run_sae, start_sae, train, tree, write_config
+from training.storage.store import LocalStore
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +49,13 @@ def test_an_interrupted_index_goes_on(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         build(run, name="torn", quiet=True, batch_rows=256, shard_rows=512)
     assert "torn" not in [p.name for p in indexes(run)]
-    with (run / "index/torn.partial/value.bin").open("ab") as file:
-        file.write(b"a torn write")
-    done = json.loads((run / "index/torn.partial/shards.json").read_text())["n_seqs"]
+    (run / "index/torn.partial/0123abcd-00003.kept").write_bytes(b"written late, under another plan")
+    shards = sorted((run / "index/torn.partial").glob("*.kept"))
+    n_done = 16 * (len(shards) - 1)
     calls.clear()
     calls += [()] * 100
     assert tree(build(run, name="torn", quiet=True, batch_rows=256, shard_rows=512).folder) == whole
-    assert len(calls) - 100 == (128 - done) * 32 // 256 < 16
+    assert len(calls) - 100 == (128 - n_done) * 32 // 256 < 16
     assert not (run / "index/torn.partial").exists()
 
 
@@ -58,7 +63,7 @@ def test_killed_and_started_again(folder: Path) -> None:
     run = folder / "runs/quick"
     process = start_sae(folder, "index", "runs/quick", "--name", "killed", "--quiet")
     deadline = time.monotonic() + 60
-    while not (run / "index/killed.partial/shards.json").exists() and time.monotonic() < deadline:
+    while not list((run / "index/killed.partial").glob("*.kept")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert ended(process).code in (-signal.SIGKILL, 0)
@@ -165,3 +170,48 @@ def test_rows_have_the_unit_of_the_split(index: Index, folder: Path, monkeypatch
     units = open_rows(open_trained(folder / "runs/quick")).data.tokens.units()
     assert units.kind == "document" and len(np.unique(units.number)) > 10
     assert np.array_equal(index.arrays["unit"], units.number)
+
+
+TOGETHER = """
+import sys
+import time
+import analysis.index.encode as encode
+from analysis.index import build
+encode.BLOCK_ROWS, real = 256, encode.encode_batch
+encode.encode_batch = lambda *args: (time.sleep(0.2), real(*args))[1]
+build(sys.argv[1], name=sys.argv[2], quiet=True, batch_rows=256, shard_rows=256)
+"""
+
+
+def test_several_processes_make_one_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one and this; four, of which some are killed, are `make kill-many-test`."""
+    run, real, mine = folder / "runs/quick", encode.encode_batch, []
+    whole = tree(build(run, name="one", quiet=True, batch_rows=256, shard_rows=256).folder)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TOGETHER, str(run), "many"]
+
+    def slow(*args: object) -> object:
+        mine.append(args)
+        time.sleep(0.2)  # so that each has its share
+        return real(*args)
+
+    monkeypatch.setattr(encode, "encode_batch", slow)
+    with subprocess.Popen(command, env=environment, cwd=folder) as other:
+        while not list((run / "index/many.partial").glob("*.kept")) and other.poll() is None:
+            time.sleep(0.01)
+        assert tree(build(run, name="many", quiet=True, batch_rows=256, shard_rows=256).folder) == whole
+        assert other.wait(timeout=300) == 0
+    assert tree(run / "index/many") == whole and 0 < len(mine) < 16
+    assert not (run / "index/many.partial").exists()
+
+
+def test_an_index_that_others_make_from_something_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, work = folder / "runs/quick", folder / "runs/quick/index/other.partial"
+    store = LocalStore(work)
+    store.create("plan.json", json_bytes({"weights_sha256": "another"}))
+    store.create(".claims/00003", json_bytes({"machine": "elsewhere", "name": "node7", "pid": 12}))
+    said = refusal(run_sae(folder, "index", "runs/quick", "--name", "other"), "index")
+    assert "process 12 on node7" in said and "(code was None, is" in said
+    assert store.exists(".claims/00003")
+    store.remove(".claims/00003")  # with nobody at it, it is forgotten
+    assert build(run, name="other", quiet=True).n_rows and not work.exists()

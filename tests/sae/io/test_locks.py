@@ -57,3 +57,18 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
             pass
     with locked(tmp_path / "run"):
         pass
+
+
+def test_who_waits_says_for_whom(tmp_path: Path) -> None:
+    command, said = [sys.executable, "-c", HOLD, str(tmp_path / "run")], list[str]()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+
+        def told(text: str) -> None:
+            said.append(text)
+            other.kill()
+
+        with locked(tmp_path / "run", wait=True, say=told):
+            assert len(said) == 1 and f"process {other.pid}" in said[0]
+        with locked(tmp_path / "run", wait=True, say=told):
+            assert len(said) == 1, "nobody else holds it"
