@@ -140,7 +140,8 @@ def run_in_folders(
                 _refuse_taken(members, folders, resume=resume)
                 if from_run is not None:
                     held.enter_context(going_on(from_run, members[0], folders[0]))
-        return run(members, folders, opened, display, resume=resume or from_run is not None or again, world=world, part=part)
+        resume = resume or from_run is not None or again
+        return run(members, folders, opened, display, resume=resume, world=world, part=part)
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:

@@ -21,6 +21,7 @@ components, are those of the least error on a fifth of the training images. It i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,11 @@ def _raw(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:  # noqa: ARG
 def _pca(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
     mean = parts.train.mean(0)
     axes = torch.linalg.svd(parts.train - mean, full_matrices=False).Vh
-    judged = {n: _judged(parts, lambda x, n=n: (x - mean) @ axes[:n].T, job.seed) for n in fields["components"]}
+
+    def projected(n: int, x: Tensor) -> Tensor:
+        return (x - mean) @ axes[:n].T
+
+    judged = {n: _judged(parts, partial(projected, n), job.seed) for n in fields["components"]}
     n = min(judged, key=lambda n: judged[n].validation)
     return {"error": judged[n].test, "components": n}
 
@@ -133,7 +138,7 @@ def _random(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
     directions = normalize(torch.randn(fields["sae"]["d_sae"], parts.train.shape[1]))
     mean, k = parts.train.mean(0), fields["sae"]["k"]
 
-    def coded(x: Tensor, alpha: float) -> Tensor:
+    def coded(alpha: float, x: Tensor) -> Tensor:
         pre = (x - mean) @ directions.T
         top = pre.topk(_count(alpha, k, pre.shape[1]), dim=1)
         return torch.zeros_like(pre).scatter(1, top.indices, top.values)
@@ -144,7 +149,7 @@ def _random(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
 def _ksparse(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
     sae = trained(job, fields, parts)
 
-    def coded(x: Tensor, alpha: float) -> Tensor:
+    def coded(alpha: float, x: Tensor) -> Tensor:
         return code(sae, x, _count(alpha, fields["sae"]["k"], sae.d_sae))
 
     fires = coded(parts.train, 1.0) != 0
@@ -191,10 +196,10 @@ def code(sae: SAE, x: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n d_sae"]:
 
 
 def _over_alphas(
-    parts: Split, alphas: Sequence[float], coded: Callable[[Tensor, float], Tensor], seed: int
+    parts: Split, alphas: Sequence[float], coded: Callable[[float, Tensor], Tensor], seed: int
 ) -> Row:
     """The error at each α, and at the one that is best on the validation images."""
-    judged = {alpha: _judged(parts, lambda x, alpha=alpha: coded(x, alpha), seed) for alpha in alphas}
+    judged = {alpha: _judged(parts, partial(coded, alpha), seed) for alpha in alphas}
     chosen = min(judged, key=lambda alpha: judged[alpha].validation)
     each = {f"error_alpha_{alpha:g}": found.test for alpha, found in judged.items()}
     return {"error": judged[chosen].test, "alpha": chosen, **each}

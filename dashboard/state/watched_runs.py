@@ -22,7 +22,7 @@ def all_runs() -> list[Run]:
 
 
 def chosen(found: list[Run]) -> Run | None:
-    """The run that the URL names; else the newest with an index, or the newest that has finished. Links carry it from now on."""
+    """The run that the URL names; else the newest with an index, or that has finished, which links carry from now on."""
     asked = st.query_params.get("run")
     named = next((run for run in found if run.name == asked), None)
     first = (run for rule in (_indexed, _finished, bool) for run in found if rule(run))

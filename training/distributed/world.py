@@ -260,8 +260,8 @@ def check_fits(member: Config, n: int) -> None:
         )
     if member.sae.hide and n > shards:
         raise SaescopeError(
-            f"sae.hide = {member.sae.hide:g} hides entries of whole batches, and {n // shards} ranks would each hold a part "
-            "of one; let all ranks share the features (train.shards), or train with one process."
+            f"sae.hide = {member.sae.hide:g} hides entries of whole batches, and {n // shards} ranks would each hold a "
+            "part of one; let all ranks share the features (train.shards), or train with one process."
         )
     if member.sae.variant not in VARIANTS:
         raise SaescopeError(
