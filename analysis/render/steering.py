@@ -34,7 +34,7 @@ def compared_outputs(result: "SteeredInput", names: "Mapping[int, Name]", link: 
     """What was done to one input, and what came out without and with it."""
     done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
     where = "all" if result.positions == "all" else ", ".join(map(str, result.positions)) or "none"
-    parts: list[tuple[str, "Drawn"]] = [("Input", result.image)] if result.image is not None else []
+    parts: list[tuple[str, Drawn]] = [("Input", result.image)] if result.image is not None else []
     parts += [("Left alone", result.baseline), ("Steered", result.steered)]
     shown_parts = "".join(f"<section><h3>{title}</h3>{_output(drawn, title)}</section>" for title, drawn in parts)
     return (

@@ -152,7 +152,7 @@ def _ksparse(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
     def coded(alpha: float, x: Tensor) -> Tensor:
         return code(sae, x, _count(alpha, fields["sae"]["k"], sae.d_sae))
 
-    fires = coded(parts.train, 1.0) != 0
+    fires = coded(1.0, parts.train) != 0
     x_hat = sae(parts.test)
     unexplained = (parts.test - x_hat).square().sum() / (parts.test - parts.train.mean(0)).square().sum()
     return {
