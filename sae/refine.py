@@ -11,8 +11,10 @@ Values of unsigned codes stay above 0: S is where z + g is largest, and what is 
 for which the others are solved again. A row keeps its code where a step does not make its error smaller: no row is ever
 explained worse than by its encoder, nor by more features.
 
-The features that come in are found by the kernels' `encode` of r, as an encoder finds its own: a step costs one encoding
-and the least squares of |S| unknowns. No array of size n_rows × d_sae is made that encoding would not make.
+The features that come in are found by the kernels' `encode` of r, as an encoder finds its own, and no array of size
+n_rows × d_sae is made that encoding would not make. The least squares of |S| unknowns take most of the time: on a CPU a
+step costs as much as ten encodings with 32 active features (docs/results/refine.csv). A third or more of the active
+features are others after it, so that refined codes want an index of their own (`sae index --refine`).
 """
 
 from collections.abc import Iterator
