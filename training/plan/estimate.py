@@ -9,10 +9,10 @@ import numpy as np
 from sae.errors import SaescopeError
 from training.activations.cache import STORED
 from training.config.schema import Config
+from training.distributed.traffic import bytes_per_step
 from training.memory import PER_SAVED_WEIGHT, PER_SCORE, PER_WEIGHT
 from training.plan.machine import FACTORS, MEASURED, Machine
-from training.plan.sizes import Rows, rows_of, sae_sizes, share_run
-from training.plan.wire import Grid, SAESizes, bytes_per_step
+from training.plan.sizes import Grid, Rows, SAESizes, rows_of, sae_sizes, share_run
 from training.schedule import Clock
 
 CONTEXT = 1e9
@@ -121,7 +121,7 @@ def _on_grid(
         "superblocks": 0 if fits else superblocks,
     }
     device["superblocks"] = superblocks if fits else 0
-    wires = [bytes_per_step(sae, grid, clock.batch_rows) for sae in saes]
+    wires = [_wire(m, sae, grid) for m, sae in zip(members, saes, strict=True)]
     wire = {what: sum(one[what] for one in wires) for what in wires[0]}
     sent = sum(n for what, n in wire.items() if what != "revival")
     step = sent / machine.wire_rate + sum(
@@ -132,6 +132,14 @@ def _on_grid(
     if first.cache.mode == "stream":
         reading = _forward_seconds(rows, clock.batch_rows, 1, machine)
     return OnGrid(grid, device, host, wire, step, clock.n_steps * max(step, reading))
+
+
+def _wire(member: Config, sae: SAESizes, grid: Grid) -> dict[str, int]:
+    """Bytes that a rank sends in a step, by what for; `revival` is what comes on top while all features are dead."""
+    train = member.train.model_copy(update={"shards": grid.shards})
+    config = member.model_copy(update={"train": train})
+    usual, dead = (bytes_per_step(config, sae.d_in, sae.d_out, grid.n, n) for n in (0, sae.d_sae // grid.shards))
+    return {**usual, "revival": sum(dead.values()) - sum(usual.values())}
 
 
 def _forward_seconds(rows: Rows, n_rows: int, n_gpus: int, machine: Machine) -> float:
@@ -165,7 +173,8 @@ def _assumptions(members: Sequence[Config], machine: Machine) -> list[str]:
         f"{machine.disk_rate / 1e9:.1f} GB/s",
         "a step is 4.0 times its encoder's products at the peak, 1.4 passes over weights, gradients and averages, and "
         "0.5 ms (fitted to four TopK steps on an H200, within 20 %)",
-        "nothing is sent while something else is computed, and collectives go round a ring (training/plan/wire.py)",
+        "nothing is sent while something else is computed, and collectives go round a ring "
+        "(training/distributed/traffic.py)",
         "rows are read while steps are taken; every rank reads whole superblocks and takes its part of each batch",
         "all ranks fill the cache, with 40 % of the peak in a model of 0.5 billion parameters and more, and 13 % in "
         "smaller ones; attention scores are not counted",

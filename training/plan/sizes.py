@@ -9,9 +9,7 @@ import torch
 from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
 from sae.variants import VARIANTS
-from sae.variants.topk import CountConfig, TopK
 from training.config.schema import Config
-from training.plan.wire import SAESizes
 from training.shared import all_hooks
 
 
@@ -24,6 +22,34 @@ class ModelSize(NamedTuple):
     n_layers: int
     shapes: Any
     """What transformers knows of it."""
+
+
+class Grid(NamedTuple):
+    """How ranks are arranged."""
+
+    n: int
+    """In all."""
+    shards: int
+    """Those that share the features."""
+
+    @property
+    def rows(self) -> int:
+        """Those that share the rows."""
+        return self.n // self.shards
+
+
+class SAESizes(NamedTuple):
+    """An SAE, as far as a plan needs it; parameters are numbers of them."""
+
+    d_sae: int
+    d_in: int
+    d_out: int
+    own: int
+    """Parameters of single features."""
+    common: int
+    """All others."""
+    n_prefixes: int
+    n_passes: int
 
 
 class Rows(NamedTuple):
@@ -150,12 +176,8 @@ def sae_sizes(config: Config, widths: Mapping[str, int]) -> SAESizes:
     count = {True: 0, False: 0}
     for name, parameter in sae.named_parameters():
         count[sae.feature_axis(name) is not None] += parameter.numel()
-    auxk = getattr(fields, "auxk", None)
     prefixes = fields.prefixes_at(0) if hasattr(fields, "prefixes_at") else (fields.d_sae,)
-    select = sae.select_in_training(fields.k) if isinstance(sae, TopK) and isinstance(fields, CountConfig) else None
     return SAESizes(
-        d_sae=fields.d_sae, d_in=sae.d_in, d_out=sae.d_out, own=count[True], common=count[False],
-        mode=select.mode if select else "threshold", k=select.k if select else 0, n_prefixes=len(prefixes),
-        n_passes=2 if fields.variant == "gated" else 1, subtracts_b_dec=sae.subtracts_b_dec,
-        k_aux=(auxk.k or max(1, sae.d_in // 2)) if auxk is not None and auxk.coefficient else 0,
+        d_sae=fields.d_sae, d_in=sae.d_in, d_out=sae.d_out, own=count[True], common=count[False], n_prefixes=len(prefixes),
+        n_passes=2 if fields.variant == "gated" else 1,
     )

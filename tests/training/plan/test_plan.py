@@ -19,17 +19,15 @@ MACHINE = Machine(GPUS["h100"], 50e9, 2e9)
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_is_counted(variant: str) -> None:
-    modes = dict.fromkeys(("topk", "abstopk"), "topk")
-    modes |= dict.fromkeys(("matryoshka", "batchtopk", "absbatchtopk"), "batch_topk")
+    with_k = ("topk", "abstopk", "matryoshka", "batchtopk", "absbatchtopk")
     target = "blocks.1.hook_mlp_out"
     fields = quick_fields(site={"input": HOOK, "target": target})
-    config = resolve({**fields, "sae": {"variant": variant, "d_sae": 60, **({"k": 4} if variant in modes else {})}})
+    config = resolve({**fields, "sae": {"variant": variant, "d_sae": 60, **({"k": 4} if variant in with_k else {})}})
     sizes = sae_sizes(config[0], {HOOK: 6, target: 5})
     sae = VARIANTS[variant][0](config[0].sae, 6, 5)
     assert sizes.own + sizes.common == sum(p.numel() for p in sae.parameters())
     assert sizes.common == sum(p.numel() for p in sae.parameters() if 60 not in p.shape)
-    assert (sizes.d_sae, sizes.d_in, sizes.d_out, sizes.subtracts_b_dec) == (60, 6, 5, False)
-    assert sizes.mode == modes.get(variant, "threshold")
+    assert (sizes.d_sae, sizes.d_in, sizes.d_out) == (60, 6, 5)
 
 
 def test_disk_is_what_a_training_really_takes(tmp_path: Path) -> None:
