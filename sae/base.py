@@ -29,6 +29,7 @@ from sae.masking import masked
 from sae.ranks import ALONE, Ranks
 from sae.refine import refine as refined
 from sae.section import Section
+from sae.transform import Transform, TransformConfig
 from sae.units import Count, Duration, Seed
 
 
@@ -44,6 +45,8 @@ class SAEConfig(Section):
     """Encode x − b_dec rather than x. SAEs only; transcoders always encode x."""
     skip: bool = False
     """A linear path from input to target beside the features. Transcoders only."""
+    transform: TransformConfig = TransformConfig()
+    """Whitening and rows of one length."""
     init: InitConfig = InitConfig()
     """How the weights begin."""
     hide: float = Field(default=0.0, ge=0, lt=1)
@@ -54,6 +57,12 @@ class SAEConfig(Section):
     d_in, so that norms stay above 3 and 1.0 acts at every step: Adam, which no common scale moves, then gives all steps of
     its averages the same weight. It brings 0.0095 of FVE at 9,216 features, and 1.8 % silent ones instead of 0.1 %
     (docs/results/dead-window.csv)."""
+
+    def unfit_for_transcoders(self) -> str | None:
+        """Why such an SAE cannot reconstruct something else than it reads, if it cannot."""
+        if self.transform.unit_rows:
+            return "sae.transform.unit_rows divides a row by its own length, which says nothing of another hook's row"
+        return None
 
 
 @dataclass(frozen=True)
@@ -92,42 +101,18 @@ class Step:
         return sum(rest, first)
 
 
-class Transform(nn.Module):
-    """The input transform of a hook: centre, then scale to mean squared norm d. Frozen before training begins.
-
-    `normalise(x) = (x − mean) · scale`; `restore` inverts it.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: Float[Tensor, " d"], scale: Float[Tensor, ""]) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("scale", scale.clone())
-
-    @classmethod
-    def identity(cls, d: int) -> "Transform":
-        """No centring, scale 1."""
-        return cls(torch.zeros(d), torch.ones(()))
-
-    def normalise(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n_rows d"]:
-        """From the model's units to those of training."""
-        # of narrower numbers the difference is as wide as the mean, in one pass
-        x = x.to(self.mean.dtype) if x.dtype == torch.float64 else x
-        return (x - self.mean) * self.scale
-
-    def restore(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n_rows d"]:
-        """From the units of training to the model's."""
-        return x / self.scale + self.mean
-
-
 class SAE(nn.Module, ABC):
     """A dictionary of `d_sae` features over one site. Abstract; each variant is a final subclass."""
 
     config: SAEConfig
     unit_norm_decoder: ClassVar[bool] = True
     """Decoder rows are kept at unit norm while training, their gradient without its radial part."""
+    linear_encoder: ClassVar[bool] = True
+    """Pre-activations are x W + b; `encoder` has the two."""
+    gain: Tensor | None
+    """How long a feature's value is that the kernels give as 1, beside its row's norm: where `folded` had to leave that."""
+    b_in: Tensor | None
+    """What is taken from the input before encoding, where the space of b_dec is another."""
 
     def __init__(
         self, config: SAEConfig, d_in: int, d_out: int | None = None,
@@ -140,7 +125,7 @@ class SAE(nn.Module, ABC):
         self.d_sae = ranks.part(config.d_sae).n_features
         self.input = input or Transform.identity(d_in)
         if target is None:
-            target = Transform(self.input.mean, self.input.scale) if d_in == d_out else Transform.identity(d_out)
+            target = self.input.twin() if d_in == d_out else Transform.identity(d_out)
         self.target = target
         # feature-major in memory: see sae.kernels
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).t())
@@ -149,7 +134,8 @@ class SAE(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         if config.skip:
             self.W_skip = nn.Parameter(torch.zeros(d_out, d_in))
-        self.subtracts_b_dec = config.apply_b_dec_to_input and d_in == d_out
+        self.register_buffer("gain", None)
+        self.register_buffer("b_in", None)
         self.kernels: Backend = ranks.kernels(backend("cpu", "reference"))
         self.provenance: dict[str, Any] = {}
         self.add_tensors()
@@ -228,24 +214,39 @@ class SAE(nn.Module, ABC):
         return self.W_enc, self.b_enc
 
     @property
+    def decodes_to_input(self) -> bool:
+        """Encoder and decoder are in the same space, whitened or not."""
+        return self.d_in == self.d_out and (self.input.whiten is None) == (self.target.whiten is None)
+
+    @property
+    def subtracts_b_dec(self) -> bool:
+        """The encoder reads x − b_dec."""
+        return self.config.apply_b_dec_to_input and self.decodes_to_input
+
+    @property
     def b_pre(self) -> Tensor | None:
         """What is taken from the input before encoding."""
-        return self.b_dec if self.subtracts_b_dec else None
+        return self.b_dec if self.subtracts_b_dec else self.b_in
+
+    def decoder(self) -> Float[Tensor, "d_sae d_out"]:
+        """W_dec in the axes of the model: another one only while it is trained on whitened rows."""
+        return self.target.unwhitened(self.W_dec)
 
     def lengths(self) -> Float[Tensor, " d_sae"]:
-        """How long one unit of each feature's value is in the model's units: ‖W_dec[f]‖ / scale."""
-        return self.W_dec.norm(dim=1) / self.target.scale
+        """How long one unit of each feature's value is in the model's units: ‖W_dec[f]‖ / scale, without whitening."""
+        lengths = self.decoder().norm(dim=1) / self.target.scale
+        return lengths if self.gain is None else lengths * self.gain
 
     @property
     def has_offsets(self) -> bool:
         """Rows are decoded around points that depend on their input, which `encode` puts into the code."""
-        return self.config.skip
+        return self.config.skip or self.input.unit_rows
 
     @torch.no_grad()
     def encode(self, x: Tensor | np.ndarray, *, refine: int = 0) -> SparseCode:
         """The features of raw activations; a value is the length the feature adds in the model's units.
 
-        With a skip path the code carries to `decode` what that adds.
+        With a skip path, or rows that are normalised one by one, the code carries to `decode` what that adds.
 
         Args:
             x: `[..., d_in]`, a tensor or an array on any device; row r of the code is its r-th, the last axis apart.
@@ -299,11 +300,14 @@ class SAE(nn.Module, ABC):
         Which features are active is held as it is found; an active value is its pre-activation, so that its derivative
         is the feature's encoder row. What falls below a threshold has no gradient (`feature_gradients` has those).
         """
-        code = self.active(x)
+        code, spread = self.active(x), self.input.spread(x)
+        if spread is not None:
+            code = replace(code, value=code.value * spread[code.rows(), 0])
+            return OffsetCode.around(code, (self.bias() - self.target.mean) * spread + self.target.mean)
         return OffsetCode.around(code, self.bias() + self.bypass(x)) if self.has_offsets else code
 
     def active(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """`encode_traced`, of the features alone."""
+        """`encode_traced`, of the features alone, and of rows whose spread is 1."""
         x = self._before_encoder(x)
         weights, biases = self.encoder()
         code = self.kernels.encode(x, weights, biases, self.select()).csr()
@@ -316,9 +320,10 @@ class SAE(nn.Module, ABC):
 
         Under autograd they carry gradient to x.
         """
-        x, feature = self._before_encoder(x), where.feature.long()
+        spread, x, feature = self.input.spread(x), self._before_encoder(x), where.feature.long()
         weights, biases = self.encoder()
-        return (products.read(x, weights.t(), where) + biases[feature]) * self.lengths()[feature]
+        found = (products.read(x, weights.t(), where) + biases[feature]) * self.lengths()[feature]
+        return found if spread is None else found * spread[where.rows(), 0]
 
     def _before_encoder(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_in"]:
         x = self.input.normalise(x)
@@ -330,10 +335,11 @@ class SAE(nn.Module, ABC):
 
     def bias(self) -> Float[Tensor, " d_out"]:
         """What is reconstructed where no feature is active, without the skip path, in the model's units."""
-        return self.b_dec / self.target.scale + self.target.mean
+        return self.target.restore(self.b_dec[None])[0]
 
     def _unit_rows(self) -> Float[Tensor, "d_sae d_out"]:
-        return self.W_dec / self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        directions = self.decoder()
+        return directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
@@ -360,8 +366,9 @@ class SAE(nn.Module, ABC):
     def decode_features(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
         """Σ value · unit decoder row, without any bias: what a CSR code's features add, differentiable in its values."""
         used, which = code.feature.long().unique(return_inverse=True)
-        norms = self.W_dec[used].norm(dim=1).clamp_min(1e-12)
-        return products.mix(replace(code, value=code.value / norms[which]), self.W_dec)
+        rows = self.decoder()
+        norms = rows[used].norm(dim=1).clamp_min(1e-12)
+        return products.mix(replace(code, value=code.value / norms[which]), rows)
 
     def feature_gradients(
         self, grad: Float[Tensor, "n_rows d_out"], features: Int[Tensor, " n"] | slice = slice(None)
@@ -370,7 +377,7 @@ class SAE(nn.Module, ABC):
 
         What a metric would gain per unit that a feature were to add. Dense: give features, or few rows.
         """
-        rows = self.W_dec.detach()[features]
+        rows = self.decoder().detach()[features]
         return grad @ (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)).t()
 
     def centre(self, code: SparseCode) -> Float[Tensor, " d_out"] | Float[Tensor, "n_rows d_out"]:
@@ -427,11 +434,45 @@ class SAE(nn.Module, ABC):
         self.fold_norms(norms)
         return self
 
+    @torch.no_grad()
+    def folded(self) -> "SAE":
+        """Take whitening out of the weights, in place: rows of W_dec become directions of the model; nothing else changes.
+
+        x A W = x (A W): a linear encoder takes up the whitening of its input, unless rows are scaled one by one between the
+        two. Else the input stays whitened. Decoder rows, of unit norm among whitened ones, become of other lengths: they
+        are left to `normalised`, or where that would change which features are active, kept in `gain`.
+        """
+        folds = self.linear_encoder and not self.input.unit_rows
+        if self.target.whiten is not None:
+            if not folds and self.b_pre is not None:
+                self.b_in = self.b_pre.detach().clone()
+            self.W_dec.copy_(self.decoder())
+            self.b_dec.copy_(self.target.unwhitened(self.b_dec[None])[0])
+            self.target.whiten = None
+            if self.compares_values:
+                self.gain = self.W_dec.norm(dim=1)
+                self.W_dec.div_(self.gain.clamp_min(1e-12)[:, None])
+        if self.input.whiten is not None and folds:
+            self.W_enc.copy_(self.input.whiten @ self.W_enc)
+            if self.config.skip:
+                self.W_skip.copy_(self.W_skip @ self.input.whiten.t())
+            self.input.whiten = None
+        return self
+
+    @property
+    def compares_values(self) -> bool:
+        """Which features are active depends on how their values compare, so that no feature's can be scaled alone."""
+        select = self.select()
+        scalar = not isinstance(select.threshold, Tensor) or select.threshold.ndim == 0
+        return select.mode != "threshold" or (scalar and float(select.threshold) != 0)
+
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
         """Scale what else lives in units of a feature's activation."""
 
     def unfit_as_start(self) -> str | None:
         """Why a training cannot begin from these weights (init.from), if it cannot."""
+        if self.gain is not None or self.input.whiten is not None or self.input.unit_rows:
+            return "it reads rows that are whitened or of one length, and its weights fit those alone"
         return None
 
     def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:

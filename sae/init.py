@@ -184,7 +184,7 @@ def _scale_by_error(
     squares = sae.ranks.over_features((x_pre @ encoder).square().mean()) / sae.ranks.n_shards
     spread = squares.sqrt() / sae.config.init.encoder_scale
     sae.fold_norms(spread.expand(sae.d_sae))
-    if not sae.config.init.search:
+    if not sae.config.init.search or not sae.linear_encoder:
         return
     now = 1.0
 
@@ -224,6 +224,10 @@ def _take_from(sae: "SAE", path: str, rows: Float[Tensor, "n_rows d_in"]) -> Non
         raise SaescopeError(
             f"init.from: {path} is an SAE of d_in={old.d_in}, d_out={old.d_out}, d_sae={old.d_sae}, this one has "
             f"d_in={sae.d_in}, d_out={sae.d_out}, d_sae={d_sae}; make them equal."
+        )
+    if sae.config.transform.whiten or sae.config.transform.unit_rows:
+        raise SaescopeError(
+            "init.from: weights are taken over for rows that are centred and scaled; leave out sae.transform, or init.from."
         )
     if reason := old.unfit_as_start():
         raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")

@@ -109,7 +109,7 @@ def unit_copy(sae: SAE) -> SAE:
     if reason := saelens.unfoldable(sae):
         raise SaescopeError(f"This SAE cannot be saved with unit decoder rows: {reason}.")
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in sae.state_dict().items()}
-    return _build(type(sae), sae.config, sae.d_in, sae.d_out, tensors).normalised()
+    return _build(type(sae), sae.config, sae.d_in, sae.d_out, tensors).folded().normalised()
 
 
 def _read(folder: Path) -> SAE:
@@ -162,6 +162,11 @@ def _build(
     """An SAE that holds exactly these tensors, in their own dtypes."""
     sae = sae_class(config, d_in, d_out)
     tensors = dict(tensors)
+    for name in ("gain", "b_in"):
+        setattr(sae, name, tensors.get(name))
+    for name, transform in (("input", sae.input), ("target", sae.target)):
+        transform.whiten = tensors.get(f"{name}.whiten")
+    sae.input.unit_rows = config.transform.unit_rows
     if "W_enc" in tensors:
         # feature-major in memory: see sae.kernels
         tensors["W_enc"] = tensors["W_enc"].t().contiguous().t()

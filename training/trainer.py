@@ -26,14 +26,19 @@ from training.window import Window
 
 
 def new_sae(config: Config, calibration: Calibration, ranks: Ranks = ALONE) -> SAE:
-    """The SAE a config describes, or this rank's part of it, with its initial weights."""
+    """The SAE a config describes, or this rank's part of it, with its initial weights.
+
+    Raises:
+        SaescopeError: a variant that cannot be trained, or one that these rows or `init` do not fit.
+    """
     if config.sae.variant not in VARIANTS:
         raise SaescopeError(
             f"sae.variant: {config.sae.variant} is what was read from elsewhere, and has no loss here; train one of "
             f"{', '.join(VARIANTS)}, with init.from to begin from it."
         )
-    rows, targets = calibration.rows, calibration.targets
     cross = config.site.cross
+    calibration = calibration.under(config.sae.transform, cross=cross)
+    rows, targets = calibration.rows, calibration.targets
     # b_dec lies in the target's space, which is not the input's
     fields = config.sae.model_copy(update={"apply_b_dec_to_input": False}) if cross else config.sae
     sae = VARIANTS[fields.variant][0](
@@ -85,6 +90,8 @@ class Trainer:
             name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.sae.named_parameters()
         }
         for name in config.optim.frozen:
+            if name not in self.moments:
+                raise SaescopeError(f"optim.frozen: {name} is no weight that {config.sae.variant} trains; leave it out.")
             self.sae.get_parameter(name).requires_grad_(False)
         self.params = [
             ParamState(
@@ -225,7 +232,7 @@ class Trainer:
             eps=self.config.optim.eps, clip=self.config.sae.grad_clip, rates=moment.rates,
         )
         sae.zero_grad(set_to_none=True)
-        self._count(step, target, norm, moment.rows_seen + self.clock.batch_rows)
+        self._count(step, target, acts, norm, moment.rows_seen + self.clock.batch_rows)
 
     def _launches(self) -> Hashable | None:
         if self.config.sae.hide:  # masks are drawn by a generator that a graph would not seed anew
@@ -260,7 +267,9 @@ class Trainer:
         return normalised, self.sae.target.normalise(target) if site.cross else normalised
 
     @torch.no_grad()
-    def _count(self, step: Step, target: Tensor, norm: Tensor, rows_seen: int | Int64[Tensor, ""]) -> None:
+    def _count(
+        self, step: Step, target: Tensor, acts: Mapping[str, Tensor], norm: Tensor, rows_seen: int | Int64[Tensor, ""]
+    ) -> None:
         """Advance counters, thresholds and the controller: once per step, and nowhere else."""
         code = step.code
         self.last_fired.copy_(self.ranks.latest(code.last(rows_seen, self.last_fired)))
@@ -268,11 +277,21 @@ class Trainer:
         l0 = self.ranks.over_rows(self.ranks.over_features(code.n_active / code.n_rows))
         self.controller.update(l0)
         # by rows, for a norm in fp32 adds up too many numbers to be exact
-        residual, variance = (t.norm(dim=1).square().sum() for t in (target - step.x_hat, target))
+        residual, variance = (self._lengths(t, acts).square().sum() for t in (target - step.x_hat, target))
         sums: dict[str, float | Tensor] = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums["dense_steps"] = float(self.sae.kernels.last_route == "dense")
         sums |= {"l0": l0, "residual": residual, "variance": variance, "grad_norm": norm}
         self.window.add(self.ranks.averaged(sums | step.logs))
+
+    def _lengths(self, differences: Float[Tensor, "n_rows d_out"], acts: Mapping[str, Tensor]) -> Float[Tensor, " n_rows"]:
+        """Of differences between targets as they are trained on: in the model's units, but for the scale all rows share."""
+        transform = self.sae.target
+        lengths = transform.unwhitened(differences).norm(dim=1)
+        if not transform.unit_rows:
+            return lengths
+        spread = transform.spread(self.config.site.rows(acts).target)
+        assert spread is not None
+        return lengths * spread[:, 0]
 
     def metrics(self) -> dict[str, float]:
         """Averages since the last call, and the share of dead features now, once a window is behind.

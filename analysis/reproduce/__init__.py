@@ -11,6 +11,7 @@ EXPERIMENTS: dict[str, str] = {
     "l0-targets": "analysis.reproduce.l0_targets",
     "learning-rate": "analysis.reproduce.learning_rate",
     "dead-window": "analysis.reproduce.dead_window",
+    "icfl": "analysis.reproduce.icfl",
     "variants": "analysis.reproduce.variants",
     "evaluations": "analysis.reproduce.evaluations",
     "matryoshka-tree": "analysis.reproduce.matryoshka_tree",

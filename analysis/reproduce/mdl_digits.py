@@ -74,12 +74,17 @@ def run(job: Job) -> list[Row]:
 
 def trainings(job: Job) -> tuple[dict[str, Any], tuple[float, ...], tuple[int, ...]]:
     """A job's fields as those of a training on the digits, which are written beside its folder; its FVEs and its ks."""
+    fields = {key: value for key, value in job.fields.items() if key not in ("fves", "ks")}
+    fields = merged(fields, {"corpus": {"sources": f"acts:{digits_folder(job)}"}})
+    return fields, tuple(job.fields["fves"]), tuple(job.fields["ks"])
+
+
+def digits_folder(job: Job) -> Path:
+    """The digits as rows of a training's own, written beside a job's folder where they are not yet."""
     folder = job.folder.parent / "digits"
     if not (folder / "digits.npy").exists():
         write_array(folder / "digits.npy", digits().numpy())
-    fields = {key: value for key, value in job.fields.items() if key not in ("fves", "ks")}
-    fields = merged(fields, {"corpus": {"sources": f"acts:{folder}"}})
-    return fields, tuple(job.fields["fves"]), tuple(job.fields["ks"])
+    return folder
 
 
 def digits() -> Float[Tensor, "n d"]:

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 from sae.base import SAE, SAEConfig
 from sae.errors import SaescopeError
 from sae.variants.gated import Gated, GatedConfig
+from sae.variants.icfl import ICFL, ICFLConfig
 from sae.variants.imported import Imported, ImportedConfig
 from sae.variants.jumprelu import JumpReLU, JumpReLUConfig
 from sae.variants.matryoshka import Matryoshka, MatryoshkaConfig
@@ -22,6 +23,7 @@ VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
     "jumprelu": (JumpReLU, JumpReLUConfig),
     "gated": (Gated, GatedConfig),
     "mdl": (MDL, MDLConfig),
+    "icfl": (ICFL, ICFLConfig),
 }
 """What can be trained."""
 

@@ -100,7 +100,7 @@ class Imported(SAE):
                 f"it is a {self.config.architecture} of SAELens with normalize_activations {self.config.row_norm}, "
                 "parts of which no variant here has"
             )
-        return None
+        return super().unfit_as_start()
 
 
 def row_statistics(

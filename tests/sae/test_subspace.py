@@ -17,7 +17,7 @@ D, RANK, D_SAE = 24, 6, 80
 FIELDS: dict[str, dict] = {
     "topk": {"k": 3}, "batchtopk": {"k": 3}, "abstopk": {"k": 3}, "absbatchtopk": {"k": 3}, "matryoshka": {"k": 3},
     "relu": {}, "gated": {"sparsity": {"target_l0": 3}}, "jumprelu": {"sparsity": {"target_l0": 3}},
-    "mdl": {"start_l0": 3},
+    "mdl": {"start_l0": 3}, "icfl": {"rounds": 3, "per_round": 1},
 }
 
 
@@ -66,8 +66,15 @@ def test_dimensions_of_known_spectra() -> None:
     assert steep.participation_ratio() == pytest.approx(100**2 / (90**2 + 9**2 + 0.9**2 + 0.1**2))
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_every_variant_starts_in_the_subspace_at_the_best_scale(variant: str) -> None:
+def test_without_an_encoder_there_is_no_scale_to_search() -> None:
+    rows = low_rank()
+    sae = started("icfl", rows)
+    assert outside(sae.W_dec.detach(), rows) < 1e-4
+    torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.ones(D_SAE))
+
+
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"icfl"}))
+def test_every_variant_with_an_encoder_starts_in_the_subspace_at_the_best_scale(variant: str) -> None:
     rows = low_rank()
     sae = started(variant, rows)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))

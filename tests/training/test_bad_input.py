@@ -28,6 +28,8 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ("sae.auxk.coeficient=1", r"unknown key 'sae\.auxk\.coeficient'; did you mean 'coefficient'\?"),
         ("sae.init.form=x", r"unknown key 'sae\.init\.form'; did you mean 'from'\?"),
         ("data.zzz=1", r"unknown key 'data\.zzz'; known keys are seed, batch_rows,"),
+        ("sae.transform.whitten=true", r"unknown key 'sae\.transform\.whitten'; did you mean 'whiten'\?"),
+        ("sae.transform.floor=0", r"sae\.transform\.floor should be greater than 0"),
         ("=3", r"unknown key ''; known keys are name, model,"),
         ("optim.betas=[0.9,1.5]", r"optim\.betas\.1 should be less than 1, found 1\.5"),
         ("sae.k=.inf", r"sae\.k: a count is a whole number, not inf"),

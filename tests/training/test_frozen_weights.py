@@ -46,3 +46,16 @@ def test_a_fused_optimiser_is_refused() -> None:
     train = {"budget": "20 steps", "kernels": "reference", "device": "cpu", "fused_adam": True}
     with pytest.raises(SaescopeError, match="frozen"):
         trainer(optim={"frozen": ["W_dec"]}, train=train)
+
+
+def test_weights_that_a_variant_does_not_train_are_not_frozen() -> None:
+    sae = {"variant": "icfl", "d_sae": 16, "rounds": 2, "per_round": 1}
+    train = {"budget": "20 steps", "kernels": "reference", "device": "cpu"}
+    with pytest.raises(SaescopeError, match=r"optim\.frozen: W_enc is no weight that icfl trains"):
+        trainer(sae=sae, optim={"frozen": ["W_enc"]}, train=train)
+    one = trainer(sae=sae, optim={"frozen": ["W_dec"], "lr": 1e-2}, train=train)
+    before = copy.deepcopy(one.sae.state_dict())
+    for batch in batches(3):
+        one.step({"acts": batch})
+    after = one.sae.state_dict()
+    assert torch.equal(after["W_dec"], before["W_dec"]) and not torch.equal(after["b_dec"], before["b_dec"])

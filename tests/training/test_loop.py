@@ -136,3 +136,35 @@ def test_two_halves_of_a_batch_whose_gradients_are_averaged_step_as_the_whole(
 def test_gradients_that_are_never_made_cannot_be_reduced() -> None:
     with pytest.raises(SaescopeError, match="fused_adam"):
         trainer(lambda grads: None, train={"budget": "20 steps", "device": "cpu", "fused_adam": True})
+
+
+@pytest.mark.parametrize("kind", [{}, {"whiten": True}, {"unit_rows": True}, {"whiten": True, "unit_rows": True}])
+def test_the_log_tells_fve_in_the_models_units(kind: dict[str, bool]) -> None:
+    """Of the code of each step, as the SAE was before it."""
+    one = trainer(sae={"variant": "topk", "d_sae": 16, "k": 3, "transform": kind}, optim={"lr": 1e-2})
+    lengths = torch.logspace(0, -1, D)
+    left = total = 0.0
+    for batch in batches(5):
+        x = batch["acts"] * lengths
+        left += float((x - one.sae(x)).square().sum())
+        total += float(x.square().sum())  # the transform's mean is zero
+        one.step({"acts": x})
+    assert one.metrics()["fve"] == pytest.approx(1 - left / total, rel=1e-4)
+
+
+def test_a_transform_that_a_transcoder_cannot_have_is_refused() -> None:
+    site = {"input": "a", "target": "b"}
+    for sae, message in (
+        ({"variant": "topk", "d_sae": 16, "k": 3, "transform": {"unit_rows": True}}, "unit_rows divides a row"),
+        ({"variant": "icfl", "d_sae": 16, "rounds": 2, "per_round": 2}, "can only reconstruct what it reads"),
+    ):
+        with pytest.raises(SaescopeError, match=message):
+            config(site=site, sae=sae)
+
+
+def test_too_few_calibration_rows_to_whiten_are_refused() -> None:
+    with pytest.raises(SaescopeError, match=r"sae\.transform\.whiten: 8 calibration rows.* raise data\.n_calib"):
+        new_sae(
+            config(sae={"variant": "topk", "d_sae": 16, "k": 3, "transform": {"whiten": True}}),
+            Calibration(Transform.identity(D), Transform.identity(D), torch.randn(8, D), torch.randn(8, D)),
+        )

@@ -123,10 +123,13 @@ VARIED: list[dict[str, Any]] = [
     {"variant": "absbatchtopk", "d_sae": 96, "k": 4},
     {"variant": "matryoshka", "d_sae": 96, "k": 4, "base": "absbatchtopk", "sampled": {"n": 4}},
     {"variant": "jumprelu", "d_sae": 96, "sparsity": {"target_l0": 8}, "auxk": {"coefficient": 0.03}},
-    {"variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "optim": {"lr": 1e-3, "sparse": True}},
+    {"variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "optim": {"lr": 1e-3, "sparse": True},
+     "transform": {"whiten": True}},
     {"variant": "mdl", "d_sae": 96, "sparsity": {"coefficient": 20}, "start_l0": 8, "prune_from": "30%", "memory": 0.9},
     {"name": "masked", "variant": "batchtopk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "hide": 0.3},
     {"name": "masked-gated", "variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "hide": 0.2},
+    {"variant": "icfl", "d_sae": 96, "rounds": 2, "per_round": 2, "duplicate_cosine": 0.6, "redraw_every": 15,
+     "transform": {"whiten": True, "unit_rows": True}},
 ]
 
 

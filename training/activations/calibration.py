@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from sae.base import Transform
 from sae.errors import SaescopeError
 from sae.io.files import code_version, read_json, write_json
+from sae.transform import Transform, TransformConfig, whitening
 from training.activations.cache import CacheSource
 from training.activations.sources import Source
 from training.config.schema import DataConfig
@@ -150,6 +150,26 @@ class Calibration:
     target: Transform
     rows: Float[Tensor, "n_rows d_in"]
     targets: Float[Tensor, "n_rows d_out"]
+
+    def under(self, config: TransformConfig, *, cross: bool) -> "Calibration":
+        """With transforms that whiten and scale rows as a config says, and the rows under them.
+
+        Args:
+            config: as it is in an SAE's.
+            cross: target and input are different rows: only the input is whitened then.
+
+        Raises:
+            SaescopeError: too few rows to whiten on.
+        """
+        if not (config.whiten or config.unit_rows):
+            return self
+        whiten = whitening(self.rows, config.floor) if config.whiten else None
+        identity = torch.zeros_like(self.input.mean), torch.ones_like(self.input.scale)
+        rows = Transform(*identity, whiten=whiten, unit_rows=config.unit_rows).normalise(self.rows)
+        input_ = Transform(self.input.mean, self.input.scale, whiten=whiten, unit_rows=config.unit_rows)
+        return Calibration(input_, self.target, rows, self.targets) if cross else Calibration(
+            input_, input_.twin(), rows, rows
+        )
 
 
 def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:

@@ -310,6 +310,8 @@ class Config(Section):
         budget = self.train.budget
         if budget.unit == "tokens" and budget.value < self.data.batch_rows:
             raise ValueError(f"train.budget = {budget} is less than one batch of data.batch_rows = {self.data.batch_rows}")
+        if self.site.cross and (reason := self.sae.unfit_for_transcoders()):
+            raise ValueError(f"the site's target is not its input, and {reason}")
         if self.sae.skip and not self.site.cross:
             raise ValueError(
                 "sae.skip is a linear path from input to target, and where the two are equal it would copy it; give the "

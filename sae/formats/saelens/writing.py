@@ -1,5 +1,10 @@
-"""Writing a folder that SAELens opens: everything in the model's units, decoder rows of unit norm."""
+"""Writing a folder that SAELens opens: everything in the model's units, decoder rows of unit norm.
 
+But of SAEs that keep the k largest and were trained on whitened rows: their values are compared as they were there, and
+decoder rows are as long as one unit of them is in the model.
+"""
+
+import copy
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +35,8 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     Returns:
         None, or the reason why SAELens has no form for this SAE; nothing is written then.
     """
+    if sae.input.whiten is not None:
+        sae = copy.deepcopy(sae).folded()
     hook, update = metadata.get("hook_name"), (metadata.get("site") or {}).get("update", False)
     if update == "both":
         return "its input is the difference of two hooks, and an SAE of SAELens reads one"
@@ -90,6 +97,13 @@ def _architecture(sae: SAE, cross: bool, skips: bool) -> tuple[str, str | None]:
     """SAELens' name for what this SAE computes, or the reason why it has none."""
     if isinstance(sae, Imported) and sae.config.row_norm != "none":
         return "", "rows are decoded around points of their own; the folder it was read from is its SAELens form"
+    if sae.input.unit_rows:
+        return "", (
+            "each row is scaled by its own length (sae.transform.unit_rows) after it was centred, which no "
+            "normalize_activations of SAELens does and no weights can take up"
+        )
+    if not sae.linear_encoder:
+        return "", f"a {sae.config.variant} finds its features in several rounds, which no encoder of SAELens expresses"
     select = sae.select()
     if select.mode == "topk":
         if cross:
@@ -107,7 +121,7 @@ def _architecture(sae: SAE, cross: bool, skips: bool) -> tuple[str, str | None]:
 
 @torch.no_grad()
 def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
-    """The parameters of the same function over raw activations, in fp32, with unit decoder rows.
+    """The parameters of the same function over raw activations, in fp32, with unit decoder rows (see the file's head).
 
     Folded in fp64. Where b_dec is subtracted from the input, the encoder never sees the activations' common mean
     (which would cost its digits), and what rounding b_dec to fp32 loses is made up in b_enc.
@@ -116,7 +130,9 @@ def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
     norms = sae.W_dec.cpu().norm(dim=1)
     # as in SAE.normalised: rows that are unit to rounding stay as they are
     norms = torch.where((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps, 1, norms).double()
-    gain = norms / scale_out
+    kept = torch.ones_like(norms) if sae.gain is None else sae.gain.double().cpu()
+    taken, left = (kept, 1.0) if sae.select().mode == "threshold" else (1.0, kept)
+    gain = norms / scale_out * taken
     weights, biases = sae.encoder()
     W_enc = (weights.cpu().double() * (scale_in * gain)).float()
     b_dec = (sae.b_dec.cpu().double() / scale_out + sae.target.mean.cpu().double()).float()
@@ -133,7 +149,7 @@ def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
         b_dec = (b_dec.double() - skip["W_skip"].double() @ sae.input.mean.cpu().double()).float()
     return skip | {
         "W_enc": W_enc.contiguous(), "b_enc": b_enc.float(), "b_dec": b_dec, "threshold": threshold.float(),
-        "W_dec": (sae.W_dec.cpu().double() / norms.clamp_min(1e-12)[:, None]).float(),
+        "W_dec": (sae.W_dec.cpu().double() * (left / norms.clamp_min(1e-12))[:, None]).float(),
     }
 
 
@@ -142,9 +158,7 @@ def unfoldable(sae: SAE) -> str | None:
     norms = sae.W_dec.detach().norm(dim=1)
     if bool(((norms - 1).abs() <= 1e-4).all()):
         return None
-    select = sae.select()
-    scalar = not isinstance(select.threshold, Tensor) or select.threshold.ndim == 0
-    if select.mode == "threshold" and (not scalar or float(select.threshold) == 0):
+    if not sae.compares_values:
         return None
     return (
         f"its rows have norms from {float(norms.min()):.4g} to {float(norms.max()):.4g}, and its active features are "

@@ -267,9 +267,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("variant", FIELDS)
 @pytest.mark.parametrize("d_out", [12, 9])
 def test_written_and_read_again(tmp_path: Path, variant: str, d_out: int):
-    sae = make(variant, d_out)
+    sae = make(variant, d_out if variant != "icfl" else 12)
     reason = saelens.export(sae, tmp_path, metadata=METADATA)
-    refused = {"absbatchtopk": "selects by threshold with absolute=True"}
+    refused = {"absbatchtopk": "selects by threshold with absolute=True", "icfl": "in several rounds"}
     if d_out == 9:
         refused |= dict.fromkeys(("topk", "abstopk"), "no transcoder with a fixed number")
     if variant in refused:
