@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import sae
-from tests.training.distributed.launched import metrics, train_all
+from tests.training.distributed.launched import metrics, train_all, write_rows
 from training.config.reading import resolve
 from training.distributed.traffic import bytes_per_step
 
@@ -34,12 +34,11 @@ WITHIN = 1e-5
 """Relative difference of a loss."""
 
 
-def config(variant: str, steps: int, shards: int, kernels: str = "cpu") -> dict[str, Any]:
-    """A training on synthetic features, some of which die, so that AuxK has something to do."""
+def config(variant: str, rows: str, steps: int, shards: int, kernels: str = "cpu") -> dict[str, Any]:
+    """A training with features that die, so that AuxK has something to do."""
     return {
         "name": variant, "model": None, "site": "acts",
-        "corpus": {"synthetic": {"d": D, "roots": 600, "bipolar": 0.3, "zipf": 0.5}, "n_tokens": 240_000, "held_out": 0.1,
-                   "n_ctx": 64},
+        "corpus": {"sources": rows, "held_out": 0.1, "n_ctx": 64},
         "data": {"batch_rows": 1024, "superblock_rows": 65_536},
         "sae": {"variant": variant, "d_sae": 1536} | VARIANTS[variant],
         "train": {"budget": f"{steps} steps", "device": "cpu", "dead_window": "20000 tokens", "log_every": "1 steps",
@@ -48,8 +47,9 @@ def config(variant: str, steps: int, shards: int, kernels: str = "cpu") -> dict[
     }
 
 
-def compared(alone: Path, run: Path, variant: str, steps: int, n: int, shards: int) -> dict[str, Any]:
+def compared(alone: Path, run: Path, steps: int, n: int, shards: int) -> dict[str, Any]:
     """A row of the table."""
+    variant = run.name
     pairs = [(a, b) for a, b in zip(metrics(alone), metrics(run), strict=True) if "l0" in a]
     losses = [key for key in pairs[-1][0] if key.startswith("loss/")]
     apart = [max(abs(a[key] - b[key]) / abs(a[key]) for key in losses if a.get(key)) for a, b in pairs]
@@ -59,7 +59,7 @@ def compared(alone: Path, run: Path, variant: str, steps: int, n: int, shards: i
     codes = [sae.load(folder).encode(rows).csr() for folder in (alone, run)]
     supports = [set((code.rows() * code.d_sae + code.feature).tolist()) for code in codes]
     sent = summaries[1].get("ranks", {}).get("sent_bytes", {})
-    predicted = bytes_per_step(resolve(config(variant, steps, shards))[0], D, D, n) if n else {}
+    predicted = bytes_per_step(resolve(config(variant, "acts:rows", steps, shards))[0], D, D, n) if n else {}
     counted = sum(sent.get(kind, 0) for kind in predicted if kind != "revival")
     return {
         "variant": variant, "ranks": n or "1 (reference)", "rows": n // shards or 1, "shards": shards,
@@ -76,11 +76,12 @@ def main(steps: int, out: Path) -> None:
     """All grids, one torchrun each."""
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        alone = train_all([config(v, steps, 1) for v in VARIANTS], 0, Path(folder) / "alone")
+        rows = write_rows(Path(folder) / "rows", 240_000, D)
+        alone = train_all([config(v, rows, steps, 1) for v in VARIANTS], 0, Path(folder) / "alone")
         for n, shards in GRIDS:
             kernels = "cpu" if n else "reference"
-            runs = train_all([config(v, steps, shards, kernels) for v in VARIANTS], n, Path(folder) / "ranks")
-            table += [compared(alone / v, runs / v, v, steps, n, shards) for v in VARIANTS]
+            runs = train_all([config(v, rows, steps, shards, kernels) for v in VARIANTS], n, Path(folder) / "ranks")
+            table += [compared(alone / v, runs / v, steps, n, shards) for v in VARIANTS]
             shutil.rmtree(runs)
             sys.stdout.write("\n".join(str(row) for row in table[-len(VARIANTS):]) + "\n")
             sys.stdout.flush()
