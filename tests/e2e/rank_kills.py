@@ -108,7 +108,7 @@ def artefacts(run: Path) -> dict[str, bytes]:
 
 def sentences(said: str) -> list[str]:
     """What the ranks themselves have said."""
-    return [line for line in said.splitlines() if line.startswith("sae")]
+    return [line for line in said.splitlines() if line.startswith(("sae:", "sae train:"))]
 
 
 def main(kills: int, seed: int) -> None:
