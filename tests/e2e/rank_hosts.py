@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.rank_kills import CONFIG, done, sentences
+from tests.e2e.rank_kills import CONFIG, done, sentences, with_rows
 from tests.training.distributed.launched import ROOT, environment, metrics, train_all
 
 HOSTS = ("saeh0", "saeh1")
@@ -64,7 +64,7 @@ def ranks_of(process: psutil.Process) -> list[psutil.Process]:
 def fields(name: str, steps: int, shards: int) -> dict[str, Any]:
     """The training."""
     train = CONFIG["train"] | {"budget": f"{steps} steps", "shards": shards, "log_every": "1 steps"}
-    return CONFIG | {"name": name, "train": train}
+    return with_rows(CONFIG) | {"name": name, "train": train}
 
 
 def main() -> None:

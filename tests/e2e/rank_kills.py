@@ -7,9 +7,12 @@ began (2 of features, 2 of rows) and whose death 2 ranks take over agrees with i
 """
 
 import argparse
+import atexit
 import contextlib
+import functools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +25,11 @@ import psutil
 import torch
 
 import sae
-from tests.training.distributed.launched import ROOT, command, environment, metrics
+from tests.training.distributed.launched import ROOT, command, environment, metrics, write_rows
 
 CONFIG: dict[str, Any] = {
     "name": "run", "model": None, "site": "acts",
-    "corpus": {"synthetic": {"d": 64, "roots": 600}, "n_tokens": 60_000, "held_out": 0.1, "n_ctx": 32},
+    "corpus": {"held_out": 0.1, "n_ctx": 32},
     "data": {"batch_rows": 512, "superblock_rows": 16_384},
     "sae": {"variant": "batchtopk", "d_sae": 1536, "k": 8},
     "train": {"budget": "400 steps", "device": "cpu", "dead_window": "5000 tokens", "log_every": "10 steps",
@@ -35,13 +38,26 @@ CONFIG: dict[str, Any] = {
 }
 
 
+@functools.cache
+def rows() -> str:
+    """What is trained on, on the disk until the end."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return write_rows(Path(folder), 60_000, 64)
+
+
+def with_rows(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with its source."""
+    return config | {"corpus": config["corpus"] | {"sources": rows()}}
+
+
 class Launch:
     """torchrun of a training, and its ranks."""
 
     def __init__(self, root: Path, n: int, shards: int, *arguments: str, restarts: int = 0) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.run, config = root / "run", root / "config.yaml"
-        config.write_text(json.dumps(CONFIG))
+        config.write_text(json.dumps(with_rows(CONFIG)))
         line = command(n, "sae.cli", "train", str(config), f"train.shards={shards}", "--runs", str(root), "--quiet",
                        *arguments, restarts=restarts)
         self.n, self.process = n, subprocess.Popen(line, env=environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -92,7 +108,7 @@ def artefacts(run: Path) -> dict[str, bytes]:
 
 def sentences(said: str) -> list[str]:
     """What the ranks themselves have said."""
-    return [line for line in said.splitlines() if line.startswith("sae")]
+    return [line for line in said.splitlines() if line.startswith(("sae:", "sae train:"))]
 
 
 def main(kills: int, seed: int) -> None:

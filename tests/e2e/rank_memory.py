@@ -15,16 +15,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.training.distributed.launched import ROOT, command, environment
+from tests.training.distributed.launched import ROOT, command, environment, write_rows
 
 D, D_SAE = 64, 262_144
 
 
-def config(name: str, d_sae: int, shards: int) -> dict[str, Any]:
+def config(name: str, rows: str, d_sae: int, shards: int) -> dict[str, Any]:
     """A few steps, with two checkpoints among them."""
     return {
         "name": name, "model": None, "site": "acts",
-        "corpus": {"synthetic": {"d": D, "roots": 500}, "n_tokens": 8_000, "held_out": 0.1, "n_ctx": 32},
+        "corpus": {"sources": rows, "held_out": 0.1, "n_ctx": 32},
         "data": {"batch_rows": 256, "superblock_rows": 4096, "n_calib": 32},
         "sae": {"variant": "topk", "d_sae": d_sae, "k": 32},
         "train": {"budget": "6 steps", "device": "cpu", "checkpoint_every": "3 steps", "shards": shards},
@@ -44,7 +44,8 @@ def worker(folder: Path, shards: int) -> None:
     from training.run import train
     from training.trainer import Trainer
 
-    train(config("small", 3072, shards), runs=folder, quiet=True)
+    rows = f"acts:{folder / 'rows'}"
+    train(config("small", rows, 3072, shards), runs=folder, quiet=True)
     before, peak, step = status("VmRSS"), [0], Trainer.step
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 
@@ -53,7 +54,7 @@ def worker(folder: Path, shards: int) -> None:
         peak[0] = status("VmHWM")
 
     Trainer.step = counted  # type: ignore[method-assign]
-    train(config("large", D_SAE, shards), runs=folder, quiet=True)
+    train(config("large", rows, D_SAE, shards), runs=folder, quiet=True)
     found = {"added": peak[0] - before, "at_the_end": status("VmHWM") - before}
     (folder / f"{launch.rank()}.json").write_text(json.dumps(found))
 
@@ -63,6 +64,7 @@ def main(out: Path) -> None:
     table = []
     for n in (0, 4):
         with tempfile.TemporaryDirectory() as folder:
+            write_rows(Path(folder) / "rows", 8000, D)
             arguments = ("tests.e2e.rank_memory", "--worker", folder, "--shards", str(n or 1))
             line = command(n, *arguments) if n else [sys.executable, "-m", *arguments]
             subprocess.run(line, env=environment(), cwd=ROOT, check=True)

@@ -1,7 +1,13 @@
-"""Small trainings on synthetic rows, of every variant that ranks can share."""
+"""Small trainings, of every variant that ranks can share."""
 
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from tests.training.distributed.launched import write_rows
 from training.config.reading import resolve
 from training.config.schema import Config
 
@@ -15,6 +21,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
+def rows() -> str:
+    """What is trained on: written once, and gone at the end. Ranks are forked from the process that has written it."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return write_rows(Path(folder), 6000, D, 100)
+
+
 def config(variant: str, *, shards: int = 1, name: str | None = None, **train: Any) -> dict[str, Any]:
     """A config as a dict. AuxK has something to do: features are dead after a few steps."""
     settings = {
@@ -23,7 +37,7 @@ def config(variant: str, *, shards: int = 1, name: str | None = None, **train: A
     }
     return {
         "name": name or variant, "model": None, "site": "acts",
-        "corpus": {"synthetic": {"d": D, "roots": 100, "bipolar": 0.3}, "n_tokens": 6000, "held_out": 0.1, "n_ctx": 16},
+        "corpus": {"sources": rows(), "held_out": 0.1, "n_ctx": 16},
         "data": {"batch_rows": 64, "superblock_rows": 1024, "block_rows": 16, "n_calib": 20},
         "sae": {"variant": variant, "d_sae": 96} | VARIANTS[variant],
         "optim": {"lr": 2e-3}, "train": settings | train, "eval": {"n_rows": 160, "every": "100%"},

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -42,6 +45,20 @@ def train_all(configs: Sequence[dict[str, Any]], n: int, folder: Path) -> Path:
     done = subprocess.run(line, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def write_rows(folder: Path, n_rows: int, d: int, n_features: int = 600) -> str:
+    """Sparse mixtures of random directions, a few of them frequent, as a corpus that is read quickly; its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(n_features, d, generator=draw), dim=1)
+    often = (12 / torch.arange(1, n_features + 1) ** 0.5 / 45).clamp(max=0.5)
+    rows = torch.cat([
+        (torch.rand(4096, n_features, generator=draw) < often).float() @ directions for _ in range(-(-n_rows // 4096))
+    ])
+    rows += 0.05 * torch.randn(rows.shape, generator=draw) / d**0.5
+    np.save(folder / "0.npy", rows[:n_rows].numpy())
+    return f"acts:{folder}"
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

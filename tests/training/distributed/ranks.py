@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.training.distributed.configs import rows
 from tests.training.distributed.launched import free_port
 
 
@@ -29,6 +30,7 @@ class Ended(NamedTuple):
 def on_ranks(n: int, work: Callable[[], Any], folder: Path, *, restart: int = 0) -> list[Ended]:
     """Call a function on n ranks, as torchrun would have begun them."""
     folder.mkdir(parents=True, exist_ok=True)
+    rows()  # before there are several to write them
     port, began = free_port(), time.monotonic()
     sys.stderr.flush()
     children = []
