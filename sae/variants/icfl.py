@@ -36,6 +36,7 @@ from sae.code import SparseCode, from_pairs, sum_by_feature
 from sae.errors import SaescopeError
 from sae.init import random_directions
 from sae.kernels import Select
+from sae.ranks import ALONE
 from sae.units import Count
 
 RIDGE = 1e-6
@@ -193,7 +194,7 @@ class ICFL(SAE):
         twice = duplicates(self.W_dec, self.config.duplicate_cosine)
         # a pure function of seed and step, so that resuming draws the same
         generator = torch.Generator().manual_seed((self.config.seed * 0x9E3779B97F4A7C15 + n_steps) % 2**63)
-        self.W_dec[twice] = random_directions(len(twice), self.d_out, generator).to(self.W_dec)
+        self.W_dec[twice] = random_directions(ALONE.part(len(twice)), self.d_out, generator).to(self.W_dec)
         self.redrawn += len(twice)
 
     # -- weights ------------------------------------------------------------------------------------------------------
