@@ -184,6 +184,12 @@ class ICFL(SAE):
         return Step(terms, code, x_hat, {"redrawn": self.redrawn})
 
     @torch.no_grad()
+    def counted(self, x: Float[Tensor, "n_rows d_in"], progress: Progress) -> SparseCode:
+        """The code of normalised rows."""
+        del progress
+        return self.pursue(x if self.b_pre is None else x - self.b_pre)
+
+    @torch.no_grad()
     def observe(self, step: Step) -> None:
         """Every so often, draw duplicates anew."""
         del step

@@ -37,7 +37,7 @@ def errors(sae: SAE, x: Tensor, code: SparseCode) -> Float[Tensor, " n"]:
     return (x - sae.decode(code)).square().sum(1)
 
 
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("variant", [one for one in ALL if one != "icfl"])  # whose codes are pursued in any case
 def test_no_row_is_explained_worse_or_by_more_features(variant: str) -> None:
     sae, x = ready(variant), many()
     codes = [sae.encode(x, refine=n) for n in range(5)]
