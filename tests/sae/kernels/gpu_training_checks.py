@@ -187,7 +187,8 @@ def check_fused_adam_of_every_variant(device: str) -> None:
     for variant, (kind, config) in VARIANTS.items():
         states = []
         for fused in (False, True):
-            k = {"k": 2} if "k" in config.model_fields else {"sparsity": {"coefficient": 0.1}}
+            k = {"sparsity": {"coefficient": 0.1}} if "sparsity" in config.model_fields else {"k": 2}
+            k = {"rounds": 1, "per_round": 2} if variant == "icfl" else k
             sae = kind(config.model_validate({"d_sae": 16, **k}), 8)
             initialise(sae, x.cpu())
             sae.to(device).kernels = Gpu("fp32", dense_above=1.0, fused_adam=fused)
@@ -421,7 +422,8 @@ def check_sparse_optimizer(device: str) -> None:
             value = torch.randn(size, generator=draw).to(device, dtype)
             value = value / value.norm(dim=1, keepdim=True) if name == "W_dec" else value
             value = value.t().contiguous().t() if axis == 1 else value
-            group.append(ParamState(value, torch.zeros_like(value), torch.zeros_like(value), name == "W_dec", axis))
+            moments = torch.zeros_like(value), torch.zeros_like(value)
+            group.append(ParamState(value, *moments, unit_rows=name == "W_dec", sparse_axis=axis))
         groups.append(group)
     for step in (1, 2, 3):
         still = torch.arange(9, device=device) % 3 == step - 1
