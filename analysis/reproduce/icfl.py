@@ -15,6 +15,7 @@ What each leaves, on held-out rows:
     silent                features that are not active in any held-out row;    `dead`: in the last rows of training
 """
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,7 @@ FIGURES = ("l0", "fve", "cosine", "dead", "silent")
 
 
 def run(job: Job) -> list[Row]:
-    """All SAEs of a setting, trained or taken up again and measured."""
+    """All SAEs of a setting, trained or taken up again and measured; their weights are not kept."""
     fields = dict(job.fields)
     k, per_round = int(fields.pop("k")), int(fields.pop("per_round"))
     if fields.pop("digits", False):
@@ -52,12 +53,14 @@ def run(job: Job) -> list[Row]:
     ]
     done = train_together(replace(job, fields=fields | {"sweep": sweep}))
     white = White(done[0][0])
-    return [
+    found = [
         {"setting": f"{job.setting} {short_name(config)}",
          **{key: value for key, value in figures(trained).items() if key in FIGURES}, **white.measured(trained.sae),
          "tokens_per_cpu_s": figures(trained)["tokens_per_cpu_s"]}
         for config, trained in done
     ]
+    shutil.rmtree(job.folder)
+    return found
 
 
 def contestants(k: int, per_round: int) -> dict[str, dict[str, Any]]:

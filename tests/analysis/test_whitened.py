@@ -75,7 +75,7 @@ def test_steering_adds_a_features_direction_in_the_models_units(runs: Path, name
             loaded.model.logits(tokens[None])
     moved = found[1] - found[0]
     torch.testing.assert_close(moved[2], 2.5 * loaded.sae.W_dec.detach()[3], atol=1e-4, rtol=1e-4)
-    assert not moved[:2].any() and float(loaded.sae.W_dec[3].norm()) == pytest.approx(1, abs=1e-5)
+    assert not moved[:2].any() and float(loaded.sae.W_dec.detach()[3].norm()) == pytest.approx(1, abs=1e-5)
     assert steer(runs / name, "the quick", [Edit(3, 2.5)], Settings(max_tokens=2)).steered.tokens
 
 
