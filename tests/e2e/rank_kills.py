@@ -103,7 +103,7 @@ def done(run: Path) -> int:
 def artefacts(run: Path) -> dict[str, bytes]:
     """Every byte that must not depend on a kill."""
     found = [*run.glob("final/*"), *sorted(run.glob("checkpoints/step-*"))[-1].glob("*.safetensors")]
-    return {file.name: file.read_bytes() for file in found} | {"metrics": json.dumps(metrics(run)).encode()}
+    return {file.name: file.read_bytes() for file in found} | {"metrics": json.dumps(metrics(run), sort_keys=True).encode()}
 
 
 def sentences(said: str) -> list[str]:
