@@ -28,7 +28,7 @@ def work(runs: Path, shards: int, variants: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("n", "shards", "variants"), [
-    (2, 1, ["batchtopk", "jumprelu"]), (2, 2, ["topk", "batchtopk", "matryoshka", "jumprelu", "gated"]),
+    (2, 1, ["jumprelu"]), (2, 2, ["topk", "batchtopk", "matryoshka", "jumprelu", "gated"]),
     *(pytest.param(n, shards, list(VARIANTS), marks=pytest.mark.slow) for n, shards in ((2, 1), (2, 2), (4, 2), (4, 4))),
 ])
 def test_losses_supports_and_figures_are_those_of_one_process(
@@ -41,7 +41,7 @@ def test_losses_supports_and_figures_are_those_of_one_process(
         assert len(there) == len(here) >= STEPS
         for expected, found in zip(there, here, strict=True):
             assert expected.keys() == found.keys()
-            for key in expected:
+            for key in expected.keys() - {"dense_steps"}:  # which products are faster is each rank's own choice
                 assert close(expected[key], found[key]), (variant, found["step"], key, expected[key], found[key])
         same_sae(sae.load(alone / variant), sae.load(tmp_path / "runs" / variant))
         summaries = [json.loads((runs / variant / "summary.json").read_text()) for runs in (alone, tmp_path / "runs")]
@@ -66,7 +66,7 @@ def same_sae(a: SAE, b: SAE) -> None:
         torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4, msg=f"{a.config.variant} {name}")
 
 
-@pytest.mark.parametrize(("n", "shards"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize(("n", "shards"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)])
 def test_bytes_on_the_wire_are_those_predicted(tmp_path: Path, n: int, shards: int) -> None:
     variants = ["abstopk", "batchtopk"] if shards == 2 else ["gated"]
 

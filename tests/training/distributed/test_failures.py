@@ -54,7 +54,7 @@ def run_out() -> None:
 
 @pytest.mark.parametrize(("trouble", "facts"), [
     (die, ("rank 1 (process", "died", "--resume")), (hang, ("rank 1 (process", "hangs", "2 s")),
-    (run_out, ("rank 1 on", "out of memory", "7 GB")),
+    pytest.param(run_out, ("rank 1 on", "out of memory", "7 GB"), marks=pytest.mark.slow),
 ])
 def test_one_sentence_names_the_rank(tmp_path: Path, trouble: Callable[[], None], facts: tuple[str, ...]) -> None:
     began = time.monotonic()
@@ -74,6 +74,7 @@ def test_ranks_that_are_about_to_do_different_things_do_nothing(tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_another_code_or_package_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy
 
