@@ -72,7 +72,9 @@ def test_as_many_ranks_go_on_bit_for_bit(undisturbed: Path, interrupted: Path, t
     assert metrics(tmp_path / "matryoshka") == metrics(undisturbed)
 
 
-@pytest.mark.parametrize(("n", "shards"), [(1, 1), *(pytest.param(*grid, marks=pytest.mark.slow) for grid in ((2, 1), (4, 4)))])
+@pytest.mark.parametrize(("n", "shards"), [
+    (1, 1), *(pytest.param(*grid, marks=pytest.mark.slow) for grid in ((2, 1), (4, 4))),
+])
 def test_other_numbers_of_ranks_go_on_to_rounding(
     undisturbed: Path, interrupted: Path, tmp_path: Path, n: int, shards: int
 ) -> None:
