@@ -111,39 +111,54 @@ def sentences(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith(("sae:", "sae train:"))]
 
 
+def as_many(root: Path, kills: int, rng: random.Random) -> None:
+    """Killed on 2 ranks, and restarted by torchrun each time."""
+    code, said = Launch(root / "whole", 2, 2).end()
+    assert code == 0, said
+    killed, known = Launch(root / "killed", 2, 2, restarts=kills), set[int]()
+    for i in range(kills):
+        tell(f"kill {i + 1} {killed.kill_one(rng, known)}")
+    code, said = killed.end()
+    assert code == 0, said
+    expected, found = artefacts(root / "whole" / "run"), artefacts(killed.run)
+    different = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
+    assert not different, f"differ after kills: {sorted(different)}"
+    tell("\n".join([f"{kills} kills, {len(expected)} files byte-identical; the ranks said:", *sentences(said)]))
+
+
+def fewer(root: Path, rng: random.Random) -> None:
+    """Killed on 4 ranks, gone on with on 2."""
+    code, said = Launch(root / "four", 4, 2).end()
+    assert code == 0, said
+    begun = Launch(root / "fewer", 4, 2)
+    while done(begun.run) < 100:
+        time.sleep(0.05)
+    rng.choice(begun.ranks()).send_signal(signal.SIGKILL)
+    code, said = begun.end()
+    assert code != 0 and len(sentences(said)) == 1, said
+    killed_at = done(begun.run)
+    code, said = Launch(root / "fewer", 2, 2, "--resume").end()
+    assert code == 0, said
+    pairs = list(zip(metrics(root / "four" / "run"), metrics(begun.run), strict=True))
+    worst = max(abs(a["loss/reconstruction"] / b["loss/reconstruction"] - 1) for a, b in pairs if "l0" in a)
+    a, b = (sae.load(root / name / "run") for name in ("four", "fewer"))
+    turned = float(torch.nn.functional.cosine_similarity(a.W_dec, b.W_dec).min())
+    tell(f"4 ranks, killed after step {killed_at}, then 2: losses within {worst:.1e}, decoder rows' cosines above {turned:.6f}")
+
+
+def tell(line: str) -> None:
+    """At once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main(kills: int, seed: int) -> None:
     """Both lives."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name, n, shards in (("two", 2, 2), ("four", 4, 2)):
-            code, said = Launch(root / name, n, shards).end()
-            assert code == 0, said
-        killed, known = Launch(root / "killed", 2, 2, restarts=kills), set[int]()
-        for i in range(kills):
-            sys.stdout.write(f"kill {i + 1} {killed.kill_one(rng, known)}\n")
-            sys.stdout.flush()
-        code, said = killed.end()
-        assert code == 0, said
-        expected, found = artefacts(root / "two" / "run"), artefacts(killed.run)
-        different = [name for name in {*expected, *found} if expected.get(name) != found.get(name)]
-        assert not different, f"differ after kills: {sorted(different)}"
-        told = sentences(said)
-        sys.stdout.write(f"{kills} kills, {len(expected)} files byte-identical; {len(told)} sentences:\n{told[0]}\n")
-
-        fewer = Launch(root / "fewer", 4, 2)
-        while done(fewer.run) < 100:
-            time.sleep(0.05)
-        fewer.kill_one(rng, set())
-        code, said = fewer.end()
-        assert code != 0 and len(sentences(said)) == 1, said
-        code, said = Launch(root / "fewer", 2, 2, "--resume").end()
-        assert code == 0, said
-        pairs = list(zip(metrics(root / "four" / "run"), metrics(fewer.run), strict=True))
-        worst = max(abs(a["loss/reconstruction"] / b["loss/reconstruction"] - 1) for a, b in pairs if "l0" in a)
-        a, b = (sae.load(root / name / "run") for name in ("four", "fewer"))
-        turned = torch.nn.functional.cosine_similarity(a.W_dec, b.W_dec).min()
-        sys.stdout.write(f"4 ranks, then 2: losses within {worst:.1e}, decoder rows within a cosine of {turned:.6f}\n")
+        if kills:
+            as_many(Path(folder), kills, rng)
+        fewer(Path(folder), rng)
 
 
 if __name__ == "__main__":
