@@ -143,7 +143,7 @@ def fewer(root: Path, rng: random.Random) -> None:
     worst = max(abs(a["loss/reconstruction"] / b["loss/reconstruction"] - 1) for a, b in pairs if "l0" in a)
     a, b = (sae.load(root / name / "run") for name in ("four", "fewer"))
     turned = float(torch.nn.functional.cosine_similarity(a.W_dec, b.W_dec).min())
-    tell(f"4 ranks, killed after step {killed_at}, then 2: losses within {worst:.1e}, decoder rows' cosines above {turned:.6f}")
+    tell(f"4 ranks, killed after step {killed_at}, then 2: losses within {worst:.1e}, cosines of decoder rows {turned:.6f}")
 
 
 def tell(line: str) -> None:
