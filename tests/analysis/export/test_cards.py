@@ -47,8 +47,8 @@ def test_the_judged_examples_are_shown() -> None:
     )
     parsed = Page(render.card(card(label=Label(7, "token `b`", "auto", 0.5, 0.25, judged))))
     assert "accuracy 0.50 on 2 held-out examples (another feature’s label on the same examples: 0.25)" in parsed.text
-    assert [e.text for e in parsed.having(class_="sx-right")] == ["active"]
-    assert [e.text for e in parsed.having(class_="sx-wrong")] == ["inactive"]
+    assert [e.text for e in parsed.having(class_="sx-whole sx-right")] == ["active"]
+    assert [e.text for e in parsed.having(class_="sx-whole sx-wrong")] == ["inactive"]
     assert "your label" in Page(render.card(card(label=Label(7, "mine")))).text
 
 

@@ -64,7 +64,7 @@ def test_trainings_are_measured_over_whole_superblocks_once_features_can_be_dead
 class Steady:
     """Superblocks of four batches of two rows each."""
 
-    def stream(self, start: Address = FIRST, *, prefetch: int = 1) -> Iterator[Batch]:
+    def stream(self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1) -> Iterator[Batch]:
         buffer = torch.zeros(2, 3)
         for i in range(1000):
             yield Batch(Address(0, i // 4, i % 4), torch.arange(2), {"acts": buffer.fill_(i)})
