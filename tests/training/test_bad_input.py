@@ -92,7 +92,7 @@ def refused(folder: Path, message: str, *arguments: str) -> None:
         ('name="a\\0b"', r"characters that no folder's name should have"),
         ("sae.k", r"'sae\.k' is not an override; write KEY=VALUE, for example sae\.k=64"),
         ("sae.k=[1", r"sae\.k=\[1, line 1, column 3: not valid YAML"),
-        ("model=null", r"model is null, but only acts:DIR, module:, tensors and corpus\.synthetic can do without a language model"),
+        ("model=null", r"only acts:DIR, module:, tensors and corpus\.synthetic can do without a language model"),
         ("sweep=5", r"sweep is a list of overrides such as \{name: a"),
     ],
 )

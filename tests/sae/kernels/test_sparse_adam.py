@@ -22,7 +22,8 @@ def states(axes: dict[str, int | None] = AXES, *, unit: bool = True, dtype: torc
     values["W_dec"] /= values["W_dec"].norm(dim=1, keepdim=True)
     values = {name: value.to(dtype) for name, value in values.items()}
     return {
-        name: ParamState(v.requires_grad_(), torch.zeros_like(v), torch.zeros_like(v), unit and name == "W_dec", sparse_axis=axes[name])
+        name: ParamState(
+            v.requires_grad_(), torch.zeros_like(v), torch.zeros_like(v), unit and name == "W_dec", sparse_axis=axes[name])
         for name, v in values.items()
     }
 
