@@ -44,7 +44,7 @@ def index(argv: list[str]) -> int:
     if args.rows is not None and args.rows < 1:
         raise SaescopeError(f"--rows {args.rows} leaves nothing to index; give 1 at least.")
     if args.refine < 0:
-        raise SaescopeError(f"--refine {args.refine} is no number of steps; give 0 for the encoder's own codes, or say 3.")
+        raise SaescopeError(f"--refine {args.refine} is no whole number; give 0 for the encoder's own codes, or 3 steps.")
     if args.overrides and args.name is None:
         raise SaescopeError("an index over another corpus needs a name of its own; add --name, for example --name notes.")
     if args.verify:

@@ -253,13 +253,13 @@ class SAE(nn.Module, ABC):
             refine: steps of pursuit from the encoder's code, which explain more by as many features (`sae.refine`).
 
         Raises:
-            SaescopeError: rows of another width, or no floating-point numbers; or `refine` is no number of steps, or x is
-                not what this SAE reconstructs (`unrefinable`).
+            SaescopeError: rows of another width, or no floating-point numbers; or `refine` is negative or no integer; or x
+                is not what this SAE reconstructs (`unrefinable`).
         """
         rows = self.rows_of(x)
         code = self.encode_traced(rows)
         if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
-            raise SaescopeError(f"refine = {refine!r} is no number of steps; give 0 for the encoder's own code, or say 3.")
+            raise SaescopeError(f"refine = {refine!r} is no whole number; give 0 for the encoder's own code, or 3 steps.")
         if refine == 0:
             return code
         if reason := self.unrefinable():

@@ -113,7 +113,7 @@ def _time(text: object) -> Time:
     """
     found = _interval(text)
     if not isinstance(found, Time):
-        raise ValueError(f"{text!r} is no time on the clock; write for example '10 min'")
+        raise ValueError(f"{text!r} is not a duration; write for example '10 min'")
     return found
 
 

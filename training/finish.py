@@ -92,7 +92,7 @@ def _spliced(
 
 def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[str, Any], world: World) -> Result:
     """The SAE in its saved form, in `folder` if there is one, and what the summary says of that."""
-    if (whole := world.whole(trainer.sae)) is None:
+    if (whole := world.gathered(trainer.sae)) is None:
         return Result(trainer.sae, {}, None)
     if folder is None:
         sae = store.unit_copy(whole)

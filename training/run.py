@@ -14,7 +14,7 @@ processes train parts of it (`training.sweep_part`), each has its own in runs/NA
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,13 +189,15 @@ def run(
     began = time.monotonic()
     first = members[0]
     device = resolve_device(first.train.device)
-    with world.in_turn(), compiling(members, backend(device, first.train.kernels, first.train.precision)):
+    # ranks fill a cache together; loops are compiled by one of them, for all of its machine
+    kernels = backend(device, first.train.kernels, first.train.precision)
+    with compiling(members, kernels) if world.is_first else nullcontext():
         shared = opened(members, display)
     trainers = [
         Trainer(m, new_sae(m, calibrate(m.site, shared.mask), world.ranks), shared.clock, device, say=display.say)
         for m in members
     ]
-    world.begin_alike(trainers)
+    world.broadcast_weights(trainers)
     checkpoints = _checkpoints(folders, shared, world, trainers, part)
     start = _continue(checkpoints, trainers, display) if checkpoints and resume else FIRST
     written = folders if world.is_first else None

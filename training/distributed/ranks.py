@@ -71,8 +71,8 @@ class DistributedRanks:
         return DistributedKernels(local, self.wire, self.shards, self.rows, self.world)
 
     @torch.no_grad()
-    def begin_alike(self, sae: Any) -> None:
-        """What the first rank holds of all that several ranks hold."""
+    def broadcast_weights(self, sae: Any) -> None:
+        """Take the first rank's values of all that several ranks hold."""
         for name, tensor in sae.state_dict().items():
             group = self.world if sae.feature_axis(name) is None else self.rows
             if group.n > 1:

@@ -30,10 +30,10 @@ from sae.ranks import ALONE, Ranks
 from training.checkpoint import Checkpoints
 from training.config.schema import Config
 from training.distributed import launch
+from training.distributed.gather import gathered
 from training.distributed.ranks import DistributedRanks
 from training.distributed.sharded import ShardedCheckpoints
 from training.distributed.watch import Watch
-from training.distributed.whole import whole
 from training.distributed.wire import Group, Wire
 from training.provenance import first_difference
 from training.trainer import Trainer
@@ -62,10 +62,10 @@ class World:
         """Whether to stop, which any rank decides, and to save, which the first does."""
         return stop, save
 
-    def begin_alike(self, trainers: Sequence[Trainer]) -> None:
-        """What several ranks hold begins as the first has it."""
+    def broadcast_weights(self, trainers: Sequence[Trainer]) -> None:
+        """Give all ranks the weights of the first, where they hold the same ones."""
 
-    def whole(self, sae: SAE) -> SAE | None:
+    def gathered(self, sae: SAE) -> SAE | None:
         """The SAE with all its features, on the first rank; None on the others. A collective."""
         return sae
 
@@ -128,16 +128,16 @@ class DistributedWorld(World):
         stop, save = self.wire.max_(flags, self.distributed.world, "scalars").tolist()
         return bool(stop), bool(save)
 
-    def begin_alike(self, trainers: Sequence[Trainer]) -> None:
-        """What several ranks hold begins as the first has it."""
+    def broadcast_weights(self, trainers: Sequence[Trainer]) -> None:
+        """Give all ranks the weights of the first, where they hold the same ones."""
         for trainer in trainers:
-            self.distributed.begin_alike(trainer.sae)
+            self.distributed.broadcast_weights(trainer.sae)
 
-    def whole(self, sae: SAE) -> SAE | None:
+    def gathered(self, sae: SAE) -> SAE | None:
         """The SAE with all its features, in the first rank's own memory."""
         if self.ranks.n_shards == 1:
             return sae if self.is_first else None
-        return whole(sae, self.distributed) if self.row_index == 0 else None
+        return gathered(sae, self.distributed) if self.row_index == 0 else None
 
     def checkpoints(self, folder: Path, made_from: dict[str, Any], trainers: Sequence[Trainer]) -> Checkpoints:
         """Sharded ones."""
@@ -234,8 +234,8 @@ def _agree_on(members: Sequence[Config], device: torch.device) -> None:
     launch.wait_for("facts/0")
     if (other := first_difference(json.loads(store.get("facts/0")), facts)) is not None:
         raise SaescopeError(
-            f"rank {me} on {socket.gethostname()} is not about to do what rank 0 is: {other.path} is {other.was!r} there "
-            f"and {other.now!r} here; start all ranks with the same config, code and packages."
+            f"rank {me} on {socket.gethostname()} differs from rank 0: {other.path} is {other.now!r} here and "
+            f"{other.was!r} there; start all ranks with the same config, code and packages."
         )
     store.set(f"agreed/{me}", "yes")
     launch.wait_for(*(f"agreed/{r}" for r in range(launch.n_ranks())))

@@ -18,6 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {"k": 4} | AUXK, "abstopk": {"k": 4}, "batchtopk": {"k": 4}, "absbatchtopk": {"k": 4},
     "matryoshka": {"k": 4, "prefixes": [5, 24, 96]} | AUXK, "jumprelu": STEERED | AUXK, "gated": STEERED | AUXK,
     "relu": STEERED,
+    "whitened": {"variant": "topk", "k": 4, "transform": {"whiten": True, "unit_rows": True}},
 }
 
 

@@ -28,7 +28,7 @@ def work(runs: Path, shards: int, variants: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("n", "shards", "variants"), [
-    (2, 1, ["jumprelu"]), (2, 2, ["topk", "batchtopk", "matryoshka", "jumprelu", "gated"]),
+    (2, 1, ["jumprelu"]), (2, 2, ["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "whitened"]),
     *(pytest.param(n, shards, list(VARIANTS), marks=pytest.mark.slow) for n, shards in ((2, 1), (2, 2), (4, 2), (4, 4))),
 ])
 def test_losses_supports_and_figures_are_those_of_one_process(

@@ -11,7 +11,7 @@ from training.distributed.ranks import DistributedRanks
 
 
 @torch.no_grad()
-def whole(sae: SAE, ranks: DistributedRanks) -> SAE | None:
+def gathered(sae: SAE, ranks: DistributedRanks) -> SAE | None:
     """All features, in the memory of the first of the ranks that share them; None on the others.
 
     One tensor at a time crosses the wire, from host to host, so that no device has to hold them all.
@@ -23,17 +23,17 @@ def whole(sae: SAE, ranks: DistributedRanks) -> SAE | None:
         if axis is None:
             tensors[name] = here
             continue
-        pieces = _gathered(as_it_lies(here), ranks)
+        pieces = _pieces(as_it_lies(here), ranks)
         if pieces is not None:
             tensors[name] = layout.joined([p.t() for p in pieces] if is_turned(here) else pieces, axis, sae.config.d_sae)
     if ranks.shards.index:
         return None
-    out = type(sae)(sae.config, sae.d_in, sae.d_out)
+    out = type(sae)(sae.config, sae.d_in, sae.d_out, input=sae.input, target=sae.target)
     out.load_state_dict(tensors, assign=True)
     return out
 
 
-def _gathered(piece: Tensor, ranks: DistributedRanks) -> list[Tensor] | None:
+def _pieces(piece: Tensor, ranks: DistributedRanks) -> list[Tensor] | None:
     """Every rank's, on the first of them."""
     first, piece = ranks.shards.index == 0, piece.contiguous()
     pieces = [torch.empty_like(piece) for _ in range(ranks.shards.n)] if first else None
