@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -50,8 +51,8 @@ def _index(run: Path) -> None:
 
 
 def _labels(run: Path) -> None:
-    own = Labels(run)
-    own.all(), own.names(), own.search("x"), own.close()
+    with closing(Labels(run)) as own:
+        own.all(), own.names(), own.search("x")
 
 
 def _cache(folder: Path, hook: str) -> None:
@@ -76,7 +77,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     root = tmp_path_factory.mktemp("fuzz")
     run = train_tiny(root, "whole")
     build(run, quiet=True)
-    Labels(run).put([Label(f, f"word {f}", "auto", score=0.8, baseline=0.5) for f in range(8)])
+    with closing(Labels(run)) as own:  # an open one keeps files beside the database, which go when it is closed
+        own.put([Label(f, f"word {f}", "auto", score=0.8, baseline=0.5) for f in range(8)])
     (cache,) = [p.parent for p in (root / "cache").glob("*/manifest.json")]
     save_circuit(graphs.circuit(), root / "circuit")
     write_graph(graphs.circuit(), root / "graph.json")
@@ -102,7 +104,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
             [run / name for name in ("summary.json", "metrics.jsonl", "config.yaml")], lambda: runs.read(root / "runs", run)
         ),
         "index": Target(kept(run / "index" / "default"), lambda: _index(run)),
-        "labels": Target(sorted(run.glob("labels.sqlite*")), lambda: _labels(run)),
+        "labels": Target([run / "labels.sqlite"], lambda: _labels(run)),
         "cache": Target(kept(cache), lambda: _cache(cache, HOOK)),
         "circuit": Target(kept(root / "circuit"), lambda: open_circuit(root / "circuit")),
         "graph": Target([root / "graph.json"], lambda: open_circuit(root / "graph.json")),

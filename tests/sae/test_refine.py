@@ -160,7 +160,7 @@ def test_rows_normalised_one_by_one_keep_their_points() -> None:
 def test_what_cannot_be_refined_is_said() -> None:
     sae, x = ready("topk"), many()
     for bad in (-1, True):
-        with pytest.raises(SaescopeError, match="number of steps"):
+        with pytest.raises(SaescopeError, match="whole number"):
             sae.encode(x, refine=bad)
     wide = make("topk", d_out=4)
     with pytest.raises(SaescopeError, match="transcoder"):
