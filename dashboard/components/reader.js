@@ -6,6 +6,7 @@ const STAR = "starred";
 class Reader {
   constructor() {
     this.features = new Map();  // number → what Python has drawn of it
+    this.ready = new Map();  // HTML → the element made of it, for the features next to the one that is read
     this.parts = (globalThis.saescopeParts ??= new Map());  // name → element; the others may come before the bar
     this.data = null;
     this.current = null;
@@ -152,7 +153,10 @@ class Reader {
 
   // -- drawing
 
-  drawAll() { for (const part of this.parts.keys()) this.draw(part); }
+  drawAll() {
+    for (const part of this.parts.keys()) this.draw(part);
+    this.prepare();
+  }
 
   draw(part) {
     const element = this.parts.get(part), one = this.features.get(this.current);
@@ -176,8 +180,27 @@ class Reader {
 
   put(element, html) {
     let place = element.querySelector(":scope > .sx-put");
-    if (!place) { place = document.createElement("div"); place.className = "sx-put"; element.append(place); }
-    if (place.drawn !== html) { place.drawn = html; place.innerHTML = html; }
+    if (!place) { place = built(""); element.append(place); }
+    if (place.drawn === html) return;
+    const ready = this.ready.get(html) ?? built(html);
+    this.ready.delete(html);
+    place.replaceWith(ready);
+  }
+
+  // build what the next steps show while nothing else happens, so that a step only puts it in place
+  prepare() {
+    if (this.preparing) return;
+    this.preparing = requestIdleCallback(() => {
+      this.preparing = 0;
+      const { walk } = this.data, at = walk.indexOf(this.current);
+      const near = [walk[at + 1], walk[at - 1]].map((f) => this.features.get(f)).filter((one) => at >= 0 && one);
+      const wanted = near.flatMap((one) => [one.examples, one.side]);
+      for (const html of this.ready.keys()) if (!wanted.includes(html)) this.ready.delete(html);
+      const missing = wanted.find((html) => !this.ready.has(html));
+      if (missing === undefined) return;
+      this.ready.set(missing, built(missing));
+      this.prepare();
+    });
   }
 
   drawBar(element, one) {
@@ -543,6 +566,14 @@ class Reader {
     else if (event.key === "n") { event.preventDefault(); this.toggle("numbers"); }
     else if (event.key === "l") { event.preventDefault(); this.toggle("breaks"); }
   }
+}
+
+function built(html) {
+  const element = document.createElement("div");
+  element.className = "sx-put";
+  element.drawn = html;
+  element.innerHTML = html;
+  return element;
 }
 
 function pick(written) { return { label: written.label, note: written.note, tags: [...written.tags] }; }

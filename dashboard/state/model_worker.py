@@ -39,7 +39,8 @@ class Job:
         self.error: Exception | None = None
         self.stopping = False
         self.seen = time.monotonic()
-        self.ended = threading.Event()
+        self.begun, self.ended = threading.Event(), threading.Event()
+        """Set once there is a first result, and once there is the last; a job that ends without one has begun too."""
 
     def stop(self) -> None:
         """End it after the step that it is at; what there is by then stays."""
@@ -47,6 +48,7 @@ class Job:
 
     def _end(self, state: State) -> None:
         self.state = state
+        self.begun.set()
         self.ended.set()
 
 
@@ -123,6 +125,7 @@ class Worker:
             for result in () if job.stopping else job.steps():
                 job.result = result
                 job.n_steps += 1
+                job.begun.set()
                 if job.n_steps == 1:
                     gc.freeze()  # a model's objects stay: Streamlit would look through them after each drawing
                 unseen = time.monotonic() - job.seen > UNSEEN_S and not job.patient

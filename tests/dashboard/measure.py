@@ -71,8 +71,11 @@ async def jumps(page: Page, url: str, run: str, n: int) -> list[float]:
     return took
 
 
-async def other_acts(page: Page, url: str, run: str, n: int) -> dict[str, list[float]]:
-    """Toggles, tabs, sorting, searching, a prompt, and the first steered token."""
+async def other_acts(page: Page, url: str, run: str, n: int, seed: int) -> dict[str, list[float]]:
+    """Toggles, tabs, sorting, searching, a prompt, and the first steered token.
+
+    Another `seed` asks for other texts: the server keeps what its model has read and written.
+    """
     took: dict[str, list[float]] = {key: [] for key in ("toggle", "tab", "sort", "search", "prompt", "first_steered_token")}
     await feature_page(page, url, run, 100)
     for i in range(n):
@@ -105,12 +108,12 @@ async def other_acts(page: Page, url: str, run: str, n: int) -> dict[str, list[f
         took["search"].append(1000 * (time.perf_counter() - begun))
     for i in range(-1, min(n, 5)):  # the first loads the model
         begun = time.perf_counter()
-        await page.goto(f"{url}/?page=prompt&run={run}&text=import+os%0Afrom+pathlib+import+Path+{i}")
+        await page.goto(f"{url}/?page=prompt&run={run}&text=import+os%0Afrom+pathlib+import+Path+{seed}{i}")
         await page.locator(".sx-grid tbody tr").first.wait_for(timeout=120_000)
         took["prompt"] += [1000 * (time.perf_counter() - begun)] if i >= 0 else []
     for i in range(min(n, 5)):
         begun = time.perf_counter()
-        await page.goto(f"{url}/?page=feature&run={run}&f=12&tab=steer&prompt=The+function&tokens=16&strength=20&seed={i}")
+        await page.goto(f"{url}/?page=feature&run={run}&f=12&tab=steer&prompt=The+function&tokens=16&strength=20&seed={seed + i}")
         await page.locator("[data-steered]").wait_for(timeout=120_000)
         took["first_steered_token"].append(1000 * (time.perf_counter() - begun))
         await page.locator("[data-steered=done]").wait_for(timeout=120_000)
@@ -136,7 +139,7 @@ def told(took: Sequence[float]) -> dict[str, float]:
     return {**{key: round(value, 1) for key, value in figures.items()}, "n": len(ordered)}
 
 
-async def measured(url: str, run: str, wide_url: str, n: int) -> dict[str, object]:
+async def measured(url: str, run: str, wide_url: str, n: int, seed: int) -> dict[str, object]:
     """All figures, in milliseconds."""
     async with async_playwright() as playwright:
         async def launch() -> Browser:
@@ -153,7 +156,7 @@ async def measured(url: str, run: str, wide_url: str, n: int) -> dict[str, objec
         figures = {
             "next_feature_held": told(await walk(page, url, run, n)),
             "next_feature_not_held": told(await jumps(page, url, run, n)),
-            **{act: told(took) for act, took in (await other_acts(page, url, run, max(2, n // 4))).items()},
+            **{act: told(took) for act, took in (await other_acts(page, url, run, max(2, n // 4), seed)).items()},
             "cold_deep_link": told(links), "table_16384_first_paint": told(tables),
         }
         pages = [await (await browser.new_context()).new_page() for _ in range(10)]
@@ -187,9 +190,9 @@ def main() -> None:
         build(train_tiny(folder, "wide", sae={"d_sae": 16_384, "k": 32}), quiet=True)
         # the runs' model is kept in the user's cache
         with serve(args.runs.absolute(), folder, own_home=False) as real, serve(folder / "runs", folder) as wide:
-            figures: dict[str, object] = {"quiet": asyncio.run(measured(real.url, args.run, wide.url, args.n))}
+            figures: dict[str, object] = {"quiet": asyncio.run(measured(real.url, args.run, wide.url, args.n, seed=100))}
             with busy_loop():
-                figures["beside_a_busy_loop"] = asyncio.run(measured(real.url, args.run, wide.url, args.n))
+                figures["beside_a_busy_loop"] = asyncio.run(measured(real.url, args.run, wide.url, args.n, seed=200))
             assert real.errors == wide.errors == []
     figures["machine"] = {"processor": platform.processor() or platform.machine(), "system": platform.system()}
     args.out.parent.mkdir(parents=True, exist_ok=True)

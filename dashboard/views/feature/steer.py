@@ -7,12 +7,14 @@ from analysis.render.text import count, number
 from dashboard.frame import tried
 from dashboard.state import address
 from dashboard.state.current_feature import CurrentFeature
-from dashboard.state.model_results import SOON_S, steering, waiting, worker
+from dashboard.state.model_results import steering, waiting, worker
 from dashboard.state.model_worker import Job
 from dashboard.state.selection import names
 from dashboard.views.feature.steer_input import steer_input
 
 MODES = ("add", "clamp")
+FIRST_S = 1.5
+"""How long the page waits for the first token before it says that it waits: a model that is loaded needs less."""
 POLL_S, WAIT_S = 0.6, 2.0
 """How often the page looks for further tokens; and whether the model has begun, which looking would slow down."""
 
@@ -59,7 +61,8 @@ def _asked(place: CurrentFeature) -> None:
     settings = Settings(asked["tokens"], asked["heat"], asked["seed"], asked["at"])
     every = [Edit(place.feature, asked["strength"], asked["mode"]), *edits(asked["also"], place.index.d_sae)]
     job = steering(place.chosen.run.folder, asked["prompt"], every, settings)
-    if not job.ended.wait(SOON_S):
+    job.begun.wait(FIRST_S)
+    if not job.ended.is_set():
         (_writing if job.n_steps else _waiting)(place, job, settings.max_tokens)
         return
     if job.error is not None:
