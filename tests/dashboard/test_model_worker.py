@@ -39,8 +39,9 @@ def test_results_grow_and_the_same_is_one_job() -> None:
     worker, steps = Worker(), Steps(3)
     job = worker.job("a", steps)
     assert worker.job("a", steps) is job and worker.known("a") is job
+    assert not job.begun.wait(0.05)
     steps.allow()
-    until(job, 1)
+    assert job.begun.wait(SOON)
     assert (job.state, job.result) == ("running", 1)
     steps.allow(2)
     assert job.ended.wait(SOON) and (job.state, job.result, steps.threads) == ("done", 3, {"model"})

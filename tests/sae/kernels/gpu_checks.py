@@ -554,7 +554,29 @@ def raises(text: str, call: Callable[[], object]) -> None:
         raise AssertionError(f"nothing was said of: {text}")
 
 
+def patch_once() -> None:
+    """Leave triton's language patched: its interpreter does that anew for each launch and each call of a kernel's
+    functions, which takes half of its time. Other versions of triton are left as they are."""
+    from triton.runtime import interpreter
+
+    patch, scope = (getattr(interpreter, name, None) for name in ("_patch_lang", "_LangPatchScope"))
+    if patch is None or scope is None:
+        return
+    patched: set[tuple[str, ...]] = set()
+
+    def patch_new(function: Callable[..., None]) -> object:
+        language = (interpreter.tl, interpreter.tl.core)
+        names = tuple(sorted(name for name, value in function.__globals__.items() if any(value is one for one in language)))
+        if names not in patched:
+            patched.add(names)
+            patch(function)
+        return scope()  # nothing to restore
+
+    interpreter._patch_lang = patch_new
+
+
 def main() -> None:
+    patch_once()
     report = {}
     for name, function in CHECKS.items():
         try:
