@@ -7,7 +7,7 @@ from analysis.render.text import count, number
 from dashboard.frame import tried
 from dashboard.state import address
 from dashboard.state.current_feature import CurrentFeature
-from dashboard.state.model_results import steering, waiting, worker
+from dashboard.state.model_results import SOON_S, steering, waiting, worker
 from dashboard.state.model_worker import Job
 from dashboard.state.selection import names
 from dashboard.views.feature.steer_input import steer_input
@@ -61,8 +61,8 @@ def _asked(place: CurrentFeature) -> None:
     settings = Settings(asked["tokens"], asked["heat"], asked["seed"], asked["at"])
     every = [Edit(place.feature, asked["strength"], asked["mode"]), *edits(asked["also"], place.index.d_sae)]
     job = steering(place.chosen.run.folder, asked["prompt"], every, settings)
-    job.begun.wait(FIRST_S)
-    if not job.ended.is_set():
+    if not job.ended.wait(SOON_S):
+        job.begun.wait(FIRST_S)
         (_writing if job.n_steps else _waiting)(place, job, settings.max_tokens)
         return
     if job.error is not None:
