@@ -157,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return parsed(path.read_bytes(), path)
     except OSError as error:
-        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
+        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it again.") from error
 
 
 def parsed(data: bytes, path: Path | str) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def parsed(data: bytes, path: Path | str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8-sig"))  # other programs write a BOM
     except (ValueError, RecursionError) as error:
-        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
+        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it again.") from error
     if not isinstance(value, dict):
         raise SaescopeError(f"{path}: expected a JSON object, found a {type(value).__name__}.")
     return value

@@ -3,7 +3,7 @@
     h = ((norm(x) − b_dec · [apply_b_dec_to_input]) W_enc + b_enc        x̂ = denorm(f W_dec + b_dec)
     standard f = relu(h)     jumprelu f = relu(h) [h > θ]     topk f = relu(topk(h))     abstopk f = h on topk(|h|)
     gated    f = [g + b_gate > 0] relu(g exp(r_mag) + b_mag)  with g = norm(x) W_enc: a jumprelu over W_enc exp(r_mag)
-             with θ = max(0, b_mag − b_gate exp(r_mag)); it is read as one if rows are normalised one by one
+             with θ = max(0, b_mag − b_gate exp(r_mag)); read as such with per-row normalisation
 
 Transcoders never subtract b_dec and never undo norm; skip transcoders add W_skip x. Training checkpoints differ in
 what is folded: `topk_threshold`, `activation_scaler.json`, decoder norms. A transcoder from a block's input to its update
