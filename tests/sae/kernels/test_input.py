@@ -41,7 +41,7 @@ def test_bad_arguments_are_named() -> None:
             kernels.decode(code, w.W_dec, w.b_dec)
     for feature in (600, -1):
         code = SparseCode(torch.tensor([feature], dtype=torch.int32), torch.ones(1), 1, 600, k=1)
-        with pytest.raises(SaescopeError, match="features"):
+        with pytest.raises(SaescopeError, match="feature ids"):
             kernels.decode(code, w.W_dec, w.b_dec)
     with pytest.raises(SaescopeError, match="no precision"):
         backend("cpu", "cpu", "fp8")

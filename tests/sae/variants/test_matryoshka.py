@@ -105,7 +105,7 @@ def test_a_loss_draws_by_the_step_it_is_given() -> None:
         ({"sampled": {"n": 4}}, "either prefixes or sampled"),
         ({"prefixes": None, "sampled": {"n": 21}}, "sampled.n = 21 exceeds d_sae = 20"),
         ({"weights": (1.0,)}, "1 weights for 3 prefixes"),
-        ({"weights": (1.0, -1.0, 1.0)}, "not negative"),
+        ({"weights": (1.0, -1.0, 1.0)}, "must not be negative"),
         ({"base": "relu"}, "'topk', 'batchtopk', 'abstopk' or 'absbatchtopk'"),
     ],
 )
