@@ -1,11 +1,11 @@
-"""What all variants share: parameters, the input transform, encode and decode in the model's own units.
+"""Base class of all variants: parameters, the input transform, encode and decode in the model's own units.
 
-A variant is one small final class below `SAE` with one frozen config below `SAEConfig`; it says which pre-activations
-become active (`select`) and which terms its loss has (`losses`). Sites: `d_in = d_out` and one transform for an SAE; a
-transcoder (Dunefsky et al. 2406.11944) reads one hook and writes another, so it has two of each, and may have a skip
-path, linear and beside the features (Paulo et al. 2501.18823):
+A variant is a small final subclass of `SAE` with a frozen subclass of `SAEConfig`. It defines which pre-activations become
+active (`select`) and the loss terms (`losses`). An SAE has `d_in = d_out` and one transform. A transcoder (Dunefsky et al.
+2406.11944) reads one hook and reconstructs another, so it has two of each, and may have a linear skip path beside the
+features (Paulo et al. 2501.18823):
 
-    x̂ = acts W_dec + b_dec + x W_skipᵀ        in normalised units; W_skip begins at zero
+    x̂ = acts W_dec + b_dec + x W_skipᵀ        in normalised units; W_skip starts at zero
 """
 
 import copy
@@ -34,60 +34,60 @@ from sae.units import Count, Duration, Seed
 
 
 class SAEConfig(Section):
-    """What every variant has in its config."""
+    """Config fields of every variant."""
 
     variant: str
     d_sae: Count = Field(gt=0)
     """Number of features."""
     seed: Seed = 0
-    """Seed of the initial weights; the order of the data has its own (data.seed)."""
+    """Seed of the initial weights; data order has its own seed (data.seed)."""
     apply_b_dec_to_input: bool = True
     """Encode x − b_dec rather than x. SAEs only; transcoders always encode x."""
     skip: bool = False
-    """A linear path from input to target beside the features. Transcoders only."""
+    """Add a linear skip connection from input to target. Transcoders only."""
     transform: TransformConfig = TransformConfig()
-    """Whitening and rows of one length."""
+    """Whitening and per-row normalisation."""
     init: InitConfig = InitConfig()
-    """How the weights begin."""
+    """Weight initialisation."""
     hide: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the entries of each row that training hides from the encoder; the reconstruction loss is then on these alone
-    (the masked objective, 2302.12715). 0: the plain objective. SAEs only: of another target nobody knows which to hide."""
+    """Fraction of each row's entries hidden from the encoder in training; the reconstruction loss is then on these entries
+    only (the masked objective, 2302.12715). 0: the plain objective. SAEs only: input and target must be the same."""
     grad_clip: float | None = Field(default=1.0, gt=0)
-    """Global gradient norm above which a step's gradient is scaled down; null switches clipping off. Losses are sums over
-    d_in, so that norms stay above 3 and 1.0 acts at every step: Adam, which no common scale moves, then gives all steps of
-    its averages the same weight. It brings 0.0095 of FVE at 9,216 features, and 1.8 % silent ones instead of 0.1 %
+    """Clip the global gradient norm to this; null: no clipping. Losses are sums over d_in, so norms stay above 3 and 1.0
+    clips every step: Adam is invariant to a constant gradient scale, so clipping gives all steps the same weight in its
+    averages. It adds 0.0095 FVE at 9,216 features, with 1.8 % silent features instead of 0.1 %
     (docs/results/dead-window.csv)."""
 
     def unfit_for_transcoders(self) -> str | None:
-        """Why such an SAE cannot reconstruct something else than it reads, if it cannot."""
+        """Why this variant cannot be a transcoder, or None if it can."""
         if self.transform.unit_rows:
-            return "sae.transform.unit_rows divides a row by its own length, which says nothing of another hook's row"
+            return "sae.transform.unit_rows divides a row by its own norm, which is unknown for the target's row"
         return None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, as far as a loss may know it."""
+    """Training state that losses may depend on."""
 
     dead: Bool[Tensor, " d_sae"]
     """Features that have not fired within the dead window."""
     through: Callable[[Duration], float] = lambda _: 1.0
-    """The share, 0 to 1, of a stretch counted from the start of training that has passed."""
+    """Fraction (0 to 1) of a duration, counted from the start of training, that has passed."""
     coefficient: float | Float[Tensor, ""] = 0.0
-    """The sparsity coefficient in force: fixed, or from the controller, whose lies on the device."""
+    """The current sparsity coefficient: fixed, or a device tensor from the controller."""
     step: int = 0
-    """Steps taken so far: what a random draw of a step is seeded by, so that resuming draws the same."""
+    """Steps taken so far. Seeds the random draws of a step, so that a resumed run draws the same."""
     n_rows: int = 0
-    """Rows of a step; 0: not known."""
+    """Rows per step; 0: unknown."""
     room: int | None = None
-    """At least as many as there are dead features, so that nobody waits for a device to count them; None: not known."""
+    """Upper bound on the number of dead features, to avoid a device sync for the exact count; None: unknown."""
     weight: Float[Tensor, "n_rows d_out"] | None = None
-    """What the squared error of each entry counts by in the masked objective (`sae.masking`); None: 1 each."""
+    """Weight of each entry's squared error in the masked objective (`sae.masking`); None: all 1."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One forward pass of training: weighted loss terms (their sum is the loss), and what to log and count."""
+    """Result of a training forward pass: weighted loss terms (the loss is their sum), the code, and values to log."""
 
     terms: dict[str, Float[Tensor, ""]]
     code: SparseCode
@@ -106,19 +106,19 @@ class SAE(nn.Module, ABC):
 
     config: SAEConfig
     unit_norm_decoder: ClassVar[bool] = True
-    """Decoder rows are kept at unit norm while training, their gradient without its radial part."""
+    """Keep decoder rows at unit norm in training, and remove the radial part of their gradient."""
     linear_encoder: ClassVar[bool] = True
-    """Pre-activations are x W + b; `encoder` has the two."""
+    """Pre-activations are x W + b, with W and b from `encoder`."""
     gain: Tensor | None
-    """How long a feature's value is that the kernels give as 1, beside its row's norm: where `folded` had to leave that."""
+    """Per-feature scale of the values, beside the norm of the decoder row; set only if `folded` could not fold it."""
     b_in: Tensor | None
-    """What is taken from the input before encoding, where the space of b_dec is another."""
+    """Subtracted from the input before encoding, if b_dec is in another space."""
 
     def __init__(
         self, config: SAEConfig, d_in: int, d_out: int | None = None,
         *, input: Transform | None = None, target: Transform | None = None, ranks: Ranks = ALONE,
     ) -> None:
-        """`ranks`: those it is trained on; it holds its part of the config's features."""
+        """`ranks`: the ranks that train it; the SAE holds this rank's shard of the config's features."""
         super().__init__()
         d_out = d_in if d_out is None else d_out
         self.config, self.d_in, self.d_out, self.ranks = config, d_in, d_out, ranks
@@ -140,10 +140,10 @@ class SAE(nn.Module, ABC):
         self.provenance: dict[str, Any] = {}
         self.add_tensors()
 
-    # -- what a variant says ------------------------------------------------------------------------------------------
+    # -- defined by variants ------------------------------------------------------------------------------------------
 
     def add_tensors(self) -> None:
-        """Add the variant's own parameters and buffers, if it has any; config and sizes are known."""
+        """Add the variant's own parameters and buffers, if any. `self.config` and the sizes are already set."""
 
     @abstractmethod
     def select(self) -> Select:
@@ -153,19 +153,19 @@ class SAE(nn.Module, ABC):
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
-        """The training forward pass, in normalised units. Pure: counters and thresholds are advanced by `observe`."""
+        """Training forward pass, in normalised units. Pure: `observe` updates counters and thresholds."""
 
     def step(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
-        """`losses` of the objective that the config asks for; with the skip path, features reconstruct what it leaves.
+        """`losses` with the masked objective and the skip path, if the config has them.
 
-        With `hide` the encoder sees a part of x, and the loss is on the rest (`sae.masking`); the code of the step is that
-        of whole rows all the same. ‖target − x W_skipᵀ − x̂‖² is the loss of x̂ + x W_skipᵀ, whatever the variant, and
-        trains both.
+        With `hide` the encoder sees some entries of x and the loss is on the others (`sae.masking`); the returned code is
+        still that of whole rows. With `skip` the features reconstruct the residual of the skip path:
+        ‖target − x W_skipᵀ − x̂‖² is the loss of x̂ + x W_skipᵀ for any variant, and trains both.
         """
         if self.config.hide:
-            assert x.shape == target.shape, "what is hidden of the input is predicted in the target"
+            assert x.shape == target.shape, "the masked objective needs input and target to be the same"
             seen, weight = masked(x, self.config.hide, self.config.seed, progress.step)
             step = self.losses(seen, target, replace(progress, weight=weight))
             return replace(step, code=self.counted(x, progress))
@@ -177,12 +177,12 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def counted(self, x: Float[Tensor, "n_rows d_in"], progress: Progress) -> SparseCode:
-        """The code of normalised rows as training selects it: what counters, thresholds and controllers go by."""
+        """The code of normalised rows under the training selection, used by counters, thresholds and controllers."""
         x = x if self.b_pre is None else x - self.b_pre
         return self.kernels.encode(x, *self.encoder(), self.select_at(progress))
 
     def select_at(self, progress: Progress) -> Select:
-        """Which pre-activations are active at this point of the training."""
+        """Which pre-activations are active at this point in training."""
         del progress
         return self.select()
 
@@ -190,22 +190,22 @@ class SAE(nn.Module, ABC):
         self, x: Float[Tensor, "n_rows d_in"], select: Select, *, prefixes: tuple[int, ...] | None = None,
         auxk: Revival | None = None,
     ) -> Autoencoded:
-        """The training pass through this SAE's weights: see `sae.kernels.Backend.autoencode`."""
+        """Training forward pass with this SAE's weights: see `sae.kernels.Backend.autoencode`."""
         return self.kernels.autoencode(
             x, self.W_enc, self.b_enc, self.W_dec, self.b_dec, select, b_pre=self.b_pre, prefixes=prefixes, auxk=auxk
         )
 
     def launches(self, progress: Progress) -> Hashable | None:
-        """What a step on the host decides which launches it consists of: where two are equal, so are the steps' launches.
+        """Cache key for CUDA graphs: steps with equal keys launch the same kernels.
 
-        None: the sizes of a step depend on its data, and only the step itself can tell. A variant that says more has
-        nothing else of `progress` on the host that differs from step to step.
+        None: the launches depend on the data, so the step cannot be captured. If a variant returns a key, nothing else
+        that its step reads from `progress` on the host may vary between steps.
         """
         del progress
         return None
 
     def observe(self, step: Step) -> None:
-        """Advance what the variant estimates while training (an inference threshold, say). Called once per step."""
+        """Update the variant's running estimates (an inference threshold, say). Called once per step."""
 
     # -- the model's own units ----------------------------------------------------------------------------------------
 
@@ -225,41 +225,41 @@ class SAE(nn.Module, ABC):
 
     @property
     def b_pre(self) -> Tensor | None:
-        """What is taken from the input before encoding."""
+        """Vector subtracted from the input before encoding."""
         return self.b_dec if self.subtracts_b_dec else self.b_in
 
     def decoder(self) -> Float[Tensor, "d_sae d_out"]:
-        """W_dec in the axes of the model: another one only while it is trained on whitened rows."""
+        """W_dec in the model's axes; differs from W_dec only while training on whitened rows."""
         return self.target.unwhitened(self.W_dec)
 
     def lengths(self) -> Float[Tensor, " d_sae"]:
-        """How long one unit of each feature's value is in the model's units: ‖W_dec[f]‖ / scale, without whitening."""
+        """Norm of one unit of each feature in the model's units: ‖W_dec[f]‖ / scale, without whitening."""
         lengths = self.decoder().norm(dim=1) / self.target.scale
         return lengths if self.gain is None else lengths * self.gain
 
     @property
     def has_offsets(self) -> bool:
-        """Rows are decoded around points that depend on their input, which `encode` puts into the code."""
+        """Rows are decoded around an input-dependent offset, which `encode` stores in the code."""
         return self.config.skip or self.input.unit_rows
 
     @torch.no_grad()
     def encode(self, x: Tensor | np.ndarray, *, refine: int = 0) -> SparseCode:
-        """The features of raw activations; a value is the length the feature adds in the model's units.
+        """Encode raw activations. A feature's value is the norm of what it adds, in the model's units.
 
-        With a skip path, or rows that are normalised one by one, the code carries to `decode` what that adds.
+        With a skip path or per-row normalisation, the code carries the offsets that `decode` needs.
 
         Args:
-            x: `[..., d_in]`, a tensor or an array on any device; row r of the code is its r-th, the last axis apart.
-            refine: steps of pursuit from the encoder's code, which explain more by as many features (`sae.refine`).
+            x: `[..., d_in]`, a tensor or array on any device. Leading axes are flattened into the rows of the code.
+            refine: pursuit steps from the encoder's code: lower error with the same number of features (`sae.refine`).
 
         Raises:
-            SaescopeError: rows of another width, or no floating-point numbers; or `refine` is negative or no integer; or x
-                is not what this SAE reconstructs (`unrefinable`).
+            SaescopeError: x has another width or is not floating-point; `refine` is negative or not an integer; or codes
+                of this SAE cannot be refined (`unrefinable`).
         """
         rows = self.rows_of(x)
         code = self.encode_traced(rows)
         if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
-            raise SaescopeError(f"refine = {refine!r} is no whole number; give 0 for the encoder's own code, or 3 steps.")
+            raise SaescopeError(f"refine = {refine!r} is not a whole number ≥ 0; use 0 for the encoder's code, or 3 steps.")
         if refine == 0:
             return code
         if reason := self.unrefinable():
@@ -268,37 +268,37 @@ class SAE(nn.Module, ABC):
         return refined(code, target, self._unit_rows(), self.kernels, refine, signed=self.select().absolute)
 
     def unrefinable(self) -> str | None:
-        """Why codes cannot be refined, if they cannot: that takes what they should reconstruct."""
+        """Why codes cannot be refined, or None if they can. Refining needs the reconstruction target."""
         site = self.provenance.get("site") or {}
         same = self.input is self.target or all(map(torch.equal, self.input.buffers(), self.target.buffers()))
         cross = site.get("target") not in (None, site.get("input")) and site.get("update") != "both"
         if self.d_in == self.d_out and same and not self.config.skip and not cross:
             return None
         return (
-            "codes are refined towards what they reconstruct, which a transcoder does not see: it reads one activation and "
-            "reconstructs another. Use its encoder's codes (refine = 0)."
+            "refining a code needs the activation that it reconstructs, and a transcoder reads a different one. Use its "
+            "encoder's codes (refine = 0)."
         )
 
     def rows_of(self, x: Tensor | np.ndarray) -> Float[Tensor, "n_rows d_in"]:
-        """Activations `[..., d_in]` as rows on this SAE's device. Raises as `encode`."""
+        """Flatten activations `[..., d_in]` to rows on this SAE's device. Raises like `encode`."""
         if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize <= 8:
-            # torch knows no foreign byte order, and shares no memory that may not be written
+            # torch supports neither foreign byte order nor read-only memory
             x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("="), order="C"))
         if not isinstance(x, Tensor) or not x.is_floating_point():
             held = getattr(x, "dtype", None)
             what = type(x).__name__ if held is None else f"{type(x).__name__} of {str(held).removeprefix('torch.')}"
-            raise SaescopeError(f"a {what} was given where floating-point activations [..., {self.d_in}] were expected.")
+            raise SaescopeError(f"expected floating-point activations [..., {self.d_in}], got a {what}.")
         if x.ndim == 0 or x.shape[-1] != self.d_in:
             raise SaescopeError(
-                f"activations of shape {list(x.shape)} were given; this SAE reads rows of width {self.d_in}, the last axis."
+                f"activations have shape {list(x.shape)}; this SAE expects a last axis of size {self.d_in}."
             )
         return x.reshape(-1, self.d_in).to(self.W_dec.device)
 
     def encode_traced(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """`encode` under autograd: values and offsets carry gradient to x, and to the parameters that require it.
+        """`encode` under autograd: values and offsets have gradients to x, and to parameters that require them.
 
-        Which features are active is held as it is found; an active value is its pre-activation, so that its derivative
-        is the feature's encoder row. What falls below a threshold has no gradient (`feature_gradients` has those).
+        The set of active features is held constant. An active value is its pre-activation, so its derivative is the
+        feature's encoder row. Inactive features get no gradient (see `feature_gradients`).
         """
         code, spread = self.active(x), self.input.spread(x)
         if spread is not None:
@@ -307,7 +307,7 @@ class SAE(nn.Module, ABC):
         return OffsetCode.around(code, self.bias() + self.bypass(x)) if self.has_offsets else code
 
     def active(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """`encode_traced`, of the features alone, and of rows whose spread is 1."""
+        """`encode_traced` without offsets and without rescaling by each row's spread."""
         x = self._before_encoder(x)
         weights, biases = self.encoder()
         code = self.kernels.encode(x, weights, biases, self.select()).csr()
@@ -318,7 +318,7 @@ class SAE(nn.Module, ABC):
     def pre_activations(self, x: Float[Tensor, "n_rows d_in"], where: SparseCode) -> Float[Tensor, " nnz"]:
         """Pre-activations of raw activations at the entries of a CSR code, active or not, in the model's units.
 
-        Under autograd they carry gradient to x.
+        Differentiable in x.
         """
         spread, x, feature = self.input.spread(x), self._before_encoder(x), where.feature.long()
         weights, biases = self.encoder()
@@ -330,11 +330,11 @@ class SAE(nn.Module, ABC):
         return x if self.b_pre is None else x - self.b_pre
 
     def bypass(self, x: Float[Tensor, "n_rows d_in"]) -> Float[Tensor, "n_rows d_out"]:
-        """What the skip path adds for raw activations, in the model's units."""
+        """Output of the skip path for raw activations, in the model's units."""
         return self.input.normalise(x) @ self.W_skip.t() / self.target.scale
 
     def bias(self) -> Float[Tensor, " d_out"]:
-        """What is reconstructed where no feature is active, without the skip path, in the model's units."""
+        """Reconstruction with no active feature and no skip path, in the model's units."""
         return self.target.restore(self.b_dec[None])[0]
 
     def _unit_rows(self) -> Float[Tensor, "d_sae d_out"]:
@@ -343,28 +343,28 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def decode(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """The raw reconstruction of a code in the model's units.
+        """Reconstruct raw activations from a code, in the model's units.
 
         Raises:
-            SaescopeError: a code of another SAE, or one that does not carry the offsets that rows have (`has_offsets`).
+            SaescopeError: the code has another number of features, or lacks its rows' offsets (`has_offsets`).
         """
         if code.d_sae != self.d_sae:
-            raise SaescopeError(f"the code is over {code.d_sae} features, this SAE has {self.d_sae}: take its own.")
+            raise SaescopeError(f"the code has {code.d_sae} features, this SAE has {self.d_sae}: use a code from this SAE.")
         directions, centre = self._unit_rows(), self.centre(code)
         if centre.ndim == 1:
             return self.kernels.decode(code, directions, centre)
         return self.kernels.decode(code, directions, torch.zeros_like(self.b_dec)) + centre
 
     def decode_traced(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """`decode` of a CSR code under autograd: gradients to values and offsets, and to parameters that require it.
+        """`decode` of a CSR code under autograd: gradients to values and offsets, and to parameters that require them.
 
         Raises:
-            SaescopeError: as `decode`.
+            SaescopeError: like `decode`.
         """
         return self.decode_features(code) + self.centre(code)
 
     def decode_features(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """Σ value · unit decoder row, without any bias: what a CSR code's features add, differentiable in its values."""
+        """Σ value · unit decoder row of a CSR code, without biases; differentiable in the values."""
         used, which = code.feature.long().unique(return_inverse=True)
         rows = self.decoder()
         norms = rows[used].norm(dim=1).clamp_min(1e-12)
@@ -373,40 +373,40 @@ class SAE(nn.Module, ABC):
     def feature_gradients(
         self, grad: Float[Tensor, "n_rows d_out"], features: Int[Tensor, " n"] | slice = slice(None)
     ) -> Float[Tensor, "n_rows n"]:
-        """The gradient of feature values, active or not, from the gradient of the reconstruction: ⟨grad, unit row⟩.
+        """Gradient with respect to feature values, active or not, from that of the reconstruction: ⟨grad, unit row⟩.
 
-        What a metric would gain per unit that a feature were to add. Dense: give features, or few rows.
+        How much a metric changes per unit of each feature. The result is dense: pass `features`, or few rows.
         """
         rows = self.decoder().detach()[features]
         return grad @ (rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)).t()
 
     def centre(self, code: SparseCode) -> Float[Tensor, " d_out"] | Float[Tensor, "n_rows d_out"]:
-        """The point around which a code is decoded: the bias, or each row's own offset.
+        """The offset added when a code is decoded: the bias, or an offset per row.
 
         Raises:
-            SaescopeError: rows have offsets (`has_offsets`) and this code does not carry them.
+            SaescopeError: rows have offsets (`has_offsets`) and this code lacks them.
         """
         if not self.has_offsets:
             return self.bias()
         if not isinstance(code, OffsetCode) or code.offset is None:
             raise SaescopeError(
-                f"This {self.config.variant} decodes each row around a point that depends on its input (a skip path, or "
-                "rows normalised one by one), which this code does not carry; pass on the code that encode(x) returned."
+                f"This {self.config.variant} adds an input-dependent offset to each row (a skip path or per-row "
+                "normalisation), which this code does not carry; pass the code that encode(x) returned."
             )
         return code.offset
 
     def frozen(self) -> "SAE":
-        """The same SAE over the same memory, whose weights take no gradient."""
+        """A view of this SAE that shares its memory and whose weights need no gradient."""
         twin = copy.copy(self)
         twin._parameters = {name: p if p is None else p.detach() for name, p in self._parameters.items()}  # type: ignore[misc]
         return twin
 
     def forward(self, x: Tensor | np.ndarray) -> Float[Tensor, "*rows d_out"]:
-        """Raw activations `[..., d_in]` to their raw reconstruction. Raises as `encode`."""
+        """Reconstruct raw activations `[..., d_in]`. Raises like `encode`."""
         return self.decode(self.encode(x)).reshape(*x.shape[:-1], self.d_out)
 
     def feature_axis(self, name: str) -> int | None:
-        """Along which axis of a parameter or buffer the features lie; None for those that are no feature's own."""
+        """The feature axis of a parameter or buffer; None if it is not per feature."""
         if name == "W_enc":
             return 1
         if name in ("b_dec", "W_skip") or "." in name:  # a transform is a module of its own
@@ -414,17 +414,16 @@ class SAE(nn.Module, ABC):
         return 0 if getattr(self, name).shape[:1] == (self.d_sae,) else None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers by name, contiguous, as they are saved."""
+        """Parameters and buffers by name, contiguous, as saved."""
         for name, tensor in self.state_dict().items():
             yield name, tensor.detach().contiguous()
 
     @torch.no_grad()
     def normalised(self) -> "SAE":
-        """Fold decoder norms into the encoder, in place: rows of W_dec get unit norm, no reconstruction changes.
+        """Fold decoder norms into the encoder, in place: rows of W_dec get unit norm, reconstructions stay the same.
 
-        Rows that are unit to rounding stay as they are, so that doing it twice changes nothing; a feature whose row
-        is zero adds nothing, so it is switched off. Variants with further per-feature parameters in activation units
-        override `fold_norms`.
+        Idempotent: rows that are unit up to rounding are left alone. A feature with a zero row is switched off. Variants
+        with other per-feature parameters in activation units override `fold_norms`.
         """
         norms = self.W_dec.norm(dim=1)
         norms = torch.where((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps, 1, norms)
@@ -436,11 +435,11 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def folded(self) -> "SAE":
-        """Take whitening out of the weights, in place: rows of W_dec become directions of the model; nothing else changes.
+        """Fold whitening into the weights, in place: rows of W_dec become directions in the model's space.
 
-        x A W = x (A W): a linear encoder takes up the whitening of its input, unless rows are scaled one by one between the
-        two. Else the input stays whitened. Decoder rows, of unit norm among whitened ones, become of other lengths: they
-        are left to `normalised`, or where that would change which features are active, kept in `gain`.
+        x A W = x (A W): a linear encoder absorbs the whitening of its input, unless rows are normalised in between; then
+        the input transform keeps it. Decoder rows no longer have unit norm afterwards: `normalised` folds their norms,
+        unless that would change which features are active; then they are kept in `gain`.
         """
         folds = self.linear_encoder and not self.input.unit_rows
         if self.target.whiten is not None:
@@ -461,28 +460,28 @@ class SAE(nn.Module, ABC):
 
     @property
     def compares_values(self) -> bool:
-        """Which features are active depends on how their values compare, so that no feature's can be scaled alone."""
+        """Whether selection compares values across features, so that no single feature can be rescaled."""
         select = self.select()
         scalar = not isinstance(select.threshold, Tensor) or select.threshold.ndim == 0
         return select.mode != "threshold" or (scalar and float(select.threshold) != 0)
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
-        """Scale what else lives in units of a feature's activation."""
+        """Scale the variant's other parameters in activation units."""
 
     def unfit_as_start(self) -> str | None:
-        """Why a training cannot begin from these weights (init.from), if it cannot."""
+        """Why training cannot start from these weights (init.from), or None if it can."""
         if self.gain is not None or self.input.whiten is not None or self.input.unit_rows:
-            return "it reads rows that are whitened or of one length, and its weights fit those alone"
+            return "its weights only work on whitened or per-row normalised activations"
         return None
 
     def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
-        """Begin with the support of an existing SAE: features whose pre-activation exceeds these thresholds.
+        """Take over the thresholds of an existing SAE, so that the same features are active.
 
-        W_enc and b_enc hold the old SAE's `encoder()` by then, re-expressed under this one's input transform. A variant
-        without thresholds of its own takes them off b_enc, as here: exactly the same features are active in every row,
-        and each value is shorter by its feature's threshold.
+        Called when W_enc and b_enc hold the old SAE's `encoder()`, re-expressed under this SAE's input transform. This
+        default, for variants without thresholds, subtracts them from b_enc: the same features are active in every row,
+        and each value is smaller by its feature's threshold.
         """
         self.b_enc.sub_(threshold)
 
     def take_extras(self, old: "SAE", gain: Float[Tensor, ""]) -> None:
-        """Take over what else an existing SAE has learnt, times `gain` where it is an activation; after the thresholds."""
+        """Copy other learnt state of an existing SAE, after `take_thresholds`; `gain` rescales activations."""

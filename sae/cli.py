@@ -1,7 +1,7 @@
-"""The command `sae`: subcommands are entry points, found by name and loaded only when called.
+"""The `sae` command. Subcommands are entry points, found by name and imported only when called.
 
-Each package registers its own in the group `saescope.commands`, so this floor knows nothing of those above. The help
-line of a subcommand is the first line of its function's docstring, read from the source without importing it.
+Each package registers its own in the group `saescope.commands`, so this package needs no import of the ones above it. A
+subcommand's line in the help is the first line of its function's docstring, read from the source without importing it.
 """
 
 import ast
@@ -19,15 +19,16 @@ from sae.errors import SaescopeError
 
 GROUP = "saescope.commands"
 _OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system refuses whoever asks: no defect of the code, so no traceback."""
+"""OS errors shown without a traceback: they are not bugs."""
 _CLOSED_PIPE = 141
-"""What a shell says of a program that a closed pipe ended."""
+"""Exit status that a shell reports for a program killed by SIGPIPE: 128 + 13."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand: 0 on success, 2 with one sentence on stderr for what the user can mend, 130 if interrupted.
+    """Run a subcommand and return its exit status.
 
-    Characters that the terminal's encoding lacks are replaced. 141, without a word, if nobody reads the output any more.
+    0 on success, 2 with one sentence on stderr for errors the user can fix, 130 if interrupted, 141 (silently) if the
+    output pipe was closed. Characters that the terminal's encoding lacks are replaced.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -35,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            # here and not at the interpreter's end, where a closed pipe could no longer be caught
+            # flush here: a closed pipe could not be caught at interpreter exit
             sys.stdout.flush()
     except BrokenPipeError:
-        # what is still to be written goes nowhere
+        # discard the output that is still buffered
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CLOSED_PIPE
@@ -54,7 +55,7 @@ def _run(argv: Sequence[str] | None) -> int:
         print(importlib.metadata.version("saescope"))
         return 0
     if argv[0] not in commands:
-        print(f"sae: no command {argv[0]!r}; there are {', '.join(sorted(commands))}.", file=sys.stderr)
+        print(f"sae: unknown command {argv[0]!r}; the commands are {', '.join(sorted(commands))}.", file=sys.stderr)
         return 2
     try:
         return int(commands[argv[0]].load()(argv[1:]) or 0)
@@ -76,7 +77,7 @@ def _help(commands: dict[str, importlib.metadata.EntryPoint]) -> str:
     lines = [f"  {name:<10} {_summary(entry)}" for name, entry in sorted(commands.items())]
     return "\n".join([
         "usage: sae COMMAND ...", "", "Sparse autoencoders: train them, browse them, measure them, wire them up.", "",
-        *lines, "", "sae COMMAND --help says more.",
+        *lines, "", "See sae COMMAND --help for its options.",
     ])
 
 

@@ -1,4 +1,4 @@
-"""What turns rows into sparse codes and back: every SAE, and whatever an SAE is measured against."""
+"""The encode/decode interface shared by SAEs and the baselines they are compared with."""
 
 from typing import Protocol, runtime_checkable
 
@@ -19,13 +19,13 @@ class Coder(Protocol):
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_out"]:
-        """What one unit of each feature adds, up to its length."""
+        """Decoder directions: what one unit of each feature adds, up to its norm."""
         ...
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
-        """The features of raw activations."""
+        """Encode raw activations."""
         ...
 
     def decode(self, code: SparseCode) -> Float[Tensor, "n d_out"]:
-        """The raw reconstruction of a code."""
+        """Reconstruct raw activations from a code."""
         ...

@@ -1,4 +1,4 @@
-"""Which device a name means."""
+"""Resolve device names."""
 
 import torch
 
@@ -6,10 +6,10 @@ from sae.errors import SaescopeError
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The torch device of a name; `auto` is the best there is.
+    """The torch device of a name; `auto` picks CUDA, else MPS, else the CPU.
 
     Raises:
-        SaescopeError: torch cannot use it here.
+        SaescopeError: the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -17,5 +17,5 @@ def resolve_device(name: str | torch.device) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):  # torch says "not compiled with CUDA" by assertion
         raise SaescopeError(
-            f"The device {str(name)!r} is not available to torch here: use cpu, cuda, mps or auto."
+            f"The device {str(name)!r} is not available to torch on this machine: use cpu, cuda, mps or auto."
         ) from None

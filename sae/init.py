@@ -1,14 +1,14 @@
-"""How an SAE's weights begin; orthogonal to the variant: any variant takes any.
+"""Weight initialisation; works with any variant.
 
-Directions are rows of W_dec with unit norm; the encoder is their transpose (Gao et al. 2406.04093, §A.1) or drawn
-apart; b_dec is zero, the mean or the geometric median of normalised rows; or everything comes from an existing SAE.
+Directions are unit-norm rows of W_dec; the encoder is their transpose (Gao et al. 2406.04093, §A.1) or drawn separately;
+b_dec is zero, the mean or the geometric median of normalised rows; or all weights come from an existing SAE.
 
-*Active subspace* (2508.16929): features whose directions lie where rows hardly vary are never chosen and stay dead, and
-attention outputs vary in few directions. So directions are drawn uniformly on the unit sphere of the first axes of the
-centred calibration targets (`sae.subspace`), and for a transcoder those of the encoder in its inputs' subspace. There
-the paper scales W_dec, and W_enc with it as its transpose, by the s of [0.1, 5] with the least squared error: the best of
-50, then of 20 around it. Decoder rows have unit norm here, so W_enc is scaled by s² instead, which is the same function;
-thresholds follow it, so that s moves lengths and not which features are active. After that all weights are free.
+*Active subspace* (2508.16929): attention outputs vary in few directions, and features whose directions lie outside them
+are never chosen and stay dead. So directions are drawn uniformly on the unit sphere of the leading principal axes of the
+centred calibration targets (`sae.subspace`), and a transcoder's encoder in the subspace of its inputs. The paper then
+scales W_dec, and W_enc as its transpose, by the s in [0.1, 5] with the least squared error: the best of 50, then of 20
+around it. Decoder rows have unit norm here, so W_enc is scaled by s² instead, which is the same function; thresholds are
+scaled too, so s changes values and not which features are active. After that all weights train freely.
 """
 
 from itertools import pairwise
@@ -31,44 +31,44 @@ if TYPE_CHECKING:
     from sae.ranks import Ranks
 
 SEARCH_ROWS = 1024
-"""Calibration rows on which the scale is searched."""
+"""Calibration rows for the search of the scale."""
 LOWEST, HIGHEST, COARSE, FINE = 0.1, 5.0, 50, 20
 """The paper's grid of decoder norms."""
 PIECE = 1 << 14
-"""Directions drawn at a time. torch draws the same numbers in pieces as at once if each but the last is of 16 n numbers."""
+"""Directions drawn at a time. torch draws the same numbers in pieces as at once if each piece but the last has 16 n."""
 
 
 class InitConfig(Section):
-    """Initialisation of the weights."""
+    """Weight initialisation."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     directions: Literal["random", "active_subspace"] = "random"
-    """Decoder directions: uniform on the unit sphere, or on that of the subspace in which the targets vary."""
+    """Decoder directions: uniform on the unit sphere, or on the unit sphere of the targets' principal subspace."""
     subspace: Count | None = Field(default=None, gt=0)
-    """Dimensions of the active subspace; null: as many as hold `explained` of the variance."""
+    """Dimensions of the active subspace; null: as many as explain `explained` of the variance."""
     explained: float = Field(default=0.99, gt=0, le=1)
-    """Share of the variance that the active subspace holds, where its dimensions are not given."""
+    """Fraction of the variance that the active subspace explains, if `subspace` is null."""
     search: bool = True
-    """With an active subspace, find the encoder's scale by the error it leaves, on top of encoder_scale."""
+    """With an active subspace, search for the encoder scale with the least error, on top of encoder_scale."""
     encoder: Literal["transpose", "random"] = "transpose"
-    """W_enc: the transpose of W_dec, or directions of its own."""
+    """W_enc: the transpose of W_dec, or drawn independently."""
     encoder_scale: float = Field(default=1.0, gt=0)
     """Norm of the encoder's columns."""
     b_dec: Literal["zero", "mean", "geometric_median"] = "geometric_median"
-    """Where the decoder's bias begins, over the calibration rows."""
+    """Initial decoder bias, from the calibration rows."""
     from_: str | None = Field(default=None, alias="from")
-    """A run or a folder that `sae.load` reads, whose weights are taken instead, and its thresholds: exactly by jumprelu,
-    mdl and gated; by the others with the same features active, each value shorter by what the variant has no place for."""
+    """Start from the weights and thresholds of a run, or of a folder that `sae.load` reads. Exact for jumprelu, mdl and
+    gated; other variants keep the same features active, with each value smaller by its threshold."""
 
 
 def geometric_median(
     rows: Float[Tensor, "n_rows d"], *, tolerance: float = 1e-6, max_iterations: int = 200
 ) -> Float[Tensor, " d"]:
-    """The point of least summed distance to the rows, by Weiszfeld's iteration from the mean, in fp64.
+    """The point with the least summed distance to the rows: Weiszfeld's iteration from the mean, in fp64.
 
-    A row the iterate lands on is handled as in Vardi & Zhang (PNAS 2000, "The multivariate L1-median"), where the plain
-    iteration divides by zero. Stops when a step is shorter than `tolerance` times the mean distance.
+    If the iterate lands on a row, where the plain iteration divides by zero, it proceeds as in Vardi & Zhang (PNAS 2000,
+    "The multivariate L1-median"). Stops when a step is shorter than `tolerance` times the mean distance.
     """
     points = rows.double()
     median = points.mean(0)
@@ -89,9 +89,9 @@ def geometric_median(
 
 
 def random_directions(part: Part, d: int, generator: torch.Generator) -> Float[Tensor, "n_features d"]:
-    """Rows uniform on the unit sphere, one for each feature: those of a part.
+    """Directions uniform on the unit sphere, one per feature of a shard.
 
-    All are drawn, whoever holds them, and then a piece at a time: so they do not depend on how many share them.
+    Every rank draws the directions of all features, a piece at a time, so they do not depend on the number of ranks.
     """
     if part.n == 1:
         rows = torch.randn(part.d_sae, d, generator=generator)
@@ -108,17 +108,17 @@ def random_directions(part: Part, d: int, generator: torch.Generator) -> Float[T
 def initialise(
     sae: "SAE", targets: Float[Tensor, "n_rows d_out"], inputs: Float[Tensor, "n_rows d_in"] | None = None
 ) -> None:
-    """Set the weights of a new SAE in place from its config.
+    """Initialise the weights of a new SAE in place from its config.
 
-    The draws come from `config.seed` alone, on the CPU, so that they are the same on every device.
+    Random draws depend on `config.seed` alone and run on the CPU, so they are the same on every device.
 
     Args:
-        sae: with its weights at zero.
-        targets: normalised calibration rows of what is reconstructed.
-        inputs: those of what is encoded, where that is something else (a transcoder).
+        sae: a new SAE, with all weights zero.
+        targets: normalised calibration rows of the target.
+        inputs: normalised calibration rows of the input, if it differs from the target (a transcoder).
 
     Raises:
-        SaescopeError: `init.from` does not fit, or there is no subspace such as `init` asks for.
+        SaescopeError: `init.from` does not fit, or the rows do not span the subspace that `init` asks for.
     """
     init = sae.config.init
     if init.from_ is not None:
@@ -146,10 +146,10 @@ def initialise(
 def _directions(
     init: InitConfig, rows: Float[Tensor, "n_rows d"], part: Part, generator: torch.Generator
 ) -> Float[Tensor, "n_features d"]:
-    """Random unit directions, of all of the space or of the subspace in which these rows vary.
+    """Random unit directions in the whole space or in the principal subspace of these rows.
 
     Raises:
-        SaescopeError: the rows do not vary, or in fewer dimensions than asked for.
+        SaescopeError: the rows have no variance, or vary in fewer dimensions than `init` asks for.
     """
     d = rows.shape[1]
     if init.directions == "random":
@@ -158,8 +158,8 @@ def _directions(
     size = subspace.n_for(init.explained) if init.subspace is None else init.subspace
     if size > d:
         raise SaescopeError(
-            f"init.subspace = {size} exceeds the width {d} of the activations; give at most {d}, or leave it out to take "
-            f"the {subspace.n_for(init.explained)} dimensions that hold {init.explained:.0%} of their variance."
+            f"init.subspace = {size} exceeds the width {d} of the activations; give at most {d}, or leave it out to use "
+            f"the {subspace.n_for(init.explained)} dimensions that explain {init.explained:.0%} of their variance."
         )
     if size >= len(rows):
         raise SaescopeError(
@@ -172,10 +172,10 @@ def _directions(
 def _scale_by_error(
     sae: "SAE", inputs: Float[Tensor, "n_rows d_in"], targets: Float[Tensor, "n_rows d_out"], generator: torch.Generator
 ) -> None:
-    """Scale a new encoder by the s² of least squared error on some calibration rows, and thresholds with it.
+    """Scale a new encoder, and its thresholds, by the s² with the least squared error on some calibration rows.
 
-    Rows of a subspace are longer along its directions than along random ones, for which thresholds begin: so they are
-    raised by the root mean square of the pre-activations as well.
+    Rows project more strongly onto directions of the subspace than onto random ones, which the initial thresholds assume.
+    So thresholds are also scaled by the root mean square of the pre-activations.
     """
     chosen = torch.randperm(len(inputs), generator=generator)[:SEARCH_ROWS]
     x, target = inputs[chosen], targets[chosen]
@@ -189,7 +189,7 @@ def _scale_by_error(
     now = 1.0
 
     def error(s: float) -> float:
-        """Mean squared error with s² in force."""
+        """Mean squared error with scale s²."""
         nonlocal now
         sae.W_enc.copy_(encoder * s**2)
         sae.fold_norms(torch.full((sae.d_sae,), s**2 / now).to(spread))
@@ -208,33 +208,33 @@ def _scale_by_error(
 def first_pass(
     sae: "SAE", x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"]
 ) -> Float[Tensor, "n_rows d_out"]:
-    """The reconstruction with which training would begin: batch variants have no inference threshold by then."""
+    """The reconstruction of the first training step; batch variants have no inference threshold yet."""
     from sae.base import Progress
 
     return sae.step(x, target, Progress(torch.zeros(sae.d_sae, dtype=torch.bool))).x_hat
 
 
 def _take_from(sae: "SAE", path: str, rows: Float[Tensor, "n_rows d_in"]) -> None:
-    """Take the weights and thresholds of an existing SAE, re-expressed under this one's input transform."""
+    """Copy the weights and thresholds of an existing SAE, re-expressed under this SAE's input transform."""
     from sae.store import load
 
     old = load(path)
     d_sae = sae.config.d_sae
     if (old.d_in, old.d_out, old.d_sae) != (sae.d_in, sae.d_out, d_sae):
         raise SaescopeError(
-            f"init.from: {path} is an SAE of d_in={old.d_in}, d_out={old.d_out}, d_sae={old.d_sae}, this one has "
-            f"d_in={sae.d_in}, d_out={sae.d_out}, d_sae={d_sae}; make them equal."
+            f"init.from: {path} has d_in={old.d_in}, d_out={old.d_out}, d_sae={old.d_sae}, but this SAE has "
+            f"d_in={sae.d_in}, d_out={sae.d_out}, d_sae={d_sae}; they must be equal."
         )
     if sae.config.transform.whiten or sae.config.transform.unit_rows:
         raise SaescopeError(
-            "init.from: weights are taken over for rows that are centred and scaled; leave out sae.transform, or init.from."
+            "init.from only works without whitening and per-row normalisation; leave out sae.transform or init.from."
         )
     if reason := old.unfit_as_start():
-        raise SaescopeError(f"init.from: {path} cannot start a training: {reason}; name another one.")
+        raise SaescopeError(f"init.from: training cannot start from {path}: {reason}; choose another SAE.")
     if old.config.skip and not sae.config.skip:
-        raise SaescopeError(f"init.from: {path} has a skip path, and without one it is not the same; take sae.skip=true.")
+        raise SaescopeError(f"init.from: {path} has a skip path, but this SAE has none; set sae.skip=true.")
     old = part_of(old, sae.ranks).to(sae.W_dec)
-    # one unit of value is 1/scale long in the model's units: lengths, and so pre-activations, change with the scale
+    # one unit of a value has norm 1/scale in the model's units, so pre-activations change with the scale
     gain = sae.target.scale / old.target.scale
     weights, biases = old.encoder()
     W_enc = weights * (old.input.scale / sae.input.scale) * gain
@@ -257,14 +257,14 @@ def _take_from(sae: "SAE", path: str, rows: Float[Tensor, "n_rows d_in"]) -> Non
 def _thresholds(
     old: "SAE", sae: "SAE", gain: Float[Tensor, ""], rows: Float[Tensor, "n_rows d_in"]
 ) -> Float[Tensor, " d_sae"]:
-    """What a pre-activation of the new SAE exceeds where the old one has the feature active.
+    """Thresholds on the new SAE's pre-activations that give the old SAE's active features.
 
-    Exact for an SAE with thresholds. One that keeps the k largest has none: all its features get the one that k per row
-    of the calibration rows exceed on average.
+    Exact if the old SAE has thresholds. If it keeps the k largest, all features get the threshold that k pre-activations
+    per calibration row exceed on average.
     """
     select = old.select()
     if select.mode == "threshold":
-        # a value is never below zero, so neither is what it has to exceed
+        # values are never negative, so neither are thresholds
         return (torch.as_tensor(select.threshold).to(sae.b_enc) * gain).clamp_min(0).expand(sae.d_sae)
     x = rows[:: -(-len(rows) // SEARCH_ROWS)]
     x = x if sae.b_pre is None else x - sae.b_pre
@@ -275,7 +275,7 @@ def _thresholds(
 
 
 def part_of(old: "SAE", ranks: "Ranks") -> "SAE":
-    """The part of an SAE's features that this rank holds; the SAE itself where it holds all of them."""
+    """This rank's shard of an SAE's features; the SAE itself if features are not sharded."""
     if ranks.n_shards == 1:
         return old
     mine = ranks.part(old.config.d_sae).features()

@@ -1,7 +1,4 @@
-"""Loss terms: pure functions of tensors, summed over `d_out` or features and averaged over rows.
-
-Each is invariant to the batch size: the loss of two equal halves is the loss of either.
-"""
+"""Loss terms: pure functions, summed over `d_out` or features and averaged over rows, so independent of the batch size."""
 
 from typing import Any
 
@@ -14,17 +11,17 @@ from torch.nn import functional
 from sae.code import SparseCode
 
 _SUM = 2
-"""How ATen calls the reduction by a sum."""
+"""ATen's code for sum reduction."""
 
 
 def reconstruction(
     target: Float[Tensor, "n_rows d_out"], x_hat: Float[Tensor, "n_rows d_out"],
     weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Squared error ‖target − x_hat‖², mean over rows; with weights Σ weight (target − x_hat)² for each row."""
+    """Squared error ‖target − x_hat‖², mean over rows; with weights, Σ weight (target − x_hat)² per row."""
     if weight is not None:
         return (weight * (target - x_hat).square()).sum() / len(target)
-    # one pass for the value and one for the gradient; written out it would be five
+    # fused: one pass for the value and one for the gradient instead of five
     return functional.mse_loss(x_hat, target, reduction="sum") / len(target)
 
 
@@ -33,14 +30,14 @@ class _Reconstructions(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, x_hats: Tensor) -> Tensor:
-        """One after the other."""
+        """Stack the losses."""
         ctx.save_for_backward(target, x_hats)
         return torch.stack([reconstruction(target, x_hat) for x_hat in x_hats])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Each written to its place."""
+        """Write each gradient into its slice of the output."""
         target, x_hats = ctx.saved_tensors
         out, scales = torch.empty_like(x_hats), grads[0] / len(target)
         for scale, x_hat, place in zip(scales, x_hats, out, strict=True):
@@ -52,7 +49,7 @@ def reconstructions(
     target: Float[Tensor, "n_rows d_out"], x_hats: Float[Tensor, "n_prefixes n_rows d_out"],
     weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, " n_prefixes"]:
-    """`reconstruction` of each of several; without weights their gradients are never copied into one."""
+    """`reconstruction` of each prefix; without weights, gradients are written in place, not stacked by a copy."""
     if weight is not None:
         return torch.stack([reconstruction(target, x_hat, weight) for x_hat in x_hats.unbind()])
     return _Reconstructions.apply(target, x_hats)
@@ -61,10 +58,10 @@ def reconstructions(
 def l1(code: SparseCode, norms: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
     """Σ |value| · ‖W_dec[feature]‖, mean over rows.
 
-    The norm keeps the penalty from being escaped by small activations on long decoder rows (Conerly et al., "Update on
-    how we train SAEs", Anthropic, April 2024).
+    The norm keeps the model from escaping the penalty with small activations and long decoder rows (Conerly et al.,
+    "Update on how we train SAEs", Anthropic, April 2024).
     """
-    # summed by feature first: the gradient of norms[feature] would be added up by threads in any order
+    # sum by feature first: the backward of norms[feature] would be a non-deterministic scatter-add
     return (code.sums(code.value.abs()) * norms).sum() / code.n_rows
 
 
@@ -72,9 +69,9 @@ def auxk(
     residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"],
     weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, ""]:
-    """‖e − ê‖² of Gao et al. (2406.04093, §A.2), mean over rows; weighted as `reconstruction`.
+    """‖e − ê‖² of Gao et al. (2406.04093, §A.2), mean over rows; weighted like `reconstruction`.
 
-    e is the reconstruction error, a constant here: dead features learn what the living leave over, and the living are
-    not taught to leave more.
+    e is the reconstruction error, detached: dead features learn to fit the error of the live ones, and the live ones are
+    not trained to increase it.
     """
     return reconstruction(residual.detach(), aux_hat, weight)

@@ -1,8 +1,7 @@
-"""What of a training crosses from one process to others. A process that trains alone has `ALONE`, which does nothing.
+"""Communication between the ranks of a training run. Single-process training uses `ALONE`, which does nothing.
 
-Ranks may share the features of an SAE (each holds a part of them, and sees the same rows) and the rows of a batch (each
-sees some of them, and holds the same features); with both, they form a grid. `training.distributed` has the other
-implementation.
+Ranks may shard the features of an SAE (each holds some features and sees the same rows) or the rows of a batch (each sees
+some rows and holds the same features); with both, they form a grid. The other implementation is `training.distributed`.
 """
 
 from collections.abc import Sequence
@@ -16,94 +15,94 @@ from sae.part import Part
 
 @runtime_checkable
 class Ranks(Protocol):
-    """The other ranks of a training. All of them call the same methods in the same order."""
+    """Collectives between ranks. All ranks call the same methods in the same order."""
 
     n: int
-    """Ranks in all."""
+    """Number of ranks."""
     n_shards: int
-    """Ranks that share the features."""
+    """Number of feature shards."""
 
     def part(self, d_sae: int) -> Part:
         """The features that this rank holds."""
         ...
 
     def over_features(self, x: Tensor) -> Tensor:
-        """Σ over the ranks that share the features. The gradient passes on as it is: each has that of its own features."""
+        """Sum over the feature shards. The gradient passes through: each rank has that of its own features."""
         ...
 
     def over_rows(self, x: Tensor) -> Tensor:
-        """Mean over the ranks that share the rows. The gradient passes on as it is, for gradients are averaged later."""
+        """Mean over the row shards. The gradient passes through; gradients are averaged later."""
         ...
 
     def least(self, x: Tensor) -> Tensor:
-        """The least of all ranks, entry by entry."""
+        """Elementwise minimum over all ranks."""
         ...
 
     def most(self, x: Tensor) -> Tensor:
-        """The greatest of all ranks, entry by entry."""
+        """Elementwise maximum over all ranks."""
         ...
 
     def latest(self, last_fired: Tensor) -> Tensor:
-        """The greatest of the ranks that hold the same features, feature by feature."""
+        """Maximum per feature over the ranks that hold the same features."""
         ...
 
     def averaged(self, values: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
-        """The mean over all ranks of each of these numbers."""
+        """Mean of each value over all ranks."""
         ...
 
     def reduce_gradients(self, own: Sequence[Tensor], common: Sequence[Tensor]) -> None:
-        """Make gradients those of the whole batch, in place.
+        """Reduce gradients over the whole batch, in place.
 
         Args:
-            own: of parameters that belong to single features.
-            common: of the others, which all ranks hold.
+            own: gradients of per-feature parameters, which are sharded.
+            common: gradients of the other parameters, which all ranks hold.
         """
         ...
 
     def kernels(self, local: Backend) -> Backend:
-        """The operations on a part of the features and rows, whose results are those of all."""
+        """Wrap kernels that run on one shard so that they return the results for all features and rows."""
         ...
 
 
 class Alone:
-    """One process, which holds all features and sees all rows."""
+    """A single process that holds all features and sees all rows."""
 
     n = 1
     n_shards = 1
 
     def part(self, d_sae: int) -> Part:
-        """All of them."""
+        """All features."""
         return Part(d_sae)
 
     def over_features(self, x: Tensor) -> Tensor:
-        """As it is."""
+        """Unchanged."""
         return x
 
     def over_rows(self, x: Tensor) -> Tensor:
-        """As it is."""
+        """Unchanged."""
         return x
 
     def least(self, x: Tensor) -> Tensor:
-        """As it is."""
+        """Unchanged."""
         return x
 
     def most(self, x: Tensor) -> Tensor:
-        """As it is."""
+        """Unchanged."""
         return x
 
     def latest(self, last_fired: Tensor) -> Tensor:
-        """As they are."""
+        """Unchanged."""
         return last_fired
 
     def averaged(self, values: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
-        """As they are."""
+        """Unchanged."""
         return values
 
     def reduce_gradients(self, own: Sequence[Tensor], common: Sequence[Tensor]) -> None:
-        """They are whole."""
+        """Nothing to reduce."""
 
     def kernels(self, local: Backend) -> Backend:
-        """As they are."""
+        """Unchanged."""
         return local
 
 

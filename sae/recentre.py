@@ -1,4 +1,4 @@
-"""The same SAE about another mean."""
+"""Change the mean that an SAE is centred on, without changing what it computes."""
 
 import torch
 from jaxtyping import Float
@@ -9,14 +9,14 @@ from sae.base import SAE
 
 @torch.no_grad()
 def recentred(sae: SAE, mean: Float[Tensor, " d_out"]) -> SAE:
-    """Move the target's mean, in place; every feature and reconstruction stays what it was, up to rounding.
+    """Set the target's mean in place; features and reconstructions stay the same up to rounding.
 
-    x̂ = z / scale + b_dec / scale + mean, so b_dec takes up what the mean gives; where the encoder reads x − b_dec, the
-    input's mean moves by as much. Mean ablation is to the target's mean, which an SAE from elsewhere does not have.
+    x̂ = z / scale + b_dec / scale + mean, so b_dec absorbs the change; if the encoder reads x − b_dec, the input's mean
+    moves by the same amount. Mean ablation uses the target's mean, which imported SAEs lack.
 
     Args:
-        sae: any variant, its transforms not shared with another SAE.
-        mean: of the raw target.
+        sae: any variant whose transforms are not shared with another SAE.
+        mean: mean of the raw target.
     """
     change = (mean.to(sae.target.mean) - sae.target.mean).double() * sae.target.scale.double()
     sae.target.mean.copy_(mean)

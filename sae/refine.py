@@ -1,20 +1,20 @@
-"""Refined codes: a few steps of pursuit from the encoder's code, with as many active features in each row as it has.
+"""Refine codes by a few steps of pursuit that start from the encoder's code and keep each row's L0.
 
-An encoder is one product with the row; it is quick, and its codes are not the best ones for its own decoder. Kavukcuoglu,
-Ranzato & LeCun (1010.3467) begin an iterative coder at the encoder's prediction, so that few iterations are enough. Here
-an iteration is a step of hard thresholding pursuit (Foucart 2011, algorithm HTP), from z, with unit decoder rows W_f:
+An encoder is one matrix product: fast, but its codes are not optimal for its own decoder. Kavukcuoglu, Ranzato & LeCun
+(1010.3467) start an iterative coder from the encoder's prediction, so that few iterations suffice. Here an iteration is a
+step of hard thresholding pursuit (Foucart 2011, algorithm HTP), from z, with unit decoder rows W_f:
 
-    r = x − x̂(z)      g_f = ⟨r, W_f⟩      S = where |z + g| is largest, as many as the row has
+    r = x − x̂(z)      g_f = ⟨r, W_f⟩      S = support of the largest |z + g|, of the row's own size
     z ← argmin ‖x − x̂(z)‖² over the values on S
 
-Values of unsigned codes stay above 0: S is where z + g is largest, and what is not above 0 in the least squares leaves S,
-for which the others are solved again. A row keeps its code where a step does not make its error smaller: no row is ever
-explained worse than by its encoder, nor by more features.
+Unsigned codes stay non-negative: S is the support of the largest z + g; features with a least-squares value ≤ 0 are
+dropped from S and the others are solved again. A step that does not lower a row's error is discarded, so no row ends with
+a larger error, or more features, than its encoder gives.
 
-The features that come in are found by the kernels' `encode` of r, as an encoder finds its own, and no array of size
-n_rows × d_sae is made that encoding would not make. The least squares of |S| unknowns take most of the time: on a CPU a
-step costs as much as ten encodings with 32 active features (docs/results/refine.csv). A third or more of the active
-features are others after it, so that refined codes want an index of their own (`sae index --refine`).
+New features are found by the kernels' `encode` of r, so no n_rows × d_sae array is allocated beyond those of encoding.
+The least squares over |S| unknowns dominate: on a CPU a step costs as much as ten encodings with 32 active features
+(docs/results/refine.csv). It replaces a third or more of the active features, so refined codes need their own index
+(`sae index --refine`).
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ from sae.code import SparseCode, from_pairs
 from sae.kernels import Backend, Select
 
 CHUNK = 1 << 24
-"""Numbers of gathered decoder rows and their products that are in memory at once."""
+"""Elements of gathered decoder rows and their Gram matrices held in memory at once."""
 RIDGE = 1e-6
-"""Added to the squared norms, which are 1: values of two rows that are the same would not be determined."""
+"""Added to the squared norms (1), because values of identical decoder rows would be undetermined."""
 
 
 @torch.no_grad()
@@ -38,15 +38,15 @@ def refine(
     code: SparseCode, target: Float[Tensor, "n_rows d"], directions: Float[Tensor, "d_sae d"], kernels: Backend,
     n_steps: int, *, signed: bool,
 ) -> SparseCode:
-    """The code after so many steps; what else it carries stays.
+    """Run `n_steps` pursuit steps on a code. Offsets of the code are kept.
 
     Args:
-        code: of the encoder, CSR; values are lengths along `directions`.
-        target: what the features of each row should add up to: without the point around which it is decoded.
+        code: the encoder's code, CSR; values are norms along `directions`.
+        target: what the features of each row should sum to, without the decoder offset.
         directions: unit decoder rows.
-        kernels: by which features are found.
-        n_steps: 0 leaves the code as it is.
-        signed: values may be below 0.
+        kernels: backend that finds new features.
+        n_steps: 0 leaves the code unchanged.
+        signed: values may be negative.
     """
     pursuit = _Pursuit(directions, kernels, signed=signed)
     parts = []
@@ -66,16 +66,16 @@ def refine(
 
 @dataclass(frozen=True)
 class _Padded:
-    """Codes of some rows, side by side; where a row has fewer features than the widest, values are 0."""
+    """Codes of some rows, zero-padded to the largest L0."""
 
     feature: Int64[Tensor, "n width"]
     value: Float[Tensor, "n width"]
     room: Int64[Tensor, " n"]
-    """How many features each row may have."""
+    """Maximum number of features per row."""
 
 
 def _chunks(code: SparseCode, d: int) -> Iterator[tuple[Int64[Tensor, " n"], _Padded]]:
-    """Rows with features, those with about as many together, so that the rectangle they are padded to is filled."""
+    """Rows with active features, grouped by similar L0 to waste little padding."""
     assert code.indptr is not None, "a CSR code"
     l0 = code.indptr.diff()
     order = l0.argsort(descending=True, stable=True)[: int((l0 > 0).sum())]
@@ -90,15 +90,15 @@ def _chunks(code: SparseCode, d: int) -> Iterator[tuple[Int64[Tensor, " n"], _Pa
 
 
 class _Pursuit:
-    """Steps through one dictionary."""
+    """Pursuit steps with one dictionary."""
 
     def __init__(self, directions: Float[Tensor, "d_sae d"], kernels: Backend, *, signed: bool) -> None:
         self.directions, self.kernels, self.signed = directions, kernels, signed
-        # one tensor for all steps: kernels keep what they have made of weights that they have seen
+        # reuse one tensor in all steps: kernels cache what they derive from weights
         self.columns, self.no_bias = directions.t(), directions.new_zeros(len(directions))
 
     def step(self, z: _Padded, target: Float[Tensor, "n d"]) -> _Padded:
-        """One step of each row, where it makes the error smaller."""
+        """One step per row, kept only if it lowers the error."""
         before = self.directions[z.feature]
         residual = target - _sum(z.value, before)
         moved = self.moved(z, before, residual)
@@ -110,10 +110,10 @@ class _Pursuit:
         )
 
     def moved(self, z: _Padded, rows: Float[Tensor, "n width d"], residual: Float[Tensor, "n d"]) -> _Padded:
-        """z + g on S: the largest among what is active and the largest g of all.
+        """z + g on S, from the active features and those with the largest g.
 
-        Of unsigned codes as many g as S has are enough: an active feature whose g is larger than another's stands before
-        it with z + g too. Of signed codes z and g may cancel, so that twice as many are looked for.
+        For unsigned codes the |S| largest g suffice: an active feature with a larger g than an inactive one also has a
+        larger z + g. In signed codes z and g may cancel, so twice as many candidates are taken.
         """
         n, width = z.feature.shape
         k = min(2 * width, len(self.directions)) if self.signed else width
@@ -133,7 +133,7 @@ class _Pursuit:
     def least_squares(
         self, value: Float[Tensor, "n width"], rows: Float[Tensor, "n width d"], target: Float[Tensor, "n d"]
     ) -> Float[Tensor, "n width"]:
-        """The values that explain most where `value` is not 0; of unsigned codes those above 0, solved for again."""
+        """Least-squares values where `value` is not 0; for unsigned codes, solved again on the positive ones."""
         products, wanted, active = rows @ rows.mT, _read(rows, target), value != 0
         found = _solve(products, wanted, active)
         return found if self.signed else _solve(products, wanted, active & (found > 0)).relu()
@@ -142,11 +142,11 @@ class _Pursuit:
 def _solve(
     products: Float[Tensor, "n width width"], wanted: Float[Tensor, "n width"], active: Bool[Tensor, "n width"]
 ) -> Float[Tensor, "n width"]:
-    """The values of the active ones; 0 elsewhere."""
+    """Solve for the active values; 0 elsewhere."""
     on = active.to(products.dtype)
     system = products * on[:, :, None] * on[:, None, :]
     system.diagonal(dim1=1, dim2=2).add_(RIDGE + 1 - on)
-    # one that cannot be solved gives NaN, and the row is left as it was
+    # a singular system gives NaN, and the row's step is discarded
     factor, _ = torch.linalg.cholesky_ex(system)
     return torch.cholesky_solve((wanted * on)[:, :, None], factor).squeeze(2)
 

@@ -1,8 +1,8 @@
 """Saving and loading. `final/` holds `sae.safetensors` (parameters and input transform by name) and `sae.json`.
 
-The saved form has unit decoder rows, so that an activation is a length in the model's own units, and no times: equal
-SAEs make equal bytes, and saving what was loaded makes the same bytes again. `load` reads that, a run folder that has
-it in `final/`, any SAELens v6 folder (`sae.formats.saelens`), and Gemma Scope's (`sae.formats.gemma_scope`).
+The saved form has unit decoder rows, so an activation is a norm in the model's own units. It has no timestamps: equal
+SAEs give equal bytes, and saving a loaded SAE reproduces its bytes. `load` reads this form, a run folder that has it in
+`final/`, SAELens folders (`sae.formats.saelens`) and Gemma Scope folders (`sae.formats.gemma_scope`).
 """
 
 import hashlib
@@ -30,20 +30,20 @@ WEIGHTS, MANIFEST = "sae.safetensors", "sae.json"
 
 
 def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
-    """Write an SAE to `folder`, replacing an SAE that is there, and return its weights hash. The SAE itself is unchanged.
+    """Write an SAE to `folder`, replacing any SAE there, and return its weights hash. The SAE itself is not modified.
 
     Args:
         sae: any variant, on any device.
-        folder: becomes the folder with the two files, at once and whole.
-        provenance: what the SAE was made from (site, model, corpus, ...), in JSON types; `load` gives it back.
+        folder: the folder for the two files; it is written atomically.
+        provenance: what the SAE was made from (site, model, corpus, ...), as JSON types; `load` restores it.
 
     Raises:
         SaescopeError: decoder norms cannot be folded without changing which features are active, the disk is full, or
-            the folder holds something else.
+            the folder contains something else.
     """
     folder = Path(folder)
     if folder.exists() and files.format_of(folder / MANIFEST) != FORMAT and (not folder.is_dir() or any(folder.iterdir())):
-        raise SaescopeError(f"{folder} holds something else than an SAE of this code; choose another folder, or remove it.")
+        raise SaescopeError(f"{folder} contains something other than a saved SAE; choose another folder, or remove it.")
     unit = unit_copy(sae)
     tensors = dict(unit.tensors())
     digest = tensors_hash(tensors)
@@ -62,11 +62,11 @@ def save(sae: SAE, folder: Path, *, provenance: dict[str, Any]) -> str:
 
 @own_torch_state()
 def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "auto") -> SAE:
-    """Read an SAE from a run folder, its `final/`, or a folder of SAELens or Gemma Scope; `sae.provenance` says which.
+    """Load an SAE from a run folder, its `final/`, or a SAELens or Gemma Scope folder; see `sae.provenance` for its origin.
 
     Raises:
-        SaescopeError: there is nothing that can be read, or what there is has an unknown format, is incomplete, was
-            altered, or does not fit together; or torch has no such device here.
+        SaescopeError: there is no SAE, or it has an unknown format, is incomplete, modified or inconsistent; or the
+            device is not available.
     """
     path, device = user_path(path), resolve_device(device)
     operations = backend(device, kernels)
@@ -86,12 +86,12 @@ def load(path: str | Path, device: str | torch.device = "cpu", kernels: str = "a
 
 
 def weights_hash(sae: SAE) -> str:
-    """What names these weights wherever something refers to them: the sha256 of all tensors in their saved form."""
+    """Hash that identifies these weights: sha256 of all tensors in their saved form."""
     return tensors_hash(dict(unit_copy(sae).tensors()))
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 over names, dtypes, shapes and bytes, in the order of the names."""
+    """sha256 over names, dtypes, shapes and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -104,7 +104,7 @@ def unit_copy(sae: SAE) -> SAE:
     """A copy on the CPU with unit decoder rows.
 
     Raises:
-        SaescopeError: features are chosen by comparing values that folding the norms would change.
+        SaescopeError: folding the norms would change which features are active.
     """
     if reason := saelens.unfoldable(sae):
         raise SaescopeError(f"This SAE cannot be saved with unit decoder rows: {reason}.")
@@ -116,12 +116,12 @@ def _read(folder: Path) -> SAE:
     manifest = files.read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise SaescopeError(
-            f"{folder / MANIFEST}: the format is {manifest.get('format')!r}, not {FORMAT!r}; give a run's folder."
+            f"{folder / MANIFEST}: the format is {manifest.get('format')!r}, not {FORMAT!r}; give the folder of a run."
         )
     if manifest.get("format_version") != FORMAT_VERSION:
         raise SaescopeError(
-            f"{folder / MANIFEST}: format version {manifest.get('format_version')!r} is not the one this code reads "
-            f"({FORMAT_VERSION}); it was written by saescope {manifest.get('code_version')}, use that."
+            f"{folder / MANIFEST}: format version {manifest.get('format_version')!r} cannot be read, only version "
+            f"{FORMAT_VERSION}; load it with saescope {manifest.get('code_version')}, which wrote it."
         )
     sae_class, config = _config(folder / MANIFEST, manifest)
     tensors = files.read_tensors(folder / WEIGHTS)
@@ -129,21 +129,21 @@ def _read(folder: Path) -> SAE:
         sae = _build(sae_class, config, int(manifest["d_in"]), int(manifest["d_out"]), tensors)
         expected, provenance = manifest["weights_sha256"], manifest["provenance"]
     except KeyError as error:
-        raise SaescopeError(f"{folder / MANIFEST}: the entry {error} is missing; save the SAE anew.") from error
+        raise SaescopeError(f"{folder / MANIFEST}: the entry {error} is missing; save the SAE again.") from error
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise SaescopeError(f"{folder / WEIGHTS}: does not fit {MANIFEST} beside it ({reason}).") from error
+        raise SaescopeError(f"{folder / WEIGHTS}: does not match {MANIFEST} in the same folder ({reason}).") from error
     if tensors_hash(tensors) != expected:
         raise SaescopeError(
-            f"{folder / WEIGHTS}: the weights' sha256 is not the one in {MANIFEST} beside it, so one of the two was "
-            "altered; restore both or train again."
+            f"{folder / WEIGHTS}: the weights' sha256 differs from the one in {MANIFEST}, so one of the two files was "
+            "modified; restore both or train again."
         )
     sae.provenance = provenance
     return sae
 
 
 def _config(path: Path, manifest: dict[str, Any]) -> tuple[type[SAE], SAEConfig]:
-    """The class and config a manifest names."""
+    """The class and config that a manifest names."""
     fields = manifest.get("config")
     variant = fields.get("variant") if isinstance(fields, dict) else None
     if not isinstance(variant, str) or variant not in READABLE:
@@ -159,7 +159,7 @@ def _config(path: Path, manifest: dict[str, Any]) -> tuple[type[SAE], SAEConfig]
 def _build(
     sae_class: type[SAE], config: SAEConfig, d_in: int, d_out: int, tensors: Mapping[str, Tensor]
 ) -> SAE:
-    """An SAE that holds exactly these tensors, in their own dtypes."""
+    """Build an SAE from these tensors, in their own dtypes."""
     sae = sae_class(config, d_in, d_out)
     tensors = dict(tensors)
     for name in ("gain", "b_in"):
@@ -176,12 +176,12 @@ def _build(
 
 def _nothing_there(path: Path) -> str:
     if not path.exists():
-        return "there is no such folder; give a run's folder or a SAELens folder."
+        return "there is no such folder; give a run folder or a SAELens folder."
     if (path / "config.yaml").exists():
-        return "this run has no final/ yet; let the training finish (sae train ... --resume) and load it then."
+        return "this run has no final/ yet; let training finish (sae train ... --resume), then load it."
     return (
-        f"no SAE lies here: neither final/, nor {MANIFEST}, nor SAELens' {saelens.CONFIG}, nor Gemma Scope's "
-        f"{gemma_scope.PARAMS} was found."
+        f"no SAE found here: there is no final/, no {MANIFEST}, no {saelens.CONFIG} (SAELens) and no "
+        f"{gemma_scope.PARAMS} (Gemma Scope)."
     )
 
 

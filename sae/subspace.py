@@ -1,7 +1,7 @@
-"""The directions in which rows vary: their principal axes, and how many of them matter.
+"""Principal axes of activations (PCA), and how many of them matter.
 
-Rows are centred on their mean. The axes are the right singular vectors of the centred rows, taken here as eigenvectors
-of their covariance in fp64, which is of size [d, d] however many rows there are.
+Rows are centred on their mean. The axes are the right singular vectors of the centred rows, computed as eigenvectors of
+their [d, d] covariance in fp64.
 """
 
 from dataclasses import dataclass
@@ -15,36 +15,36 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Subspace:
-    """The principal axes of rows, by descending variance."""
+    """Principal axes, by descending variance."""
 
     axes: Float64[Tensor, "d d"]
-    """One axis a row, of unit norm."""
+    """One unit-norm axis per row."""
     variance: Float64[Tensor, " d"]
-    """Of the rows along each axis, not negative; their sum is the rows' mean squared distance from their mean."""
+    """Variance along each axis, not negative. Their sum is the mean squared distance of the rows from their mean."""
     n_rows: int
-    """Rows it was taken from: n span at most n − 1 dimensions."""
+    """Rows it was computed from: n rows span at most n − 1 dimensions."""
 
     @classmethod
     def of(cls, rows: Float[Tensor, "n_rows d"]) -> "Subspace":
-        """The axes of some rows.
+        """Compute the principal axes of some rows.
 
         Raises:
-            SaescopeError: the rows are all equal, or hold NaN, so that there is none.
+            SaescopeError: the rows are all equal or contain NaN or infinite values.
         """
         centred = rows.detach().cpu().double()
         centred = centred - centred.mean(0)
         total = float(centred.square().sum())
         if not 0 < total < float("inf"):
-            what = "are all equal" if total == 0 else "hold NaN or infinite values"
+            what = "are all equal" if total == 0 else "contain NaN or infinite values"
             raise SaescopeError(
-                f"the {len(rows)} calibration rows {what}, so there is no subspace in which they vary; look at the "
-                "activations of this hook, or take init.directions=random."
+                f"the {len(rows)} calibration rows {what}, so they have no principal axes; check the activations of this "
+                "hook, or use init.directions=random."
             )
         variance, axes = torch.linalg.eigh(centred.t() @ centred / len(centred))
         return cls(axes.t().flip(0).contiguous(), variance.flip(0).clamp_min(0), len(rows))
 
     def n_for(self, share: float) -> int:
-        """How many axes it takes to hold this share (0 to 1) of the variance."""
+        """Number of axes that explain this share (0 to 1) of the variance."""
         held = self.variance.cumsum(0) / self.variance.sum()
         return int((held < share - 1e-12).sum()) + 1
 
@@ -54,5 +54,5 @@ class Subspace:
         return float(torch.special.entr(share).sum().exp())
 
     def participation_ratio(self) -> float:
-        """(Σ variance)² / Σ variance², which a few large axes dominate."""
+        """(Σ variance)² / Σ variance², dominated by the largest axes."""
         return float(self.variance.sum().square() / self.variance.square().sum())

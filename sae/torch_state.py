@@ -1,4 +1,4 @@
-"""What a caller may have set for torch as a whole, set aside while this code computes."""
+"""Isolation from torch's global settings that a caller may have changed."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,10 +8,9 @@ import torch
 
 @contextmanager
 def own_torch_state() -> Iterator[None]:
-    """While open, as if nobody had set anything: gradients, no inference mode, fp32, the CPU, no autocast.
+    """Run with torch's defaults: gradients on, no inference mode, fp32, CPU, no autocast. Also a decorator.
 
-    Also a decorator. Tensors that are made under inference mode could never be trained on, in a wider default type they
-    would not go with those on disk.
+    Tensors created in inference mode could never be trained, and another default dtype would not match saved weights.
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
@@ -22,7 +21,7 @@ def own_torch_state() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        # costs something at every call of torch, so it is not opened for nothing
+        # this context slows down every torch call, so enter it only if needed
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

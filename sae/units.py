@@ -1,4 +1,4 @@
-"""Quantities people write in configs: durations with a unit, times, and counts such as `1e6` or `2_000_000`."""
+"""Quantities in configs: durations with a unit, times, and counts such as `1e6` or `2_000_000`."""
 
 import math
 import re
@@ -20,14 +20,14 @@ _TIME = re.compile(rf"^\s*{_NUMBER}\s*(s|sec|seconds?|min|minutes?|h|hours?)\s*$
 
 @dataclass(frozen=True)
 class Duration:
-    """A stretch of training: `5%` of the budget, `2M tokens` (training rows), `100 steps` or `4 epochs`."""
+    """A duration in training: `5%` of the budget, `2M tokens` (training rows), `100 steps` or `4 epochs`."""
 
     value: int | float
     unit: Unit
 
     @classmethod
     def parse(cls, text: object) -> "Duration":
-        """Read a duration; a bare number is refused, with the spellings that would have been understood.
+        """Parse a duration. A bare number is an error whose message shows how to write it.
 
         Raises:
             ValueError: not a duration.
@@ -45,11 +45,11 @@ class Duration:
         if unit == "%" and value > 100:
             raise ValueError(f"{text!r} is more than the whole budget; a share is 0% to 100%")
         if not math.isfinite(value):
-            raise ValueError(f"{text!r} is longer than can be counted")
+            raise ValueError(f"{text!r} is too long")
         return cls(value, names[unit[0]])
 
     def __str__(self) -> str:
-        """The spelling `parse` reads back."""
+        """The text that `parse` reads back."""
         number = int(self.value) if self.value == int(self.value) else self.value
         return f"{number}%" if self.unit == "%" else f"{number} {self.unit}"
 
@@ -60,7 +60,7 @@ class Duration:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validated by `parse`, written as its spelling."""
+        """Validate with `parse`, serialise with `str`."""
         return core_schema.no_info_plain_validator_function(
             cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
@@ -68,26 +68,26 @@ class Duration:
 
 @dataclass(frozen=True)
 class Time:
-    """A time on the clock: `30 s`, `10 min` or `2 h`."""
+    """Wall-clock time: `30 s`, `10 min` or `2 h`."""
 
     value: int | float
     unit: Literal["s", "min", "h"]
 
     @property
     def seconds(self) -> float:
-        """In seconds."""
+        """The time in seconds."""
         return float(self.value * {"s": 1, "min": 60, "h": 3600}[self.unit])
 
     def __str__(self) -> str:
-        """The spelling that is read back."""
+        """The text that is parsed back."""
         return f"{int(self.value) if self.value == int(self.value) else self.value} {self.unit}"
 
 
 def _interval(text: object) -> Duration | Time:
-    """Read a stretch of training or a time.
+    """Parse a duration in training or a wall-clock time.
 
     Raises:
-        ValueError: it is neither, or no time at all.
+        ValueError: it is neither, or it is not positive.
     """
     match = _TIME.match(text) if isinstance(text, str) else None
     if match is None:
@@ -97,19 +97,19 @@ def _interval(text: object) -> Duration | Time:
             raise ValueError(f"{error}, or a time such as '10 min'") from None
     value, unit = float(match[1]), match[2][0]
     if not 0 < value < math.inf:
-        raise ValueError(f"{text!r} is no time between two events; write for example '10 min'")
+        raise ValueError(f"{text!r} is not a positive time; write for example '10 min'")
     return Time(value, "s" if unit == "s" else "min" if unit == "m" else "h")
 
 
 Interval = Annotated[Duration | Time, PlainValidator(_interval), PlainSerializer(str)]
-"""How often something is done: a stretch of training, `5%`, or a time, `10 min`."""
+"""Interval between events: a duration in training, `5%`, or a wall-clock time, `10 min`."""
 
 
 def _time(text: object) -> Time:
-    """Read a time.
+    """Parse a wall-clock time.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     found = _interval(text)
     if not isinstance(found, Time):
@@ -118,11 +118,11 @@ def _time(text: object) -> Time:
 
 
 Wait = Annotated[Time, PlainValidator(_time), PlainSerializer(str)]
-"""How long something is waited for: `30 s`, `10 min`."""
+"""A timeout: `30 s`, `10 min`."""
 
 
 def count(value: object) -> object:
-    """A number that may be written as a `Count`; what is no number is left as it is."""
+    """Parse a `Count`; values that are not numbers pass through for pydantic to refuse."""
     if isinstance(value, str):
         match = re.match(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([kMB]?)\s*$", value)
         if match is None:
@@ -141,11 +141,11 @@ Count = Annotated[int, BeforeValidator(count)]
 """A whole number that may be written `1e6`, `2_000_000` or `320k`."""
 
 Seed = Annotated[int, Field(ge=0, le=_LARGEST)]
-"""What random numbers are drawn from: 0 to 2^63 − 1."""
+"""Seed of a random number generator: 0 to 2^63 − 1."""
 
 
 def checked_seed(seed: int) -> int:
-    """A seed that was given outside a config.
+    """Check a seed that was given outside a config.
 
     Raises:
         SaescopeError: it is negative or beyond 2^63 − 1.

@@ -1,1 +1,1 @@
-"""Files that are written whole or not at all, locks and arrays."""
+"""Atomic files, locks and arrays."""

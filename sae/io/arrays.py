@@ -1,4 +1,4 @@
-"""npy files: written atomically with the sha256 of their bytes, mapped without ever unpickling."""
+""".npy files: written atomically and hashed, memory-mapped without unpickling."""
 
 import hashlib
 import io
@@ -13,13 +13,13 @@ from sae.io.files import atomic_file
 
 
 def array_parts(array: np.ndarray) -> list[bytes | memoryview]:
-    """The bytes of an array as .npy, in parts: what comes first, and its numbers, which are not copied."""
+    """The bytes of an array as .npy, in parts: the header and the data, which is not copied."""
     array = np.ascontiguousarray(array)
     return [header_of(array.dtype, array.shape), *([array.reshape(-1).view(np.uint8).data] if array.size else [])]
 
 
 def header_of(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """The first bytes of an array as .npy."""
+    """The .npy header of an array."""
     header = io.BytesIO()
     facts = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
     np.lib.format.write_array_header_1_0(header, facts)
@@ -27,7 +27,7 @@ def header_of(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def digest_of(parts: Sequence[bytes | memoryview]) -> str:
-    """The sha256 of a file of these parts."""
+    """The sha256 of a file made of these parts."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -35,7 +35,7 @@ def digest_of(parts: Sequence[bytes | memoryview]) -> str:
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
-    """Write an array as .npy beside its final name, rename it, and return the sha256 of the file."""
+    """Write an array as .npy atomically and return the sha256 of the file."""
     parts = array_parts(array)
     with atomic_file(path) as file:
         for part in parts:
@@ -44,15 +44,15 @@ def write_array(path: Path, array: np.ndarray) -> str:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """An array as it lies on disk; nothing of it is read before it is asked for.
+    """Memory-map an array.
 
     Raises:
-        ValueError: no array that numpy can read, or one of pickled objects.
+        ValueError: not an array that numpy can read, or one of pickled objects.
         OSError: no such file.
     """
     try:
         with warnings.catch_warnings():
-            # of Python 2, whose headers numpy reads, and takes damaged ones for
+            # numpy mistakes damaged headers for those of Python 2 and warns
             warnings.simplefilter("ignore", UserWarning)
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except (EOFError, SyntaxError, TypeError, TokenError) as error:  # numpy parses headers as Python

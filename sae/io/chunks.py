@@ -1,7 +1,7 @@
-"""Large files, written and hashed in chunks by several threads.
+"""Write and hash large files in chunks, with several threads.
 
-A file's digest is the sha256 of the sha256 of its chunks, `CHUNK` bytes each but the last. So chunks can be hashed side by
-side, and while they are written: nothing is read back from the disk.
+A file's digest is the sha256 of the sha256 digests of its chunks, each of `CHUNK` bytes but the last. So chunks are hashed
+in parallel while they are written, and nothing is read back from disk.
 """
 
 import errno
@@ -17,11 +17,11 @@ _PIECE = 1 << 23
 
 
 def write_hashed(path: Path, data: memoryview) -> str:
-    """Write a new file, not atomically, and give its digest.
+    """Write a new file, not atomically, and return its digest.
 
     Raises:
-        OSError: as any writing; what is there by then stays. A disk that has no room for all of it is not filled up first,
-            for others may be writing there too.
+        OSError: writing failed; a partly written file stays. Free space is checked first, so that a disk that others
+            write to is not filled up.
     """
     if shutil.disk_usage(path.parent).free < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -31,7 +31,7 @@ def write_hashed(path: Path, data: memoryview) -> str:
             done = 0
             while done < len(chunk):
                 done += os.pwrite(file.fileno(), chunk[done:], start + done)
-            if hasattr(os, "posix_fadvise"):  # to the disk at once, and not in the place of what is read from memory
+            if hasattr(os, "posix_fadvise"):  # keep these pages from evicting others from the page cache
                 os.posix_fadvise(file.fileno(), start, len(chunk), os.POSIX_FADV_DONTNEED)
             return hashlib.sha256(chunk).digest()
 
@@ -39,7 +39,7 @@ def write_hashed(path: Path, data: memoryview) -> str:
 
 
 def digest(path: Path) -> str:
-    """The digest of a file that is there."""
+    """The digest of an existing file."""
     with path.open("rb") as file:
         def read(start: int) -> bytes:
             of_chunk, end = hashlib.sha256(), min(start + CHUNK, size)
@@ -52,12 +52,12 @@ def digest(path: Path) -> str:
 
 
 def _digest(of_chunk: Callable[[int], bytes], n_bytes: int) -> str:
-    """Half of the cores, for the other half is at work."""
+    """Hash chunks on half of the cores, because training uses the others."""
     starts = range(0, n_bytes, CHUNK)
     n_threads = min(8, len(starts), max(1, (os.cpu_count() or 1) // 2))
     if n_threads <= 1:
         digests = map(of_chunk, starts)
         return hashlib.sha256(b"".join(digests)).hexdigest()
-    # these threads, unlike an executor's, are in nobody's way when the process is told to end at once
+    # unlike an executor's, these threads do not block interpreter exit
     with ThreadPool(n_threads) as pool:
         return hashlib.sha256(b"".join(pool.map(of_chunk, starts, chunksize=1))).hexdigest()

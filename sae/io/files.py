@@ -1,7 +1,7 @@
-"""Writing beside the final name and renaming into place; reading back with errors that say what is wrong.
+"""Atomic writes (to a temporary name, then rename), and reads with clear error messages.
 
-What a killed process leaves behind ends in `.partial`, is never read, and is removed by the next write to that name:
-a writer holds a lock on its partial file or folder, so that only abandoned ones can be locked and removed.
+A killed process leaves files that end in `.partial`. They are never read, and the next write to that name removes them:
+a writer holds a lock on its partial file or folder, so only abandoned ones can be locked and removed.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ def code_version() -> str:
 
 @contextlib.contextmanager
 def refusing_full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left" while writing `path` into one sentence.
+    """Turn "no space left" while writing `path` into a SaescopeError.
 
     Raises:
-        SaescopeError: the disk or the quota is full, or a file grew beyond what the system allows.
+        SaescopeError: the disk or quota is full, or a file exceeds the system's size limit.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def refusing_full_disk(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(_existing(path)).free
         if inside := [p for p in path.parents if p.suffix == _PARTIAL and p.name.startswith(".")]:
-            # people know the folder by the name it would have got
+            # report the final name, not the temporary one
             path = inside[-1].with_name(inside[-1].name[1:].rsplit(".", 2)[0])
         raise SaescopeError(
             f"{path}: {_FULL[error.errno]} ({free:,} bytes free) and nothing was written under this name; free "
@@ -65,7 +65,7 @@ def refusing_full_disk(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path`, replacing what is there, once the block has ended without error."""
+    """Open a binary file that replaces `path` when the block ends without error."""
     with _partial(path, folder=False) as partial, refusing_full_disk(path):
         with partial.open("wb") as file:
             yield file
@@ -77,7 +77,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_dir(final: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `final`, replacing what is there, once the block has ended without error."""
+    """Make a folder that replaces `final` when the block ends without error."""
     with _partial(final, folder=True) as partial, refusing_full_disk(final):
         yield partial
         for file in partial.rglob("*"):
@@ -86,7 +86,7 @@ def atomic_dir(final: Path) -> Iterator[Path]:
                     os.fsync(written.fileno())
         _sync_folder(partial)
         if final.exists():
-            # no portable call swaps two folders; a kill between the two renames leaves neither, never a mixture
+            # there is no portable swap of two folders; a kill between the renames leaves neither, never a mixture
             old = final.with_name(_partial_name(final))
             final.rename(old)
             partial.rename(final)
@@ -103,20 +103,20 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write JSON atomically, keys sorted, so that equal objects make equal bytes. NaN is refused."""
+    """Write JSON atomically with sorted keys, so that equal objects give equal bytes. NaN is an error."""
     write_bytes(path, json_bytes(obj))
 
 
 def json_bytes(obj: Any) -> bytes:
-    """The one spelling of an object in JSON: keys sorted, UTF-8, final newline."""
+    """Canonical JSON: sorted keys, UTF-8, final newline."""
     return (json.dumps(obj, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically.
 
-    Equal tensors and metadata make equal bytes, which the library's own writer does not promise (the order of its
-    metadata varies from run to run); and tensors go to disk one by one, without a second copy of all in memory.
+    Equal tensors and metadata give equal bytes, which the library's own writer does not guarantee (its metadata order
+    varies between runs). Tensors are written one by one, without a second copy of all of them in memory.
     """
     head, order = tensors_head(tensors, metadata)
     with atomic_file(path) as file:
@@ -126,8 +126,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def tensors_head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> tuple[bytes, list[str]]:
-    """The first bytes of a safetensors file, and the order in which the tensors' own follow."""
-    # wider types first keeps every tensor aligned, as the format asks
+    """The header of a safetensors file, and the order in which the tensors follow."""
+    # widest dtypes first, which keeps every tensor aligned as the format requires
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
@@ -144,7 +144,7 @@ def tensors_head(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The elements in row-major order, as raw bytes (a view where the tensor lies so already)."""
+    """The elements in row-major order as raw bytes (a view if the tensor is contiguous on the CPU)."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -152,31 +152,31 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        SaescopeError: the file is missing, unreadable, not JSON, or not an object.
+        SaescopeError: the file is missing, unreadable, not JSON, or not a JSON object.
     """
     try:
         return parsed(path.read_bytes(), path)
     except OSError as error:
-        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
+        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it again.") from error
 
 
 def parsed(data: bytes, path: Path | str) -> dict[str, Any]:
-    """The JSON object that the bytes of a file are.
+    """Parse the bytes of a file as a JSON object.
 
     Raises:
-        SaescopeError: they are not JSON, or no object.
+        SaescopeError: they are not JSON, or not an object.
     """
     try:
         value = json.loads(data.decode("utf-8-sig"))  # other programs write a BOM
     except (ValueError, RecursionError) as error:
-        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it anew.") from error
+        raise SaescopeError(f"{path}: cannot be read as JSON ({error}); restore the file or write it again.") from error
     if not isinstance(value, dict):
-        raise SaescopeError(f"{path}: holds a JSON {type(value).__name__} where an object was expected.")
+        raise SaescopeError(f"{path}: expected a JSON object, found a {type(value).__name__}.")
     return value
 
 
 def format_of(manifest: Path) -> str | None:
-    """The format that a manifest names; None where there is no manifest that can be read, so nothing of ours."""
+    """The format that a manifest names; None if there is no readable manifest."""
     try:
         named = read_json(manifest).get("format")
     except SaescopeError:
@@ -200,7 +200,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_rows(path: Path, name: str, rows: Sequence[int]) -> Tensor:
-    """Some rows of one tensor of a safetensors file, in their order; nothing else is read.
+    """Read some rows of one tensor of a safetensors file, in the given order, and nothing else.
 
     Raises:
         SaescopeError: the file is missing, truncated or not safetensors, or has no such tensor or row.
@@ -217,12 +217,12 @@ def read_rows(path: Path, name: str, rows: Sequence[int]) -> Tensor:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what killed processes left behind while writing `path`."""
+    """Remove partial files that killed processes left while writing `path`."""
     remove_all_abandoned(path.parent, _escaped(path.name))
 
 
 def remove_all_abandoned(folder: Path, names: str) -> None:
-    """Remove what killed processes left behind in a folder while writing anything whose name is like `names`, a pattern."""
+    """Remove partial files that killed processes left in a folder, for final names that match the glob `names`."""
     for partial in folder.glob(f".{names}.*{_PARTIAL}"):
         with _lock(partial, without_locks=False) as locked:
             if locked:
@@ -239,7 +239,7 @@ def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
         with refusing_full_disk(path):
             partial.mkdir() if folder else partial.touch(exist_ok=False)
         with _lock(partial, without_locks=True) as locked:
-            # another process that sweeps may have been faster than the lock; then begin again
+            # another process may have removed it before it was locked; then try again
             if locked and partial.exists():
                 try:
                     yield partial
@@ -250,7 +250,7 @@ def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _lock(path: Path, *, without_locks: bool) -> Iterator[bool]:
-    """Try to lock a file or folder; says whether it worked (`without_locks` where the file system has none)."""
+    """Try to lock a file or folder and yield success (`without_locks` if the file system has no locks)."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -282,7 +282,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
+    """fsync a folder, so that renames in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

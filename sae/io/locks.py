@@ -1,4 +1,4 @@
-"""One writer at a time for an artefact on disk. The locks are the kernel's: a killed process leaves none behind."""
+"""One writer at a time per artefact on disk. These are OS file locks, so a killed process leaves none behind."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,20 +15,20 @@ from sae.io.files import refusing_full_disk
 def locked(
     folder: Path, *, wait: bool = False, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
-    """Hold the right to write `folder`; its lock file, `.NAME.lock` beside it, says which process holds it.
+    """Hold the write lock of `folder`. The lock file `.NAME.lock` beside it contains the pid of its holder.
 
     Args:
         folder: need not exist.
-        wait: for another process to let go, instead of refusing.
-        say: told who is waited for.
+        wait: wait for another process to release the lock instead of raising.
+        say: called with a message when waiting.
 
     Raises:
-        SaescopeError: another process holds it.
+        SaescopeError: another process holds the lock.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f".{folder.name}.lock"
     with refusing_full_disk(folder):
-        # no soft lock where the file system has none: it would outlive a killed process
+        # no fallback to a soft lock, which would outlive a killed process
         lock = FileLock(path, blocking=False, fallback_to_soft=False)
         try:
             lock.acquire()
@@ -36,7 +36,7 @@ def locked(
             holder = f"process {path.read_text().strip() or 'unknown'}"
             if not wait:
                 raise SaescopeError(
-                    f"{holder} is writing {folder}; wait for it to end, or use another name."
+                    f"{holder} is writing {folder}; wait for it to finish, or use another name."
                 ) from None
             say(f"waiting for {holder}, which is writing {folder}")
             lock.acquire(blocking=True)

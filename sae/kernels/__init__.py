@@ -1,8 +1,8 @@
-"""The sparse operations every variant trains and infers through: one interface, one backend per kind of device.
+"""Sparse operations for training and inference of all variants: one interface, one backend per device type.
 
-A backend is chosen by the device of the SAE (`backend(device)`), can be overridden by name, and is never chosen by
-whether an import happens to succeed. `reference` (dense torch, fp64-capable) is the definition the others are tested
-against, values and gradients.
+The backend follows from the SAE's device (`backend(device)`) and can be overridden by name; it never depends on which
+imports succeed. `reference` (dense torch, up to fp64) defines the results, values and gradients, that the others are
+tested against.
 """
 
 import os
@@ -20,11 +20,11 @@ BACKENDS = ("reference", "cpu", "gpu")
 def backend(
     device: torch.device | str, name: str = "auto", precision: str = "auto", *, fused_adam: bool = False
 ) -> Backend:
-    """The backend for a device, or the one asked for by name (also by the variable SAESCOPE_KERNELS).
+    """The backend for a device, or the one given by name (or by the environment variable SAESCOPE_KERNELS).
 
-    `precision` is `fp32`, `bf16` (encoder scores in bf16, values re-scored in fp32), `fp8` (on GPUs: candidates from a
-    product in 8 bits) or `auto` (bf16 where the hardware multiplies it faster). `fused_adam` lets the gpu backend step
-    weights without gradients of their size; the others take no notice of it.
+    `precision` is `fp32`, `bf16` (encoder scores in bf16, values re-scored in fp32), `fp8` (GPUs only: candidates from an
+    fp8 product) or `auto` (bf16 if the hardware has fast bf16 products). `fused_adam` lets the gpu backend update
+    weights without allocating their gradients; other backends ignore it.
 
     Raises:
         SaescopeError: the name is unknown, or the backend cannot run on this device.
@@ -34,10 +34,10 @@ def backend(
     if name == "auto":
         name = {"cpu": "cpu", "cuda": "gpu"}.get(device.type, "reference")
     if name not in BACKENDS:
-        raise SaescopeError(f"kernels: no backend called {name!r}; there are {', '.join(BACKENDS)} and auto.")
+        raise SaescopeError(f"kernels: no backend called {name!r}; choose {', '.join(BACKENDS)} or auto.")
     if name == "cpu":
         if device.type != "cpu":
-            raise SaescopeError(f"kernels: the cpu backend cannot run on {device}; take kernels=auto.")
+            raise SaescopeError(f"kernels: the cpu backend cannot run on {device}; use kernels=auto.")
         from sae.kernels.cpu.backend import Cpu
 
         return Cpu(precision)

@@ -1,7 +1,7 @@
-"""What a backend of the sparse kernels offers, and the types that go in and out.
+"""The interface of kernel backends and its argument and result types.
 
-Memory layout: `W_enc [d_in, d_sae]` is stored feature-major (its transpose is contiguous), as `W_dec` is, so that the
-weights of one feature are one contiguous run in both; gradients come in the layout of their parameter.
+Memory layout: `W_enc [d_in, d_sae]` is stored feature-major (its transpose is contiguous), like `W_dec`, so the weights
+of a feature are contiguous in both. Gradients have the layout of their parameter.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from sae.code import SparseCode
 
 @dataclass(frozen=True)
 class Select:
-    """Which pre-activations become active, and with what value.
+    """Selection rule: which pre-activations become active, and their values.
 
-    Unless `absolute`, values are relu(pre) and a pre-activation ≤ 0 is never active.
+    Unless `absolute`, values are relu(pre), and pre-activations ≤ 0 are never active.
     """
 
     mode: Literal["topk", "batch_topk", "threshold"]
@@ -29,72 +29,72 @@ class Select:
     absolute: bool = False
     """Rank by |pre| and keep the sign (AbsTopK)."""
     fixed: bool = False
-    """threshold, in training: the code may be `complete`, so that its size does not depend on data; see `keeps_all`."""
+    """threshold, in training: the code may be `complete`, so that its size is static; see `keeps_all`."""
     agree: "Agree | None" = field(default=None, compare=False)
-    """In `autoencode`: told of the selected code, and gives back what is left of it once others have been heard."""
+    """In `autoencode`: called with the selected code to reduce the selection across ranks."""
 
 
 Agree = Callable[[SparseCode], SparseCode]
-"""Leaves out entries of a code, by what ranks that hold other features or rows have selected."""
+"""Drops entries of a code that lose against those selected by other ranks, which hold other features or rows."""
 
 
 class Revival(NamedTuple):
-    """The dead features, of which the `k` strongest of each row reconstruct it alone (AuxK, 2406.04093, §A.2)."""
+    """AuxK request: reconstruct each row from its `k` strongest dead features alone (2406.04093, §A.2)."""
 
     dead: Bool[Tensor, " d_sae"]
     k: int
     room: int | None = None
-    """At least as many as there are dead, so that nobody has to wait for a device to count them; None: not known."""
+    """Upper bound on the number of dead features, to avoid a device sync for the exact count; None: unknown."""
     agree: Agree | None = None
-    """As in `Select`; for the code over the dead features."""
+    """As in `Select`, for the code over the dead features."""
 
 
 class Autoencoded(NamedTuple):
-    """What one forward pass returns: the code (value carries gradient) and the reconstructions."""
+    """Result of a forward pass: the code (with gradient to its values) and the reconstructions."""
 
     code: SparseCode
     x_hat: Float[Tensor, "n_prefixes n_rows d_out"]
-    """One reconstruction per prefix; without prefixes there is one, of all features."""
+    """One reconstruction per prefix; without prefixes, a single one from all features."""
     aux_hat: Float[Tensor, "n_rows d_out"] | None = None
-    """With a `Revival`: what the dead features reconstruct, without bias; zeros when none is dead."""
+    """With a `Revival`: reconstruction from dead features, without bias; zeros if there are none."""
 
     def single(self) -> tuple[SparseCode, Float[Tensor, "n_rows d_out"]]:
-        """Code and reconstruction of a pass without prefixes: a view, whose gradient need not be copied into a stack."""
+        """Code and reconstruction of a pass without prefixes. Returns a view, so backward does not copy its gradient."""
         return self.code, self.x_hat.squeeze(0)
 
 
 @dataclass
 class ParamState:
-    """One parameter with its Adam state; moments have the parameter's memory layout and fp32."""
+    """A parameter with its Adam state; moments are fp32 and have the parameter's memory layout."""
 
     param: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
     unit_rows: bool = False
-    """Rows (features) are kept at unit norm: the gradient loses its radial part, the rows are renormalised after."""
+    """Keep rows (features) at unit norm: remove the radial part of the gradient, renormalise rows after the step."""
     common: bool = False
-    """No feature's own: where ranks share the features, each holds all of it, and it counts once."""
+    """Not per feature: with feature shards, every rank holds all of it, and it counts once in the gradient norm."""
     sparse_axis: int | None = None
-    """Axis of the features, where only those step that have a gradient; None: every entry steps, as Adam defines it."""
+    """Feature axis for sparse Adam, which updates only features with a gradient; None: plain Adam."""
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """The operations. All tensors lie on one device; gradients flow to every argument that requires them."""
+    """Kernel operations. All tensors must be on one device; gradients flow to every argument that requires them."""
 
     name: str
     last_route: Literal["sparse", "dense", "reference"]
-    """How the last `autoencode` ran: `dense` where so many features were active that dense products were faster."""
+    """How the last `autoencode` ran: `dense` if so many features were active that dense products were faster."""
 
     def keeps_all(self, n_rows: int, d_sae: int) -> bool:
-        """Whether codes of so many rows are complete in training where `Select.fixed` allows it."""
+        """Whether training codes with this many rows are complete if `Select.fixed` allows it."""
         ...
 
     def encode(
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         select: Select,
     ) -> SparseCode:
-        """Inference: select over `x @ W_enc + b_enc`. No gradient."""
+        """Inference: select from `x @ W_enc + b_enc`. No gradient."""
         ...
 
     def decode(
@@ -111,11 +111,11 @@ class Backend(Protocol):
     ) -> Autoencoded:
         """Training: encode `x − b_pre`, select, decode each prefix of features (Matryoshka) or all of them.
 
-        With `auxk` also what the `auxk.k` dead features of largest pre-activation (|pre| if `select.absolute`) of each
-        row reconstruct.
+        With `auxk`, also reconstruct each row from its `auxk.k` dead features with the largest pre-activation (|pre| if
+        `select.absolute`).
 
-        Gradients: to all weights and biases, and through `code.value` for losses on the activations. Those of `aux_hat`
-        reach the encoder, its bias and the decoder of dead features, x and `b_pre`.
+        Gradients flow to all weights and biases, also through `code.value` for losses on the activations. Those of
+        `aux_hat` flow to encoder, encoder bias and decoder of the dead features, to x and to `b_pre`.
         """
         ...
 
@@ -123,14 +123,14 @@ class Backend(Protocol):
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
         clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
-        """One Adam step (`step` counts from 1) on `param.grad`, clipped by the global norm, which is returned.
+        """One Adam step (`step` counts from 1) on `param.grad`, clipped by the global norm; returns that norm.
 
-        The norm is taken after the radial part of `unit_rows` gradients is removed. Gradients are consumed: their
-        content afterwards is unspecified. Where a parameter has a `sparse_axis`, the features whose gradient (without
-        that radial part) is zero keep value and moments to the bit: sparse Adam, of which Adam's bias correction
-        counts every step (as `torch.optim.SparseAdam`, and 2508.16929, §5).
+        The norm is computed after removing the radial part of `unit_rows` gradients. Gradients are consumed: their
+        contents afterwards are undefined. With a `sparse_axis`, features whose gradient (without the radial part) is zero
+        keep value and moments bitwise: sparse Adam, with a bias correction that counts every step (as in
+        `torch.optim.SparseAdam`, and 2508.16929, §5).
 
-        `rates`, on the device of the parameters, are lr / (1 − beta1^step) and 1 / (1 − beta2^step): `step` and `lr` are
-        then not looked at, so that a step captured in a CUDA graph can be replayed with others.
+        `rates`, on the device of the parameters, are lr / (1 − beta1^step) and 1 / (1 − beta2^step). They replace `step`
+        and `lr`, so that a step captured in a CUDA graph can be replayed with other values.
         """
         ...

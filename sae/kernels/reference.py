@@ -1,4 +1,4 @@
-"""The definition of the sparse operations: dense torch under autograd, in any dtype up to fp64, on any device."""
+"""Reference backend, which defines the results: dense torch under autograd, any dtype up to fp64, any device."""
 
 from typing import Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from sae.kernels.interface import Agree, Autoencoded, ParamState, Revival, Selec
 
 
 def select_dense(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> Float[Tensor, "n_rows d_sae"]:
-    """Activations with their zeros written out; differentiable wherever a pre-activation is active."""
+    """Dense activations; differentiable where a pre-activation is active."""
     acts = pre if select.absolute else pre.relu()
     score = acts.detach().abs()
     if select.mode == "threshold":
@@ -35,25 +35,25 @@ def select_topk(pre: Float[Tensor, "n_rows d_sae"], k: int, absolute: bool) -> S
 
 
 def select_code(pre: Float[Tensor, "n_rows d_sae"], select: Select) -> SparseCode:
-    """The code of the selected pre-activations, differentiable in its values."""
+    """Code of the selected pre-activations, differentiable in its values."""
     if select.mode == "topk":
         return select_topk(pre, select.k, select.absolute)
     return from_dense(select_dense(pre, select))
 
 
 def agreed(code: SparseCode, agree: Agree | None) -> SparseCode:
-    """What is left of a selected code once others have been heard, if there are any."""
+    """Apply `agree` to a selected code, if given."""
     return code if agree is None else agree(code)
 
 
 class Reference:
-    """Dense torch; see `sae.kernels.Backend` for what each operation means."""
+    """Dense torch; see `sae.kernels.Backend` for the operations."""
 
     name = "reference"
     last_route: Literal["sparse", "dense", "reference"] = "reference"
 
     def keeps_all(self, n_rows: int, d_sae: int) -> bool:
-        """Never: no device is waited for here."""
+        """Never: data-dependent sizes cost no device sync here."""
         del n_rows, d_sae
         return False
 
@@ -62,7 +62,7 @@ class Reference:
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         select: Select,
     ) -> SparseCode:
-        """Select over `x @ W_enc + b_enc`."""
+        """Select from `x @ W_enc + b_enc`."""
         return select_code(x @ W_enc + b_enc, select)
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Reference:
         if auxk is None:
             return Autoencoded(code, x_hat)
         ids = auxk.dead.nonzero().squeeze(-1)
-        # rows of the transpose: a feature's weights are contiguous there
+        # index rows of the transpose, where a feature's weights are contiguous
         pre = x @ W_enc.T[ids].T + b_enc[ids]
         aux = agreed(select_topk(pre, min(auxk.k, ids.numel()), select.absolute), auxk.agree)
         return Autoencoded(code, x_hat, aux.to_dense() @ W_dec[ids])
@@ -97,7 +97,7 @@ class Reference:
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
         clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Adam with clipping by global norm and unit-norm rows (Kingma & Ba 1412.6980, algorithm 1)."""
+        """Adam with global-norm clipping and unit-norm rows (Kingma & Ba 1412.6980, algorithm 1)."""
         live = [(p, p.param.grad) for p in params if p.param.grad is not None]
         for p, grad in live:
             if p.unit_rows:
@@ -122,14 +122,14 @@ class Reference:
 
 
 class Still(NamedTuple):
-    """The features of a parameter that a sparse step leaves alone, and all of it as it was before the step."""
+    """Mask of features that a sparse Adam step must not change, and the values before the step."""
 
     mask: Tensor
     values: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, p: ParamState) -> "Still":
-        """To be taken before the step; empty where every entry steps."""
+        """Record the state before a step; empty if every entry is updated."""
         grad = p.param.grad
         if p.sparse_axis is None or grad is None:
             return cls(torch.empty(0), ())
@@ -138,11 +138,11 @@ class Still(NamedTuple):
         return cls(mask, tuple(tensor.detach().clone() for tensor in (p.param, p.exp_avg, p.exp_avg_sq)))
 
     def restore(self, p: ParamState) -> None:
-        """Undo the step where there was no gradient."""
+        """Undo the step for features without a gradient."""
         for tensor, value in zip((p.param, p.exp_avg, p.exp_avg_sq), self.values, strict=False):
             tensor.copy_(torch.where(self.mask, value, tensor))
 
 
 def remove_radial_(grad: Float[Tensor, "d_sae d_out"], rows: Float[Tensor, "d_sae d_out"]) -> None:
-    """Take from each row of the gradient, in place, its part along the (unit) row itself."""
+    """Project each row of the gradient, in place, orthogonal to the parameter's (unit) row."""
     grad.sub_((grad * rows).sum(1, keepdim=True) * rows)

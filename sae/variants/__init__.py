@@ -1,4 +1,4 @@
-"""The variants: one small file each, and these literal tables of them."""
+"""The variants: one small file each, and a table of them."""
 
 from pydantic import BaseModel
 
@@ -25,19 +25,19 @@ VARIANTS: dict[str, tuple[type[SAE], type[SAEConfig]]] = {
     "mdl": (MDL, MDLConfig),
     "icfl": (ICFL, ICFLConfig),
 }
-"""What can be trained."""
+"""Variants that can be trained."""
 
 READABLE: dict[str, tuple[type[SAE], type[SAEConfig]]] = VARIANTS | {"imported": (Imported, ImportedConfig)}
-"""What a saved SAE or a run may be."""
+"""Variants that can be loaded."""
 
 
 def variant_config(fields: dict) -> type[BaseModel]:
     """The config class that `fields["variant"]` names.
 
     Raises:
-        SaescopeError: no such variant; the message lists those there are.
+        SaescopeError: no such variant; the message lists the variants.
     """
     name = fields.get("variant")
     if name not in READABLE:
-        raise SaescopeError(f"sae.variant: no variant called {name!r}; there are {', '.join(VARIANTS)}.")
+        raise SaescopeError(f"sae.variant: no variant called {name!r}; the variants are {', '.join(VARIANTS)}.")
     return READABLE[name][1]

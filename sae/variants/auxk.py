@@ -1,6 +1,6 @@
 """AuxK: the auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2).
 
-    loss += α ‖e − ê‖²        e = x − x̂ held constant, ê = what the k_aux strongest dead features of each row reconstruct
+    loss += α ‖e − ê‖²        e = x − x̂ detached, ê = reconstruction from the k_aux strongest dead features of each row
 """
 
 import torch
@@ -19,14 +19,14 @@ class AuxK(Section):
     """The auxiliary loss that revives dead features (Gao et al. 2406.04093, §A.2)."""
 
     coefficient: float = Field(default=1 / 32, ge=0)
-    """Weight beside the reconstruction loss; 0 switches the term off."""
+    """Weight relative to the reconstruction loss; 0 switches the term off."""
     k: Count | None = Field(default=None, gt=0)
-    """Dead features that reconstruct each row's error; null means d_in / 2."""
+    """Number of dead features that reconstruct each row's error; null: d_in / 2."""
 
     def revival(self, dead: Bool[Tensor, " d_sae"], d_in: int, room: int | None = None) -> Revival | None:
-        """What the training pass is asked for; None while no feature is dead, or with the term off.
+        """The AuxK request for the forward pass; None if no feature is dead or the term is off.
 
-        With `room` (at least as many as are dead) no device is waited for, and where there is some none may be dead.
+        With `room` (an upper bound on the number of dead features) there is no device sync, and possibly no feature is dead.
         """
         if self.coefficient == 0 or room == 0 or (room is None and not bool(torch.any(dead))):
             return None
@@ -36,12 +36,12 @@ class AuxK(Section):
         self, residual: Float[Tensor, "n_rows d_out"], aux_hat: Float[Tensor, "n_rows d_out"] | None,
         revival: Revival | None, weight: Float[Tensor, "n_rows d_out"] | None = None, ranks: Ranks = ALONE,
     ) -> dict[str, Float[Tensor, ""]]:
-        """The loss term by its coefficient, mean over rows; none, or 0, without a reconstruction by dead features.
+        """The weighted loss term, mean over rows; empty or 0 if there are no dead features.
 
-        `weight` is what each entry's squared error counts by (`Progress.weight`).
+        `weight`: weight of each entry's squared error (`Progress.weight`).
         """
         if aux_hat is None or revival is None:
             return {}
-        # where nobody has looked whether any is dead, the term is 0 if none is
+        # with `room`, the number of dead features is unknown on the host; the term is 0 if there are none
         dead = revival.room is None or ranks.most(revival.dead.any())
         return {"auxk": self.coefficient * dead * losses.auxk(residual, aux_hat, weight)}

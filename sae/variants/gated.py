@@ -1,16 +1,16 @@
-"""Gated: one path decides which features are active, another how much, with shared directions (2404.16014).
+"""Gated: separate paths for which features are active and for their magnitudes, with shared directions (2404.16014).
 
     π = (x − b_dec) W_enc + b_enc                     gate = H(π)
     mag = ReLU((x − b_dec) W_enc exp(r_mag) + b_mag)  acts = gate · mag        x̂ = acts W_dec + b_dec
     loss = ‖x − x̂‖² + λ Σ_f ReLU(π_f) + ‖x − (ReLU(π) sg(W_dec) + sg(b_dec))‖²
 
-sg holds the decoder constant: the auxiliary third term trains the gate, which the step H hides from the first, and must
-not train the decoder, or the shrinkage that the penalty causes would come back (their §3.2). b_dec inside π is live.
-W_enc and b_enc are the paper's W_gate and b_gate; decoder rows have unit norm, which is what keeps the penalty honest.
+sg is stop-gradient: the auxiliary third term trains the gate, which gets no gradient from the first through the step H. It
+must not train the decoder, or the shrinkage due to the penalty would come back (their §3.2). b_dec inside π gets gradients.
+W_enc and b_enc are the paper's W_gate and b_gate; unit-norm decoder rows keep the model from evading the penalty.
 
-Inference is a threshold per feature: π > 0 exactly where (x − b_dec) W_enc exp(r_mag) + b_mag > b_mag − exp(r_mag) b_enc,
-so both paths run through the sparse kernels. λ is fixed, or driven by `sae.controller` until the mean L0 is the one
-asked for. AuxK for dead features (not in the paper) is off unless asked for.
+At inference there is a threshold per feature: π > 0 exactly where
+(x − b_dec) W_enc exp(r_mag) + b_mag > b_mag − exp(r_mag) b_enc, so both paths use the sparse kernels. λ is fixed, or
+`sae.controller` moves it until the mean L0 reaches its target. AuxK for dead features (not in the paper) is off by default.
 """
 
 from collections.abc import Hashable
@@ -38,32 +38,32 @@ class GatedConfig(SteeredConfig):
 
 @final
 class Gated(SAE):
-    """A gate that an L1 penalty keeps sparse, and magnitudes that it does not shrink."""
+    """A gate with an L1 penalty, and magnitudes that the penalty does not shrink."""
 
     config: GatedConfig
 
     def add_tensors(self) -> None:
-        """Gain and bias of the magnitudes."""
+        """Add log-gain and bias of the magnitudes."""
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
 
     def encoder(self) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
-        """That of the magnitudes."""
+        """The encoder of the magnitudes."""
         return self.W_enc * self.r_mag.exp(), self.b_mag
 
     @torch.no_grad()
     def boundary(self) -> Float[Tensor, " d_sae"]:
-        """Where the gate opens, in units of the magnitudes."""
+        """The gate's threshold, in units of the magnitudes."""
         return self.b_mag - self.r_mag.exp() * self.b_enc
 
     def select(self) -> Select:
-        """Where the gate is open and the magnitude positive."""
+        """Features whose gate is open and magnitude positive."""
         return Select("threshold", threshold=self.boundary().clamp_min(0))
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
-        """Reconstruction, the penalty on the gate, the auxiliary reconstruction, and AuxK if asked for."""
+        """Reconstruction, the penalty on the gate, the auxiliary reconstruction, and AuxK if enabled."""
         code, x_hat = self.kernels.autoencode(
             x, *self.encoder(), self.W_dec, self.b_dec, replace(self.select(), fixed=True), b_pre=self.b_pre
         ).single()
@@ -75,10 +75,10 @@ class Gated(SAE):
         terms = {
             "reconstruction": losses.reconstruction(target, x_hat, progress.weight),
             "l1": coefficient * self.ranks.over_features(gate.value.sum()) / gate.n_rows,
-            # a skip path is part of the target here, and frozen like the decoder
+            # the skip path is part of the target here, and detached like the decoder
             "gate": losses.reconstruction(target.detach(), frozen, progress.weight),
         }
-        # who shares features has to agree whether any is dead
+        # feature shards must agree on whether any feature is dead
         room = progress.room if self.ranks.n_shards > 1 else None
         revival = self.config.auxk.revival(progress.dead, self.d_in, room)
         aux_hat = self.revived(x, revival)
@@ -86,21 +86,21 @@ class Gated(SAE):
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def launches(self, progress: Progress) -> Hashable | None:
-        """The penalty's share rises on the host; who is revived is counted there."""
+        """The warm-up factor; None with AuxK, which counts dead features on the host."""
         fixed = self.kernels.keeps_all(progress.n_rows, self.d_sae) and self.config.auxk.coefficient == 0
         return self.config.share_at(progress) if fixed else None
 
     def revived(
         self, x: Float[Tensor, "n_rows d_in"], revival: Revival | None
     ) -> Float[Tensor, "n_rows d_out"] | None:
-        """What AuxK reconstructs: through the gate, which is shut where a feature is dead, and a decoder that learns.
+        """AuxK's reconstruction: the gate's pre-activations of dead features, through a decoder that is trained.
 
-        Neither pass has both, so it is one of its own, over the dead features alone.
+        Neither of the other passes computes this, so it is a separate pass over the dead features.
         """
         if revival is None:
             return None
         ids = revival.dead.nonzero().squeeze(-1)
-        # of features that are shared, others may have more
+        # with feature shards, other ranks may have more dead features
         k = min(revival.k, len(ids)) if self.ranks.n_shards == 1 else revival.k
         select, b_dec = Select("topk", k=k), torch.zeros_like(self.b_dec)
         W_enc = self.W_enc.t()[ids].t()
@@ -109,18 +109,18 @@ class Gated(SAE):
         ).x_hat.squeeze(0)
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
-        """The bias of the magnitudes; their gain over the gate is a ratio."""
+        """Scale the magnitudes' bias; r_mag is a ratio and needs no scaling."""
         self.b_mag.mul_(norms)
 
     def take_thresholds(self, threshold: Float[Tensor, " d_sae"]) -> None:
-        """The gate opens where the magnitude exceeds them."""
+        """Open the gate where the magnitude exceeds these thresholds."""
         self.b_mag.copy_(self.b_enc)
         self.b_enc.sub_(threshold)
 
     def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """The gain of the magnitudes over the gate, where the old one has it too."""
+        """Copy r_mag if the old SAE is gated too."""
         if isinstance(old, Gated):
             self.r_mag.copy_(old.r_mag)
-            # a gate may open where the magnitude is still below zero
+            # a gate may open while the magnitude is still negative
             self.b_enc.copy_((self.b_mag - old.boundary() * gain) / self.r_mag.exp())
             self.W_enc.div_(self.r_mag.exp())

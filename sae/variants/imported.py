@@ -1,4 +1,4 @@
-"""What SAELens knows and no variant here trains: read for inference, or to start a training from."""
+"""SAELens SAEs that no variant here can train: loaded for inference, or to start training from."""
 
 from dataclasses import replace
 from typing import ClassVar, Literal, final
@@ -18,37 +18,37 @@ RowNorm = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 
 class ImportedConfig(SAEConfig):
-    """Config of an SAE that was read from SAELens and has no variant here."""
+    """Config of a SAELens SAE that matches no variant here."""
 
     variant: Literal["imported"] = "imported"
     architecture: str
-    """SAELens' name of it."""
+    """Architecture in SAELens."""
     k: Count | None = Field(default=None, gt=0)
-    """The k largest of each row are active; null: those above their threshold."""
+    """Keep the k largest of each row; null: those above their threshold."""
     absolute: bool = False
     """Rank by |pre| and keep the sign (abstopk)."""
     row_norm: RowNorm = "none"
-    """How each row is normalised by its own statistics before encoding, and denormalised after decoding."""
+    """Per-row normalisation before encoding, undone after decoding."""
     denormalise: bool = True
-    """False for transcoders, whose output is not in the input's units."""
+    """Undo the normalisation after decoding. False for transcoders, whose output is not in the input's units."""
 
 
 @final
 class Imported(SAE):
-    """An SAE of SAELens for inference, or to start a training from."""
+    """A SAELens SAE for inference, or to start training from."""
 
     config: ImportedConfig
     unit_norm_decoder: ClassVar[bool] = False
     threshold: Tensor
 
     def add_tensors(self) -> None:
-        """Thresholds, for what does not count."""
+        """Add thresholds, unless k is fixed."""
         if self.config.k is None:
             self.register_buffer("threshold", torch.zeros(self.d_sae))
 
     @property
     def has_offsets(self) -> bool:
-        """Rows are decoded around points of their own."""
+        """Rows are decoded around an offset per row."""
         return self.config.skip or (self.config.row_norm != "none" and self.config.denormalise)
 
     def select(self) -> Select:
@@ -58,7 +58,7 @@ class Imported(SAE):
         return Select("topk", k=self.config.k, absolute=self.config.absolute)
 
     def encode_traced(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """As for any SAE, through the statistics of each row too; where rows have offsets, the code carries them."""
+        """As in the base class, with gradients through the row statistics; the code carries offsets if rows have them."""
         inner, spread, centre = row_statistics(x.to(self.W_enc.dtype), self.config.row_norm)
         code = self.active(inner)
         if not self.has_offsets:
@@ -70,7 +70,7 @@ class Imported(SAE):
         return OffsetCode.around(code, offset + self.bypass(x) if self.config.skip else offset)
 
     def pre_activations(self, x: Float[Tensor, "n_rows d_in"], where: SparseCode) -> Float[Tensor, " nnz"]:
-        """As for any SAE, of rows normalised by themselves."""
+        """As in the base class, on normalised rows."""
         inner, spread, _ = row_statistics(x.to(self.W_enc.dtype), self.config.row_norm)
         found = super().pre_activations(inner, where)
         return found * spread[where.rows(), 0] if self.config.denormalise else found
@@ -85,20 +85,20 @@ class Imported(SAE):
         """
         del x, target, progress
         raise SaescopeError(
-            f"A {self.config.architecture} read from SAELens has no loss here; train a variant with init.from instead."
+            f"A {self.config.architecture} imported from SAELens cannot be trained; train a variant with init.from instead."
         )
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
-        """Thresholds live in units of the activation."""
+        """Scale thresholds, which are in activation units."""
         if self.config.k is None:
             self.threshold.mul_(norms)
 
     def unfit_as_start(self) -> str | None:
-        """Weights that only work with rows normalised one by one."""
+        """As in the base class; also if the weights need per-row normalisation."""
         if self.config.row_norm != "none":
             return (
-                f"it is a {self.config.architecture} of SAELens with normalize_activations {self.config.row_norm}, "
-                "parts of which no variant here has"
+                f"it is a SAELens {self.config.architecture} with normalize_activations {self.config.row_norm}, which no "
+                "variant here supports"
             )
         return super().unfit_as_start()
 
@@ -106,7 +106,7 @@ class Imported(SAE):
 def row_statistics(
     x: Float[Tensor, "n_rows d"], kind: RowNorm
 ) -> tuple[Float[Tensor, "n_rows d"], Float[Tensor, "n_rows 1"], Float[Tensor, "n_rows 1"]]:
-    """Rows normalised each by itself as SAELens does, and what undoes it: x ≈ row · spread + centre.
+    """Normalise each row as SAELens does, and return spread and centre to undo it: x ≈ row · spread + centre.
 
     layer_norm: by mean and unbiased standard deviation (plus 1e-5, which is not undone). constant_norm_rescale: to
     norm √d.

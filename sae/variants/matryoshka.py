@@ -3,13 +3,13 @@
     acts as in the base variant, chosen once over all features        x̂_m = acts[:m] W_dec[:m] + b_dec
     loss = Σ_{m ∈ M} w_m ‖x − x̂_m‖² + α ‖e − ê‖²                      M = prefix lengths, the last is d_sae
 
-The paper's loss is the plain sum, w = 1, over five fixed prefixes (1/32, 3/32, 7/32, 15/32 and all of the features),
-or over prefixes drawn anew for every batch from a truncated Pareto distribution: P(length < l) ∝ 1 − l^−power for
+The paper's loss is the unweighted sum (w = 1) over five fixed prefixes (1/32, 3/32, 7/32, 15/32 and all of the features),
+or over prefixes resampled for every batch from a truncated Pareto distribution: P(length < l) ∝ 1 − l^−power for
 1 ≤ l ≤ d_sae. AuxK is that of the whole dictionary.
 
-Where the paper is silent: drawn prefixes are distinct, and a pure function of the SAE's seed and the step. With
-`stop_gradient` (not in the paper) the loss of a prefix reaches the features only that it adds to the one before, so
-that no feature bends to what follows it: x̂_m = sg(x̂_m') + acts[m':m] W_dec[m':m].
+Details not in the paper: sampled prefixes are distinct, and a pure function of the SAE's seed and the step. With
+`stop_gradient` (not in the paper) a prefix's loss trains only the features it adds to the previous prefix, so features are
+not affected by later ones: x̂_m = sg(x̂_m') + acts[m':m] W_dec[m':m].
 """
 
 from collections.abc import Hashable
@@ -28,16 +28,16 @@ from sae.units import Count
 from sae.variants.topk import BatchCountConfig, TopK
 
 THIRTY_SECONDS = (1, 3, 7, 15, 32)
-"""The paper's prefixes, in parts of d_sae."""
+"""The paper's prefixes, in 32nds of d_sae."""
 
 
 class Sampled(Section):
-    """Prefixes drawn anew for every batch."""
+    """Resample the prefixes for every batch."""
 
     n: Count = Field(default=10, gt=1)
-    """Prefixes per batch, the whole dictionary among them."""
+    """Prefixes per batch, including the whole dictionary."""
     power: float = Field(default=0.5, gt=0)
-    """Exponent of the Pareto distribution's tail; the smaller, the longer the prefixes."""
+    """Exponent of the Pareto distribution; smaller values give longer prefixes."""
 
 
 class MatryoshkaConfig(BatchCountConfig):
@@ -45,15 +45,15 @@ class MatryoshkaConfig(BatchCountConfig):
 
     variant: Literal["matryoshka"] = "matryoshka"
     base: Literal["topk", "batchtopk", "abstopk", "absbatchtopk"] = "batchtopk"
-    """How active features are chosen, over all of the dictionary."""
+    """How active features are selected, over the whole dictionary."""
     prefixes: tuple[Count, ...] | None = None
     """Lengths of the nested dictionaries, ascending to d_sae; null: 1/32, 3/32, 7/32, 15/32 and all of d_sae."""
     sampled: Sampled | None = None
-    """Draw the lengths anew for every batch instead."""
+    """Resample the lengths for every batch instead."""
     weights: tuple[float, ...] | None = None
     """Weight of each prefix's loss; null: 1 each, as in the paper."""
     stop_gradient: bool = False
-    """A prefix's loss trains only the features it adds to the prefix before."""
+    """A prefix's loss trains only the features it adds to the previous prefix."""
 
     @model_validator(mode="after")
     def _prefixes_fit(self) -> "MatryoshkaConfig":
@@ -61,11 +61,11 @@ class MatryoshkaConfig(BatchCountConfig):
             if self.sampled is not None:
                 raise ValueError("give either prefixes or sampled")
             if not self.prefixes or any(a >= b for a, b in pairwise((0, *self.prefixes))):
-                raise ValueError(f"prefixes = {list(self.prefixes)}: lengths ascend from at least 1")
+                raise ValueError(f"prefixes = {list(self.prefixes)}: lengths must be ascending and at least 1")
             if self.prefixes[-1] != self.d_sae:
-                raise ValueError(f"prefixes end at {self.prefixes[-1]}, but the last is all of d_sae = {self.d_sae}")
+                raise ValueError(f"prefixes end at {self.prefixes[-1]}, but the last must be d_sae = {self.d_sae}")
         if self.sampled is not None and self.sampled.n > self.d_sae:
-            raise ValueError(f"sampled.n = {self.sampled.n} exceeds d_sae = {self.d_sae}, so lengths cannot all differ")
+            raise ValueError(f"sampled.n = {self.sampled.n} exceeds d_sae = {self.d_sae}, so lengths cannot be distinct")
         self._weights_fit()
         return self
 
@@ -74,15 +74,15 @@ class MatryoshkaConfig(BatchCountConfig):
         if self.weights is not None and len(self.weights) != n:
             raise ValueError(f"there are {len(self.weights)} weights for {n} prefixes; give one for each")
         if self.weights is not None and (min(self.weights) < 0 or self.weights[-1] <= 0):
-            raise ValueError("weights are not negative, and that of the whole dictionary is above 0")
+            raise ValueError("weights must not be negative, and that of the whole dictionary must be above 0")
 
     @property
     def rule(self) -> str:
-        """That of the base variant."""
+        """Selection rule of the base variant."""
         return self.base
 
     def prefixes_at(self, step: int) -> tuple[int, ...]:
-        """The prefix lengths of a step, ascending."""
+        """Prefix lengths at a step, ascending."""
         if self.sampled is not None:
             return draw_prefixes(self.d_sae, self.sampled, self.seed, step)
         if self.prefixes is not None:
@@ -92,7 +92,7 @@ class MatryoshkaConfig(BatchCountConfig):
 
 def draw_prefixes(d_sae: int, sampled: Sampled, seed: int, step: int) -> tuple[int, ...]:
     """`sampled.n` distinct lengths, ascending to d_sae: a pure function of its arguments, on every device."""
-    # an odd multiplier mixes the two, so that runs of neighbouring seeds do not draw each other's sequences
+    # an odd multiplier mixes seed and step, so that runs with neighbouring seeds do not share sequences
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step) % 2**63)
     below = torch.arange(1, d_sae + 1, dtype=torch.float64) ** -sampled.power
     lengths = torch.multinomial(below[:-1] - below[1:], sampled.n - 1, generator=generator) + 1
@@ -100,20 +100,20 @@ def draw_prefixes(d_sae: int, sampled: Sampled, seed: int, step: int) -> tuple[i
 
 
 def apart(x_hat: Float[Tensor, "n_prefixes n_rows d_out"]) -> Float[Tensor, "n_prefixes n_rows d_out"]:
-    """The same reconstructions; each passes its gradient only to what it adds to the one before."""
+    """The same reconstructions, each with gradients only to what it adds to the previous one."""
     return torch.cat([x_hat[:1], x_hat[:-1].detach() + (x_hat[1:] - x_hat[:-1])])
 
 
 @final
 class Matryoshka(TopK):
-    """Nested dictionaries over one encoding; features are ordered from general to specific."""
+    """Nested dictionaries with one encoder; features are ordered from general to specific."""
 
     config: MatryoshkaConfig
 
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
-        """Reconstruction by all features, by the shorter prefixes, and AuxK."""
+        """Reconstruction from all features and from each shorter prefix, and AuxK."""
         config = self.config
         ends, select = config.prefixes_at(progress.step), self.select_at(progress)
         revival = config.auxk.revival(progress.dead, self.d_in, progress.room)
@@ -129,5 +129,5 @@ class Matryoshka(TopK):
         return Step(terms, code, x_hat)
 
     def launches(self, progress: Progress) -> Hashable | None:
-        """Prefixes that are drawn anew are others in every step."""
+        """None with sampled prefixes, which differ in every step."""
         return None if self.config.sampled is not None else super().launches(progress)

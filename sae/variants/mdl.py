@@ -1,34 +1,33 @@
-"""MDL: trained for the shortest description of the data rather than for a penalty that stands in for it.
+"""MDL: trained on the description length of the data itself rather than on a sparsity penalty.
 
     acts = pre · H(pre − θ)      pre = (x − b_dec) W_enc + b_enc      x̂ = acts W_dec + b_dec
     loss = ‖x − x̂‖² + L0 Δ²/12 + λ · bits
     bits = Σ_f  H_f [log2((1 − p_f)/p_f) + v_f] − log2(1 − p_f)
     v_f  = −log2(1 − exp(−Δ/μ_f)) + (acts_f − θ_f)/μ_f · log2 e
 
-The description length of Ayonrinde, Pearce & Sharkey (2410.11179) selects among trained SAEs; here it is the loss. H_f
-says whether f is active. The first part of the bits is the entropy code of the support under each feature's own firing
-rate p_f: a feature pays more the rarer it is, and next to nothing if it is nearly always on. v_f is the code of its
-value in steps of Δ, under an exponential above the threshold with the feature's own mean excess μ_f (in whole steps a
-geometric distribution; the argument is left continuous, which makes the bits a bound from above). Rounding to steps
-adds Δ²/12 of squared error per active value, decoder rows having unit norm: the expectation over a uniform error,
-rather than a draw of it, so that nothing here is random. Δ is given, or the best for λ: with −log2 Δ bits and Δ²/12
-error per value, d/dΔ vanishes at Δ² = 6 λ / ln 2.
+Ayonrinde, Pearce & Sharkey (2410.11179) use the description length to choose among trained SAEs; here it is the loss. H_f
+is 1 if f is active. The first part of the bits is the entropy code of the support under each feature's firing rate p_f:
+rarer features cost more, and one that is almost always on costs next to nothing. v_f codes the value in steps of Δ, under
+an exponential above the threshold with the feature's mean excess μ_f (a geometric distribution over whole steps; the value
+is kept continuous, which makes the bits an upper bound). Rounding to steps adds an expected squared error of Δ²/12 per
+active value, as decoder rows have unit norm; using the expectation instead of sampling keeps the loss deterministic. Δ is
+given, or optimal for λ: with −log2 Δ bits and Δ²/12 error per value, d/dΔ vanishes at Δ² = 6 λ / ln 2.
 
 λ is the squared error that one bit must save, `coefficient` hundredths of a percent of a row's mean squared norm; or a
-controller moves it until the mean L0 is the one asked for (`target_l0`).
+controller moves it until the mean L0 reaches `target_l0`.
 
-p and μ are running estimates over about 1/(1 − memory) batches, held constant in a step: at its minimum a code length
-does not change with the code's own parameters, so that their gradient is zero. They begin by counting one half for and
-one half against (p = 1/2, which costs nothing), and μ leans on the mean over all features by one observation.
+p and μ are running estimates over about 1/(1 − memory) batches, held constant in a step: the code length is stationary in
+its own parameters at the optimum, so their gradient is zero. The prior of p is half a count for on and half for off
+(p = 1/2, which costs nothing), and μ is shrunk to the mean over all features by one observation.
 
-Where an activation jumps, its bits do too. As in JumpReLU (`sae.variants.jumprelu`, whose estimator this is) the
-straight-through gradient of θ takes from a window of width ε the price of being active there,
+Where an activation jumps, its bits jump too. As in JumpReLU (`sae.variants.jumprelu`, whose estimator this uses) the
+straight-through gradient of θ comes from a window of width ε, with the price of being active there,
 c_f = λ [log2((1 − p_f)/p_f) − log2(1 − exp(−Δ/μ_f))] + Δ²/12.
 
-Pruning: over the same running average, each feature's saving, Σ ‖e + acts_f W_dec,f‖² − ‖e‖² with e = x − x̂ (what the
-error would grow by without it), is set against what it costs: λ times all its bits, those of being off included, plus
-`decoder_bits`, plus rounding. From `prune_from` on, one that costs more than it saves is switched off for good. A
-feature that is never active saves nothing and goes too.
+Pruning: over the same running average, each feature's saving, Σ ‖e + acts_f W_dec,f‖² − ‖e‖² with e = x − x̂ (the increase
+in error without it), is compared with its cost: λ times all its bits, including those of being off, plus `decoder_bits`,
+plus rounding. From `prune_from` on, features that cost more than they save are switched off permanently. A feature that is
+never active saves nothing, so it is pruned too.
 """
 
 import math
@@ -52,7 +51,7 @@ from sae.variants.steered import SteeredConfig
 BASIS_POINT = 1e-4
 """The unit of the coefficient: this share of a row's mean squared norm per bit."""
 OFF = 1e30
-"""A threshold that no activation passes; finite, because SAELens' files are."""
+"""A threshold that no activation exceeds; finite, because SAELens files must be."""
 _MEASURE_EVERY = 4
 
 
@@ -61,23 +60,24 @@ class MDLConfig(SteeredConfig):
 
     variant: Literal["mdl"] = "mdl"
     sparsity: Sparsity = Sparsity(coefficient=1.0)
-    """What a bit must save, in hundredths of a percent of a row's variance; or the L0 that this should lead to."""
+    """The squared error that a bit must save, in hundredths of a percent of a row's variance; or a target L0."""
     step: float | None = Field(default=None, gt=0)
-    """Δ, to which values are rounded, in normalised units; null: √(6 λ / ln 2), the best for λ."""
+    """Δ, the rounding step of values, in normalised units; null: √(6 λ / ln 2), the optimum for λ."""
     threshold: float | None = Field(default=None, gt=0)
-    """θ at first, in normalised units; null: where a normal variable exceeds it for start_l0 of d_sae features."""
+    """Initial θ, in normalised units; null: normal pre-activations exceed it for start_l0 of d_sae features."""
     start_l0: float | None = Field(default=None, gt=0)
-    """Active features per row that the first θ is set for; null: 64, or an eighth of d_sae where that is less."""
+    """Active features per row that the initial θ is set for; null: 64, or an eighth of d_sae if that is less."""
     bandwidth: float | None = Field(default=None, gt=0)
     """ε, the width of the window around θ, in normalised units; null: as in jumprelu."""
     threshold_lr: float = Field(default=5.0, gt=0)
-    """Learning rate of θ, as a multiple of the one of all else."""
+    """Learning rate of θ, as a multiple of the learning rate."""
     memory: float = Field(default=0.99, gt=0, lt=1)
     """Decay per step of the running firing rates, mean values and savings."""
     prune_from: Duration = Duration(50, "%")
-    """When features that cost more than they save begin to be switched off; 100% of the budget: never."""
+    """When pruning of features that cost more than they save starts; 100% of the budget: never."""
     decoder_bits: float = Field(default=0.0, ge=0)
-    """Bits per row that having a feature costs: its weights' bits over the rows they serve. 0: the decoder is given."""
+    """Bits per row for storing a feature: the bits of its weights divided by the rows they are used for. 0: the decoder
+    is free."""
     auxk: AuxK = AuxK(coefficient=0)
     """Revival of dead features that are not pruned."""
 
@@ -89,13 +89,13 @@ class MDLConfig(SteeredConfig):
             )
         if self.bandwidth is not None and self.bandwidth > 2 * self.start():
             raise ValueError(
-                f"bandwidth = {self.bandwidth:g} is more than twice the first threshold ({self.start():g}), so that the "
-                "window would reach below zero; make it smaller"
+                f"bandwidth = {self.bandwidth:g} is more than twice the initial threshold ({self.start():g}), so the "
+                "window would extend below zero; make it smaller"
             )
         return self
 
     def start(self) -> float:
-        """θ at first; never nearer to zero than a hundredth of a normal variable's spread."""
+        """Initial θ; at least a hundredth of the pre-activations' standard deviation."""
         if self.threshold is not None:
             return self.threshold
         share = (self.start_l0 or min(64, self.d_sae / 8)) / self.d_sae
@@ -104,27 +104,27 @@ class MDLConfig(SteeredConfig):
 
 @dataclass(frozen=True)
 class Tally:
-    """What one step adds to the running estimates, per feature and summed over its rows."""
+    """Contribution of one step to the running estimates, per feature and summed over rows."""
 
     n_rows: int
     fired: Float[Tensor, " d_sae"]
-    """Rows in which it is active."""
+    """Rows in which the feature is active."""
     excess: Float[Tensor, " d_sae"]
-    """How far its activations exceed its threshold."""
+    """Summed excess of its activations over its threshold."""
     net: Float[Tensor, " d_sae"] | None
-    """What it saves less what it costs, in squared error; not measured in every step."""
+    """Saving minus cost, in squared error; not measured in every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MDLStep(Step):
-    """A step with what it adds to the running estimates."""
+    """A step with its contribution to the running estimates."""
 
     tally: Tally
 
 
 @final
 class MDL(LearntThreshold):
-    """Active where the saving is worth the bits; what the data does not need is switched off."""
+    """Minimises squared error plus λ · description length, and prunes features that are not worth their bits."""
 
     config: MDLConfig
     n_seen: Tensor
@@ -135,7 +135,7 @@ class MDL(LearntThreshold):
     pruned: Tensor
 
     def add_tensors(self) -> None:
-        """θ and the running estimates."""
+        """Add θ and the running estimates."""
         self.begin_thresholds(self.config.start(), self.config.bandwidth, self.config.threshold_lr)
         for name in ("n_seen", "net_weight"):
             self.register_buffer(name, torch.zeros(()))
@@ -145,7 +145,7 @@ class MDL(LearntThreshold):
 
     @property
     def threshold(self) -> Float[Tensor, " d_sae"]:
-        """θ, in units of the pre-activations; out of reach for pruned features."""
+        """θ, in units of the pre-activations; unreachable for pruned features."""
         return torch.where(self.pruned, OFF, super().threshold)
 
     # -- the code -----------------------------------------------------------------------------------------------------
@@ -159,13 +159,13 @@ class MDL(LearntThreshold):
         return self.config.step or (6 * self.price(coefficient) / math.log(2)) ** 0.5
 
     def rates(self) -> Float[Tensor, " d_sae"]:
-        """p: the share of rows in which each feature has been active of late."""
+        """p: recent firing rate of each feature."""
         p = (self.fired + 0.5) / (self.n_seen + 1)
-        # one that is always active would have p = 1 after some 10⁷ rows, to rounding, and being off infinite bits
+        # an always-active feature would round to p = 1 after about 10⁷ rows, and being off would cost infinite bits
         return p.clamp(max=1 - torch.finfo(p.dtype).eps)
 
     def mean_excess(self, quantum: float | Tensor) -> Float[Tensor, " d_sae"]:
-        """μ: how far each feature's activations have been above its threshold of late."""
+        """μ: recent mean excess of each feature's activations over its threshold."""
         pooled = (self.excess.sum() + quantum) / (self.fired.sum() + 1)
         return (self.excess + pooled) / (self.fired + 1)
 
@@ -174,7 +174,7 @@ class MDL(LearntThreshold):
     def losses(
         self, x: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_rows d_out"], progress: Progress
     ) -> Step:
-        """Reconstruction, the bits at their price with what rounding adds, and AuxK if asked for."""
+        """Reconstruction, the priced bits with the rounding error, and AuxK if enabled."""
         auxk = self.config.auxk
         revival = auxk.revival(progress.dead & ~self.pruned, self.d_in, progress.room)
         out = self.autoencode(x, self.select(), auxk=revival)
@@ -183,7 +183,7 @@ class MDL(LearntThreshold):
         quantum, price, n = self.quantum(coefficient), self.price(coefficient), code.n_rows
         bits = code_bits(self.rates(), self.mean_excess(quantum), quantum)
         count = code.counts().to(x_hat.dtype)
-        # summed by feature first: the gradient of threshold[feature] would be added up by threads in any order
+        # sum by feature first: the backward of threshold[feature] would be a non-deterministic scatter-add
         by_feature = sum_by_feature(code.value, code.feature, self.d_sae)
         excess = by_feature - count * torch.where(self.pruned, 0, self.threshold)
         per_entry = price * (bits.on + bits.least) + quantum**2 / 12
@@ -210,7 +210,7 @@ class MDL(LearntThreshold):
 
     @torch.no_grad()
     def observe(self, step: Step) -> None:
-        """Advance firing rates, mean values and savings; switch off what costs more than it saves."""
+        """Update firing rates, mean excess and savings; prune features that cost more than they save."""
         super().observe(step)
         assert isinstance(step, MDLStep)
         tally, memory = step.tally, self.config.memory
@@ -221,17 +221,17 @@ class MDL(LearntThreshold):
             memory **= _MEASURE_EVERY
             self.net.mul_(memory).add_(tally.net)
             self.net_weight.mul_(memory).add_(1 - memory)
-            # half of what an average over the whole window would rest on
+            # prune once the average covers half of its window
             if self.net_weight >= 0.5:
                 self.pruned |= self.net < 0
 
     def fold_norms(self, norms: Float[Tensor, " d_sae"]) -> None:
-        """Thresholds, and what exceeds them, live in units of the activation."""
+        """Scale thresholds and excess, which are in activation units."""
         super().fold_norms(norms)
         self.excess.mul_(norms)
 
     def take_extras(self, old: SAE, gain: Float[Tensor, ""]) -> None:
-        """What one of this kind knows of its features."""
+        """Copy the running estimates if the old SAE is an MDL too."""
         if not isinstance(old, MDL):
             return
         self.theta.copy_(old.theta * old.threshold_lr * gain / self.threshold_lr)
@@ -242,26 +242,26 @@ class MDL(LearntThreshold):
 
 @dataclass(frozen=True)
 class CodeBits:
-    """Bits of each feature under its own firing rate and mean excess."""
+    """Code lengths of each feature under its firing rate and mean excess, in bits."""
 
     on: Float[Tensor, " d_sae"]
-    """What being active takes more than being inactive."""
+    """Extra bits of being active compared with inactive."""
     off: Float[Tensor, " d_sae"]
-    """What being inactive takes."""
+    """Bits of being inactive."""
     least: Float[Tensor, " d_sae"]
-    """What the value of an activation takes that is at its threshold."""
+    """Bits of a value exactly at the threshold."""
     slope: Float[Tensor, " d_sae"]
-    """How much more that is per unit of excess over the threshold."""
+    """Extra bits per unit of excess over the threshold."""
 
     def of(
         self, count: Float[Tensor, " d_sae"], excess: Float[Tensor, " d_sae"], n_rows: int
     ) -> Float[Tensor, " d_sae"]:
-        """Bits per row of features that are active in `count` rows with a summed `excess`."""
+        """Bits per row for features active in `count` rows with a summed `excess`."""
         return self.off + (count * (self.on + self.least) + excess * self.slope) / n_rows
 
 
 def code_bits(p: Float[Tensor, " d_sae"], mean: Float[Tensor, " d_sae"], quantum: float | Tensor) -> CodeBits:
-    """The code of features that are active with probability p and exceed their threshold by `mean` on average."""
+    """Code lengths for features with firing rate `p` and mean excess `mean` over their threshold."""
     return CodeBits(
         torch.log2((1 - p) / p), -torch.log2(1 - p), -torch.log2(-torch.expm1(-quantum / mean)),
         math.log2(math.e) / mean,
@@ -272,9 +272,9 @@ def saving(
     code: SparseCode, error: Float[Tensor, "n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"],
     weight: Float[Tensor, "n_rows d_out"] | None = None,
 ) -> Float[Tensor, " d_sae"]:
-    """What the squared error would grow by without each feature, all others as they are, summed over rows.
+    """Increase in squared error from ablating each feature alone, summed over rows.
 
-    `weight` is what each entry's squared error counts by (`Progress.weight`).
+    `weight`: weight of each entry's squared error (`Progress.weight`).
     """
     rows, feature, value = code.rows(), code.feature.long(), code.value
     weighted = error if weight is None else weight * error

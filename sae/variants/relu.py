@@ -3,8 +3,8 @@
     acts = ReLU((x − b_dec) W_enc + b_enc)       x̂ = acts W_dec + b_dec
     loss = ‖x − x̂‖² + λ Σ_f acts_f ‖W_dec,f‖
 
-The decoder's norm is free: the penalty already charges for it. λ is fixed, or driven by `sae.controller` until the
-mean L0 is the one asked for; either way it may be warmed up.
+Decoder norms are unconstrained, because the penalty includes them. λ is fixed (with a warm-up), or `sae.controller` moves
+it until the mean L0 reaches its target.
 """
 
 from collections.abc import Hashable
@@ -27,13 +27,13 @@ class ReLUConfig(SteeredConfig):
 
 @final
 class ReLU(SAE):
-    """Every positive pre-activation is active; an L1 penalty keeps them few."""
+    """ReLU activations with an L1 penalty."""
 
     config: ReLUConfig
     unit_norm_decoder: ClassVar[bool] = False
 
     def select(self) -> Select:
-        """Whatever is positive."""
+        """All positive pre-activations."""
         return Select("threshold", threshold=0.0)
 
     def losses(
@@ -49,5 +49,5 @@ class ReLU(SAE):
         return Step(terms, code, x_hat, {"coefficient": coefficient})
 
     def launches(self, progress: Progress) -> Hashable | None:
-        """The penalty's share rises on the host."""
+        """The warm-up factor, which is computed on the host."""
         return self.config.share_at(progress) if self.kernels.keeps_all(progress.n_rows, self.d_sae) else None

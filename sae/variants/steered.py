@@ -1,4 +1,4 @@
-"""The part of a config that says how sparse a variant is whose sparsity is a penalty of the loss."""
+"""Config of variants whose sparsity comes from a penalty in the loss."""
 
 from pydantic import model_validator
 from torch import Tensor
@@ -9,14 +9,14 @@ from sae.units import Duration
 
 
 class SteeredConfig(SAEConfig):
-    """What the variants have in common whose sparsity is a penalty of the loss."""
+    """Config fields of variants with a sparsity penalty."""
 
     sparsity: Sparsity = Sparsity(target_l0=32)
-    """The penalty's coefficient λ, or the L0 it should reach. λ weighs the penalty beside the squared error, both in
-    normalised units, where a row's mean squared norm is d_out."""
+    """The penalty's coefficient λ, or a target L0. λ weighs the penalty relative to the squared error, both in normalised
+    units, where a row's mean squared norm is d_out."""
     warmup: Duration = Duration(5, "%")
-    """A penalty that no controller steers rises linearly from 0 over this stretch, so that features are not killed before
-    they mean anything."""
+    """Without a controller, the penalty is warmed up linearly from 0 over this duration, so that it does not kill features
+    before they have learnt anything."""
 
     @model_validator(mode="after")
     def _target_fits(self) -> "SteeredConfig":
@@ -28,9 +28,9 @@ class SteeredConfig(SAEConfig):
         return self
 
     def share_at(self, progress: Progress) -> float:
-        """How much of λ is in force: all of it where a controller steers it."""
+        """Warm-up factor of λ, 0 to 1; 1 with a controller."""
         return progress.through(self.warmup) if self.sparsity.target_l0 is None else 1.0
 
     def coefficient_at(self, progress: Progress) -> float | Tensor:
-        """λ in force at this point of the training."""
+        """λ at this point in training."""
         return progress.coefficient * self.share_at(progress)

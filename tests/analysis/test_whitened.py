@@ -54,7 +54,7 @@ def test_an_index_explains_what_the_training_said(runs: Path, name: str) -> None
     assert index.manifest["fidelity"]["fve"] == pytest.approx(figures["fve"], abs=1e-5)
     # the SAE in training and the folded one are the same
     assert said["heldout"]["fve"] == pytest.approx(figures["fve"], abs=0.05)
-    assert ("by its own length" in said["saelens"]) == (name != "topk")
+    assert ("sae.transform.unit_rows" in said["saelens"]) == (name != "topk")
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -90,7 +90,7 @@ def test_rows_of_one_length(kind: str) -> None:
 
 
 def test_too_few_calibration_rows_are_refused() -> None:
-    with pytest.raises(SaescopeError, match=r"6 calibration rows do not fix a covariance of 6 × 6"):
+    with pytest.raises(SaescopeError, match=r"6 calibration rows are too few for a 6 × 6 covariance"):
         whitening(raw(6), 1e-4)
     with pytest.raises(SaescopeError, match="all equal"):
         whitening(torch.ones(10, 3), 1e-4)
@@ -186,7 +186,7 @@ def test_saelens_gets_what_its_weights_can_take_up(tmp_path: Path, variant: str,
     reason = saelens.export(sae, tmp_path, metadata={"hook_name": "blocks.0.hook_resid_post"})
     if "unit" in kind or variant in ("icfl", "absbatchtopk"):
         assert reason is not None and not list(tmp_path.iterdir())
-        assert ("by its own length" in reason) == ("unit" in kind)
+        assert ("sae.transform.unit_rows" in reason) == ("unit" in kind)
         return
     assert reason is None
     theirs = saelens.read(tmp_path)
@@ -205,7 +205,7 @@ def test_trainings_do_not_begin_from_or_under_a_transform_that_weights_do_not_fi
         initialise(sae, raw())
         return sae
 
-    with pytest.raises(SaescopeError, match="whitened or of one length"):
+    with pytest.raises(SaescopeError, match="whitened or per-row normalised"):
         start("topk")
     with pytest.raises(SaescopeError, match=r"sae\.transform"):
         start("relu", transform={"whiten": True})

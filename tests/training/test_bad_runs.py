@@ -183,11 +183,11 @@ def test_damaged_weights(place: Path, name: str, damage: Callable[[Path], None],
 def test_weights_of_another_width(place: Path) -> None:
     said = refusal(train(place, "name=b", "sae.d_sae=128", "sae.init.from=runs/quick"))
     assert said == (
-        "init.from: runs/quick is an SAE of d_in=32, d_out=32, d_sae=64, this one has d_in=32, d_out=32, d_sae=128; "
-        "make them equal."
+        "init.from: runs/quick has d_in=32, d_out=32, d_sae=64, but this SAE has d_in=32, d_out=32, d_sae=128; "
+        "they must be equal."
     )
     said = refusal(train(place, "name=b", "model.name=native:d_model=16", "sae.init.from=runs/quick"))
-    assert "is an SAE of d_in=32, d_out=32, d_sae=64, this one has d_in=16, d_out=16" in said
+    assert "has d_in=32, d_out=32, d_sae=64, but this SAE has d_in=16, d_out=16" in said
     assert "nowhere: there is no such folder" in refusal(train(place, "name=b", "sae.init.from=nowhere"))
     assert not tree(place / "runs/b")
 

@@ -28,4 +28,4 @@ def test_every_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (home / "runs/quick/labels.sqlite").exists()
     assert not (place / "~").exists()
     said = refusal(train(place, "name=c", "cache.dir=~nobody-of-this-name/cache"))
-    assert "~nobody-of-this-name/cache: there is no home folder" in said
+    assert "~nobody-of-this-name/cache: this user has no home folder" in said

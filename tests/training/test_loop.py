@@ -156,7 +156,7 @@ def test_a_transform_that_a_transcoder_cannot_have_is_refused() -> None:
     site = {"input": "a", "target": "b"}
     for sae, message in (
         ({"variant": "topk", "d_sae": 16, "k": 3, "transform": {"unit_rows": True}}, "unit_rows divides a row"),
-        ({"variant": "icfl", "d_sae": 16, "rounds": 2, "per_round": 2}, "can only reconstruct what it reads"),
+        ({"variant": "icfl", "d_sae": 16, "rounds": 2, "per_round": 2}, "icfl encodes with the decoder's directions"),
     ):
         with pytest.raises(SaescopeError, match=message):
             config(site=site, sae=sae)

@@ -1,4 +1,4 @@
-"""Reading a SAELens folder, in inference or training form, of version 6 or earlier."""
+"""Read SAELens folders in inference or training form, version 6 or earlier."""
 
 import warnings
 from pathlib import Path
@@ -25,18 +25,18 @@ _TENSORS = {
     "skip_transcoder": ("W_skip",), "jumprelu_transcoder": ("threshold",),
     "jumprelu_skip_transcoder": ("threshold", "W_skip"),
 }
-"""What each architecture has beside W_enc, W_dec, b_dec and (but for gated) b_enc."""
+"""Tensors of each architecture besides W_enc, W_dec, b_dec and (except gated) b_enc."""
 
 _STEERED: dict[str, tuple[type[SAE], type[SteeredConfig]]] = {
     "standard": (ReLU, ReLUConfig), "jumprelu": (JumpReLU, JumpReLUConfig), "gated": (Gated, GatedConfig),
     "transcoder": (ReLU, ReLUConfig), "jumprelu_transcoder": (JumpReLU, JumpReLUConfig),
     "skip_transcoder": (ReLU, ReLUConfig), "jumprelu_skip_transcoder": (JumpReLU, JumpReLUConfig),
 }
-"""Those that are a variant here whose sparsity is a penalty; its coefficient is not in the file."""
+"""Architectures with a penalised variant here; the penalty's coefficient is not in the file."""
 
 _NOT_READ = {
-    "matching_pursuit": "its features are found one after the other, by a loop that no encoder matrix expresses",
-    "temporal": "it attends over the tokens of a sequence, and rows here are independent",
+    "matching_pursuit": "it finds features one at a time, which no encoder matrix can express",
+    "temporal": "it attends over the tokens of a sequence, and rows are independent here",
 }
 
 
@@ -44,25 +44,25 @@ def read(folder: Path) -> SAE:
     """Read a SAELens folder, in inference or training form.
 
     Raises:
-        SaescopeError: it is not one, is incomplete, does not fit together, or has a part that cannot be expressed.
+        SaescopeError: it is not a SAELens folder, is incomplete or inconsistent, or cannot be expressed here.
     """
     folder = Path(folder)
     found = files.read_json(folder / CONFIG)
     for key in ("metadata", "activation_fn_kwargs"):
         if not isinstance(found.get(key) or {}, dict):
-            raise SaescopeError(f"{folder / CONFIG}: {key} is {found[key]!r} where a JSON object was expected.")
+            raise SaescopeError(f"{folder / CONFIG}: {key} is {found[key]!r}; expected a JSON object.")
     cfg = _modern(found)
     _refuse_unknown(folder, cfg)
     return of_tensors(folder, cfg, _checked(folder, cfg, files.read_tensors(folder / WEIGHTS)))
 
 
 def of_tensors(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> SAE:
-    """The SAE that a config of SAELens 6 and its tensors, in fp64, describe.
+    """Build the SAE described by a SAELens 6 config and its fp64 tensors.
 
     Args:
-        folder: where a checkpoint's `activation_scaler.json` would lie.
-        cfg: `cfg.json`.
-        tensors: complete, of the right shapes.
+        folder: folder that may contain a checkpoint's `activation_scaler.json`.
+        cfg: contents of `cfg.json`.
+        tensors: all tensors, of the right shapes.
     """
     sae = _empty(folder, cfg)
     places = sae.state_dict()
@@ -73,7 +73,7 @@ def of_tensors(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) ->
 
 
 def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The config in the form of version 6: earlier ones were flat."""
+    """Convert a config to the form of version 6; earlier ones were flat."""
     metadata = cfg.get("metadata")
     version = cfg.get("sae_lens_version") or (metadata or {}).get("sae_lens_version") or "0"
     major = str(version).split(".")[0]
@@ -96,29 +96,29 @@ def _modern(cfg: dict[str, Any]) -> dict[str, Any]:
 def _refuse_unknown(folder: Path, cfg: dict[str, Any]) -> None:
     path, architecture = folder / CONFIG, cfg.get("architecture")
     if not isinstance(architecture, str):
-        raise SaescopeError(f"{path}: architecture is {architecture!r} where a name was expected, such as standard.")
+        raise SaescopeError(f"{path}: architecture is {architecture!r}; expected a name such as standard.")
     if architecture in _NOT_READ:
         raise SaescopeError(f"{path}: the architecture {architecture} cannot be read: {_NOT_READ[architecture]}.")
     if architecture not in _TENSORS:
-        raise SaescopeError(f"{path}: unknown architecture {architecture!r}; these are read: {', '.join(_TENSORS)}.")
+        raise SaescopeError(f"{path}: unknown architecture {architecture!r}; supported: {', '.join(_TENSORS)}.")
     counts = ["d_in", "d_sae"] + ["k"] * (architecture in ("topk", "abstopk")) + ["d_out"] * ("coder" in architecture)
     for key in counts:
         if type(cfg.get(key)) is not int or cfg[key] <= 0:
-            raise SaescopeError(f"{path}: {key} is {cfg.get(key)!r} where a positive whole number was expected.")
+            raise SaescopeError(f"{path}: {key} is {cfg.get(key)!r}; expected a positive whole number.")
     if "k" in counts and cfg["k"] > cfg["d_sae"]:
         raise SaescopeError(f"{path}: k = {cfg['k']} exceeds d_sae = {cfg['d_sae']}.")
     norm = cfg.get("normalize_activations") or "none"
     if norm == "covariance_whitening":
         raise SaescopeError(
-            f"{path}: normalize_activations is covariance_whitening, so this is a checkpoint from before the "
-            "whitening was folded into the weights; give the final SAE that SAELens saved."
+            f"{path}: normalize_activations is covariance_whitening, so this is a training checkpoint whose whitening "
+            "is not folded into the weights yet; use the final SAE that SAELens saved."
         )
     if norm not in ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale"):
         raise SaescopeError(f"{path}: unknown normalize_activations {norm!r}.")
 
 
 def _checked(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in fp64, complete, of the right shapes and finite."""
+    """Check that all tensors are there, have the right shapes and are finite; return them in fp64."""
     path, n, d_in, d_out = folder / WEIGHTS, cfg["d_sae"], cfg["d_in"], _d_out(cfg)
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
@@ -136,22 +136,22 @@ def _checked(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> d
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise SaescopeError(
-                f"{path}: {name} has shape {list(tensors[name].shape)} where {CONFIG} beside it asks for {list(shape)}."
+                f"{path}: {name} has shape {list(tensors[name].shape)}; {CONFIG} requires {list(shape)}."
             )
         if not bool(tensors[name].isfinite().all()):
-            raise SaescopeError(f"{path}: {name} holds NaN or infinite values; this SAE cannot be used.")
+            raise SaescopeError(f"{path}: {name} contains NaN or infinite values; this SAE cannot be used.")
     return {name: tensor.double() for name, tensor in tensors.items()} | scaling
 
 
 def _scaling(path: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What finetuning has multiplied each feature by, in fp64, taken from the tensors; nothing where it is 1."""
+    """Pop the fine-tuning scale of each feature from the tensors, in fp64; empty if all are 1."""
     named = [tensors.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in tensors]
     if not named or bool((named[0] == 1).all()):
         return {}
     if not cfg.get("finetuning_scaling_factor"):
         raise SaescopeError(
-            f"{path}: there is a scaling_factor other than 1, which {CONFIG} beside it says is not used "
-            f"(finetuning_scaling_factor); SAELens refuses this too: set it to true, or remove the tensor."
+            f"{path}: scaling_factor is not 1, but {CONFIG} does not set finetuning_scaling_factor; SAELens refuses this "
+            f"too: set it to true, or remove the tensor."
         )
     if tuple(named[0].shape) != (cfg["d_sae"],) or not bool(named[0].isfinite().all()):
         raise SaescopeError(f"{path}: scaling_factor is not one finite number for each of {cfg['d_sae']} features.")
@@ -159,7 +159,7 @@ def _scaling(path: Path, cfg: dict[str, Any], tensors: dict[str, Tensor]) -> dic
 
 
 def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
-    """The SAE of the right class, without its weights."""
+    """An SAE of the right class, without its weights."""
     architecture, norm = cfg["architecture"], cfg.get("normalize_activations") or "none"
     averaged = norm == "expected_average_only_in"
     row_norm = "none" if averaged else cast(RowNorm, norm)
@@ -187,14 +187,14 @@ def _empty(folder: Path, cfg: dict[str, Any]) -> SAE:
 
 
 def _average_norm(folder: Path, d_in: int) -> Transform:
-    """The scale that a checkpoint keeps beside its weights; a final SAE has it folded in."""
+    """The scale stored beside a checkpoint's weights; in a final SAE it is folded in."""
     if (folder / SCALER).exists():
         factor = files.read_json(folder / SCALER).get("scaling_factor")
         if isinstance(factor, int | float):
             return Transform(torch.zeros(d_in), torch.tensor(float(factor)))
     warnings.warn(
         f"{folder / CONFIG}: normalize_activations is expected_average_only_in and no {SCALER} gives the factor; the "
-        "weights are taken to be for raw activations, as SAELens itself takes them.",
+        "weights are assumed to be for raw activations, as SAELens itself does.",
         stacklevel=2,
     )
     return Transform.identity(d_in)
@@ -211,18 +211,18 @@ def _expressed(sae_class: type[SAE], cfg: dict[str, Any], tensors: dict[str, Ten
         tensors["W_enc"] = tensors["W_enc"] * ratio
         tensors["b_enc"] = tensors.pop("b_mag")
         tensors["threshold"] = tensors["b_enc"] - tensors.pop("b_gate") * ratio
-    # only the checkpoints of the top-k family rank by scaled values; there it is the default, in final SAEs it is not
+    # only checkpoints of the top-k family rank by scaled values: the default for them, but not for final SAEs
     if "topk" in architecture and cfg.get("rescale_acts_by_decoder_norm", "decoder_init_norm" in cfg):
         norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-8)
         tensors |= {"W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms}
         tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
     if "scaling_factor" in tensors:
-        # between encoder and decoder: which features are active is none of its business
+        # applied between encoder and decoder, so it does not change which features are active
         tensors["W_dec"] = tensors["W_dec"] * tensors.pop("scaling_factor")[:, None]
     if "topk_threshold" in tensors:
         tensors["threshold"] = tensors.pop("topk_threshold").expand(n)
     if "threshold" in tensors:
-        # relu comes first, so a threshold below zero is one of zero
+        # relu comes first, so a negative threshold acts like zero
         tensors["threshold"] = tensors["threshold"].clamp_min(0)
     if sae_class is JumpReLU:
         tensors["theta"] = tensors.pop("threshold") / JumpReLUConfig.model_fields["threshold_lr"].default

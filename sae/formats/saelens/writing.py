@@ -1,7 +1,7 @@
-"""Writing a folder that SAELens opens: everything in the model's units, decoder rows of unit norm.
+"""Write a folder that SAELens opens: weights in the model's units, unit-norm decoder rows.
 
-But of SAEs that keep the k largest and were trained on whitened rows: their values are compared as they were there, and
-decoder rows are as long as one unit of them is in the model.
+Exception: SAEs that keep the k largest and were trained on whitened rows. Their values are compared in whitened units, so
+each decoder row keeps the norm of one such unit in the model.
 """
 
 import copy
@@ -23,29 +23,29 @@ from sae.variants.imported import Imported
 def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
     """Write `cfg.json` and `sae_weights.safetensors` for SAELens 6.54 into `folder`.
 
-    BatchTopK becomes `jumprelu` with its threshold repeated, the form SAELens itself saves.
+    BatchTopK becomes `jumprelu` with the same threshold for all features, as in SAELens itself.
 
     Args:
         sae: any variant.
-        folder: the run's folder.
+        folder: the run folder.
         metadata: SAELens' metadata: hook_name, hook_name_out, hook_head_index, model_name, model_class_name,
             context_size, prepend_bos, dataset_path, seqpos_slice, ... `hook_z[3]` names one head; `hook_z` alone
             marks activations with a head axis, which SAELens flattens.
 
     Returns:
-        None, or the reason why SAELens has no form for this SAE; nothing is written then.
+        None, or the reason why this SAE cannot be exported; nothing is written then.
     """
     if sae.input.whiten is not None:
         sae = copy.deepcopy(sae).folded()
     hook, update = metadata.get("hook_name"), (metadata.get("site") or {}).get("update", False)
     if update == "both":
-        return "its input is the difference of two hooks, and an SAE of SAELens reads one"
+        return "its input is the difference of two hooks, and a SAELens SAE reads one hook"
     cross = sae.d_in != sae.d_out or (metadata.get("hook_name_out") or hook) != hook or sae.config.skip
     skips = sae.config.skip or bool(update)
     metadata = _with_heads(metadata)
     architecture, reason = _architecture(sae, cross, skips)
     if reason is None and (reason := unfoldable(sae)) is not None:
-        reason = f"SAELens' form has unit decoder rows: {reason}"
+        reason = f"the SAELens export needs unit decoder rows: {reason}"
     if reason is not None:
         return reason
     cfg = {
@@ -61,7 +61,7 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
         cfg |= {"k": sae.select().k, "rescale_acts_by_decoder_norm": False}
     tensors = folded(sae, subtracts_b_dec=not cross)
     if update:
-        # the block's output is its input and the update
+        # the block's output is its input plus the update
         tensors["W_skip"] = tensors.get("W_skip", torch.zeros(sae.d_out, sae.d_in)) + torch.eye(sae.d_in)
     if architecture == "gated":
         tensors |= _gate(tensors, cast(Gated, sae).r_mag.detach().cpu())
@@ -74,7 +74,7 @@ def export(sae: SAE, folder: Path, *, metadata: dict[str, Any]) -> str | None:
 
 
 def _gate(tensors: dict[str, Tensor], r_mag: Float[Tensor, " d_sae"]) -> dict[str, Tensor]:
-    """The gate whose magnitudes have this encoder and open above this threshold."""
+    """Gated parameters with this encoder for the magnitudes and this threshold for the gate."""
     shrunk = (-r_mag.double()).exp()
     b_gate = (tensors["b_enc"].double() - tensors["threshold"].double()) * shrunk
     return {
@@ -84,7 +84,7 @@ def _gate(tensors: dict[str, Tensor], r_mag: Float[Tensor, " d_sae"]) -> dict[st
 
 
 def _with_heads(metadata: dict[str, Any]) -> dict[str, Any]:
-    """SAELens keeps the head of `hook_z[3]` in a field of its own."""
+    """Split the head off `hook_z[3]`: SAELens has a separate field for it."""
     split = dict(metadata)
     for suffix in ("", "_out"):
         match = re.fullmatch(r"(.*)\[(\d+)\]", str(metadata.get(f"hook_name{suffix}")))
@@ -94,16 +94,16 @@ def _with_heads(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _architecture(sae: SAE, cross: bool, skips: bool) -> tuple[str, str | None]:
-    """SAELens' name for what this SAE computes, or the reason why it has none."""
+    """SAELens' architecture for this SAE, or the reason why there is none."""
     if isinstance(sae, Imported) and sae.config.row_norm != "none":
-        return "", "rows are decoded around points of their own; the folder it was read from is its SAELens form"
+        return "", "per-row normalisation cannot be folded into the weights; use the original SAELens folder"
     if sae.input.unit_rows:
         return "", (
-            "each row is scaled by its own length (sae.transform.unit_rows) after it was centred, which no "
-            "normalize_activations of SAELens does and no weights can take up"
+            "rows are centred and then normalised (sae.transform.unit_rows), which no normalize_activations of SAELens "
+            "does and which cannot be folded into the weights"
         )
     if not sae.linear_encoder:
-        return "", f"a {sae.config.variant} finds its features in several rounds, which no encoder of SAELens expresses"
+        return "", f"a {sae.config.variant} finds features in several rounds, which no SAELens encoder can express"
     select = sae.select()
     if select.mode == "topk":
         if cross:
@@ -121,14 +121,14 @@ def _architecture(sae: SAE, cross: bool, skips: bool) -> tuple[str, str | None]:
 
 @torch.no_grad()
 def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
-    """The parameters of the same function over raw activations, in fp32, with unit decoder rows (see the file's head).
+    """Parameters of the same function on raw activations, in fp32, with unit decoder rows (see the module docstring).
 
-    Folded in fp64. Where b_dec is subtracted from the input, the encoder never sees the activations' common mean
-    (which would cost its digits), and what rounding b_dec to fp32 loses is made up in b_enc.
+    Folding is done in fp64. If b_dec is subtracted from the input, the encoder never sees the common mean of the
+    activations (which would cost precision), and b_enc compensates for rounding b_dec to fp32.
     """
     scale_in, scale_out = sae.input.scale.double().cpu(), sae.target.scale.double().cpu()
     norms = sae.W_dec.cpu().norm(dim=1)
-    # as in SAE.normalised: rows that are unit to rounding stay as they are
+    # as in SAE.normalised: leave rows alone that are unit up to rounding
     norms = torch.where((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps, 1, norms).double()
     kept = torch.ones_like(norms) if sae.gain is None else sae.gain.double().cpu()
     taken, left = (kept, 1.0) if sae.select().mode == "threshold" else (1.0, kept)
@@ -145,7 +145,7 @@ def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
     skip: dict[str, Tensor] = {}
     if sae.config.skip:
         skip["W_skip"] = (sae.W_skip.cpu().double() * (scale_in / scale_out)).float()
-        # the path takes centred rows here, raw ones there
+        # our skip path reads centred rows, that of SAELens raw rows
         b_dec = (b_dec.double() - skip["W_skip"].double() @ sae.input.mean.cpu().double()).float()
     return skip | {
         "W_enc": W_enc.contiguous(), "b_enc": b_enc.float(), "b_dec": b_dec, "threshold": threshold.float(),
@@ -154,13 +154,13 @@ def folded(sae: SAE, *, subtracts_b_dec: bool) -> dict[str, Tensor]:
 
 
 def unfoldable(sae: SAE) -> str | None:
-    """Why decoder norms cannot be folded into the encoder without changing which features are active, if so."""
+    """Why folding decoder norms into the encoder would change which features are active, or None if it would not."""
     norms = sae.W_dec.detach().norm(dim=1)
     if bool(((norms - 1).abs() <= 1e-4).all()):
         return None
     if not sae.compares_values:
         return None
     return (
-        f"its rows have norms from {float(norms.min()):.4g} to {float(norms.max()):.4g}, and its active features are "
-        "chosen by comparing activations that folding these norms would scale"
+        f"its rows have norms from {float(norms.min()):.4g} to {float(norms.max()):.4g}, and folding them would rescale "
+        "the activations that are compared to select active features"
     )

@@ -1,1 +1,1 @@
-"""Compiled loops over the columns of a code, one feature after the other: what an index is made of."""
+"""Compiled loops over the columns of a code, feature by feature, from which an index is built."""

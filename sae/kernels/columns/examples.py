@@ -1,7 +1,7 @@
-"""Loops that choose examples of each feature: its strongest, a few of every tenth, random ones, near misses.
+"""Loops that choose examples of each feature: top activations, some of each decile, random ones, near misses.
 
-Choices depend on the feature's column, the tokens and a seed alone: random numbers are a hash of (seed, feature, row),
-so that neither batches nor shards nor threads change them. See `analysis/index/examples.py` for what the groups mean.
+The choice depends only on the feature's column, the tokens and a seed: random numbers are a hash of (seed, feature, row),
+so batches, shards and threads do not change it. The groups are described in `analysis/index/examples.py`.
 """
 
 from typing import no_type_check
@@ -13,18 +13,18 @@ from sae.kernels.cpu.runtime import jit
 N_TENTHS = 10
 N_GROUPS = 3 + N_TENTHS
 TOP, RANDOM, NEAR = 0, 1 + N_TENTHS, 2 + N_TENTHS
-"""Groups by number: the strongest, then the tenths from weak to strong, then random and near ones."""
+"""Group numbers: top activations, then deciles from weak to strong, then random examples and near misses."""
 N_EXAMPLES, N_OF_TENTH = 20, 10
 SPARE = 8
-"""Candidates a group considers for each example it may keep."""
+"""Candidates per example that a group may keep."""
 SAME_TOKENS = 12
-"""Examples whose last so many tokens are equal are repetitions of one text."""
+"""Two examples with this many equal last tokens count as the same text."""
 N_TRIGGERS = 32
 TRIGGER_SHARE = 1 / 20
-"""A token counts among a feature's triggers with this share of its summed size. Where these are always active, weaker
-ones follow, N_TRIGGERS in all at most, until near misses are found."""
+"""A token with this share of a feature's summed |value| is one of its triggers. If no near misses are found among them,
+weaker tokens are tried too, up to N_TRIGGERS in all."""
 N_VISITED = 512
-"""Occurrences of a trigger that are looked at, at most."""
+"""Maximum number of occurrences of a trigger that are checked."""
 
 
 @jit
@@ -39,7 +39,7 @@ def mixed(x):
 @jit
 @no_type_check
 def drawn(seed, feature, row):
-    """A random uint64 that belongs to (seed, feature, row)."""
+    """A pseudo-random uint64: hash of (seed, feature, row)."""
     golden = np.uint64(0x9E3779B97F4A7C15)
     return mixed(mixed(mixed(np.uint64(seed) + golden) + np.uint64(feature) + golden) + np.uint64(row) + golden)
 
@@ -47,7 +47,7 @@ def drawn(seed, feature, row):
 @jit
 @no_type_check
 def offer(key, row, keys, rows, size):
-    """Keep the smallest keys, as many as `keys` holds, in a heap with the largest on top. Returns the number kept."""
+    """Keep the `keys.size` smallest keys in a max-heap. Returns the number kept."""
     if size < keys.size:
         at = size
         while at > 0 and keys[(at - 1) // 2] < key:
@@ -75,7 +75,7 @@ def offer(key, row, keys, rows, size):
 @jit
 @no_type_check
 def same_text(a, b, tokens, n_ctx):
-    """Whether the tokens that end at rows a and b agree, as far back as SAME_TOKENS or the start of both contexts."""
+    """Whether the last SAME_TOKENS tokens up to rows a and b are equal (fewer if both contexts start there)."""
     for i in range(SAME_TOKENS):
         if a % n_ctx < i or b % n_ctx < i:
             return a % n_ctx < i and b % n_ctx < i
@@ -87,9 +87,9 @@ def same_text(a, b, tokens, n_ctx):
 @jit
 @no_type_check
 def keep_distinct(keys, rows, size, n_wanted, tokens, has_text, n_ctx, out):
-    """Into `out` the first rows in order of their keys, each of another context and another text.
+    """Write the rows with the smallest keys to `out`, each from a different context and a different text.
 
-    Places that would stay empty go to repetitions of a text, still of other contexts; the order is that of the keys.
+    Remaining places are filled with repeated texts from other contexts. Rows are in order of their keys.
     """
     order = np.argsort(keys[:size])
     taken = np.zeros(size, np.uint8)
@@ -136,7 +136,7 @@ def token_masses(position, value, sign, tokens, mass, fires, touched):
 @jit
 @no_type_check
 def token_summary(touched, mass):
-    """The token of largest mass (the lowest of equals), and the entropy of the masses in bits."""
+    """The token with the largest mass (lowest id on ties), and the entropy of the masses in bits."""
     total, best = 0.0, touched[0]
     for t in touched:
         total += mass[t]
@@ -152,7 +152,7 @@ def token_summary(touched, mass):
 @jit
 @no_type_check
 def tenths(sizes, edges):
-    """Edges of ten groups of equally many of the sorted sizes."""
+    """Decile edges of sorted sizes."""
     for j in range(N_TENTHS):
         edges[j] = sizes[sizes.size * j // N_TENTHS]
     edges[N_TENTHS] = sizes[sizes.size - 1]
@@ -161,7 +161,7 @@ def tenths(sizes, edges):
 @jit
 @no_type_check
 def tenth_of(size, edges):
-    """The last group whose lower edge the size reaches."""
+    """The decile of a size: the last one with lower edge ≤ size."""
     j = N_TENTHS - 1
     while j > 0 and edges[j] > size:
         j -= 1
@@ -171,7 +171,7 @@ def tenth_of(size, edges):
 @jit
 @no_type_check
 def choose_active(position, value, side, seed, feature, tokens, has_text, n_ctx, edges, population, out):
-    """Top, tenths and random examples of one side of one column."""
+    """Top, decile and random examples of one sign of a column."""
     n_kept = SPARE * N_EXAMPLES
     keys = np.zeros((N_GROUPS, n_kept), np.uint64)
     rows = np.zeros((N_GROUPS, n_kept), np.int32)
@@ -213,7 +213,7 @@ def choose_active(position, value, side, seed, feature, tokens, has_text, n_ctx,
 @jit
 @no_type_check
 def strongest_first(size, row):
-    """A key that is smaller for larger sizes, then for lower rows."""
+    """A sort key: larger sizes first, then lower rows."""
     bits = np.empty(1, np.float32)
     bits[0] = size
     return (np.uint64(0xFFFFFFFF - bits.view(np.uint32)[0]) << np.uint64(32)) | np.uint64(row)
@@ -222,7 +222,7 @@ def strongest_first(size, row):
 @jit
 @no_type_check
 def choose_near(position, touched, mass, fires, seed, feature, tokens, n_ctx, token_indptr, token_rows, population, out):
-    """Rows on which the column is not active although their token is one of its triggers."""
+    """Near misses: rows whose token is one of the feature's triggers but on which it is not active."""
     keys = np.zeros(SPARE * N_EXAMPLES, np.uint64)
     rows = np.zeros(SPARE * N_EXAMPLES, np.int32)
     filled = 0
@@ -263,21 +263,21 @@ def choose(
     lo, hi, first_feature, indptr, position, value, n_ctx, n_sides, seed, tokens, has_text, token_indptr, token_rows,
     edges, population, examples, top_token, entropy,
 ):
-    """Every group of each column, and what its tokens say.
+    """Choose all example groups of each column, and summarise its tokens.
 
     Args:
-        lo, hi: columns; column f is feature `first_feature + f`.
+        lo, hi: range of columns; column f is feature `first_feature + f`.
         indptr, position, value: the columns.
-        n_ctx: rows of a context.
-        n_sides: 2 where values may be negative.
-        seed: of the random groups.
-        tokens: of all rows, meaningless unless `has_text`.
+        n_ctx: rows per context.
+        n_sides: 2 if values may be negative.
+        seed: seed of the random groups.
+        tokens: token of each row; undefined unless `has_text`.
         token_indptr, token_rows: the encoded rows of each token, ascending.
-        edges: out `[n, n_sides, 11]`, of the tenths of |value|.
-        population: out `[n, n_sides, N_GROUPS]`.
-        examples: out `[n, n_sides, N_GROUPS, N_EXAMPLES]`, rows; what is not filled stays as it is.
+        edges: out `[n, n_sides, 11]`, decile edges of |value|.
+        population: out `[n, n_sides, N_GROUPS]`, number of rows per group.
+        examples: out `[n, n_sides, N_GROUPS, N_EXAMPLES]`, rows; unfilled places are left unchanged.
         top_token: out, the token with the largest Σ|value|.
-        entropy: out, of that sum's distribution over tokens, in bits.
+        entropy: out, entropy of Σ|value| over tokens, in bits.
     """
     n_vocab = token_indptr.size - 1
     mass, fires = np.zeros(n_vocab), np.zeros(n_vocab, np.int64)
@@ -309,7 +309,7 @@ def choose(
 @jit
 @no_type_check
 def clear(touched, mass, fires):
-    """Zero what was touched."""
+    """Reset the counters of touched tokens."""
     for t in touched:
         mass[t] = 0.0
         fires[t] = 0

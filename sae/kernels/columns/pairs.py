@@ -1,6 +1,6 @@
-"""Loops over pairs of features: how often they are active together, and a layout in the plane.
+"""Loops over pairs of features: coactivation, and a 2-D layout.
 
-As in `sae.kernels.columns.values`, ranges are of features and a feature's results do not depend on the number of threads.
+As in `sae.kernels.columns.values`, ranges are of features and results do not depend on the number of threads.
 """
 
 from typing import no_type_check
@@ -13,7 +13,7 @@ from sae.kernels.cpu.runtime import jit
 @jit
 @no_type_check
 def sampled_sums(lo, hi, col_indptr, position, indptr, feature, value, n_ctx, taken, count, total, squares):
-    """Active rows, Σv and Σv² of each feature over the contexts that are `taken`."""
+    """Active rows, Σv and Σv² of each feature over the `taken` contexts."""
     for f in range(lo, hi):
         for e in range(col_indptr[f], col_indptr[f + 1]):
             row = position[e]
@@ -31,19 +31,19 @@ def coactive(
     lo, hi, col_indptr, position, indptr, feature, value, n_ctx, taken, n_rows, count, total, squares,
     out_feature, out_jaccard, out_pearson,
 ):
-    """The features most often active together with each: by Jaccard index, then by number.
+    """The features that are most often coactive with each feature: by Jaccard index, then by id.
 
     Args:
-        lo, hi: features.
+        lo, hi: range of features.
         col_indptr, position: rows of each feature, by column.
         indptr, feature, value: the same code by row, features ascending.
-        n_ctx: rows of a context.
-        taken: which contexts count.
+        n_ctx: rows per context.
+        taken: mask of contexts to use.
         n_rows: encoded rows of these contexts.
-        count, total, squares: of `sampled_sums`.
-        out_feature: out `[d_sae, n_kept]`; what is not filled stays as it is.
+        count, total, squares: results of `sampled_sums`.
+        out_feature: out `[d_sae, n_kept]`; unfilled places are left unchanged.
         out_jaccard: out, rows with both / rows with either.
-        out_pearson: out, the correlation of values over the n_rows rows, zeros included.
+        out_pearson: out, correlation of values over the n_rows rows, including zeros.
     """
     d_sae, n_kept = count.size, out_feature.shape[1]
     together, product = np.zeros(d_sae, np.int64), np.zeros(d_sae)
@@ -82,13 +82,13 @@ def coactive(
 
 
 HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-"""The number that each half-precision bit pattern stands for; numba knows no such type."""
+"""fp32 value of each fp16 bit pattern, because numba does not support fp16."""
 
 
 @jit
 @no_type_check
 def add_products(starts, stops, factors, place, bits, halves, out):
-    """`out[place] += factor · value` over some stretches of a list, each with its factor; one thread, in order."""
+    """`out[place] += factor · value` over some ranges of a list, each with its own factor; single-threaded, in order."""
     for i in range(starts.size):
         factor = factors[i]
         for e in range(starts[i], stops[i]):
@@ -98,7 +98,7 @@ def add_products(starts, stops, factors, place, bits, halves, out):
 @jit
 @no_type_check
 def insert(score, item, scores, items, kept):
-    """Put an item into a list in falling order of scores, behind its equals; returns the new length."""
+    """Insert an item into a list sorted by descending score, after equal scores; returns the new length."""
     if kept < scores.size:
         kept += 1
     at = kept - 1
@@ -112,18 +112,18 @@ def insert(score, item, scores, items, kept):
 @jit
 @no_type_check
 def spread_out(neighbour, weight, place, n_rounds, n_away, seed):
-    """Move points of the plane so that neighbours lie near each other and others do not; in place.
+    """Lay out points in 2-D so that neighbours are close and others are not; in place.
 
-    Stochastic ascent on the likelihood of LargeVis (Tang et al. 2016, 1602.00370, eq. 6): for each edge (i, j) the two
-    attract with probability 1 / (1 + d²), and `n_away` points drawn at random repel i. One thread: the order matters.
+    Stochastic gradient ascent on the likelihood of LargeVis (Tang et al. 2016, 1602.00370, eq. 6): the ends of each edge
+    (i, j) attract with probability 1 / (1 + d²), and `n_away` random points repel i. Single-threaded: the order matters.
 
     Args:
-        neighbour: `[n, k]`, −1 where there is none.
-        weight: `[n, k]`, 0 to 1: an edge moves its ends in this share of the rounds.
-        place: `[n, 2]`, where they begin; the result.
-        n_rounds: passes over all edges; steps shrink linearly to 0.
-        n_away: repelling points for each attracting one.
-        seed: of the draws.
+        neighbour: `[n, k]`, −1 for none.
+        weight: `[n, k]`, 0 to 1: fraction of the rounds in which an edge moves its ends.
+        place: `[n, 2]`, initial positions; overwritten with the result.
+        n_rounds: passes over all edges; the step size decreases linearly to 0.
+        n_away: negative samples per edge.
+        seed: seed of the negative samples.
     """
     n, k = neighbour.shape
     state = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x853C49E6748FEA9B)
@@ -145,7 +145,7 @@ def spread_out(neighbour, weight, place, n_rounds, n_away, seed):
 @jit
 @no_type_check
 def pull(place, i, j, rate):
-    """The gradient of log 1 / (1 + d²), shared by both ends."""
+    """Step along the gradient of log 1 / (1 + d²), split between both ends."""
     dx, dy = place[j, 0] - place[i, 0], place[j, 1] - place[i, 1]
     by = rate * 2.0 / (1.0 + dx * dx + dy * dy)
     mx, my = clipped(by * dx), clipped(by * dy)
@@ -158,7 +158,7 @@ def pull(place, i, j, rate):
 @jit
 @no_type_check
 def push(place, i, other, rate):
-    """The gradient of log (1 − 1 / (1 + d²)), for i alone."""
+    """Step along the gradient of log (1 − 1 / (1 + d²)), of i only."""
     dx, dy = place[other, 0] - place[i, 0], place[other, 1] - place[i, 1]
     square = dx * dx + dy * dy
     by = rate * 2.0 / ((0.01 + square) * (1.0 + square))
@@ -169,5 +169,5 @@ def push(place, i, other, rate):
 @jit
 @no_type_check
 def clipped(x):
-    """x within ±4: one close pair must not throw a point out of the picture."""
+    """Clip x to ±4, so that one close pair cannot throw a point far away."""
     return min(max(x, -4.0), 4.0)

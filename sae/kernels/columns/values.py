@@ -1,8 +1,8 @@
-"""Loops over the columns of a code: the active values of one feature after the other, rows ascending.
+"""Loops over the columns of a code: the active values of each feature, rows ascending.
 
-A column-major code (CSC) has `indptr [d + 1]`, `position` (row numbers) and `value`. Outer loops have the signature
-`(lo, hi, ...)` of `sae.kernels.cpu.runtime.run`, ranges are of features, and a feature's results depend on its own column
-only: they are the same bits for any number of threads.
+A column-major code (CSC) has `indptr [d + 1]`, `position` (row ids) and `value`. Outer loops have the signature
+`(lo, hi, ...)` of `sae.kernels.cpu.runtime.run` over ranges of features. A feature's results depend on its own column
+only, so they are bitwise equal for any number of threads.
 """
 
 from typing import no_type_check
@@ -15,17 +15,17 @@ SUMMARY = (
     "n_negative", "n_contexts", "n_first", "max", "min", "sum", "sum_of_squares", "mean", "second_moment", "std", "skew",
     "kurtosis",
 )
-"""The columns of `summarise`'s table."""
+"""Columns of the table of `summarise`."""
 SMALLEST_HALF = np.float32(2.0**-24)
-"""The least size that half precision tells from zero."""
+"""The smallest positive fp16 number."""
 
 
 @jit
 @no_type_check
 def scatter(lo, hi, first_feature, first_row, indptr, feature, value, cursor, position, out):
-    """Append the entries of a stretch of rows to the columns of features `first_feature + lo` to `first_feature + hi`.
+    """Append the entries of some consecutive rows to the columns of features `first_feature + lo` to `first_feature + hi`.
 
-    `indptr` counts from the stretch's own first entry. `cursor [n_features]`, the next free place of each column, moves.
+    `indptr` is relative to the first of these entries. `cursor [n_features]`, the next free place per column, is updated.
     """
     for r in range(indptr.size - 1):
         for e in range(indptr[r], indptr[r + 1]):
@@ -40,9 +40,9 @@ def scatter(lo, hi, first_feature, first_row, indptr, feature, value, cursor, po
 @jit
 @no_type_check
 def summarise(lo, hi, indptr, position, value, n_ctx, first_kept, table):
-    """Counts and moments of each column into `table [n_features, len(SUMMARY)]`; moments of too few values are NaN.
+    """Write counts and moments of each column to `table [n_features, len(SUMMARY)]`; undefined moments are NaN.
 
-    `first_kept [n_seqs]` is the first row of each context that was encoded.
+    `first_kept [n_seqs]` is the first encoded row of each context.
     """
     for f in range(lo, hi):
         n = indptr[f + 1] - indptr[f]
@@ -83,7 +83,7 @@ def summarise(lo, hi, indptr, position, value, n_ctx, first_kept, table):
 def histogram(lo, hi, indptr, value, edges, counts):
     """Count values by sign and size into `counts [n_features, 2, n_bins]`: bin j holds edges[j] ≤ |v| < edges[j + 1].
 
-    `edges` are ascending powers of 2^¼ and reach beyond every value.
+    `edges` are ascending powers of 2^¼ and span all values.
     """
     for f in range(lo, hi):
         for e in range(indptr[f], indptr[f + 1]):
@@ -100,7 +100,7 @@ def histogram(lo, hi, indptr, value, edges, counts):
 @jit
 @no_type_check
 def pool(lo, hi, indptr, position, value, n_ctx, pooled_indptr, context, offset, pooled):
-    """The value of largest size of each context a column touches (the first of equals), and its place there."""
+    """Max-pool by context: the value with the largest |value| per context (first on ties) and its offset in the context."""
     for f in range(lo, hi):
         at = pooled_indptr[f] - 1
         last = -1
@@ -119,7 +119,7 @@ def pool(lo, hi, indptr, position, value, n_ctx, pooled_indptr, context, offset,
 @jit
 @no_type_check
 def divide_columns(lo, hi, indptr, value, scale, out):
-    """`value / scale` of each column, ready for half precision: nothing active becomes zero."""
+    """`value / scale` of each column, clamped so that no active value underflows to zero in fp16."""
     for f in range(lo, hi):
         for e in range(indptr[f], indptr[f + 1]):
             out[e] = for_half(value[e], scale[f])
@@ -128,7 +128,7 @@ def divide_columns(lo, hi, indptr, value, scale, out):
 @jit
 @no_type_check
 def divide_entries(lo, hi, feature, value, scale, out):
-    """The same for entries in any order."""
+    """`divide_columns` for entries in any order."""
     for e in range(lo, hi):
         out[e] = for_half(value[e], scale[feature[e]])
 
@@ -136,7 +136,7 @@ def divide_entries(lo, hi, feature, value, scale, out):
 @jit
 @no_type_check
 def for_half(v, scale):
-    """v / scale, at least the smallest size that half precision can hold."""
+    """v / scale, with magnitude at least the smallest fp16 number."""
     scaled = v / scale
     if abs(scaled) >= SMALLEST_HALF:
         return scaled

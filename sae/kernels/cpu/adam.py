@@ -10,7 +10,7 @@ from sae.kernels.cpu.runtime import jit
 @jit
 @no_type_check
 def row_stats(lo, hi, grad, rows, unit, squares, radial):
-    """Squared norm of each gradient row, without its part along the parameter's row if that is of unit norm."""
+    """Squared norm of each gradient row; if `unit`, without its part along the parameter's row."""
     for f in range(lo, hi):
         g, w = grad[f], rows[f]
         along = np.float32(0)
@@ -25,13 +25,13 @@ def row_stats(lo, hi, grad, rows, unit, squares, radial):
         radial[f] = along
 
 
-# a function for each row's loop: inside the loop over rows, with its other branches, they do not vectorise
+# each row's loop is a function, because it does not vectorise inside the loop over rows with its branches
 
 
 @jit
 @no_type_check
 def adam_row(w, g, m, v, along, scale, gain1, gain2, step_size, factor2, eps):
-    """Adam on one row; returns its new squared norm. `factor2` is the root of the second moment's correction."""
+    """Adam on one row; returns its new squared norm. `factor2` is the square root of the second moment's correction."""
     square = np.float32(0)
     for j in range(w.size):
         gj = (g[j] - along * w[j]) * scale
@@ -48,7 +48,7 @@ def adam_row(w, g, m, v, along, scale, gain1, gain2, step_size, factor2, eps):
 @jit
 @no_type_check
 def scale_row(w, factor):
-    """The row times a number, in place."""
+    """Scale a row in place."""
     for j in range(w.size):
         w[j] *= factor
 
@@ -56,7 +56,7 @@ def scale_row(w, factor):
 @jit
 @no_type_check
 def square_row(w):
-    """The row's squared norm."""
+    """Squared norm of a row."""
     square = np.float32(0)
     for j in range(w.size):
         square += w[j] * w[j]
@@ -66,7 +66,7 @@ def square_row(w):
 @jit
 @no_type_check
 def half_row(w, out):
-    """The row as bf16 bits, rounded to nearest even."""
+    """Convert a row to bf16 bits, rounding to nearest even."""
     one, carry, shift = np.uint32(1), np.uint32(0x7FFF), np.uint32(16)
     bits = w.view(np.uint32)
     for j in range(bits.size):
@@ -77,10 +77,10 @@ def half_row(w, out):
 @no_type_check
 def adam_rows(lo, hi, rows, grad, squares, radial, exp_avg, exp_avg_sq, scale, gain1, gain2, step_size, factor2, eps,
               unit, sparse, with_half, half, norms):
-    """Adam (Kingma & Ba 1412.6980, algorithm 1) on rows lo:hi, after clipping and, if unit, without the radial part.
+    """Adam (Kingma & Ba 1412.6980, algorithm 1) on rows lo:hi, with clipping and, if `unit`, without the radial part.
 
-    `gain1` and `gain2` are 1 − β. If sparse, rows whose gradient has the squared norm 0 stay as they are. Also the
-    rows' norms and, for the encoder, their bf16 copy for the next encode.
+    `gain1` and `gain2` are 1 − β. If `sparse`, rows with a zero gradient are left unchanged. Also writes row norms and,
+    for the encoder, the bf16 copy for the next encode.
     """
     for f in range(lo, hi):
         w = rows[f]
@@ -101,7 +101,7 @@ def adam_rows(lo, hi, rows, grad, squares, radial, exp_avg, exp_avg_sq, scale, g
 @jit
 @no_type_check
 def to_half(lo, hi, w, w16, w_norm):
-    """Rows as bf16 bits, and their norms."""
+    """Convert rows to bf16 bits, and compute their norms."""
     for f in range(lo, hi):
         half_row(w[f], w16[f])
         w_norm[f] = np.sqrt(square_row(w[f]))

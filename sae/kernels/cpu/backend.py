@@ -1,17 +1,16 @@
-"""The cpu backend: torch for the matrix product of the encoder, compiled loops for everything sparse.
+"""The cpu backend: torch for the encoder's matrix product, compiled loops for everything sparse.
 
-*Encode.* Scores `x @ W_enc` are computed a chunk of rows at a time. With bf16 they only nominate candidates: these are
-scored again in fp32, and the margin is widened until the measured error of the scores cannot have hidden a better one,
-so that values are fp32-exact and the selected set is that of fp32. Ties go to the lowest feature.
+*Encode.* Scores `x @ W_enc` are computed in chunks of rows. bf16 scores only nominate candidates: these are re-scored in
+fp32, and the margin is widened until the measured error of the scores cannot have hidden a better one. So values are exact
+in fp32, and so is the selection. Ties go to the lowest feature.
 
-*Backward.* One autograd function for the whole pass. A stable counting sort of the active entries by feature is the
-one plan from which every weight gradient, bias gradient and value gradient follows, without atomics and in a fixed
-order: results are bit-identical from run to run and for any number of threads.
+*Backward.* One autograd function for the whole pass. A stable counting sort of the active entries by feature gives all
+weight, bias and value gradients without atomics and in a fixed order: results are bitwise reproducible, for any number of
+threads.
 
-*Density.* Above `BREAK_EVEN` the same results come from dense products; `last_route` says which way the last pass took.
+*Density.* Above `BREAK_EVEN` the same results come from dense products; `last_route` says which was used.
 
-Numbers that are not finite: a row with a NaN or infinite pre-activation is answered with a SaescopeError.
-fp64 tensors are served by the reference.
+A row with a NaN or infinite pre-activation raises a SaescopeError. fp64 tensors go to the reference backend.
 """
 
 from typing import Literal
@@ -31,39 +30,39 @@ from sae.kernels.interface import Autoencoded, ParamState, Revival, Select
 from sae.kernels.reference import Reference, agreed
 
 BREAK_EVEN = 0.1
-"""Share of active features above which dense products are faster than the sparse loops."""
+"""Density of active features above which dense products are faster than the sparse loops."""
 
 
 def bf16_is_fast() -> bool:
-    """Whether this processor multiplies bf16 matrices in hardware."""
+    """Whether this CPU has bf16 matrix instructions."""
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.backends.mkldnn.is_available() and any(probe is not None and bool(probe()) for probe in probes)
 
 
 class Cpu:
-    """torch and compiled loops; see `sae.kernels.Backend` for what each operation means."""
+    """torch and compiled loops; see `sae.kernels.Backend` for the operations."""
 
     name = "cpu"
 
     def __init__(self, precision: str = "auto") -> None:
         if precision not in ("auto", "fp32", "bf16"):
-            raise SaescopeError(f"kernels: no precision called {precision!r}; there are auto, fp32 and bf16.")
+            raise SaescopeError(f"kernels: no precision called {precision!r}; choose auto, fp32 or bf16.")
         self.precision: str = precision
         self.half: bool = precision == "bf16" or (precision == "auto" and bf16_is_fast())
         """Whether encoder scores are computed in bf16."""
         self.last_route: Literal["sparse", "dense", "reference"] = "sparse"
-        """How the last pass ran; `dense` where the density was above BREAK_EVEN, `reference` in fp64."""
+        """How the last pass ran: `dense` if the density was above BREAK_EVEN, `reference` in fp64."""
         self._reference = Reference()
         self._buffers = Buffers()
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles begin without buffers."""
+        """Copies and pickles have no buffers."""
         return Cpu, (self.precision,)
 
     # -- the operations -----------------------------------------------------------------------------------------------
 
     def keeps_all(self, n_rows: int, d_sae: int) -> bool:
-        """Never: no device is waited for here."""
+        """Never: data-dependent sizes cost no device sync here."""
         del n_rows, d_sae
         return False
 
@@ -72,7 +71,7 @@ class Cpu:
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         select: Select,
     ) -> SparseCode:
-        """Select over `x @ W_enc + b_enc`."""
+        """Select from `x @ W_enc + b_enc`."""
         check_shapes(x=x, W_enc=W_enc, b_enc=b_enc)
         if not takes(x=x, W_enc=W_enc, b_enc=b_enc):
             return self._reference.encode(x, W_enc, b_enc, select)
@@ -97,10 +96,10 @@ class Cpu:
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
         auxk: Revival | None = None,
     ) -> Autoencoded:
-        """Encode `x − b_pre`, select, decode each prefix; `code.value` and the reconstructions carry gradient.
+        """Encode `x − b_pre`, select, decode each prefix; `code.value` and the reconstructions are differentiable.
 
-        AuxK is the same pass over the compacted set of dead features. One backward serves both: the weight gradients of
-        the dead are rows that are added to those of all, so that no second dense gradient is made.
+        AuxK is the same pass over the compacted set of dead features. Both share one backward, which adds the dead
+        features' gradient rows to the full gradients, so no second dense gradient is allocated.
         """
         dead = None if auxk is None else auxk.dead
         check_shapes(x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre, dead=dead)
@@ -127,10 +126,9 @@ class Cpu:
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
         clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
-        """One pass over each matrix: clipping, Adam, unit rows, and the bf16 copy the next encode needs.
+        """One pass over each matrix: clipping, Adam, unit rows, and the bf16 copy for the next encode.
 
-        The gradients of parameters are taken away (`param.grad` is None afterwards): their memory serves the next
-        backward.
+        Takes the parameters' gradients (`param.grad` is None afterwards) and reuses their memory in the next backward.
         """
         live = [p for p in params if p.param.grad is not None]
         if rates is not None or not live or not all(takes(param=p.param, grad=p.param.grad) for p in live):
@@ -138,13 +136,13 @@ class Cpu:
         with lock():
             return step_params(self._buffers, live, step, lr, betas, eps, clip, self.half)
 
-    # -- how ----------------------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _code(
         self, x: Float[Tensor, "n_rows d_in"], w: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"],
         select: Select, W_enc: Tensor | None,
     ) -> SparseCode:
-        """Select over `x @ w.T + b_enc`; `W_enc` is the tensor that w is a view of, if it may be remembered."""
+        """Select from `x @ w.T + b_enc`; `W_enc` is the tensor that w is a view of, if its bf16 copy may be cached."""
         half = None
         if self.half and (select.mode == "threshold" or select.k <= RESCORE_SHARE * w.shape[0]):
             half = self._buffers.half_of(w, W_enc)
@@ -154,7 +152,7 @@ class Cpu:
         self, rows: Float[Tensor, "n_rows d_in"], w_enc: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"], select: Select, ends: tuple[int, ...], W_enc: Tensor | None,
     ) -> Pass:
-        """Encode and select; the reconstruction is left to the autograd function."""
+        """Encode and select; the autograd function decodes."""
         code = agreed(self._code(rows, w_enc, b_enc, select, W_enc), select.agree)
         dense = code.feature.numel() > BREAK_EVEN * code.n_rows * code.d_sae
         return Pass(rows, w_enc, W_dec.detach().contiguous(), code, indptr_of(code), ends, dense)
@@ -163,7 +161,7 @@ class Cpu:
         self, rows: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"], auxk: Revival, absolute: bool,
     ) -> Part | None:
-        """The pass over the dead features; None when none is dead."""
+        """The pass over the dead features; None if there are none."""
         ids = auxk.dead.nonzero().squeeze(-1)
         if ids.numel() == 0:
             return None
@@ -173,5 +171,5 @@ class Cpu:
 
 
 def feature_major(W: Float[Tensor, "d d_sae"]) -> Float[Tensor, "d_sae d"]:
-    """The transpose, contiguous; no copy for weights in their usual layout."""
+    """The contiguous transpose; no copy for weights in the usual layout."""
     return W.detach().t().contiguous()

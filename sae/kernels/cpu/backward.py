@@ -1,4 +1,4 @@
-"""Gradients of a pass: the fused sparse backward, the dense one, and the autograd function around them."""
+"""Backward pass: the fused sparse backward, the dense one, and the autograd function."""
 
 import contextlib
 
@@ -14,17 +14,17 @@ from sae.kernels.cpu.state import SCORE_BYTES, Buffers, Gradients, Part, Pass, d
 
 
 def lock() -> contextlib.AbstractContextManager:
-    """The process-wide lock (looked up anew: a forked child gets its own)."""
+    """The process-wide lock, looked up at each call because a forked child gets its own."""
     return runtime.LOCK
 
 
-# -- both directions, either way --------------------------------------------------------------------------------------
+# -- forward and backward, sparse or dense ----------------------------------------------------------------------------
 
 
 def reconstruct(
     buffers: Buffers, done: Pass, b_dec: Float[Tensor, " d_out"]
 ) -> Float[Tensor, "n_prefixes n_rows d_out"]:
-    """The reconstruction of each prefix."""
+    """Reconstruction from each prefix."""
     if not done.dense:
         return decode(done.code, done.w_dec, b_dec, done.ends)
     out = b_dec.detach().repeat(len(done.ends), done.code.n_rows, 1)
@@ -39,13 +39,13 @@ def reconstruct(
 
 
 def row_chunks(done: Pass) -> list[tuple[int, int]]:
-    """Ranges of rows whose activations fit the buffer."""
+    """Ranges of rows whose dense activations fit the buffer."""
     n_chunk = max(1, SCORE_BYTES // (4 * done.code.d_sae))
     return [(lo, min(lo + n_chunk, done.code.n_rows)) for lo in range(0, done.code.n_rows, n_chunk)]
 
 
 def written_out(buffers: Buffers, done: Pass, lo: int, hi: int) -> Float[Tensor, "n_chunk d_sae"]:
-    """The activations of some rows with their zeros."""
+    """Dense activations of some rows."""
     acts = buffers.space("acts", (hi - lo, done.code.d_sae))
     runtime.run(cpu_loops.densify, runtime.even(hi - lo), *done.entries, lo, acts.numpy())
     return acts
@@ -54,7 +54,7 @@ def written_out(buffers: Buffers, done: Pass, lo: int, hi: int) -> Float[Tensor,
 def suffix_sums(
     buffers: Buffers, done: Pass, g_x_hat: Float[Tensor, "n_prefixes n_rows d_out"] | None
 ) -> Float[Tensor, "n_prefixes n_rows d_out"]:
-    """What reaches a feature from the reconstructions: it is part of its own prefix and of all that are longer."""
+    """Gradients that reach a feature: summed over its own prefix and all longer ones."""
     shape = (len(done.ends), done.code.n_rows, done.w_dec.shape[1])
     if g_x_hat is None:
         return torch.zeros(shape)
@@ -71,7 +71,7 @@ def gradients(
     buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz"] | None,
     by_level: Float[Tensor, "n_prefixes n_rows d_out"],
 ) -> Gradients:
-    """Every gradient of a pass, from those of its value and (as `suffix_sums`) of its reconstructions."""
+    """All gradients of a pass, from those of its values and of its reconstructions (as returned by `suffix_sums`)."""
     compute = dense_gradients if done.dense else sparse_gradients
     return compute(buffers, done, torch.empty(0) if g_value is None else g_value.contiguous(), by_level)
 
@@ -80,7 +80,7 @@ def sparse_gradients(
     buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz_or_none"],
     by_level: Float[Tensor, "n_prefixes n_rows d_out"],
 ) -> Gradients:
-    """By the plan: one visit to each active entry."""
+    """Sparse backward: one pass over the active entries, sorted by feature."""
     (d_sae, d_in), nnz = done.w_enc.shape, done.code.feature.numel()
     indptr, feature, value = done.entries
     starts, order, rows = np.zeros(d_sae + 1, np.int64), np.empty(nnz, np.int64), np.empty(nnz, np.int32)
@@ -106,7 +106,7 @@ def sparse_gradients(
 
 
 def stats_of(g: Gradients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The row statistics as the loops take them."""
+    """Row statistics as numpy arrays for the loops."""
     assert g.enc2 is not None and g.dec2 is not None and g.radial is not None
     return g.enc2.numpy(), g.dec2.numpy(), g.radial.numpy()
 
@@ -115,7 +115,7 @@ def dense_gradients(
     buffers: Buffers, done: Pass, g_value: Float[Tensor, " nnz_or_none"],
     by_level: Float[Tensor, "n_prefixes n_rows d_out"],
 ) -> Gradients:
-    """By dense products, a chunk of rows at a time."""
+    """Dense backward, in chunks of rows."""
     d_sae = done.code.d_sae
     g = Gradients(
         buffers.take_spare(tuple(done.w_enc.shape)).zero_(), buffers.take_spare(tuple(done.w_dec.shape)).zero_(),
@@ -127,7 +127,7 @@ def dense_gradients(
         for level, (begin, end) in enumerate(done.blocks()):
             with runtime.columns(by_level.shape[2]):
                 g.g_dec[begin:end].addmm_(acts[:, begin:end].t(), by_level[level, lo:hi])
-        g_acts = acts.zero_()  # beyond the last prefix nothing but the value's own gradient arrives
+        g_acts = acts.zero_()  # features beyond the last prefix only get the gradient of their values
         for level, (begin, end) in enumerate(done.blocks()):
             with runtime.columns(end - begin):
                 g_acts[:, begin:end] = by_level[level, lo:hi] @ done.w_dec[begin:end].t()
@@ -138,13 +138,13 @@ def dense_gradients(
         with runtime.columns(done.x.shape[1]):
             g.g_enc.addmm_(g_acts.t(), done.x[lo:hi])
         g.g_bias += g_acts.sum(0)
-    with runtime.columns(1):  # one thread: a product with a vector is summed in an order that depends on their number
+    with runtime.columns(1):  # one thread, because the summation order of a matrix-vector product depends on their number
         g.g_pre = -(g.g_bias @ done.w_enc)
     return g
 
 
 def add_part(done: Pass, g: Gradients, part: Part, of_part: Gradients) -> None:
-    """Add the gradients of a pass over some of the features to those of the pass over all."""
+    """Add the gradients of a pass over some features to those of the full pass."""
     ids = part.ids
     g.g_bias.index_add_(0, ids, of_part.g_bias)
     g.g_pre += of_part.g_pre
@@ -168,23 +168,23 @@ def input_gradient(done: Pass, g: Gradients) -> Float[Tensor, "n_rows d_in"]:
 
 
 class Autoencode(torch.autograd.Function):
-    """(value, x_hat, aux_hat) of a finished pass and of one over the dead features (`part`), with the gradients of all."""
+    """(value, x_hat, aux_hat) of a pass and of one over the dead features (`part`), with a joint backward."""
 
     @staticmethod
     def forward(ctx, buffers, done, part, x, W_enc, b_enc, W_dec, b_dec, b_pre):  # noqa: ARG004
-        """Decode; the codes have been selected already."""
+        """Decode the codes, which are already selected."""
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(W_enc, W_dec)  # autograd checks that nobody changes them before the backward
+        ctx.save_for_backward(W_enc, W_dec)  # so autograd checks that they are not modified before backward
         ctx.buffers, ctx.done, ctx.part = buffers, done, part
         with lock():
             aux_hat = None if part is None else reconstruct(buffers, part.done, torch.zeros(W_dec.shape[1]))[0]
-            # detached: an output that its own node held would keep itself alive
+            # detach: an output referenced by its own node would never be freed
             return done.code.value.detach(), reconstruct(buffers, done, b_dec), aux_hat
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_value, g_x_hat, g_aux_hat):
-        """All gradients at once."""
+        """Compute all gradients."""
         _, W_dec = ctx.saved_tensors
         buffers, done, part, needs = ctx.buffers, ctx.done, ctx.part, ctx.needs_input_grad[3:]
         with lock():

@@ -1,9 +1,9 @@
-"""The loops of the cpu backend over chosen features: decoding, the plan by feature, the fused backward.
+"""The cpu backend's loops over active features: decoding, sorting by feature, the fused backward.
 
-Each outer loop has the signature `(lo, hi, ...)` of `sae.kernels.cpu.runtime.run`, writes only what belongs to its range,
-and returns partial sums. Weights are feature-major `[d_sae, d]`.
+Each outer loop has the signature `(lo, hi, ...)` of `sae.kernels.cpu.runtime.run`, writes only to its own range, and
+returns partial sums. Weights are feature-major `[d_sae, d]`.
 
-Machine code kept on disk is known by its own source file alone: a file of loops therefore calls none of another's.
+numba's disk cache only tracks changes of a loop's own source file, so loops never call loops of another file.
 """
 
 from typing import no_type_check
@@ -29,7 +29,7 @@ def dot(a, b):
 @jit
 @no_type_check
 def add_four(out, va, vb, vc, vd, a, b, c, d):
-    """out += va · a + … + vd · d: four rows are fetched at a time, and out once."""
+    """out += va · a + … + vd · d: four rows per pass over out."""
     for j in range(out.size):
         out[j] += va * a[j] + vb * b[j] + vc * c[j] + vd * d[j]
 
@@ -59,7 +59,7 @@ def add_scaled(out, w, feature, value, lo, hi):
 @jit
 @no_type_check
 def decode_rows(lo, hi, indptr, feature, value, w, bias, ends, out):
-    """out[level, r] = bias + Σ of the features below ends[level]: one pass over each row's ascending features."""
+    """out[level, r] = bias + Σ over features below ends[level], in one pass over each row's ascending features."""
     for r in range(lo, hi):
         p = indptr[r]
         if ends.size == 1 and ends[0] >= w.shape[0]:
@@ -101,7 +101,7 @@ def plan_by_feature(indptr, feature, value, d_sae, starts, order, rows):
 @jit
 @no_type_check
 def grad_row_stats(ge, gd, wd, f, enc2, dec2, radial):
-    """Squared norms of feature f's gradient rows, that of the decoder also without its part along the decoder row."""
+    """Squared norms of feature f's gradient rows; the decoder's also without its part along the decoder row."""
     enc2[f] = dot(ge, ge)
     along = dot(gd, wd)
     rest2 = np.float32(0)
@@ -116,7 +116,7 @@ def grad_row_stats(ge, gd, wd, f, enc2, dec2, radial):
 @jit
 @no_type_check
 def visit_four(a, b, c, d, va, vb, vc, vd, w, gd, along):
-    """gd += va · a + … + vd · d, and along = (⟨a, w⟩, …, ⟨d, w⟩), in one reading of the rows."""
+    """gd += va · a + … + vd · d, and along = (⟨a, w⟩, …, ⟨d, w⟩), in one pass over the rows."""
     sa, sb, sc, sd = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for j in range(w.size):
         wj = w[j]
@@ -142,7 +142,7 @@ def visit_one(a, va, w, gd):
 @jit
 @no_type_check
 def visit_entries(q, end, order, rows, value, g, wd, gd, g_entry):
-    """dW_dec of one feature, and ⟨g_n, W_dec⟩ of each of its entries."""
+    """dW_dec of one feature, and ⟨g_n, W_dec⟩ for each of its entries."""
     along = np.empty(4, np.float32)
     while q + 4 <= end:
         visit_four(g[rows[q]], g[rows[q + 1]], g[rows[q + 2]], g[rows[q + 3]], value[order[q]], value[order[q + 1]],
@@ -159,11 +159,11 @@ def visit_entries(q, end, order, rows, value, g, wd, gd, g_entry):
 @no_type_check
 def backward_features(lo, hi, starts, order, rows, value, g_value, has_g_value, g, levels, x, w_enc, w_dec,
                       g_enc, g_dec, g_bias, g_entry, enc2, dec2, radial):
-    """All gradients of features lo:hi, from one visit to each of their entries.
+    """All gradients of features lo:hi, in one pass over their entries.
 
-    For an entry (row n, value v) of feature f: ∂value = ⟨g_n, W_dec,f⟩ + the gradient value has from elsewhere, then
-    dW_dec,f += v · g_n, dW_enc,f += ∂value · x_n, db_f += ∂value. `g` holds one gradient per prefix, already summed
-    over the prefixes that contain the feature (levels[f]; −1 for none). Returns the part of b_pre's gradient,
+    For an entry (row n, value v) of feature f: ∂value = ⟨g_n, W_dec,f⟩ + the gradient of losses on the value, then
+    dW_dec,f += v · g_n, dW_enc,f += ∂value · x_n, db_f += ∂value. `g` has one gradient per prefix, already summed over
+    the prefixes that contain the feature (levels[f]; −1 for none). Returns this range's part of b_pre's gradient,
     −Σ db_f · W_enc,f.
     """
     g_pre = np.zeros(w_enc.shape[1], np.float32)
@@ -198,7 +198,7 @@ def backward_features(lo, hi, starts, order, rows, value, g_value, has_g_value, 
 @jit
 @no_type_check
 def add_rows(lo, hi, ids, more_enc, more_dec, g_enc, g_dec, w_dec, enc2, dec2, radial):
-    """Add compact gradient rows to features ids[lo:hi] and renew their statistics."""
+    """Add compact gradient rows to features ids[lo:hi] and update their statistics."""
     for q in range(lo, hi):
         f = ids[q]
         g_enc[f] += more_enc[q]
@@ -220,7 +220,7 @@ def sum_rows(lo, hi, g):
 @jit
 @no_type_check
 def densify(lo, hi, indptr, feature, value, first, out):
-    """Rows lo:hi of the code with its zeros written out, from its row `first` on."""
+    """Rows lo:hi of the dense activations, counted from the code's row `first`."""
     out[lo:hi] = np.float32(0)
     for r in range(lo, hi):
         for p in range(indptr[first + r], indptr[first + r + 1]):
@@ -231,7 +231,7 @@ def densify(lo, hi, indptr, feature, value, first, out):
 @jit
 @no_type_check
 def pick_entries(lo, hi, indptr, feature, value, first, dense, g_value, has_g_value, g_entry):
-    """Gradient of each active entry, from dense rows; what is not active is set to zero in them, what is stays."""
+    """Gather the gradient of each active entry from dense rows, and zero the inactive entries of those rows."""
     for r in range(lo, hi):
         for p in range(indptr[first + r], indptr[first + r + 1]):
             if value[p] != 0:

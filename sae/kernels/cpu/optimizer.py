@@ -1,4 +1,4 @@
-"""The optimiser step of the cpu backend: each matrix is read and written once."""
+"""Optimiser step of the cpu backend, which reads and writes each matrix once."""
 
 import math
 
@@ -14,7 +14,7 @@ from sae.kernels.reference import Still, remove_radial_
 
 
 def rows_of(tensor: Tensor) -> Tensor | None:
-    """A matrix as contiguous rows in memory order; None for what is not a matrix, or is not contiguous."""
+    """A matrix as contiguous rows in memory order; None if it is not a matrix or not contiguous in either layout."""
     tensor = tensor.detach()
     if tensor.dim() != 2:
         return None
@@ -24,7 +24,7 @@ def rows_of(tensor: Tensor) -> Tensor | None:
 
 
 class Matrix:
-    """One parameter the loops can serve, its tensors as rows in memory order."""
+    """A parameter that the loops can handle, with its tensors as rows in memory order."""
 
     def __init__(self, state: ParamState, rows: Tensor) -> None:
         self.state, self.rows = state, rows
@@ -37,7 +37,7 @@ class Matrix:
 
     @classmethod
     def of(cls, state: ParamState) -> "Matrix | None":
-        """The view on a parameter, if it and its moments are matrices of one layout."""
+        """Wrap a parameter, if it and its moments are matrices with the same layout."""
         rows = rows_of(state.param)
         same = state.exp_avg.stride() == state.param.stride() == state.exp_avg_sq.stride()
         if rows is None or not same or (state.unit_rows and not state.param.is_contiguous()):
@@ -47,11 +47,11 @@ class Matrix:
         return cls(state, rows)
 
     def like_rows(self, tensor: Tensor) -> Tensor:
-        """Another tensor of the parameter's shape, turned as the rows are."""
+        """Another tensor of the parameter's shape, transposed like `rows`."""
         return tensor.detach().t() if self.transposed else tensor.detach()
 
     def measure(self, buffers: Buffers, W_dec: Tensor | None) -> None:
-        """Squared norms of the gradient's rows: those the backward left, if they hold, or from one more pass."""
+        """Squared norms of the gradient's rows: those left by the backward if still valid, else computed here."""
         unit = self.state.unit_rows
         known = None if W_dec is None else buffers.kept_stats(self.grad, W_dec)
         if known is not None:
@@ -65,7 +65,7 @@ class Matrix:
         )
 
     def step(self, numbers: "Numbers", half: Half | None) -> None:
-        """Clip, Adam, unit rows, and the bf16 copy."""
+        """Clip, Adam step, normalise unit rows, and write the bf16 copy."""
         bits = np.empty((0, 0), np.uint16) if half is None else half.w16.view(torch.uint16).numpy()
         norms = torch.empty(self.rows.shape[0]) if half is None else half.norms
         runtime.run(
@@ -79,7 +79,7 @@ class Matrix:
 
 
 class Numbers:
-    """The scalars of one step."""
+    """The scalars of an Adam step."""
 
     def __init__(
         self, step: int, lr: float, betas: tuple[float, float], eps: float, scale: float
@@ -89,19 +89,19 @@ class Numbers:
         self.factor2, self.eps = (1 - betas[1] ** step) ** -0.5, eps
 
     def float32(self) -> tuple[np.float32, ...]:
-        """In the order in which the loop takes them."""
+        """The scalars in the order of the loop's arguments."""
         fields = (self.scale, self.gain1, self.gain2, self.step_size, self.factor2, self.eps)
         return tuple(np.float32(number) for number in fields)
 
     def small(self, state: ParamState) -> None:
-        """The same step for a vector."""
+        """The same step in torch, for vectors and other parameters the loops cannot handle."""
         grad = state.param.grad
         assert grad is not None
         before = Still.of(state)
         grad = grad * self.scale
         state.exp_avg.lerp_(grad, self.gain1)
         state.exp_avg_sq.lerp_(grad * grad, self.gain2)
-        # numpy's root: torch hands short vectors to threads, whose waking takes longer than the rest of the step
+        # numpy's sqrt: torch would use threads for short vectors, and waking them takes longer than the rest of the step
         root = torch.from_numpy(np.sqrt(state.exp_avg_sq.detach().numpy()))
         state.param.addcdiv_(state.exp_avg, root.mul_(self.factor2).add_(self.eps), value=-self.step_size)
         if state.unit_rows:
@@ -119,7 +119,7 @@ def step_params(
     square = 0.0
     for state, matrix in zip(params, matrices, strict=True):
         if matrix is not None:
-            # the backward's statistics of either matrix rest on the decoder's rows as they were then
+            # the backward's statistics of both matrices depend on the decoder rows at that time
             matrix.measure(buffers, decoders[0] if len(decoders) == 1 else None)
             square += float(matrix.squares.double().sum())
         else:

@@ -1,9 +1,9 @@
-"""How the cpu backend runs its loops: compiled once, on threads of its own, under one lock.
+"""Running the cpu backend's loops: compiled once, on its own thread pool, under one lock.
 
-numba's own threading layers are not used. Their `workqueue` aborts the process when two threads call parallel kernels,
-`omp` dies after a fork, and a layer may be missing altogether; here a loop is an ordinary function over `lo:hi` that
-releases the interpreter lock, and the ranges are dealt to a few Python threads. The ranges depend on the work only,
-never on the number of threads, so that every result is bit-identical whatever that number is.
+numba's threading layers are not used: `workqueue` aborts the process when two threads call parallel kernels, `omp` dies
+after a fork, and a layer may be missing. Here a loop is an ordinary function over `lo:hi` that releases the GIL, and a few
+Python threads work through the ranges. The ranges depend on the work, never on the number of threads, so results are
+bitwise equal for any number of threads.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ import numba
 import torch
 
 LOCK = threading.RLock()
-"""Held through every operation of the backend: operations share score buffers, and would only fight for cores."""
+"""Held during every operation: operations share score buffers, and running them in parallel would not be faster."""
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 timings: dict[str, float] | None = None
-"""Seconds by operation, added up while this is a dict; for benchmarks."""
+"""Seconds per operation, accumulated while this is a dict; for benchmarks."""
 
 FASTMATH = {"reassoc", "contract", "nsz"}
-"""Sums may be reordered so that they vectorise; NaN and infinity keep their meaning."""
+"""Allow reordering of sums, for vectorisation; NaN and infinity keep their semantics."""
 
 
 def jit(loop: Callable) -> Callable:
-    """Compile a loop on first call, and keep the machine code on disk where that is possible.
+    """Compile a loop on first call, and cache the machine code on disk if possible.
 
-    numba looks for a writable place in NUMBA_CACHE_DIR, beside the source, then in the user's cache directory; where
-    there is none, the loop is compiled anew in each process.
+    numba looks for a writable folder: NUMBA_CACHE_DIR, beside the source, then the user's cache directory. If there is
+    none, each process compiles the loop again.
     """
     try:
         return numba.njit(loop, nogil=True, cache=True, fastmath=FASTMATH, error_model="numpy")
@@ -42,7 +42,7 @@ def jit(loop: Callable) -> Callable:
 
 
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """The helper threads; made anew in a forked child, which has none of its parent's."""
+    """The thread pool; recreated in a forked child, which does not inherit the threads."""
     key = (os.getpid(), n_threads)
     if key not in _pools:
         _pools.clear()
@@ -52,7 +52,7 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
 
 @contextlib.contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Add what happens inside to `timings`."""
+    """Add the time of the block to `timings`."""
     if timings is None:
         yield
         return
@@ -62,15 +62,15 @@ def timed(name: str) -> Iterator[None]:
 
 
 THREAD_COLUMNS = 32
-"""Fewest columns of a dense product that a thread computes."""
+"""Minimum columns of a dense product per thread."""
 
 
 @contextlib.contextmanager
 def columns(n: int) -> Iterator[None]:
-    """Dense products of (at least) n columns inside, on no more threads than leaves each THREAD_COLUMNS.
+    """Limit threads for dense products of (at least) n columns in the block to THREAD_COLUMNS columns per thread.
 
-    Math libraries deal columns to threads and take narrow pieces through loops that add in another order, so that the
-    bits of a narrow product would depend on the number of threads.
+    BLAS libraries split columns over threads and use loops with another summation order for narrow pieces, so the bits
+    of a narrow product would depend on the number of threads.
     """
     before = torch.get_num_threads()
     fitting = max(1, min(before, n // THREAD_COLUMNS))
@@ -87,7 +87,7 @@ def columns(n: int) -> Iterator[None]:
 def run(loop: Callable, bounds: Sequence[int], *args: object) -> list:
     """Call `loop(lo, hi, *args)` for each range of `bounds` on up to `torch.get_num_threads()` threads.
 
-    Returns what the calls returned, in the order of the ranges. The loops write to disjoint places.
+    Returns the results of the calls, in the order of the ranges. The loops must write to disjoint memory.
     """
     n_ranges = len(bounds) - 1
     n_threads = min(torch.get_num_threads(), n_ranges)
@@ -102,19 +102,19 @@ def run(loop: Callable, bounds: Sequence[int], *args: object) -> list:
 
 
 def _work(loop: Callable, bounds: Sequence[int], args: tuple, ticket: Iterator[int], results: list) -> None:
-    """Take one range after the other until none is left."""
+    """Process ranges until none is left."""
     while (i := next(ticket)) < len(results):
         results[i] = loop(bounds[i], bounds[i + 1], *args)
 
 
 def even(n: int, n_ranges: int = 32) -> list[int]:
-    """Bounds of (at most) `n_ranges` ranges of equal length over n items."""
+    """Bounds of at most `n_ranges` equal ranges over n items."""
     n_ranges = max(1, min(n, n_ranges))
     return [n * i // n_ranges for i in range(n_ranges + 1)]
 
 
 def _forget_after_fork() -> None:
-    """A child may be forked while another thread holds the lock."""
+    """Reset lock and pools in a forked child: another thread may have held the lock."""
     global LOCK
     LOCK = threading.RLock()
     _pools.clear()

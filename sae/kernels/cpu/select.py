@@ -1,4 +1,4 @@
-"""Which features are active: the encoder product a chunk of rows at a time, and exact selection from its scores."""
+"""Encode and select: the encoder product in chunks of rows, and exact selection from its scores."""
 
 from collections.abc import Iterator
 
@@ -14,15 +14,15 @@ from sae.kernels.cpu.state import SCORE_BYTES, Buffers, Half, indptr_of
 from sae.kernels.interface import Select
 
 MARGIN = 4
-"""Candidates beyond k that bf16 scores nominate at first."""
+"""Initial number of extra candidates, beyond k, nominated by bf16 scores."""
 RESCORE_SHARE = 0.03
-"""Share of candidates above which scoring them again costs more than an fp32 product saves."""
+"""Fraction of candidates above which re-scoring costs more than an fp32 product."""
 SAMPLE_ROWS = 64
-"""Rows whose scores tell how dense a thresholded code will be."""
+"""Rows sampled to estimate the density of a thresholded code."""
 
 
 class Encoder:
-    """Scores and selection of one batch. With `half`, scores are bf16 and their candidates are scored again in fp32."""
+    """Scores and selection of a batch. With `half`, scores are bf16 and candidates are re-scored in fp32."""
 
     def __init__(
         self, buffers: Buffers, x: Float[Tensor, "n_rows d_in"], w: Float[Tensor, "d_sae d_in"],
@@ -36,11 +36,11 @@ class Encoder:
         """The selected code.
 
         Raises:
-            SaescopeError: k exceeds d_sae, or some pre-activation is not finite.
+            SaescopeError: k is out of range, or a pre-activation is not finite.
         """
         if select.mode == "topk":
             if not 0 < select.k <= self.d_sae:
-                raise SaescopeError(f"kernels: k = {select.k} features per row, of d_sae = {self.d_sae} there are.")
+                raise SaescopeError(f"kernels: k = {select.k} must be between 1 and d_sae = {self.d_sae}.")
             code = self.topk(select.k, select.absolute)
         elif select.mode == "batch_topk" and select.k < self.d_sae:
             code = self.batch_topk(select.k * self.n_rows, select.absolute)
@@ -50,20 +50,20 @@ class Encoder:
         if self.bad.any():
             raise SaescopeError(
                 f"kernels: {int(self.bad.sum())} of {self.n_rows} rows have pre-activations that are NaN or infinite "
-                f"(the first is row {int(self.bad.argmax())}); look for such numbers in the input, or lower the "
-                "learning rate if the training has diverged."
+                f"(the first is row {int(self.bad.argmax())}); check the input for such values, or lower the learning "
+                "rate if training has diverged."
             )
         return code
 
     def per_feature(self, threshold: Tensor | float, absolute: bool) -> np.ndarray:
-        """The threshold of each feature; never negative where values are those of a ReLU."""
+        """The threshold of each feature; clamped to ≥ 0 for ReLU values."""
         full = torch.as_tensor(threshold, dtype=torch.float32).detach().expand(self.d_sae)
         return (full if absolute else full.clamp_min(0)).contiguous().numpy().copy()
 
     # -- scores -------------------------------------------------------------------------------------------------------
 
     def chunks(self) -> Iterator[tuple[int, tuple]]:
-        """(first row, what the loops take as scores) of each chunk; the scores are overwritten by the next."""
+        """Yield (first row, score arguments of the loops) per chunk; the next chunk overwrites the scores."""
         half = self.half is not None
         n_chunk = max(1, SCORE_BYTES // ((2 if half else 4) * self.d_sae))
         x, w = self.x, self.w
@@ -82,9 +82,9 @@ class Encoder:
                 yield first, (False, nothing16, scores.numpy())
 
     def n_groups(self, n_wanted: int) -> int:
-        """Groups whose maxima bound the `n_wanted`-th largest score: balances scanning maxima against scanning groups.
+        """Number of groups whose maxima bound the `n_wanted`-th largest score; balances scanning maxima and groups.
 
-        Few enough to stay in the first cache, and a multiple of 64 so that the loops over them need no tails.
+        Few enough to stay in the L1 cache, and a multiple of 64 so that loops over them need no remainder.
         """
         n = -(-int((self.d_sae * n_wanted) ** 0.5) // 64) * 64
         return self.d_sae if 2 * n > self.d_sae else n
@@ -92,7 +92,7 @@ class Encoder:
     # -- the three modes ----------------------------------------------------------------------------------------------
 
     def topk(self, k: int, absolute: bool) -> SparseCode:
-        """The k best of each row, ascending by feature, then padding."""
+        """The k largest of each row, ascending by feature, then padding."""
         n_candidates = min(self.d_sae, k + MARGIN if self.half is not None else k)
         feature = torch.empty(self.n_rows * k, dtype=torch.int32)
         value = torch.empty(self.n_rows * k)
@@ -109,12 +109,12 @@ class Encoder:
     def above(self, threshold: np.ndarray, absolute: bool) -> SparseCode:
         """Everything above the threshold."""
         if self.half is not None and self.share_above(threshold, absolute) > RESCORE_SHARE:
-            # so many candidates that scoring them again would cost more than an fp32 product
+            # too many candidates: re-scoring them would cost more than an fp32 product
             self.half = None
         return self.collect(threshold, absolute, None)
 
     def share_above(self, threshold: np.ndarray, absolute: bool) -> float:
-        """The share of features above the threshold, from bf16 scores of a few rows spread over the batch."""
+        """Estimated fraction of features above the threshold, from bf16 scores of rows spread over the batch."""
         assert self.half is not None
         stride = max(1, self.n_rows // SAMPLE_ROWS)
         with runtime.columns(self.d_sae):
@@ -123,7 +123,7 @@ class Encoder:
         return float((pre > torch.from_numpy(threshold)).float().mean()) if pre.numel() else 0.0
 
     def batch_topk(self, n_kept: int, absolute: bool) -> SparseCode:
-        """The n_kept best of the batch; of equal values those first by row, then by feature."""
+        """The n_kept largest of the batch; ties go to the lowest row, then feature."""
         code = self.collect(np.zeros(self.d_sae, np.float32), absolute, n_kept)
         if code.feature.numel() <= n_kept:
             return code
@@ -139,8 +139,8 @@ class Encoder:
     def collect(self, threshold: np.ndarray, absolute: bool, n_kept: int | None) -> SparseCode:
         """Entries above the threshold; with `n_kept`, at least the n_kept largest of these.
 
-        bf16 scores are first trusted to a part of the bound that holds for certain; if an error larger than two
-        thirds of that part turns up among the candidates, again with twice the part.
+        bf16 scores are first assumed accurate to a fraction of the worst-case error bound. If a candidate's error exceeds
+        two thirds of that, the fraction is doubled and collection repeated.
         """
         trust = np.float32(0.25)
         while True:
@@ -158,7 +158,7 @@ class Encoder:
     def collect_once(
         self, threshold: np.ndarray, absolute: bool, n_kept: int | None, trust: np.float32
     ) -> tuple[list, float]:
-        """Per range of rows (features, values, counts, worst error), and the worst error of all."""
+        """(features, values, counts, worst error) per range of rows, and the overall worst error."""
         x_norm, parts = self.x.norm(dim=1).numpy(), []
         w_norm = np.zeros(self.d_sae, np.float32) if self.half is None else self.half.norms.numpy()
         histogram = np.zeros(2**15, np.int64)
@@ -168,7 +168,7 @@ class Encoder:
             low, slope = threshold, trust
             if n_kept is not None:
                 low = np.full(self.d_sae, self.bound(first, n, scores, absolute, n_kept, histogram))
-                slope = 2 * trust  # the bound itself is one of scores, the n_kept-th value may lie lower
+                slope = 2 * trust  # the bound is itself a score, so the n_kept-th value may be lower
             parts += runtime.run(
                 select_loops.select_above, runtime.even(n), *scores, *fixed, low, threshold, np.float32(slope),
                 self.n_groups(64), absolute, first, self.bad,
@@ -178,7 +178,7 @@ class Encoder:
     def bound(
         self, first: int, n: int, scores: tuple, absolute: bool, n_kept: int, histogram: np.ndarray
     ) -> np.float32:
-        """A bound below which none of the batch's n_kept largest scores can lie, from the rows seen so far."""
+        """A lower bound on the batch's n_kept largest scores, from the rows seen so far."""
         n_groups = min(self.d_sae, max(1024, -(-4 * n_kept // max(n, 1) // 64) * 64))
         fixed = (self.bias.numpy(), n_groups, absolute, first, self.bad)
         for part in runtime.run(select_loops.peak_histogram, runtime.even(n, 8), *scores, *fixed):

@@ -1,9 +1,9 @@
-"""The selecting loops of the cpu backend: from the scores of a row to its active features.
+"""The cpu backend's selection loops: from a row's scores to its active features.
 
-Each outer loop has the signature `(lo, hi, ...)` of `sae.kernels.cpu.runtime.run`, writes only what belongs to its range,
-and returns partial sums. Weights are feature-major `[d_sae, d]`. Scores are bf16 bits (uint16) or fp32, without bias.
+Each outer loop has the signature `(lo, hi, ...)` of `sae.kernels.cpu.runtime.run`, writes only to its own range, and
+returns partial sums. Weights are feature-major `[d_sae, d]`. Scores are bf16 bits (uint16) or fp32, without bias.
 
-Machine code kept on disk is known by its own source file alone: a file of loops therefore calls none of another's.
+numba's disk cache only tracks changes of a loop's own source file, so loops never call loops of another file.
 """
 
 from typing import no_type_check
@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from sae.kernels.cpu.runtime import jit
 
 SIGMAS = np.float32(6.0)
-"""How many standard deviations of the measured bf16 error a score outside the candidates is allowed to be wrong by."""
+"""Assumed maximum error of scores outside the candidates, in standard deviations of the measured bf16 error."""
 BF16 = np.float32(1.5 * 2.0**-8)
 """|bf16 score − exact score| ≤ BF16 · ‖x‖ · ‖w‖: half an ulp for each factor (Cauchy–Schwarz) and for the result."""
 
@@ -37,7 +37,7 @@ def dot(a, b):
 @jit
 @no_type_check
 def four_dots(x, a, b, c, d, out):
-    """⟨x, a⟩ … ⟨x, d⟩: four rows are fetched at a time, and x once."""
+    """⟨x, a⟩ … ⟨x, d⟩: four rows per pass over x."""
     sa, sb, sc, sd = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for j in range(x.size):
         sa += x[j] * a[j]
@@ -49,7 +49,7 @@ def four_dots(x, a, b, c, d, out):
 
 @intrinsic
 def as_float(_, score):
-    """A score as fp32: itself, or what its bf16 bits stand for."""
+    """A score as fp32, converted if it is given as bf16 bits."""
 
     def codegen(context, builder, signature, args):  # noqa: ARG001
         if signature.args[0] == types.float32:
@@ -60,8 +60,8 @@ def as_float(_, score):
     return types.float32(score), codegen
 
 
-# A function for each four strips: the loops do not vectorise otherwise. Four, because a maximum of one strip with what is
-# there is compiled to a store under a mask, which takes processors without AVX512 ten times as long.
+# Four strips per function call, or the loops do not vectorise: a running maximum over one strip compiles to masked stores,
+# which are ten times slower on CPUs without AVX512.
 
 
 @jit
@@ -83,7 +83,7 @@ def strips_max(a, b, c, d, bias_a, bias_b, bias_c, bias_d, peak):
 @jit
 @no_type_check
 def strips_max_abs(a, b, c, d, bias_a, bias_b, bias_c, bias_d, peak):
-    """As `strips_max`, of the absolute score."""
+    """`strips_max` of the absolute scores."""
     poison, zero = np.float32(0), np.float32(0)
     for j in range(peak.size):
         va, vb = abs(as_float(a[j]) + bias_a[j]), abs(as_float(b[j]) + bias_b[j])
@@ -99,7 +99,7 @@ def strips_max_abs(a, b, c, d, bias_a, bias_b, bias_c, bias_d, peak):
 @jit
 @no_type_check
 def quad(score, i, m):
-    """The four strips of m scores from strip i on; after the last full one that one again."""
+    """Four strips of m scores from strip i on, repeating the last full strip past the end."""
     last = score.size // m - 1
     j, k, n = min(i + 1, last) * m, min(i + 2, last) * m, min(i + 3, last) * m
     return score[i * m:i * m + m], score[j:j + m], score[k:k + m], score[n:n + m]
@@ -110,7 +110,7 @@ def quad(score, i, m):
 def group_max(score, bias, peak, absolute):
     """peak[j] = the largest of scores (with bias) j, j + m, j + 2m, … (m groups). True if all are finite.
 
-    Strided groups make the maximum an element-wise one, which vectorises without shuffles.
+    Strided groups make it an elementwise maximum, which vectorises without shuffles.
     """
     m, poison = peak.size, np.float32(0)
     n_full = score.size // m
@@ -131,7 +131,7 @@ def group_max(score, bias, peak, absolute):
 @jit
 @no_type_check
 def strip_excess(score, bias, low, slope, w_norm, excess, absolute):
-    """Of each score the excess over its feature's bound: score − low + slope · w_norm. Returns 0 or NaN, as above."""
+    """Excess of each score over its feature's bound: score − low + slope · w_norm. Returns 0 or NaN like `strips_max`."""
     poison = np.float32(0)
     for j in range(score.size):
         v = as_float(score[j]) + bias[j]
@@ -143,7 +143,7 @@ def strip_excess(score, bias, low, slope, w_norm, excess, absolute):
 @jit
 @no_type_check
 def count_from(values, bound):
-    """How many reach the bound."""
+    """Number of values ≥ bound."""
     n = np.int32(0)
     for j in range(values.size):
         n += np.int32(values[j] >= bound)
@@ -153,7 +153,7 @@ def count_from(values, bound):
 @jit
 @no_type_check
 def bound_for(peak, n_wanted, floor):
-    """A bound ≥ floor that at least `n_wanted` of peak reach and not many more; the floor if fewer do."""
+    """A bound ≥ floor that at least `n_wanted` peaks, and not many more, reach; the floor if fewer reach it."""
     lo, hi = peak[0], peak[0]
     for j in range(peak.size):
         lo = peak[j] if peak[j] < lo else lo
@@ -178,7 +178,7 @@ def bound_for(peak, n_wanted, floor):
 @jit
 @no_type_check
 def gather_between(score, bias, peak, lo, hi, absolute, index, found, n):
-    """Append every feature whose (absolute) score lies in [lo, hi) to index[n:], its score to found[n:].
+    """Append all features with (absolute) score in [lo, hi) to index[n:], and their scores to found[n:].
 
     Returns the new n.
     """
@@ -198,7 +198,7 @@ def gather_between(score, bias, peak, lo, hi, absolute, index, found, n):
 @jit
 @no_type_check
 def rank_keys(value, n, absolute, key):
-    """Integers that order as the (absolute) values do where these are positive; 0 for the others."""
+    """Integer keys in the order of the (absolute) values; 0 for values that are not positive."""
     bits = value.view(np.int32)
     for q in range(n):
         b = bits[q]
@@ -244,7 +244,7 @@ def sort_row(feature, value, n):
 @jit
 @no_type_check
 def keep_best(index, value, key, n, k, feature_out, value_out):
-    """Write the k best candidates, ascending by feature, then padding. Of equal values the lowest features win."""
+    """Write the k largest candidates, ascending by feature, then padding. Ties go to the lowest feature."""
     t = max(kth_key(key, n, k), np.int32(1))
     n_above, n_tied = 0, 0
     for q in range(n):
@@ -274,7 +274,7 @@ def keep_best(index, value, key, n, k, feature_out, value_out):
 @jit
 @no_type_check
 def rescore(x, w, bias, found, index, lo, hi, value):
-    """Exact values of candidates lo:hi; returns the sum of squared errors of the scores by which they were found."""
+    """Exact values of candidates lo:hi; returns the summed squared error of their scores."""
     q = lo
     while q + 4 <= hi:
         four_dots(x, w[index[q]], w[index[q + 1]], w[index[q + 2]], w[index[q + 3]], value[q:q + 4])
@@ -296,11 +296,11 @@ def rescore(x, w, bias, found, index, lo, hi, value):
 @no_type_check
 def select_topk(lo, hi, half, scores16, scores32, x, w, bias, k, n_candidates, n_groups, absolute, first,
                 feature, value, bad):
-    """The k best of rows lo:hi of the scores, which are rows `first + lo : first + hi` of x and of the output.
+    """The k largest of rows lo:hi of the scores, which are rows `first + lo : first + hi` of x and of the output.
 
-    At least `n_candidates` scores reach the `n_candidates`-th largest group maximum, so the k largest do: only the
-    groups that reach it are looked into. With bf16 scores the candidates are scored again in fp32, and the bound is
-    lowered until it lies so far below the k-th exact value that no score outside can have been that wrong.
+    At least `n_candidates` scores reach the `n_candidates`-th largest group maximum, so the k largest do too, and only
+    groups that reach it are scanned. With bf16 scores, candidates are re-scored in fp32, and the bound is lowered until it
+    is so far below the k-th exact value that no other score can be that wrong.
     """
     d_sae = bias.size
     peak = np.empty(n_groups, np.float32)
@@ -329,7 +329,7 @@ def select_topk(lo, hi, half, scores16, scores32, x, w, bias, k, n_candidates, n
             err2 = rescore(x[row], w, bias, found, index, 0, n, exact)
             rank_keys(exact, n, absolute, key)
             while n < d_sae:
-                kth = key[n:n + 1]  # scratch: one integer, read back as the float it stands for
+                kth = key[n:n + 1]  # scratch: an integer that is reinterpreted as a float
                 kth[0] = kth_key(key, n, k)
                 safe = kth.view(np.float32)[0] - SIGMAS * np.float32(np.sqrt(err2 / max(n, 1)))
                 if bound <= safe:
@@ -344,7 +344,7 @@ def select_topk(lo, hi, half, scores16, scores32, x, w, bias, k, n_candidates, n
 @jit
 @no_type_check
 def peak_histogram(lo, hi, half, scores16, scores32, bias, n_groups, absolute, first, bad):
-    """How many group maxima have each upper half of a positive fp32 number."""
+    """Histogram of positive group maxima by the upper 16 bits of their fp32 pattern."""
     histogram = np.zeros(1 << 15, np.int32)
     peak = np.empty(n_groups, np.float32)
     bits = peak.view(np.int32)
@@ -362,7 +362,7 @@ def peak_histogram(lo, hi, half, scores16, scores32, bias, n_groups, absolute, f
 @jit
 @no_type_check
 def grown(array, n):
-    """The array with room for n entries."""
+    """The array, reallocated if it cannot hold n entries."""
     if n <= array.size:
         return array
     larger = np.empty(max(n, 2 * array.size), array.dtype)
@@ -375,8 +375,8 @@ def grown(array, n):
 def find_above(score, bias, excess, peak, index, found):
     """Features whose excess is positive, and their scores.
 
-    Returns how many, and whether they ascend: so they do if all features were looked at; where few groups have any, they
-    come group by group.
+    Returns their number, and whether they are in ascending order: they are if all features were scanned; if few groups
+    have hits, they come group by group.
     """
     d_sae, n_groups = bias.size, peak.size
     n_hit, n = 0, 0
@@ -397,10 +397,10 @@ def find_above(score, bias, excess, peak, index, found):
 @no_type_check
 def select_above(lo, hi, half, scores16, scores32, x, x_norm, w, w_norm, bias, low, threshold, trust, n_groups,
                  absolute, first, bad):
-    """Active entries of rows lo:hi, CSR: features, values, entries per row, and the worst share of BF16 seen.
+    """Active entries of rows lo:hi as CSR: features, values, entries per row, and the largest error as a fraction of BF16.
 
-    Candidates are scores above low − trust · BF16 · ‖x‖ · ‖w‖ (fp32 scores: above low); kept are those whose exact
-    value exceeds the threshold.
+    Candidates are scores above low − trust · BF16 · ‖x‖ · ‖w‖ (fp32 scores: above low). Those whose exact value exceeds
+    the threshold are kept.
     """
     d_sae = bias.size
     peak = np.empty(n_groups, np.float32)

@@ -1,4 +1,4 @@
-"""What the parts of the cpu backend share: a finished forward pass, gradients, and buffers that outlive a step."""
+"""Shared state of the cpu backend: forward passes, gradients, and buffers reused across steps."""
 
 import math
 import weakref
@@ -16,11 +16,11 @@ from sae.kernels.cpu import adam, runtime
 from sae.kernels.cpu import loops as cpu_loops
 
 SCORE_BYTES = 2**27
-"""Scores (or activations with their zeros written out) held at a time."""
+"""Maximum bytes of scores (or dense activations) held at a time."""
 
 
 class Half(NamedTuple):
-    """The bf16 copy of an encoder, feature-major, and its rows' norms."""
+    """Feature-major bf16 copy of an encoder, and its row norms."""
 
     w16: Tensor
     norms: Tensor
@@ -28,10 +28,10 @@ class Half(NamedTuple):
 
 @dataclass
 class Pass:
-    """One forward pass, with what its backward needs. Weights are feature-major and detached."""
+    """A forward pass with what its backward needs. Weights are feature-major and detached."""
 
     x: Float[Tensor, "n_rows d_in"]
-    """The rows as encoded: without b_pre."""
+    """The encoded rows, with b_pre subtracted."""
     w_enc: Float[Tensor, "d_sae d_in"]
     w_dec: Float[Tensor, "d_sae d_out"]
     code: SparseCode
@@ -42,16 +42,16 @@ class Pass:
 
     @property
     def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """indptr, feature and value as the loops take them."""
+        """indptr, feature and value as numpy arrays for the loops."""
         return self.indptr.numpy(), self.code.feature.numpy(), self.code.value.detach().numpy()
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """The features each prefix adds to the one before."""
+        """The features that each prefix adds to the previous one."""
         yield from zip((0, *self.ends[:-1]), self.ends, strict=True)
 
 
 class Part(NamedTuple):
-    """A pass over some of the features, of the same rows."""
+    """A pass over some of the features, with the same rows."""
 
     ids: Int64[Tensor, " n"]
     done: Pass
@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Gradients:
-    """What one backward pass produces; weights feature-major."""
+    """Results of a backward pass; weight gradients are feature-major."""
 
     g_enc: Float[Tensor, "d_sae d_in"]
     g_dec: Float[Tensor, "d_sae d_out"]
@@ -69,7 +69,7 @@ class Gradients:
     g_entry: Float[Tensor, " nnz"]
     """The gradient of each entry's pre-activation; 0 for padding."""
     enc2: Float[Tensor, " d_sae"] | None = None
-    """‖g_enc‖² of each feature; None if not known, like the following."""
+    """‖g_enc‖² of each feature; None if unknown, as for the following."""
     dec2: Float[Tensor, "d_sae 2"] | None = None
     """‖g_dec‖² of each feature, without its part along the decoder row, and with it."""
     radial: Float[Tensor, " d_sae"] | None = None
@@ -77,7 +77,7 @@ class Gradients:
 
 
 def roomy(shape: tuple[int, ...], dtype: type) -> Tensor:
-    """An uninitialised tensor from numpy, which asks for huge pages; it begins at a cache line."""
+    """An uninitialised tensor allocated by numpy, which requests huge pages; aligned to a cache line."""
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(n_bytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -85,7 +85,7 @@ def roomy(shape: tuple[int, ...], dtype: type) -> Tensor:
 
 
 class Buffers:
-    """Memory kept from step to step: fresh pages cost more than the arithmetic that fills them."""
+    """Memory reused across steps: page faults of new memory cost more than the arithmetic that fills it."""
 
     def __init__(self) -> None:
         self._spaces: dict[str, Tensor] = {}
@@ -94,7 +94,7 @@ class Buffers:
         self._half: tuple[weakref.ref[Tensor], int, Half] | None = None
 
     def space(self, name: str, shape: tuple[int, int], half: bool = False) -> Tensor:
-        """An uninitialised matrix of fp32 (or bf16), the same memory on each call."""
+        """An uninitialised fp32 (or bf16) matrix in memory reused by each call with this name."""
         n = math.prod(shape)
         held = self._spaces.get(name)
         if held is None or held.numel() < n:
@@ -105,28 +105,28 @@ class Buffers:
     # -- gradients ----------------------------------------------------------------------------------------------------
 
     def take_spare(self, shape: tuple[int, ...]) -> Tensor:
-        """A gradient buffer, uninitialised; one that the optimiser has consumed if there is one."""
+        """An uninitialised gradient buffer; reuses one that the optimiser has consumed, if any."""
         spare = self._spare.get(shape)
         return spare.pop() if spare else roomy(shape, np.float32)
 
     def give_spare(self, buffer: Tensor) -> None:
-        """Keep a consumed gradient for the next backward."""
+        """Return a consumed gradient for reuse in the next backward."""
         spare = self._spare.setdefault(tuple(buffer.shape), [])
         if len(spare) < 2:
             spare.append(buffer)
 
     def forget_stats(self) -> None:
-        """Drop row statistics that no optimiser step has asked for."""
+        """Drop row statistics that no optimiser step has used."""
         self._stats.clear()
 
     def keep_stats(self, grad: Tensor, weights: Tensor, squares: Tensor, radial: Tensor) -> None:
-        """Remember the row statistics of a gradient, valid while neither it nor the weights change."""
-        # an alias: with a second reference to the tensor itself autograd would copy it
+        """Store the row statistics of a gradient; valid while neither it nor the weights change."""
+        # store an alias: with a second reference to the tensor itself, autograd would copy it
         alias = grad.detach()
         self._stats[grad.data_ptr()] = (alias, alias._version, weights, weights._version, squares, radial)
 
     def kept_stats(self, grad: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Squares and radial parts of this gradient's rows, if they still hold."""
+        """Squares and radial parts of this gradient's rows, if still valid."""
         kept = self._stats.pop(grad.data_ptr(), None)
         if kept is None or kept[0].numel() != grad.numel() or kept[2] is not weights:
             return None
@@ -136,20 +136,20 @@ class Buffers:
     # -- the bf16 encoder ---------------------------------------------------------------------------------------------
 
     def half_space(self, shape: tuple[int, ...]) -> Half:
-        """Memory for a bf16 copy: that of the one remembered, if its shape fits."""
+        """Memory for a bf16 copy; reuses the cached copy's if its shape fits."""
         if self._half is not None and self._half[2].w16.shape == shape:
             return self._half[2]
         return Half(roomy(shape, np.uint16).view(torch.bfloat16), torch.empty(shape[0]))
 
     def keep_half(self, W_enc: Tensor, half: Half) -> None:
-        """Remember the bf16 copy of the weights as they are now."""
+        """Cache the bf16 copy of the current weights."""
         self._half = (weakref.ref(W_enc), W_enc._version, half)
 
     def half_of(self, w: Float[Tensor, "d_sae d_in"], W_enc: Tensor | None) -> Half:
         """The bf16 copy of feature-major weights.
 
-        That of a parameter `W_enc` is kept, and made anew once autograd's counter says that the parameter has changed
-        (writes through `.data` escape it, here as in autograd).
+        The copy of a parameter `W_enc` is cached, and refreshed when autograd's version counter shows that the parameter
+        has changed (writes through `.data` go unnoticed, as in autograd).
         """
         if W_enc is not None and self._half is not None:
             ref, version, half = self._half
@@ -165,7 +165,7 @@ class Buffers:
 
 
 def indptr_of(code: SparseCode) -> Int64[Tensor, " n_rows_plus_1"]:
-    """Where each row's entries begin, in either layout."""
+    """The start of each row's entries, in either layout."""
     if code.indptr is not None:
         return code.indptr
     assert code.k is not None
@@ -175,7 +175,7 @@ def indptr_of(code: SparseCode) -> Int64[Tensor, " n_rows_plus_1"]:
 def decode(
     code: SparseCode, w_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"], ends: tuple[int, ...]
 ) -> Float[Tensor, "n_prefixes n_rows d_out"]:
-    """The reconstruction of each prefix, by the sparse loop."""
+    """Reconstruction from each prefix, by the sparse loop."""
     out = torch.empty(len(ends), code.n_rows, w_dec.shape[1])
     runtime.run(
         cpu_loops.decode_rows, runtime.even(code.n_rows), indptr_of(code).numpy(), code.feature.contiguous().numpy(),
@@ -186,12 +186,12 @@ def decode(
 
 
 def sum_rows(g: Float[Tensor, "n_rows d"]) -> Float[Tensor, " d"]:
-    """Σ over rows, in an order that does not depend on the number of threads."""
+    """Sum over rows, in an order independent of the number of threads."""
     return ordered_sum(runtime.run(cpu_loops.sum_rows, runtime.even(g.shape[0]), g.contiguous().numpy()))
 
 
 def ordered_sum(parts: list[np.ndarray]) -> Float[Tensor, " d"]:
-    """Σ of partial sums, first to last."""
+    """Sum of partial sums, first to last."""
     total = parts[0].copy()
     for part in parts[1:]:
         total += part

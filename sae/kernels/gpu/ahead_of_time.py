@@ -1,9 +1,9 @@
-"""Compile every kernel as it would be launched, without a device, and report what it needs.
+"""Compile every kernel as it would be launched, without a GPU, and report its resource usage.
 
     python -m sae.kernels.gpu.ahead_of_time [capability ...]      JSON, one object per kernel, shape and target
 
-Launches are recorded on tensors without data at shapes people train, so signatures, tiles and warps are the real ones.
-Must run in a process that does not interpret triton; triton ≥ 3.3 (3.2 has another compile interface).
+Launches are recorded on meta tensors with realistic training shapes, so signatures, tiles and warps are the real ones.
+Must run in a process without triton's interpreter; needs triton ≥ 3.3 (3.2 has another compile interface).
 """
 
 import json
@@ -32,14 +32,14 @@ from sae.kernels.interface import ParamState
 
 @dataclass(frozen=True)
 class Shape:
-    """One size of SAE."""
+    """Sizes of an SAE."""
 
     d_in: int
     d_out: int
     d_sae: int
     k: int
     dtype: torch.dtype
-    """Of gathered rows."""
+    """Dtype of gathered rows."""
 
 
 SHAPES = (
@@ -55,7 +55,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel needs on one target."""
+    """Resource usage of a kernel on a target."""
 
     kernel: str
     capability: int
@@ -67,7 +67,7 @@ class Compiled:
 
 
 def launches(shape: Shape) -> list[Launch]:
-    """Every launch of a training step and of inference at this shape (on few rows: their number changes no kernel)."""
+    """All launches of a training step and of inference at this shape (with few rows, as their number affects no kernel)."""
     with gpu_launch.recorded() as found, torch.device("meta"):
         _select(shape)
         _train(shape)
@@ -164,7 +164,7 @@ _TYPES = {
 
 
 def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-    """Types, constants and divisibility of the arguments, as triton's own launcher would specialise them."""
+    """Types, constants and divisibility of the arguments, as specialised by triton's own launcher."""
     names = launch.kernel.arg_names
     types: dict[str, str] = {}
     constants, plain = dict(launch.constants), launch.kernel.do_not_specialize
@@ -184,7 +184,7 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tupl
 
 
 def compiled(launch: Launch, capability: int) -> Compiled:
-    """Compile one launch and read what it needs out of its binary."""
+    """Compile a launch and read its resource usage from the binary."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -207,7 +207,7 @@ def compiled(launch: Launch, capability: int) -> Compiled:
 
 
 def distinct(shapes: tuple[Shape, ...] = SHAPES) -> Iterator[Launch]:
-    """The launches of all shapes that differ in what is compiled."""
+    """Launches of all shapes, one per distinct compilation."""
     seen = set()
     for shape in shapes:
         for launch in launches(shape):
@@ -218,7 +218,7 @@ def distinct(shapes: tuple[Shape, ...] = SHAPES) -> Iterator[Launch]:
 
 
 def main(capabilities: list[int]) -> None:
-    """Compile all and write the report to standard output."""
+    """Compile all kernels and write the report to standard output."""
     work = [(launch, capability) for launch in distinct() for capability in capabilities]
     with ThreadPoolExecutor(2) as pool:
         report = [asdict(result) for result in pool.map(lambda pair: compiled(*pair), work)]

@@ -1,7 +1,7 @@
-"""Training on the GPU: the forward and backward pass, with AuxK, as an autograd function.
+"""Training on the GPU: forward and backward pass, with AuxK, as an autograd function.
 
-All work with feature-major encoder weights, `W_enc.t() [d_sae, d_in]`. In bf16, rows of x, of W_dec and of the gradient
-of x_hat are gathered in bf16; every sum is fp32, as are values and gradients.
+Encoder weights are feature-major, `W_enc.t() [d_sae, d_in]`. In bf16, rows of x, of W_dec and of the gradient of x_hat are
+gathered in bf16; all sums, values and gradients are fp32.
 """
 
 import functools
@@ -25,12 +25,12 @@ from sae.kernels.reference import agreed
 
 @functools.lru_cache
 def on_device(ends: tuple[int, ...], device: torch.device) -> Int64[Tensor, " n"]:
-    """The ends of prefixes; copied once, for a copy from the host waits for the device."""
+    """The ends of prefixes on the device; cached, because a copy from the host syncs."""
     return torch.tensor(ends, device=device)
 
 
 def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> int | Int64[Tensor, "..."]:
-    """Where each row's entries begin and where each of its prefixes of features ends, as `products.decode` takes it."""
+    """Start of each row's entries and end of each of its prefixes, as arguments for `products.decode`."""
     if code.indptr is None:
         assert code.k is not None
         if prefixes is None:
@@ -48,13 +48,13 @@ def bounds(code: SparseCode, prefixes: tuple[int, ...] | None) -> int | Int64[Te
 
 
 class Saved(NamedTuple):
-    """The tensors a backward pass reads, which autograd keeps and watches."""
+    """Tensors saved for backward, whose versions autograd checks."""
 
     W_dec: Float32[Tensor, "d_sae d_out"]
     x: Float[Tensor, "n_rows d_in"]
-    """Input rows as gathers and GEMMs read them."""
+    """Input rows in operand precision."""
     decoder: Float[Tensor, "d_sae d_out"]
-    """Decoder rows likewise."""
+    """Decoder rows in operand precision."""
     feature: Int32[Tensor, " nnz"]
     value: Float32[Tensor, " nnz"]
     indptr: Int64[Tensor, " n_rows_plus_1"] | None
@@ -62,7 +62,7 @@ class Saved(NamedTuple):
 
 @dataclass
 class Pass:
-    """What a backward pass has to know beside the tensors that autograd saves for it."""
+    """What backward needs besides the saved tensors."""
 
     n_rows: int
     d_sae: int
@@ -76,7 +76,7 @@ class Pass:
         return SparseCode(saved.feature, value, self.n_rows, self.d_sae, saved.indptr, self.k)
 
     def segments(self, dx_hat: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor]:
-        """The gradients of what features between two prefix ends make, as gathers read them, and that of b_dec."""
+        """Gradients of the contributions of features between two prefix ends, in operand precision, and that of b_dec."""
         if dx_hat is None:
             dx_hat = saved.value.new_zeros(len(self.ends), self.n_rows, saved.decoder.shape[1])
         return operands.segments(dx_hat, self.ends[-1] >= self.d_sae, self.settings.precision == "bf16")
@@ -85,16 +85,16 @@ class Pass:
         self, dvalue: Tensor | None, dy: Float[Tensor, "n_segments n_rows d_out"], saved: Saved, *,
         left: gpu_backward.Left | None = None, deferred: gpu_fused.Deferred | None = None,
     ) -> gpu_backward.CodeGrads:
-        """Those of the weights and values.
+        """Gradients of weights and values.
 
         Args:
-            dvalue: that of the values, by what uses them.
-            dy: those of the reconstructions, as `segments` gives them.
-            saved: by the forward pass.
-            left: what AuxK adds to those of the weights.
-            deferred: where these wait for the optimiser, if they are not to be made here.
+            dvalue: gradient of the values from losses on them.
+            dy: gradients of the reconstructions, from `segments`.
+            saved: tensors saved by the forward pass.
+            left: weight gradients from AuxK, to be added.
+            deferred: where to defer weight gradients to the optimiser; None computes them here.
         """
-        # detached: what waits for the optimiser is not to keep the graph
+        # detach, so that deferred gradients do not keep the graph alive
         code, x, decoder = self.code(saved, saved.value.detach()), saved.x, saved.decoder
         dvalue = None if dvalue is None else dvalue.contiguous()
         if self.settings.is_dense(self.nnz, self.n_rows, self.d_sae):
@@ -111,7 +111,7 @@ class Pass:
         return grads
 
     def input_gradient(self, dvalue: Float32[Tensor, " nnz"], W_enc_t: Tensor, saved: Saved) -> Tensor:
-        """∂x = Σ ∂value · W_enc[:, feature], of weights as gathers and GEMMs read them."""
+        """∂x = Σ ∂value · W_enc[:, feature], with weights in operand precision."""
         return _reconstruct(self.code(saved, dvalue), W_enc_t, None, None, self.settings)[0]
 
 
@@ -119,7 +119,7 @@ def _forward(
     encoder: Encoder, W_dec: Tensor, decoder: Tensor, b_dec: Tensor | None, select: Select,
     prefixes: tuple[int, ...] | None,
 ) -> tuple[Pass, Saved, Float32[Tensor, "n_prefixes n_rows d_out"]]:
-    """Encode, select, decode; `decoder` is W_dec as gathers and GEMMs read it."""
+    """Encode, select, decode; `decoder` is W_dec in operand precision."""
     settings = encoder.settings
     if select.fixed and select.mode == "threshold" and settings.keeps_all(*encoder.shape):
         code = everything(encoder, select.threshold, absolute=select.absolute)
@@ -131,32 +131,32 @@ def _forward(
 
 
 class Chosen(NamedTuple):
-    """The features that AuxK chooses from."""
+    """Candidate features of AuxK."""
 
     ids: Int64[Tensor, " n"]
     dead: Bool[Tensor, " n"] | None
-    """Which of them are; None: all."""
+    """Mask of those that are dead; None: all."""
 
     @classmethod
     def of(cls, auxk: Revival) -> "Chosen | None":
-        """The dead; with `room` as many features as that, the dead first. None if there are none."""
+        """The dead features; with `room`, exactly that many features, dead ones first. None if there are none."""
         if auxk.room is None:
             ids = auxk.dead.nonzero().squeeze(-1)
             return cls(ids, None) if ids.numel() else None
-        # no id twice: what is added to the gradients of those that are not dead (zeros) is added by one thread each
+        # ids are unique, so each gradient row is updated by one thread (live features get zeros)
         order = torch.sort(auxk.dead.to(torch.uint8), descending=True, stable=True).indices
         ids = order[: auxk.room]
         return cls(ids, auxk.dead[ids]) if auxk.room else None
 
 
 FEW = 24
-"""Times k: so many features are multiplied with the rows in fp32 more quickly than k of each row are scored again."""
+"""Up to FEW · k features, an fp32 product is faster than re-scoring k candidates per row."""
 
 
 def _revive(
     encoder: Encoder, chosen: Chosen, decoder: Tensor, k: int, *, absolute: bool, agree: Agree | None
 ) -> tuple[Pass, Saved, Float32[Tensor, "n_rows d_out"]]:
-    """The pass of the k strongest of the dead; `decoder` is W_dec as gathers and GEMMs read it."""
+    """The AuxK pass with the k strongest dead features per row; `decoder` is W_dec in operand precision."""
     settings, rows, few = encoder.settings, decoder[chosen.ids], encoder.of_features(chosen.ids, chosen.dead)
     if k == len(rows):
         code = everything(few, absolute=absolute)
@@ -169,35 +169,35 @@ def _revive(
 
 
 class Operands(NamedTuple):
-    """Weights as gathers and GEMMs read them, feature-major."""
+    """Weights in operand precision, feature-major."""
 
     W_enc_t: Float[Tensor, "d_sae d_in"]
     W_dec: Float[Tensor, "d_sae d_out"]
 
 
 class Options(NamedTuple):
-    """What a pass is to do, beside its tensors."""
+    """Options of a pass."""
 
     select: Select
     prefixes: tuple[int, ...] | None
     settings: Settings
     k_aux: int
-    """Dead features per row, of those that are given."""
+    """Dead features per row in AuxK."""
     deferred: gpu_fused.Deferred | None
-    """Where the gradients of the weights wait for the optimiser, if they are not to be made in the backward pass."""
+    """Where to defer weight gradients to the optimiser; None: compute them in backward."""
     operands: Operands
-    """Both weights as gathers and GEMMs read them."""
+    """Both weights in operand precision."""
     keep: Callable[[gpu_backward.CodeGrads], None]
-    """Told of the gradients that a backward pass has made."""
+    """Callback with the gradients of a backward pass."""
     agree_aux: Agree | None = None
-    """As `Revival.agree`."""
+    """See `Revival.agree`."""
 
 
 class Autoencode(torch.autograd.Function):
     """(x, weights, dead features) → (value, x_hat, aux_hat, feature, indptr).
 
-    AuxK (`chosen` given) is a pass over copies of the dead features' weights. The gradients that it leaves for
-    these rows are added to those of all features, so that no second gradient of the size of the weights is made.
+    AuxK (if `chosen` is given) is a pass over copies of the dead features' weights. Its gradient rows are added to the full
+    gradients, so no second gradient of the size of the weights is allocated.
     """
 
     @staticmethod
@@ -228,7 +228,7 @@ class Autoencode(torch.autograd.Function):
     def backward(
         ctx: Any, dvalue: Tensor | None, dx_hat: Tensor | None, daux_hat: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        """Every gradient from one by-feature plan, and one of the dead."""
+        """All gradients from the entries sorted by feature, and likewise for AuxK."""
         W_enc_t, *tensors = ctx.saved_tensors
         done, saved, needs, n = ctx.done, Saved(*tensors[: len(Saved._fields)]), ctx.needs_input_grad, len(Saved._fields)
         left = None
@@ -242,7 +242,7 @@ class Autoencode(torch.autograd.Function):
         dx = done.input_gradient(grads.value, W_enc_t, saved) if needs[0] else None
         if dx is not None and left is not None:
             dx += ctx.aux.input_gradient(left.grads.value, W_enc_t[left.ids], of_dead)
-        # a product with all of W_enc is a pass over it
+        # a pass over all of W_enc, so only if needed
         db_pre = -matmul(done.settings.operand(grads.b_enc[None]), W_enc_t)[0] if needs[5] else None
         db_dec = db_dec if needs[4] and dx_hat is not None else None
         return dx, grads.W_enc, grads.b_enc, grads.W_dec, db_dec, db_pre, None, None
@@ -252,7 +252,7 @@ def _reconstruct(
     code: SparseCode, W: Float[Tensor, "d_sae d"], bias: Float32[Tensor, " d"] | None, prefixes: tuple[int, ...] | None,
     settings: Settings,
 ) -> Float32[Tensor, "n_prefixes n_rows d"]:
-    """`Σ value · W[feature] (+ bias)` of each row and prefix, by gathers or by GEMMs."""
+    """`Σ value · W[feature] (+ bias)` of each row and prefix, by gathers or GEMMs."""
     if settings.is_dense(code.feature.numel(), code.n_rows, code.d_sae):
         return dense.reconstruct(code, W, bias, prefixes or (code.d_sae,), settings)
     return products.decode(code.feature, code.value, bounds(code, prefixes), W, bias)

@@ -1,9 +1,8 @@
-"""The GPU backend: cuBLAS for the encoder, Triton for everything sparse. Same bits from run to run.
+"""The GPU backend: cuBLAS for the encoder, Triton for everything sparse. Bitwise reproducible.
 
-Below some density of a code (0.5 % in bf16, 5 % in fp32) a gather beats a GEMM; denser ones are decoded and
-differentiated by GEMMs (`dense`), and `last_route` says which way the last pass took. Work in fp64 goes to the
-reference. Where triton interprets (TRITON_INTERPRET=1 set before triton is imported), tensors lie on the CPU; that is
-how the kernels are tested without a device.
+Below a density of 0.5 % (bf16) or 5 % (fp32) gathers beat GEMMs; denser codes use GEMMs for forward and backward
+(`dense`), and `last_route` says which was used. fp64 goes to the reference backend. In triton's interpreter
+(TRITON_INTERPRET=1 set before triton is imported) tensors are on the CPU, which is how kernels are tested without a GPU.
 """
 
 import os
@@ -22,23 +21,22 @@ from sae.kernels.reference import Reference
 
 
 def interpreted() -> bool:
-    """Whether kernels are interpreted, on CPU tensors."""
+    """Whether kernels run in triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Gpu:
-    """cuBLAS and Triton; see `sae.kernels.Backend` for what each operation means.
+    """cuBLAS and Triton; see `sae.kernels.Backend` for the operations.
 
     Args:
-        precision: `fp32`, `bf16` (GEMMs and gathers for training in bf16, values scored again in fp32; sums, values,
-            gradients and master weights in fp32), `fp8` (bf16, but the features that are scored again in training are
-            found by a product in 8 bits, and are 32 more than k in each row rather than 8) or `auto`: bf16 on devices
-            that multiply it (compute capability ≥ 8).
-        chunk_bytes: most bytes of pre-activations held at once; 1 GiB if not given.
-        dense_above: density above which codes go through GEMMs; by default where these are faster (`DENSE_ABOVE`).
-        fused_adam: gradients of W_enc and W_dec that come from one sparse pass are not written to `.grad` but made in
-            `optimizer_step`, which has to follow each backward pass (`zero_grad` undoes none): see
-            `sae.kernels.gpu.fused`.
+        precision: `fp32`, `bf16` (training GEMMs and gathers in bf16, values re-scored in fp32; sums, values, gradients
+            and master weights in fp32), `fp8` (like bf16, but candidates in training come from an fp8 product, with 32
+            instead of 8 extra candidates per row) or `auto`: bf16 on devices that support it (compute capability ≥ 8).
+        chunk_bytes: maximum bytes of pre-activations held at once; default 1 GiB.
+        dense_above: density above which codes use GEMMs; default: where these are faster (`DENSE_ABOVE`).
+        fused_adam: compute the gradients of W_enc and W_dec from a sparse pass in `optimizer_step` instead of writing
+            them to `.grad`. An optimiser step must follow each backward pass (`zero_grad` does not discard these
+            gradients): see `sae.kernels.gpu.fused`.
 
     Raises:
         SaescopeError: triton is not installed.
@@ -52,7 +50,7 @@ class Gpu:
         fused_adam: bool = False,
     ) -> None:
         if precision not in ("auto", "fp32", "bf16", "fp8"):
-            raise SaescopeError(f"kernels: no precision called {precision!r}; there are fp32, bf16, fp8 and auto.")
+            raise SaescopeError(f"kernels: no precision called {precision!r}; choose fp32, bf16, fp8 or auto.")
         try:
             from sae.kernels.gpu import autograd, kept
         except ModuleNotFoundError as error:
@@ -66,7 +64,7 @@ class Gpu:
             fast = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
             precision = "bf16" if fast else "fp32"
         if precision == "fp8" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
-            raise SaescopeError("kernels: this device multiplies no fp8 (compute capability below 8.9); take bf16.")
+            raise SaescopeError("kernels: this device does not support fp8 (compute capability below 8.9); use bf16.")
         self._autograd: Any = autograd
         self._settings = autograd.Settings(
             precision="fp32" if precision == "fp32" else "bf16", chunk_bytes=chunk_bytes, dense_above=dense_above,
@@ -80,13 +78,13 @@ class Gpu:
         self._kept_stats: Any = kept.KeptStats
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles begin without the gradients that wait."""
+        """Copies and pickles have no deferred gradients."""
         settings = self._settings
         precision = "fp8" if settings.eight else settings.precision
         return Gpu, (precision, settings.chunk_bytes, settings.dense_above, self.fused_adam)
 
     def keeps_all(self, n_rows: int, d_sae: int) -> bool:
-        """Where that is less work than to wait for the number of active features."""
+        """True if a complete code is cheaper than a device sync for the number of active features."""
         return self._settings.keeps_all(n_rows, d_sae)
 
     @torch.no_grad()
@@ -94,7 +92,7 @@ class Gpu:
         self, x: Float[Tensor, "n_rows d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"],
         select: Select,
     ) -> SparseCode:
-        """Select over `x @ W_enc + b_enc`."""
+        """Select from `x @ W_enc + b_enc`."""
         _check(select, x=x, W_enc=W_enc, b_enc=b_enc)
         if x.dtype == torch.float64:
             return self._reference.encode(x, W_enc, b_enc, select)
@@ -107,7 +105,7 @@ class Gpu:
     def decode(
         self, code: SparseCode, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]
     ) -> Float[Tensor, "n_rows d_out"]:
-        """`Σ value · W_dec[feature] + b_dec` per row, from the weights as they are."""
+        """`Σ value · W_dec[feature] + b_dec` per row, with the weights in their own dtype."""
         _check(None, W_dec=W_dec, b_dec=b_dec, value=code.value, feature=code.feature)
         if W_dec.dtype == torch.float64:
             return self._reference.decode(code, W_dec, b_dec)
@@ -126,7 +124,7 @@ class Gpu:
         *, b_pre: Float[Tensor, " d_in"] | None = None, prefixes: tuple[int, ...] | None = None,
         auxk: Revival | None = None,
     ) -> Autoencoded:
-        """Encode `x − b_pre`, select, decode each prefix. Prefixes ascend."""
+        """Encode `x − b_pre`, select, decode each prefix. Prefixes must be ascending."""
         dead = None if auxk is None else auxk.dead
         _check(select, x=x, W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, b_pre=b_pre, dead=dead)
         assert prefixes is None or list(prefixes) == sorted(prefixes), prefixes
@@ -162,7 +160,7 @@ class Gpu:
         self, params: list[ParamState], *, step: int, lr: float, betas: tuple[float, float], eps: float,
         clip: float | None, rates: Float32[Tensor, "2"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Adam with clipping by global norm and unit-norm rows."""
+        """Adam with global-norm clipping and unit-norm rows."""
         tensors = [t for p in params for t in (p.param, p.param.grad, p.exp_avg, p.exp_avg_sq) if t is not None]
         arguments: dict[str, Any] = {"step": step, "lr": lr, "betas": betas, "eps": eps, "clip": clip, "rates": rates}
         other = any(t.dtype != torch.float32 for t in tensors)
@@ -177,18 +175,18 @@ class Gpu:
         return optimizer.optimizer_step(params, self._waiting, kept, self.copies, **arguments)
 
     def _operand(self, weight: Tensor, feature_major: Tensor) -> Tensor:
-        """A weight as gathers and GEMMs read it, feature-major; of parameters in bf16 from the copy that is kept."""
+        """A weight in operand precision, feature-major; bf16 copies of parameters are cached."""
         if self._settings.precision == "bf16" and _may_wait(weight, feature_major):
             half = self.copies.of(weight)
             return half if weight is feature_major else half.t()
         return self._settings.operand(_fp32(feature_major))
 
     def _keep(self, W_dec: weakref.ref, grads: Any) -> None:
-        """Keep the statistics of gradients for the optimiser step."""
+        """Keep gradient statistics for the optimiser step."""
         self._kept = self._kept_stats.of(grads, W_dec())
 
     def _deferred(self, W_enc: Tensor, W_dec: Tensor) -> Any:
-        """Where the gradients of the weights wait for a fused step, if it can take them; None: they are made."""
+        """Where weight gradients are deferred to a fused step, if it supports them; None: compute them in backward."""
         if not (self.fused_adam and _may_wait(W_enc, W_enc.t()) and _may_wait(W_dec, W_dec)):
             return None
         from sae.kernels.gpu.fused import Deferred
@@ -197,53 +195,56 @@ class Gpu:
 
 
 def without_padding(code: SparseCode) -> SparseCode:
-    """A CSR code without its zeros. Waits for the device."""
+    """A CSR code without padding zeros. Syncs with the device."""
     kept = code.active.nonzero().squeeze(-1)
     return from_pairs(code.rows()[kept], code.feature[kept], code.value[kept], code.n_rows, code.d_sae)
 
 
 def _plain(x: Tensor) -> torch.autocast:
-    """Autocast off: precision is the backend's own choice."""
+    """Disable autocast: the backend chooses the precision."""
     return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
 
 
 def _may_wait(weight: Tensor, feature_major: Tensor) -> bool:
-    """Whether a weight can be stepped without a gradient in memory: a parameter in fp32, lying feature after feature."""
+    """Whether a weight can be updated without storing its gradient: an fp32 parameter in feature-major layout."""
     return weight.is_leaf and weight.requires_grad and _fp32(feature_major) is feature_major
 
 
 def _fp32(tensor: Tensor) -> Tensor:
-    """In fp32 and contiguous; the tensor itself where it already is."""
+    """Convert to contiguous fp32; returns the tensor itself if it already is."""
     return tensor.float().contiguous()
 
 
 def _check(select: Select | None, **tensors: Tensor | None) -> None:
-    """One device that can run the kernels, and dtypes that agree; jaxtyping-free, for it guards users' calls."""
+    """Check that all tensors are on one supported device, that dtypes agree, and that k is in range.
+
+    Without jaxtyping, because it checks calls by users.
+    """
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     devices = {tensor.device for tensor in present.values()}
     if len(devices) > 1:
         where = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
-        raise SaescopeError(f"kernels: all tensors of a call lie on one device, but there are {where}.")
+        raise SaescopeError(f"kernels: all tensors must be on the same device, but got {where}.")
     if devices and next(iter(devices)).type != "cuda" and not interpreted():
         raise SaescopeError(
-            f"kernels: the gpu backend runs on CUDA devices, and these tensors lie on {next(iter(devices))}; "
+            f"kernels: the gpu backend runs on CUDA devices, but these tensors are on {next(iter(devices))}; "
             "choose kernels=cpu or kernels=reference."
         )
     kinds = {tensor.dtype for tensor in present.values() if tensor.is_floating_point()}
     if torch.float64 in kinds and len(kinds) > 1:
-        raise SaescopeError(f"kernels: fp64 is not mixed with other dtypes, but there are {sorted(map(str, kinds))}.")
+        raise SaescopeError(f"kernels: fp64 cannot be mixed with other dtypes, but got {sorted(map(str, kinds))}.")
     if select is not None and select.mode != "threshold" and not 0 < select.k <= present["b_enc"].shape[0]:
-        raise SaescopeError(f"kernels: k = {select.k}, but a row has 1 to {present['b_enc'].shape[0]} active features.")
+        raise SaescopeError(f"kernels: k = {select.k} must be between 1 and d_sae = {present['b_enc'].shape[0]}.")
 
 
 def _check_features(code: SparseCode, d_sae: int) -> None:
-    """Indices in range: a code may come from a file, and a kernel would read whatever lies there."""
+    """Check that indices are in range: a code may come from a file, and a kernel would read out of bounds."""
     if code.indptr is not None and (
         int(code.indptr[0]) != 0 or int(code.indptr[-1]) != code.feature.numel() or bool((code.indptr.diff() < 0).any())
     ):
-        raise SaescopeError(f"kernels: the code's row bounds do not ascend from 0 to its {code.feature.numel()} entries.")
+        raise SaescopeError(f"kernels: the code's indptr does not ascend from 0 to its {code.feature.numel()} entries.")
     if code.feature.numel() == 0:
         return
     low, high = code.feature.aminmax()
     if int(low) < 0 or int(high) >= d_sae:
-        raise SaescopeError(f"kernels: the code names features {int(low)} to {int(high)}, but there are {d_sae}.")
+        raise SaescopeError(f"kernels: the code has feature ids {int(low)} to {int(high)}, but there are {d_sae} features.")

@@ -1,4 +1,4 @@
-"""The backward pass of a code on the GPU: every gradient from one plan, the code's entries sorted by feature."""
+"""Backward pass of a code on the GPU: all gradients from the code's entries sorted by feature."""
 
 import functools
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from sae.kernels.gpu import weight_kernels as kernels
 from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, warps_for
 
 CHUNK_ENTRIES = 256
-"""Entries of one feature that one program sums; a feature with more is hot, and its pieces are summed in order."""
+"""Most entries of a feature summed by one program; features with more are hot, and summed in parts, in order."""
 FUSED_WIDTH = 4096
-"""Widest row that the fused optimiser step holds whole."""
+"""Widest row that the fused optimiser step can hold in one tile."""
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """The entries of a code sorted by feature, then position. Made once per backward pass."""
+    """The entries of a code sorted by feature, then position. Computed once per backward pass."""
 
     order: Int64[Tensor, " nnz"]
     """Positions of the entries; padding comes last."""
     feature: Int[Tensor, " nnz"]
-    """Feature of each entry in that order, in 16 bits if they suffice; d_sae for padding."""
+    """Feature of each sorted entry, in 16 bits if possible; d_sae for padding."""
     first: Int64[Tensor, " d_sae_plus_1"]
-    """Where each feature's entries begin."""
+    """Start of each feature's entries."""
     chunk: int
-    """Entries that one program sums."""
+    """Most entries summed by one program."""
 
     @property
     def n_windows(self) -> int:
-        """Stretches of `chunk` entries: hot features are cut where these end."""
+        """Number of windows of `chunk` entries, at whose boundaries hot features are split."""
         return ceil_div(self.order.numel(), self.chunk)
 
     @property
@@ -44,7 +44,7 @@ class FeaturePlan:
 def plan_by_feature(code: SparseCode, chunk: int = CHUNK_ENTRIES) -> FeaturePlan:
     """Sort a code by feature."""
     assert code.feature.numel() < 2**31, code.feature.numel()
-    # of 16 bits half as many passes are sorted
+    # radix sort needs half as many passes with 16 bits
     kind = torch.int16 if code.d_sae < 2**15 else torch.int32
     by_feature, order = torch.sort(torch.where(code.value != 0, code.feature, code.d_sae).to(kind), stable=True)
     ids = torch.arange(code.d_sae + 1, device=by_feature.device, dtype=kind)
@@ -53,13 +53,13 @@ def plan_by_feature(code: SparseCode, chunk: int = CHUNK_ENTRIES) -> FeaturePlan
 
 @dataclass(frozen=True)
 class Stats:
-    """What the optimiser wants to know of weight gradients, left by the pass that made them."""
+    """Statistics of weight gradients for the optimiser, computed in the backward pass."""
 
     rows: Float32[Tensor, "4 d_sae"]
     """See `weight_kernels.store_stats`."""
 
     def squares(self, unit_rows: bool) -> Float32[Tensor, "2 d_sae"]:
-        """Squared norms of both gradients by feature, of the decoder's without its radial part for unit rows."""
+        """Squared norms of both gradients per feature; the decoder's without its radial part for unit rows."""
         return self.rows[:2] if unit_rows else self.rows[1:3]
 
     @property
@@ -73,35 +73,35 @@ class Stats:
 
     @property
     def radial(self) -> Float32[Tensor, " d_sae"]:
-        """The part of each row of dW_dec along its decoder row."""
+        """The component of each row of dW_dec along its decoder row."""
         return self.rows[3]
 
 
 @dataclass(frozen=True)
 class CodeGrads:
-    """What the backward pass of a code gives: feature-major weight gradients, and value gradients by position."""
+    """Gradients of a code: feature-major weight gradients, and value gradients by position."""
 
     W_enc: Float32[Tensor, "d_sae d_in"] | None
     W_dec: Float32[Tensor, "d_sae d_out"] | None
-    """None: left to the optimiser step."""
+    """None: deferred to the optimiser step."""
     b_enc: Float32[Tensor, " d_sae"]
     value: Float32[Tensor, " nnz"]
     stats: Stats | None = None
-    """None: not known."""
+    """None: unknown."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """Gradients of some features' weights and biases, by a pass over these alone (AuxK)."""
+    """Gradients of some features' weights and biases, from a pass over these features only (AuxK)."""
 
     ids: Int64[Tensor, " n"]
-    """No feature twice; d_sae: none."""
+    """Feature ids, unique; d_sae: none."""
     grads: CodeGrads
 
     def add_to(self, total: CodeGrads, W_dec: Float[Tensor, "d_sae d_out"]) -> None:
-        """Add them to those of all features, where these are made (the optimiser step adds to those left to it).
+        """Add these to the gradients of all features, unless weight gradients are deferred (then the optimiser step does).
 
-        Each feature is there once, so every number is added to once: the bits do not depend on an order.
+        Feature ids are unique, so each number is updated once and the result does not depend on an order.
         """
         mine = self.grads
         if total.W_enc is None or total.W_dec is None:
@@ -118,23 +118,23 @@ class Left:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How the columns of a gradient are cut into tiles, and how a program sums one."""
+    """Tiling of a gradient's columns, and how a program sums a tile."""
 
     width: int
     n: int
     entries: int
-    """Rows that are gathered at once."""
+    """Rows gathered at once."""
 
     @classmethod
     def of(cls, d: int, dots: bool) -> "Tiles":
-        """Of rows of d; with dot products, which keep more numbers. As measured on an H100."""
+        """Tiles for rows of width d; `dots`: with dot products, which need more registers. Tuned on an H100."""
         wide = d >= 2048 and not dots
         width = min(512 if wide else 256, max(16, power_of_2(d)))
         return cls(width, ceil_div(d, width), 4 if wide or dots else 8)
 
     def launch(self, rows: Tensor) -> dict[str, int]:
         """Constants of `row_sums_kernel`."""
-        # of bf16 a warp loads 256 columns at a time, or twice that in two loads
+        # in bf16 a warp loads 256 columns at a time, or twice that in two loads
         return {
             "BLOCK_D": self.width, "BLOCK_ENTRIES": self.entries,
             "num_warps": max(1, self.width * rows.element_size() // (1024 if self.width > 256 else 512)),
@@ -143,38 +143,38 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Work:
-    """What the kernels of the backward pass read, and how they are launched."""
+    """Arguments and launch parameters of the backward kernels."""
 
     plan: FeaturePlan
     code: SparseCode
     x: Float[Tensor, "n_rows d_in"]
     dy: Float[Tensor, "n_segments n_rows d_out"]
-    """A feature's dy is that of its segment."""
+    """Gradient of the reconstruction per segment of features."""
     W_dec: Float[Tensor, "d_sae d_out"]
     extra: Float32[Tensor, " nnz"] | None
-    """The gradient that reaches the values from elsewhere."""
+    """Gradient of the values from losses on them."""
     ends: Int64[Tensor, " n_ends"] | None
-    """Where segments of features end; None: there is one."""
+    """Ends of the segments of features; None: a single segment."""
     fused_width: int = FUSED_WIDTH
 
     @property
     def width(self) -> int:
-        """Of a tile that holds a whole row."""
+        """Width of a tile that holds a whole row."""
         return power_of_2(max(self.x.shape[1], self.W_dec.shape[1], 16))
 
     @property
     def fused(self) -> bool:
-        """One program holds whole rows, and makes the value gradients on its way."""
+        """Whether one program can hold whole rows, and compute the value gradients on the way."""
         return self.width <= self.fused_width
 
     @functools.cached_property
     def cut(self) -> tuple[Tensor, ...]:
-        """Features, where they begin, order, and rows: how the work is cut."""
+        """Features, their starts, order, and rows: how the work is partitioned."""
         plan = self.plan
         return plan.feature, plan.first, plan.order, plan.order if self.code.k is not None else self.code.rows()
 
     def tensors(self, dvalue: Float32[Tensor, " nnz"]) -> tuple[Tensor, ...]:
-        """The arguments of `sum_entries` that are tensors, after the plan's."""
+        """Tensor arguments of `sum_entries`."""
         code = self.code
         return (
             *self.cut, code.value, code.value if self.extra is None else self.extra, dvalue,
@@ -182,26 +182,26 @@ class Work:
         )
 
     def sizes(self) -> tuple[int, ...]:
-        """Of the work: windows, entries, entries of a row, and ends of segments."""
+        """Numbers of windows, entries, entries per row, and segment ends."""
         n_ends = 0 if self.ends is None else self.ends.numel()
         return self.plan.n_windows, self.plan.order.numel(), self.code.k or 1, n_ends
 
     @property
     def dy_stride(self) -> int:
-        """From one segment's dy to the next."""
+        """Offset from one segment's dy to the next."""
         return self.code.n_rows * self.W_dec.shape[1]
 
     def numbers(self) -> tuple[int, ...]:
-        """The arguments of `sum_entries` that are numbers."""
+        """Scalar arguments of `sum_entries`."""
         return *self.sizes(), self.dy_stride, self.code.d_sae, self.x.shape[1], self.W_dec.shape[1]
 
     @property
     def layout(self) -> dict[str, int]:
-        """The constants that follow from how the work is cut."""
+        """Constants that depend on the partitioning."""
         return {"CHUNK": self.plan.chunk, "FIXED_K": self.code.k is not None}
 
     def constants(self) -> dict[str, int]:
-        """Tiles and warps of the kernels that hold rows of encoder and decoder at once."""
+        """Tiles and warps of kernels that hold encoder and decoder rows at once."""
         return self.layout | {
             "HAS_EXTRA": self.extra is not None,
             "BLOCK_ENTRIES": max(1, min(4, 4096 // self.width)), "BLOCK_IN": max(16, power_of_2(self.x.shape[1])),
@@ -209,7 +209,7 @@ class Work:
         }
 
     def parts(self) -> list[Tensor]:
-        """Room for the pieces of hot features: gradients of encoder, decoder and bias."""
+        """Allocate partial sums of hot features: gradients of encoder, decoder and bias."""
         sizes = self.x.shape[1], self.W_dec.shape[1], 1
         return [torch.empty(2 * self.plan.n_windows, d, device=self.x.device) for d in sizes]
 
@@ -241,7 +241,7 @@ def _row_sums(
     work: Work, tiles: Tiles, weight: Float32[Tensor, " nnz"], rows: Float[Tensor, "*n_segments n_rows d"], out: Tensor,
     stats: Tensor, part: Tensor, *, dots: Tensor | None = None, sums: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """`Σ weight · rows[row]` of each feature; with `dots` of the decoder, with `sums` also Σ weight (and of pieces)."""
+    """`Σ weight · rows[row]` per feature; `dots`: also dot products with W_dec; `sums`: also Σ weight."""
     d_sae, d = out.shape
     extra = work.extra if dots is not None else None
     n_windows, n_entries, k, n_ends = work.sizes()

@@ -1,9 +1,9 @@
-"""The Triton kernels of the GPU backend's backward pass: see `sae.kernels.gpu.code_kernels` for the rules that all follow.
+"""Triton kernels of the backward pass; see `sae.kernels.gpu.code_kernels` for the rules of all kernels.
 
-Entries lie sorted by feature. One program sums those of one feature. A *hot* feature, one with more than CHUNK entries,
-is cut where windows of CHUNK sorted entries end, and its pieces are summed in order afterwards. A window holds at most
-one hot feature that goes on into it and one that begins in it, so pieces have fixed places (2 per window), and nothing
-has to be counted beforehand.
+Entries are sorted by feature, and one program sums those of one feature. A *hot* feature, with more than CHUNK entries, is
+split at the boundaries of windows of CHUNK sorted entries, and its partial sums are added in order afterwards. At most one
+hot feature continues into a window and at most one starts in it, so partial sums have fixed places (2 per window) and
+nothing must be counted first.
 """
 
 from typing import no_type_check
@@ -12,16 +12,16 @@ import triton
 import triton.language as tl
 
 SIZES = ["n_windows", "n_entries"]
-"""Differ from step to step in codes without a fixed k: no machine code is made for multiples of 16 of them."""
+"""Vary between steps for codes without a fixed k, so kernels are not specialised for multiples of 16."""
 
 
 @triton.jit
 @no_type_check
 def find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK: tl.constexpr):
-    """The work of one item: feature (d_sae for no work), first and last entry.
+    """The work of an item: feature (d_sae for none), and its range of entries.
 
-    Items: two places per window (a hot feature that goes on, one that begins), then all features, of which the hot have
-    been dealt with.
+    Items are two places per window (a hot feature that continues, one that starts), then all features, of which hot ones
+    are skipped.
     """
     is_whole = item >= 2 * n_windows
     begins = item % 2 == 1
@@ -42,7 +42,7 @@ def find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK:
 @triton.jit
 @no_type_check
 def segment_of(end_ptr, n_ends, feature):
-    """Between which ends of prefixes a feature lies."""
+    """Index of the segment between prefix ends that contains a feature."""
     segment = tl.zeros([], tl.int64)
     for i in range(n_ends):
         segment += (tl.load(end_ptr + i) <= feature).to(tl.int64)
@@ -59,9 +59,9 @@ def sum_entries(
     """Gradients of one feature from its entries `start` to `end`: a tile of dW_enc, one of dW_dec, and db_enc.
 
     dvalue = ⟨dy, W_dec[f]⟩ + extra;  dW_dec[f] = Σ value · dy;  dW_enc[f] = Σ dvalue · x;  db_enc[f] = Σ dvalue.
-    FUSED: the tiles span d_in and d_out, and dvalue is computed here and stored; otherwise it is there already.
-    Rows, values and their gradients lie by position, of which `order` holds each entry's; FIXED_K: k to a row. The
-    gradient of features between two ends of prefixes is the part of dy after as many `dy_stride`.
+    FUSED: the tiles span d_in and d_out, and dvalue is computed here and stored; otherwise it is read.
+    Rows, values and their gradients are indexed by position, and `order` maps entries to positions; FIXED_K: k positions
+    per row. Features of the i-th segment between prefix ends use dy at offset i · `dy_stride`.
     """
     in_inside, out_inside = column_in < d_in, column_out < d_out
     dy_ptr += segment_of(end_ptr, n_ends, feature) * dy_stride
@@ -102,7 +102,7 @@ def sum_entries(
 @triton.jit
 @no_type_check
 def sum_parts(part_ptr, column, window, last_window, d, BLOCK_D: tl.constexpr):
-    """The pieces of the hot feature that begins in a window, in order."""
+    """Add up, in order, the partial sums of the hot feature that starts in a window."""
     inside = column < d
     total = tl.zeros([BLOCK_D], tl.float32)
     total += tl.load(part_ptr + (2 * window + 1) * d + column, mask=inside, other=0.0)

@@ -1,9 +1,9 @@
-"""The n largest scores of a whole batch on the GPU (BatchTopK): exact, without waiting for the device, of known size.
+"""The n largest scores of a batch on the GPU (BatchTopK): exact, without a device sync, with static sizes.
 
-The n-th largest key is found digit by digit: a histogram of its upper 15 bits, then one of the lower 16 among those on
-the cut. Only groups of features are looked into whose maximum reaches what n groups reach, for the n largest lie there.
-Of equals the first by row and feature are taken. Scores come chunk by chunk: each gives its own n largest, and the n
-largest of all are among these.
+The n-th largest key is found by radix select: a histogram of the upper 15 bits, then one of the lower 16 bits among keys
+at the cut. Only groups of features whose maximum is among the n largest maxima are scanned, because the n largest scores
+are in them. Ties go to the lowest row, then feature. Scores come in chunks of rows: each chunk gives its n largest, and
+the overall n largest are among these.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from sae.kernels.gpu.launch import launch, power_of_2
 from sae.kernels.gpu.select import group_maxima, group_size
 
 COPIES = 16
-"""Histograms of the upper digits that are counted side by side."""
+"""Copies of the upper histogram, to reduce contention of atomics."""
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Entries by row and feature; what is not active has the value 0."""
+    """Entries sorted by row and feature; inactive ones have value 0."""
 
     feature: Int32[Tensor, " n"]
     value: Float32[Tensor, " n"]
@@ -30,20 +30,20 @@ class Entries:
 
     @property
     def n_rows(self) -> int:
-        """Rows, empty ones too."""
+        """Number of rows, including empty ones."""
         return self.indptr.numel() - 1
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What is selected from, as the kernels take it: scores in listed groups, or a list (a group is 0 long)."""
+    """Candidates as kernel arguments: scores in listed groups, or a list of entries (group = 0)."""
 
     bound: Tensor
     listed: Tensor
     score: Tensor
     bias: Tensor
     least: Tensor
-    """A key that the largest reach."""
+    """A lower bound on the keys of the n largest."""
     n_rows: int
     d_sae: int
     n_groups: int
@@ -51,15 +51,15 @@ class _Candidates:
     absolute: bool
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Arguments that are tensors."""
+        """Tensor arguments."""
         return self.bound, self.listed, self.score, self.bias
 
     def constants(self) -> dict[str, int]:
-        """Constants of the kernels that read candidates."""
+        """Compile-time constants of the kernels that read candidates."""
         return {"GROUP": self.group, "BLOCK": 1024 if self.group else 128, "ABSOLUTE": self.absolute}
 
     def largest(self, n: int) -> Entries:
-        """The n largest; there are at least as many."""
+        """The n largest; there must be at least n candidates."""
         device, sizes = self.score.device, (self.d_sae, self.n_groups)
         out = Entries(
             torch.empty(n, dtype=torch.int32, device=device), torch.empty(n, device=device),
@@ -111,7 +111,7 @@ def largest_scores(
 
 
 def largest_entries(entries: Entries, n: int, absolute: bool) -> Entries:
-    """The n largest of a list; all of one that is no longer."""
+    """The n largest entries; all of them if there are at most n."""
     if entries.feature.numel() <= n:
         return entries
     e = entries
@@ -120,7 +120,7 @@ def largest_entries(entries: Entries, n: int, absolute: bool) -> Entries:
 
 
 def joined(chunks: list[Entries]) -> Entries:
-    """The entries of successive chunks of rows."""
+    """Concatenate the entries of successive chunks of rows."""
     if len(chunks) == 1:
         return chunks[0]
     ends, n = [chunks[0].indptr[:1]], 0

@@ -1,7 +1,7 @@
-"""The Triton kernels that select the n largest of a whole batch, exactly: see `sae.kernels.gpu.batch`.
+"""Triton kernels for the exact n largest scores of a batch: see `sae.kernels.gpu.batch`.
 
-Keys are those of `sae.kernels.gpu.select_kernels`: 31 bits that order as the scores do. Histograms count in int32 by
-atomic additions, whose order changes no count.
+Keys are those of `sae.kernels.gpu.select_kernels`: 31 order-preserving bits. Histograms use int32 atomics, whose order
+does not affect the counts.
 """
 
 from typing import no_type_check
@@ -13,20 +13,20 @@ from sae.kernels.gpu.select_kernels import score_key
 
 SHIFT = tl.constexpr(19)
 FIRST_BIN = tl.constexpr((127 - 9) * 16)
-"""Coarse bins are sixteenths of an octave; the first of 256 holds all below 2^-9, the last all above 2^7."""
+"""256 coarse bins of a sixteenth of an octave; the first includes everything below 2^-9, the last everything above 2^7."""
 
 
 @triton.jit
 @no_type_check
 def coarse_histogram_kernel(best_ptr, histogram_ptr, n_groups, BLOCK: tl.constexpr):
-    """How many groups of each row have their maximum in each of 256 coarse bins. Grid (n_rows,)."""
+    """Histogram of each row's group maxima over 256 coarse bins. Grid (n_rows,)."""
     row = tl.program_id(0).to(tl.int64)
     counts = tl.zeros([256], tl.int32)
     for start in range(0, n_groups, BLOCK):
         group = start + tl.arange(0, BLOCK)
         best = tl.load(best_ptr + row * n_groups + group, mask=group < n_groups, other=0.0)
         coarse = (best.to(tl.int32, bitcast=True) >> SHIFT) - FIRST_BIN
-        # lanes without a group count as 0, which no bound rests on
+        # lanes without a group count as 0, which affects no bound
         counts += tl.histogram(tl.minimum(tl.maximum(coarse, 0), 255), 256)
     tl.store(histogram_ptr + row * 256 + tl.arange(0, 256), counts)
 
@@ -34,9 +34,9 @@ def coarse_histogram_kernel(best_ptr, histogram_ptr, n_groups, BLOCK: tl.constex
 @triton.jit(do_not_specialize=["n"])
 @no_type_check
 def list_groups_kernel(best_ptr, histogram_ptr, listed_ptr, count_ptr, least_ptr, n_groups, n, BLOCK: tl.constexpr):
-    """The groups of each row whose maximum reaches what n groups of the batch reach, by coarse bins. Grid (n_rows,).
+    """List each row's groups whose maximum reaches a bound that n groups of the batch reach (coarse bins). Grid (n_rows,).
 
-    That key is stored too: the n largest scores reach it.
+    The bound is stored too; it is a lower bound on the n largest scores.
     """
     row = tl.program_id(0).to(tl.int64)
     counts = tl.load(histogram_ptr + tl.arange(0, 256))
@@ -59,7 +59,7 @@ def list_groups_kernel(best_ptr, histogram_ptr, listed_ptr, count_ptr, least_ptr
 @triton.jit
 @no_type_check
 def extent(bound_ptr, row, GROUP: tl.constexpr):
-    """Where the candidates of a row begin and end: those in listed groups (GROUP > 0), or a stretch of a list."""
+    """Range of a row's candidates: those in listed groups (GROUP > 0), or a slice of a list."""
     if GROUP > 0:
         start, end = row * 0, tl.load(bound_ptr + row).to(tl.int64) * GROUP
     else:
@@ -72,7 +72,7 @@ def extent(bound_ptr, row, GROUP: tl.constexpr):
 def candidates(
     j, end, row, listed_ptr, score_ptr, bias_ptr, d_sae, n_groups, GROUP: tl.constexpr, ABSOLUTE: tl.constexpr
 ):
-    """Feature, score and key (−1 where there is no candidate) of candidates of a row."""
+    """Feature, score and key (−1 for none) of candidates of a row."""
     inside = j < end
     if GROUP > 0:
         group = tl.load(listed_ptr + row * n_groups + j // GROUP, mask=inside, other=0)
@@ -92,10 +92,10 @@ def histogram_kernel(
     bound_ptr, listed_ptr, score_ptr, bias_ptr, least_ptr, cut_ptr, histogram_ptr, d_sae, n_groups,
     LEVEL: tl.constexpr, N_COPIES: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
-    """Count candidates by the upper 15 bits of their keys (LEVEL 0), or those on the cut by the lower 16.
+    """Histogram of candidates by the upper 15 bits of their keys (LEVEL 0), or of those at the cut by the lower 16.
 
-    What falls into the first bin is not counted: it is found by nothing being above (and zeros may be many). Rows count
-    into one of N_COPIES histograms, so that fewer wait for each other: many scores fall into few bins. Grid (n_rows,).
+    The first bin is not counted: it is the result if too few are above it (and zeros may be many). Rows are spread over
+    N_COPIES histograms to reduce contention, because many scores fall into few bins. Grid (n_rows,).
     """
     row = tl.program_id(0).to(tl.int64)
     start, end = extent(bound_ptr, row, GROUP)
@@ -115,7 +115,7 @@ def histogram_kernel(
 @triton.jit
 @no_type_check
 def find_bin(counts, n, N_BINS: tl.constexpr):
-    """The last bin that, with those above it, holds at least n; and how many of n are left for it."""
+    """The last bin that, together with those above it, has at least n; and how many of the n fall to it."""
     reached = tl.sum(counts, 0) - tl.cumsum(counts, 0) + counts
     found = tl.maximum(tl.sum((reached >= n).to(tl.int32), 0) - 1, 0)
     bins = tl.arange(0, N_BINS)
@@ -125,9 +125,9 @@ def find_bin(counts, n, N_BINS: tl.constexpr):
 @triton.jit(do_not_specialize=["n"])
 @no_type_check
 def cut_kernel(histogram_ptr, cut_ptr, n, LEVEL: tl.constexpr, N_COARSE: tl.constexpr, N_FINE: tl.constexpr):
-    """Where a histogram of N_COARSE · N_FINE bins is cut so that n lie above or on the cut. Grid (1,).
+    """The bin of a histogram (N_COARSE · N_FINE bins) at which n entries are at or above the cut. Grid (1,).
 
-    `cut [2]`: the key at the cut (its upper 15 bits after LEVEL 0), and how many of those on it are to be taken.
+    `cut [2]`: the key at the cut (its upper 15 bits after LEVEL 0), and how many entries at the cut to take.
     """
     if LEVEL > 0:
         n = tl.load(cut_ptr + 1)
@@ -148,7 +148,7 @@ def count_selected_kernel(
     bound_ptr, listed_ptr, score_ptr, bias_ptr, cut_ptr, count_ptr, n_rows, d_sae, n_groups, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
-    """How many candidates of each row lie above the cut, and how many on it: `count [2, n_rows]`. Grid (n_rows,)."""
+    """Number of candidates of each row above the cut and at the cut: `count [2, n_rows]`. Grid (n_rows,)."""
     row = tl.program_id(0).to(tl.int64)
     start, end = extent(bound_ptr, row, GROUP)
     cut = tl.load(cut_ptr)
@@ -168,9 +168,9 @@ def store_selected_kernel(
     bound_ptr, listed_ptr, score_ptr, bias_ptr, cut_ptr, end_ptr, feature_ptr, value_ptr, indptr_ptr, n_rows, d_sae,
     n_groups, GROUP: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
-    """Write what lies above the cut, and the first on it, by row and feature. Grid (n_rows,).
+    """Write candidates above the cut and the first ones at it, by row and feature. Grid (n_rows,).
 
-    `end [2, n_rows]`: the running sums of `count_selected_kernel`'s counts.
+    `end [2, n_rows]`: running sums of the counts of `count_selected_kernel`.
     """
     row = tl.program_id(0).to(tl.int64)
     start, end = extent(bound_ptr, row, GROUP)

@@ -1,11 +1,11 @@
-"""The Triton kernels of the GPU backend that decode and score a chosen code, and the optimiser's.
+"""Triton kernels of the GPU backend that decode and score a selected code, and those of the optimiser.
 
-Importing this file imports triton; only the files that launch do.
+Importing this file imports triton, so only files that launch kernels import it.
 
-Rules every kernel here follows, because neither compiler nor interpreter enforces them: whatever is loaded is made
-fp32 at once (the interpreter computes nonsense in bf16), a masked load says what the masked lanes hold, offsets that
-grow with n_rows · d or d_sae · d are int64, no float is ever added atomically, and every sum has a fixed order, so that
-results are the same bits from run to run.
+Rules for all kernels, which neither compiler nor interpreter enforces: loaded values are converted to fp32 at once (the
+interpreter computes nonsense in bf16); masked loads give the value of masked lanes; offsets that grow with n_rows · d or
+d_sae · d are int64; there are no atomic float additions, and every sum has a fixed order, so results are bitwise
+reproducible.
 """
 
 from typing import no_type_check
@@ -49,8 +49,8 @@ def decode_kernel(
 ):
     """`Σ value · weights[feature]` of each row, stored at the end of each prefix. Grid (n_rows, tiles of d).
 
-    The entries of a row begin at bound[row · bound_stride], those of its prefix p end at the (p + 1)-th number after
-    that; FIXED_K: every row has bound_stride entries. `prefix_stride` is n_rows · d.
+    The entries of a row start at bound[row · bound_stride], and those of its prefix p end at bound[row · bound_stride +
+    p + 1]; FIXED_K: every row has bound_stride entries. `prefix_stride` is n_rows · d.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -84,7 +84,7 @@ def decode_kernel(
 def grad_norm_kernel(
     grad_ptr, param_ptr, square_ptr, radial_ptr, n_elements, d, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr
 ):
-    """Squared norm of each row of the gradient, without its part along a unit row (stored for later). Grid (rows,)."""
+    """Squared norm of each row of the gradient, without its radial part for unit rows (also stored). Grid (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     radial = 0.0
     if UNIT_ROWS:
@@ -110,8 +110,8 @@ def grad_norm_kernel(
 @triton.jit
 @no_type_check
 def adam(grad, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps):
-    """Parameter and moments after one step. rest1 = 1 − beta1, rest2 = 1 − beta2: taken in fp64, where the subtraction
-    loses nothing.
+    """Parameter and moments after one step. rest1 = 1 − beta1 and rest2 = 1 − beta2 are computed in fp64 on the host to
+    keep precision.
     """
     mean += rest1 * (grad - mean)
     var = var * beta2 + rest2 * grad * grad
@@ -121,7 +121,7 @@ def adam(grad, param, mean, var, lr_over_bias, rest1, beta2, rest2, one_over_bia
 @triton.jit
 @no_type_check
 def bf16_bits(number):
-    """The bits of a number rounded to bf16, nearest even: the interpreter's own cast cuts them off."""
+    """bf16 bits of a number, rounded to nearest even (the interpreter's own cast truncates)."""
     bits = number.to(tl.int32, bitcast=True)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(number != number, 0x7FC0, rounded).to(tl.int16)
@@ -130,7 +130,7 @@ def bf16_bits(number):
 @triton.jit
 @no_type_check
 def rates(rate_ptr, lr_over_bias, one_over_bias2, ON_DEVICE: tl.constexpr):
-    """The two numbers of an Adam step that change from step to step: as given, or read from the device."""
+    """The two scalars of Adam that change every step: as given, or read from the device."""
     if ON_DEVICE:
         lr_over_bias = tl.load(rate_ptr)
         one_over_bias2 = tl.load(rate_ptr + 1)
@@ -144,9 +144,9 @@ def adam_kernel(
     lr_over_bias, rest1, beta2, rest2, one_over_bias2, eps, BLOCK_D: tl.constexpr, UNIT_ROWS: tl.constexpr,
     SPARSE: tl.constexpr, CLIP: tl.constexpr, ON_DEVICE: tl.constexpr, HAS_HALF: tl.constexpr,
 ):
-    """One Adam step of each row; unit rows lose the radial part of their gradient and are renormalised. Grid (rows,).
+    """One Adam step of each row; unit rows drop the radial part of the gradient and are renormalised. Grid (rows,).
 
-    If SPARSE, rows whose gradient has the squared norm 0 stay as they are. HAS_HALF: the rows' bf16 copy is written too.
+    SPARSE: rows with a zero gradient are left unchanged. HAS_HALF: the bf16 copy is written too.
     """
     row = tl.program_id(0).to(tl.int64)
     scale = clip / tl.maximum(tl.load(norm_ptr), clip, propagate_nan=tl.PropagateNan.ALL) if CLIP else 1.0
@@ -165,7 +165,7 @@ def adam_kernel(
         param = tl.load(param_ptr + at, mask=inside, other=0.0)
         mean = tl.load(mean_ptr + at, mask=inside, other=0.0)
         var = tl.load(var_ptr + at, mask=inside, other=0.0)
-        # threads may hold the same elements: all have read before one writes
+        # threads may hold the same elements, so all must read before any writes
         tl.debug_barrier()
         if UNIT_ROWS:
             grad -= radial * param
@@ -178,7 +178,7 @@ def adam_kernel(
         square += tl.where(inside, param * param, 0.0)
     if UNIT_ROWS:
         norm = tl.maximum(tl.sqrt(tl.sum(square, 0)), 1e-12)
-        # the rows just written are read again, maybe by other threads of the program
+        # the rows just written are read again, possibly by other threads of the program
         tl.debug_barrier()
         for start in range(0, d, BLOCK_D):
             column = start + tl.arange(0, BLOCK_D)

@@ -1,9 +1,9 @@
 """Dense codes on the GPU: decode and backward by GEMMs over all features.
 
-A gather reads each active weight row once per use, a GEMM multiplies every feature. Where the device's memory is what
-gathers wait for, a GEMM is the faster above a density of (2 · bandwidth) / (bytes per number · rate of the GEMM), see
-`DENSE_ABOVE`. Chunk by chunk of rows, as the encoder goes: activations with their zeros written out never exceed a
-chunk. Every sum is the GEMM's own or over a fixed order: same bits from run to run.
+A gather reads each active weight row once per use; a GEMM multiplies every feature. If gathers are bound by memory
+bandwidth, a GEMM is faster above a density of (2 · bandwidth) / (bytes per number · FLOP/s of the GEMM), see
+`DENSE_ABOVE`. Work is done in chunks of rows, like encoding, so dense activations never exceed a chunk. Sums are done by
+the GEMM or in a fixed order: bitwise reproducible.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def reconstruct(
     code: SparseCode, W: Float[Tensor, "d_sae d"], bias: Float32[Tensor, " d"] | None, ends: tuple[int, ...],
     settings: Settings,
 ) -> Float32[Tensor, "n_prefixes n_rows d"]:
-    """`Σ value · W[feature] (+ bias)` of each row over the features below each end."""
+    """`Σ value · W[feature] (+ bias)` per row, over the features below each prefix end."""
     out = torch.empty(len(ends), code.n_rows, W.shape[1], device=W.device)
     for rows, entries in chunks(code, settings):
         acts = settings.operand(written_out(code, code.value, rows, entries, places(code, rows, entries)))
@@ -36,7 +36,7 @@ def gradients(
     code: SparseCode, ends: tuple[int, ...], extra: Float32[Tensor, " nnz"] | None, x: Float[Tensor, "n_rows d_in"],
     dy: Float[Tensor, "n_segments n_rows d_out"], W_dec: Float[Tensor, "d_sae d_out"], settings: Settings,
 ) -> CodeGrads:
-    """Value, weight and bias gradients; `dy` is what reaches the features between two ends."""
+    """Value, weight and bias gradients; `dy` has one gradient per segment between prefix ends."""
     d_sae, d_out = W_dec.shape
     zeros = code.value.new_zeros
     dW_enc, dW_dec, db_enc = zeros(d_sae, x.shape[1]), zeros(d_sae, d_out), zeros(d_sae)
@@ -44,13 +44,13 @@ def gradients(
     for rows, entries in chunks(code, settings):
         place = places(code, rows, entries)
         acts = settings.operand(written_out(code, code.value, rows, entries, place))
-        dacts = zeros(rows.stop - rows.start, d_sae)  # beyond the last end only `extra` arrives
+        dacts = zeros(rows.stop - rows.start, d_sae)  # features beyond the last end only get `extra`
         for level, (begin, end) in enumerate(segments(ends)):
             dy_rows = settings.operand(dy[level, rows])
             dW_dec[begin:end] += matmul(acts[:, begin:end].t(), dy_rows)
             dacts[:, begin:end] = matmul(dy_rows, W_dec[begin:end].t())
         arrived = dacts.view(-1)[place] if extra is None else dacts.view(-1)[place] + extra[entries]
-        # padding passes no gradient on
+        # padding gets no gradient
         dvalue[entries] = torch.where(code.value[entries] != 0, arrived, 0.0)
         dpre = written_out(code, dvalue, rows, entries, place)
         db_enc += dpre.sum(0)
@@ -59,7 +59,7 @@ def gradients(
 
 
 def chunks(code: SparseCode, settings: Settings) -> Iterator[tuple[slice, slice]]:
-    """The rows in chunks, each with its entries. Of codes that are not fixed-k several wait for the device, once."""
+    """Chunks of rows with their entries. Several chunks of a CSR code need one device sync."""
     parts = list(settings.chunks(code.n_rows, code.d_sae))
     if len(parts) == 1:
         yield parts[0], slice(0, code.feature.numel())
@@ -71,14 +71,14 @@ def chunks(code: SparseCode, settings: Settings) -> Iterator[tuple[slice, slice]
 
 
 def segments(ends: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The features between two ends."""
+    """Ranges of features between prefix ends."""
     return list(zip((0, *ends[:-1]), ends, strict=True))
 
 
 def places(code: SparseCode, rows: slice, entries: slice) -> Int64[Tensor, " n_entries"] | slice:
-    """Where in a chunk of rows, written out, its entries lie."""
+    """Flat indices of a chunk's entries in its dense activations."""
     if code.k == code.d_sae:
-        return slice(None)  # selected in ascending order, so all of them as they are
+        return slice(None)  # all features are stored, in ascending order
     ids = torch.arange(rows.stop - rows.start, device=code.feature.device)
     lengths = (code.k or 0) if code.indptr is None else code.indptr[rows.start : rows.stop + 1].diff()
     row = torch.repeat_interleave(ids, lengths, output_size=entries.stop - entries.start)
@@ -89,7 +89,7 @@ def written_out(
     code: SparseCode, value: Float32[Tensor, " nnz"], rows: slice, entries: slice,
     place: Int64[Tensor, " n_entries"] | slice,
 ) -> Float32[Tensor, "n_chunk d_sae"]:
-    """Values of a chunk's entries among their zeros. No row names a feature twice: it is selected, padding included."""
+    """Dense values of a chunk. Features are unique in each row, including padding, because they were selected."""
     if isinstance(place, slice):
         return value[entries].view(-1, code.d_sae)
     dense = value.new_zeros((rows.stop - rows.start) * code.d_sae)

@@ -1,15 +1,15 @@
-"""Stepping W_enc and W_dec without a gradient of their size in memory: the backward pass and Adam in one.
+"""Fused backward and Adam: update W_enc and W_dec without storing their gradients.
 
-The backward pass makes the value gradients and what clipping has to know, the norms. The optimiser step then sums each
-feature's gradients once more, in registers, and steps its rows: 8 · d_sae · (d_in + d_out) bytes of traffic and half of
-that in memory are saved, for gathering the active rows twice. In time that pays where a feature has few entries
-(n_rows · k < 4 · d_sae, if nothing is found in cache). In memory it pays for up to some 60 entries a feature: inputs,
-their gradients and the pieces of hot features wait, (d_in + d_out) / 32 bytes for each entry.
+The backward pass computes the value gradients and the norms needed for clipping. The optimiser step then recomputes each
+feature's gradients in registers and updates its rows. This saves 8 · d_sae · (d_in + d_out) bytes of traffic and half of
+that in memory, at the cost of gathering the active rows twice. It saves time if features have few entries
+(n_rows · k < 4 · d_sae, without cache hits). It saves memory up to about 60 entries per feature: inputs, their gradients
+and the partial sums of hot features are kept, (d_in + d_out) / 32 bytes per entry.
 
-Until the optimiser step, `.grad` of both weights holds only what other terms of the loss have put there. If there is
-anything, or several passes wait for the same weights, the gradients are made after all and added. What waits stays
-until an optimiser step: every backward pass over the weights (also `torch.autograd.grad`, whatever it asks for) is to be
-followed by one.
+Until the optimiser step, `.grad` of both weights only has gradients from other loss terms. If there are any, or if several
+passes are deferred for the same weights, the gradients are computed and added after all. Deferred gradients stay until an
+optimiser step, so one must follow every backward pass through the weights (also `torch.autograd.grad`, whatever its
+inputs).
 """
 
 import weakref
@@ -28,7 +28,7 @@ from sae.kernels.interface import ParamState
 
 @dataclass
 class Waiting:
-    """The gradients of two weights, not yet made."""
+    """Deferred gradients of both weights."""
 
     W_enc: weakref.ref
     W_dec: weakref.ref
@@ -38,34 +38,34 @@ class Waiting:
     parts: list[Tensor]
     left_rows: tuple[Tensor, Tensor, Tensor]
     stats: Float32[Tensor, "4 d_sae"]
-    """Of each feature's gradients: see `gpu_fused_kernels.store_stats`."""
+    """Statistics of each feature's gradients: see `fused_kernels.store_stats`."""
     versions: list[int] = field(default_factory=list)
-    """Of the tensors that the step reads, as autograd counts them."""
+    """Autograd versions of the tensors that the step reads."""
 
     def read(self) -> list[Tensor]:
-        """The tensors that the step reads and others could have changed."""
+        """Tensors that the step reads and that a caller could have modified."""
         work, weights = self.work, (self.W_enc(), self.W_dec())
         tensors = [work.x, work.dy, work.code.value, work.code.feature, *weights]
         return [t for t in tensors if t is not None]
 
     def check(self) -> None:
-        """Nobody has changed them since.
+        """Check that these tensors have not been modified since backward.
 
         Raises:
-            SaescopeError: somebody has.
+            SaescopeError: they have.
         """
         if [t._version for t in self.read()] != self.versions:
             raise SaescopeError(
-                "kernels: weights or activations were changed between the backward pass and the optimiser step, which "
-                "with fused_adam still reads them; change them afterwards, or set train.fused_adam=false."
+                "kernels: weights or activations were changed between the backward pass and the optimiser step, but "
+                "fused_adam still needs them; change them after the step, or set train.fused_adam=false."
             )
 
     def squares(self, unit_rows: bool) -> Float32[Tensor, ""]:
-        """The squared norm of both gradients."""
+        """Squared norm of both gradients."""
         return self.stats[0].sum() + self.stats[3 if unit_rows else 1].sum()
 
     def write_out(self) -> None:
-        """Make the gradients after all."""
+        """Compute the gradients and add them to `.grad`."""
         self.check()
         W_enc, W_dec = self.W_enc(), self.W_dec()
         if W_enc is None or W_dec is None:
@@ -80,14 +80,14 @@ class Waiting:
 
 @dataclass
 class Deferred:
-    """Where the gradients of two weights go that a backward pass does not make."""
+    """Collects the deferred gradients of both weights."""
 
     W_enc: weakref.ref
     W_dec: weakref.ref
     waiting: list[Waiting] = field(repr=False)
 
     def take(self, work: Work, W_dec: Float32[Tensor, "d_sae d_out"], left: Left | None) -> CodeGrads:
-        """The gradients of values and biases; those of the weights wait."""
+        """Compute gradients of values and biases; defer those of the weights."""
         d_sae, device = W_dec.shape[0], W_dec.device
         waiting = Waiting(
             self.W_enc, self.W_dec, work, left, torch.zeros_like(work.code.value), work.parts(),
@@ -112,7 +112,7 @@ class Deferred:
 
 
 def left_tensors(work: Work, left: Left | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Which row of what AuxK left belongs to each feature (−1: none), and its weight gradients."""
+    """Row of each feature in AuxK's weight gradients (−1: none), and these gradients."""
     if left is None:
         return work.plan.first, work.dy, work.dy
     row = torch.full((work.code.d_sae,), -1, dtype=torch.int32, device=work.dy.device)
@@ -122,7 +122,7 @@ def left_tensors(work: Work, left: Left | None) -> tuple[Tensor, Tensor, Tensor]
 
 
 def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, ParamState, ParamState] | None:
-    """What waits, with its parameters, if the fused step can take it; otherwise the gradients are made."""
+    """The deferred gradients with their parameters, if the fused step supports them; else compute them now."""
     by_id = {id(p.param): p for p in params}
     here = [waiting.pop() for _ in range(len(waiting))]
     if len(here) == 1:
@@ -136,7 +136,7 @@ def claim(waiting: list[Waiting], params: list[ParamState]) -> tuple[Waiting, Pa
 
 
 def fits(enc: ParamState, dec: ParamState) -> bool:
-    """No gradient from elsewhere, and what `fused_adam_kernel` knows how to do."""
+    """Whether there are no other gradients and `fused_adam_kernel` supports these options."""
     alone = enc.param.grad is None and dec.param.grad is None
     return alone and not enc.unit_rows and (enc.sparse_axis is None) == (dec.sparse_axis is None)
 
@@ -145,7 +145,7 @@ def fused_step(
     waiting: Waiting, enc: ParamState, dec: ParamState, norm: Float32[Tensor, ""], clip: float | None,
     numbers: tuple[float, ...], rates: Float32[Tensor, "2"] | None,
 ) -> None:
-    """One Adam step of both weights; `numbers` are those of `code_kernels.adam`, and so are `rates` if given."""
+    """One Adam step of both weights; `numbers` and `rates` are as in `code_kernels.adam_kernel`."""
     work = waiting.work
     states = [(p.param, p.exp_avg, p.exp_avg_sq) for p in (enc, dec)]
     assert all(t.t().is_contiguous() for t in states[0]) and all(t.is_contiguous() for t in states[1])

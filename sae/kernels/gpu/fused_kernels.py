@@ -1,7 +1,7 @@
-"""The Triton kernels that step W_enc and W_dec without a gradient of their size in memory.
+"""Triton kernels that update W_enc and W_dec without storing their gradients.
 
-See `sae.kernels.gpu.code_kernels` for the rules that all follow and `sae.kernels.gpu.backward_kernels` for how the work
-is cut.
+See `sae.kernels.gpu.code_kernels` for the rules of all kernels and `sae.kernels.gpu.backward_kernels` for how work is
+partitioned.
 """
 
 from typing import no_type_check
@@ -16,7 +16,7 @@ from sae.kernels.gpu.code_kernels import adam, rates
 @triton.jit
 @no_type_check
 def left_row(left_row_ptr, left_ptr, feature, column, d, BLOCK_D: tl.constexpr, HAS_LEFT: tl.constexpr):
-    """The gradient that AuxK has left for a feature (in row left_row[f] of its own, −1 for none)."""
+    """A feature's gradient from AuxK (row left_row[f] of its gradients, −1 for none)."""
     left = tl.zeros([BLOCK_D], tl.float32)
     if HAS_LEFT:
         row = tl.load(left_row_ptr + feature).to(tl.int64)
@@ -30,9 +30,9 @@ def store_stats(
     feature, grad_enc, grad_dec, grad_b, column_in, column_out, left_row_ptr, left_enc_ptr, left_dec_ptr, W_ptr, db_ptr,
     stat_ptr, d_sae, d_in, d_out, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, HAS_LEFT: tl.constexpr,
 ):
-    """db_enc of a feature, and four statistics of its gradients.
+    """Store db_enc of a feature, and four statistics of its gradients.
 
-    These are ‖dW_enc‖², ‖dW_dec‖², the part r of dW_dec along its row w, and ‖dW_dec − r w‖².
+    These are ‖dW_enc‖², ‖dW_dec‖², the component r of dW_dec along its row w, and ‖dW_dec − r w‖².
     """
     grad_enc += left_row(left_row_ptr, left_enc_ptr, feature, column_in, d_in, BLOCK_IN, HAS_LEFT)
     grad_dec += left_row(left_row_ptr, left_dec_ptr, feature, column_out, d_out, BLOCK_OUT, HAS_LEFT)
@@ -55,7 +55,7 @@ def grad_stats_kernel(
     BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, FIXED_K: tl.constexpr, HAS_EXTRA: tl.constexpr,
     HAS_LEFT: tl.constexpr,
 ):
-    """Value gradients and the statistics of each feature; the pieces of a hot one are stored. Grid (items,)."""
+    """Value gradients and statistics of each feature; partial sums of hot features are stored. Grid (items,)."""
     item = tl.program_id(0)
     feature, start, end = find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK)
     if feature < d_sae:
@@ -84,7 +84,7 @@ def hot_stats_kernel(
     part_dec_ptr, part_b_ptr, n_windows, n_entries, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr, HAS_LEFT: tl.constexpr,
 ):
-    """The statistics of the hot feature that begins in a window, if one does. Grid (windows,)."""
+    """Statistics of the hot feature that starts in a window, if any. Grid (windows,)."""
     window = tl.program_id(0).to(tl.int64)
     feature, _, _ = find_piece(feature_ptr, first_ptr, 2 * window + 1, n_windows, n_entries, d_sae, CHUNK)
     if feature < d_sae:
@@ -105,7 +105,7 @@ def step_row(
     grad, param_ptr, mean_ptr, var_ptr, square_ptr, feature, column, d, radial, scale, lr_over_bias, rest1, beta2, rest2,
     one_over_bias2, eps, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr,
 ):
-    """One Adam step of a row that one tile holds; a unit row loses the radial part and is renormalised."""
+    """One Adam step of a row held in one tile; for unit rows, the radial part is removed and the row renormalised."""
     inside = column < (tl.where(tl.load(square_ptr + feature) == 0, 0, d) if SPARSE else d)
     at = feature * d + column
     param = tl.load(param_ptr + at, mask=inside, other=0.0)
@@ -134,9 +134,9 @@ def fused_adam_kernel(
     HAS_EXTRA: tl.constexpr, HAS_LEFT: tl.constexpr, UNIT_ROWS: tl.constexpr, SPARSE: tl.constexpr, CLIP: tl.constexpr,
     ON_DEVICE: tl.constexpr,
 ):
-    """One Adam step of both rows of a feature, whose gradients are summed again on the way. Grid (items,).
+    """One Adam step of both rows of a feature, recomputing its gradients. Grid (items,).
 
-    Of a hot feature the pieces are at hand; the program of the window in which it begins adds them up.
+    The partial sums of a hot feature are already stored; the program of the window in which it starts adds them up.
     """
     item = tl.program_id(0)
     feature, start, end = find_piece(feature_ptr, first_ptr, item, n_windows, n_entries, d_sae, CHUNK)

@@ -1,4 +1,4 @@
-"""What the GPU backend keeps from one call for the next: bf16 copies of weights, and statistics of gradients."""
+"""Caches of the GPU backend between calls: bf16 copies of weights, and gradient statistics."""
 
 import weakref
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ class _Copy:
     weight: weakref.ref
     half: BFloat16[Tensor, "n m"]
     version: int = -1
-    """That of the weight that the copy was made of, as autograd counts them."""
+    """Autograd version of the weight when it was copied."""
 
 
 class Copies:
-    """bf16 copies of weights in their layout, each in memory of its own for as long as the weight lives.
+    """bf16 copies of weights in their own layout, each cached as long as its weight lives.
 
-    The optimiser writes them beside the weights that it steps; whoever else changes a weight is found out by autograd's
-    counter (writes through `.data` escape it, here as in autograd), and the copy made anew in the same memory.
+    The optimiser updates them together with the weights. Other changes of a weight are detected by autograd's version
+    counter (writes through `.data` go unnoticed, as in autograd), and the copy is refreshed in place.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Copies:
         return held if held is not None and held.weight() is weight and held.half.shape == weight.shape else None
 
     def of(self, weight: Float32[Tensor, "n m"]) -> BFloat16[Tensor, "n m"]:
-        """The copy of a parameter as it is now."""
+        """The up-to-date copy of a parameter."""
         held = self._held(weight)
         if held is None:
             self._copies = {key: copy for key, copy in self._copies.items() if copy.weight() is not None}
@@ -45,12 +45,12 @@ class Copies:
         return held.half
 
     def to_write(self, weight: Tensor) -> BFloat16[Tensor, "n m"] | None:
-        """The copy that a change of the weight has to write, if there is one; `written` is to follow."""
+        """The copy that must be updated with the weight, if there is one; call `written` afterwards."""
         held = self._held(weight)
         return None if held is None else held.half
 
     def written(self, weight: Tensor) -> None:
-        """The weight has changed, and its copy with it."""
+        """Record that a weight and its copy were updated."""
         held = self._held(weight)
         if held is not None:
             torch.autograd.graph.increment_version([held.half])
@@ -59,7 +59,7 @@ class Copies:
 
 @dataclass
 class KeptStats:
-    """The statistics of the gradients that the last backward pass made."""
+    """Statistics of the gradients of the last backward pass."""
 
     W_dec: weakref.ref
     grads: tuple[Tensor, Tensor]
@@ -68,15 +68,15 @@ class KeptStats:
 
     @classmethod
     def of(cls, grads: CodeGrads, W_dec: Tensor | None) -> "KeptStats | None":
-        """Of the gradients as they are now; None where nothing is known of them."""
+        """Statistics of the current gradients; None if unknown."""
         if grads.stats is None or grads.W_enc is None or grads.W_dec is None or W_dec is None:
             return None
-        # aliases: with a second reference to a tensor itself autograd would copy it
+        # store aliases: with a second reference to the tensor itself, autograd would copy it
         held = grads.W_enc.detach(), grads.W_dec.detach()
         return cls(weakref.ref(W_dec), held, tuple(t._version for t in (*held, W_dec)), grads.stats)
 
     def holds_for(self, enc: Tensor, dec: Tensor, W_dec: Tensor) -> bool:
-        """Neither these gradients nor the decoder's rows have changed since."""
+        """Whether these gradients and the decoder rows are unchanged since."""
         pairs = zip(self.grads, (enc, dec), strict=True)
         same = all(a.data_ptr() == b.data_ptr() and a.numel() == b.numel() for a, b in pairs)
         return same and self.W_dec() is W_dec and self.versions == tuple(t._version for t in (enc, dec, W_dec))

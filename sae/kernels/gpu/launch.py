@@ -1,7 +1,7 @@
-"""One way to launch a Triton kernel, and what tiles and warps are made of.
+"""Launching Triton kernels, and choosing tile sizes and warps.
 
 Every launch goes through `launch`, so that the ahead-of-time check (`sae.kernels.gpu.ahead_of_time`) can record and compile
-exactly what would run.
+exactly the kernels that would run.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """One recorded launch."""
+    """A recorded launch."""
 
     kernel: Any
     args: tuple[Any, ...]
@@ -28,13 +28,13 @@ _recording: ContextVar[list[Launch] | None] = ContextVar("recording", default=No
 
 
 def recording() -> bool:
-    """Whether launches are recorded, so that no tensor holds data."""
+    """Whether launches are being recorded, in which case tensors have no data."""
     return _recording.get() is not None
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Record launches instead of running them; what the launching functions return is then undefined."""
+    """Record launches instead of running them; results of the launching functions are then undefined."""
     launches: list[Launch] = []
     token = _recording.set(launches)
     try:
@@ -44,7 +44,7 @@ def recorded() -> Iterator[list[Launch]]:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, **constants: Any) -> None:
-    """Run a kernel on the device of its first argument; an empty grid is no launch."""
+    """Launch a kernel on the device of its first argument; does nothing for an empty grid."""
     assert all(size < 65536 for size in grid[1:]), grid
     if 0 in grid:
         return
@@ -57,7 +57,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, *
 
 
 def power_of_2(n: int) -> int:
-    """The smallest power of two that is at least n (and 1)."""
+    """The smallest power of two ≥ max(n, 1)."""
     return 1 << max(0, n - 1).bit_length()
 
 
@@ -67,18 +67,18 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def tile_width(d: int, widest: int = 512) -> int:
-    """A power of two that divides rows of d into few tiles with little idle width."""
+    """A power-of-two tile width that covers d columns with few tiles and little padding."""
     widths = [w for w in (128, 256, 512, 1024) if w <= widest]
-    # a tile costs about as much as 64 idle columns
+    # a tile costs about as much as 64 padding columns
     return min(widths, key=lambda w: (ceil_div(d, w) * (w + 64), w)) if d > 64 else max(16, power_of_2(d))
 
 
 def two_blocks(d: int) -> tuple[int, int]:
-    """Two powers of two that hold d columns with little idle width: the larger one at most d, the second maybe 0."""
+    """Two powers of two that cover d columns with little padding: the larger one at most d, the second possibly 0."""
     first = max(16, power_of_2(d + 1) // 2)
     return first, 0 if first >= d else power_of_2(d - first)
 
 
 def warps_for(width: int, rows: Tensor) -> int:
-    """So many warps that a row is one load of 16 bytes per thread: sums over several rows then stay in each thread."""
+    """Number of warps such that a row is one 16-byte load per thread, so sums over rows stay within a thread."""
     return min(16, max(1, width * rows.element_size() // 512))

@@ -1,6 +1,6 @@
-"""The Triton kernels that make rows ready for products and gathers.
+"""Triton kernels that convert rows to operands of products and gathers.
 
-See `sae.kernels.gpu.code_kernels` for the rules that all follow.
+See `sae.kernels.gpu.code_kernels` for the rules of all kernels.
 """
 
 from typing import no_type_check
@@ -14,10 +14,10 @@ from sae.kernels.gpu.code_kernels import bf16_bits
 @triton.jit
 @no_type_check
 def e4m3_bits(number):
-    """The bits of a number of at most 448 rounded to e4m3, nearest even, in plain integers: as every device does it."""
+    """e4m3 bits of a number ≤ 448, rounded to nearest even, in integer arithmetic so that all devices agree."""
     bits = number.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
-    # below 2^-6 they are multiples of 2^-9, which an addition of 1.5 · 2^23 rounds to
+    # numbers below 2^-6 are rounded to multiples of 2^-9 by adding 1.5 · 2^23
     small = (tl.abs(number) * 512.0 + 12582912.0).to(tl.int32, bitcast=True) & 0xF
     magnitude = tl.minimum(tl.where(bits < (121 << 23), small, normal), 0x7E)
     magnitude = tl.where(number != number, 0x7F, magnitude)
@@ -30,7 +30,7 @@ def operand_kernel(
     x_ptr, b_ptr, out_ptr, half_ptr, eight_ptr, scale_ptr, d, BLOCK_D: tl.constexpr, HAS_BIAS: tl.constexpr,
     WRITE_OUT: tl.constexpr, WRITE_HALF: tl.constexpr, WRITE_EIGHT: tl.constexpr,
 ):
-    """x − b in fp32, the bits of it in bf16, and in e4m3 with each row's scale: those that are wanted. Grid (n_rows,)."""
+    """x − b in fp32, as bf16 bits, and as e4m3 bits with a scale per row, as requested. Grid (n_rows,)."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.zeros([BLOCK_D], tl.float32)
     for start in range(0, d, BLOCK_D):
@@ -60,9 +60,9 @@ def operand_kernel(
 def segments_kernel(
     grad_ptr, out_ptr, sum_ptr, n_rows, d, n_prefixes, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, HALF: tl.constexpr,
 ):
-    """Of gradients `[n_prefixes, n_rows, d]` the sum of each prefix's and all later ones, in fp32 or as bits of bf16.
+    """Suffix sums over prefixes of gradients `[n_prefixes, n_rows, d]`, in fp32 or as bf16 bits.
 
-    And the sums over ROWS rows of the first of these, `sum [n_blocks, d]`. Grid (blocks of rows, tiles of d).
+    Also sums the first of these over blocks of ROWS rows, `sum [n_blocks, d]`. Grid (blocks of rows, tiles of d).
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -1,4 +1,4 @@
-"""Rows and weights as the products read them, on the GPU: bf16, and e4m3 with a scale for each row."""
+"""Operands of products on the GPU: rows and weights in bf16, or in e4m3 with a scale per row."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,17 @@ from sae.kernels.gpu.launch import ceil_div, launch, power_of_2
 
 @dataclass(frozen=True)
 class Eight:
-    """A matrix in e4m3: each row is to be multiplied by its scale."""
+    """A matrix in e4m3 with a scale per row."""
 
     bits: Tensor
     scale: Float32[Tensor, "n 1"]
 
     def rows(self, part: slice) -> "Eight":
-        """Some of its rows."""
+        """Slice of rows."""
         return Eight(self.bits[part], self.scale[part])
 
     def times(self, other: "Eight") -> BFloat16[Tensor, "n m"]:
-        """self @ other.t(), accumulated as the device does in 8 bits, rounded to bf16."""
+        """self @ other.t() with the device's fp8 accumulation, rounded to bf16."""
         if self.bits.is_cuda:
             return torch._scaled_mm(
                 self.bits, other.bits.t(), self.scale, other.scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
@@ -32,7 +32,7 @@ class Eight:
 
 @dataclass(frozen=True)
 class Rows:
-    """Input rows, b_pre taken off, in fp32 and as products read them."""
+    """Input rows minus b_pre, in fp32 and in operand precision."""
 
     x: Float32[Tensor, "n_rows d"]
     operand: Float[Tensor, "n_rows d"]
@@ -56,7 +56,7 @@ def _empty_eight(x: Tensor) -> Eight:
 
 
 def prepared(x: Float32[Tensor, "n_rows d"], b_pre: Float32[Tensor, " d"] | None, bf16: bool, eight: bool) -> Rows:
-    """Input rows, in one pass over them."""
+    """Prepare input rows in one pass over them."""
     if not bf16:
         x = x if b_pre is None else x - b_pre
         return Rows(x, x)
@@ -68,7 +68,7 @@ def prepared(x: Float32[Tensor, "n_rows d"], b_pre: Float32[Tensor, " d"] | None
 
 
 def in_eight(W: Float[Tensor, "n d"]) -> Eight:
-    """A matrix in e4m3."""
+    """Convert a matrix to e4m3."""
     eight = _empty_eight(W)
     _launch(W, None, None, None, eight)
     return eight
@@ -77,9 +77,10 @@ def in_eight(W: Float[Tensor, "n d"]) -> Eight:
 def segments(
     dx_hat: Float32[Tensor, "n_prefixes n_rows d"], covers_all: bool, bf16: bool
 ) -> tuple[Float[Tensor, "n_segments n_rows d"], Float32[Tensor, " d"]]:
-    """The gradient of the part of x_hat that features between two prefix ends make, and that of the bias.
+    """Gradients of the contributions of features between two prefix ends, and that of the bias.
 
-    The first is in every later prefix. Unless the prefixes cover all features, the last segment gets none.
+    A segment gets the gradients of all prefixes that contain it. If the prefixes do not cover all features, the last
+    segment is zero.
     """
     n_prefixes, n_rows, d = dx_hat.shape
     if n_prefixes == 1 and covers_all and not bf16:

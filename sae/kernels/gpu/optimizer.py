@@ -1,4 +1,4 @@
-"""The optimiser step of the GPU backend: how its two Triton kernels are launched."""
+"""Optimiser step of the GPU backend: launchers of its two Triton kernels."""
 
 from dataclasses import dataclass
 
@@ -14,31 +14,31 @@ from sae.kernels.interface import ParamState
 
 
 def _flat(tensor: Tensor, like: Tensor) -> Float[Tensor, " n"]:
-    """A tensor's elements in the order in which `like` lies in memory (a view where it lies the same way)."""
+    """A tensor's elements in the memory order of `like` (a view if the layouts agree)."""
     feature_major = like.dim() == 2 and not like.is_contiguous()
     return (tensor.t() if feature_major else tensor).reshape(-1)
 
 
 def _in_place(tensor: Tensor, like: Tensor) -> Float[Tensor, " n"]:
-    """`_flat`, of what is to be written."""
+    """`_flat` as a view, for writing."""
     flat = _flat(tensor, like)
-    assert flat.data_ptr() == tensor.data_ptr(), "a parameter and its moments lie densely and in the same way"
+    assert flat.data_ptr() == tensor.data_ptr(), "a parameter and its moments must be dense and have the same layout"
     return flat
 
 
 def _row_length(p: ParamState) -> int:
-    """How many elements, as they lie in memory, one program of the optimiser takes: a feature, where they matter."""
+    """Consecutive elements per program of the optimiser: one feature's if the step is per feature."""
     if p.sparse_axis is None:
         return p.param.shape[1] if p.unit_rows else 4096
     lies_by_feature = p.param.dim() == 1 or (p.sparse_axis == 0) == p.param.is_contiguous()
-    assert lies_by_feature, "parameters by feature lie feature after feature: see sae.kernels"
+    assert lies_by_feature, "per-feature parameters must be feature-major: see sae.kernels"
     return p.param.numel() // p.param.shape[p.sparse_axis]
 
 
 def _kept_rows(
     params: list[ParamState], kept: KeptStats | None
 ) -> dict[int, tuple[Float32[Tensor, " d_sae"], Float32[Tensor, " d_sae"]]]:
-    """Squared norms and radial parts by feature of the gradients that the backward pass has left statistics of."""
+    """Squared norms and radial parts per feature of the gradients for which the backward pass left statistics."""
     live = {p.param.grad.data_ptr(): p for p in params if p.param.grad is not None}
     if kept is None or any(grad.data_ptr() not in live for grad in kept.grads):
         return {}
@@ -46,14 +46,14 @@ def _kept_rows(
     assert enc.param.grad is not None and dec.param.grad is not None
     if enc.unit_rows or not kept.holds_for(enc.param.grad, dec.param.grad, dec.param):
         return {}
-    # of features that all step nobody asks for the norm
+    # per-feature norms are only needed for sparse Adam
     squares = kept.stats.enc if enc.sparse_axis is not None else kept.stats.radial
     return {id(enc): (squares, squares), id(dec): (kept.stats.dec(dec.unit_rows), kept.stats.radial)}
 
 
 @dataclass
 class _Flat:
-    """One parameter with a gradient, as it lies in memory, and how it is cut into rows."""
+    """A parameter with a gradient, flat in memory order, and its division into rows."""
 
     state: ParamState
     grad: Float32[Tensor, " n"]
@@ -63,14 +63,14 @@ class _Flat:
 
     @property
     def block(self) -> int:
-        """Elements that a program holds at once."""
+        """Elements per tile of a program."""
         return min(1024, max(16, power_of_2(self.d)))
 
 
 def _with_norms(
     params: list[ParamState], kept: KeptStats | None
 ) -> tuple[list[_Flat], Float32[Tensor, ""]]:
-    """The parameters that have gradients, and the square of their norm."""
+    """The parameters with gradients, and their squared global norm."""
     known = _kept_rows(params, kept)
     live = [(p, _flat(p.param.grad, p.param), _row_length(p)) for p in params if p.param.grad is not None]
     lengths = [0 if id(p) in known else ceil_div(p.param.numel(), d) for p, _, d in live]
@@ -97,10 +97,10 @@ def optimizer_step(
     params: list[ParamState], waiting: list[Waiting], kept: KeptStats | None, copies: Copies, *, step: int, lr: float,
     betas: tuple[float, float], eps: float, clip: float | None, rates: Float32[Tensor, "2"] | None = None,
 ) -> Float32[Tensor, ""]:
-    """One Adam step, see `sae.kernels.Backend`; no wait for the device.
+    """One Adam step, see `sae.kernels.Backend`; without a device sync.
 
-    Gradients are read once, and once more for their norm where the backward pass has left none. What waits is stepped
-    with what its gradients are made of, or has its gradients made first. bf16 copies of weights are written beside them.
+    Gradients are read once, and once more for their norm if the backward pass left no statistics. Deferred gradients are
+    computed inside the fused step if it supports them, else first. bf16 copies of weights are updated too.
     """
     claimed = claim(waiting, params)
     numbers = (
@@ -124,7 +124,7 @@ def optimizer_step(
             SPARSE=p.sparse_axis is not None, CLIP=clip is not None, ON_DEVICE=rates is not None,
             HAS_HALF=half is not None,
         )
-        # autograd has to learn that they changed
+        # tell autograd that they changed
         torch.autograd.graph.increment_version([p.param, p.exp_avg, p.exp_avg_sq])
         copies.written(p.param)
     return norm

@@ -1,4 +1,4 @@
-"""Sparse products on the GPU: how their Triton kernels are launched. One function per operation, tensors in and out."""
+"""Launchers of the Triton kernels for sparse products: one function per operation, tensors in and out."""
 
 import torch
 from jaxtyping import Float, Float32, Int, Int32, Int64
@@ -15,7 +15,7 @@ def entry_dots(
 ) -> Float32[Tensor, " nnz"]:
     """`rows[row] · weights[feature]` of each entry in fp32, plus its feature's bias or its own extra.
 
-    An int instead of rows: each row has so many entries.
+    If `row` is an int, each row has that many entries.
     """
     dots = torch.empty(feature.numel(), device=rows.device)
     fixed = isinstance(row, int)
@@ -33,10 +33,10 @@ def decode(
     bounds: int | Int64[Tensor, " n_rows_plus_1"] | Int64[Tensor, "n_rows n_prefixes_plus_1"],
     weights: Float[Tensor, "d_sae d"], bias: Float32[Tensor, " d"] | None,
 ) -> Float32[Tensor, "n_prefixes n_rows d"]:
-    """`Σ value · weights[feature] (+ bias)` of each row up to each of its bounds.
+    """`Σ value · weights[feature] (+ bias)` of each row and prefix.
 
-    Bounds say where a row's entries begin and its prefixes end; those of a CSR code are its indptr, those of a code with
-    k entries in each row are k.
+    `bounds` gives the start of each row's entries and the end of each of its prefixes: indptr for a CSR code, k for a
+    fixed-k code, or an array `[n_rows, n_prefixes + 1]`.
     """
     if isinstance(bounds, int):
         n_rows, n_prefixes, stride = feature.numel() // bounds, 1, bounds

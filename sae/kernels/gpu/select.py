@@ -1,4 +1,4 @@
-"""Selection on the GPU: how its Triton kernels are launched. One function per operation, tensors in, tensors out."""
+"""Launchers of the Triton selection kernels: one function per operation, tensors in and out."""
 
 import math
 
@@ -11,21 +11,21 @@ from sae.kernels.gpu import select_kernels as kernels
 from sae.kernels.gpu.launch import ceil_div, launch, power_of_2, recording, two_blocks
 
 PLAIN, GROUPS, LISTED = 0, 1, 2
-"""Where a row's candidates lie: see `gpu_select_kernels.load_candidates`."""
+"""Source of a row's candidates: see `select_kernels.load_candidates`."""
 ONE_TILE = 8192
-"""Candidates of a row that are selected from within registers; more are read again for each bit."""
+"""Most candidates per row that are kept in registers; more are re-read for each bit."""
 
 Selected = tuple[Int32[Tensor, "n_rows k"], Float32[Tensor, "n_rows k"]]
-"""Features and their values."""
+"""Features and values."""
 
 
 def empty(n_rows: int, k: int, device: torch.device) -> Selected:
-    """Room for k features of each row."""
+    """Allocate k features per row."""
     return torch.empty(n_rows, k, dtype=torch.int32, device=device), torch.empty(n_rows, k, device=device)
 
 
 def group_size(d_sae: int, k: int) -> int:
-    """Features per group that make the two short selections (of groups, of features in them) about equally long."""
+    """Features per group, chosen to balance the selection of groups and the selection within groups."""
     return min(256, max(16, power_of_2(math.isqrt(d_sae // k) + 1) // 2))
 
 
@@ -65,9 +65,9 @@ def select_topk(
     scores: Float[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool,
     out: Selected | None = None,
 ) -> Selected:
-    """The k largest of each row, exactly, features ascending; among equals the lower feature. Reads the scores once.
+    """The k largest of each row, exact, features ascending, ties to the lower feature. Reads the scores once.
 
-    The k largest lie in the k groups with the largest maxima, so only these are looked at again.
+    The k largest are in the k groups with the largest maxima, so only these are read again.
     """
     n_rows, d_sae = scores.shape
     feature, value = out or empty(n_rows, k, scores.device)
@@ -106,7 +106,7 @@ def select_rescored(
     listed: Int32[Tensor, "n_rows n_listed"], rough: Float32[Tensor, "n_rows n_listed"], x: Float32[Tensor, "n_rows d_in"],
     W: Float32[Tensor, "d_sae d_in"], bias: Float32[Tensor, " d_sae"], k: int, absolute: bool, out: Selected,
 ) -> None:
-    """The k largest of each row's listed features, scored in fp32 as far as rough scores leave a doubt, in their order."""
+    """The k largest of each row's listed features, re-scored in fp32 where the rough scores are not accurate enough."""
     (n_rows, n_listed), d, (feature, value) = listed.shape, x.shape[1], out
     if max(d, n_listed) > 4096:
         exact = products.entry_dots(n_listed, listed.view(-1), x, W, bias=bias).view_as(listed)
@@ -120,7 +120,7 @@ def select_rescored(
 
 
 def _scoring_tiles(d: int) -> dict[str, int]:
-    """Of kernels that hold a row of x and score features with it."""
+    """Tile constants of kernels that keep a row of x and score features with it."""
     block_a, block_b = two_blocks(d)
     return {
         "BLOCK_ENTRIES": 4, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": min(16, max(1, block_a // 256)),
@@ -147,9 +147,9 @@ def compact_above(
     scores: Float32[Tensor, "n_rows d_sae"], bias: Float32[Tensor, " d_sae"], threshold: Float32[Tensor, " n"],
     absolute: bool, *, margin: Float32[Tensor, " n_rows"] | None = None, inclusive: bool = False,
 ) -> tuple[Int64[Tensor, " nnz"], Int32[Tensor, " nnz"], Float32[Tensor, " nnz"]]:
-    """Row, feature and score of all that is active above a threshold (one, or one per feature), by row and feature.
+    """Row, feature and score of all entries above a threshold (global or per feature), sorted by row and feature.
 
-    With a margin, whatever may be active once it is scored more precisely. Waits for the device: nnz is data.
+    With a margin, includes entries that may be active after re-scoring. Syncs with the device, because nnz depends on data.
     """
     n_rows, d_sae = scores.shape
     block = min(2048, max(16, power_of_2(d_sae)))

@@ -1,8 +1,7 @@
-"""The Triton kernels of the GPU backend that select: see `sae.kernels.gpu.code_kernels` for the rules that all follow.
+"""Triton selection kernels of the GPU backend; see `sae.kernels.gpu.code_kernels` for the rules of all kernels.
 
-Selection ranks scores by an int32 key that orders as they do: the bits of max(score, 0), or of |score| where codes are
-signed. NaN has the largest key, so that it is selected and seen rather than dropped. Among equal keys the lower feature
-wins.
+Scores are ranked by an order-preserving int32 key: the bits of max(score, 0), or of |score| for signed codes. NaN has the
+largest key, so that it is selected and noticed rather than dropped. Ties go to the lower feature.
 
 Scores come from the GEMM without bias; each kernel that reads them adds it.
 """
@@ -16,7 +15,7 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def score_key(score, ABSOLUTE: tl.constexpr):
-    """The key that orders as the scores do; 0 is "not active"."""
+    """Order-preserving key of a score; 0 means not active."""
     magnitude = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return magnitude if ABSOLUTE else tl.where((score > 0) | (score != score), magnitude, 0)
 
@@ -27,7 +26,7 @@ def group_max_kernel(
     score_ptr, bias_ptr, best_ptr, d_sae, n_groups, GROUP: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
-    """The largest key of each group of GROUP neighbouring features, stored as the float it is the bits of.
+    """The largest key of each group of GROUP neighbouring features, reinterpreted as a float.
 
     Grid (n_rows, tiles of BLOCK_GROUPS groups).
     """
@@ -48,7 +47,7 @@ def load_candidates(
     score_ptr, bias_ptr, listed_ptr, row, start, n_candidates, d_sae, SOURCE: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):
-    """BLOCK candidates of a row from `start`: feature, score and key (−1 where there is no candidate).
+    """BLOCK candidates of a row from `start`: feature, score and key (−1 for none).
 
     SOURCE 0: all scores of the row. 1: the scores of the listed groups. 2: listed features, each with its own score.
     """
@@ -77,7 +76,7 @@ def store_selected(
     feature_ptr, value_ptr, row, k, feature, score, key, bound, n_ties, n_seen_ties, n_stored,
     ABSOLUTE: tl.constexpr, WRITE_VALUE: tl.constexpr,
 ):
-    """Append what is above the bound, and the first `n_ties` at the bound; returns both running counts."""
+    """Append candidates above the bound and the first `n_ties` at the bound; returns both running counts."""
     tie = (key == bound).to(tl.int32)
     rank = n_seen_ties + tl.cumsum(tie, 0) - tie
     taken = (key > bound) | ((key == bound) & (rank < n_ties))
@@ -97,9 +96,9 @@ def select_rows_kernel(
     GROUP: tl.constexpr, BLOCK: tl.constexpr, ONE_TILE: tl.constexpr, ABSOLUTE: tl.constexpr,
     HAS_BIAS: tl.constexpr, WRITE_VALUE: tl.constexpr,
 ):
-    """The k candidates of a row with the largest keys, in the order in which they lie. Grid (n_rows,).
+    """The k candidates of a row with the largest keys, in their original order. Grid (n_rows,).
 
-    Exact: the k-th largest key is found bit by bit by counting; needs at least k candidates.
+    Exact: the k-th largest key is found bit by bit, by counting. Needs at least k candidates.
     """
     row = tl.program_id(0).to(tl.int64)
     bound = 0
@@ -152,14 +151,14 @@ def load_above(
     score_ptr, bias_ptr, threshold_ptr, margin_ptr, row, tile, d_sae, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
     PER_FEATURE: tl.constexpr, HAS_MARGIN: tl.constexpr, INCLUSIVE: tl.constexpr,
 ):
-    """One tile of a row: feature, score, and whether it is active above its threshold less the row's margin."""
+    """One tile of a row: feature, score, and whether it is active, i.e. above its threshold minus the row's margin."""
     feature = tile * BLOCK + tl.arange(0, BLOCK)
     inside = feature < d_sae
     score = tl.load(score_ptr + row * d_sae + feature, mask=inside, other=0.0)
     score += tl.load(bias_ptr + feature, mask=inside, other=0.0)
     limit = tl.load(threshold_ptr + feature * PER_FEATURE, mask=inside, other=0.0)
     if HAS_MARGIN:
-        # what a margin lets in is scored again, and its sign may turn out positive
+        # entries within the margin are re-scored, and may turn out positive
         margin = tl.load(margin_ptr + row)
         limit = tl.maximum(limit, 0.0) - margin
     strength = tl.abs(score) if ABSOLUTE else score
@@ -175,7 +174,7 @@ def count_above_kernel(
     score_ptr, bias_ptr, threshold_ptr, margin_ptr, count_ptr, d_sae, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
     PER_FEATURE: tl.constexpr, HAS_MARGIN: tl.constexpr, INCLUSIVE: tl.constexpr,
 ):
-    """How many scores of each tile are active. Grid (n_rows, tiles)."""
+    """Number of active scores in each tile. Grid (n_rows, tiles)."""
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     _, _, above = load_above(
         score_ptr, bias_ptr, threshold_ptr, margin_ptr, row, tile, d_sae, BLOCK, ABSOLUTE, PER_FEATURE, HAS_MARGIN,
@@ -190,7 +189,7 @@ def compact_above_kernel(
     score_ptr, bias_ptr, threshold_ptr, margin_ptr, end_ptr, feature_ptr, value_ptr, d_sae, BLOCK: tl.constexpr,
     ABSOLUTE: tl.constexpr, PER_FEATURE: tl.constexpr, HAS_MARGIN: tl.constexpr, INCLUSIVE: tl.constexpr,
 ):
-    """Write each tile's active scores up to where the running count says that they end. Grid (n_rows, tiles)."""
+    """Write each tile's active scores so that they end at the tile's running count. Grid (n_rows, tiles)."""
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     feature, score, above = load_above(
         score_ptr, bias_ptr, threshold_ptr, margin_ptr, row, tile, d_sae, BLOCK, ABSOLUTE, PER_FEATURE, HAS_MARGIN,

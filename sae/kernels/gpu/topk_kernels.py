@@ -1,4 +1,4 @@
-"""The Triton kernels that select the k largest of each row: see `sae.kernels.gpu.select_kernels` for how scores rank."""
+"""Triton kernels for the k largest of each row; see `sae.kernels.gpu.select_kernels` for how scores are ranked."""
 
 from typing import no_type_check
 
@@ -12,9 +12,9 @@ from sae.kernels.gpu.weight_kernels import load_rows
 @triton.jit
 @no_type_check
 def kth_key(key, k, most):
-    """A key that at least k keys reach, found bit by bit: the k-th largest, or one that no more than `most` reach.
+    """A key that at least k keys reach, found bit by bit: the k-th largest, or one that at most `most` keys reach.
 
-    Returns it and how many reach it.
+    Returns the key and how many reach it.
     """
     bound, n_reached = 0, most + 1
     bit = 30
@@ -23,7 +23,7 @@ def kth_key(key, k, most):
         n_above = tl.sum((key >= trial).to(tl.int32), 0)
         n_reached = tl.where(n_above >= k, n_above, n_reached)
         bound = tl.where(n_above >= k, trial, bound)
-        # few enough: finer bits are not needed
+        # few enough reach it: stop early
         bit = tl.where((n_above >= k) & (n_above <= most), -1, bit - 1)
     return bound, n_reached
 
@@ -31,7 +31,7 @@ def kth_key(key, k, most):
 @triton.jit
 @no_type_check
 def store_listed(out_ptr, listed, taken):
-    """Write what is taken, in order."""
+    """Compact the taken elements, in order."""
     kept = taken.to(tl.int32)
     slot = tl.cumsum(kept, 0) - kept
     tl.store(out_ptr + slot, listed, mask=taken)
@@ -40,7 +40,7 @@ def store_listed(out_ptr, listed, taken):
 @triton.jit
 @no_type_check
 def first_of_equals(key, bound, k):
-    """What exceeds the bound and, of what is on it, the first, so that there are k."""
+    """Mask of keys above the bound and the first ones at the bound, k in all."""
     on = (key == bound).to(tl.int32)
     n_on = k - tl.sum((key > bound).to(tl.int32), 0)
     return (key > bound) | ((key == bound) & (tl.cumsum(on, 0) - on < n_on))
@@ -52,9 +52,9 @@ def select_grouped_kernel(
     score_ptr, bias_ptr, best_ptr, group_ptr, feature_ptr, value_ptr, d_sae, n_groups, k, GROUP: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr, BLOCK: tl.constexpr, ABSOLUTE: tl.constexpr,
 ):
-    """The k largest of each row, given the maxima of its groups, of which the k largest hold them. Grid (n_rows,).
+    """The k largest of each row, which are in the k groups with the largest maxima. Grid (n_rows,).
 
-    `group [n_rows, BLOCK / GROUP]` is room for the groups that are looked into.
+    `group [n_rows, BLOCK / GROUP]` is scratch for the groups that are scanned.
     """
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, BLOCK_GROUPS)
@@ -83,7 +83,7 @@ def select_grouped_kernel(
 @triton.jit
 @no_type_check
 def select_tile(feature_ptr, value_ptr, feature, value, key, k):
-    """Write the k of a tile with the largest keys, in order."""
+    """Write the k elements of a tile with the largest keys, in order."""
     bound, n_reached = kth_key(key, k, k)
     taken = key >= bound
     if n_reached > k:
@@ -97,7 +97,7 @@ def select_tile(feature_ptr, value_ptr, feature, value, key, k):
 def score_block(
     feature, here, W_ptr, bias_ptr, x_a, x_b, d, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr
 ):
-    """`x · W[feature] + bias` in fp32 of a few features, of a row in BLOCK_A columns and the BLOCK_B after these."""
+    """`x · W[feature] + bias` in fp32 for a few features; the row is split into BLOCK_A and the next BLOCK_B columns."""
     feature = feature.to(tl.int64)
     dot = tl.sum(load_rows(W_ptr, feature, here, tl.arange(0, BLOCK_A), d) * x_a[None, :], axis=1)
     if BLOCK_B > 0:
@@ -108,7 +108,7 @@ def score_block(
 @triton.jit
 @no_type_check
 def row_of(x_ptr, row, d, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr):
-    """A row in two parts; the second repeats the first where there is none."""
+    """A row in two parts; the second repeats the first if BLOCK_B is 0."""
     column = tl.arange(0, BLOCK_A)
     x_a = tl.load(x_ptr + row * d + column, mask=column < d, other=0.0)
     x_b = x_a
@@ -124,7 +124,7 @@ def score_entries_kernel(
     bound_ptr, feature_ptr, x_ptr, W_ptr, bias_ptr, score_ptr, d, BLOCK_ENTRIES: tl.constexpr, BLOCK_A: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
-    """The score of each entry; those of a row begin at bound[row] and end at bound[row + 1]. Grid (n_rows,)."""
+    """The score of each entry; a row's entries are bound[row] to bound[row + 1]. Grid (n_rows,)."""
     row = tl.program_id(0).to(tl.int64)
     x_a, x_b = row_of(x_ptr, row, d, BLOCK_A, BLOCK_B)
     end = tl.load(bound_ptr + row + 1)
@@ -138,7 +138,7 @@ def score_entries_kernel(
 @triton.jit
 @no_type_check
 def strength_of(score, ABSOLUTE: tl.constexpr):
-    """What scores are compared by."""
+    """The magnitude by which scores are compared."""
     return tl.abs(score) if ABSOLUTE else score
 
 
@@ -148,7 +148,7 @@ def score_some(
     among, position, feature, row_ptr, W_ptr, bias_ptr, x_a, x_b, exact_ptr, n_listed, d, BLOCK_ENTRIES: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):
-    """Score those of a row's listed features that are `among` the wanted; `row [2 · n_listed]` is room for their list."""
+    """Score the listed features of a row where `among` is true; `row [2 · n_listed]` is scratch."""
     store_listed(row_ptr, position, among)
     store_listed(row_ptr + n_listed, feature, among)
     # read again by other threads of the program
@@ -170,11 +170,11 @@ def rescore_kernel(
     BLOCK_ENTRIES: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_LISTED: tl.constexpr,
     ABSOLUTE: tl.constexpr,
 ):
-    """The k of each row's listed features with the largest scores in fp32, given rough ones. Grid (n_rows,).
+    """The k listed features of each row with the largest fp32 scores, given rough scores. Grid (n_rows,).
 
-    First the k with the largest rough scores are scored. Of the others only those that would be among them if their
-    rough scores were wrong by twice the largest error seen, or by what bf16 rounds; all of them where k is too small to
-    see errors. `exact [n_rows, n_listed]` is room for scores, `room [n_rows, 2 · n_listed]` for lists.
+    The k with the largest rough scores are re-scored first. Of the others, only those are re-scored that could be among
+    the k if their rough scores were off by twice the largest error seen, or by bf16 rounding; all of them if k is too
+    small to estimate the error. `exact [n_rows, n_listed]` and `room [n_rows, 2 · n_listed]` are scratch.
     """
     row = tl.program_id(0).to(tl.int64)
     x_a, x_b = row_of(x_ptr, row, d, BLOCK_A, BLOCK_B)

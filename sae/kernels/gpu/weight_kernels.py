@@ -1,14 +1,14 @@
-"""The Triton kernels that sum weight gradients and write them to memory.
+"""Triton kernels that sum weight gradients and write them to memory.
 
-See `sae.kernels.gpu.code_kernels` for the rules that all follow and `sae.kernels.gpu.backward_kernels` for how the work
-is cut into features, and hot features into pieces. Columns are cut into tiles, one tile after the other for all
-features, so that a tile's part of the rows that are gathered stays in cache; one warp holds a tile, so that no sum
-waits for others. The decoder's gradients come first, and with them each tile's part of the value gradients, which the
-encoder's need.
+See `sae.kernels.gpu.code_kernels` for the rules of all kernels and `sae.kernels.gpu.backward_kernels` for how work is
+partitioned by feature, and hot features into parts. Columns are tiled, and all features of a tile are processed before the
+next tile, so that the tile's slice of the gathered rows stays in cache. A tile is held by one warp, so sums need no
+synchronisation. The decoder's gradients come first, with each tile's part of the value gradients, which the encoder's
+need.
 
-Each pass also leaves what the optimiser would have to read the gradients again for: `tile_stat` holds, of each tile and
-feature, the squared norm of the gradient's part and, for the decoder, its product with the decoder row w as the
-products read it, and ‖w‖² of that part: `[n_tiles, d_sae]` of the encoder, then three such of the decoder.
+Each pass also stores statistics, so that the optimiser need not read the gradients again. `tile_stat` has, per tile and
+feature, the squared norm of the gradient in this tile and, for the decoder, its dot product with the decoder row w in
+operand precision, and ‖w‖² in this tile: `[n_tiles, d_sae]` for the encoder, then three of these for the decoder.
 """
 
 from typing import no_type_check
@@ -22,7 +22,7 @@ from sae.kernels.gpu.backward_kernels import SIZES, find_piece, segment_of, sum_
 @triton.jit
 @no_type_check
 def load_rows(rows_ptr, row, here, column, d):
-    """These columns of several rows in fp32, zeros beyond d and where an entry is not `here`."""
+    """Columns of several rows in fp32, zero beyond d and for entries that are not `here`."""
     mask = here[:, None] & (column < d)[None, :]
     return tl.load(rows_ptr + row[:, None] * d + column[None, :], mask=mask, other=0.0).to(tl.float32)
 
@@ -30,7 +30,7 @@ def load_rows(rows_ptr, row, here, column, d):
 @triton.jit
 @no_type_check
 def store_tile_stats(stat_ptr, feature, tile, n_tiles, d_sae, grad, w, HAS_W: tl.constexpr):
-    """The statistics of one tile of a gradient."""
+    """Store the statistics of one tile of a gradient."""
     stat_ptr += tile.to(tl.int64) * d_sae + feature
     tl.store(stat_ptr, tl.sum(grad * grad, 0))
     if HAS_W:
@@ -99,7 +99,7 @@ def sum_parts_kernel(
     stat_ptr, n_windows, n_entries, tiles_in, tiles_out, d_sae, d_in, d_out, CHUNK: tl.constexpr, BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
 ):
-    """The gradients of the hot feature that begins in a window, if one does. Grid (windows, tiles of either d)."""
+    """Gradients of the hot feature that starts in a window, if any. Grid (windows, tiles of the larger d)."""
     window, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     feature, _, _ = find_piece(feature_ptr, first_ptr, 2 * window + 1, n_windows, n_entries, d_sae, CHUNK)
     if feature < d_sae:
@@ -123,7 +123,7 @@ def sum_parts_kernel(
 @triton.jit(do_not_specialize=["n_entries", "n_tiles"])
 @no_type_check
 def sum_dots_kernel(dot_ptr, value_ptr, dvalue_ptr, n_entries, n_tiles, BLOCK: tl.constexpr):
-    """The gradient of each value from its tiles' parts; padding passes none on. Grid (blocks of entries,)."""
+    """Gradient of each value, summed over tiles; padding gets none. Grid (blocks of entries,)."""
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < n_entries
     active = tl.load(value_ptr + entry, mask=inside, other=0.0) != 0
@@ -138,7 +138,7 @@ def sum_dots_kernel(dot_ptr, value_ptr, dvalue_ptr, n_entries, n_tiles, BLOCK: t
 @triton.jit
 @no_type_check
 def store_stats(stat_ptr, feature, inside, enc, dec, radial, w, d_sae):
-    """The statistics of features, `stat [4, d_sae]`: ‖dW_dec − r w‖², ‖dW_enc‖², ‖dW_dec‖² and r = ⟨dW_dec, w⟩."""
+    """Store statistics per feature, `stat [4, d_sae]`: ‖dW_dec − r w‖², ‖dW_enc‖², ‖dW_dec‖² and r = ⟨dW_dec, w⟩."""
     across = tl.maximum(dec - radial * radial * (2.0 - w), 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(stat_ptr + feature, across, mask=inside)
     tl.store(stat_ptr + d_sae + feature, enc, mask=inside)
@@ -149,7 +149,7 @@ def store_stats(stat_ptr, feature, inside, enc, dec, radial, w, d_sae):
 @triton.jit(do_not_specialize=["tiles_in", "tiles_out"])
 @no_type_check
 def sum_stats_kernel(tile_stat_ptr, stat_ptr, tiles_in, tiles_out, d_sae, BLOCK: tl.constexpr):
-    """The statistics of features from those of tiles. Grid (blocks of features,)."""
+    """Statistics per feature, summed over tiles. Grid (blocks of features,)."""
     feature = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = feature < d_sae
     place = tile_stat_ptr + feature
@@ -175,14 +175,14 @@ def sum_stats_kernel(tile_stat_ptr, stat_ptr, tiles_in, tiles_out, d_sae, BLOCK:
 @triton.jit
 @no_type_check
 def add_row(grad_ptr, left_ptr, w_ptr, d, BLOCK_D: tl.constexpr, HAS_W: tl.constexpr):
-    """Add a row to one of a gradient; its squared norm afterwards, its product with a row w, and ‖w‖²."""
+    """Add a row to a row of a gradient; returns its new squared norm, its dot product with a row w, and ‖w‖²."""
     square, radial = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     length = tl.zeros([BLOCK_D], tl.float32)
     for start in range(0, d, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
         grad = tl.load(grad_ptr + column, mask=column < d, other=0.0)
         grad += tl.load(left_ptr + column, mask=column < d, other=0.0)
-        # threads may hold the same elements: all have read before one writes
+        # threads may hold the same elements, so all must read before any writes
         tl.debug_barrier()
         tl.store(grad_ptr + column, grad, mask=column < d)
         square += grad * grad
@@ -199,9 +199,9 @@ def add_left_kernel(
     id_ptr, left_enc_ptr, left_dec_ptr, left_b_ptr, dW_enc_ptr, dW_dec_ptr, db_enc_ptr, W_dec_ptr, stat_ptr, d_sae, d_in,
     d_out, BLOCK_D: tl.constexpr, HAS_STATS: tl.constexpr,
 ):
-    """Add the gradients of some features, `left [n_ids, …]`, to those of all, and renew their statistics. Grid (n_ids,).
+    """Add the gradients of some features, `left [n_ids, …]`, to those of all, and update statistics. Grid (n_ids,).
 
-    No feature is named twice.
+    Feature ids must be unique.
     """
     at = tl.program_id(0).to(tl.int64)
     feature = tl.load(id_ptr + at).to(tl.int64)

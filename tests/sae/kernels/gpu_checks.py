@@ -535,13 +535,13 @@ def check_errors(device: str) -> None:
     args = (problem.x, problem.W_enc, problem.b_enc)
     raises("k = 7", lambda: kernels.encode(*args, Select("topk", k=7)))
     raises("k = 0", lambda: kernels.encode(*args, Select("topk", k=0)))
-    raises("fp64 is not mixed", lambda: kernels.encode(problem.x.double(), *args[1:], Select("topk", k=1)))
+    raises("fp64 cannot be mixed", lambda: kernels.encode(problem.x.double(), *args[1:], Select("topk", k=1)))
     for wrong in (6, -1):
         feature = torch.tensor([0, wrong], dtype=torch.int32, device=device)
         code = SparseCode(feature, problem.x[:, 0].detach(), 2, 6, k=1)
-        raises("names features", lambda code=code: kernels.decode(code, problem.W_dec, problem.b_dec))
+        raises("feature ids", lambda code=code: kernels.decode(code, problem.W_dec, problem.b_dec))
     code = SparseCode(feature[:1].abs(), problem.x[0, :1].detach(), 2, 6, indptr=torch.tensor([0, 2, 3], device=device))
-    raises("row bounds", lambda: kernels.decode(code, problem.W_dec, problem.b_dec))
+    raises("indptr", lambda: kernels.decode(code, problem.W_dec, problem.b_dec))
     raises("no precision called", lambda: Gpu("fp4"))
 
 

@@ -65,8 +65,8 @@ def test_alpha_k_features_are_active_at_inference_and_k_in_training() -> None:
 @pytest.mark.parametrize(("variant", "fields", "message"), [
     ("topk", {"alpha": 7}, r"alpha · k = 7 · 3 exceeds d_sae = 20"),
     ("topk", {"alpha": 0.5}, r"greater than or equal to 1"),
-    ("batchtopk", {"alpha": 2}, r"at inference a threshold chooses for batchtopk"),
-    ("matryoshka", {"alpha": 2}, r"at inference a threshold chooses for batchtopk"),
+    ("batchtopk", {"alpha": 2}, r"batchtopk uses a threshold at inference"),
+    ("matryoshka", {"alpha": 2}, r"batchtopk uses a threshold at inference"),
 ])
 def test_an_alpha_that_cannot_be_is_refused(variant: str, fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -74,7 +74,7 @@ def test_an_alpha_that_cannot_be_is_refused(variant: str, fields: dict, message:
 
 
 def test_a_transcoder_is_not_tied() -> None:
-    with pytest.raises(SaescopeError, match=r"reads 6 numbers and the decoder writes 4"):
+    with pytest.raises(SaescopeError, match=r"d_in = 6 and d_out = 4 differ"):
         make("topk", d_out=4, **TIED)
     tied = {"variant": "topk", "d_sae": 8, "k": 2, "tied": True}
     fields = {"name": "x", "sae": tied, "site": {"input": "a", "target": "b"}}
@@ -93,6 +93,6 @@ def test_it_begins_from_its_like_only(tmp_path: Path) -> None:
     # under another transform, as it was saved
     torch.testing.assert_close(sae.encode(x).to_dense(), start.encode(x).to_dense(), atol=1e-9, rtol=1e-9)
     saved("topk", tmp_path / "free")
-    with pytest.raises(SaescopeError, match=r"begins from a tied SAE only"):
+    with pytest.raises(SaescopeError, match=r"init\.from: with sae\.tied"):
         started("topk", tmp_path / "free", rows(), **TIED)
     assert (sae.d_in, sae.d_sae) == (D_IN, D_SAE)

@@ -97,15 +97,15 @@ def test_a_loss_draws_by_the_step_it_is_given() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"prefixes": (4, 4, 20)}, "ascend from at least 1"),
-        ({"prefixes": (0, 20)}, "ascend from at least 1"),
-        ({"prefixes": ()}, "ascend from at least 1"),
-        ({"prefixes": (4, 11)}, "prefixes end at 11, but the last is all of d_sae = 20"),
+        ({"prefixes": (4, 4, 20)}, "must be ascending and at least 1"),
+        ({"prefixes": (0, 20)}, "must be ascending and at least 1"),
+        ({"prefixes": ()}, "must be ascending and at least 1"),
+        ({"prefixes": (4, 11)}, "prefixes end at 11, but the last must be d_sae = 20"),
         ({"prefixes": (4, 21)}, "prefixes end at 21"),
         ({"sampled": {"n": 4}}, "either prefixes or sampled"),
         ({"prefixes": None, "sampled": {"n": 21}}, "sampled.n = 21 exceeds d_sae = 20"),
         ({"weights": (1.0,)}, "1 weights for 3 prefixes"),
-        ({"weights": (1.0, -1.0, 1.0)}, "not negative"),
+        ({"weights": (1.0, -1.0, 1.0)}, "must not be negative"),
         ({"base": "relu"}, "'topk', 'batchtopk', 'abstopk' or 'absbatchtopk'"),
     ],
 )

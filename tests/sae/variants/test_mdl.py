@@ -248,7 +248,7 @@ def test_a_target_l0_is_steered_to() -> None:
         ({"step": 0}, "greater than 0"), ({"memory": 1.0}, "less than 1"), ({"memory": 0.0}, "greater than 0"),
         ({"sparsity": {"coefficient": -1.0}}, "greater than 0"), ({"decoder_bits": -1.0}, "greater than or equal to 0"),
         ({"start_l0": 21}, "start_l0 = 21 exceeds d_sae = 20"), ({"threshold": -1.0}, "greater than 0"),
-        ({"threshold": 0.1, "bandwidth": 0.3}, "bandwidth = 0.3 is more than twice the first threshold"),
+        ({"threshold": 0.1, "bandwidth": 0.3}, "bandwidth = 0.3 is more than twice the initial threshold"),
     ],
 )
 def test_impossible_settings_are_refused(fields: dict, message: str) -> None:

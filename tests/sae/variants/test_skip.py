@@ -104,7 +104,7 @@ def test_raw_reconstruction_is_the_formula(variant: str) -> None:
     torch.testing.assert_close(sae.decode(code), by_hand.detach())
     torch.testing.assert_close(sae(x), by_hand.detach())
     bare = SparseCode(code.feature, code.value, code.n_rows, code.d_sae, indptr=code.indptr)
-    with pytest.raises(SaescopeError, match=r"(?s)depends on its input.*pass on the code that encode"):
+    with pytest.raises(SaescopeError, match=r"(?s)input-dependent offset.*pass the code that encode"):
         sae.decode(bare)
 
 

@@ -342,7 +342,7 @@ def test_two_processes_and_one_cache_or_run(tmp_path: Path, monkeypatch: pytest.
     try:
         assert not (tmp_path / ACTS / "manifest.json").exists(), "the other process was faster than its pause"
         said = refusal(train(tmp_path, "cache.shard_rows=128"))
-        assert said == f"process {process.pid} is writing runs/quick; wait for it to end, or use another name."
+        assert said == f"process {process.pid} is writing runs/quick; wait for it to finish, or use another name."
         assert not tree(tmp_path / "runs")
         said = refusal(run_sae(tmp_path, "cache", "rm", "c", "--yes"), "cache")
         assert f"being filled by process {process.pid} on" in said
