@@ -46,7 +46,7 @@ def test_an_input_is_steered(root: Path, feature: str) -> None:
         app = visit(page="feature", run="images", f=feature, tab="steer", strength="5", at="3, 99")
     assert [one for one in app.error if "no position 99" in str(one.value)], said(app)
     app = visit(page="feature", run="images", f=feature, tab="steer", strength="5", at="left")
-    assert [one for one in app.error if "Positions are all, active, or numbers" in str(one.value)], said(app)
+    assert [one for one in app.error if "Positions must be all, active, or numbers" in str(one.value)], said(app)
 
 
 def test_a_prompt_is_refused_in_a_sentence(feature: str) -> None:
