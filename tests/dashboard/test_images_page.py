@@ -51,4 +51,4 @@ def test_an_input_is_steered(root: Path, feature: str) -> None:
 
 def test_a_prompt_is_refused_in_a_sentence(feature: str) -> None:
     app = visit(page="prompt", run="images", f=feature, text="the tree")
-    assert [one for one in app.error if "reads no text" in str(one.value)], said(app)
+    assert [one for one in app.error if "without a language model" in str(one.value)], said(app)

@@ -287,7 +287,7 @@ def test_steering_is_in_the_url_and_done_for_who_follows_it() -> None:
     assert html(followed) == done
     assert [followed.number_input(key=key).value for key in ("tokens", "seed")] == [4, 7]
     wrong = visit(**{**asked, "strength": "1", "also": "what"})
-    assert "is no edit" in wrong.error[0].value.replace("\\", "")
+    assert "is not an edit" in wrong.error[0].value.replace("\\", "")
 
 
 def test_a_prompt_is_ranked_and_steered_with_the_feature_at_its_side() -> None:
