@@ -237,7 +237,7 @@ def test_steering_shows_both_continuations(page: Page, dashboard: Dashboard, bus
     page.get_by_label("Tokens").fill("4")
     page.get_by_label("Tokens").press("Tab")
     page.get_by_role("button", name="Continue both ways").click()
-    expect(page.get_by_role("heading", name="Left alone")).to_be_visible()
+    expect(page.get_by_role("heading", name="Baseline")).to_be_visible()
     expect(page.get_by_role("heading", name="Steered")).to_be_visible()
 
 
