@@ -196,7 +196,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SaescopeError(f"{folder} has no {MANIFEST}, so it is no finished index; build it with `{rebuild(folder)}`.")
+        raise SaescopeError(f"{folder} has no {MANIFEST}: it is not a finished index; build it with `{rebuild(folder)}`.")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise SaescopeError(f"{path} is not the manifest of an index; rebuild the index with `{rebuild(folder)}`.")

@@ -18,8 +18,8 @@ export default function (component) {
     ask(url.search || "?");
   }
 
-  // ask Python for an address until the page that answers is drawn and the browser is there: what is said while
-  // Streamlit replaces a page may be lost
+  // repeat the request for a URL until the page that answers it is drawn: messages sent while Streamlit replaces a page
+  // may be lost
   function ask(search) {
     const id = `${Date.now()}-${Math.random()}`, page = pageOf(new URL(search, location.href));
     let idle = 0, times = 1;
