@@ -1,1 +1,1 @@
-"""A run becomes an index, evaluations, circuits and exports. The floor above training."""
+"""From a run to an index, evaluations, circuits and exports. The layer above training."""

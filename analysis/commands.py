@@ -1,4 +1,4 @@
-"""The subcommands of this floor: thin over functions that notebooks call."""
+"""Subcommands of this package: thin wrappers over functions that notebooks can call too."""
 
 import argparse
 import dataclasses
@@ -17,36 +17,36 @@ def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentP
 
 
 def index(argv: list[str]) -> int:
-    """Index a run: everything the browser shows of its features."""
+    """Index a run: compute everything the dashboard shows about its features."""
     parser = _parser(
-        "index", "Index a run over its own cache, or over another text through its model: everything the browser shows of "
-        "its features. An index that is still true is left as it is.",
+        "index", "Index a run over its own cache, or over another corpus through its model. The index holds everything the "
+        "dashboard shows about features. An index that is up to date is kept.",
         "examples:\n  sae index runs/quickstart\n  sae index runs/quickstart --name notes corpus.sources=text:notes.txt\n\n"
-        "An interrupted index goes on where it was. Labels are kept apart and are never touched.",
+        "Rerun the command to resume an interrupted index. Labels are stored separately and never changed.",
     )
     parser.add_argument("run", type=user_path, help="the folder of a finished run")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE",
-        help="another corpus: keys of the run's config (corpus., cache., model.)",
+        help="use another corpus: overrides of the run's config (corpus., cache., model.)",
     )
-    parser.add_argument("--name", help="the index's folder below RUN/index (default: default; needed for another corpus)")
-    parser.add_argument("--rows", type=int, help="no more than the first so many rows")
+    parser.add_argument("--name", help="name of the index in RUN/index (default: default; required for another corpus)")
+    parser.add_argument("--rows", type=int, help="index only the first ROWS rows")
     parser.add_argument(
         "--refine", type=int, default=0, metavar="N",
-        help="index codes that N steps of pursuit have refined: as many features explain more; 3 are about enough. The "
-        "browser reads texts alike. SAEs only, no transcoders (default: the encoder's own codes)",
+        help="refine codes with N steps of pursuit: the same number of features explains more; 3 is usually enough. The "
+        "dashboard encodes prompts the same way. Not for transcoders (default: the encoder's codes)",
     )
-    parser.add_argument("--memory", default="1 GB", help="for what grows with the rows (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="make it anew even if it is up to date")
-    parser.add_argument("--verify", action="store_true", help="compare every file with its checksum, and leave")
-    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    parser.add_argument("--memory", default="1 GB", help="budget for data that grows with the rows (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="rebuild the index even if it is up to date")
+    parser.add_argument("--verify", action="store_true", help="check the checksums of an existing index and exit")
+    parser.add_argument("--quiet", action="store_true", help="don't show progress")
     args = parser.parse_intermixed_args(argv)
     if args.rows is not None and args.rows < 1:
-        raise SaescopeError(f"--rows {args.rows} leaves nothing to index; give 1 at least.")
+        raise SaescopeError(f"--rows {args.rows} leaves nothing to index; give at least 1.")
     if args.refine < 0:
-        raise SaescopeError(f"--refine {args.refine} is no whole number; give 0 for the encoder's own codes, or 3 steps.")
+        raise SaescopeError(f"--refine {args.refine} is negative; use 0 for the encoder's own codes, or 3 steps.")
     if args.overrides and args.name is None:
-        raise SaescopeError("an index over another corpus needs a name of its own; add --name, for example --name notes.")
+        raise SaescopeError("an index over another corpus needs its own name; add --name, for example --name notes.")
     if args.verify:
         return _verify(args.run, args.name)
     from analysis.index import build, indexes
@@ -67,7 +67,7 @@ def index(argv: list[str]) -> int:
             print(f"FVE {explained['fve']:.3f} on {explained['n_rows']:,} {which} rows")
         now = (made.folder / MANIFEST).read_bytes()
         if before.get(made.folder, now) != now and (args.run / LABELS).exists():
-            print(f"automatic labels are still those of the old index; `sae label {args.run}` makes them again")
+            print(f"automatic labels are still from the old index; recreate them with `sae label {args.run}`")
         print(f"browse     sae dashboard --runs {args.run.resolve().parent}\nin Python  from analysis.index import "
               f"open_index; open_index({str(made.folder)!r})")
     return 0
@@ -79,15 +79,15 @@ def _verify(run: Path, name: str | None) -> int:
     folder = run / "index" / (name or "default")
     if problems := open_index(folder).verify():
         raise SaescopeError(" ".join(problems))
-    print(f"{folder}: whole")
+    print(f"{folder}: all checksums match")
     return 0
 
 
 def rows(argv: list[str]) -> int:
-    """Write which rows a run was trained on and which it held out."""
+    """Write which rows of the corpus a run was trained on and which were held out."""
     parser = _parser(
-        "rows", "Write what each row of a run's corpus was to its training, as one .npy of a byte a row, in corpus order: "
-        "0 not kept (special tokens, outliers), 1 trained on, 2 held out.",
+        "rows", "Write how each row of a run's corpus was used, as a uint8 .npy in corpus order: 0 not kept (special "
+        "tokens, outliers), 1 trained on, 2 held out.",
         "example:\n  sae rows runs/mine rows.npy",
     )
     parser.add_argument("run", type=user_path, help="the folder of a finished run")
@@ -107,15 +107,16 @@ def rows(argv: list[str]) -> int:
 def show(argv: list[str]) -> int:
     """Print a feature of an indexed run."""
     parser = _parser(
-        "show", "Print a feature: its density and values, the tokens it promotes, examples with the activation as colour, "
-        "neighbours.", "examples:\n  sae show runs/quickstart 12\n  sae show runs/quickstart 12 --n 10 --groups top,random",
+        "show", "Print a feature: density and values, promoted tokens, examples coloured by activation, neighbours.",
+        "examples:\n  sae show runs/quickstart 12\n  sae show runs/quickstart 12 --n 10 --groups top,random",
     )
-    parser.add_argument("run", type=user_path, help="the folder of an indexed run, or of one of its indexes")
-    parser.add_argument("feature", type=int, help="number of the feature")
-    parser.add_argument("--name", help="which of the run's indexes (default: default)")
-    parser.add_argument("--n", type=int, default=5, help="examples of each group (default: %(default)s)")
-    parser.add_argument("--groups", default="top,q10,q5,q1,near", help="also q1 to q10 and random (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="statistics and strongest examples as JSON")
+    parser.add_argument("run", type=user_path, help="the folder of an indexed run or of an index")
+    parser.add_argument("feature", type=int, help="the feature's number")
+    parser.add_argument("--name", help="name of the index (default: default)")
+    parser.add_argument("--n", type=int, default=5, help="examples per group (default: %(default)s)")
+    parser.add_argument("--groups", default="top,q10,q5,q1,near",
+    help="from top, q10 to q1, random and near (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print statistics and top examples as JSON")
     args = parser.parse_args(argv)
     from rich.console import Console
 
@@ -128,19 +129,20 @@ def show(argv: list[str]) -> int:
         examples = [dataclasses.asdict(e) for e in opened.examples(args.feature, n=args.n)]
         print(json.dumps({**dataclasses.asdict(found), "examples": examples}, indent=2))
         return 0
-    # a pipe has no width of its own
+    # a pipe has no width
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     terminal.show(opened, args.feature, console=console, n=args.n, groups=args.groups.split(","))
     return 0
 
 
 def bench_index(argv: list[str]) -> int:
-    """Measure how fast an index is made and how fast it answers."""
-    parser = _parser("bench index", "Measure how fast an index is made and how fast it answers, on synthetic data.")
-    parser.add_argument("--rows", type=int, default=200_704, help="rows of the index that is made (default: %(default)s)")
-    parser.add_argument("--d-sae", type=int, default=2048, help="its features (default: %(default)s)")
-    parser.add_argument("--values", type=int, default=20_000_000, help="values of the one asked (default: %(default)s)")
-    parser.add_argument("--out", type=user_path, help="write the figures as JSON")
+    """Benchmark index builds and queries."""
+    parser = _parser("bench index", "Benchmark index builds and queries on synthetic data.")
+    parser.add_argument("--rows", type=int, default=200_704, help="rows of the index to build (default: %(default)s)")
+    parser.add_argument("--d-sae", type=int, default=2048, help="its number of features (default: %(default)s)")
+    parser.add_argument("--values", type=int, default=20_000_000,
+    help="stored values of the index to query (default: %(default)s)")
+    parser.add_argument("--out", type=user_path, help="write the results to this file as JSON")
     args = parser.parse_args(argv)
     from analysis.index import bench
     from sae.io.files import write_json

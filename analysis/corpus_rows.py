@@ -1,7 +1,6 @@
-"""The rows of a corpus as a trained SAE reads them: those of the run's own cache, or of another text through its model.
+"""The rows of a corpus as a trained SAE reads them: from the run's own cache, or from another text through its model.
 
-Kept are the rows that training would keep: no BOS, special or padding token, no norm above a limit that the run's own
-calibration set.
+The mask is the training's: no BOS, special or padding tokens, and no norms above the limits from the run's calibration.
 """
 
 import hashlib
@@ -32,22 +31,22 @@ from training.model.language_model import Model
 from training.site import SiteRows
 
 OVERRIDABLE = ("corpus", "cache", "model")
-"""Sections of a run's config that another corpus may change."""
+"""Config sections that may be overridden to use another corpus."""
 CHUNK_ROWS = 65_536
-"""Rows whose norms are asked for at once."""
+"""Rows whose norms are read at a time."""
 
 
 @dataclass(frozen=True)
 class CorpusRows:
-    """Activations in corpus order, and what they are."""
+    """Activations in corpus order, with their data, mask and SAE."""
 
     trained: TrainedSAE
     config: Config
-    """The run's, with the corpus that is read."""
+    """The run's config, with the corpus that is read."""
     data: Data
     mask: KeepMask
     n_seqs: int
-    """How many sequences, from the first, are meant."""
+    """Number of sequences, counted from the first."""
 
     @property
     def n_ctx(self) -> int:
@@ -56,11 +55,11 @@ class CorpusRows:
 
     @property
     def tokens(self) -> Int32[np.ndarray, "n_seqs n_ctx"] | None:
-        """Token ids; None for activations that came without text."""
+        """Token ids; None for activations without text."""
         return None if self.data.tokens.tokens is None else self.data.tokens.tokens[: self.n_seqs]
 
     def read(self, seqs: Int64[np.ndarray, " n"]) -> tuple[dict[str, Float[Tensor, "n_rows _"]], Bool[Tensor, " n_rows"]]:
-        """The activations of these sequences by hook in the stored precision, and which rows are kept."""
+        """Activations of these sequences by hook, in stored precision, and the mask of kept rows."""
         keep = self.mask.keep(seqs, self.n_ctx)
         return {hook: self.data.source.rows(hook, seqs, self.n_ctx) for hook in self.trained.site.hooks}, keep
 
@@ -73,13 +72,13 @@ class CorpusRows:
         """x and target of kept held-out rows.
 
         Args:
-            n_rows: rounded up to whole sequences, before masked rows are left out; None for those the run's own
-                evaluation took.
+            n_rows: number of rows before masking, rounded up to whole sequences; None for the rows of the run's own
+                evaluation.
         """
         return self.trained.rows(self._held_out(n_rows)[1].acts)
 
     def _held_out(self, n_rows: int | None = None) -> tuple[Data, HeldOut]:
-        """What a training on these rows is evaluated on, and its kept rows; sequences of text are made for it alone."""
+        """The evaluation data of a training on these rows, and its kept rows; held-out text gets its own sequences."""
         data = open_heldout(self.config, self.data, Display(quiet=True), n_rows or 0, self.model)
         rows = n_rows or self.config.eval.n_rows
         return data, HeldOut(data.source, data.tokens, self.mask, self.trained.site.hooks, rows)
@@ -87,11 +86,11 @@ class CorpusRows:
     def training(
         self, n_rows: int, *, seed: int = 0
     ) -> tuple[Float[Tensor, "n d_in"], Int64[np.ndarray, " n"], int]:
-        """x of kept rows that were trained on; the document of each; and how many documents were evaluated.
+        """x of kept training rows, the document of each, and the number of documents in the evaluation.
 
         Args:
-            n_rows: in sequences drawn at random by `seed`, before masked rows are left out.
-            seed: of the draw.
+            n_rows: number of rows before masking, in randomly drawn sequences.
+            seed: seed of the draw.
 
         Raises:
             SaescopeError: a corpus without text.
@@ -105,7 +104,7 @@ class CorpusRows:
         return self.kept(seqs).x, documents[seqs].reshape(-1)[keep], n_evaluated
 
     def use(self) -> UInt8[np.ndarray, " n_rows"]:
-        """What each row was to the training: 0 not kept (special tokens, outliers), 1 trained on, 2 held out."""
+        """How training used each row: 0 not kept (special tokens, outliers), 1 trained on, 2 held out."""
         tokens, step = self.data.tokens, max(1, CHUNK_ROWS // self.n_ctx)
         parts = np.split(np.arange(self.n_seqs), range(step, self.n_seqs, step))
         keep = np.concatenate([self.mask.keep(seqs, self.n_ctx).numpy() for seqs in parts])
@@ -114,7 +113,7 @@ class CorpusRows:
         return np.where(keep, 1 + held, 0).astype(np.uint8)
 
     def facts(self) -> dict[str, Any]:
-        """What determines the rows, by hash."""
+        """The inputs that determine the rows, as hashes."""
         tokens, site = self.data.tokens, self.trained.site
         facts: dict[str, Any] = {
             "made_from": tokens.made_from, "site": site.model_dump(mode="json"), "n_seqs": self.n_seqs, "n_ctx": self.n_ctx,
@@ -129,7 +128,7 @@ class CorpusRows:
         return facts
 
     def model(self) -> Model:
-        """The language model, loaded if it was not needed so far.
+        """The language model, loaded on first use.
 
         Raises:
             SaescopeError: as `TrainedSAE.model`.
@@ -141,18 +140,17 @@ def open_rows(
     trained: TrainedSAE, overrides: Sequence[str] = (), n_rows: int | None = None, display: Display | None = None, *,
     streamed: bool = False,
 ) -> CorpusRows:
-    """The rows of a run's own corpus, or of the one that `overrides` of its config describe.
+    """Open the rows of a run's own corpus, or of the corpus given by config `overrides`.
 
     Args:
-        trained: of the run.
-        overrides: `corpus.sources=text:notes.txt`, and other keys of the sections `OVERRIDABLE`.
-        n_rows: no more than the first so many, up to whole sequences.
-        display: says what is made; None is silent.
-        streamed: where the run's own cache is not there, take rows from the model and write none of them.
+        trained: the run's SAE.
+        overrides: such as `corpus.sources=text:notes.txt`; keys in the sections `OVERRIDABLE`.
+        n_rows: read only the first rows, rounded up to whole sequences.
+        display: shows progress; None is silent.
+        streamed: if the run's own cache is missing, stream rows from the model without writing them.
 
     Raises:
-        SaescopeError: a corpus, model or cache that is not there, overrides of something else, or rows that the SAE does
-            not take.
+        SaescopeError: the corpus, model or cache is missing, an override is not allowed, or the rows don't fit the SAE.
     """
     config, display = _with_own_acts(trained, trained.config), display or Display(quiet=True)
     mask_hooks = tuple(trained.limits) or config.data.mask_hooks or config.site.hooks
@@ -160,7 +158,7 @@ def open_rows(
     hooks = tuple(dict.fromkeys((*trained.site.hooks, *mask_hooks)))
     own, limits = _own(trained, config, hooks), dict(trained.limits) or None
     if overrides:
-        # the limits belong to the run: another text must not move them
+        # the limits belong to the run: another corpus must not change them
         limits = limits or (None if own is None else KeepMask(own.source, own.tokens, config.data).limits)
         config = _overridden(config, overrides)
         own = None
@@ -171,36 +169,35 @@ def open_rows(
     n_seqs = data.tokens.n_seqs if n_rows is None else min(data.tokens.n_seqs, -(-n_rows // data.tokens.n_ctx))
     if n_seqs * data.tokens.n_ctx >= 2**31:
         raise SaescopeError(
-            f"{n_seqs * data.tokens.n_ctx:,} rows are more than are numbered (2^31 − 1); take fewer (--rows), or several "
-            "corpora."
+            f"{n_seqs * data.tokens.n_ctx:,} rows exceed the maximum of 2^31 − 1; use fewer (--rows) or split the corpus."
         )
     _check_widths(trained, data.source.widths)
     return CorpusRows(trained, config, data, mask, n_seqs)
 
 
 def _check_widths(trained: TrainedSAE, widths: Mapping[str, int]) -> None:
-    """Refuse activations from which the site makes rows of other widths than the SAE's."""
+    """Check that the site's rows have the SAE's widths."""
     site, sae = trained.site, trained.sae
     if lacking := [hook for hook in site.hooks if hook not in widths]:
-        raise SaescopeError(f"{trained.folder}: the corpus has no activations of {lacking[0]}, but of {', '.join(widths)}.")
+        raise SaescopeError(f"{trained.folder}: the corpus has activations of {', '.join(widths)}, not of {lacking[0]}.")
     x, target = site.rows({hook: torch.empty(0, widths[hook]) for hook in site.hooks})
     if (x.shape[1], target.shape[1]) != (sae.d_in, sae.d_out):
         raise SaescopeError(
-            f"{trained.folder}: the SAE takes rows of width {sae.d_in} to rows of width {sae.d_out}, but its site "
+            f"{trained.folder}: the SAE maps width {sae.d_in} to width {sae.d_out}, but its site "
             f"({', '.join(f'{hook}: {widths[hook]}' for hook in site.hooks)}) gives {x.shape[1]} and {target.shape[1]}."
         )
 
 
 def _places(trained: TrainedSAE, path: Path) -> list[Path]:
-    """Where a relative path of the config may lead: what was made with a run lies beside the folder of all runs.
+    """Candidates for a relative path in the config.
 
-    That is so wherever a command is called from.
+    It may be relative to the parent of the runs folder, so that commands work from any folder.
     """
     return [path, *(parent / path for parent in list(trained.folder.resolve().parents)[1:3])]
 
 
 def _with_own_acts(trained: TrainedSAE, config: Config) -> Config:
-    """The config with the folder of activations, if that is its corpus, where it is found with the rows of the training."""
+    """The config with the path of its activations folder (if it uses one) set to where the training's rows are found."""
     corpus, made_from = config.corpus, trained.sae.provenance.get("made_from", {})
     for place in [] if corpus.acts_dir is None else _places(trained, user_path(corpus.acts_dir)):
         if place.is_dir() and identity_of(place).items() <= made_from.items():
@@ -214,7 +211,7 @@ def _with_own_acts(trained: TrainedSAE, config: Config) -> Config:
 
 
 def _own(trained: TrainedSAE, config: Config, hooks: tuple[str, ...]) -> Data | None:
-    """The run's own cache if it is there whole: no model needs to be loaded to read it."""
+    """The run's own cache if it is complete, which saves loading the model."""
     facts = trained.sae.provenance.get("made_from", {})
     if config.corpus.acts_dir is not None or config.cache.mode != "disk" or "model" not in facts:
         return None
@@ -226,7 +223,7 @@ def _own(trained: TrainedSAE, config: Config, hooks: tuple[str, ...]) -> Data | 
 
 
 def _overridden(config: Config, overrides: Sequence[str]) -> Config:
-    """The run's config with another corpus, streamed unless a cache is asked for."""
+    """The run's config with another corpus, streamed unless the overrides ask for a cache."""
     for override in overrides:
         if override.split(".")[0].split("=")[0] not in OVERRIDABLE or override.startswith("model.name"):
             raise SaescopeError(

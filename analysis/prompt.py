@@ -1,4 +1,4 @@
-"""A text as features: what fires at each token, and what fires most."""
+"""Encode a text: which features fire at each token, and which fire most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Top:
-    """A feature of a prompt and where it is strongest."""
+    """A feature of a prompt at its strongest token."""
 
     feature: int
     value: float
     position: int
     n_active: int
-    """Tokens of the prompt at which it is active."""
+    """Number of tokens in the prompt at which it is active."""
     share: float = 0.0
-    """|value| ÷ the feature's largest |value| over a corpus, where that was given; above 1 for what no text there had."""
+    """|value| / the feature's largest |value| in a corpus, if given; above 1 if the prompt exceeds the corpus."""
 
 
 PER_TOKEN = 3
-"""Features that one token may win in `PromptCode.ranked`."""
+"""Maximum number of features per token in `PromptCode.ranked`."""
 
 
 @dataclass(frozen=True)
 class PromptCode:
-    """A text as the SAE sees it; row i of `code` is token i, and rows that training would drop are empty."""
+    """The code of a text: row i is token i, and rows that training would mask are empty."""
 
     text: str
     tokens: list[int]
@@ -51,7 +51,7 @@ class PromptCode:
         return out
 
     def top(self, n: int = 20, positions: Sequence[int] | None = None) -> list[Top]:
-        """The features with the largest absolute values, over all tokens or over some."""
+        """The features with the largest |values|, over all tokens or the given positions."""
         rows, feature, value = (t.numpy() for t in (self.code.rows(), self.code.feature, self.code.value))
         if positions is not None:
             chosen = np.isin(rows, np.asarray(positions, dtype=rows.dtype))
@@ -71,16 +71,16 @@ class PromptCode:
         self, largest: Float32[np.ndarray, " d_sae"], allowed: Bool[np.ndarray, " d_sae"], n: int = 20, *,
         position: int | None = None,
     ) -> list[Top]:
-        """The features that are nearest to their own maximum, so that one that is large everywhere is not first everywhere.
+        """The features closest to their own maximum, so that features with large values everywhere don't dominate.
 
-        Each feature counts at the token where it is strongest, and each token wins at most `PER_TOKEN` of the places, so
-        that a single frequent one cannot fill the list; where one token is asked about, it may have all.
+        Each feature is ranked at its strongest token, and each token contributes at most `PER_TOKEN` features, so that
+        one token can't fill the list; with `position` there is no such limit.
 
         Args:
-            largest: each feature's largest |value| over a corpus; a share of a feature with 0 is 1.
-            allowed: the features that count.
-            n: features at most.
-            position: the one token to rank at; None for all.
+            largest: each feature's largest |value| in a corpus; if 0, its share is 1.
+            allowed: mask of features to include.
+            n: maximum number of features.
+            position: rank at this token only; None for all.
         """
         rows, feature, value = (t.numpy() for t in (self.code.rows(), self.code.feature, self.code.value))
         n_active = dict(zip(*np.unique(feature, return_counts=True), strict=True))
@@ -105,27 +105,27 @@ class PromptCode:
 
 
 def own_maximum(index: "Index") -> Float32[np.ndarray, " d_sae"]:
-    """Each feature's largest |value| over an index; 0 for one that never fires there."""
+    """Each feature's largest |value| in an index; 0 if it never fires there."""
     stats = index.stats
     return np.maximum(stats["max"].to_numpy(), -stats["min"].to_numpy()).astype(np.float32)
 
 
 def rarer_than(index: "Index", density: float) -> Bool[np.ndarray, " d_sae"]:
-    """Which features fire on at most this share of an index's tokens."""
+    """Mask of features that fire on at most this share of an index's tokens."""
     return index.stats["density"].to_numpy() <= density
 
 
 @own_torch_state()
 def encode_text(run: str | Path, text: str, *, refine: int = 0) -> PromptCode:
-    """The features of a text, token by token.
+    """Encode a text token by token.
 
     Args:
         run: the run's folder.
         text: at most `analysis.trained.MAX_TOKENS` tokens.
-        refine: steps by which its codes are refined; those of an index (`Index.refine`), where values are to agree.
+        refine: refinement steps; use `Index.refine` to get values comparable with an index.
 
     Raises:
-        SaescopeError: no trained SAE or no language model, as `analysis.trained.TrainedSAE.model`; no text, or too much.
+        SaescopeError: there is no trained SAE or language model (see `TrainedSAE.model`), or the text is empty or too long.
     """
     trained = open_trained(run, refine=refine)
     tokens = trained.tokens(text)

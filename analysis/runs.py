@@ -1,8 +1,7 @@
-"""What lies in runs/: read without torch, at any moment of a training and in whatever state a kill left it.
+"""Read runs/ without torch, during training or after a kill.
 
-A run is a folder with a `config.yaml`: runs/NAME, or runs/NAME/MEMBER for a member of a sweep. Its `summary.json` says
-that it has finished. A file that cannot be read is a problem of that run, told beside it and never an exception: one
-broken run must not hide the others.
+A run is a folder with a `config.yaml`: runs/NAME, or runs/NAME/MEMBER for a member of a sweep. A `summary.json` marks it
+as finished. Unreadable files are recorded in `Run.problems` and never raise: one broken run must not hide the others.
 """
 
 import json
@@ -17,50 +16,50 @@ from training.config.yaml12 import load_yaml
 
 Status = Literal["training", "finished", "interrupted", "imported"]
 Line = Mapping[str, Any]
-"""One line of metrics.jsonl: `step`, `rows` and the metrics of that moment."""
+"""One line of metrics.jsonl: `step`, `rows` and metrics."""
 
 QUIET_S = 60.0
-"""A training that has been silent for this long, and for `LATE` times its usual interval, counts as interrupted."""
+"""A run that has been silent for this long (s) and for `LATE` times its logging interval counts as interrupted."""
 LATE = 10.0
 SLOW_S = 15 * 60.0
-"""The same where silence is usual: before the first line (activations are made) and after the last (evaluation)."""
+"""The limit (s) for phases without logging: before the first line (caching) and after the last (evaluation)."""
 _LARGEST = 1e300
 _READ = ("config.yaml", "metrics.jsonl", "summary.json")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder shows it at one moment."""
+    """A snapshot of one run."""
 
     name: str
-    """Relative to the folder of all runs, with a slash for a member of a sweep."""
+    """Path relative to the runs folder, with a slash for a member of a sweep."""
     folder: Path
     finished: bool
     config: Mapping[str, Any]
-    """As resolved; empty if it cannot be read."""
+    """The resolved config; empty if it can't be read."""
     summary: Mapping[str, Any]
     """Held-out figures; empty until the run has finished."""
     lines: Sequence[Line]
-    """Every whole line of metrics.jsonl, by rows."""
+    """Complete lines of metrics.jsonl, sorted by rows."""
     updated: float
-    """When the run last wrote something, in seconds since the epoch."""
+    """Time of the last write, in seconds since the epoch."""
     problems: tuple[str, ...] = ()
-    """What could not be read, one sentence each."""
+    """A message for each file that can't be read."""
 
     @property
     def n_rows(self) -> int:
-        """Training rows so far; 0 where none are known."""
+        """Training rows so far; 0 if unknown."""
         logged = self.lines[-1]["rows"] if self.lines else 0
         return int(number(self.summary.get("n_rows_trained")) or logged)
 
     @property
     def imported(self) -> bool:
-        """Whether the SAE came from elsewhere: of its training nothing is known here."""
+        """Whether the SAE was imported, so that its training is unknown."""
         return bool(self.summary.get("imported"))
 
     @property
     def through(self) -> float | None:
-        """The share of the budget that is done, 0 to 1; None where it cannot be told yet, or there was no training."""
+        """Share of the budget completed, 0 to 1; None if unknown, or if the run was imported."""
         if self.imported:
             return None
         if self.finished:
@@ -69,7 +68,7 @@ class Run:
         return min(1.0, self.n_rows / budget) if budget and self.lines else None
 
     def status(self, now: float) -> Status:
-        """Whether it has finished, goes on, was silent for so long that it must have been stopped, or came from elsewhere.
+        """The run's status; a run that has been silent for too long counts as interrupted.
 
         Args:
             now: seconds since the epoch.
@@ -79,7 +78,7 @@ class Run:
         return "interrupted" if now - self.updated > _patience(self.config, self.lines) else "training"
 
     def latest(self, metric: str) -> float | None:
-        """The last value of a metric; of a held-out one after the end, the summary's."""
+        """The last value of a metric; for held-out metrics of a finished run, the summary's value."""
         after = number(section(self.summary, "heldout").get(metric.removeprefix("heldout/")))
         if metric.startswith("heldout/") and after is not None:
             return after
@@ -87,7 +86,7 @@ class Run:
         return values[-1] if values else None
 
     def interval(self, metric: str) -> tuple[float, float] | None:
-        """The 95 % interval of the value that `latest` gives, where it has one: not of few documents."""
+        """The 95 % interval of the value from `latest`; None if there are too few documents for one."""
         name, after = metric.removeprefix("heldout/"), section(self.summary, "heldout")
         lines = [line.get(f"{metric}_interval") for line in self.lines if number(line.get(metric)) is not None]
         found = lines if number(after.get(name)) is None else [after.get(f"{name}_interval")]
@@ -95,29 +94,29 @@ class Run:
 
 
 def find(root: Path) -> list[Run]:
-    """All runs below `root`, the most recently written first; none if there is no such folder."""
+    """All runs in `root`, most recently updated first; empty if the folder doesn't exist."""
     return newest_first([read(root, folder) for folder in folders(root)])
 
 
 def newest_first(runs: Sequence[Run]) -> list[Run]:
-    """Runs in the order in which people look for them."""
+    """Sort runs, most recently updated first."""
     return sorted(runs, key=lambda run: (-run.updated, run.name))
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders of runs below `root`, two levels deep, by name; links that lead out of `root` are left out."""
+    """Run folders in `root`, up to two levels deep, by name; symlinks out of `root` are ignored."""
     configs = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
     inside = root.resolve()
     return sorted(c.parent for c in configs if c.resolve().is_relative_to(inside) and not c.parent.name.startswith("."))
 
 
 def stamp(folder: Path) -> tuple[int, ...]:
-    """A value that changes whenever a run's folder has: sizes and times of the files that `read` reads."""
+    """A value that changes when a run changes: sizes and times of the files used by `read`."""
     return tuple(number for name in _READ for number in _stat(folder / name))
 
 
 def read(root: Path, folder: Path) -> Run:
-    """One run."""
+    """Read one run."""
     problems: list[str] = []
     config = _read_config(folder / "config.yaml", problems)
     summary = _read_summary(folder / "summary.json", problems)
@@ -128,11 +127,11 @@ def read(root: Path, folder: Path) -> Run:
 
 
 def read_metrics(path: Path, problems: list[str]) -> list[Line]:
-    """The lines of a metrics.jsonl that may be growing: a last line without its newline is not there yet.
+    """Read a metrics.jsonl that may still be growing; a last line without newline is ignored.
 
     Args:
-        path: the file; if it does not exist there are no lines.
-        problems: gets a sentence if whole lines cannot be read.
+        path: the file; may not exist.
+        problems: gets a message if complete lines can't be read.
     """
     try:
         whole = path.read_bytes().split(b"\n")[:-1]
@@ -154,14 +153,14 @@ def series(lines: Sequence[Line], metric: str) -> tuple[list[float], list[float]
 
 
 def intervals(lines: Sequence[Line], metric: str) -> list[tuple[float, float]] | None:
-    """The 95 % intervals beside a metric's values; None unless every value has one."""
+    """The 95 % intervals of a metric's values; None unless every value has one."""
     found = [_bounds(line.get(f"{metric}_interval")) for line in lines if number(line.get(metric)) is not None]
     known = [bounds for bounds in found if bounds is not None]
     return known if found and len(known) == len(found) else None
 
 
 def metrics(runs: Sequence[Run]) -> list[str]:
-    """Every metric that can be drawn, losses first, held-out ones last."""
+    """All metrics that can be plotted, losses first, held-out ones last."""
     names = {
         key for run in runs for line in run.lines for key, value in line.items()
         if number(value) is not None and key not in ("step", "rows") and not key.startswith("heldout/n_")
@@ -170,7 +169,7 @@ def metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def section(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a config or summary; empty where it is no mapping, or not there."""
+    """A section of a config or summary; empty if it is missing or not a mapping."""
     found = fields.get(name)
     return found if isinstance(found, dict) else {}
 
@@ -181,13 +180,13 @@ def number(value: object) -> float | None:
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, str]:
-    """A config as dotted keys and the text of their values."""
+    """Flatten a config to dotted keys and values as text."""
     return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
             for key, value in _leaves(config, "")}
 
 
 def compare(configs: Sequence[Mapping[str, Any]], *, only_differences: bool) -> list[tuple[str, list[str]]]:
-    """Configs side by side: each dotted key with its value in every config, `–` where it has none."""
+    """Each dotted key with its value in every config, `–` if missing."""
     all_flat = [flat(config) for config in configs]
     keys = dict.fromkeys(key for one in all_flat for key in one)
     rows = [(key, [one.get(key, "–") for one in all_flat]) for key in keys if key != "name"]
@@ -220,7 +219,7 @@ def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
         problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{path.name} holds no mapping.")
+        problems.append(f"{path.name} is not a mapping.")
         return {}
     return value
 
@@ -234,7 +233,7 @@ def _read_summary(path: Path, problems: list[str]) -> Mapping[str, Any]:
         problems.append(f"{path.name} cannot be read ({first_line(error)}).")
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{path.name} holds no object.")
+        problems.append(f"{path.name} is not a JSON object.")
         return {}
     return value
 
@@ -246,7 +245,7 @@ def _bounds(interval: object) -> tuple[float, float] | None:
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds; zeros if there is no such file."""
+    """Size (bytes) and modification time (ns) of a file; zeros if it doesn't exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -265,7 +264,7 @@ def _patience(config: Mapping[str, Any], lines: Sequence[Line]) -> float:
 
 
 def _budget_rows(config: Mapping[str, Any], lines: Sequence[Line]) -> float | None:
-    """The length of the training in rows; estimated from the distance of its log lines where only the corpus knows."""
+    """Length of the training in rows; if it depends on the corpus, estimated from the spacing of log lines."""
     train, batch_rows = section(config, "train"), section(config, "data").get("batch_rows")
     budget, log_every = _duration(train.get("budget")), _duration(train.get("log_every"))
     if budget is not None and isinstance(batch_rows, int) and budget.unit in ("tokens", "steps"):

@@ -1,9 +1,9 @@
-"""Token ids to text; characters that several tokens make up are put together."""
+"""Token ids to text; characters split over several tokens are reassembled."""
 
 from collections.abc import Sequence
 
 LONGEST = 4
-"""Bytes of the longest character in UTF-8."""
+"""Maximum bytes of a character in UTF-8."""
 
 
 class Vocabulary:
@@ -14,15 +14,15 @@ class Vocabulary:
         self._alone: list[str | None] = [_decoded(part) for part in self.tokens]
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token adds to a text; nothing for an id that the tokenizer does not have."""
+        """A token's bytes; empty for unknown ids."""
         return self.tokens[token] if 0 <= token < len(self.tokens) else b""
 
     def text(self, token: int) -> str:
-        """One token alone; `�` for parts of characters, `#id` for an id without text."""
+        """A single token as text; `�` for parts of characters, `#id` for ids without text."""
         return self.bytes_of(token).decode(errors="replace") or f"#{token}"
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """The text of each token in a row: a character stands whole at its first token, and the others add nothing."""
+        """The text of each token of a sequence. A split character is placed at its first token; the others get ""."""
         n = len(self._alone)
         alone = [(self._alone[t] if 0 <= t < n else "") for t in tokens]
         if None not in alone:
@@ -31,7 +31,7 @@ class Vocabulary:
 
 
 def _decoded(part: bytes) -> str | None:
-    """The text of a token; None for a part of a character."""
+    """Decode a token; None for a part of a character."""
     try:
         return part.decode()
     except UnicodeDecodeError:
@@ -39,7 +39,7 @@ def _decoded(part: bytes) -> str | None:
 
 
 def _split(parts: list[bytes]) -> list[str]:
-    """Deal the characters of the whole text to the tokens in which they begin; a byte that is none becomes `�`."""
+    """Assign each character to the token in which it begins; invalid bytes become `�`."""
     whole = b"".join(parts)
     owner = [i for i, part in enumerate(parts) for _ in part]
     pieces = [""] * len(parts)

@@ -1,1 +1,1 @@
-"""Lays out in the browser what analysis returns. The top floor."""
+"""The browser dashboard: lays out what `analysis` returns. Top layer of the four packages."""

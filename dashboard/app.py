@@ -1,4 +1,4 @@
-"""The dashboard's frame: title, navigation, and the page that was asked for. Streamlit runs this file for each visit."""
+"""Streamlit entry point: title, navigation and the requested page. Streamlit reruns this file on every interaction."""
 
 import importlib
 from urllib.parse import quote
@@ -20,7 +20,7 @@ ICON = "data:image/svg+xml," + quote(
 
 
 def main() -> None:
-    """Draw the page that the URL names."""
+    """Draw the page named in the URL."""
     address.begin()
     name = address.page(frame.TITLES)
     st.set_page_config(page_title=f"{frame.TITLES[name]} · Saescope", page_icon=ICON, layout="wide")

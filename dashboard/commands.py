@@ -1,4 +1,4 @@
-"""The subcommands of this floor: the browser's server, on this machine only unless told otherwise, and the demo."""
+"""`sae dashboard`, a local web server that listens on localhost by default, and `sae demo`."""
 
 import argparse
 import atexit
@@ -21,7 +21,7 @@ DEMO = "configs/quickstart.yaml"
 LATE = ("dashboard.views.features", "dashboard.views.feature.page", "dashboard.views.runs", "dashboard.views.compare",
         "dashboard.views.prompt", "dashboard.views.evaluations", "analysis.index.read", "duckdb", "pandas",
         "pyarrow.dataset", "ruamel.yaml")
-"""Modules that a first page would import otherwise, most of them from inside libraries."""
+"""Slow modules to import at start-up, so that the first page doesn't have to; libraries import most of them lazily."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -39,7 +39,7 @@ def dashboard(argv: list[str]) -> int:
         "server.showEmailPrompt": False, "browser.gatherUsageStats": False, "client.toolbarMode": "minimal",
         "client.showErrorLinks": False, "logger.hideWelcomeMessage": True, "logger.level": "warning",
         "runner.magicEnabled": False,
-        # looking through all objects after each drawing holds up the answer; Python collects what is needed by itself
+        # a full gc.collect() after every script run delays the response; Python's own collector is enough
         "runner.postScriptGC": False,
         "theme.headingFontSizes": ["1.9rem", "1.25rem", "1.1rem", "1.1rem", "1rem", "1rem"],
         "theme.light.primaryColor": "#0072B2", "theme.dark.primaryColor": "#3A90CC",
@@ -49,17 +49,17 @@ def dashboard(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "sae dashboard", description="Browse runs in the browser. The page follows trainings that are in progress.",
+        "sae dashboard", description="Browse runs in the browser. Pages update while a run is training.",
         epilog="examples:\n  sae dashboard\n  sae dashboard --runs elsewhere/runs --port 8600\n\n"
         "From another machine, forward the port: ssh -L 8501:localhost:8501 HOST",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one (default: %(default)s)")
+    parser.add_argument("--runs", default="runs", help="folder that holds the runs (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=PORT, help="0 picks a free port (default: %(default)s)")
     parser.add_argument(
         "--address", default="127.0.0.1",
-        help="IP address to listen on; one other than this machine's own (0.0.0.0, say) opens the dashboard, which asks "
-        "for no password, to everyone who can reach it (default: %(default)s)",
+        help="IP address to listen on. The dashboard has no password: with 0.0.0.0, say, everyone who can reach this "
+        "machine can use it (default: %(default)s)",
     )
     return parser
 
@@ -72,16 +72,16 @@ def _ip(address: str) -> IP:
 
 
 def free_port(address: IP, port: int) -> int:
-    """The port itself if it can be listened on, or any free one for 0.
+    """Check that `port` can be bound and return it; 0 returns a free port.
 
     Raises:
-        SaescopeError: it is taken or not permitted, or the address is not this machine's.
+        SaescopeError: the port is taken or not permitted, or the address doesn't belong to this machine.
     """
     if not 0 <= port <= 65535:
-        raise SaescopeError(f"--port {port} is no port; give one between 1024 and 65535, or 0 for any free one.")
+        raise SaescopeError(f"--port {port} is not a valid port; use 1024 to 65535, or 0 for any free port.")
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
     with socket.socket(family) as probe:
-        # a connection of an earlier server that still lingers does not hold the port
+        # don't count a previous server's TIME_WAIT connections as the port being in use
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((str(address), port))
@@ -92,25 +92,25 @@ def free_port(address: IP, port: int) -> int:
 
 def _refusal(error: OSError, address: IP, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} of {address} is taken, perhaps by another dashboard; give another --port, or 0 for any."
+        return f"port {port} on {address} is taken, perhaps by another dashboard; try another --port, or 0 for any."
     if error.errno == errno.EACCES:
-        return f"port {port} may not be used by this account; give --port one above 1023, or 0 for any free one."
+        return f"no permission to use port {port}; choose a --port above 1023, or 0 for any free port."
     return f"cannot listen on {address}:{port} ({error.strerror}); give another --address or --port."
 
 
 def serve(options: dict[str, object]) -> None:
-    """Run the app until a signal ends it."""
+    """Run the app until it is killed or interrupted."""
     from streamlit import logger
     from streamlit.web import bootstrap
 
     from dashboard.state import uninterrupted_callbacks
 
-    # caches of modules that are imported before the server runs warn that it does not
+    # st.cache_* decorators warn when their module is imported before the server runs
     logger.set_log_level("ERROR")
     for module in LATE:
-        # what the pages stand on takes seconds to import: here, so that the first visitor does not wait for it
+        # these take seconds to import: do it now, so that the first visitor doesn't wait
         importlib.import_module(module)
-    gc.freeze()  # what stays need not be looked through, as Streamlit has it done after each drawing
+    gc.freeze()  # keep long-lived objects out of later collections
     atexit.register(_end_quietly)
     uninterrupted_callbacks.install()
     script = str(Path(__file__).parent / "app.py")
@@ -119,28 +119,29 @@ def serve(options: dict[str, object]) -> None:
 
 
 def _end_quietly() -> None:
-    """Errors have been printed by now: what follows is DuckDB reporting a hundred of its own objects as leaked."""
+    """Silence stderr at exit: errors are printed by now, and DuckDB would report a hundred of its objects as leaked."""
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
 
 
 def demo(argv: list[str]) -> int:
-    """Train, measure, index and label a small SAE, and follow it in the browser."""
+    """Train, evaluate, index and label a small SAE, and watch it in the browser."""
     parser = argparse.ArgumentParser(
-        "sae demo", description="Train, measure, index and label a small SAE of SmolLM2-135M on this machine. The "
-        "dashboard runs from the start and follows. An interrupted demo goes on where it was.",
+        "sae demo", description="Train, evaluate, index and label a small SAE on SmolLM2-135M on this machine. The "
+        "dashboard starts at once and shows the progress. Rerun an interrupted demo to resume it.",
         epilog="example:\n  sae demo --runs elsewhere/runs --no-dashboard",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", default=DEMO, help="of one training (default: %(default)s)")
-    parser.add_argument("--runs", type=user_path, default=Path("runs"), help="folder of all runs (default: %(default)s)")
-    parser.add_argument("--port", type=int, help=f"of the dashboard (default: {PORT}, or another where that is taken)")
-    parser.add_argument("--no-dashboard", action="store_true", help="without the browser's server")
+    parser.add_argument("config", nargs="?", default=DEMO, help="training config (default: %(default)s)")
+    parser.add_argument("--runs", type=user_path, default=Path("runs"),
+    help="folder that holds the runs (default: %(default)s)")
+    parser.add_argument("--port", type=int, help=f"dashboard port (default: {PORT}, or a free one if that is taken)")
+    parser.add_argument("--no-dashboard", action="store_true", help="don't start the dashboard")
     args = parser.parse_args(argv)
     port = 0 if args.no_dashboard else _demo_port(args.port)
     server = _beside(args.runs, port) if port else None
     try:
-        # not before the server has begun: it needs a second, this needs several
+        # imported after the server starts: the server needs a second, these imports several
         from dashboard.demo import make
         from training.display import Display
 
@@ -162,7 +163,7 @@ def demo(argv: list[str]) -> int:
 
 
 def _demo_port(asked: int | None) -> int:
-    """The port that was asked for; else the usual one, or any where a dashboard is open already."""
+    """The requested port, else the default one, else any free port."""
     local = ipaddress.ip_address("127.0.0.1")
     if asked is not None:
         return free_port(local, asked)
@@ -173,6 +174,6 @@ def _demo_port(asked: int | None) -> int:
 
 
 def _beside(runs: Path, port: int) -> subprocess.Popen[bytes]:
-    """The server in a process of its own; it prints its address."""
+    """Start the server in its own process; it prints its address."""
     start = "import sys; from sae.cli import main; sys.exit(main())"
     return subprocess.Popen([sys.executable, "-c", start, "dashboard", "--runs", str(runs), "--port", str(port)])

@@ -1,4 +1,4 @@
-"""From nothing to a labelled feature: what `sae demo` makes, step by step. What is done already is not done again."""
+"""The steps of `sae demo`, from nothing to a labelled feature. Steps that are already done are skipped."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +13,19 @@ from training.run import train
 STEPS = ("loading the model", "caching activations", "training", "measuring the SAE inside the model", "indexing",
          "labelling")
 FIRST = 384
-"""Features, the most frequent ones, whose labels are waited for before somebody is asked to look."""
+"""Label this many of the most frequent features before inviting the user to look."""
 
 
 def make(
     config: str, runs: Path, display: Display, ready: Callable[[Path], None] = lambda _: None
 ) -> tuple[Path, int]:
-    """A trained, measured, indexed and labelled run, and the feature to look at first.
+    """Train, evaluate, index and label a run; return its folder and the feature to look at first.
 
     Args:
-        config: of one training.
-        runs: the folder of all runs.
-        display: told of each step.
-        ready: told of the run once its first features have labels, while the others get theirs.
+        config: the training config.
+        runs: the folder that holds the runs.
+        display: shows each step.
+        ready: called with the run folder once the first features have labels; the others follow.
 
     Raises:
         SaescopeError: as `train`, `build` and `label_all`.

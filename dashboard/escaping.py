@@ -1,4 +1,4 @@
-"""Text of users made safe to show: in Markdown, in fields, and in commands to copy."""
+"""Escape user text for Markdown, form fields and shell commands."""
 
 import shlex
 from pathlib import Path
@@ -7,16 +7,16 @@ from analysis.render import text
 
 
 def shell(path: Path) -> str:
-    """A path as a shell takes it, relative to the current folder where it lies below it."""
+    """Shell-quote a path, relative to the current folder if it is inside it."""
     whole = path.absolute()
     return shlex.quote(str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole))
 
 
 def visible(name: str) -> str:
-    """A name as a field shows it: marks that would turn it round, or that draw nothing, are spelt out."""
+    """A name for a form field, with bidi controls and invisible characters written out."""
     return text.plain(name, limit=None)
 
 
 def plain(said: str) -> str:
-    """Text that Markdown shows as it stands."""
+    """Escape Markdown, so that the text shows verbatim."""
     return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|~:$&" else c for c in said)

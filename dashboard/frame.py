@@ -1,4 +1,4 @@
-"""What all pages share: the bar with the pages' links, and what a page says while there is nothing to show yet."""
+"""Shared by all pages: the navigation bar, and the message of a page that has nothing to show yet."""
 
 import importlib.metadata
 import time
@@ -76,10 +76,10 @@ dialog.sx-keys dd {margin: 0}
 
 
 def bar(current: str) -> None:
-    """The links to all pages; they carry the selection along, and lead to where each page was left.
+    """Draw the links to all pages. They keep the selection and return to where each page was left.
 
     Args:
-        current: name of the page that is shown.
+        current: name of the current page.
     """
     st.html(f"<style>{CSS}{_STYLE}</style>")
     if current != address.RUNS:
@@ -92,40 +92,40 @@ def bar(current: str) -> None:
 
 
 def _to(name: str) -> str:
-    # the table opens where the selected feature stands
+    # open the table at the page with the selected feature
     return address.link(name, **({"p": "f"} if name == "features" and address.get("f") else {}))
 
 
 def unfinished(run: Run, then: str) -> None:
-    """Stop the page if the run is not finished, and say what happens next.
+    """Stop the page if the run hasn't finished, and say what to do next.
 
     Args:
-        run: which.
-        then: the command that makes what the page shows, once there is a run.
+        run: the run.
+        then: the command that produces what the page shows, once the run has finished.
     """
     status = run.status(time.time())
     if status == "training":
         through = f", {run.through:.0%} done" if run.through is not None else ""
-        nothing(f"{run.name} is training{through}. Once it has finished, this fills the page:", then, follow_runs=True)
+        nothing(f"{run.name} is training{through}. When it has finished, run:", then, follow_runs=True)
     if status == "interrupted":
-        said = f"{run.name} was interrupted before its end. Resume it with the command that began it and"
-        nothing(f"{said} --resume; then this fills the page:", then, follow_runs=True)
+        said = f"{run.name} was interrupted. Resume it by repeating the original command with"
+        nothing(f"{said} --resume; then run:", then, follow_runs=True)
 
 
 def nothing(said: str, command: str, *, follow_runs: bool = False) -> NoReturn:
-    """End the page with a sentence and the command that fills it.
+    """Stop the page with a message and the command that produces what is missing.
 
     Args:
-        said: shown as it stands.
-        command: to copy.
-        follow_runs: draw the page again as soon as a run changes.
+        said: the message, shown verbatim.
+        command: shown with a copy button.
+        follow_runs: redraw the page when a run changes.
     """
     navigation()
     st.text(said)
     name = command.split()[1] if command.startswith("sae ") else ""
     st.code(command, language=None, wrap_lines=True)
     if name and not _has_command(name):
-        st.caption(f"This version of saescope does not have “sae {name}” yet.")
+        st.caption(f"“sae {name}” is not available in this version of saescope.")
     if follow_runs:
         follow(all_runs())
     st.stop()
@@ -136,7 +136,7 @@ def _has_command(name: str) -> bool:
 
 
 def tried(act: Callable[[], None]) -> None:
-    """Call `act`; show the error if it raises one that the user can fix."""
+    """Call `act`; show a `SaescopeError` on the page."""
     try:
         act()
     except SaescopeError as error:

@@ -1,4 +1,4 @@
-"""The head of a page: its title and the fields that select a run and an index; or what to do where there is none yet."""
+"""Page header: the title and the run and index selectors, or what to do if there are no runs or indexes yet."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,30 +19,30 @@ from sae.errors import SaescopeError
 
 
 def head(title: str) -> tuple[Run, DeltaGenerator]:
-    """A page's title and, beside it, the run that the URL names, or the newest, with a field to choose another.
+    """Draw a page's title and, beside it, the run selector.
 
     Args:
-        title: of the page.
+        title: the page's title.
 
     Returns:
-        The run, and the row of the title, for further fields. The page is stopped where there is no run.
+        The run (the URL's, else the newest), and the title's row, for further fields. Stops the page if there are no runs.
     """
     run = _current(title)
     return run, _row(title, run)
 
 
 def _current(title: str) -> Run:
-    """The run that the URL names, or another, which is said above the page."""
+    """The URL's run; if it doesn't exist, another one, with a warning."""
     found = all_runs()
     run = chosen(found)
     if run is None:
         st.title(title)
-        said = "No runs yet. This trains one on this machine:"
+        said = "No runs yet. Train one on this machine with:"
         frame.nothing(said, "sae train configs/quickstart.yaml", follow_runs=True)
     names = [one.name for one in found]
     asked = st.query_params.get("run")
     if asked is not None and asked not in names:
-        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; this is {run.name}."), icon=":material/warning:")
+        st.warning(plain(f"There is no run “{asked}” in {runs_folder()}; showing {run.name}."), icon=":material/warning:")
     return run
 
 
@@ -57,11 +57,11 @@ def _row(title: str, run: Run) -> DeltaGenerator:
 
 
 def choose(title: str, *, bare: bool = False) -> Selection:
-    """The page's head: title, run and index; stops the page where there is no index to show.
+    """Draw the page header (title, run, index) and open the index; stop the page if there is no readable index.
 
     Args:
-        title: of the page.
-        bare: draw no title and no fields, as the page does so itself; but do where there is nothing else to show.
+        title: the page's title.
+        bare: the page draws its own title and fields; draw them here only if there is nothing else to show.
     """
     run = _current(title)
     names = [folder.name for folder in indexes(run.folder)]
@@ -83,18 +83,18 @@ def choose(title: str, *, bare: bool = False) -> Selection:
             _row(title, run)
         st.error(plain(str(error)), icon=":material/error:")
         named = "" if name == "default" else f" --name {shell(Path(name))} corpus.sources=…"
-        frame.nothing("This makes the index anew; labels are kept:", f"{command} --again{named}")
+        frame.nothing("Rebuild the index (labels are kept) with:", f"{command} --again{named}")
     if chosen_index.index.stale:
         st.warning(plain(f"This index is stale: {chosen_index.index.stale}"), icon=":material/history:")
     return replace(chosen_index, labels=_readable(chosen_index.labels))
 
 
 def _readable(own: Labels) -> Labels:
-    """The labels, or, said above the page, none where their file cannot be read: it must not hide the features."""
+    """The labels; none, with an error, if their file can't be read: features must still be shown."""
     try:
         readable(own)
     except SaescopeError as error:
-        st.error(plain(f"Labels are neither shown nor kept: {error}"), icon=":material/label_off:")
+        st.error(plain(f"Labels can't be shown or saved: {error}"), icon=":material/label_off:")
         return own.without_file(str(error))
     return own
 
@@ -103,14 +103,14 @@ def _no_index(run: Run, command: str) -> None:
     going = list((run.folder / "index").glob("*.partial")) if (run.folder / "index").is_dir() else []
     if going:
         _until_indexed(run.folder)
-        frame.nothing(f"An index of {run.name} is being made, or was interrupted; this goes on where it was:", command)
+        frame.nothing(f"{run.name} is being indexed, or its indexing was interrupted; resume it with:", command)
     frame.unfinished(run, command)
     _until_indexed(run.folder)
-    frame.nothing(f"{run.name} is trained but has no index yet. This makes one:", command)
+    frame.nothing(f"{run.name} is trained but has no index yet. Build one with:", command)
 
 
 @st.fragment(run_every=2.0)
 def _until_indexed(folder: Path) -> None:
-    """Draw the page again once the run has an index."""
+    """Redraw the page once the run has an index."""
     if indexes(folder):
         st.rerun()

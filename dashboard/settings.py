@@ -1,12 +1,12 @@
-"""What the command passes to the pages: they run in another thread, long after the arguments were read."""
+"""Settings passed from the command line to the pages, which run in other threads."""
 
 import os
 from pathlib import Path
 
 RUNS = "SAESCOPE_RUNS"
-"""Environment variable with the folder of all runs."""
+"""Environment variable: the folder that holds the runs."""
 
 
 def runs_folder() -> Path:
-    """The folder of all runs."""
+    """The folder that holds the runs."""
     return Path(os.environ.get(RUNS, "runs"))

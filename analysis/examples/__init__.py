@@ -1,1 +1,1 @@
-"""Modules with inputs to try `corpus.sources=module:…` on; see docs/guides/own-modules.md."""
+"""Example modules for `corpus.sources=module:…`; see docs/guides/own-modules.md."""

@@ -1,13 +1,13 @@
-"""A small denoiser of handwritten digits, as diffusion models are made of: `module:analysis.examples.digit_denoiser.feed`.
+"""A small diffusion-style denoiser of handwritten digits: `module:analysis.examples.digit_denoiser.feed`.
 
-Scikit-learn's 1,797 digits of 8 × 8 pixels, scaled to −1 … 1, plus normal noise whose standard deviation is drawn
-uniformly from `NOISE`. A convolutional network with one level of halved resolution predicts the digit, as diffusion models
-may (Ho et al. 2006.11239), here without a schedule: the strength can be read off the input. Its blocks are residual, so
-that what a block adds is its output less its input, as in the blocks of Stable Diffusion (2410.22366):
+Data: scikit-learn's 1,797 digits of 8 × 8 pixels, scaled to −1 … 1, plus normal noise with a standard deviation drawn
+uniformly from `NOISE`. A convolutional network with one level of halved resolution predicts the clean digit (as in Ho et
+al. 2006.11239, but without conditioning on the noise level, which can be inferred from the input). Its blocks are
+residual, so a block's update is its output minus its input, as in the blocks of Stable Diffusion (2410.22366):
 
     head  8 × 8, 32 channels     down  8 × 8     mid  4 × 4, 64 channels     up  8 × 8     tail  8 × 8, 1 channel
 
-The network is trained once, in two minutes on one core, and its weights are kept in the user's cache.
+The network is trained once, in two minutes on one core, and its weights are cached in the user's cache folder.
 """
 
 import itertools
@@ -29,11 +29,11 @@ SIDE = 8
 NOISE = (0.2, 1.2)
 N_STEPS, BATCH, RATE = 1500, 128, 2e-3
 COPIES = 4
-"""Noisy inputs made of each digit."""
+"""Noisy versions of each digit."""
 
 
 class Block(nn.Module):
-    """x + a small network of x."""
+    """Residual block: x + f(x)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "n channels high wide"]) -> Float[Tensor, "n channels high wide"]:
-        """With the update added."""
+        """Return x plus the block's update."""
         return x + self.inside(x)
 
 
 class Denoiser(nn.Module):
-    """From a noisy digit to the digit, both from −1 to 1."""
+    """Predicts the clean digit from a noisy one; clean pixels are in [−1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,21 +61,21 @@ class Denoiser(nn.Module):
         self.tail = nn.Conv2d(32, 1, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "n 1 8 8"]) -> Float[Tensor, "n 1 8 8"]:
-        """The digit."""
+        """Return the predicted clean digit."""
         fine = self.down(self.head(x))
         coarse = self.widen(self.mid(self.narrow(fine)))
         return self.tail(self.up(fine + interpolate(coarse, scale_factor=2.0)))
 
 
 def digits() -> tuple[Float[Tensor, "n 1 8 8"], list[int]]:
-    """All digits, from −1 to 1, and which they are."""
+    """All digits, scaled to [−1, 1], and their classes."""
     found = load_digits()
     images = torch.from_numpy(np.asarray(found.images, np.float32)) / 8 - 1
     return images[:, None], [int(one) for one in found.target]
 
 
 def noisy(images: Float[Tensor, "n 1 8 8"], generator: torch.Generator) -> Float[Tensor, "n 1 8 8"]:
-    """Each with noise of its own strength."""
+    """Add noise with a random standard deviation to each image."""
     sigma = NOISE[0] + (NOISE[1] - NOISE[0]) * torch.rand(len(images), 1, 1, 1, generator=generator)
     return images + sigma * torch.randn(images.shape, generator=generator)
 
@@ -87,7 +87,7 @@ def _batches(images: Float[Tensor, "n 1 8 8"], generator: torch.Generator) -> It
 
 
 def trained(n_steps: int = N_STEPS, seed: int = 0) -> Denoiser:
-    """A denoiser after so many steps of Adam; its weights are a function of the arguments, and kept in the user's cache."""
+    """A denoiser trained for `n_steps` steps of Adam; weights depend only on the arguments and are cached on disk."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Denoiser()
@@ -115,12 +115,12 @@ def _fit(network: Denoiser, n_steps: int, generator: torch.Generator) -> None:
 
 
 def drawn(image: Float[Tensor, "1 8 8"]) -> Float[Tensor, "8 8"]:
-    """From −1 … 1 to 0 … 1."""
+    """Rescale from [−1, 1] to [0, 1]."""
     return (image[0] + 1) / 2
 
 
 def feed(n_steps: int = N_STEPS) -> Feed:
-    """The denoiser and `COPIES` noisy versions of each digit, which are held out together."""
+    """The denoiser and `COPIES` noisy versions of each digit; versions of a digit are held out together."""
     images, labels = digits()
     many = images.repeat_interleave(COPIES, dim=0)
     inputs = noisy(many, torch.Generator().manual_seed(1))

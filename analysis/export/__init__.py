@@ -1,1 +1,1 @@
-"""Features as files: JSON, CSV and HTML pages."""
+"""Export features as JSON, CSV or HTML."""

@@ -1,4 +1,4 @@
-"""Everything that a feature's page, notebook or export shows, gathered from an index and from the labels."""
+"""Feature cards: everything that pages, notebooks and exports show about a feature, from the index and the labels."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 N_NEIGHBOURS = 10
 EXPORTABLE = 500
-"""Cards in one file at most: a browser is to open it."""
+"""Maximum number of cards per file, so that a browser can open it."""
 GROUPS = ("top", "q10", "q8", "q6", "q4", "q2", "random", "near")
-"""Groups of examples in a card: those of every second tenth, from strong to weak."""
+"""Default example groups of a card: every second tenth, from strong to weak."""
 EVERY_GROUP = ("top", *(f"q{i}" for i in range(10, 0, -1)), "random", "near")
 
 
@@ -30,15 +30,15 @@ def card(
     index: "Index", feature: int, labels: "Labels | None" = None, *, n_top: int = 10, n_each: int = 3,
     groups: Sequence[str] = GROUPS,
 ) -> Card:
-    """A feature as a card; in a notebook the last line of a cell draws it.
+    """Build a feature's card; as the last line of a notebook cell, it is displayed.
 
     Args:
         index: an open index.
-        feature: its number.
-        labels: of the run, if they are to be shown.
-        n_top: strongest examples.
-        n_each: examples of each other group.
-        groups: which groups, in this order.
+        feature: the feature's number.
+        labels: the run's labels, if they should be shown.
+        n_top: number of top examples.
+        n_each: number of examples in each other group.
+        groups: which groups to show, in order.
 
     Raises:
         SaescopeError: there is no such feature or group.
@@ -59,18 +59,18 @@ def card(
 
 
 def cards(index: "Index", features: Sequence[int], labels: "Labels | None" = None) -> list[Card]:
-    """Several cards, in the order asked for.
+    """Build several cards, in the given order.
 
     Raises:
-        SaescopeError: none, or more than a file can hold.
+        SaescopeError: there are no features, or more than `EXPORTABLE`.
     """
     if not features or len(features) > EXPORTABLE:
-        raise SaescopeError(f"{len(features)} features are to be shown; between 1 and {EXPORTABLE} fit into one file.")
+        raise SaescopeError(f"cannot export {len(features)} features to one file; choose 1 to {EXPORTABLE}.")
     return [card(index, feature, labels) for feature in features]
 
 
 def provenance(index: "Index") -> dict[str, str]:
-    """What an index was made from, as texts."""
+    """Provenance of an index: name → text."""
     manifest = index.manifest
     about, made_from = manifest.get("about", {}), manifest.get("made_from", {})
     facts = {
@@ -86,12 +86,12 @@ def provenance(index: "Index") -> dict[str, str]:
 
 
 def as_json(shown: Sequence[Card]) -> str:
-    """Cards as JSON with everything in them; NaN becomes null."""
+    """Complete cards as JSON; NaN becomes null."""
     return json.dumps([_finite(asdict(one)) for one in shown], ensure_ascii=False, indent=1) + "\n"
 
 
 def as_csv(shown: Sequence[Card]) -> str:
-    """One row for each token of each example; labels and tokens are JSON strings (docs/index-format.md, CSV files)."""
+    """One row per token of each example; labels and tokens are JSON strings (docs/index-format.md, CSV files)."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["feature", "label", "side", "group", "context", "position", "token", "value", "is_peak"])

@@ -1,4 +1,4 @@
-"""The index of a run over a corpus: made in one pass, and every question about features is answered from it.
+"""The index of a run over a corpus: built in one pass, it answers all queries about features.
 
     from analysis.index import build, open_index
     index = build("runs/quickstart")          # or open_index("runs/quickstart")
@@ -15,7 +15,7 @@ __all__ = ["Index", "build", "indexes", "open_index"]
 
 
 def __getattr__(name: str):
-    """Reading an index does not pay for torch."""
+    """Import lazily: reading an index doesn't need torch."""
     if name == "build":
         from analysis.index.builder import build
 

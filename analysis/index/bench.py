@@ -1,7 +1,7 @@
-"""How fast an index is made and how fast it answers, on synthetic data of stated size.
+"""Benchmark index builds and queries on synthetic data.
 
-*Making*: 200,704 rows of width 768 in a bf16 cache, 2,048 features, k = 32, after a small index has compiled every loop.
-*Answering*: an index of more than 20 million values over 16,384 features, whose densities fall like a power law.
+*Making*: 200,704 rows of width 768 in a bf16 cache, 2,048 features, k = 32, after a small index has compiled all loops.
+*Answering*: an index of more than 20 million values over 16,384 features with power-law densities.
 """
 
 import statistics
@@ -41,12 +41,12 @@ def bench_index(
     *, n_rows: int = 200_704, d_in: int = 768, d_sae: int = 2048, k: int = 32, n_values: int = 20_000_000,
     wide: int = 16_384,
 ) -> dict[str, Any]:
-    """Seconds to make an index, and milliseconds of its answers.
+    """Measure the build time (s) and the query latency (ms).
 
     Args:
-        n_rows, d_in, d_sae, k: of the index that is made.
-        n_values: at least so many stored values has the index that is asked.
-        wide: features of that one.
+        n_rows, d_in, d_sae, k: size of the index to build.
+        n_values: minimum number of stored values in the index to query.
+        wide: its number of features.
     """
     with tempfile.TemporaryDirectory() as root:
         _make(Path(root) / "small", 4 * N_CTX, d_in, min(64, d_sae), min(4, k))
@@ -73,7 +73,7 @@ def _sae(config: Config, d_in: int, run: Path) -> SAE:
 
 
 def _tokens(folder: Path, n_seqs: int) -> Tokens:
-    """Token ids whose frequencies fall like those of a language; the first of each sequence is masked."""
+    """Token ids with language-like frequencies; the first of each sequence is masked."""
     draws = np.random.Generator(np.random.Philox(0)).random((n_seqs, N_CTX))
     ids = np.minimum((N_VOCAB ** draws).astype(np.int32), N_VOCAB - 1)
     eligible = np.ones((n_seqs, N_CTX), dtype=bool)
@@ -105,7 +105,7 @@ def _make(root: Path, n_rows: int, d_in: int, d_sae: int, k: int) -> dict[str, A
 
 
 def _wide_index(root: Path, n_values: int, d_sae: int) -> Index:
-    """An index over made-up codes: no activations are needed to ask it."""
+    """An index over synthetic codes, without activations."""
     per_row = 42
     n_seqs = -(-n_values // (per_row * N_CTX)) + 8
     config = _config(d_sae, 32)
@@ -123,7 +123,7 @@ def _wide_index(root: Path, n_values: int, d_sae: int) -> Index:
 
 
 def _power_law_codes(kept: np.ndarray, d_sae: int, n_draws: int) -> Codes:
-    """Codes of all kept rows: features drawn with a density that falls with their number, repetitions dropped."""
+    """Codes of all kept rows: features drawn with a density that decreases with their index, duplicates dropped."""
     rng = np.random.Generator(np.random.Philox(1))
     counts = np.zeros(len(kept), np.int64)
     features, values = [], []
@@ -141,7 +141,7 @@ def _power_law_codes(kept: np.ndarray, d_sae: int, n_draws: int) -> Codes:
 
 
 def _answers(index: Index) -> dict[str, Any]:
-    """Milliseconds, median and worst, after one call of each."""
+    """Median and worst latency of each query in ms, after one warm-up call."""
     rng = np.random.Generator(np.random.Philox(2))
     counts = np.diff(index.arrays["feature_indptr"])
     active, densest = np.flatnonzero(counts), np.argsort(-counts)[:40]
@@ -179,12 +179,12 @@ def _timed(ask: Callable[[], object], n: int) -> dict[str, float]:
 
 
 def show(figures: dict[str, Any], display: Display) -> None:
-    """The figures as two tables."""
+    """Print the results as two tables."""
     made, asked = figures["making"], figures["answering"]
     display.table(
-        f"Making an index ({figures['n_threads']} threads)",
+        f"Building an index ({figures['n_threads']} threads)",
         [(f"{made['d_sae']:,} features, {made['n_rows']:,} rows, d_in {made['d_in']}, k {made['k']}",
           f"{made['seconds']:.1f}", f"{made['rows_per_s']:,.0f}")], ("", "seconds", "rows/s"),
     )
     rows = [(name, f"{ms['median']:.2f}", f"{ms['worst']:.2f}") for name, ms in asked["ms"].items()]
-    display.table(f"Asking one of {asked['n_values']:,} values", rows, ("", "median ms", "worst ms"))
+    display.table(f"Querying an index of {asked['n_values']:,} values", rows, ("", "median ms", "worst ms"))

@@ -1,8 +1,8 @@
-"""Making an index: one pass over the rows, then everything by feature, then the neighbours; written aside, then renamed.
+"""Build an index: encode all rows in one pass, then per-feature data, then neighbours; written to a temporary folder.
 
-Several processes may make one index: all encode, each the next shard that nobody is at, and one of them writes the rest. An
-interrupted attempt goes on with the shards that are lacking. An index is keyed by what it is made from: weights, tokens,
-rows, mask and settings, all by hash; `sae index` leaves one that is still true as it is, and says what changed if not.
+Several processes can build one index together: each encodes the next unclaimed shard, and one of them writes the rest.
+An interrupted build resumes with the missing shards. An index records hashes of its inputs: weights, tokens, rows, mask
+and settings. `sae index` keeps one that is up to date, and otherwise says what changed.
 """
 
 import re
@@ -48,7 +48,7 @@ from training.model.token_bytes import token_bytes
 from training.provenance import first_difference
 
 SHARD_ROWS = 131_072
-"""Rows after which progress is made safe."""
+"""Rows per shard; finished shards survive an interruption."""
 
 
 @own_torch_state()
@@ -57,25 +57,25 @@ def build(
     refine: int = 0, memory: str | int = "1 GB", quiet: bool = False, again: bool = False,
     batch_rows: int | None = None, shard_rows: int = SHARD_ROWS, display: Display | None = None,
 ) -> Index:
-    """Index a run over its own cache, or over another text through its model.
+    """Index a run over its own cache, or over another corpus through its model.
 
     Args:
         run: the folder of a finished run.
-        corpus: overrides of the run's config, `corpus.sources=text:notes.txt`; None for its own corpus.
-        name: of the index, `runs/NAME/index/<name>`.
-        n_rows: index no more than the first so many rows (up to whole sequences).
-        refine: steps by which codes are refined (`sae.refine`); the index says so, and texts beside it are read alike.
-        memory: bytes for what grows with the rows, "1 GB" or a number; not counted are the weights and the model, and
-            about 30 bytes a token.
+        corpus: config overrides such as `corpus.sources=text:notes.txt`; None for the run's own corpus.
+        name: name of the index, `runs/NAME/index/<name>`.
+        n_rows: index only the first rows (rounded up to whole sequences).
+        refine: number of refinement steps for codes (`sae.refine`); recorded, and used for prompts shown with this index.
+        memory: budget for what grows with the rows, "1 GB" or bytes; excludes the weights, the model and about 30 bytes
+            per token.
         quiet: no progress display.
-        again: make it anew even if it is up to date.
-        batch_rows: rows read at a time; by default as many as fit the memory. Changes no byte of the index.
-        shard_rows: rows after which progress is made safe. Changes no byte of the index.
-        display: one of further work, whose steps are planned.
+        again: rebuild even if it is up to date.
+        batch_rows: rows read at a time; by default as many as fit the memory. Doesn't change the index.
+        shard_rows: rows per resumable shard. Doesn't change the index.
+        display: the display of a larger job with planned steps.
 
     Raises:
-        SaescopeError: no finished run there, no such corpus, model or cache, or no room; or the codes of a transcoder are
-            to be refined.
+        SaescopeError: the run isn't finished; the corpus, model or cache is missing; the disk is full; or `refine` is set
+            for a transcoder.
     """
     run, budget = user_path(run), memory_bytes(memory)
     folder = run / "index" / checked_name(name)
@@ -88,7 +88,7 @@ def build(
         if changed is None:
             display.say(f"{folder} is up to date")
             return open_index(folder)
-        display.say(f"{folder} is out of date ({changed}) and is made again")
+        display.say(f"{folder} is out of date ({changed}) and is being rebuilt")
     make(
         folder, rows, made_from, budget=budget, display=display, batch_rows=batch_rows, shard_rows=shard_rows, again=again
     )
@@ -99,7 +99,7 @@ def make(
     folder: Path, rows: CorpusRows, made_from: dict[str, Any], *, budget: int, display: Display,
     batch_rows: int | None = None, shard_rows: int = SHARD_ROWS, again: bool = True,
 ) -> None:
-    """Encode rows and write their index to `folder`, together with whoever else does; see `build`."""
+    """Encode rows and write their index to `folder`, sharing the work with other processes; see `build`."""
     if batch_rows is None:
         width = sum(rows.data.source.widths[hook] for hook in rows.trained.site.hooks)
         batch_rows = min(65_536, max(BLOCK_ROWS, budget // 4 // (16 * width)))
@@ -109,7 +109,7 @@ def make(
     }
     with locked(folder, wait=True, say=display.say):
         if not again and (folder / store.MANIFEST).exists() and _difference(folder, made_from) is None:
-            return  # another process has made it meanwhile
+            return  # another process has built it meanwhile
         begin(work, plan)
     with display.task("indexing: rows", rows.n_seqs * rows.n_ctx, "rows") as task:
         encode(
@@ -118,7 +118,7 @@ def make(
         )
     with locked(folder, wait=True, say=display.say):
         if not is_begun(work, plan):
-            return  # another process was faster, and has written the index
+            return  # another process has written the index
         codes = join_codes(work, plan)
         with atomic_dir(folder) as partial:
             write_index(partial, rows, codes, made_from, fidelity(rows, codes), budget, display)
@@ -127,14 +127,14 @@ def make(
 
 
 def facts_of(rows: CorpusRows) -> dict[str, Any]:
-    """All that determines the bytes of an index."""
+    """All inputs that determine an index."""
     sae = rows.trained.sae
     return {
         "weights_sha256": read_json(rows.trained.folder / "final" / sae_store.MANIFEST)["weights_sha256"],
         "rows": rows.facts(),
         "settings": {
             "format_version": store.FORMAT_VERSION, "block_rows": BLOCK_ROWS, "max_pairs": MAX_PAIRS,
-            # left out where there are none, so that indexes made before there were any stay true
+            # omitted if 0, so that indexes from before this setting stay valid
             **({"refine": rows.trained.refine} if rows.trained.refine else {}),
         },
         "encoded_by": {"kernels": sae.kernels.name, "device": sae.W_dec.device.type},
@@ -142,7 +142,7 @@ def facts_of(rows: CorpusRows) -> dict[str, Any]:
 
 
 def _difference(folder: Path, made_from: dict[str, Any]) -> str | None:
-    """The first fact that is no longer true of an index; None if all are."""
+    """The first input of an index that has changed; None if it is up to date."""
     try:
         there = store.read_manifest(folder)["made_from"]
     except SaescopeError as error:
@@ -152,21 +152,21 @@ def _difference(folder: Path, made_from: dict[str, Any]) -> str | None:
 
 
 def checked_name(name: str) -> str:
-    """A name that is one folder's, and not that of unfinished work."""
+    """Check that a name is a single folder name and not that of unfinished work."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name) or name.endswith(".partial"):
-        raise SaescopeError(f"{name!r} cannot name an index; take letters, digits, '.', '-', '_', for example 'wikipedia'.")
+        raise SaescopeError(f"{name!r} cannot name an index; use letters, digits, '.', '-', '_', for example 'wikipedia'.")
     return name
 
 
 def memory_bytes(text: str | int) -> int:
-    """A size such as "1 GB", "512 MB" or a number of bytes."""
+    """Parse a size such as "1 GB", "512 MB" or a number of bytes."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kMGT])(i?)B?|B)?\s*", str(text))
     if match is None:
-        raise SaescopeError(f"{text!r} is no amount of memory; write for example '1 GB' or '512 MB'.")
+        raise SaescopeError(f"{text!r} is not an amount of memory; write for example '1 GB' or '512 MB'.")
     step = 1024 if match[3] else 1000
     size = int(float(match[1]) * step ** " kMGT".index(match[2] or " "))
     if size < 16_000_000:
-        raise SaescopeError(f"{text!r} is too little memory for an index; give 16 MB at least.")
+        raise SaescopeError(f"{text!r} is too little memory for an index; give at least 16 MB.")
     return size
 
 
@@ -174,7 +174,7 @@ def write_index(
     folder: Path, rows: CorpusRows, codes: Codes, made_from: dict[str, Any], explained: dict[str, Any] | None, budget: int,
     display: Display,
 ) -> None:
-    """Everything but the passes themselves, into a folder that has no name yet; `explained` is their `fidelity`."""
+    """Write everything that follows from the codes into a temporary folder; `explained` is their `fidelity`."""
     sae = rows.trained.sae
     writer = store.Writer(folder)
     signed = sae.select().absolute or any(bool((part < 0).any()) for part in np.array_split(codes.value, 16))
@@ -217,7 +217,7 @@ def write_index(
 
 
 def _about(rows: CorpusRows) -> dict[str, Any]:
-    """What people want to know of an index's origin."""
+    """Provenance of an index for display."""
     trained, config = rows.trained, rows.config
     return {
         "run": trained.folder.resolve().name, "variant": trained.sae.config.variant,
@@ -231,7 +231,7 @@ def _relate(
     sae: SAE, codes: Codes, columns: Columns, n_ctx: int, writer: store.Writer, budget: int, display: Display, *,
     signed: bool,
 ) -> tuple[Decoder, Coactive]:
-    """Decoder and co-activation neighbours."""
+    """Compute and write decoder and co-activation neighbours."""
     decoder = decoder_neighbours(directions(sae), signed=signed, memory=budget // 4)
     writer.save("decoder_feature", decoder.feature)
     writer.save("decoder_cosine", decoder.cosine)
@@ -248,7 +248,7 @@ def _vocabulary(
     folder: Path, rows: CorpusRows, unit: Float[torch.Tensor, "d_sae d_out"], writer: store.Writer, budget: int,
     display: Display,
 ) -> tuple[dict[str, Any], list[str] | None, np.ndarray | None]:
-    """The vocabulary and the tokens each feature promotes, where the model is at hand; and why not, where it is not."""
+    """Write the vocabulary and each feature's promoted tokens if the model is available; else note the reason."""
     try:
         model = rows.model()
     except SaescopeError as error:
@@ -266,7 +266,7 @@ def _vocabulary(
 def _promote(
     rows: CorpusRows, unit: Float[torch.Tensor, "d_sae d_out"], model: Model, writer: store.Writer, budget: int
 ) -> str | None:
-    """Write promoted and suppressed tokens; the reason if there are none."""
+    """Write promoted and suppressed tokens; return the reason if there are none."""
     reason = not_read_by_unembedding(rows.trained.site.output, rows.trained.sae.d_out, model)
     if reason is not None:
         return reason
@@ -280,9 +280,9 @@ def _promote(
 
 
 def _decoder_norms(run: Path, sae: SAE) -> np.ndarray | None:
-    """Norms of decoder rows at the end of training, from the last checkpoint; 1 where training keeps them so.
+    """Decoder norms at the end of training, from the last checkpoint; 1 if training keeps them at 1.
 
-    Saved rows have unit norm in every format, so that only a checkpoint knows.
+    Saved decoder rows always have unit norm, so only a checkpoint has the original norms.
     """
     if type(sae).unit_norm_decoder and "imported" not in sae.provenance:
         return np.ones(sae.d_sae)

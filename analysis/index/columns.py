@@ -1,7 +1,7 @@
-"""From codes by row to columns by feature, and everything that a column alone determines: all of it from fp32.
+"""Transpose codes from rows to per-feature columns, and compute each feature's statistics from its column, in fp32.
 
-Columns are put together a tile of features at a time, as many as the memory allows; a feature's results depend on its
-own column, so that the tiles leave no trace.
+Columns are built in tiles of as many features as fit the memory. A feature's results depend only on its own column, so
+tiling doesn't change them.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from analysis.index.encode import Codes
 from analysis.index.store import Writer, flush
 
 SEED = 0
-"""Of the random examples."""
+"""Seed for random examples."""
 BYTES_PER_VALUE = 64
-"""What a tile holds for each value in it: position, value, both once more by context, and copies while rounding."""
+"""Memory of a tile per value: position, value, both again by context, and copies while rounding."""
 CHUNK_VALUES = 4_194_304
 
 
 class Columns(NamedTuple):
-    """What a later step needs of all columns."""
+    """Column results needed by later steps."""
 
     indptr: Int64[np.ndarray, " d_sae_plus_1"]
     scale: Float32[np.ndarray, " d_sae"]
@@ -34,7 +34,7 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """What columns are read against."""
+    """The token positions that columns refer to."""
 
     n_seqs: int
     n_ctx: int
@@ -43,7 +43,7 @@ class Context:
     kept: Bool[np.ndarray, " n_rows"]
 
     def first_kept(self) -> Int32[np.ndarray, " n_seqs"]:
-        """The first kept row of each sequence; −1 where none is kept."""
+        """The first kept row of each sequence; −1 if there is none."""
         kept = self.kept.reshape(self.n_seqs, self.n_ctx)
         first = np.arange(self.n_seqs) * self.n_ctx + kept.argmax(1)
         return np.where(kept.any(1), first, -1).astype(np.int32)
@@ -63,15 +63,15 @@ def write_columns(
     codes: Codes, context: Context, d_sae: int, writer: Writer, memory: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Columns:
-    """Write everything by feature, and the code by row in half precision.
+    """Write all per-feature arrays, and the row-wise code in half precision.
 
     Args:
-        codes: of all rows.
+        codes: codes of all rows.
         context: tokens, sides and sizes.
         d_sae: number of features.
-        writer: of the index.
-        memory: bytes that a tile may take; a single column may take more.
-        advance: told of features that are done.
+        writer: writes the index.
+        memory: maximum bytes per tile; a single column may exceed it.
+        advance: called with the number of features done.
     """
     from sae.kernels.columns.values import SUMMARY
     from sae.kernels.cpu import runtime
@@ -93,7 +93,7 @@ def write_columns(
 
 
 def _survey(codes: Codes, d_sae: int) -> tuple[Int64[np.ndarray, " d_sae"], Float64[np.ndarray, " n_edges"]]:
-    """How often each feature is active, and histogram edges that span every |value|."""
+    """Active count of each feature, and histogram edges that span all |values|."""
     counts, low, high = np.zeros(d_sae, np.int64), np.inf, 0.0
     for chunk in _chunks(len(codes.value)):
         counts += np.bincount(codes.feature[chunk], minlength=d_sae)
@@ -103,7 +103,7 @@ def _survey(codes: Codes, d_sae: int) -> tuple[Int64[np.ndarray, " d_sae"], Floa
         low, high = 1.0, 1.0
     first, last = int(np.floor(4 * np.log2(low))) - 1, int(np.floor(4 * np.log2(high))) + 3
     edges = np.exp2(np.arange(first, last) / 4)
-    # exactly the bins from the smallest to the largest value
+    # just the bins from the smallest to the largest value
     begin, end = np.searchsorted(edges, low, side="right") - 1, np.searchsorted(edges, high, side="right")
     return counts, edges[begin : end + 1]
 
@@ -114,7 +114,7 @@ def _chunks(n: int) -> Iterator[slice]:
 
 
 def _tiles(counts: Int64[np.ndarray, " d_sae"], n_values: int) -> Iterator[tuple[int, int]]:
-    """Ranges of features with at most so many values, one feature at least."""
+    """Ranges of features with at most `n_values` values, but at least one feature each."""
     lo, held = 0, 0
     for f, n in enumerate(counts.tolist()):
         if f > lo and held + n > n_values:
@@ -125,7 +125,7 @@ def _tiles(counts: Int64[np.ndarray, " d_sae"], n_values: int) -> Iterator[tuple
 
 
 class _Tile(NamedTuple):
-    """Some columns in memory."""
+    """A range of columns in memory."""
 
     indptr: Int64[np.ndarray, " n_plus_1"]
     position: Int32[np.ndarray, " nnz"]
@@ -133,7 +133,7 @@ class _Tile(NamedTuple):
 
 
 def _column_tile(codes: Codes, indptr: Int64[np.ndarray, " d_sae_plus_1"], lo: int, hi: int) -> _Tile:
-    """The columns of features lo to hi, by a counting sort of all entries."""
+    """Build the columns of features lo to hi with a counting sort over all entries."""
     from sae.kernels.columns import values as columns
     from sae.kernels.cpu import runtime
 
@@ -153,13 +153,13 @@ def _column_tile(codes: Codes, indptr: Int64[np.ndarray, " d_sae_plus_1"], lo: i
 
 
 def _by_work(indptr: Int64[np.ndarray, " n_plus_1"], n_ranges: int) -> list[int]:
-    """Bounds of ranges of columns that hold about equally many values."""
+    """Bounds of column ranges with about equal numbers of values."""
     inner = np.searchsorted(indptr, np.arange(1, n_ranges) * int(indptr[-1]) // n_ranges)
     return sorted({0, *(int(b) for b in inner if b < len(indptr) - 1), len(indptr) - 1})
 
 
 class _Outputs:
-    """The arrays that tiles fill."""
+    """The output arrays, filled tile by tile."""
 
     def __init__(
         self, writer: Writer, indptr: Int64[np.ndarray, " n"], edges: Float64[np.ndarray, " m"], n_sides: int,
@@ -227,7 +227,7 @@ class _Outputs:
         self, lo: int, hi: int, tile: _Tile, ranges: list[int], summary: Float64[np.ndarray, "n m"], n_ctx: int,
         norms: Float64[np.ndarray, " n_seqs"],
     ) -> None:
-        """The peak of each context; and the squares of what is kept of it, summed up by context."""
+        """Write each context's peak, and add the squares of the rounded peaks to `norms`."""
         from sae.kernels.columns import values as columns
         from sae.kernels.cpu import runtime
 
@@ -241,13 +241,13 @@ class _Outputs:
         runtime.run(columns.divide_columns, ranges, indptr, peak, self.scale[lo:hi], scaled)
         half = _half(scaled)
         rounded = half.astype(np.float64) * np.repeat(self.scale[lo:hi].astype(np.float64), n_contexts)
-        # one addition after the other, by feature: the sums do not depend on the tiles
+        # sequential additions in feature order, so that the sums don't depend on the tiles
         np.add.at(norms, seq, rounded * rounded)
         for file, array in zip(self.contexts, (seq, offset, half), strict=True):
             file.append(array)
 
     def finish(self, norms: Float64[np.ndarray, " n_seqs"]) -> None:
-        """Write what had to wait for all tiles."""
+        """Write the arrays that need all tiles."""
         from sae.kernels.columns.values import SUMMARY
 
         n_contexts = self.summary[:, SUMMARY.index("n_contexts")].astype(np.int64)
@@ -264,7 +264,7 @@ class _Outputs:
 
 
 def _scales(largest: Float64[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
-    """The power of two that brings each column's largest size between 2^14 and 2^15; exact to multiply by."""
+    """The power of two that scales each column's largest |value| to between 2^14 and 2^15; multiplying by it is exact."""
     exponent = np.where(largest > 0, np.frexp(largest)[1] - 15, 0)
     return np.exp2(np.maximum(exponent, -126)).astype(np.float32)
 
@@ -274,7 +274,7 @@ def _half(scaled: Float32[np.ndarray, " n"]) -> np.ndarray:
 
 
 def _write_rows(codes: Codes, scale: Float32[np.ndarray, " d_sae"], writer: Writer) -> None:
-    """The code by row, values in half precision."""
+    """Write the row-wise code with values in half precision."""
     from sae.kernels.columns import values as columns
     from sae.kernels.cpu import runtime
 

@@ -1,13 +1,13 @@
-"""The pass over the rows: each is encoded once, all features at once, and its code goes to disk.
+"""The encoding pass: encode each row once and write its code to disk.
 
-    NAME.partial/plan.json              what all who encode, now or later, must agree with
-                 PLAN-00000.feature …   a stretch of rows: which are kept, a count for each, features and fp32 values;
-                                        PLAN is a hash of the plan, and `.kept` comes last
-                 feature.bin …          all stretches, one behind the other, when the last is there
+    NAME.partial/plan.json              the settings that all encoding processes must share
+                 PLAN-00000.feature …   a shard: kept flags, counts per row, features and fp32 values; PLAN is a
+                                        hash of the plan, and `.kept` is written last
+                 feature.bin …          all shards concatenated, once complete
 
-Any number of processes may encode, each the next shard that nobody is at (`training.storage.sharing`).
-Sequences are encoded in blocks of a fixed number of rows, the same ones whatever is read at a time, because matrix
-products of other sizes may round differently: so neither batches nor shards nor who encoded them can change a bit.
+Any number of processes can encode, each taking the next unclaimed shard (`training.storage.sharing`).
+Sequences are encoded in fixed blocks of rows, whatever the batch size, because matrix products of other sizes may round
+differently. So the result is bit-identical for any batches, shards and division of work.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ from training.storage.sharing import SharedWork, claimants
 from training.storage.store import LocalStore
 
 BLOCK_ROWS = 4096
-"""Rows that are encoded together, rounded down to whole sequences."""
+"""Rows per encoding block, rounded down to whole sequences."""
 PLAN = "plan.json"
 FILES = {"kept": np.bool_, "counts": np.int32, "feature": np.int32, "value": np.float32}
 
 
 class Codes(NamedTuple):
-    """The code of every row, mapped from disk; rows that are not kept are empty."""
+    """The code of every row, memory-mapped; rows that aren't kept are empty."""
 
     kept: Bool[np.ndarray, " n_rows"]
     indptr: Int64[np.ndarray, " n_rows_plus_1"]
@@ -44,10 +44,10 @@ class Codes(NamedTuple):
 
 
 def begin(work: Path, plan: dict[str, Any]) -> None:
-    """Begin, or join those who have begun under the same plan; forget what others have left under another.
+    """Start the work, or join it if others have started it with this plan; remove leftovers of another plan.
 
     Raises:
-        SaescopeError: other processes are encoding under another plan.
+        SaescopeError: other processes are encoding with a different plan.
     """
     store = LocalStore(work)
     if not store.create(PLAN, json_bytes(plan)):
@@ -56,20 +56,20 @@ def begin(work: Path, plan: dict[str, Any]) -> None:
             return
         if busy := claimants(store, ""):
             raise SaescopeError(
-                f"this index is being made from something else by {' and '.join(busy)} ({first_difference(there, plan)}); "
-                f"wait for that to end, take another --name, or remove {work} if they have gone."
+                f"{' and '.join(busy)} is building this index from different inputs ({first_difference(there, plan)}); "
+                f"wait for that to end, use another --name, or remove {work} if it is no longer running."
             )
         clear(work)
         store.create(PLAN, json_bytes(plan))
 
 
 def is_begun(work: Path, plan: dict[str, Any]) -> bool:
-    """Whether this work has been begun and not cleared."""
+    """Whether this work was started and not cleared."""
     return LocalStore(work).read(PLAN) == json_bytes(plan)
 
 
 def clear(work: Path) -> None:
-    """Remove all, the plan first: from then on nothing is lacking any more."""
+    """Remove everything, the plan first: without it, no work counts as missing."""
     (work / PLAN).unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
 
@@ -79,17 +79,17 @@ def encode(
     advance: Callable[[int], None] = lambda _: None, skip: Callable[[int], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Encode, with whoever else has begun this work, what nobody has encoded yet; returns when all is there.
+    """Encode all missing shards, sharing the work with other processes; return when all are done.
 
     Args:
-        rows: what is encoded, by the SAE they were opened with.
+        rows: the rows and the SAE that encodes them.
         work: the folder of unfinished work.
-        plan: under which it was begun.
+        plan: the plan that the work was started with.
         batch_rows: rows read and held in memory at a time.
-        shard_rows: rows after which progress is made safe, and that a process takes at a time; part of the plan.
-        advance: told of rows that were encoded, by others too.
-        skip: told of rows that had been encoded before.
-        say: told what is waited for.
+        shard_rows: rows per shard, the unit of resuming and of sharing; part of the plan.
+        advance: called with the number of newly encoded rows, including those of other processes.
+        skip: called with the number of rows that were already encoded.
+        say: called with messages about waiting.
     """
     n_ctx = rows.n_ctx
     block, shard = block_seqs(n_ctx), shard_seqs(shard_rows, n_ctx)
@@ -100,7 +100,7 @@ def encode(
     def n_rows(shards: Iterable[int]) -> int:
         return sum(min(shard, rows.n_seqs - starts[i]) for i in shards) * n_ctx
 
-    def is_done(i: int) -> bool:  # who writes the index takes the plan away first
+    def is_done(i: int) -> bool:  # the process that writes the index removes the plan first
         return store.exists(_name(prefix, i, "kept")) or not store.exists(PLAN)
 
     def done() -> set[int]:
@@ -112,7 +112,7 @@ def encode(
     ) as shared:
         skip(n_rows(shared.begun_with))
         for i in shared.pieces():
-            # the first to be opened gets its name last
+            # the first file opened is the last to be renamed
             with ExitStack() as stack:
                 files = {name: stack.enter_context(atomic_file(work / _name(prefix, i, name))) for name in FILES}
                 stop = min(starts[i] + shard, rows.n_seqs)
@@ -124,18 +124,18 @@ def encode(
 
 
 def block_seqs(n_ctx: int) -> int:
-    """Sequences that are encoded together."""
+    """Sequences per block."""
     return max(1, BLOCK_ROWS // n_ctx)
 
 
 def shard_seqs(shard_rows: int, n_ctx: int) -> int:
-    """Sequences of a shard: whole blocks."""
+    """Sequences per shard, in whole blocks."""
     block = block_seqs(n_ctx)
     return block * max(1, shard_rows // (block * n_ctx))
 
 
 def encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) -> dict[str, np.ndarray]:
-    """The code of some sequences, block by block."""
+    """Encode sequences block by block."""
     acts, keep = rows.read(seqs)
     n_ctx = rows.n_ctx
     counts = torch.zeros(len(keep), dtype=torch.int32)
@@ -158,7 +158,7 @@ def encode_batch(rows: CorpusRows, seqs: Int64[np.ndarray, " n"], block: int) ->
 
 
 def join_codes(work: Path, plan: dict[str, Any]) -> Codes:
-    """What all have encoded, one stretch behind the other, mapped. One process at a time may do this."""
+    """Concatenate all shards and map the result. Only one process may call this at a time."""
     prefix = _prefix(plan)
     with ExitStack() as stack, refusing_full_disk(work):
         for name in FILES:
@@ -183,5 +183,5 @@ def _name(prefix: str, i: int, name: str) -> str:
 
 
 def _prefix(plan: dict[str, Any]) -> str:
-    """A short name of the plan: what is written late under another is not taken for a part of this."""
+    """A hash of the plan, so that late writes with another plan aren't taken for part of this one."""
     return hashlib.sha256(json_bytes(plan)).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""How much the codes of an index explain: a check that they are codes of the right rows, and a figure of the corpus."""
+"""FVE of the codes in an index: a check that they belong to the right rows, and a metric for the corpus."""
 
 import math
 from typing import Any
@@ -18,10 +18,10 @@ from sae.metrics import FVE
 def fidelity(rows: CorpusRows, codes: Codes) -> dict[str, Any]:
     """FVE of the target from the stored codes, in raw units over kept rows.
 
-    Of held-out sequences, which cost a twentieth of all; of every one where none with kept rows is held out.
+    It uses held-out sequences, a twentieth of the cost; or all sequences if none with kept rows is held out.
 
     Returns:
-        `fve` (None where the target has no variance), `n_rows` and `n_seqs` it is of, and whether they are `held_out`.
+        `fve` (None if the target has no variance), the `n_rows` and `n_seqs` used, and whether they are `held_out`.
     """
     sae = rows.trained.sae
     kept = np.asarray(codes.kept.reshape(rows.n_seqs, rows.n_ctx).any(axis=1))
@@ -57,7 +57,7 @@ def _stored(
     codes: Codes, seqs: Int64[np.ndarray, " n"], keep: Bool[Tensor, " n_rows"], n_ctx: int, d_sae: int,
     device: torch.device,
 ) -> SparseCode:
-    """The stored code of the kept rows of these sequences; the others' are empty."""
+    """The stored code of the kept rows of these sequences."""
     spans = [slice(*codes.indptr[[seq * n_ctx, (seq + 1) * n_ctx]]) for seq in seqs]
     feature, value = (np.concatenate([array[span] for span in spans]) for array in (codes.feature, codes.value))
     starts = (seqs[:, None] * n_ctx + np.arange(n_ctx)).reshape(-1)[keep.numpy()]

@@ -1,4 +1,4 @@
-"""What features have to do with each other and with the vocabulary: from the decoder, and from firing together."""
+"""Neighbours of features by decoder direction and co-activation, and the tokens they promote."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,38 +15,38 @@ from training.model.language_model import Model
 N_NEIGHBOURS = 32
 N_TOKENS = 20
 MAX_PAIRS = 20_000_000_000
-"""Pairs of values (Σ over rows of L0²) up to which co-activation is counted over all contexts; above, over a sample."""
+"""Up to this many pairs (Σ over rows of L0²) co-activation is counted over all contexts; above, over a sample."""
 SEED = 0
 LAYOUT_ROUNDS, LAYOUT_EDGES, LAYOUT_AWAY = 120, 12, 5
 
 
 class Decoder(NamedTuple):
-    """The nearest decoder directions of each feature, nearest first; feature −1 where there are fewer."""
+    """The nearest decoder directions of each feature, nearest first, padded with feature −1."""
 
     feature: Int32[np.ndarray, "d_sae n"]
     cosine: Float32[np.ndarray, "d_sae n"]
 
 
 class Coactive(NamedTuple):
-    """The features most often active together with each; feature −1 where there are fewer."""
+    """The features most often co-active with each feature, padded with feature −1."""
 
     feature: Int32[np.ndarray, "d_sae n"]
     jaccard: Float64[np.ndarray, "d_sae n"]
     pearson: Float64[np.ndarray, "d_sae n"]
     n_contexts: int
-    """Contexts counted, a seeded sample where counting all would have cost more than MAX_PAIRS."""
+    """Number of contexts counted: all, or a seeded sample if all would exceed MAX_PAIRS."""
     n_rows: int
-    """Kept rows of these."""
+    """Kept rows in these contexts."""
 
 
 def directions(sae: SAE) -> Float[Tensor, "d_sae d_out"]:
-    """Decoder rows at unit norm, fp32, on the CPU; rows of zeros stay."""
+    """Decoder rows normalised to unit norm, fp32, on the CPU; zero rows stay zero."""
     rows = sae.W_dec.detach().float().cpu()
     return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def decoder_neighbours(rows: Float[Tensor, "d_sae d_out"], *, signed: bool, memory: int) -> Decoder:
-    """The directions with the largest cosine; of a signed code the largest |cosine|, for −d is the same feature."""
+    """Nearest directions by cosine, or by |cosine| for signed codes, where −d is the same feature."""
     d_sae = len(rows)
     n = min(N_NEIGHBOURS, d_sae - 1)
     feature = np.full((d_sae, N_NEIGHBOURS), -1, np.int32)
@@ -67,14 +67,14 @@ def coactivation(
     codes: Codes, position: Int32[np.ndarray, " nnz"], indptr: Int64[np.ndarray, " d_sae_plus_1"], n_ctx: int,
     advance: Callable[[int], None] = lambda _: None, *, max_pairs: int = MAX_PAIRS,
 ) -> Coactive:
-    """Exact counts over all contexts, or over a seeded sample of them if there are more than `max_pairs` pairs.
+    """Count co-activations exactly, over all contexts or a seeded sample if there are more than `max_pairs` pairs.
 
     Args:
-        codes: by row, fp32.
-        position, indptr: the rows of each feature.
-        n_ctx: rows of a context.
-        advance: told of features that are done.
-        max_pairs: what all contexts may cost.
+        codes: row-wise codes, fp32.
+        position, indptr: the active rows of each feature.
+        n_ctx: rows per context.
+        advance: called with the number of features done.
+        max_pairs: maximum pairs for counting all contexts.
     """
     from sae.kernels.columns import pairs as column_pairs
     from sae.kernels.cpu import runtime
@@ -101,7 +101,7 @@ def coactivation(
 
 
 def sample_contexts(codes: Codes, n_ctx: int, max_pairs: int) -> tuple[Bool[np.ndarray, " n_seqs"], int]:
-    """Which contexts are counted, and how many of their rows are kept: all, or the first of a seeded shuffle."""
+    """The contexts to count (all, or the first of a seeded shuffle), and their number of kept rows."""
     pairs = (np.diff(codes.indptr).astype(np.float64) ** 2).reshape(-1, n_ctx).sum(1)
     kept = codes.kept.reshape(-1, n_ctx).sum(1)
     taken = np.ones(len(pairs), bool)
@@ -113,10 +113,10 @@ def sample_contexts(codes: Codes, n_ctx: int, max_pairs: int) -> tuple[Bool[np.n
 
 
 def plane(decoder: Decoder, rows: Float[Tensor, "d_sae d_out"]) -> Float64[np.ndarray, "d_sae 2"]:
-    """A map of the decoder directions: where neighbours by cosine lie near each other.
+    """2D layout of the decoder directions that places neighbours by cosine near each other.
 
-    It begins at the two principal components and follows the likelihood of LargeVis (1602.00370), seeded. Centred,
-    with a root mean square distance of 1 from the middle.
+    Initialised at the first two principal components, then optimised with the LargeVis objective (1602.00370), seeded.
+    Centred, with a root mean square distance of 1 from the centre.
     """
     from sae.kernels.columns import pairs as column_pairs
     from sae.kernels.cpu import runtime
@@ -134,7 +134,7 @@ def plane(decoder: Decoder, rows: Float[Tensor, "d_sae d_out"]) -> Float64[np.nd
 
 
 def principal_plane(rows: Float[Tensor, "d_sae d_out"]) -> Float64[np.ndarray, "d_sae 2"]:
-    """Coordinates along the two principal components, at a root mean square of 1; signs are fixed by the largest."""
+    """Coordinates along the first two principal components, with RMS 1; the largest coordinate is made positive."""
     centred = (rows - rows.mean(0)).double()
     _, axes = torch.linalg.eigh(centred.t() @ centred)
     axes = axes[:, -2:].flip(1)
@@ -149,10 +149,10 @@ def principal_plane(rows: Float[Tensor, "d_sae d_out"]) -> Float64[np.ndarray, "
 def promoted_tokens(
     model: Model, rows: Float[Tensor, "d_sae d_out"], *, memory: int
 ) -> tuple[Int32[np.ndarray, "d_sae n"], Float32[np.ndarray, "d_sae n"]]:
-    """The tokens whose logits a feature raises most, then those it lowers most: ids and logits.
+    """Token ids and logits that each feature promotes and suppresses most.
 
-    The first half of a row is promoted, strongest first; the second suppressed, strongest first. A logit is that of the
-    direction alone through the final norm and the unembedding (`Model.direct_logits`).
+    The first half of a row is promoted tokens, the second half suppressed ones, each strongest first. The logit is the
+    direct effect of the direction through the final norm and the unembedding (`Model.direct_logits`).
     """
     n = N_TOKENS // 2
     ids = np.full((len(rows), N_TOKENS), -1, np.int32)
@@ -172,7 +172,7 @@ WRITES_TO_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook
 
 
 def not_read_by_unembedding(hook: str, d_out: int, model: Model) -> str | None:
-    """Why a feature's direction has no logits of its own, if it has none."""
+    """The reason why directions at this hook have no direct logits; None if they do."""
     if hook.endswith(WRITES_TO_STREAM) and d_out == model.d_hook(hook):
         return None
     return f"{hook} is not the residual stream nor adds to it, so the unembedding does not read it."

@@ -1,6 +1,6 @@
-"""Reading an index: every question about features, contexts and tokens, answered from mapped arrays.
+"""Read an index: query features, contexts and tokens from memory-mapped arrays.
 
-Needs neither the model nor the tokenizer nor the SAE's weights. Safe to use from several threads.
+Doesn't need the model, the tokenizer or the SAE's weights. Thread-safe.
 """
 
 import math
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sae.code import SparseCode
 
 LONGEST_WINDOW = 1024
-"""Tokens of an example at most."""
+"""Maximum number of tokens in an example."""
 
 
 def indexes(run: str | Path) -> list[Path]:
@@ -52,18 +52,18 @@ def indexes(run: str | Path) -> list[Path]:
 
 
 def open_index(folder: str | Path) -> "Index":
-    """Open an index: `runs/NAME/index/CORPUS`, or a run, whose default index is meant.
+    """Open an index, given its folder `runs/NAME/index/CORPUS` or a run (for its default index).
 
     Raises:
-        SaescopeError: there is none, or it cannot be read.
+        SaescopeError: there is no index, or it can't be read.
     """
     folder = user_path(folder)
     if not (folder / store.MANIFEST).exists() and (found := indexes(folder)):
         folder = found[0]
     if not folder.is_dir():
-        raise SaescopeError(f"no index at {folder}; make one with `sae index RUN`.")
+        raise SaescopeError(f"there is no index at {folder}; build one with `sae index RUN`.")
     if (folder / "config.yaml").exists():
-        raise SaescopeError(f"{folder} has no index yet; make one with `sae index {folder}`.")
+        raise SaescopeError(f"{folder} has no index yet; build one with `sae index {folder}`.")
     return Index(folder)
 
 
@@ -85,43 +85,43 @@ class Index:
 
     @property
     def stale(self) -> str | None:
-        """A sentence if the run's weights are no longer those that were indexed."""
+        """A message if the run's weights have changed since indexing; else None."""
         try:
             now = read_json(self.run / "final" / "sae.json").get("weights_sha256")
         except SaescopeError:
-            return f"the weights of {self.run} cannot be read, so that nobody knows whether this index is still true."
+            return f"the weights of {self.run} cannot be read, so this index may be out of date."
         if now == self.manifest["made_from"].get("weights_sha256"):
             return None
         refined = f" --refine {self.refine}" if self.refine else ""
-        return f"{self.run} has been trained again since this index was made; run `sae index {self.run}{refined}`."
+        return f"{self.run} has been retrained since this index was built; run `sae index {self.run}{refined}`."
 
     @property
     def refine(self) -> int:
-        """Steps by which its codes were refined; texts that are read beside it are to be as well."""
+        """Number of refinement steps of the codes; encode prompts shown with this index the same way."""
         return int(self.manifest["made_from"].get("settings", {}).get("refine", 0))
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """The signs that values can have."""
+        """The possible signs of values."""
         return ("+", "-") if self.signed else ("+",)
 
     # -- contexts -----------------------------------------------------------------------------------------------------
 
     @property
     def tokens(self) -> Int32[np.ndarray, "n_seqs n_ctx"]:
-        """Token ids, mapped; −1 for activations without text."""
+        """Token ids, memory-mapped; −1 for activations without text."""
         return self.arrays["tokens"]
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
-        """The bytes of each token; None for an index that was made without a tokenizer."""
+        """The bytes of each token; None if the index was built without a tokenizer."""
         path = self.folder / store.VOCABULARY
         return store.read_vocabulary(path) if path.name in self.manifest["files"] else None
 
     def pieces(self, seq: int, start: int = 0, stop: int | None = None) -> list[str]:
-        """The text of each token: a character that several make up stands whole at its first, "" at the others."""
+        """The text of each token. A character made of several tokens is placed at the first; the others are ""."""
         start, stop = self._span(seq, start, stop)
-        # a character may begin before the stretch or end behind it
+        # a character may extend beyond either end of the span
         before, after = max(0, start - 3), min(self.n_ctx, stop + 3)
         ids = self.tokens[seq, before:after].tolist()
         if self.vocabulary is None:
@@ -134,16 +134,16 @@ class Index:
         return "pixels" in self.arrays
 
     def picture(self, seq: int) -> Picture | None:
-        """A context that is an image."""
+        """The image of a context; None if contexts aren't images."""
         return Picture(self.names[seq], self.arrays["pixels"][seq], self.arrays["boxes"]) if self.of_images else None
 
     @cached_property
     def names(self) -> list[str]:
-        """What each context is called, where contexts are images."""
+        """Names of the contexts if they are images; else empty."""
         return [bytes(name).rstrip(b"\0").decode(errors="replace") for name in self.arrays.get("names", ())]
 
     def code(self, seq: int) -> "SparseCode":
-        """The code of a context: `n_ctx` rows, empty where a row is masked."""
+        """The code of a context: `n_ctx` rows; masked rows are empty."""
         import torch
 
         from sae.code import SparseCode
@@ -157,12 +157,12 @@ class Index:
         return SparseCode(torch.from_numpy(feature), torch.from_numpy(value), self.n_ctx, self.d_sae, indptr=relative)
 
     def values(self, feature: int, seq: int, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, " n"]:
-        """A feature's value at each token of a stretch; 0 where it is not active."""
+        """A feature's value at each token of a span; 0 where inactive."""
         self._known(feature)
         start, stop = self._span(seq, start, stop)
         position, value = self._column(feature)
         first = seq * self.n_ctx + start
-        # of the same type, or the whole column would be converted
+        # same dtype, or searchsorted would convert the whole column
         ends = np.array([first, first + stop - start], position.dtype)
         lo, hi = np.searchsorted(position, ends)
         out = np.zeros(stop - start, np.float32)
@@ -170,24 +170,24 @@ class Index:
         return out
 
     def column(self, feature: int) -> tuple[Int32[np.ndarray, " n_active"], Float32[np.ndarray, " n_active"]]:
-        """Where a feature is active, as `seq · n_ctx + position`, ascending, and its values there."""
+        """Rows where a feature is active (`seq · n_ctx + position`, ascending), and its values there."""
         self._known(feature)
         position, value = self._column(feature)
         return position, value.astype(np.float32) * self.scale[feature]
 
     def positions(self, feature: int) -> Int32[np.ndarray, " n_active"]:
-        """Where a feature is active, as `seq · n_ctx + position`, ascending; mapped."""
+        """Rows where a feature is active (`seq · n_ctx + position`, ascending), memory-mapped."""
         self._known(feature)
         return self._column(feature)[0]
 
     def window(self, feature: int, seq: int, position: int, before: int = 16, after: int = 15) -> Example:
-        """The stretch of a context around a token."""
+        """The window of a context around a token."""
         self._span(seq, position, position + 1)
         start, stop = max(0, position - before), min(self.n_ctx, position + after + 1)
         return self._example(feature, seq, position, start, stop)
 
     def csc(self) -> "scipy.sparse.csc_array":
-        """All codes as scipy's `[n_seqs · n_ctx, d_sae]` in fp32; positions stay mapped."""
+        """All codes as a scipy CSC array `[n_seqs · n_ctx, d_sae]` in fp32; positions stay memory-mapped."""
         import scipy.sparse
 
         arrays = self.arrays
@@ -199,7 +199,7 @@ class Index:
     # -- features -----------------------------------------------------------------------------------------------------
 
     def feature(self, i: int) -> Feature:
-        """Everything that is known of one feature, examples and neighbours apart."""
+        """Everything about one feature except examples and neighbours."""
         self._known(i)
         of = self._stats.row(i)
         promoted, suppressed = self._tokens(i)
@@ -214,13 +214,13 @@ class Index:
         )
 
     def fires_on(self, i: int) -> tuple[TokenShare, ...]:
-        """The three tokens that a feature fires on most, with their shares of its active rows; counted once and kept."""
+        """The three tokens that a feature fires on most, with their shares of its active rows; cached."""
         if i not in self._fires_on:
             self._fires_on[i] = fires_on.fires_on(self, i)
         return self._fires_on[i]
 
     def groups(self, i: int, side: str = "+") -> list[Group]:
-        """The groups of examples on one side, with the bounds of |value| and how many rows each stands for."""
+        """The example groups on one side, with their bounds of |value| and numbers of rows."""
         self._known(i)
         s = self._side(side)
         edges = [float(e) for e in self.arrays["tenth_edges"][i, s]]
@@ -232,10 +232,10 @@ class Index:
     def examples(
         self, i: int, group: str = "top", side: str = "+", n: int = 20, before: int = 16, after: int = 15
     ) -> list[Example]:
-        """Examples of a group, at most one of a context: `top` strongest first, the others in a seeded random order."""
+        """Examples of a group, at most one per context: `top` strongest first, others in seeded random order."""
         self._known(i)
         if group not in store.GROUPS:
-            raise SaescopeError(f"no group {group!r}; there are {', '.join(store.GROUPS)}.")
+            raise SaescopeError(f"there is no group {group!r}; choose from {', '.join(store.GROUPS)}.")
         rows = self.arrays["examples"][i, self._side(side), store.GROUPS.index(group)]
         found = [divmod(int(row), self.n_ctx) for row in rows[rows >= 0][: max(0, n)]]
         return [self.window(i, seq, position, before, after) for seq, position in found]
@@ -243,9 +243,9 @@ class Index:
     def between(
         self, i: int, low: float, high: float, side: str = "+", n: int = 20, before: int = 16, after: int = 15
     ) -> tuple[int, list[Example]]:
-        """How many active rows have `low <= |value| < high` on one side, and examples, at most one of a context.
+        """The number of active rows with `low <= |value| < high` on one side, and examples, at most one per context.
 
-        The examples are an even sample of the contexts that have one, and of each its first; the strongest come first.
+        Examples are the first match in each of an even sample of contexts, strongest first.
         """
         position, value = self.column(i)
         size = -value if self._side(side) else value
@@ -259,14 +259,14 @@ class Index:
         return len(mine), [self.window(i, seq, at, before, after) for seq, at in found]
 
     def neighbours(self, i: int, kind: str = "decoder") -> list[Neighbour]:
-        """The nearest features: by the decoder's cosine, or by how often they are active together."""
+        """Nearest features by decoder cosine (`decoder`) or by co-activation (`coactivation`)."""
         self._known(i)
         arrays = self.arrays
         if kind == "decoder":
             pairs = zip(arrays["decoder_feature"][i].tolist(), arrays["decoder_cosine"][i].tolist(), strict=True)
             return [Neighbour(f, cosine) for f, cosine in pairs if f >= 0]
         if kind != "coactivation":
-            raise SaescopeError(f"no neighbours by {kind!r}; there are 'decoder' and 'coactivation'.")
+            raise SaescopeError(f"there are no neighbours by {kind!r}; choose 'decoder' or 'coactivation'.")
         columns = (arrays[f"coactive_{name}"][i].tolist() for name in ("feature", "jaccard", "pearson"))
         return [Neighbour(f, jaccard, jaccard, None if math.isnan(pearson) else pearson)
                 for f, jaccard, pearson in zip(*columns, strict=True) if f >= 0]
@@ -279,62 +279,62 @@ class Index:
 
     @property
     def stats(self) -> pa.Table:
-        """One row a feature; docs/index-format.md has the columns."""
+        """One row per feature; for the columns see docs/index-format.md."""
         return self._stats.table
 
     def top(
         self, sort: str = "density", descending: bool = True, where: str | None = None, limit: int = 1000, offset: int = 0,
         columns: Sequence[str] | None = None,
     ) -> pa.Table:
-        """Features sorted by a column of the statistics, those without a value last.
+        """Features sorted by a column of the statistics, nulls last.
 
         Args:
-            sort: a column.
-            descending: the largest first.
-            where: a DuckDB condition over the columns, `density > 0.001 AND kurtosis > 5`.
-            limit: rows at most.
-            offset: rows to leave out before.
-            columns: those wanted; None for all.
+            sort: the column to sort by.
+            descending: largest first.
+            where: a DuckDB condition on the columns, such as `density > 0.001 AND kurtosis > 5`.
+            limit: maximum number of rows.
+            offset: rows to skip first.
+            columns: columns to return; None for all.
         """
         return self._stats.top(sort, descending, where, limit, offset, columns)
 
     # -- over all contexts --------------------------------------------------------------------------------------------
 
     def where(self, a: int, b: int, n: int = 20) -> Both:
-        """Where two features are active: at the same token and in the same context; examples of the latter."""
+        """Count tokens and contexts in which two features are both active, with examples of contexts."""
         self._known(a)
         self._known(b)
         return cooccurrence.where(self, a, b, n)
 
     def similar(self, code: "SparseCode", n: int = 20) -> list[Similar]:
-        """The contexts whose code is most like a prompt's, by the cosine of their weighted peaks; exact.
+        """The contexts most similar to a prompt's code, by exact cosine similarity of weighted peaks.
 
-        A context's (and the prompt's) code is, of each feature, the value of largest size among its rows, times
-        log(contexts / contexts that the feature is active in): what fires everywhere counts for nothing.
+        A context (or prompt) is represented by each feature's largest value by magnitude over its rows, times
+        log(contexts / contexts that the feature is active in), so features that fire everywhere get weight 0.
         """
         return cooccurrence.similar(self, code, n)
 
     @cached_property
     def weighted_norms(self) -> Float64[np.ndarray, " n_seqs"]:
-        """Norms of the contexts' peaks as `similar` weights them; found on the first call and kept."""
+        """Norms of the contexts' peaks as weighted by `similar`; cached."""
         return cooccurrence.weighted_norms(self)
 
     def search(self, text: str, regex: bool = False, n: int = 50) -> list[Hit]:
-        """Places whose text holds `text`, or matches it as a regular expression; the first n in corpus order."""
+        """The first n occurrences of `text`, or matches of it as a regular expression, in corpus order."""
         return self._searcher.search(text, regex=regex, n=n)
 
     def search_evenly(self, text: str, regex: bool = False, n: int = 2000) -> tuple[list[Hit], int]:
-        """At most n places, spread evenly over all that match, in corpus order; and how many match."""
+        """At most n matches, evenly spaced over all matches in corpus order, and the total number of matches."""
         return self._searcher.evenly(text, regex=regex, n=n)
 
     @cached_property
     def _searcher(self) -> Searcher:
         if self.vocabulary is None:
-            raise SaescopeError(f"{self.folder} was made without a tokenizer, so it has no text to search.")
+            raise SaescopeError(f"{self.folder} was built without a tokenizer, so there is no text to search.")
         return Searcher(self.tokens, self.vocabulary)
 
     def verify(self) -> list[str]:
-        """Read every byte and compare checksums; a sentence for each file that is missing or altered."""
+        """Check all checksums; return a message for each missing or altered file."""
         return list(store.problems(self.folder))
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -362,18 +362,18 @@ class Index:
 
     def _known(self, feature: int) -> None:
         if not 0 <= feature < self.d_sae:
-            raise SaescopeError(f"no feature {feature}: {self.run.name} has features 0 to {self.d_sae - 1}.")
+            raise SaescopeError(f"there is no feature {feature}: {self.run.name} has features 0 to {self.d_sae - 1}.")
 
     def _side(self, side: str) -> int:
         if (name := "-" if side == "−" else side) not in self.sides:
-            raise SaescopeError(f"no side {side!r}: values of this index have {' and '.join(self.sides)}.")
+            raise SaescopeError(f"there is no side {side!r}: values in this index have sides {' and '.join(self.sides)}.")
         return self.sides.index(name)  # type: ignore[arg-type]
 
     def _span(self, seq: int, start: int, stop: int | None) -> tuple[int, int]:
         stop = self.n_ctx if stop is None else stop
         if not (0 <= seq < self.n_seqs and 0 <= start <= stop <= self.n_ctx):
             raise SaescopeError(
-                f"no tokens {start} to {stop} of context {seq}: there are contexts 0 to {self.n_seqs - 1} of {self.n_ctx} "
-                "tokens."
+                f"there are no tokens {start} to {stop} in context {seq}: contexts are 0 to {self.n_seqs - 1}, each of "
+                f"{self.n_ctx} tokens."
             )
         return start, stop

@@ -1,11 +1,11 @@
-"""The files of an index and what each holds; docs/index-format.md is the page for people.
+"""The files of an index; docs/index-format.md describes them for users.
 
-    runs/NAME/index/CORPUS/manifest.json     what it was made from, counts, dtype, shape and sha256 of every file
+    runs/NAME/index/CORPUS/manifest.json     its inputs, counts, and the dtype, shape and sha256 of every file
                            *.npy             the arrays named in ARRAYS
-                           stats.parquet     a row a feature
-                           vocabulary.parquet   the bytes and the text of every token; absent without a tokenizer
+                           stats.parquet     one row per feature
+                           vocabulary.parquet   bytes and text of every token; absent without a tokenizer
 
-A row is a token: number `seq * n_ctx + position`. An index gets its name when it is whole and is never changed after.
+A row is a token, numbered `seq * n_ctx + position`. An index is renamed into place when complete, and never changes.
 """
 
 import hashlib
@@ -62,16 +62,15 @@ ARRAYS: dict[str, tuple[type[np.generic], tuple[str, ...]]] = {
     "coactive_jaccard": (np.float64, ("d_sae", "32")),
     "coactive_pearson": (np.float64, ("d_sae", "32")),
 }
-"""Every array with its type and the names of its axes. Where there is nothing, numbers of tokens, rows and features are
-−1. `promoted_*` are absent where the model is not at hand or the site is not read by the unembedding, `unit` where rows
-came without text and in indexes made before there was one. `pixels`, `boxes` and `names` are there where contexts are
-images (`training.corpus.tokens.Images`)."""
+"""Every array with its dtype and axes. Missing tokens, rows and features are −1. `promoted_*` are absent if the model is
+not available or the unembedding doesn't read the site; `unit` is absent for rows without text and in older indexes.
+`pixels`, `boxes` and `names` exist if contexts are images (`training.corpus.tokens.Images`)."""
 
 OPTIONAL = ("promoted_token", "promoted_logit", "unit", "pixels", "boxes", "names")
 
 
 class _Counts(BaseModel):
-    """The sizes that a manifest names."""
+    """Counts in a manifest."""
 
     n_seqs: PositiveInt
     n_ctx: PositiveInt
@@ -81,7 +80,7 @@ class _Counts(BaseModel):
 
 
 class _File(BaseModel):
-    """What a manifest says of a file; tables have neither type nor shape."""
+    """A file's entry in a manifest; tables have no dtype or shape."""
 
     sha256: str
     dtype: str | None = None
@@ -89,7 +88,7 @@ class _File(BaseModel):
 
 
 class _About(BaseModel):
-    """What a manifest says of an index's origin."""
+    """Provenance in a manifest."""
 
     run: str | None = None
     model: str | None = None
@@ -99,7 +98,7 @@ class _About(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What a manifest says, beside its format."""
+    """A manifest, apart from its format fields."""
 
     made_from: dict[str, Any]
     about: _About = _About()
@@ -112,15 +111,15 @@ class _Manifest(BaseModel):
 
 
 class Writer:
-    """Fills the folder of an index that has not got its name yet."""
+    """Writes the files of an index into its temporary folder."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is empty."""
+        """Start with an empty `folder`."""
         self.folder = folder
         self.names: list[str] = []
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A memory-mapped array to be filled."""
+        """Create a memory-mapped array to fill."""
         dtype, axes = ARRAYS[name]
         assert len(shape) == len(axes), (name, shape, axes)
         self.names.append(name)
@@ -131,19 +130,19 @@ class Writer:
         return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
     def growing(self, name: str) -> "Growing":
-        """A one-dimensional array whose length is not known yet."""
+        """Create a one-dimensional array of unknown length."""
         self.names.append(name)
         return Growing(self.folder / f"{name}.npy", np.dtype(ARRAYS[name][0]))
 
     def save(self, name: str, array: np.ndarray) -> None:
-        """A whole array."""
+        """Write a complete array."""
         assert array.dtype == ARRAYS[name][0], (name, array.dtype)
         target = self.array(name, array.shape)
         target[...] = array
         flush(target)
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Type, shape and sha256 of every file written."""
+        """Dtype, shape and sha256 of every file written."""
         found = {}
         for name in self.names:
             array = np.load(self.folder / f"{name}.npy", mmap_mode="r")
@@ -153,7 +152,7 @@ class Writer:
 
 
 class Growing:
-    """A .npy file that is appended to; its header is written at the end."""
+    """An append-only .npy file; the header is written on close."""
 
     HEADER_BYTES = 128
 
@@ -163,7 +162,7 @@ class Growing:
         self.file.write(bytes(self.HEADER_BYTES))
 
     def append(self, array: np.ndarray) -> None:
-        """More of it."""
+        """Append to the array."""
         assert array.dtype == self.dtype and array.ndim == 1
         self.file.write(array.tobytes())
         self.n += len(array)
@@ -178,7 +177,7 @@ class Growing:
 
 
 def flush(array: np.ndarray) -> None:
-    """Hand a mapped array's pages to the system."""
+    """Flush a memory-mapped array."""
     if isinstance(array, np.memmap):
         array.flush()
 
@@ -190,20 +189,20 @@ def digest(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index.
+    """Read and validate the manifest of an index.
 
     Raises:
-        SaescopeError: there is none, or it is of another format, of a later version, or lacks entries.
+        SaescopeError: it is missing, has another format or version, or lacks entries.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SaescopeError(f"{folder} holds no {MANIFEST}: it is not a finished index; make it with `{rebuild(folder)}`.")
+        raise SaescopeError(f"{folder} has no {MANIFEST}: it is not a finished index; build it with `{rebuild(folder)}`.")
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise SaescopeError(f"{path} is not the manifest of an index; make the index again with `{rebuild(folder)}`.")
+        raise SaescopeError(f"{path} is not the manifest of an index; rebuild the index with `{rebuild(folder)}`.")
     if (version := manifest.get("format_version")) != FORMAT_VERSION:
         raise SaescopeError(
-            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}; make the index again with "
+            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}; rebuild the index with "
             f"`{rebuild(folder)}`."
         )
     try:
@@ -211,58 +210,58 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise SaescopeError(
-            f"{path}: {where} is missing or was altered; make the index again with `{rebuild(folder)}`.") from None
+            f"{path}: {where} is missing or was altered; rebuild the index with `{rebuild(folder)}`.") from None
     return manifest
 
 
 def rebuild(folder: Path) -> str:
-    """The command that makes an index again; one over another text is to be told again which text that is."""
+    """The command to rebuild an index; one over another corpus needs its sources again."""
     run, name = folder.parent.parent, folder.name
     return f"sae index {run} --again" + ("" if name == "default" else f" --name {name} corpus.sources=…")
 
 
 def open_array(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
-    """A mapped array, checked against the manifest's type and shape.
+    """Map an array and check its dtype and shape against the manifest.
 
     Raises:
-        SaescopeError: it is missing, truncated, or not what the manifest says.
+        SaescopeError: it is missing, truncated, or doesn't match the manifest.
     """
     path = folder / f"{name}.npy"
     try:
-        # still mapped, but as a plain array: slices of it are taken thousands of times
+        # still mapped, but as a plain array, because slicing a memmap is slow
         array = np.asarray(map_array(path))
     except (OSError, ValueError) as error:
-        raise SaescopeError(f"{path} cannot be read ({error}); make the index again with `{rebuild(folder)}`.") from None
+        raise SaescopeError(f"{path} cannot be read ({error}); rebuild the index with `{rebuild(folder)}`.") from None
     said = manifest["files"].get(path.name, {})
     if [str(array.dtype), list(array.shape)] != [said.get("dtype"), said.get("shape")]:
-        raise SaescopeError(f"{path} is not what {MANIFEST} says it is; make the index again with `{rebuild(folder)}`.")
+        raise SaescopeError(f"{path} does not match {MANIFEST}; rebuild the index with `{rebuild(folder)}`.")
     return array
 
 
 def problems(folder: Path) -> Iterator[str]:
-    """Read every byte of an index; a sentence for each file that is missing or altered."""
+    """Check all checksums of an index; yield a message for each missing or altered file."""
     for name, facts in read_manifest(folder)["files"].items():
         path = folder / name
         if not path.is_file():
             yield f"{path} is missing."
         elif digest(path) != facts["sha256"]:
-            yield f"{path} is altered: its checksum is not the manifest's."
+            yield f"{path} was altered: its checksum does not match the manifest."
 
 
 @contextmanager
 def refusing_altered(path: Path) -> Iterator[None]:
-    """Turn what a damaged parquet file raises into one sentence."""
+    """Turn errors from a damaged Parquet file into a SaescopeError."""
     try:
         yield
     except (OSError, pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise SaescopeError(
-            f"{path} cannot be read ({reason}); make the index again with `{rebuild(path.parent)}`."
+            f"{path} cannot be read ({reason}); rebuild the index with `{rebuild(path.parent)}`."
         ) from None
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary of an index.
+    """Read the vocabulary of an index.
 
     Raises:
         SaescopeError: the file is missing or damaged.
@@ -272,7 +271,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
-    """Id, bytes, and the text as far as a token alone has one."""
+    """Write the id, bytes and text of every token; text is null if the bytes alone don't form characters."""
     n = len(vocabulary.tokens)
     table = {"id": pa.array(range(n), pa.int32()), "bytes": pa.array(vocabulary.tokens, pa.binary()),
              "text": pa.array([vocabulary.text(i) for i in range(n)], pa.string())}

@@ -1,4 +1,4 @@
-"""stats.parquet: one row a feature, for sorting and filtering with DuckDB, pandas or anything that reads Parquet."""
+"""stats.parquet: one row per feature, for sorting and filtering with DuckDB, pandas or any Parquet reader."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from analysis.index.columns import Columns
 from analysis.index.neighbours import Coactive, Decoder
 
 Z = 1.959963984540054
-"""The standard normal quantile of a 95 % interval."""
+"""Standard normal quantile for a 95 % interval."""
 
 
 def wilson(n_active: np.ndarray, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The Wilson 95 % interval of a share (Wilson 1927); 0 to 1 where there are no rows."""
+    """Wilson 95 % interval of a proportion (Wilson 1927); 0 to 1 if there are no rows."""
     if n_rows == 0:
         return np.zeros(len(n_active)), np.ones(len(n_active))
     share, z2 = n_active / n_rows, Z * Z / n_rows
@@ -29,16 +29,16 @@ def write_stats(
     path: Path, columns: Columns, n_rows: int, decoder: Decoder, coactive: Coactive, place: Float64[np.ndarray, "d_sae 2"],
     norms: Float[np.ndarray, " d_sae"] | None, texts: Sequence[str] | None, promoted: Int32[np.ndarray, "d_sae n"] | None,
 ) -> None:
-    """Write the table; what is not known is null.
+    """Write the table; unknown values are null.
 
     Args:
-        path: of the file.
-        columns: of the index.
-        n_rows: encoded rows.
-        decoder, coactive, place: of the features.
-        norms: of the decoder's rows before they were made 1.
-        texts: of the vocabulary.
-        promoted: token ids, the most promoted first.
+        path: the output file.
+        columns: per-feature results.
+        n_rows: number of encoded rows.
+        decoder, coactive, place: neighbours and map coordinates of the features.
+        norms: decoder norms before normalisation.
+        texts: text of each token id.
+        promoted: token ids, most promoted first.
     """
     from sae.kernels.columns.values import SUMMARY
 
@@ -46,7 +46,7 @@ def write_stats(
     d_sae = len(n_active)
     of = {name: columns.summary[:, i] for i, name in enumerate(SUMMARY)}
     low, high = wilson(n_active, n_rows)
-    # IEEE division: a feature that is never active has no share of anything
+    # 0/0 gives NaN for features that are never active
     with np.errstate(invalid="ignore"):
         first_token_share = of["n_first"] / n_active
     whole = {name: of[name].astype(np.int64) for name in ("n_negative", "n_contexts")}
@@ -68,7 +68,7 @@ def write_stats(
 
 
 def _first(feature: Int32[np.ndarray, "d_sae n"], score: np.ndarray) -> Float64[np.ndarray, " d_sae"]:
-    """The nearest neighbour's score, NaN where there is none."""
+    """The nearest neighbour's score; NaN if there is none."""
     return np.where(feature[:, 0] >= 0, score[:, 0].astype(np.float64), np.nan)
 
 

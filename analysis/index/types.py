@@ -1,7 +1,7 @@
-"""What an index answers with: frozen, and JSON-able by `dataclasses.asdict`.
+"""Results of index queries: frozen dataclasses, convertible to JSON with `dataclasses.asdict`.
 
-Values are activations in the model's own units: the length that a feature adds to the reconstruction. A feature of a
-signed code has two sides, "+" and "-"; those of other codes have "+" only.
+Values are activations in the model's units: the length that a feature adds to the reconstruction. Features of signed
+codes have two sides, "+" and "-"; others only "+".
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Side = Literal["+", "-"]
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the vocabulary, and the logit that one feature gives it."""
+    """A token of the vocabulary, and a feature's direct logit for it."""
 
     id: int
     text: str
@@ -32,9 +32,9 @@ class TokenShare:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of active values by size: bin j holds `edges[j] <= |value| < edges[j + 1]`.
+    """Counts of active values by magnitude: bin j holds `edges[j] <= |value| < edges[j + 1]`.
 
-    Edges are powers of 2^¼, so that histograms of any two indexes share them wherever both have bins.
+    Edges are powers of 2^¼, so histograms of different indexes share their edges where they overlap.
     """
 
     edges: list[float]
@@ -44,20 +44,20 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature over all encoded rows. Moments are those of its active values; None where there are too few."""
+    """One feature over all encoded rows. Moments are over active values; None if there are too few."""
 
     feature: int
     n_active: int
     n_rows: int
     density: float
-    """n_active / n_rows: fires per token."""
+    """n_active / n_rows, fires per token."""
     density_low: float
     density_high: float
-    """The Wilson 95 % interval of the density (Wilson 1927), taking rows as independent."""
+    """Wilson 95 % interval of the density (Wilson 1927), treating rows as independent."""
     n_negative: int
-    """Active rows with a negative value."""
+    """Number of active rows with a negative value."""
     n_contexts: int
-    """Contexts in which it is active."""
+    """Number of contexts in which it is active."""
     max: float
     """Largest value; 0 for a feature that is never active."""
     min: float
@@ -66,56 +66,56 @@ class Feature:
     second_moment: float | None
     """Mean of value²."""
     std: float | None
-    """√ of the mean squared deviation (divided by n)."""
+    """Population standard deviation (divided by n)."""
     skew: float | None
     kurtosis: float | None
     """Excess kurtosis: 0 for a normal distribution."""
     decoder_norm: float | None
-    """Norm of the decoder row before it was made 1 for saving; None where that is not known."""
+    """Norm of the decoder row before it was normalised for saving; None if unknown."""
     histogram: Histogram
     promoted: list[Token]
     suppressed: list[Token]
-    """For the side "-" the two change places."""
+    """For side "-", swap `promoted` and `suppressed`."""
     dead: bool
     """Never active in this index."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A context that is an image."""
+    """An image context."""
 
     name: str
-    """What it is called."""
+    """Name of the image."""
     pixels: UInt8[np.ndarray, "height width channels"]
     boxes: Float32[np.ndarray, "n_ctx 4"]
-    """The part that each position stands for: top, left, height, width, as shares of the whole."""
+    """The image region of each position: top, left, height, width, as fractions of the image."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A stretch of one context with the feature's value at each token; 0 where it is not active. An image is seen whole."""
+    """A window of a context with the feature's value at each token, 0 where inactive. Images are shown whole."""
 
     feature: int
     seq: int
     position: int
-    """Of the peak, within the context."""
+    """Position of the peak in the context."""
     start: int
     stop: int
     pieces: list[str]
-    """Text of the tokens `start` to `stop`; a character made of several tokens stands at its first, "" at the rest."""
+    """Text of tokens `start` to `stop`. A character made of several tokens is placed at the first; the others are ""."""
     values: list[float]
     value: float
-    """At `position`."""
+    """Value at `position`."""
     picture: Picture | None = field(default=None, compare=False)
-    """The context, where it is an image."""
+    """The context's image, if it is one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """A group of examples: active rows with `low <= |value| < high` on one side, and how many of them there are.
+    """A group of examples: active rows with `low <= |value| < high` on one side, and their number.
 
-    `name` is "top", "q1" (weakest tenth) to "q10", "random" (any active row) or "near" (not active, though the token is
-    one that the feature is otherwise active on; `low` and `high` are 0). The last tenth holds its upper end too.
+    `name` is "top", "q1" (weakest tenth) to "q10", "random" (any active row) or "near" (near misses: inactive, on a token
+    that the feature is active on elsewhere; `low` and `high` are 0). The last tenth includes its upper bound.
     """
 
     name: str
@@ -126,10 +126,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """Another feature, and how near it is.
+    """A neighbouring feature and its similarity.
 
-    `score` is the decoder's cosine, or for co-activation the Jaccard index of the sets of active rows; `pearson` is
-    the correlation of values over all encoded rows.
+    `score` is the decoder cosine or, for co-activation, the Jaccard index of the active rows; `pearson` is the
+    correlation of values over all encoded rows.
     """
 
     feature: int
@@ -140,17 +140,17 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Both:
-    """Where two features are active: at the same token, and in the same context."""
+    """Co-activation of two features: counts of tokens and contexts, with examples."""
 
     total_rows: int
     total_contexts: int
     examples: list[tuple[Example, Example]]
-    """The same stretch seen by each, both peaks inside; the contexts in which the weaker is strongest come first."""
+    """The same window for each feature, containing both peaks; ordered by the weaker feature's strength."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A match of a search: `length` tokens from `position`."""
+    """A search match: `length` tokens from `position`."""
 
     seq: int
     position: int
@@ -159,7 +159,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Similar:
-    """A context and the cosine of its code with the one asked for."""
+    """A context and the cosine of its code with the query."""
 
     seq: int
     score: float

@@ -1,1 +1,1 @@
-"""Labels, notes, tags and lists of a run's features, and automatic labels."""
+"""Labels, notes, tags and lists for a run's features, and automatic labelling."""

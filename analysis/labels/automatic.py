@@ -1,13 +1,12 @@
-"""Automatic labels without a model: words that set a feature's rows apart, judged on examples they were not made from.
+"""Rule-based automatic labels: words that distinguish a feature's active rows, scored on held-out examples.
 
-A label is a rule that can be read and that can be checked: "token ` to` after ` seem`, ` possible`" says of any row whether
-the feature is active there. It is made from the active rows of one half of the documents (even numbers), by contrast with
-all rows of that half, and scored by detection (Paulo et al. 2410.13928, §4.2) on the other half: of rows at which the
-feature is active, from weak to strong, and of as many others, half of them near misses, the rule says which are active.
-The score is balanced accuracy. The baseline is the rule of another feature, drawn at random, on the same examples; a label
-is worth what it has beyond it.
+A label is a readable, checkable rule: "token ` to` after ` seem`, ` possible`" predicts for any row whether the feature is
+active. It is built from the active rows in one half of the documents (even numbers), contrasted with all rows of that
+half. It is scored by detection (Paulo et al. 2410.13928, §4.2) on the other half: given active rows from weak to strong
+and as many inactive ones, half of them near misses, the rule predicts which are active. The score is balanced accuracy.
+The baseline is a random other feature's rule on the same examples; what counts is the difference.
 
-For signed codes the side with more active rows is labelled.
+For signed codes, the side with more active rows is labelled.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,33 +27,33 @@ if TYPE_CHECKING:
     from analysis.index.types import Token
 
 METHOD = "contrast 2"
-"""Written beside each label; changes when the way of making labels does."""
+"""Stored with each label; changes when the method changes."""
 MOST_WORDS = 5
 LEAST_GAIN = 0.03
-"""Share of the feature's rows that a word must add to be named."""
+"""Minimum gain of a word (in Youden's J) to be included."""
 CLEAR = 0.2
-"""Youden's J on the rows a rule is made from, below which the label says that there is no clear pattern."""
+"""Below this Youden's J on the rows it was built from, a rule is labelled as no clear pattern."""
 N_CONTRASTED = 1000
-"""Active and inactive rows at most that candidates for a rule are compared on."""
+"""Maximum number of active and of inactive rows used to compare candidate rules."""
 N_JUDGED = 16
-"""Active examples that judge a label, and as many inactive ones."""
+"""Number of active examples to score a label, and of inactive ones."""
 LEAST_JUDGED = 4
 NEGATIVE = " (negative side)"
-"""Said at the end of a label."""
+"""Suffix of labels for the negative side."""
 BEFORE, AFTER = 12, 3
-"""Tokens that are kept around a judged one."""
+"""Tokens of context stored around a judged token."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """All conditions hold; no condition at all is never true."""
+    """A conjunction of conditions; false if there are none."""
 
     conditions: tuple[Condition, ...]
     j: float
-    """Youden's J (share of active rows it names, less the share of inactive ones) on rows like those it was made from."""
+    """Youden's J (true positive rate minus false positive rate) on the half it was built from."""
 
     def says(self, words: Words, rows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """For which rows it takes the feature to be active."""
+        """Mask of rows for which the rule predicts the feature to be active."""
         out = np.full(len(rows), bool(self.conditions))
         for condition in self.conditions:
             out &= words.holds(condition, rows)
@@ -62,7 +61,7 @@ class Rule:
 
 
 class Explainer:
-    """Labels for the features of one index."""
+    """Creates labels for the features of an index."""
 
     def __init__(self, index: "Index", *, seed: int = 0) -> None:
         self.index, self.seed = index, checked_seed(seed)
@@ -71,7 +70,7 @@ class Explainer:
         self._rules: dict[int, Rule] = {}
 
     def label(self, feature: int) -> Label | None:
-        """The label of a feature, scored if enough examples are held out; None if it is never active."""
+        """A feature's label, scored if there are enough held-out examples; None if it is never active."""
         rows, _ = self.active(feature)
         if not len(rows):
             return None
@@ -89,7 +88,7 @@ class Explainer:
         )
 
     def active(self, feature: int) -> tuple[Int64[np.ndarray, " n"], np.ndarray]:
-        """The kept rows of the feature's larger side, in corpus order, and |value| there."""
+        """Active rows on the feature's larger side, in corpus order, and their |values|."""
         mine = slice(self.columns.indptr[feature], self.columns.indptr[feature + 1])
         rows, values = self.columns.indices[mine].astype(np.int64), self.columns.data[mine]
         negative = (values < 0).sum() > (values > 0).sum()
@@ -97,25 +96,25 @@ class Explainer:
         return rows[side], np.abs(values[side])
 
     def rule(self, feature: int) -> Rule:
-        """The best rule over the rows that labels are made from."""
+        """The best rule on the labelling half."""
         if feature not in self._rules:
             rows, _ = self.active(feature)
             self._rules[feature] = self._find(feature, rows[self.words.made_from[rows]])
         return self._rules[feature]
 
     def _find(self, feature: int, rows: Int64[np.ndarray, " n"]) -> Rule:
-        """The rule that tells active rows best from a sample of the others, half of it near misses."""
+        """Find the rule that best separates active rows from sampled inactive ones, half of them near misses."""
         if not len(rows):
             return Rule((), 0.0)
         words, n = self.words, len(self.words.rows)
         random = np.random.default_rng([self.seed, feature, 2])
         quiet = self._quiet(rows, random, N_CONTRASTED, held_out=False)
         sample = rows if len(rows) <= N_CONTRASTED else rows[np.sort(random.choice(len(rows), N_CONTRASTED, replace=False))]
-        # what a feature promotes may name what comes next better than the few words that came next so far
+        # promoted tokens may predict the next word better than the few next words seen so far
         promoted = words.spelt([token.text for token in self.promoted(feature)])
         found = [Condition("before", tuple(promoted))] if promoted else []
         for place in PLACES:
-            # several words nearby overlap, so that their gains would not add up
+            # nearby words overlap, so their gains don't add up
             most = 1 if place == "near" else MOST_WORDS
             chosen = best_words(words.count(rows, place), len(rows), words.counts[place], n, most=most,
                                 least_gain=LEAST_GAIN)
@@ -125,13 +124,13 @@ class Explainer:
             return Rule((), 0.0)
         best = max(rules, key=_preference)
         refined = [self._measured(pair, sample, quiet) for pair in self._refined(best.conditions[0], sample, quiet)]
-        # a second condition has to earn its place
+        # a second condition must improve the rule
         return max([best, *(rule for rule in refined if rule.j > best.j + LEAST_GAIN)], key=_preference)
 
     def _refined(
         self, first: Condition, rows: Int64[np.ndarray, " n"], quiet: Int64[np.ndarray, " m"]
     ) -> list[tuple[Condition, Condition]]:
-        """A condition with each second one that tells active rows from inactive ones where it holds."""
+        """Combine a condition with each second one that separates active from inactive rows where the first holds."""
         inside, outside = (r[self.words.holds(first, r)] for r in (rows, quiet))
         both = np.concatenate([inside, outside])
         out = []
@@ -150,7 +149,7 @@ class Explainer:
         return Rule(conditions, float(rule.says(self.words, rows).mean() - false))
 
     def text(self, feature: int, rule: Rule) -> str:
-        """A rule in words."""
+        """The label text of a rule."""
         side = NEGATIVE if self.is_negative(feature) else ""
         if not rule.conditions:
             return f"no clear pattern{side}"
@@ -163,10 +162,10 @@ class Explainer:
         return f"{head.get(condition.place, condition.place)} {', '.join(names)}"
 
     def judges(self, feature: int) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """Held-out rows, each of another context, and at which of them the feature is active.
+        """Held-out rows from different contexts, and the mask of active ones.
 
-        Active ones are spread evenly over the ranks of their values. Half of the inactive ones hold a word that it is
-        active on elsewhere.
+        Active rows are spread evenly over the ranks of their values. Half of the inactive rows are near misses: they have
+        a word that the feature is active on elsewhere.
         """
         random = np.random.default_rng([self.seed, feature])
         rows, values = self.active(feature)
@@ -184,9 +183,9 @@ class Explainer:
     def _quiet(
         self, rows: Int64[np.ndarray, " n"], random: np.random.Generator, n: int, *, held_out: bool
     ) -> Int64[np.ndarray, " m"]:
-        """Rows at which the feature is inactive: near misses as far as there are, up to half, then any.
+        """Sample inactive rows: up to half near misses if available, the rest any.
 
-        Held-out ones are of different contexts each.
+        Held-out rows come from different contexts.
         """
         words = self.words.words.reshape(-1)
         inactive = self.words.kept & (self.words.made_from != held_out)
@@ -204,23 +203,23 @@ class Explainer:
         return np.array(list(chosen.values()), dtype=np.int64)
 
     def _other(self, feature: int) -> int:
-        """Another feature that is active somewhere, drawn at random."""
+        """A random other feature that fires."""
         alive = np.flatnonzero(np.diff(self.columns.indptr))
         others = alive[alive != feature]
         return int(np.random.default_rng([self.seed, feature, 1]).choice(others)) if len(others) else feature
 
     def promoted(self, feature: int) -> "Sequence[Token]":
-        """The tokens that the feature's larger side makes likelier most, if that is known."""
+        """The tokens most promoted by the feature's larger side, if known."""
         found = self.index.feature(feature)
         return (found.suppressed if self.is_negative(feature) else found.promoted)[:10]
 
     def is_negative(self, feature: int) -> bool:
-        """Whether its larger side is the negative one."""
+        """Whether the feature's larger side is negative."""
         values = self.columns.data[self.columns.indptr[feature] : self.columns.indptr[feature + 1]]
         return bool((values < 0).sum() > (values > 0).sum())
 
     def judged(self, feature: int, row: int, active: bool, said: bool) -> Judged:
-        """An example as it is kept beside a label."""
+        """An example in the form stored with a label."""
         seq, position = divmod(row, self.words.n_ctx)
         one = self.index.window(feature, seq, position, BEFORE, AFTER)
         values = [float(f"{value:.4g}") for value in one.values]
@@ -228,27 +227,26 @@ class Explainer:
 
 
 def check_can_label(index: "Index", labels: Labels) -> None:
-    """Refuse an index whose features cannot be labelled, or labels that could not be kept.
+    """Check that an index can be labelled and that labels can be saved.
 
     Raises:
-        SaescopeError: the index was made from other weights than the run has now, or has no text, or the run's folder
-            cannot be written.
+        SaescopeError: the index is stale or has no text, or the run's folder isn't writable.
     """
     if not labels.writable:
-        raise SaescopeError(f"{labels.path} cannot be written, so no label would be kept; make the run's folder writable.")
+        raise SaescopeError(f"{labels.path} cannot be written, so labels can't be saved; make the run's folder writable.")
     if index.stale:
-        raise SaescopeError(f"Labels would be kept under weights that were not indexed: {index.stale}")
+        raise SaescopeError(f"Labels would be saved for weights that were not indexed: {index.stale}")
     if index.vocabulary is None:
-        raise SaescopeError(f"{index.folder} was made without a tokenizer, so there are no words to label features by.")
+        raise SaescopeError(f"{index.folder} was built without a tokenizer, so there are no words for labels.")
 
 
 def balanced_accuracy(said: Bool[np.ndarray, " n"], active: Bool[np.ndarray, " n"]) -> float:
-    """The mean of the shares of active and of inactive examples that are told rightly; 0.5 is chance."""
+    """Mean of the accuracies on active and on inactive examples; chance is 0.5."""
     return float((said[active].mean() + (~said[~active]).mean()) / 2)
 
 
 def _preference(rule: Rule) -> tuple[float, int]:
-    """The better rule; of equal ones the one that looks nearer."""
+    """Sort key: higher J first, then the nearer place."""
     return round(rule.j, 2), -min(list(PLACES).index(condition.place) for condition in rule.conditions)
 
 
@@ -259,13 +257,13 @@ def _reading_order(condition: Condition) -> int:
 def explain(
     index: "Index", features: Iterable[int], *, seed: int = 0, advance: Callable[[int], None] = lambda _: None
 ) -> list[Label]:
-    """Automatic labels of features that are active anywhere.
+    """Label features by rules; features that never fire are skipped.
 
     Args:
-        index: with text.
-        features: their numbers.
-        seed: of the examples and of the baselines.
-        advance: told of each feature done.
+        index: an index with text.
+        features: numbers of the features.
+        seed: seed for examples and baselines.
+        advance: called after each feature.
     """
     explainer, out = Explainer(index, seed=seed), []
     for feature in features:

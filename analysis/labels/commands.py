@@ -1,4 +1,4 @@
-"""The subcommands `sae label` and `sae export`: thin over functions that notebooks call."""
+"""`sae label` and `sae export`: thin wrappers over functions that notebooks can call too."""
 
 import argparse
 from pathlib import Path
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from training.display import Display
 
 _AT_ONCE = 256
-"""Labels that are written in one transaction: what an interruption can lose."""
+"""Labels per transaction: the most that an interruption can lose."""
 
 
 def label(argv: list[str]) -> int:
     """Label features automatically, by rules or by a language model, scored on held-out examples."""
     parser = argparse.ArgumentParser(
         "sae label", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Label features by what sets the tokens around them apart, or with --with by a language model. Labels "
-        "are scored by detection on held-out examples, beside the label of another feature. Your own are never touched.",
+        description="Label features with rules about the tokens they fire on, or with a language model (--with). Labels "
+        "are scored by detection on held-out examples, against another feature's label. Your own labels never change.",
         epilog="examples:\n  sae label runs/quickstart\n  sae label runs/quickstart --top 500\n"
         "  sae label runs/quickstart --features 12,40-60\n"
         "  sae label runs/quickstart --with http://localhost:11434/v1 --model qwen3:8b --top 10\n"
@@ -34,16 +34,16 @@ def label(argv: list[str]) -> int:
     _common(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--top", type=int, metavar="N", help="only the N features that fire most often")
-    which.add_argument("--features", metavar="LIST", help="only these, such as 12,40-60")
-    parser.add_argument("--seed", type=int, default=0, help="of the examples and baselines (default: %(default)s)")
-    parser.add_argument("--replace", action="store_true", help="also replace labels that a language model has written")
-    parser.add_argument("--quiet", action="store_true", help="no progress display")
+    which.add_argument("--features", metavar="LIST", help="only these features, such as 12,40-60")
+    parser.add_argument("--seed", type=int, default=0, help="seed for examples and baselines (default: %(default)s)")
+    parser.add_argument("--replace", action="store_true", help="also replace labels written by a language model")
+    parser.add_argument("--quiet", action="store_true", help="don't show progress")
     add_arguments(parser)
     args = parser.parse_args(argv)
     check_arguments(args)
     index, labels = _open(args)
     if args.top is not None and args.top < 1:
-        raise SaescopeError(f"--top {args.top} leaves no feature to label; give 1 at least.")
+        raise SaescopeError(f"--top {args.top} leaves no features to label; give at least 1.")
     if args.features:
         features = numbers(args.features, index.d_sae)
     else:
@@ -52,11 +52,11 @@ def label(argv: list[str]) -> int:
     if args.by is not None:
         label_by_model(args, index, labels, features)
         return 0
-    # a model's labels have cost something
+    # labels from a model cost money or time
     written = set() if args.replace else {one.feature for one in labels.automatic() if one.model}
     if kept := [feature for feature in features if feature in written]:
         features = [feature for feature in features if feature not in written]
-        print(f"{len(kept):,} features keep the label of a language model; --replace replaces them.")
+        print(f"{len(kept):,} features keep their label from a language model; use --replace to replace them.")
     made = label_all(index, labels, features, seed=args.seed, quiet=args.quiet)
     if not args.quiet:
         print(told(made))
@@ -67,21 +67,20 @@ def label_all(
     index: "Index", labels: "Labels", features: list[int], *, seed: int = 0, quiet: bool = True,
     display: "Display | None" = None, first: int = 0, ready: "Callable[[], None]" = lambda: None,
 ) -> "list[Label]":
-    """Label features and write the labels as they are made, so that an interruption loses few.
+    """Label features by rules and save labels in batches, so that an interruption loses few.
 
     Args:
-        index: of the run.
-        labels: its own.
-        features: in the order in which they are labelled.
-        seed: of the examples and baselines.
-        quiet: no progress display, where `display` gives none.
-        display: one of further work.
-        first: so many features, after which `ready` is called, once their labels are written.
-        ready: see there.
+        index: the run's index.
+        labels: the run's labels.
+        features: features to label, in this order.
+        seed: seed for examples and baselines.
+        quiet: no progress display; ignored if `display` is given.
+        display: the display of a larger job.
+        first: number of features after which `ready` is called, once their labels are saved.
+        ready: callback for `first`.
 
     Raises:
-        SaescopeError: the index was made from other weights than the run has now, or has no text, or the run's folder
-            cannot be written.
+        SaescopeError: the index is stale or has no text, or the run's folder isn't writable.
     """
     from analysis.labels.automatic import Explainer, check_can_label
     from training.display import Display
@@ -103,7 +102,7 @@ def label_all(
 
 
 def told(made: "list[Label]") -> str:
-    """What came of a labelling, in words: scores against the baseline, with the number of examples."""
+    """Summarise a labelling: scores against the baseline, with the number of examples."""
     scored = [(one.score, one.baseline) for one in made if one.score is not None and one.baseline is not None]
     if not scored:
         return f"{len(made):,} labels, none scored: too few held-out examples"
@@ -117,24 +116,24 @@ def told(made: "list[Label]") -> str:
 
 
 def export(argv: list[str]) -> int:
-    """Write features to one file: HTML that opens without Python or network, CSV or JSON."""
+    """Write features to one file: self-contained HTML, CSV or JSON."""
     parser = argparse.ArgumentParser(
         "sae export", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write features to one file: HTML that opens without Python, network or scripts, or CSV, or JSON; the "
-        "file's ending says which.",
+        description="Write features to one file: HTML (opens without Python, network access or JavaScript), CSV or JSON, "
+        "chosen by the file's suffix.",
         epilog="examples:\n  sae export runs/quickstart --features 12,40 --out two.html\n"
         "  sae export runs/quickstart --list verbs --out verbs.csv",
     )
     _common(parser)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--features", metavar="LIST", help="such as 12,40-60")
-    which.add_argument("--list", metavar="NAME", help="a list that was kept in the dashboard")
-    parser.add_argument("--out", type=user_path, required=True, help="ends in .html, .csv or .json")
+    which.add_argument("--features", metavar="LIST", help="features to export, such as 12,40-60")
+    which.add_argument("--list", metavar="NAME", help="a list made in the dashboard")
+    parser.add_argument("--out", type=user_path, required=True, help="output file: .html, .csv or .json")
     args = parser.parse_args(argv)
     index, labels = _open(args)
     if args.list is not None and args.list not in labels.lists():
         known = ", ".join(labels.lists()) or "none"
-        raise SaescopeError(f"There is no list {args.list!r} in {args.run}; there are: {known}.")
+        raise SaescopeError(f"There is no list {args.list!r} in {args.run}; lists: {known}.")
     features = labels.lists()[args.list] if args.list is not None else numbers(args.features, index.d_sae)
     title = args.list or f"Features of {args.run.resolve().name}"
     write(index, labels, features, args.out, title=title)
@@ -143,17 +142,17 @@ def export(argv: list[str]) -> int:
 
 
 def write(index: "Index", labels: "Labels | None", features: list[int], out: Path, *, title: str) -> None:
-    """Features as one file.
+    """Write features to one file.
 
     Args:
         index: an open index.
-        labels: of the run, or None.
-        features: in this order.
-        out: ends in `.html`, `.csv` or `.json`; replaced if it is there.
-        title: of the page.
+        labels: the run's labels, or None.
+        features: features to write, in this order.
+        out: `.html`, `.csv` or `.json` file; overwritten if it exists.
+        title: title of the page.
 
     Raises:
-        SaescopeError: another ending, or no such feature.
+        SaescopeError: the suffix is unknown, or there is no such feature.
     """
     from analysis.export import cards
     from analysis.render.export import page
@@ -161,32 +160,32 @@ def write(index: "Index", labels: "Labels | None", features: list[int], out: Pat
 
     writers = {".html": lambda found: page(found, title), ".csv": cards.as_csv, ".json": cards.as_json}
     if out.suffix not in writers:
-        raise SaescopeError(f"{out} ends in {out.suffix or 'nothing'}; features can be written to .html, .csv or .json.")
+        raise SaescopeError(f"{out} has suffix {out.suffix or 'none'}; features can be written to .html, .csv or .json.")
     write_bytes(out, writers[out.suffix](cards.cards(index, features, labels)).encode())
 
 
 def numbers(text: str, d_sae: int) -> list[int]:
-    """`12,40-42` as 12, 40, 41, 42.
+    """Parse `12,40-42` as 12, 40, 41, 42.
 
     Raises:
-        SaescopeError: something else, or a number that no feature has.
+        SaescopeError: the text is invalid, or a feature doesn't exist.
     """
     out: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or not (last or first).isdecimal():
-            raise SaescopeError(f"{part.strip()!r} is no feature or range of features; write them as 12,40-60.")
+            raise SaescopeError(f"{part.strip()!r} is not a feature or range of features; write them as 12,40-60.")
         if int(last or first) >= d_sae:
             raise SaescopeError(f"There is no feature {int(last or first)}; this run has 0 to {d_sae - 1}.")
         if int(first) > int(last or first):
-            raise SaescopeError(f"{part.strip()!r} is no range of features: it ends before it begins.")
+            raise SaescopeError(f"{part.strip()!r} is not a range of features: it ends before it begins.")
         out += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(out))
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=user_path, help="the folder of a run that has an index")
-    parser.add_argument("--index", help="which index of the run (default: default)")
+    parser.add_argument("run", type=user_path, help="the folder of an indexed run")
+    parser.add_argument("--index", help="name of the index (default: default)")
 
 
 def _open(args: argparse.Namespace) -> "tuple[Index, Labels]":

@@ -1,8 +1,8 @@
-"""The words around a feature against the words of the corpus: what an automatic label is made of.
+"""Word statistics around a feature's active rows compared to the corpus, from which automatic labels are built.
 
-A *row* is one token's place in the corpus, counted through it. *Words* are tokens up to case and the space around them, so
-that ` import`, `import` and ` Import` count together. A *place* says where to look from a row: at the token itself, at its
-neighbours, or anywhere in the `NEAR` tokens before it. Rows that training dropped are no examples, but are read as words.
+A *row* is a token position, numbered through the corpus. *Words* are tokens up to case and surrounding spaces, so
+` import`, `import` and ` Import` count together. A *place* is where to look relative to a row: the token itself, its
+neighbours, or anywhere in the `NEAR` tokens before it. Masked rows are not examples, but are read as words.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 NEAR = 16
 PLACES = {"token": 0, "after": -1, "two after": -2, "before": 1, "near": None}
-"""Offset of each place; None for anywhere in the `NEAR` tokens before."""
+"""Offset of each place; None means anywhere in the `NEAR` tokens before."""
 NONE = -1
-"""The word beyond either end of a context."""
+"""Placeholder for positions outside the context."""
 
 ACCIDENT = 1e-4
-"""Chance (one-sided) from which a word is put down to accident; some of thousands of words always look good."""
+"""One-sided p-value threshold for a word; strict, as thousands of words are tested."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One of these words stands at this place."""
+    """One of these words occurs at this place."""
 
     place: str
     words: tuple[int, ...]
 
 
 class Words:
-    """A corpus as words, with their counts at each place over the rows that labels are made from."""
+    """A corpus as words, with their counts at each place over the labelling half."""
 
     def __init__(self, index: "Index") -> None:
-        """Labels are made from documents of even number; those of odd number are held out to judge them.
+        """Labels are built from even-numbered documents; odd-numbered ones are held out for scoring.
 
-        Documents, because what one says in one context it says again in the next. Where none are known (activations
-        without text, an index of before they were kept) it is contexts.
+        The split is by document because contexts of one document repeat each other. If documents are unknown
+        (activations without text, older indexes), it is by context.
         """
         self.index = index
         self.n_seqs, self.n_ctx = index.n_seqs, index.n_ctx
@@ -57,22 +57,22 @@ class Words:
         return {_key(name): i for i, name in enumerate(self.names)}
 
     def spelt(self, spellings: Sequence[str]) -> list[int]:
-        """The words that are spelt so, up to case and space, each once."""
+        """The words with these spellings, up to case and spaces, without duplicates."""
         found = (self._numbers.get(_key(text)) for text in spellings)
         return list(dict.fromkeys(number for number in found if number is not None))
 
     @cached_property
     def rows(self) -> Int64[np.ndarray, " n"]:
-        """The kept rows that labels are made from."""
+        """Kept rows of the labelling half."""
         return np.flatnonzero(self.kept & self.made_from)
 
     @cached_property
     def counts(self) -> dict[str, Int64[np.ndarray, " n_words"]]:
-        """At how many of `rows` each word stands at each place."""
+        """For each place, the number of `rows` with each word."""
         return {place: self.count(self.rows, place) for place in PLACES}
 
     def at(self, rows: Int64[np.ndarray, " n"], place: str) -> Int32[np.ndarray, "n m"]:
-        """The words at a place seen from each row, `NONE` beyond the context; m is 1, or `NEAR`."""
+        """Words at a place relative to each row, `NONE` outside the context; m is 1 or `NEAR`."""
         seq, position = np.divmod(rows, self.n_ctx)
         offset = PLACES[place]
         offsets = np.arange(-NEAR, 0) if offset is None else np.array([offset])
@@ -81,7 +81,7 @@ class Words:
         return np.where(inside, self.words[seq[:, None], where.clip(0, self.n_ctx - 1)], NONE).astype(np.int32)
 
     def count(self, rows: Int64[np.ndarray, " n"], place: str) -> Int64[np.ndarray, " n_words"]:
-        """At how many of some rows each word stands at a place; a word counts once a row."""
+        """The number of rows with each word at a place; a word counts once per row."""
         out = np.zeros(len(self.names), dtype=np.int64)
         for start in range(0, len(rows), 65_536):
             found = np.sort(self.at(rows[start : start + 65_536], place), axis=1)
@@ -91,7 +91,7 @@ class Words:
         return out
 
     def holds(self, condition: Condition, rows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """For which rows a condition is true."""
+        """Mask of rows for which a condition is true."""
         found = np.isin(self.at(rows, condition.place), np.asarray(condition.words, dtype=np.int32))
         return np.logical_or.reduce(found, axis=1)
 
@@ -99,21 +99,21 @@ class Words:
 def chance(
     inside: Int64[np.ndarray, " n"], n_inside: int, everywhere: Int64[np.ndarray, " n"], n_everywhere: int
 ) -> Float64[np.ndarray, " n"]:
-    """How likely a word stands at so many rows of a group, or more, if the group were drawn at random: Fisher's exact test.
+    """One-sided p-values of Fisher's exact test that words are over-represented in a group of rows.
 
     Args:
-        inside: rows of the group at which each word stands.
-        n_inside: rows of the group.
-        everywhere: the same over all rows, the group's among them.
-        n_everywhere: all rows.
+        inside: number of group rows with each word.
+        n_inside: number of group rows.
+        everywhere: number of all rows (including the group) with each word.
+        n_everywhere: number of all rows.
 
     Returns:
-        The probability; 1 for words that stand there no more often than in the mean of such draws.
+        The p-values; 1 for words that are not more frequent than expected.
     """
     if not len(inside):
         return np.zeros(0)
     most = np.minimum(n_inside, everywhere)
-    # the first term of the tail, then each from the one before: many times as fast as scipy.stats.hypergeom.sf
+    # compute the first term of the tail, then the others recursively: much faster than scipy.stats.hypergeom.sf
     term = np.exp(_log_choose(everywhere, inside) + _log_choose(n_everywhere - everywhere, n_inside - inside)
                   - _log_choose(n_everywhere, n_inside))
     total = term.copy()
@@ -137,10 +137,10 @@ def best_words(
     inside: Int64[np.ndarray, " n"], n_inside: int, everywhere: Int64[np.ndarray, " n"], n_everywhere: int,
     *, most: int, least_gain: float,
 ) -> list[int]:
-    """The few words that tell a group's rows from the others best: those with the largest gain, if it is no accident.
+    """The words that best separate a group's rows from the others: largest significant gains first.
 
-    A word's gain is the share of the group's rows at which it stands, less the share of the others: what it adds to
-    Youden's J of "one of these words stands there".
+    A word's gain is the share of group rows with it minus the share of other rows with it: what it adds to Youden's J of
+    "one of these words occurs there".
     """
     if not n_inside or n_inside == n_everywhere:
         return []
@@ -148,7 +148,7 @@ def best_words(
     found = np.flatnonzero(gain >= least_gain)
     found = found[np.lexsort((found, -gain[found]))]
     best: list[int] = []
-    # the test is slow, and the first few candidates mostly pass it
+    # the test is slow, and the first few candidates usually pass
     for start in range(0, len(found), most):
         some = found[start : start + most]
         best += some[chance(inside[some], n_inside, everywhere[some], n_everywhere) < ACCIDENT].tolist()
@@ -158,9 +158,9 @@ def best_words(
 
 
 def _words(index: "Index") -> tuple[list[str], Int32[np.ndarray, " d_vocab"]]:
-    """The spelling of each word, and the word of each token; the spelling is its most frequent token's.
+    """The spelling of each word, and the word of each token; a word is spelt like its most frequent token.
 
-    Frequencies are those of the half that labels are made from.
+    Frequencies are counted over even-numbered contexts.
     """
     tokens = np.asarray(index.tokens)
     counts = np.bincount(tokens[::2].reshape(-1), minlength=int(tokens.max()) + 1)
@@ -178,5 +178,5 @@ def _words(index: "Index") -> tuple[list[str], Int32[np.ndarray, " d_vocab"]]:
 
 
 def _key(text: str) -> str:
-    """What the spellings of one word have in common."""
+    """Normalised spelling of a word."""
     return text.strip().casefold() or text

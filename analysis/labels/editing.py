@@ -1,4 +1,4 @@
-"""One feature's texts as people edit them: read, changed elsewhere meanwhile, and written without losing either."""
+"""Concurrent editing of a feature's texts: merge changes without losing other people's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,41 +8,41 @@ from typing import Any
 from sae.errors import SaescopeError
 
 LIMITS = {"label": 1_000, "note": 100_000, "tag": 100, "list": 200}
-"""Characters that each kind of text may have."""
+"""Maximum characters of each kind of text."""
 
 Run = Callable[..., list[tuple[Any, ...]]]
-"""Runs a query, whose first value is the weights' hash."""
+"""Runs a query whose first parameter is the weights' hash."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What people have written of one feature; "" and () where they have not."""
+    """The user's texts for one feature; "" and () if there are none."""
 
     label: str = ""
     note: str = ""
     tags: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
-    """Names of the lists that the feature is in."""
+    """Names of lists that contain the feature."""
 
 
 class Conflict(SaescopeError):
-    """A text was changed by somebody else since it was read; nothing has been written."""
+    """Somebody else changed a text since it was read; nothing was written."""
 
     def __init__(self, feature: int, fields: Sequence[str], theirs: Written) -> None:
-        """Say what differs.
+        """Record the conflict.
 
         Args:
-            feature: whose texts.
+            feature: the feature.
             fields: `label`, `note` or both.
-            theirs: what stands there now.
+            theirs: the current texts.
         """
         super().__init__(
-            f"The {' and the '.join(fields)} of feature {feature} changed after you had read it; nothing was written.")
+            f"The {' and the '.join(fields)} of feature {feature} changed after you read it; nothing was written.")
         self.fields, self.theirs = tuple(fields), theirs
 
 
 def change(run: Run, feature: int, before: Written, after: Written) -> Written:
-    """See `Labels.change`; `run` runs queries of one transaction."""
+    """See `Labels.change`; `run` runs queries in one transaction."""
     before, after, there = _tidy(before), _tidy(after), read(run, feature)
     changed = [name for name in ("label", "note") if getattr(before, name) != getattr(after, name)]
     clashes = [name for name in changed if getattr(there, name) not in (getattr(before, name), getattr(after, name))]
@@ -65,7 +65,7 @@ def change(run: Run, feature: int, before: Written, after: Written) -> Written:
 
 
 def read(run: Run, feature: int) -> Written:
-    """What there is of a feature."""
+    """Read the user's texts for a feature."""
     label = run("SELECT text FROM labels WHERE weights = ? AND feature = ? AND author = 'you'", feature)
     note = run("SELECT text FROM notes WHERE weights = ? AND feature = ?", feature)
     tags = run("SELECT tag FROM tags WHERE weights = ? AND feature = ? ORDER BY tag", feature)
@@ -87,7 +87,7 @@ def _replace_note(run: Run, feature: int, text: str) -> None:
 
 
 def _tidy(state: Written) -> Written:
-    """As the file would hold it."""
+    """Normalise texts to the form that is stored."""
 
     def names(found: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted({clean(name.strip()) for name in found} - {""}))
@@ -97,24 +97,24 @@ def _tidy(state: Written) -> Written:
 
 
 def text_of(kind: str, text: str) -> str:
-    """A text as it is kept.
+    """Validate and clean a text for storage.
 
     Raises:
         SaescopeError: it is empty or too long.
     """
     text = clean(text)
     if not text.strip():
-        raise SaescopeError(f"The {kind} is empty; give it a text.")
+        raise SaescopeError(f"The {kind} is empty; enter some text.")
     if len(text) > LIMITS[kind]:
-        raise SaescopeError(f"The {kind} has {len(text):,} characters; at most {LIMITS[kind]:,} can be kept.")
+        raise SaescopeError(f"The {kind} has {len(text):,} characters; the limit is {LIMITS[kind]:,}.")
     return text
 
 
 def clean(text: str) -> str:
-    """Text that can be stored: lone surrogates become U+FFFD."""
+    """Make text storable: lone surrogates become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def now() -> str:
-    """The time as it is kept: UTC, ISO 8601."""
+    """The current time as stored: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

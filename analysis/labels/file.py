@@ -1,7 +1,7 @@
-"""The SQLite file behind labels: opened on first use, made by the first write, and never harmed.
+"""The SQLite file for labels: opened on first use and created by the first write.
 
-A file that is damaged, newer than this code or somebody else's is refused and left as it is. Where it cannot be written
-(a shared disk, a copy of somebody else) a copy in memory is read: SQLite itself would write beside it even to read.
+A file that is damaged, newer than this code or from another application is refused and left unchanged. If it isn't
+writable (a shared disk, say), an in-memory copy is read, because SQLite writes extra files even for reading.
 """
 
 import os
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS lists (weights TEXT NOT NULL, name TEXT NOT NULL, pla
 
 
 class Database:
-    """One connection, shared by all threads of a process under a lock."""
+    """One connection, shared by all threads of a process with a lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,14 +45,14 @@ class Database:
 
     @property
     def writable(self) -> bool:
-        """Whether the system lets the file, and its folder, be written."""
+        """Whether the file and its folder are writable."""
         return os.access(self.path.parent, os.W_OK) and (not self.path.exists() or os.access(self.path, os.W_OK))
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """The rows of a query; none while there is no file, which reading does not make.
+        """Run a query and return its rows; empty if there is no file. Reading doesn't create it.
 
         Raises:
-            SaescopeError: the file cannot be read.
+            SaescopeError: the file can't be read.
         """
         with self._lock:
             if self._connection is None and not self.path.exists():
@@ -61,10 +61,10 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; nothing of it stays if the block fails.
+        """A transaction; rolled back if the block fails.
 
         Raises:
-            SaescopeError: the file cannot be written.
+            SaescopeError: the file can't be written.
         """
         with self._lock:
             if not self.writable:
@@ -82,23 +82,23 @@ class Database:
 
     @property
     def _files(self) -> list[Path]:
-        """The file, and what was written last but is not yet in it."""
+        """The file and its write-ahead log."""
         return [file for file in (self.path, self.path.with_name(f"{self.path.name}-wal")) if file.exists()]
 
     def stamp(self) -> tuple[int, ...]:
-        """A value that changes whenever the file has."""
+        """A value that changes when the file changes."""
         stats = [file.stat() for file in self._files]
         return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
     def close(self) -> None:
-        """Let go of the file; the next call opens it again."""
+        """Close the file; the next call reopens it."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
     def _guarded(self, do: Callable[[sqlite3.Connection], Any]) -> Any:
-        # somebody else may write the file, or make it writable
+        # someone else may change the file or make it writable
         if self._copied is not None and (self.writable or self._copied != self.stamp()):
             self.close()
         try:
@@ -106,11 +106,11 @@ class Database:
                 self._copied = None if self.writable else self.stamp()
                 self._connection = self._open(self.path) if self._copied is None else self._copy()
             return do(self._connection)
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # messages quote what they found, as UTF-8
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # sqlite3 decodes file content in its messages as UTF-8
             raise SaescopeError(self._refusal(error)) from error
 
     def _copy(self) -> sqlite3.Connection:
-        """The file's content in memory."""
+        """Copy the file's content to memory."""
         with tempfile.TemporaryDirectory() as folder:
             for file in self._files:
                 shutil.copyfile(file, Path(folder) / file.name)
@@ -130,10 +130,10 @@ class Database:
                 for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
             )
             if n_tables and application != APPLICATION:
-                raise SaescopeError(f"{self.path} is a database of something else; move it away, then labels can be kept.")
+                raise SaescopeError(f"{self.path} is a database of another application; move it away to store labels.")
             if version > FORMAT_VERSION:
                 raise SaescopeError(
-                    f"{self.path} has format version {version}, this code reads up to {FORMAT_VERSION}; update it."
+                    f"{self.path} has format version {version}, this code reads up to {FORMAT_VERSION}; update saescope."
                 )
             if not n_tables:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -149,11 +149,11 @@ class Database:
     def _refusal(self, error: sqlite3.Error | UnicodeDecodeError) -> str:
         reason = str(error)
         if "locked" in reason:
-            return f"{self.path} has been held by another program for over {_WAIT_S:g} s; try again."
+            return f"{self.path} has been locked by another program for over {_WAIT_S:g} s; try again."
         if "readonly" in reason or "unable to open" in reason:
             return f"{self.path} cannot be written ({reason}); make the run's folder writable."
         if "full" in reason:
-            return f"{self.path} cannot grow: the disk is full; free some space, then write it again."
+            return f"{self.path} cannot grow: the disk is full; free some space and try again."
         return (
             f"{self.path} cannot be used as a database ({reason}); nothing in it was changed: move it aside, or repair it "
             f"with `sqlite3 {self.path.name} .recover`."
@@ -161,7 +161,7 @@ class Database:
 
 
 class Unreadable(Database):
-    """In place of a file that cannot be read: nothing is in it, and nothing can be written to it."""
+    """Stands in for an unreadable file: empty, and not writable."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path)
@@ -169,16 +169,16 @@ class Unreadable(Database):
 
     @property
     def writable(self) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:  # noqa: ARG002
-        """No rows."""
+        """Return no rows."""
         return []
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Raises SaescopeError: why the file cannot be read."""
+        """Raise SaescopeError with the reason why the file can't be read."""
         raise SaescopeError(self.reason)
         yield
 

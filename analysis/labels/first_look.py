@@ -1,4 +1,4 @@
-"""Which feature to show somebody first: one whose label holds on held-out examples, and whose pattern can be seen."""
+"""Choose a good first feature to show: one with a clear pattern and a label that holds on held-out examples."""
 
 import re
 from typing import TYPE_CHECKING
@@ -8,19 +8,19 @@ if TYPE_CHECKING:
     from analysis.labels.store import Labels
 
 FEWEST = 20
-"""Active rows below which there is no pattern to see."""
+"""Minimum number of active rows."""
 SPREAD = 20
-"""Contexts that it is active in, at least: not one document's own."""
+"""Minimum number of contexts it is active in, to exclude features of a single document."""
 
 WORD = re.compile("[^`]*`[^`]*[^\\W\\d_]{3}")
-"""A label whose first token is a word, which says more to a newcomer than a space or a bracket."""
+"""Matches labels whose first token is a word, which is more telling than a space or a bracket."""
 
 
 def good_first(index: "Index", labels: "Labels") -> int:
-    """The feature with the largest lead of its label over another's, of those that fire often enough, and not everywhere.
+    """The feature whose label beats its baseline by most, among those that fire often enough but not everywhere.
 
-    Labels that begin with a word go before others. Without labels the one whose values have the heaviest tail; where none
-    fires, 0. Ties go to the lower number.
+    Labels that start with a word come first. Without labels, the feature with the highest kurtosis; if none qualifies, the
+    most active one, or 0. Ties go to the lower number.
     """
     where = f"n_active >= {FEWEST} AND n_contexts >= {SPREAD} AND density < 0.01"
     fitting = index.top("kurtosis", where=where, limit=index.d_sae, columns=["feature"])["feature"].to_pylist()

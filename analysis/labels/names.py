@@ -1,4 +1,4 @@
-"""What a feature is called wherever it is mentioned: by its label, else by the tokens that it fires on."""
+"""Display names of features: the label, else the tokens that the feature fires on."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Name:
-    """A feature's name: `analysis.render.names` shows it."""
+    """A feature's name, rendered by `analysis.render.names`."""
 
     label: str | None = None
     fires_on: tuple[TokenShare, ...] = ()
-    """The tokens that it fires on most; of a feature with a label too."""
+    """The tokens it fires on most, also given for labelled features."""
 
 
 class Names(Mapping[int, Name]):
-    """A name for every feature of an index, looked up when it is asked for."""
+    """The names of all features of an index, looked up lazily."""
 
     def __init__(self, index: "Index", labels: Mapping[int, str]) -> None:
         """Look up nothing yet.
 
         Args:
-            index: of the features.
-            labels: as `Labels.names`.
+            index: the features' index.
+            labels: output of `Labels.names`.
         """
         self.index, self.labels = index, labels
 
     def __getitem__(self, feature: int) -> Name:
-        """Raises KeyError for a feature that there is not."""
+        """Raises KeyError if the feature doesn't exist."""
         if not 0 <= feature < len(self):
             raise KeyError(feature)
         return Name(self.labels.get(feature), self.index.fires_on(feature))
@@ -47,7 +47,7 @@ class Names(Mapping[int, Name]):
         return iter(range(len(self)))
 
     def brief(self) -> list[str]:
-        """For each feature its label, else the one token that it fires on most, else "": quick for all of them."""
+        """For each feature its label, else its top token, else ""; fast for all features."""
         stats = self.index.stats
         tokens = stats["top_token"].to_pylist() if "top_token" in stats.column_names else [None] * len(self)
         return [self.labels.get(feature) or token or "" for feature, token in enumerate(tokens)]

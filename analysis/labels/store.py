@@ -1,9 +1,9 @@
-"""runs/NAME/labels.sqlite: labels, notes, tags and lists, the one artefact that people write.
+"""runs/NAME/labels.sqlite: labels, notes, tags and lists, the only artefact edited by users.
 
-Rows are keyed by the weights' hash and the feature, so that re-indexing touches nothing and a run trained anew under an old
-name does not inherit labels of other weights, which stay in the file. Plain SQLite in WAL mode: tables `labels`, `notes`,
-`tags`, `lists`, readable with any SQLite. The file comes into being with the first thing written. Texts are data: nothing
-is interpreted, and a lone half of a surrogate pair, which no file can hold as text, is kept as U+FFFD.
+Rows are keyed by the weights' hash and the feature, so re-indexing changes nothing, and a run retrained under the same name
+doesn't inherit labels of other weights (which stay in the file). Plain SQLite in WAL mode: tables `labels`, `notes`,
+`tags`, `lists`. The first write creates the file. Texts are never interpreted; lone surrogates, which can't be encoded, are
+stored as U+FFFD.
 """
 
 import json
@@ -23,7 +23,7 @@ from sae.io.paths import user_path
 FILE = "labels.sqlite"
 
 BY_MODEL = "model "
-"""What the method of a label begins with that a language model wrote; the model and where it runs follow."""
+"""Prefix of `method` for labels by a language model, followed by the model and where it runs."""
 
 Author = Literal["you", "auto"]
 Place = Literal["label", "note", "tag"]
@@ -31,28 +31,28 @@ Place = Literal["label", "note", "tag"]
 
 @dataclass(frozen=True)
 class Judged:
-    """One held-out example by which a label was scored."""
+    """A held-out example used to score a label."""
 
     seq: int
     position: int
     start: int
     pieces: list[str]
     values: list[float]
-    """The feature's value at each token, for showing; the judge did not see them."""
+    """The feature's value at each token, for display; not shown to the judge."""
     active: bool
     """Whether the feature is active at `position`."""
     said: bool
-    """Whether the label says so."""
+    """Whether the label predicts it to be active."""
 
     @property
     def peak(self) -> int:
-        """The judged token's place in `pieces`."""
+        """Index of the judged token in `pieces`."""
         return self.position - self.start
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a feature is taken to mean."""
+    """A feature's label."""
 
     feature: int
     text: str
@@ -60,22 +60,22 @@ class Label:
     score: float | None = None
     """Balanced accuracy of detection on held-out examples, 0 to 1; chance is 0.5."""
     baseline: float | None = None
-    """The same examples judged by the label of another feature."""
+    """Score of another feature's label on the same examples."""
     judged: Sequence[Judged] = ()
     method: str = ""
-    """How an automatic label was made."""
+    """How an automatic label was created."""
     updated: str = ""
-    """When, UTC, ISO 8601."""
+    """Time of the last change, UTC, ISO 8601."""
 
     @property
     def model(self) -> str:
-        """The language model that wrote it and where it runs; "" for labels of another origin."""
+        """The language model that wrote it and where it runs; "" for other labels."""
         return self.method.removeprefix(BY_MODEL).rpartition(", ")[0] if self.method.startswith(BY_MODEL) else ""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Where a search found its text."""
+    """A search match."""
 
     feature: int
     where: Place
@@ -83,10 +83,10 @@ class Match:
 
 
 class Labels:
-    """The labels of one run's features. May be used from several threads, and by several processes at once."""
+    """The labels of a run's features. Safe to use from several threads and processes."""
 
     def __init__(self, run: str | Path, *, weights: str | None = None) -> None:
-        """Open nothing yet.
+        """Prepare without opening the file.
 
         Args:
             run: the run's folder.
@@ -102,30 +102,30 @@ class Labels:
             manifest = read_json(run / "final" / "sae.json")
             weights, self.d_sae = manifest.get("weights_sha256"), manifest.get("d_sae")
             if not isinstance(weights, str) or not isinstance(self.d_sae, int):
-                raise SaescopeError(f"{run}/final/sae.json names no weights; restore it or train again.")
+                raise SaescopeError(f"{run}/final/sae.json names no weights; restore it or retrain.")
         self.weights = weights
         self._file = Database(self.path)
 
     @property
     def writable(self) -> bool:
-        """Whether labels can be kept here; those that are there can be read in any case."""
+        """Whether labels can be saved; existing ones can be read in any case."""
         return self._file.writable
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
     def get(self, feature: int) -> Label | None:
-        """The label of a feature: yours, else the automatic one."""
+        """A feature's label: the user's, else the automatic one."""
         found = self.every(feature)
         return found[0] if found else None
 
     def every(self, feature: int) -> list[Label]:
-        """All labels of a feature, yours first."""
+        """All labels of a feature, the user's first."""
         return self._labels("AND feature = ?", feature)
 
     def all(self) -> list[Label]:
-        """One label for each feature that has any, by feature; yours hide automatic ones.
+        """One label per labelled feature, by feature; the user's take precedence over automatic ones.
 
-        The judged examples, which are most of the file, are left out: `get` has them.
+        Judged examples, which are most of the file, are omitted; `get` returns them.
         """
         best: dict[int, Label] = {}
         for label in self._labels("", judged="'[]'"):
@@ -133,23 +133,23 @@ class Labels:
         return [best[feature] for feature in sorted(best)]
 
     def automatic(self) -> list[Label]:
-        """All automatic labels, by feature, hidden ones too; without the judged examples."""
+        """All automatic labels, by feature, including those hidden by the user's; without judged examples."""
         return self._labels("AND author = 'auto'", judged="'[]'")
 
     def names(self) -> dict[int, str]:
-        """Feature → text, for all that have one."""
+        """Feature → label text, for all labelled features."""
         rows = self._read("SELECT feature, text FROM labels WHERE weights = ? ORDER BY author = 'you'")
         return dict(rows)
 
     def set_label(self, feature: int, text: str) -> None:
-        """Write your label; an empty text removes it, and an automatic one shows again."""
+        """Set the user's label; an empty text removes it, so that the automatic one shows again."""
         if text.strip():
             self.put([Label(feature, text.strip())])
         else:
             self._write("DELETE FROM labels WHERE weights = ? AND feature = ? AND author = 'you'", self._checked(feature))
 
     def put(self, labels: Iterable[Label]) -> None:
-        """Write labels, each in place of what its author had said of that feature; all of them or none."""
+        """Write labels atomically, each replacing its author's previous label of that feature."""
         written = now()
         rows = [
             (self.weights, self._checked(label.feature), label.author, text_of("label", label.text), label.score,
@@ -172,12 +172,12 @@ class Labels:
     # -- notes and tags -----------------------------------------------------------------------------------------------
 
     def note(self, feature: int) -> str:
-        """The note of a feature, or ""."""
+        """A feature's note, or ""."""
         rows = self._read("SELECT text FROM notes WHERE weights = ? AND feature = ?", feature)
         return rows[0][0] if rows else ""
 
     def set_note(self, feature: int, text: str) -> None:
-        """Write a note; an empty one removes it."""
+        """Set a note; an empty one removes it."""
         if text.strip():
             self._write("INSERT OR REPLACE INTO notes VALUES (?, ?, ?, ?)", self._checked(feature), text_of("note", text),
                         now())
@@ -185,30 +185,30 @@ class Labels:
             self._write("DELETE FROM notes WHERE weights = ? AND feature = ?", self._checked(feature))
 
     def tags(self, feature: int) -> list[str]:
-        """The tags of a feature, by name."""
+        """A feature's tags, by name."""
         query = "SELECT tag FROM tags WHERE weights = ? AND feature = ? ORDER BY tag"
         return [tag for (tag,) in self._read(query, feature)]
 
     def all_tags(self) -> dict[str, list[int]]:
-        """Every tag and the features that have it."""
+        """Every tag and its features."""
         return _grouped(self._read("SELECT tag, feature FROM tags WHERE weights = ? ORDER BY tag, feature"))
 
     def add_tag(self, feature: int, tag: str) -> None:
-        """Tag a feature; it may have the tag already."""
+        """Tag a feature; no effect if it already has the tag."""
         self._write("INSERT OR IGNORE INTO tags VALUES (?, ?, ?)", self._checked(feature), text_of("tag", tag.strip()))
 
     def remove_tag(self, feature: int, tag: str) -> None:
-        """Take a tag off."""
+        """Remove a tag."""
         self._write("DELETE FROM tags WHERE weights = ? AND feature = ? AND tag = ?", self._checked(feature), clean(tag))
 
     # -- lists --------------------------------------------------------------------------------------------------------
 
     def lists(self) -> dict[str, list[int]]:
-        """Every list and its features, in the order in which they were added."""
+        """Every list and its features, in order of addition."""
         return _grouped(self._read("SELECT name, feature FROM lists WHERE weights = ? ORDER BY name, place, feature"))
 
     def add_to_list(self, name: str, *features: int) -> None:
-        """Put features at the end of a list, made if there is none; those in it stay where they are."""
+        """Append features to a list, creating it if needed; features already in it keep their place."""
         name = text_of("list", name.strip())
         checked = [self._checked(feature) for feature in features]
         with self._file.writing() as connection:
@@ -218,7 +218,7 @@ class Labels:
             connection.executemany("INSERT OR IGNORE INTO lists VALUES (?, ?, ?, ?)", rows)
 
     def remove_from_list(self, name: str, *features: int) -> None:
-        """Take features out of a list; a list without features is gone."""
+        """Remove features from a list; an empty list disappears."""
         with self._file.writing() as connection:
             connection.executemany("DELETE FROM lists WHERE weights = ? AND name = ? AND feature = ?",
                                    [(self.weights, clean(name), self._checked(feature)) for feature in features])
@@ -226,26 +226,26 @@ class Labels:
     # -- editing ------------------------------------------------------------------------------------------------------
 
     def written(self, feature: int) -> Written:
-        """Your label, note, tags and lists of a feature: what `change` starts from."""
+        """The user's label, note, tags and lists of a feature: the starting point for `change`."""
         return editing.read(self._read, feature)
 
     def change(self, feature: int, before: Written, after: Written) -> Written:
-        """Write what differs between two states of a feature, and nothing else, in one transaction.
+        """Write only the differences between two states of a feature, in one transaction.
 
-        Tags and lists are added and taken away one by one, so that those which others have added meanwhile stay. A label
-        or note is replaced only if it is still as it was in `before` (or says already what it is to say).
+        Tags and lists are added and removed individually, so others' concurrent additions stay. A label or note is
+        replaced only if it still equals `before` (or already equals `after`).
 
         Args:
-            feature: whose.
-            before: as it was read before it was edited.
-            after: as it is to be.
+            feature: the feature.
+            before: the state when editing began.
+            after: the new state.
 
         Returns:
-            What is there now.
+            The resulting state.
 
         Raises:
-            Conflict: somebody else has changed a text that is to be changed; nothing is written.
-            SaescopeError: too long a text, no such feature, or the file cannot be written.
+            Conflict: somebody else changed the same text; nothing is written.
+            SaescopeError: a text is too long, the feature doesn't exist, or the file can't be written.
         """
         feature = self._checked(feature)
         with self._file.writing() as connection:
@@ -258,7 +258,7 @@ class Labels:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def search(self, text: str) -> list[Match]:
-        """Where labels, notes and tags hold a text, whatever its case; labels first, then by feature."""
+        """Case-insensitive search in labels, notes and tags; labels first, then by feature."""
         wanted = clean(text).casefold()
         places: tuple[tuple[Place, str, str], ...] = (
             ("label", "labels", "text"), ("note", "notes", "text"), ("tag", "tags", "tag"))
@@ -272,26 +272,26 @@ class Labels:
         return list(dict.fromkeys(found))
 
     def check(self) -> None:
-        """Look into every table.
+        """Check that every table can be read.
 
         Raises:
-            SaescopeError: the file is none of labels, is damaged, or cannot be read.
+            SaescopeError: the file is not a label file, is damaged, or can't be read.
         """
         for table in ("labels", "notes", "tags", "lists"):
             self._read(f"SELECT * FROM {table} WHERE weights = ? LIMIT 1")
 
     def without_file(self, reason: str) -> "Labels":
-        """Labels of the same run that hold nothing, and refuse, for this reason, to be written."""
+        """Empty, read-only labels for the same run; writing raises with this reason."""
         other = copy(self)
         other._file = Unreadable(self.path, reason)
         return other
 
     def stamp(self) -> tuple[int, ...]:
-        """A value that changes whenever the file has."""
+        """A value that changes when the file changes."""
         return self._file.stamp()
 
     def close(self) -> None:
-        """Let go of the file; the next call opens it again."""
+        """Close the file; the next call reopens it."""
         self._file.close()
 
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -306,8 +306,8 @@ class Labels:
             return tuple(Judged(**one) for one in json.loads(text))
         except (ValueError, TypeError) as error:
             raise SaescopeError(
-                f"{self.path}: the examples that judged the label of feature {feature} cannot be read "
-                f"({first_line(error)}); label it anew."
+                f"{self.path}: the scored examples of the label of feature {feature} cannot be read "
+                f"({first_line(error)}); label it again."
             ) from None
 
     def _checked(self, feature: int) -> int:

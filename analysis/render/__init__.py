@@ -1,1 +1,1 @@
-"""All HTML and figures, as pure functions of data: the dashboard, notebooks and static exports show the same."""
+"""All HTML and figures, as pure functions of data, shared by the dashboard, notebooks and static exports."""

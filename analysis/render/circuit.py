@@ -1,8 +1,8 @@
-"""A circuit's graph as HTML that needs no script: sites upwards, positions to the right, and the metric on top.
+"""A circuit's graph as static HTML: sites on the vertical axis, positions on the horizontal one, the metric on top.
 
-A node's area goes with its |effect|, an edge's width with its |weight|. Blue and filled, or a solid line: the metric rises
-when the node moves to its reference; orange and hollow, or a dashed line: it falls. Features are circles, errors diamonds,
-skip paths squares; a ring marks the consensus. Who points at a node, or tabs to it, sees its numbers and its edges.
+A node's area scales with |effect|, an edge's width with |weight|. Blue and filled (or a solid line): the metric rises when
+the node moves to its reference; orange and hollow (or a dashed line): it falls. Features are circles, errors diamonds, skip
+paths squares; a ring marks the consensus. Hovering or focusing a node shows its numbers and edges.
 """
 
 import hashlib
@@ -29,24 +29,24 @@ _PAGE = (
     "color:CanvasText}"
 )
 _ERROR = -1
-"""`nodes.ERROR`; below it is SKIP."""
+"""`nodes.ERROR`; lower values are SKIP."""
 _LINE, _CHARACTER = 15, 6.3
-"""Height of a line of a tip and width of its characters, in pixels."""
+"""Line height and character width of tooltips, in pixels."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn circuit; a notebook shows it by itself."""
+    """A drawn circuit, displayed by notebooks."""
 
     title: str
     html: str
-    """For a page that has `analysis.render.css.CSS`."""
+    """HTML for a page that includes `analysis.render.css.CSS`."""
 
     def _repr_html_(self) -> str:
         return f"<style>{CSS}</style>{self.html}"
 
     def page(self) -> str:
-        """A whole file: it opens without a network and without scripts."""
+        """A self-contained HTML file without scripts."""
         return (
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" '
             f'content="{_POLICY}"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -62,7 +62,7 @@ class Drawing:
 def draw(
     circuit: "Circuit", *, consensus: float = 0.9, max_edges: int = 300, labels: Mapping[str, str] | None = None
 ) -> Drawing:
-    """The graph with its legend, and its nodes as a table to unfold; see `Circuit.figure`."""
+    """Draw the graph with its legend and a collapsible table of nodes; see `Circuit.figure`."""
     graph = _Graph(circuit, consensus, max_edges, labels or {})
     html = (
         f'<article class="sx sx-circuit {graph.scope}" aria-label="Circuit {attribute(circuit.name, limit=200)}"><style>'
@@ -74,12 +74,12 @@ def draw(
 
 
 def page(circuit: "Circuit", **options: Any) -> str:
-    """The same as a whole file; options as of `draw`."""
+    """The same as a complete file; options as for `draw`."""
     return draw(circuit, **options).page()
 
 
 class _Graph:
-    """The drawing's parts."""
+    """Builds the parts of the drawing."""
 
     def __init__(self, circuit: "Circuit", consensus: float, max_edges: int, labels: Mapping[str, str]) -> None:
         self.circuit, self.place = circuit, layout.placed(circuit)
@@ -87,12 +87,12 @@ class _Graph:
         self.labels = {name: labels.get(name) or labels.get(name.rpartition("@")[0], "") for name in self.names}
         self.ringed = circuit.inclusion >= consensus
         order = np.argsort(-np.nan_to_num(np.abs(circuit.weight)), kind="stable")
-        self.edges = order[:max_edges][::-1]  # the largest last, over the others
+        self.edges = order[:max_edges][::-1]  # largest last, so that they are drawn on top
         facts = f"{circuit.name}{self.names}{circuit.effect.tolist()}{circuit.weight.tolist()}{max_edges}"
         self.scope = "sx-g" + hashlib.sha256(facts.encode("utf-8", "replace")).hexdigest()[:8]
 
     def highlights(self) -> str:
-        """Rules that show a node's tip and edges while it is pointed at; pages without `:has` show all edges alike."""
+        """CSS that shows a node's tooltip and edges on hover; browsers without `:has` show all edges alike."""
         rules = []
         for i in range(len(self.names)):
             on = f'.{self.scope}:has([data-k="{i}"]:is(:hover,:focus-visible))'
@@ -101,7 +101,7 @@ class _Graph:
         return "".join(rules)
 
     def rows(self) -> str:
-        """The names of the sites, which stay while the graph scrolls."""
+        """Site names, which stay visible while the graph scrolls."""
         p = self.place
         names = [(p.output_y, str(self.circuit.task.get("metric", "output")))]
         names += [(y, self.circuit.sites[site].name) for site, y in p.rows.items()]
@@ -112,7 +112,7 @@ class _Graph:
         return f'<svg width="{layout.LABELS:g}" height="{p.height:.0f}" aria-hidden="true">{text}</svg>'
 
     def svg(self) -> str:
-        """Bands, edges, nodes and tips, in this order."""
+        """Bands, edges, nodes and tooltips, in this order."""
         p = self.place
         bands = "".join(
             f'<line class="sx-rule" x1="0" x2="{p.width:.0f}" y1="{y:.1f}" y2="{y:.1f}"/>' for y in p.rules
@@ -126,9 +126,9 @@ class _Graph:
         )
 
     def left_out(self) -> str:
-        """How many edges are not drawn."""
+        """A note if not all edges are drawn."""
         n, drawn = len(self.circuit.source), len(self.edges)
-        return f'<p class="sx-quiet">{drawn:,} of {count(n, "edge")}, the largest, are drawn.</p>' if n > drawn else ""
+        return f'<p class="sx-quiet">Showing the {drawn:,} largest of {count(n, "edge")}.</p>' if n > drawn else ""
 
     def _columns(self) -> str:
         out = []
@@ -198,7 +198,7 @@ class _Graph:
 
 
 def _shape(feature: int, x: float, y: float, r: float) -> str:
-    """A circle, an error's diamond or a skip path's square, of about one area."""
+    """A circle (feature), diamond (error) or square (skip path) of about equal area."""
     if feature >= 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
     a = r * (1.25 if feature == _ERROR else 0.9)
@@ -223,7 +223,7 @@ def _facts(circuit: "Circuit") -> str:
 
 
 def _legend(circuit: "Circuit", consensus: float) -> str:
-    """What shapes and colours mean; of what is not drawn nothing is said."""
+    """Legend of the shapes and colours that occur."""
     nodes, known = circuit.nodes, bool(np.isfinite(circuit.effect).any())
     some = [("pos", "<circle cx='9' cy='9' r='6'/>", "raises the metric when moved to its reference"),
             ("neg", "<circle cx='9' cy='9' r='5'/>", "lowers it, so it supports the answer")] if known else []

@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from analysis.circuits.graph import Circuit
 
 MAX_NODES, MAX_EDGES = 20_000, 200_000
-"""More than this no page shows in a useful way."""
+"""Limits of what a page can usefully show."""
 _ERROR = -1
 
 
 def graph_data(circuit: "Circuit") -> dict[str, Any]:
-    """Columns by node and by edge, in JSON types.
+    """Node and edge columns in JSON types.
 
         nodes   name, text, row, position, kind, value, effect, low, high, inclusion, share
         edges   source, target, weight, inclusion, share        target −1 is the output
 
-    `share` is what sliders compare with: the share of all influence (of all |effect| where that is not known, for edges of
-    all |weight|) that an entry has together with all larger ones. Kinds: feature, error, skip, token, logit.
+    `share` is used by the sliders: the cumulative share of influence (|effect| if influence is unknown, |weight| for edges)
+    of an entry and all larger ones. Kinds: feature, error, skip, token, logit.
 
     Raises:
-        SaescopeError: a graph that is too large to be looked at.
+        SaescopeError: the graph is too large to display.
     """
     n, e = len(circuit.nodes), len(circuit.source)
     if n > MAX_NODES or e > MAX_EDGES:
         raise SaescopeError(
-            f"The graph {circuit.name} has {n:,} nodes and {e:,} edges; a page shows {MAX_NODES:,} and {MAX_EDGES:,} at "
-            "most, so prune it first (analysis.circuits.prune, or the thresholds of the tool that made it)."
+            f"The graph {circuit.name} has {n:,} nodes and {e:,} edges; a page shows at most {MAX_NODES:,} and "
+            f"{MAX_EDGES:,}, so prune it first (analysis.circuits.prune, or the thresholds of the tool that created it)."
         )
     known, said = circuit.settings.get("influence", {}), circuit.settings.get("clerps", {})
     kinds = [_kind(circuit.sites[site].variant, feature) for site, _, feature in circuit.nodes.triples]
@@ -68,7 +68,7 @@ def _kind(variant: str, feature: int) -> str:
 
 
 def _text(circuit: "Circuit", i: int, kind: str, said: str) -> str:
-    """What a node is called beside its name: the label of its file, or its token."""
+    """A node's label: from its file, or its token."""
     if said:
         return plain(said, limit=120)
     position = int(circuit.nodes.position[i])
@@ -77,7 +77,7 @@ def _text(circuit: "Circuit", i: int, kind: str, said: str) -> str:
 
 
 def _shares(size: np.ndarray) -> np.ndarray:
-    """The share of the sum that each number has with all larger ones."""
+    """Cumulative share of each number and all larger ones."""
     order = np.argsort(-size, kind="stable")
     share = np.empty(len(size))
     share[order] = np.cumsum(size[order]) / max(float(size.sum()), 1e-300)

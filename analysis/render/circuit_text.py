@@ -1,4 +1,4 @@
-"""A circuit as text for a terminal: how well it was tested, then its largest nodes and edges."""
+"""A circuit as text for a terminal: test results, then the largest nodes and edges."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ _SCORES = {
 
 
 def circuit_lines(circuit: Circuit, n: int = 10) -> list[str]:
-    """Lines to print.
+    """Format a circuit as lines.
 
     Args:
-        circuit: with or without scores.
-        n: nodes, and edges, that are listed, by effect.
+        circuit: a circuit, with or without scores.
+        n: number of nodes and of edges to list, largest first.
     """
     name, task = (plain(str(part), limit=None) for part in (circuit.name, circuit.task.get("name", "")))
     out = [
@@ -42,7 +42,7 @@ def _tested(scores: dict[str, Any]) -> list[str]:
 
 
 def _curves(scores: dict[str, Any]) -> list[str]:
-    """Each curve at its smallest size of at least the circuit's nodes, and its area."""
+    """Each curve's value at the smallest size ≥ the circuit's, and its area."""
     curves = [*scores.get("curves", []), *([scores["mlp_activations"]] if "mlp_activations" in scores else [])]
     n = scores.get("circuit", {}).get("n_nodes", 0)
     lines = []
@@ -55,7 +55,7 @@ def _curves(scores: dict[str, Any]) -> list[str]:
 
 
 def _attribution(scores: dict[str, Any]) -> list[str]:
-    """What is known of an attribution graph."""
+    """Scores of an attribution graph."""
     if "replacement_score" not in scores:
         return []
     counts, pruned, gap = scores["counts"], scores["pruned"], scores.get("frozen_patterns")

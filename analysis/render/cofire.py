@@ -1,4 +1,4 @@
-"""Where two features fire: one text with the first feature as ground and the second as a bar under the tokens."""
+"""Co-firing of two features: text with the first feature as background and the second as a bar under the tokens."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def both(found: "Both", a: str, b: str, marks: tuple[str, str]) -> str:
-    """Counts, what is drawn how, and the stretches in which both fire.
+    """Counts, a legend, and examples in which both fire.
 
     Args:
-        found: the stretches.
-        a: the first feature as HTML, its number and name (`analysis.render.feature.reference`).
-        b: the second.
-        marks: what the two are called beside a value.
+        found: counts and examples.
+        a: the first feature's number and name as HTML (`analysis.render.feature.reference`).
+        b: the second's.
+        marks: short names next to values.
     """
     title = f"{a} and {b}"
     if not found.total_contexts:
@@ -35,7 +35,7 @@ def both(found: "Both", a: str, b: str, marks: tuple[str, str]) -> str:
 
 
 def _pair(first: "Example", second: "Example", scales: Sequence[float], marks: tuple[str, str]) -> str:
-    assert (first.seq, first.start, first.pieces) == (second.seq, second.start, second.pieces), "two different stretches"
+    assert (first.seq, first.start, first.pieces) == (second.seq, second.start, second.pieces), "two different windows"
     place = f"context {first.seq:,}, token {first.position:,}"
     grounds = [_ground((marks[0], va, level(va, scales[0])), (marks[1], vb, level(vb, scales[1])))
                for va, vb in zip(first.values, second.values, strict=True)]
@@ -53,7 +53,7 @@ def _pair(first: "Example", second: "Example", scales: Sequence[float], marks: t
 
 
 def _ground(a: tuple[str, float, int], b: tuple[str, float, int]) -> tuple[str, str]:
-    """The classes of a ground and what is said of it, of two features' marks, values and depths; "" where neither fires."""
+    """CSS classes and tooltip of a token, from both features' (mark, value, level); "" if neither fires."""
     active = [one for one in (a, b) if one[2]]
     classes = [f"sx-{'p' if a[1] > 0 else 'n'}{a[2]}"] if a[2] else []
     classes += [f"sx-b{b[2]}"] if b[2] else []

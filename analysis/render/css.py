@@ -1,6 +1,6 @@
-"""The one style sheet of everything here that is HTML: put it once on a page, in a `<style>`.
+"""The style sheet for all HTML of this package: include it once per page, in a `<style>`.
 
-It takes text colour and font from its surroundings and lays translucent grounds, so it needs to know of no theme.
+It inherits text colour and font and uses translucent backgrounds, so it works with any theme.
 """
 
 from analysis.render.palette import COLOURS, fade
@@ -10,7 +10,7 @@ POSITIVE, NEGATIVE = COLOURS[0], COLOURS[1]
 
 
 def ground(colour: str, level: int) -> str:
-    """The ground of a level; the faintest is still seen."""
+    """Background colour of a level; the lowest is still visible."""
     return fade(colour, round(0.1 + (MAX_ALPHA - 0.1) * level / LEVELS, 3))
 
 
@@ -116,14 +116,14 @@ def _bars() -> str:
 
 
 def _second() -> str:
-    """How a second feature is drawn over the grounds of a first: a thick double line."""
+    """Style of a second feature on top of the first's background: a line under the token."""
     return "".join(
         f".sx-b{i}{{box-shadow:inset 0 -{2 + i // 4}px 0 {NEGATIVE}}}" for i in range(1, LEVELS + 1)
     )
 
 
 def _graph() -> str:
-    """A circuit's graph (`analysis.render.circuit`)."""
+    """Styles of a circuit's graph (`analysis.render.circuit`)."""
     return f"""
 .sx-graph{{display:flex;margin:.5rem 0}}
 .sx-graph>svg{{flex:none}}
@@ -146,5 +146,4 @@ def _graph() -> str:
 
 
 CSS = _BASE + _bars() + _levels() + _second() + _graph()
-"""Classes begin with `sx-`; a wrapper has the class `sx`, and `sx-numbers` to show values, or `sx-flat` to run
-lines together."""
+"""Classes start with `sx-`. The wrapper has class `sx`, plus `sx-numbers` to show values or `sx-flat` to join lines."""

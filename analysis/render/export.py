@@ -1,4 +1,4 @@
-"""One HTML file with a feature or a list of them: it opens without Python, without a network and without scripts."""
+"""A self-contained HTML file with one or several features: needs no Python, network or JavaScript."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from analysis.render.css import CSS
 from analysis.render.feature import Card, card
 from analysis.render.text import attribute, shown
 
-# the browser itself refuses whatever a text might have smuggled in
+# defence in depth: the browser blocks anything a text might inject
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _PAGE = """:root{color-scheme:light dark}
 body{margin:0 auto;padding:1.5rem;max-width:80rem;font-family:system-ui,sans-serif;background:Canvas;color:CanvasText}
@@ -17,7 +17,7 @@ article{border-top:2px solid color-mix(in srgb,currentColor 30%,transparent);pad
 
 
 def page(cards: Sequence[Card], title: str) -> str:
-    """The whole file; features that are in it link to each other."""
+    """The complete file; features in it link to each other."""
     here = {one.feature.feature for one in cards}
 
     def link(feature: int) -> str | None:

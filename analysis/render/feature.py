@@ -1,4 +1,4 @@
-"""A feature as HTML, in parts and as a whole card: the same in the dashboard, in notebooks and in exported files."""
+"""A feature as HTML, in parts and as a card, for the dashboard, notebooks and exported files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from analysis.labels.store import Label
 
 Link = Callable[[int], str | None]
-"""Where a feature's number leads; None where it leads nowhere."""
+"""Maps a feature to its URL; None for no link."""
 KINDS = {"decoder": "Nearest decoder directions", "coactivation": "Fire together"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """One group of examples of one side."""
+    """One group of examples on one side."""
 
     side: "Side"
     group: "Group"
@@ -30,17 +30,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Card:
-    """All that a feature's page shows; a notebook draws it by itself."""
+    """Everything that a feature's page shows; displayed by notebooks."""
 
     feature: "Feature"
     sections: Sequence[Section] = ()
     neighbours: Mapping[str, Sequence["Neighbour"]] = field(default_factory=dict)
-    """`decoder` and `coactivation`."""
+    """Neighbours by `decoder` and by `coactivation`."""
     label: "Label | None" = None
     note: str = ""
     tags: Sequence[str] = ()
     names: "Mapping[int, Name]" = field(default_factory=dict)
-    """Of the features that are mentioned."""
+    """Names of the features that are mentioned."""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
@@ -50,7 +50,7 @@ class Card:
 
 
 def card(shown_card: Card, link: Link = lambda _: None) -> str:
-    """The whole feature: facts, histogram, tokens and neighbours on the left, examples on the right."""
+    """Render the full card: facts, histogram, tokens and neighbours on the left, examples on the right."""
     from analysis.render.figures import histogram
 
     feature = shown_card.feature
@@ -71,7 +71,7 @@ def card(shown_card: Card, link: Link = lambda _: None) -> str:
 def header(
     feature: "Feature", label: "Label | None" = None, tags: Sequence[str] = (), note: str = "", *, brief: bool = False
 ) -> str:
-    """Number, label, tags and note, and unless it is to be brief the feature's figures."""
+    """Number, label, tags and note, plus the statistics unless `brief`."""
     name = f'<div class="sx-label">{shown(label.text, limit=300)}</div>{verdict(label)}' if label else ""
     chips = "".join(f'<span class="sx-tag">{shown(tag)}</span>' for tag in tags)
     remark = f'<p class="sx-quiet">{shown(note, limit=2000)}</p>' if note else ""
@@ -79,7 +79,7 @@ def header(
 
 
 def verdict(label: "Label") -> str:
-    """Who wrote a label and how well it tells examples apart."""
+    """A label's author and score."""
     if label.author != "auto":
         return '<div class="sx-quiet">your label</div>'
     origin = f"label by {shown(label.model, limit=200)}" if label.model else "automatic label"
@@ -92,10 +92,10 @@ def verdict(label: "Label") -> str:
 
 
 def facts(feature: "Feature") -> str:
-    """Density as k of N with its interval, and the moments of the active values."""
+    """Density as k of N with its interval, and moments of the active values."""
     if feature.dead:
         return f'<p class="sx-quiet">Never active in {count(feature.n_rows, "token")}.</p>'
-    # where training has kept every decoder row at length one, the length tells nothing
+    # if training keeps decoder norms at 1, they are not informative
     long = feature.decoder_norm is not None and abs(feature.decoder_norm - 1) > 1e-4
     items = [
         ("fires on", f"{feature.n_active:,} of {count(feature.n_rows, 'token')}"),
@@ -113,7 +113,7 @@ def facts(feature: "Feature") -> str:
 
 
 def firing(feature: "Feature", fires_on: "Sequence[TokenShare]") -> str:
-    """On which tokens a feature fires, and how often."""
+    """The tokens that a feature fires on, and how often it fires."""
     if feature.dead:
         return f'<p class="sx-firing">Never active in {count(feature.n_rows, "token")}.</p>'
     tokens_said = f"fires on {named.chips(fires_on)}<br>" if fires_on else ""
@@ -124,25 +124,25 @@ def firing(feature: "Feature", fires_on: "Sequence[TokenShare]") -> str:
 
 
 def percent(share: float) -> str:
-    """Three digits of a share in percent, without an exponent."""
+    """Format a share in percent with three significant digits, without exponent."""
     return f"{100 * share:.2f} %" if share >= 0.01 or not share else f"{100 * share:.{_places(100 * share)}f} %"
 
 
 def _places(value: float) -> int:
-    """Decimals that leave three digits of a value below one."""
+    """Decimals for three significant digits of a value below one."""
     return next(places for places in range(3, 20) if value >= 10.0 ** (2 - places) or places == 19)
 
 
-LOGITS = "logits of the direction alone"
-"""What the numbers beside promoted tokens are."""
+LOGITS = "direct logits of the direction"
+"""Describes the numbers next to promoted tokens."""
 LOGITS_AT_LENGTH = (
-    "Of the direction through final norm and unembedding, less the mean over the vocabulary. The norm stretches it to the "
-    "length of a whole residual stream: in a text, a value v of the feature adds about v ÷ (that stream’s length) times it."
+    "The direction through final norm and unembedding, minus the mean over the vocabulary. The norm scales it to the "
+    "length of a full residual stream: in a text, a feature value v adds about v ÷ (norm of that stream) times this."
 )
 
 
 def promoted(feature: "Feature") -> str:
-    """The tokens whose logits a positive value raises and lowers most; a negative value does the reverse."""
+    """The tokens whose logits a positive value raises and lowers most; for negative values swap them."""
     lists = [("Promotes", feature.promoted), ("Suppresses", feature.suppressed)]
     return "".join(_tokens(title, found) for title, found in lists if found)
 
@@ -163,13 +163,13 @@ def _tokens(title: str, found: Sequence["Token"]) -> str:
 
 
 def bar(value: float, largest: float) -> str:
-    """A bar as long as a value's share of the largest; negative ones are striped."""
+    """A bar with length relative to the largest value; negative ones are striped."""
     width = 100 * min(1.0, abs(value) / largest) if largest else 0
     return f'<span class="sx-bar sx-bar-{"p" if value >= 0 else "n"}" style="width:{width:.0f}%"></span>'
 
 
 def group(section: Section, feature: "Feature", *, reach: tuple[int, int] | None = None) -> str:
-    """A group of examples under its name, with how many tokens it is drawn from; `reach` is as of `tokens.example`."""
+    """A group of examples with its title and number of tokens; `reach` as for `tokens.example`."""
     scale = max(abs(feature.max), abs(feature.min))
     rows = "".join(tokens.example(one, scale, reach=reach) for one in section.examples)
     return (
@@ -179,16 +179,16 @@ def group(section: Section, feature: "Feature", *, reach: tuple[int, int] | None
 
 
 def group_title(section: Section, *, signed: bool) -> str:
-    """What a group is called."""
+    """Title of a group."""
     name = section.group.name
-    titles = {"top": "Strongest", "random": "Random active", "near": "Near misses: its tokens, yet inactive",
+    titles = {"top": "Strongest", "random": "Random active", "near": "Near misses: its tokens, but inactive",
               "range": "Values in the range"}
     title = titles.get(name) or (f"Quantile {name[1:]} of 10" if name[:1] == "q" and name[1:].isdecimal() else plain(name))
     return f"{title}, {'positive' if section.side == '+' else 'negative'} side" if signed else title
 
 
 def group_origin(section: Section) -> str:
-    """How many tokens a group stands for, and between which values (a group's bounds are sizes)."""
+    """The number of tokens in a group and its range of values (bounds are |values|)."""
     group, sign = section.group, "−" if section.side == "-" else ""
     of = f"{len(section.examples)} of {count(group.population, 'token')}"
     if not group.name.startswith("q") and group.name != "range":
@@ -197,7 +197,7 @@ def group_origin(section: Section) -> str:
 
 
 def empty(feature: "Feature") -> str:
-    """What stands where examples would be."""
+    """Placeholder if there are no examples."""
     why = "this feature never fires on the indexed text" if feature.dead else "this group has none"
     return f'<p class="sx-quiet">No examples: {why}.</p>'
 
@@ -206,14 +206,14 @@ def neighbours(
     kind: str, found: Sequence["Neighbour"], names: "Mapping[int, Name]", link: Link = lambda _: None,
     compare: Link = lambda _: None,
 ) -> str:
-    """Features like this one, with their names and how much alike they are.
+    """Neighbouring features with their names and similarities.
 
     Args:
         kind: `decoder` or `coactivation`.
-        found: the features, the nearest first.
-        names: what features are called.
-        link: where a feature's number leads.
-        compare: where both are shown side by side.
+        found: the neighbours, nearest first.
+        names: feature names.
+        link: URL of a feature.
+        compare: URL of the side-by-side comparison with a feature.
     """
     largest = max((abs(one.score) for one in found), default=1.0)
     rows = "".join(
@@ -229,7 +229,7 @@ def neighbours(
 
 
 def compare_link(feature: int, compare: Link) -> str:
-    """A table's cell that leads to where a feature is shown beside this one."""
+    """A table cell that links to a comparison with a feature."""
     href = compare(feature)
     if href is None:
         return ""
@@ -238,14 +238,14 @@ def compare_link(feature: int, compare: Link) -> str:
 
 
 def reference(feature: int, names: "Mapping[int, Name]", link: Link) -> str:
-    """A feature's number, leading to it where that is known, and its name."""
+    """A feature's number, linked if possible, and its name."""
     href = link(feature)
     text = f"#{feature}" if href is None else f'<a href="{escape(href, quote=True)}" data-f="{feature}">#{feature}</a>'
     return f"{text} {named.name(names[feature])}" if feature in names else text
 
 
 def judged(label: "Label | None") -> str:
-    """The examples by which an automatic label was scored: what it said and what was so."""
+    """The examples used to score an automatic label: predicted and actual activity."""
     if label is None or not label.judged:
         return ""
     rows = "".join(
@@ -255,14 +255,14 @@ def judged(label: "Label | None") -> str:
         "</td></tr>" for one in label.judged
     )
     return (
-        f"<details><summary>How the label was judged ({count(len(label.judged), 'example')})</summary>"
+        f"<details><summary>How the label was scored ({count(len(label.judged), 'example')})</summary>"
         '<table class="sx-list"><thead><tr><th scope="col">is</th><th scope="col">label says</th>'
         f'<th scope="col">example</th></tr></thead><tbody>{rows}</tbody></table></details>'
     )
 
 
 def provenance(facts: Mapping[str, str], *, folded: bool = True) -> str:
-    """What the numbers were made from, as a table that is folded at first or open."""
+    """Provenance of the numbers as a table, collapsed if `folded`."""
     if not facts:
         return ""
     rows = "".join(
@@ -275,7 +275,7 @@ def provenance(facts: Mapping[str, str], *, folded: bool = True) -> str:
 
 
 def alt(feature: "Feature", label: "Label | None" = None) -> str:
-    """A feature in one sentence, for those who do not see the page."""
+    """Alt text: a feature in one sentence."""
     name = f" “{attribute(label.text)}”" if label else ""
     if feature.dead:
         return f"Feature {feature.feature}{name} never fires in {count(feature.n_rows, 'token')}."

@@ -1,4 +1,4 @@
-"""Two features side by side as HTML: their figures, the tokens that they promote, their examples, and what they share."""
+"""Two features side by side as HTML: statistics, promoted tokens, examples and similarity."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def summary(found: "Compared", a: str, b: str) -> str:
-    """How alike the two are, in one line of figures.
+    """The two features' similarity in one line.
 
     Args:
-        found: the figures.
-        a: the first as HTML, its number and name (`reference`).
-        b: the second.
+        found: the comparison.
+        a: the first feature's number and name as HTML (`reference`).
+        b: the second's.
     """
     items = [("cosine of decoder directions", number(found.cosine))]
     if found.both is not None:
@@ -32,15 +32,15 @@ def summary(found: "Compared", a: str, b: str) -> str:
         ]
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in items)
     told = " · ".join(
-        f"where {one} fires, {other} does at {percent(share)} of the tokens"
+        f"where {one} fires, {other} does {percent(share)} of the time"
         for one, other, share in ((a, b, found.share_a), (b, a, found.share_b)) if share is not None)
     if found.both is None:
-        told = f"{a} and {b} were indexed over different text, so nothing is known of their firing together"
+        told = f"{a} and {b} were indexed over different text, so their co-activation is unknown"
     return f'<div class="sx"><dl class="sx-facts">{cells}</dl><p class="sx-quiet">{told}</p></div>'
 
 
 def facts(a: "Feature", b: "Feature") -> str:
-    """The statistics of both as a table of two columns; bars are relative to the larger."""
+    """Statistics of both in two columns; bars are relative to the larger."""
     rows: list[tuple[str, str, str, float | None, float | None]] = [
         ("fires on", f"{a.n_active:,}", f"{b.n_active:,}", float(a.n_active), float(b.n_active)),
         ("density", percent(a.density), percent(b.density), a.density, b.density),
@@ -77,7 +77,7 @@ def _facts_row(name: str, x: str, y: str, size_x: float | None, size_y: float | 
 
 
 def promoted(a: "Feature", b: "Feature") -> str:
-    """Both lists of promoted and of suppressed tokens; those that both have are set off."""
+    """Promoted and suppressed tokens of both, with shared tokens highlighted."""
     parts = [
         _pair(title, first, second)
         for title, first, second in (("Promotes", a.promoted, b.promoted), ("Suppresses", a.suppressed, b.suppressed))
@@ -89,7 +89,7 @@ def promoted(a: "Feature", b: "Feature") -> str:
 def _pair(title: str, first: "Sequence[Token]", second: "Sequence[Token]") -> str:
     shared = {token.id for token in first} & {token.id for token in second}
     lists = "".join(f"<p>{' '.join(_token(token, shared) for token in found) or '–'}</p>" for found in (first, second))
-    said = f' <span class="sx-quiet" style="font-weight:400">{count(len(shared), "token")} of both</span>' if shared else ""
+    said = f' <span class="sx-quiet" style="font-weight:400">{count(len(shared), "token")} in both</span>' if shared else ""
     unit = f' <span class="sx-quiet" style="font-weight:400">{LOGITS}</span>'
     return f'<h3>{title}{unit}{said}</h3><div class="sx-two">{lists}</div>'
 
@@ -100,25 +100,25 @@ def _token(token: "Token", shared: set[int]) -> str:
 
 
 def examples(found: "Sequence[Example]", feature: "Feature", name: str) -> str:
-    """The strongest examples of one of the two, under its name, which is HTML."""
+    """The strongest examples of one of the two; `name` is HTML."""
     scale = max(abs(feature.max), abs(feature.min))
-    rows = "".join(tokens.example(one, scale) for one in found) or '<p class="sx-quiet">It never fires.</p>'
+    rows = "".join(tokens.example(one, scale) for one in found) or '<p class="sx-quiet">Never fires.</p>'
     return f'<div class="sx"><h3>{name}</h3>{rows}</div>'
 
 
 def nearest(title: str, found: "Nearest", names: "Mapping[int, Name]", link: Link, beside: Link) -> str:
-    """The features of another SAE that are nearest to one.
+    """The nearest features in another SAE.
 
     Args:
-        title: of the other run, as HTML.
+        title: the other run's title as HTML.
         found: the features.
-        names: of the other run's features.
-        link: where a feature's number leads.
-        beside: where both are shown side by side.
+        names: names of the other run's features.
+        link: URL of a feature.
+        beside: URL of the side-by-side comparison.
     """
     kinds = (
-        ("Cosine of decoder directions", found.by_cosine, found.no_cosine or "no direction is like it"),
-        ("Correlation of values on the same tokens", found.by_correlation, found.no_correlation or "none varies with it"),
+        ("Cosine of decoder directions", found.by_cosine, found.no_cosine or "no direction is similar"),
+        ("Correlation of values on the same tokens", found.by_correlation, found.no_correlation or "no correlation found"),
     )
     parts = "".join(
         f'<div><p class="sx-quiet">{name}</p>{_near(near, why, names, link, beside)}</div>' for name, near, why in kinds)

@@ -1,4 +1,4 @@
-"""Where the nodes of a circuit's graph are drawn: a row for each site that has nodes, a column for each position."""
+"""Layout of a circuit's graph: a row per site with nodes, a column per position."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,43 +11,43 @@ if TYPE_CHECKING:
 
 LABELS, TOP, BOTTOM = 112.0, 8.0, 38.0
 STEP, LINE, PAD = 40.0, 40.0, 14.0
-"""Pixels between neighbours in a line, between the lines of a row, and around a row."""
+"""Pixels between neighbours on a line, between lines of a row, and around a row."""
 PER_LINE = {True: 7, False: 24}
-"""The most nodes in a line, of one position or of all."""
+"""Maximum nodes per line, for graphs with positions (True) and without (False)."""
 EMPTY, WIDTH = 44.0, 1000.0
-"""Width of a position without nodes; the width that a graph has at least, where its nodes leave room."""
+"""Width of a position without nodes, and minimum width of the graph if its nodes leave room."""
 SMALLEST, LARGEST = 3.5, 11.0
-"""Radii."""
+"""Range of node radii."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Places in pixels; y goes down."""
+    """Positions in pixels; y points down."""
 
     width: float
     height: float
     nodes: list[tuple[float, float]]
     radius: list[float]
     rows: Mapping[int, float]
-    """By site: the middle of its row."""
+    """Site → y of its row's centre."""
     rules: list[float]
-    """Between the rows."""
+    """y of the lines between rows."""
     columns: Mapping[int, tuple[float, float]]
-    """By position: where it begins and how wide it is; none where positions are summed."""
+    """Position → (x, width) of its column; empty if positions are summed."""
     output: tuple[float, float]
 
     @property
     def output_y(self) -> float:
-        """The middle of the output's row."""
+        """y of the output row's centre."""
         return self.output[1]
 
     def end(self, target: int) -> tuple[float, float]:
-        """Where an edge ends: at a node, or at OUTPUT."""
+        """End point of an edge: a node, or the output."""
         return self.nodes[target] if target >= 0 else self.output
 
 
 def placed(circuit: "Circuit") -> Placed:
-    """The layout: in a cell nodes stand side by side, the strongest first, in lines as long as `PER_LINE` allows."""
+    """Compute the layout. Nodes of a cell are side by side, strongest first, with up to `PER_LINE` per line."""
     nodes, per_line = circuit.nodes, PER_LINE[circuit.positional]
     cells: dict[tuple[int, int], list[int]] = {}
     for i in np.argsort(-np.nan_to_num(np.abs(circuit.effect)), kind="stable").tolist():
@@ -73,7 +73,7 @@ def placed(circuit: "Circuit") -> Placed:
 
 
 def _columns(circuit: "Circuit", most: Mapping[tuple[int, int], int]) -> dict[int, tuple[float, float]]:
-    """Where each position's column begins and its width."""
+    """(x, width) of each position's column."""
     slots = {position: max(n for (_, p), n in most.items() if p == position) for _, position in most}
     positions = range(len(circuit.prompt)) if circuit.positional and circuit.prompt else sorted(slots)
     wide = {p: max(STEP * slots[p] + 8, EMPTY) if p in slots else EMPTY for p in [*positions, *slots]}

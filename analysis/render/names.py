@@ -1,4 +1,4 @@
-"""A feature's name as HTML and as plain text: its label, else chips of the tokens that it fires on."""
+"""A feature's name as HTML or plain text: its label, else chips of the tokens that it fires on."""
 
 from html import escape
 from typing import TYPE_CHECKING
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from analysis.labels.names import Name
 
 LIMIT = 80
-"""Characters of a label."""
+"""Maximum characters of a label."""
 TOKEN_LIMIT = 16
 LEAST = 0.05
-"""Share of its active rows below which a token tells little of a feature; the first is shown all the same."""
+"""Minimum share of active rows for a token to be shown; the first is always shown."""
 
 
 def name(of: "Name") -> str:
-    """The label, else the tokens; "" for a feature of which neither is known."""
+    """The label, else the tokens; "" if neither is known."""
     return shown(of.label, limit=LIMIT) if of.label else chips(of.fires_on)
 
 
 def chips(fires_on: "Sequence[TokenShare]") -> str:
-    """Tokens with their shares, as `False 61 %`."""
+    """Tokens with their shares, such as `False 61 %`."""
     return " ".join(
         f'<span class="sx-chip">{shown(one.text, spaces=not one.text.strip(" "), limit=TOKEN_LIMIT)} '
         f"<small>{_share(one.share)}</small></span>" for one in telling(fires_on)
@@ -32,7 +32,7 @@ def chips(fires_on: "Sequence[TokenShare]") -> str:
 
 
 def text(of: "Name", limit: int = LIMIT) -> str:
-    """The same for an attribute, a title or a terminal."""
+    """The name as plain text for an attribute, a title or a terminal."""
     if of.label:
         return plain(of.label, limit=limit)
     return ", ".join(
@@ -41,12 +41,12 @@ def text(of: "Name", limit: int = LIMIT) -> str:
 
 
 def attribute(of: "Name") -> str:
-    """The same for the value of an attribute, without its quotes."""
+    """The name as an HTML attribute value, without quotes."""
     return escape(text(of), quote=True)
 
 
 def telling(fires_on: "Sequence[TokenShare]") -> "list[TokenShare]":
-    """The tokens that say something: the first, and others that are frequent."""
+    """The informative tokens: the first, and other frequent ones."""
     return [one for i, one in enumerate(fires_on) if not i or one.share >= LEAST]
 
 

@@ -1,4 +1,4 @@
-"""Contexts that are images: each twice, as it is and with the positions at which a feature is active marked."""
+"""Image contexts: the original next to a copy with the feature's active positions marked."""
 
 import base64
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def marked(picture: "Picture", marks: Sequence[tuple[str, str]], *, peak: int | None = None) -> str:
-    """An image beside itself with positions on grounds.
+    """An image next to a copy with shaded positions.
 
     Args:
         picture: the image.
-        marks: of each position the classes of its ground and what is said of it, "" and "" where it has none.
+        marks: CSS classes and tooltip of each position, "" and "" for none.
         peak: the position to outline.
     """
     cells = "".join(
@@ -37,14 +37,14 @@ def marked(picture: "Picture", marks: Sequence[tuple[str, str]], *, peak: int | 
 
 
 def alone(pixels: UInt8[np.ndarray, "height width channels"], said: str) -> str:
-    """One image; `said` is for those who do not see it."""
+    """A single image; `said` is its alt text."""
     size = f"aspect-ratio:{pixels.shape[1]}/{pixels.shape[0]}"
     return (f'<span class="sx-picture" role="img" aria-label="{attribute(said)}" '
             f'style="{size};{background(pixels)}"></span>')
 
 
 def background(pixels: UInt8[np.ndarray, "height width channels"]) -> str:
-    """The style that hands an image to the elements of class `sx-picture`."""
+    """CSS that passes an image to elements of class `sx-picture`."""
     return f"--sx-image:url(data:image/png;base64,{_encoded(pixels.tobytes(), pixels.shape)})"
 
 

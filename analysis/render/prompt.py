@@ -1,4 +1,4 @@
-"""A prompt as features by tokens: which features fire where, and at each token which fire most."""
+"""A prompt's features: a grid of features by tokens, and the top features of each token."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def dense(code: "SparseCode", features: Sequence[int]) -> np.ndarray:
-    """The values of some features at every row, `[n_rows, n]` fp32, 0 where inactive."""
+    """Dense values of some features, `[n_rows, n]` fp32, 0 where inactive."""
     code = code.detach().csr()
     rows, feature, value = code.rows().cpu().numpy(), code.feature.cpu().numpy(), code.value.float().cpu().numpy()
     columns = {f: j for j, f in enumerate(features)}
@@ -31,16 +31,16 @@ def grid(
     pieces: Sequence[str], code: "SparseCode", features: Sequence[int], names: "Mapping[int, Name]",
     link: Link = lambda _: None, *, scale: Mapping[int, float], selected: int | None = None,
 ) -> str:
-    """A table with a row for each feature and a column for each token; grounds are relative to each feature's own scale.
+    """A table with a row per feature and a column per token, shaded relative to each feature's scale.
 
     Args:
         pieces: the tokens' text.
-        code: a row a token.
-        features: the rows, in order.
-        names: what features are called.
-        link: where a feature's number leads.
-        scale: the value that gets the deepest ground, a feature's largest over a corpus; 0 for its largest here.
-        selected: the feature whose row is set off.
+        code: code with a row per token.
+        features: features to show, in order.
+        names: feature names.
+        link: URL of a feature.
+        scale: value with the darkest shade, a feature's largest in a corpus; 0 for its largest in this prompt.
+        selected: the feature to highlight.
     """
     values = dense(code, features)
     head = "".join(
@@ -50,7 +50,7 @@ def grid(
     rows = "".join(
         _row(feature, values[:, j], names, link, scale[feature], feature == selected) for j, feature in enumerate(features))
     size = f"{count(len(features), 'feature')} by {count(len(pieces), 'token')}"
-    caption = f"{size}; each value is shaded by its share of the feature’s largest over the corpus"
+    caption = f"{size}; each value is shaded by its share of the feature’s largest value in the corpus"
     return (
         f'<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Features by tokens"><table class="sx-grid">'
         f'<caption class="sx-hidden">{caption}</caption><thead><tr><th scope="col">feature</th>{head}</tr></thead>'
@@ -73,13 +73,13 @@ def _cell(value: float, scale: float) -> str:
 def by_token(
     pieces: Sequence[str], found: "Sequence[Sequence[Top]]", names: "Mapping[int, Name]", link: Link = lambda _: None,
 ) -> str:
-    """A table with a row for each token: its features, those nearest to their own maximum first, with their values.
+    """A table with a row per token: its features with values, closest to their own maximum first.
 
     Args:
         pieces: the tokens' text.
-        found: the features of each token, as many as there are.
-        names: what features are called.
-        link: where a feature's number leads.
+        found: the features of each token; numbers may differ.
+        names: feature names.
+        link: URL of a feature.
     """
     n = max((len(one) for one in found), default=0)
     rows = []
@@ -97,6 +97,6 @@ def by_token(
     head = '<th scope="col">token</th>' + "".join(f'<th scope="col">{j + 1}</th>' for j in range(n))
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Strongest features by token">'
-        f'<table class="sx-list"><caption class="sx-hidden">The {n} features at each token that are nearest to their own '
+        f'<table class="sx-list"><caption class="sx-hidden">The {n} features at each token that are closest to their own '
         f"maximum</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -1,4 +1,4 @@
-"""A prompt continued without and with steering, side by side."""
+"""Continuations of a prompt without and with steering, side by side."""
 
 import math
 from collections.abc import Mapping
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 
 def compared(result: "Steered", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
-    """What was done, both continuations, and the likeliest next tokens of either."""
+    """The edits, both continuations, and the most probable next tokens of either."""
     done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
     prompt = "".join(inner(piece, breaks=True) for piece in result.prompt)
     where = result.settings.positions
     told = where if isinstance(where, str) else f"{count(len(where), 'position')}"
-    parted = "the texts are the same" if result.parted is None else f"they part at token {result.parted + 1}"
+    parted = "the texts are identical" if result.parted is None else f"they diverge at token {result.parted + 1}"
     return (
         f'<div class="sx"><p>{done}. <span class="sx-quiet">Positions: {told} · temperature '
         f"{result.settings.temperature:g} · seed {result.settings.seed} · {parted}</span></p>"
         f'<div class="sx-heat sx-quiet">{prompt}</div><div class="sx-two">'
-        f"{_text('Left alone', result.baseline, result.parted)}{_text('Steered', result.steered, result.parted)}</div>"
+        f"{_text('Baseline', result.baseline, result.parted)}{_text('Steered', result.steered, result.parted)}</div>"
         f"{_alternatives(result)}</div>"
     )
 
 
 def compared_outputs(result: "SteeredInput", names: "Mapping[int, Name]", link: Link = lambda _: None) -> str:
-    """What was done to one input, and what came out without and with it."""
+    """The edits of one input, and the outputs without and with them."""
     done = "; ".join(_edit(edit, names, link) for edit in result.edits) or "nothing"
     where = "all" if result.positions == "all" else ", ".join(map(str, result.positions)) or "none"
     parts: list[tuple[str, Drawn]] = [("Input", result.image)] if result.image is not None else []
-    parts += [("Left alone", result.baseline), ("Steered", result.steered)]
+    parts += [("Baseline", result.baseline), ("Steered", result.steered)]
     shown_parts = "".join(f"<section><h3>{title}</h3>{_output(drawn, title)}</section>" for title, drawn in parts)
     return (
         f'<div class="sx"><p>{done}. <span class="sx-quiet">Positions: {where} · input {result.number} · the output '
-        f'changes by {percent(result.change)} of its length</span></p><div class="sx-outputs">{shown_parts}</div></div>'
+        f'changes by {percent(result.change)} of its norm</span></p><div class="sx-outputs">{shown_parts}</div></div>'
     )
 
 
@@ -54,12 +54,12 @@ def _output(drawn: "Drawn", title: str) -> str:
 
 
 def _edit(edit: "Edit", names: "Mapping[int, Name]", link: Link) -> str:
-    verb = f"add {number(edit.strength)} of" if edit.mode == "add" else f"hold at {number(edit.strength)}:"
+    verb = f"add {number(edit.strength)} to" if edit.mode == "add" else f"hold at {number(edit.strength)}:"
     return f"{verb} {reference(edit.feature, names, link)}"
 
 
 def _text(title: str, generated: "Generated", parted: int | None) -> str:
-    """A continuation; what comes after the parting is set off by a rule at its side, not by colour."""
+    """A continuation with the first differing token outlined."""
     spans = "".join(
         f'<bdi role="listitem" aria-label="{attribute(piece)}, probability {percent(math.exp(logprob))}" '
         f'data-v="p {percent(math.exp(logprob))}"{" class=sx-peak" if i == parted else ""}>'
@@ -77,7 +77,7 @@ def _alternatives(result: "Steered") -> str:
     )
     head = "".join(
         f'<th scope="col"{kind}>{name}</th>'
-        for name, kind in (("token", ""), ("left alone", ' class="sx-num"'), ("steered", ' class="sx-num"'))
+        for name, kind in (("token", ""), ("baseline", ' class="sx-num"'), ("steered", ' class="sx-num"'))
     )
     return (
         '<h3>Next token after the prompt</h3><table class="sx-list" style="max-width:26rem">'

@@ -1,8 +1,8 @@
-"""A feature as text for a terminal: what its page in the browser shows, as far as lines can.
+"""A feature as text for a terminal: a text version of its dashboard page.
 
-Activation is background, stronger for larger values: blue for positive ones, orange and underlined for negative ones, so
-that the sign does not hang on hue alone; the peak is bold. Without colours the peak stands in ⟦ ⟧. Tokens are untrusted
-text: control characters never reach the terminal.
+Activations are background colours: blue for positive values, orange and underlined for negative ones, so that the sign
+doesn't depend on hue alone; the peak is bold. Without colours the peak is in ⟦ ⟧. Tokens are untrusted: control characters
+never reach the terminal.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from analysis.index import Index
 
 POSITIVE, NEGATIVE = (0, 114, 178), (213, 94, 0)
-"""Blue and vermilion of Okabe and Ito's palette, which colour-blind people tell apart."""
+"""Blue and vermilion of Okabe and Ito's colour-blind-safe palette."""
 BARS = " ▁▂▃▄▅▆▇█"
 GROUPS = ("top", "q10", "q5", "q1", "near")
 TITLES = {"top": "strongest", "q10": "strongest tenth", "q5": "fifth tenth", "q1": "weakest tenth",
-          "random": "random", "near": "near misses: not active"}
+          "random": "random", "near": "near misses: inactive"}
 
 
 def show(index: "Index", i: int, *, console: Console, n: int = 5, groups: Sequence[str] = GROUPS) -> None:
@@ -35,12 +35,12 @@ def show(index: "Index", i: int, *, console: Console, n: int = 5, groups: Sequen
     Args:
         index: the index.
         i: the feature.
-        console: where to.
-        n: examples of each group.
-        groups: names as in `Index.groups`.
+        console: the console to print to.
+        n: examples per group.
+        groups: names of groups, as in `Index.groups`.
 
     Raises:
-        SaescopeError: no such feature.
+        SaescopeError: there is no such feature.
     """
     feature = index.feature(i)
     if index.stale is not None:
@@ -86,12 +86,12 @@ def header(feature: Feature, run: str, index: str) -> RenderableType:
 
 
 def bars(histogram: Histogram, counts: Sequence[int]) -> Text:
-    """A histogram in one line, from its first to its last bin that is not empty."""
+    """A histogram on one line, from its first to its last non-empty bin."""
     filled = [j for j, n in enumerate(counts) if n]
     first, last = filled[0], filled[-1]
     most = max(counts)
     drawn = "".join(BARS[-(-n * (len(BARS) - 1) // most)] for n in counts[first : last + 1])
-    return Text(f"{number(histogram.edges[first])} {drawn} {number(histogram.edges[last + 1])}  (log scale of size)")
+    return Text(f"{number(histogram.edges[first])} {drawn} {number(histogram.edges[last + 1])}  (log scale)")
 
 
 def tokens(title: str, found: Sequence[Token]) -> Text:
@@ -108,11 +108,11 @@ def neighbours(title: str, found: Sequence[Neighbour]) -> Text:
 
 
 def line(example: Example, scale: float, *, colours: bool) -> Text:
-    """An example in one line: the peak's value, then the stretch."""
+    """An example on one line: the peak's value, then the text."""
     text = Text(f"{number(example.value):>8}  ", no_wrap=True, overflow="ellipsis")
     whole = example.values[:]
     for i in range(len(whole) - 1, 0, -1):
-        # a token without text of its own belongs to the character before it
+        # a token without text is part of the previous character
         if not example.pieces[i] and abs(whole[i]) > abs(whole[i - 1]):
             whole[i - 1] = whole[i]
     peak = example.position - example.start
@@ -129,7 +129,7 @@ def line(example: Example, scale: float, *, colours: bool) -> Text:
 
 
 def style(value: float, scale: float, *, bold: bool) -> Style:
-    """Background by size, underline for negative values."""
+    """Background by magnitude; underline for negative values."""
     if not value or not scale:
         return Style(bold=bold)
     share = 0.25 + 0.75 * min(1.0, abs(value) / scale)

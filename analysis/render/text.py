@@ -1,7 +1,7 @@
-"""Any text, shown as the text that it is: escaped, in its own direction, with what is invisible made visible.
+"""Display untrusted text safely: escaped, direction-isolated, with invisible characters made visible.
 
-Tokens are pieces of text from the web: they hold markup, control characters, marks that turn the direction of writing,
-halves of characters. Nothing here may be executed by a browser, reorder its neighbours or vanish.
+Tokens come from web text: they may contain markup, control characters, bidi marks or partial characters. Displayed, they
+must not be executed by a browser, reorder their neighbours or disappear.
 """
 
 import json
@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from html import escape
 
 LIMIT = 64
-"""Characters of one token that are shown; of a longer one its beginning and how many are left."""
+"""Maximum characters shown of a token; longer ones are cut, with the number of remaining characters."""
 
 _NAMED = {"\n": "⏎", "\t": "⇥", "\u00a0": "⍽", "\x7f": "␡"}
 _ODD = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"}
 _STACKED = 3
-"""Marks over one letter that are drawn; a tower of them would cover the lines around it."""
+"""Maximum combining marks drawn on a letter; more would cover the lines around it."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# letters and marks that draw nothing
+# characters without a visible glyph
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u2800\u3164\uffa0")
 
 
 def plain(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
-    """A text for an attribute, an alt text or a terminal: one line, every character of it visible.
+    """Plain text for an attribute, alt text or terminal: one line, every character visible.
 
     Args:
-        text: anything, lone surrogates included.
-        spaces: show a space as `␣`, where its being there would be overlooked.
-        limit: characters shown, None for all.
+        text: any text, including lone surrogates.
+        spaces: show spaces as `␣`, where they would be overlooked.
+        limit: maximum characters, None for all.
     """
     if text and not spaces and text.isascii() and text.isprintable() and (limit is None or len(text) <= limit):
         return text
@@ -35,14 +35,14 @@ def plain(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
 
 
 def shown(text: str, *, spaces: bool = False, limit: int | None = LIMIT) -> str:
-    """The same as HTML, isolated from the direction of what stands around it; replaced characters are set off."""
+    """The same as HTML, isolated from the surrounding text direction; replaced characters are marked."""
     return f"<bdi>{inner(text, spaces=spaces, limit=limit)}</bdi>"
 
 
 def inner(text: str, *, spaces: bool = False, limit: int | None = LIMIT, breaks: bool = False) -> str:
-    """What `shown` puts between the tags, for a `<bdi>` with attributes of its own.
+    """The content of `shown`, for a `<bdi>` with its own attributes.
 
-    With `breaks` a newline is one, so that it is copied as one; the style sheet draws `⏎` before it.
+    With `breaks`, newlines are kept, so that they are copied as such; the style sheet draws `⏎` before them.
     """
     if not spaces and text.isascii() and text.isprintable() and (limit is None or len(text) <= limit):
         return escape(text, quote=False)
@@ -50,20 +50,20 @@ def inner(text: str, *, spaces: bool = False, limit: int | None = LIMIT, breaks:
 
 
 def attribute(text: str, *, spaces: bool = True, limit: int | None = LIMIT) -> str:
-    """The same for the value of an attribute, without its quotes."""
+    """The same as an HTML attribute value, without quotes."""
     return escape(plain(text, spaces=spaces, limit=limit), quote=True)
 
 
 def cell(text: str) -> str:
-    """A text for a cell of a CSV file: a JSON string, which gives the very text back and which no spreadsheet takes for
-    a formula (CSV injection), a number or a missing value. What is invisible is escaped.
+    """A CSV cell: a JSON string, which round-trips exactly and which spreadsheets don't take for a formula (CSV
+    injection), a number or a missing value. Invisible characters are escaped.
     """
     escaped = (c if c.isprintable() else json.dumps(c)[1:-1] for c in json.dumps(text, ensure_ascii=False))
     return "".join(escaped)
 
 
 def number(value: float | None) -> str:
-    """Three digits, a real minus sign, thousands separated; a dash for what is not known or not a number."""
+    """Three significant digits, proper minus sign, thousands separators; a dash for None and NaN."""
     if value is None or value != value:
         return "–"
     size = abs(value)
@@ -72,7 +72,7 @@ def number(value: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """A round value, a tick's, without zeros at its end; very small ones as powers of ten."""
+    """A round value, such as a tick's, without trailing zeros; very small ones as powers of ten."""
     if 0 < abs(value) < 1e-4:
         digits, power = f"{value:.2e}".split("e")
         times = "" if abs(float(digits)) == 1 else f"{abs(float(digits)):g}·"
@@ -94,7 +94,7 @@ def _marked(mark: str, kind: str, breaks: bool) -> str:
 
 
 def _marks(text: str, spaces: bool, limit: int | None) -> Iterator[tuple[str, str]]:
-    """Pieces to show, and what kind of replacement each is ("" for the text itself)."""
+    """Pieces to show, each with its kind of replacement ("" for unchanged text)."""
     cut = text if limit is None else text[:limit]
     n_stacked = 0
     for i, char in enumerate(cut):
@@ -119,5 +119,5 @@ def _mark(char: str, previous: str, spaces: bool, *, stacked: bool) -> tuple[str
     if category in _ODD or char in _BLANK or stacked:
         return f"⟨{ord(char):04X}⟩", "odd"
     if category in ("Mn", "Me", "Mc") and (not previous or previous in " \n\t"):
-        return f"◌{char}", ""  # a mark with nothing to stand on would sit on the neighbouring token
+        return f"◌{char}", ""  # a combining mark without a base would attach to the neighbouring token
     return char, ""

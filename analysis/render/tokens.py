@@ -1,8 +1,8 @@
-"""Token heat maps: text with each token's value of a feature as the depth of its ground.
+"""Token heat maps: text with a feature's value at each token as background shade.
 
-Colour never carries the sign alone: positive values are blue over a solid line, negative ones orange over a dashed line.
-The text keeps the colour of its surroundings and the grounds are translucent, so that one HTML serves light and dark.
-Depths come in ten classes rather than as a style each, which keeps a window of 32 tokens below a kilobyte.
+The sign never depends on colour alone: positive values are blue with a solid underline, negative ones orange with a dashed
+one. Text colour is inherited and backgrounds are translucent, so the HTML works in light and dark themes. Shades are ten
+CSS classes rather than inline styles, which keeps a window of 32 tokens below a kilobyte.
 """
 
 import math
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 LEVELS = 10
 REST = "⋯"
-"""An active token that is a later part of a character of several tokens, which is shown whole at the first."""
+"""Shown for an active token that is a later part of a character made of several tokens."""
 MAX_ALPHA = 0.6
-"""Opacity of the deepest ground: text on it keeps a contrast of 4.5 to 1 in both themes."""
+"""Opacity of the darkest shade: text on it keeps a contrast of 4.5 to 1 in both themes."""
 
 
 def level(value: float, scale: float) -> int:
-    """The depth of a value, 1 to `LEVELS`; 0 only for zero (and for what is not a number)."""
+    """The shade of a value, 1 to `LEVELS`; 0 only for zero and non-finite values."""
     if not value or not math.isfinite(value):
         return 0
     return max(1, min(LEVELS, math.ceil(LEVELS * abs(value) / scale))) if scale > 0 else 1
 
 
 def _kind(value: float, scale: float) -> str:
-    """The class of a value's ground, without its prefix."""
+    """The CSS class of a value's shade, without prefix."""
     return ("p" if value > 0 else "n") + str(level(value, scale))
 
 
@@ -40,17 +40,17 @@ def heat(
     pieces: Sequence[str], values: Sequence[float], *, scale: float, peak: int | None = None, focus_all: bool = False,
     limit: int | None = 64, near: range | None = None,
 ) -> str:
-    """A text whose tokens lie on grounds as deep as their values.
+    """Render text with each token shaded by its value.
 
     Args:
         pieces: the tokens' text.
-        values: one each, 0 where the feature is inactive.
-        scale: the absolute value that gets the deepest ground; a feature's largest, so that examples compare.
+        values: one value per token, 0 where inactive.
+        scale: |value| with the darkest shade; use the feature's largest, so that examples are comparable.
         peak: the token to outline.
-        focus_all: let the keyboard reach every active token rather than the peak only.
-        limit: characters shown of one token.
-        near: tokens that are seen at first, without the indentation that their lines share; the others show, and the
-            indentation comes back, in an element of class `sx-wide`. None for all, as they are.
+        focus_all: make every active token focusable, not only the peak.
+        limit: maximum characters per token.
+        near: tokens shown at first, with common indentation removed; an element of class `sx-wide` shows everything.
+            None shows all tokens unchanged.
     """
     assert len(pieces) == len(values), (len(pieces), len(values))
     cut = indentation(pieces, values, near) if near is not None else {}
@@ -65,12 +65,12 @@ def heat(
 
 
 def indentation(pieces: Sequence[str], values: Sequence[float], near: range) -> dict[int, list[tuple[int, int]]]:
-    """The indentation that all lines begun within `near` share, as stretches of characters of their tokens.
+    """The common indentation of all lines that start within `near`, as character spans by token.
 
-    Blank lines do not count. Characters of active tokens are never cut.
+    Blank lines are ignored. Characters of active tokens are never removed.
     """
-    lines: list[list[tuple[int, int]]] = []  # the leading blanks of each line, as (token, character)
-    blanks: list[tuple[int, int]] | None = None  # of the line that is being read, None behind them
+    lines: list[list[tuple[int, int]]] = []  # leading blanks of each line, as (token, character)
+    blanks: list[tuple[int, int]] | None = None  # those of the current line; None after them
     for i in near:
         for j, char in enumerate(pieces[i]):
             if char == "\n":
@@ -92,12 +92,12 @@ def indentation(pieces: Sequence[str], values: Sequence[float], near: range) -> 
 
 
 def run_together(spans: Iterable[tuple[bool, str]]) -> str:
-    """Tokens as one HTML: those with a ground as they are, what lies between them as one piece of text.
+    """Join tokens to HTML, merging runs of unshaded tokens into one text.
 
-    Most tokens are inactive, and an element for each would be most of what a browser has to check, style and lay out.
+    Most tokens are inactive, and an element for each would dominate the browser's layout time.
 
     Args:
-        spans: whether a token is an element of its own, and its HTML.
+        spans: for each token, whether it is its own element, and its HTML.
     """
     parts = []
     for alone, group in groupby(spans, key=lambda span: span[0]):
@@ -123,7 +123,7 @@ def _token(
 
 
 def _text(piece: str, limit: int | None, cut: Sequence[tuple[int, int]]) -> str:
-    """A token's text; stretches of indentation are elements of their own, which the style sheet hides."""
+    """A token's text; indentation spans are separate elements that the style sheet hides."""
     if not cut:
         return _uncut(piece, limit)
     parts, at = [], 0
@@ -134,18 +134,18 @@ def _text(piece: str, limit: int | None, cut: Sequence[tuple[int, int]]) -> str:
     return "".join(f'<span class="sx-in">{part}</span>' if i % 2 else part for i, part in enumerate(html))
 
 
-@lru_cache(maxsize=1 << 15)  # most tokens of a page are the same few
+@lru_cache(maxsize=1 << 15)  # a few tokens make up most of a page
 def _uncut(piece: str, limit: int | None) -> str:
     return inner(piece, limit=limit, breaks=True) if piece else ""
 
 
 def example(example: "Example", scale: float, *, reach: tuple[int, int] | None = None) -> str:
-    """One example: its value and token at the peak, where it comes from, and its window; an image is seen whole.
+    """One example: value and token at the peak, its origin, and its window. Images are shown whole.
 
     Args:
-        example: a stretch of a context.
-        scale: as of `heat`.
-        reach: tokens before and behind the peak that are seen before the example is widened; None for all.
+        example: a window of a context.
+        scale: as for `heat`.
+        reach: tokens shown before and after the peak until the example is widened; None for all.
     """
     peak = example.position - example.start
     place = f"context {example.seq}, token {example.position}"
@@ -167,11 +167,11 @@ def example(example: "Example", scale: float, *, reach: tuple[int, int] | None =
 
 
 def legend(scale: float, *, signed: bool) -> str:
-    """What the grounds mean, in words beside samples of them."""
+    """Legend of the shades, with samples."""
     items = [("p", "positive")] + ([("n", "negative")] if signed else [])
     steps = [
         f'<span><bdi class="sx-{kind}{depth}">{number(sign * scale * depth / LEVELS)}</bdi></span>'
         for kind, _ in items for sign in [1 if kind == "p" else -1] for depth in (1, 4, 7, LEVELS)
     ]
-    said = "blue over a solid line: positive" + ("; orange over a dashed line: negative" if signed else "")
-    return f'<div class="sx-legend" aria-label="Shading: {said}; the deepest is {number(scale)}">{" ".join(steps)}</div>'
+    said = "blue with a solid line: positive" + ("; orange with a dashed line: negative" if signed else "")
+    return f'<div class="sx-legend" aria-label="Shading: {said}; the darkest is {number(scale)}">{" ".join(steps)}</div>'

@@ -1,4 +1,4 @@
-"""A trace as text: each step with its parts indented below it."""
+"""A trace as text, with each step's parts indented below it."""
 
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def trace_lines(step: "Step", indent: int = 0) -> list[str]:
-    """Lines to print.
+    """Format a trace as lines.
 
     Args:
-        step: the first.
-        indent: spaces before it.
+        step: the first step.
+        indent: number of leading spaces.
     """
     space = " " * indent
     head = (

@@ -1,1 +1,1 @@
-"""Text generated with features added, clamped or ablated."""
+"""Generate text with features added, clamped or ablated."""

@@ -1,4 +1,4 @@
-"""Edits of features as people type them: `44=0, 920+12.5, 7-3` holds 44 at zero, adds 12.5 of 920 and takes 3 of 7 away."""
+"""Parse feature edits: `44=0, 920+12.5, 7-3` holds 44 at zero, adds 12.5 to 920 and subtracts 3 from 7."""
 
 import re
 from typing import TYPE_CHECKING
@@ -12,14 +12,14 @@ _EDIT = re.compile(r"#?(\d{1,12})\s*([+=\-−])\s*([+\-−]?\d{1,12}(?:\.\d{1,12
 
 
 def edits(text: str, d_sae: int) -> "list[Edit]":
-    """What a text says is to be done, in its order.
+    """Parse a list of edits, in order.
 
     Args:
-        text: edits with commas between them.
+        text: edits separated by commas.
         d_sae: number of features.
 
     Raises:
-        SaescopeError: a part is no edit, or names a feature that there is not.
+        SaescopeError: a part is not an edit, or its feature doesn't exist.
     """
     return [_edit(part.strip(), d_sae) for part in text.split(",") if part.strip()]
 
@@ -29,7 +29,7 @@ def _edit(part: str, d_sae: int) -> "Edit":
 
     found = _EDIT.fullmatch(part)
     if found is None:
-        raise SaescopeError(f"“{part}” is no edit; write 44=0 to hold feature 44 at 0, 920+12.5 to add 12.5 of 920.")
+        raise SaescopeError(f"“{part}” is not an edit; write 44=0 to hold feature 44 at 0, or 920+12.5 to add 12.5 to 920.")
     feature, sign, size = int(found[1]), found[2], float(found[3].replace("−", "-"))
     if feature >= d_sae:
         raise SaescopeError(f"There is no feature {feature}; this run has 0 to {d_sae - 1}.")

@@ -1,13 +1,13 @@
-"""Generation with features turned up, down or held, beside the same generation left alone.
+"""Generate text with features steered, next to the unsteered baseline.
 
-A feature's direction d is its unit decoder row, and a strength s is a length in the model's own units, as `sae.encode`
-gives them. *Add* makes x + s·d at the chosen positions. *Clamp* makes x + (s − c)·d where c is the feature's value at that
-position as the SAE encodes it (0 where inactive): the SAE's error and all other features stay as they are, which putting
-an edited reconstruction in place of x would not do. Several features are added at once, each c read from the unedited x.
-x is what the SAE's site reads and the activation moved is what it writes: `training.model.splice` with errors kept.
+A feature's direction d is its unit decoder row, and a strength s is a length in the model's units, like the values of
+`sae.encode`. *Add* gives x + s·d at the chosen positions. *Clamp* gives x + (s − c)·d, where c is the feature's encoded
+value at that position (0 where inactive): the SAE's error and all other features are unchanged, unlike when x is replaced
+by an edited reconstruction. Several features are edited at once, each c read from the unedited x. x is what the SAE's site
+reads, and the edited activation is what it writes: `training.model.splice` with errors kept.
 
-Both texts are made in one batch and draw from the same noise (Gumbel-max with one noise vector per step: Maddison et al.
-2014), so that they part only where the edit changes what would be drawn; with strength 0 they are the same.
+Both texts are generated in one batch with the same noise (Gumbel-max with one noise vector per step: Maddison et al.
+2014), so they diverge only where the edit changes the sampled token; with strength 0 they are identical.
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ from training.model.splice import SplicedModel
 MAX_NEW_TOKENS = 256
 MAX_EDITS = 32
 N_ALTERNATIVES = 5
-"""Next tokens whose probabilities are compared."""
+"""Number of next tokens whose probabilities are compared."""
 
 Mode = Literal["add", "clamp"]
 WHERE = ("all", "prompt", "generated")
@@ -38,35 +38,35 @@ WHERE = ("all", "prompt", "generated")
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to one feature."""
+    """An edit of one feature."""
 
     feature: int
     strength: float
-    """Length in the model's units: what is added, or what the value is held at."""
+    """Length in the model's units: the amount to add, or the value to hold."""
     mode: Mode = "add"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How text is generated."""
+    """Generation settings."""
 
     max_tokens: int = 40
     temperature: float = 0.8
-    """0 takes the likeliest token each time."""
+    """0 is greedy decoding."""
     seed: int = 0
     positions: str | Sequence[int] = "all"
-    """Where edits act: `all`, the `prompt`, what is `generated`, or given positions (0 is the first token). A new token
-    is drawn from what stands at the token before it: so `generated` begins with the prompt's last token. Special tokens
-    are left alone unless they are given by position."""
+    """Where edits apply: `all`, `prompt`, `generated`, or a list of positions (0 is the first token). A new token is
+    predicted at the position before it, so `generated` starts at the last prompt token. Special tokens are edited only if
+    listed by position."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be generated."""
+        """Check the settings."""
         if not 1 <= self.max_tokens <= MAX_NEW_TOKENS:
-            raise SaescopeError(f"max_tokens = {self.max_tokens}; between 1 and {MAX_NEW_TOKENS} can be generated.")
+            raise SaescopeError(f"max_tokens = {self.max_tokens}; it must be between 1 and {MAX_NEW_TOKENS}.")
         if not 0 <= self.temperature <= 10:
-            raise SaescopeError(f"temperature = {self.temperature:g}; it lies between 0 and 10.")
+            raise SaescopeError(f"temperature = {self.temperature:g}; it must be between 0 and 10.")
         if isinstance(self.positions, str) and self.positions not in WHERE:
-            raise SaescopeError(f"positions = {self.positions!r}; write all, prompt, generated or a list of numbers.")
+            raise SaescopeError(f"positions = {self.positions!r}; it must be all, prompt, generated or a list of numbers.")
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Generated:
     pieces: list[str]
     text: str
     logprobs: list[float]
-    """Of each token under the model as it was run here, in nats, at temperature 1."""
+    """Log-probability of each token under the (steered) model, in nats, at temperature 1."""
     ended: bool
-    """Whether the model ended the text itself."""
+    """Whether the model generated an end-of-text token."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A next token after the prompt and how likely it is without and with the edits."""
+    """A candidate for the first generated token, with its probability without and with the edits."""
 
     piece: str
     baseline: float
@@ -93,7 +93,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Steered:
-    """A prompt continued without and with the edits."""
+    """Continuations of a prompt without and with the edits."""
 
     prompt: list[str]
     baseline: Generated
@@ -101,23 +101,23 @@ class Steered:
     edits: Sequence[Edit]
     settings: Settings
     parted: int | None
-    """The first generated token that differs; None if none does."""
+    """Index of the first generated token that differs; None if there is none."""
     alternatives: list[Alternative] = field(default_factory=list)
-    """The likeliest next tokens of either."""
+    """The most probable next tokens of either."""
 
     @property
     def baseline_text(self) -> str:
-        """The continuation left alone."""
+        """The unsteered continuation."""
         return self.baseline.text
 
     @property
     def steered_text(self) -> str:
-        """The continuation with the edits."""
+        """The steered continuation."""
         return self.steered.text
 
 
 class Editor:
-    """Splices edits into a model while text passes through it bit by bit."""
+    """Applies edits to a model's forward passes while text is processed incrementally."""
 
     def __init__(
         self, loaded: TrainedSAE, edits: Sequence[Edit], settings: Settings, tokens: Int[Tensor, " n_prompt"]
@@ -129,14 +129,14 @@ class Editor:
 
     @contextmanager
     def spliced(self, n: int, start: int = 0, n_texts: int = 1) -> Iterator[None]:
-        """While open, the model runs `n` tokens of texts, from position `start` on; the last text has the edits."""
+        """Context in which the model runs `n` tokens from position `start` on, with the edits applied to the last text."""
         mask = torch.zeros(n_texts, n, dtype=torch.bool)
         mask[-1, self.chosen(start, n)] = True
         with self.model.spliced(keep=mask, edits=self.edits if mask.any() else (), record=False):
             yield
 
     def chosen(self, start: int, n: int) -> list[int]:
-        """Which of the `n` tokens from position `start` on are edited, counted from there."""
+        """Edited positions among the `n` tokens from position `start` on, relative to `start`."""
         at = range(start, start + n)
         where = self.settings.positions
         if not isinstance(where, str):
@@ -152,16 +152,16 @@ class Editor:
 
 
 def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None) -> Steered:
-    """Continue a prompt without and with edits, from the same noise.
+    """Continue a prompt without and with edits, using the same noise.
 
     Args:
         run: the run's folder.
         prompt: the text to continue.
-        edits: up to `MAX_EDITS`, each of another feature.
-        settings: how to generate.
+        edits: up to `MAX_EDITS` edits of distinct features.
+        settings: generation settings.
 
     Raises:
-        SaescopeError: edits that cannot be made, a prompt that is empty or too long, or no language model here.
+        SaescopeError: the edits are invalid, the prompt is empty or too long, or the language model isn't available.
     """
     (last,) = deque(stream(run, prompt, edits, settings), maxlen=1)
     return last
@@ -170,7 +170,7 @@ def steer(run: str | Path, prompt: str, edits: Sequence[Edit], settings: Setting
 def stream(
     run: str | Path, prompt: str, edits: Sequence[Edit], settings: Settings | None = None
 ) -> Iterator[Steered]:
-    """The same token by token: after each what there is so far, and at last all of it. Others may use the model between.
+    """Streaming `steer`: yield the result so far after each token. The model is free for others between tokens.
 
     Raises:
         SaescopeError: as `steer`, before the first token.
@@ -195,7 +195,7 @@ def stream(
 
 
 class _Text:
-    """One continuation as it grows."""
+    """A continuation being generated."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -204,7 +204,7 @@ class _Text:
 
 
 class _Both:
-    """Both continuations, in one batch: the first row is left alone, the last one edited."""
+    """Both continuations in one batch: the first row is the baseline, the last is edited."""
 
     def __init__(
         self, loaded: TrainedSAE, tokens: Int[Tensor, " n_prompt"], edits: Sequence[Edit], settings: Settings
@@ -212,7 +212,7 @@ class _Both:
         self.loaded, self.prompt, self.settings = loaded, tokens, settings
         does = [edit for edit in edits if edit.mode == "clamp" or edit.strength]
         self.editor = Editor(loaded, does, settings, tokens)
-        # without an edit that does anything there is one text, and no rounding in which the two could differ
+        # without effective edits use one row for both, so that they can't differ by rounding
         self.texts = [_Text() for _ in range(2 if does else 1)]
         self.noise = gumbel_noise(settings.seed)
         self.first: Tensor | None = None
@@ -224,7 +224,7 @@ class _Both:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One more token of each text that has not ended."""
+        """Generate one more token of each unfinished text."""
         model = self.loaded.model
         done = len(self.prompt) + self.n_steps
         n_run = self._next.shape[1] if model.keeps_past else done
@@ -243,7 +243,7 @@ class _Both:
         self.n_steps += 1
 
     def so_far(self, edits: Sequence[Edit]) -> Steered:
-        """What there is by now."""
+        """The result so far."""
         assert self.first is not None
         baseline, steered = self._generated(self.texts[0]), self._generated(self.texts[-1])
         pairs = zip(baseline.tokens, steered.tokens, strict=False)
@@ -256,13 +256,13 @@ class _Both:
         )
 
     def _generated(self, text: _Text) -> Generated:
-        # the pieces of a continuation may begin within a character, so prompt and continuation are dealt together
+        # a continuation may start inside a character, so decode it together with the prompt
         pieces = self.loaded.pieces([*self.prompt.tolist(), *text.tokens])[len(self.prompt) :]
         return Generated([*text.tokens], pieces, "".join(pieces), [*text.logprobs], text.ended)
 
 
 def gumbel_noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
-    """Gumbel noise, a fresh vector each call, the same for the same seed."""
+    """A seeded generator of Gumbel noise vectors."""
     generator = torch.Generator().manual_seed(seed % 2**63)
 
     def draw(n: int) -> Tensor:
@@ -273,7 +273,7 @@ def gumbel_noise(seed: int) -> Callable[[int], Float[Tensor, " n"]]:
 
 
 def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Float[Tensor, " d_vocab"] | None) -> int:
-    """The next token: the likeliest at temperature 0, else drawn by Gumbel-max."""
+    """Choose the next token: greedy at temperature 0, else sampled with Gumbel-max."""
     if temperature == 0:
         return int(logits.argmax())
     assert noise is not None
@@ -281,22 +281,22 @@ def choose(logits: Float[Tensor, " d_vocab"], temperature: float, noise: Float[T
 
 
 def checked(edits: Sequence[Edit], loaded: TrainedSAE) -> None:
-    """Refuse edits that cannot be made.
+    """Validate edits.
 
     Raises:
-        SaescopeError: too many, a feature twice or not there, another mode, or a strength that is no length.
+        SaescopeError: too many edits, a repeated or unknown feature, an unknown mode, or an invalid strength.
     """
     if len(edits) > MAX_EDITS:
-        raise SaescopeError(f"{len(edits)} features are to be steered; at most {MAX_EDITS} can be at once.")
+        raise SaescopeError(f"There are {len(edits)} edits; at most {MAX_EDITS} features can be steered at once.")
     if len({edit.feature for edit in edits}) < len(edits):
-        raise SaescopeError("A feature is to be steered twice; give each feature once.")
+        raise SaescopeError("A feature is listed twice; give each feature once.")
     for edit in edits:
         if not 0 <= edit.feature < loaded.sae.d_sae:
             raise SaescopeError(f"There is no feature {edit.feature}; this run has 0 to {loaded.sae.d_sae - 1}.")
         if edit.mode not in ("add", "clamp"):
-            raise SaescopeError(f"The mode of feature {edit.feature} is {edit.mode!r}; it is add or clamp.")
+            raise SaescopeError(f"The mode of feature {edit.feature} is {edit.mode!r}; it must be add or clamp.")
         if abs(edit.strength) > 1e6 or edit.strength != edit.strength:
-            raise SaescopeError(f"The strength of feature {edit.feature} is {edit.strength}; it lies within ±1,000,000.")
+            raise SaescopeError(f"The strength of feature {edit.feature} is {edit.strength}; it must be within ±1,000,000.")
 
 
 def _alternatives(loaded: TrainedSAE, before: Tensor, after: Tensor) -> list[Alternative]:

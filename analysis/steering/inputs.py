@@ -1,7 +1,7 @@
-"""What a module of the user's own returns for one input, with features turned up or held, beside the same left alone.
+"""Steer the user's own module: its output for one input with features edited, next to the baseline.
 
-Edits are those of `analysis.steering.generate`, at all positions of the input or at some of them. Input and outputs are
-drawn as the user's function says (`training.model.feed.Feed`).
+Edits are those of `analysis.steering.generate`, at all or some positions of the input. The user's functions draw input
+and outputs (`training.model.feed.Feed`).
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ Positions = Literal["all"] | Sequence[int]
 
 @dataclass(frozen=True)
 class SteeredInput:
-    """One input through the module, without and with the edits."""
+    """The module's outputs for one input, without and with the edits."""
 
     number: int
     image: UInt8[np.ndarray, "height width channels"] | None
-    """The input, where the feed draws it."""
+    """The input as an image, if the feed can draw it."""
     baseline: Drawn
     steered: Drawn
     edits: Sequence[Edit]
     positions: Positions
     change: float
-    """‖steered − baseline‖ / ‖baseline‖ of what the module returned."""
+    """‖steered − baseline‖ / ‖baseline‖ of the module's output."""
 
 
 @own_torch_state()
@@ -47,14 +47,14 @@ def steer_input(run: str | Path, number: int, edits: Sequence[Edit], positions: 
     """Run one input without and with edits.
 
     Args:
-        run: the run's folder; of a training on `corpus.sources=module:…`.
-        number: of the input, which is that of its context in the run's index.
-        edits: up to `analysis.steering.generate.MAX_EDITS`, each of another feature.
-        positions: where they act.
+        run: the folder of a run trained on `corpus.sources=module:…`.
+        number: the input's number, equal to its context number in the run's index.
+        edits: up to `analysis.steering.generate.MAX_EDITS` edits of distinct features.
+        positions: where they apply.
 
     Raises:
-        SaescopeError: another kind of run, a module that is not there or has changed, edits or positions that cannot be,
-            or an output that nobody knows how to draw.
+        SaescopeError: the run has no module, the module is missing or has changed, the edits or positions are invalid, or
+            the output can't be drawn.
     """
     with LOCK:
         trained = open_trained(run)
@@ -80,7 +80,7 @@ def steer_input(run: str | Path, number: int, edits: Sequence[Edit], positions: 
 
 
 def _first(output: Any) -> Any:
-    """Of a batch of one."""
+    """The only element of a batch of one."""
     if isinstance(output, dict):
         return {key: _first(value) for key, value in output.items()}
     return tuple(map(_first, output)) if isinstance(output, tuple | list) else output[0]

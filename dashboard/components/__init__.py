@@ -1,1 +1,1 @@
-"""What the browser does by itself: small inline components, so that they need no build and no network."""
+"""Small inline components that run in the browser, without a build step or network access."""

@@ -1,5 +1,5 @@
-// A circuit's graph: SVG nodes over canvas edges. Hover, prune, pin, group, search and rename stay here; Python is told of
-// the view (pins, groups, names, judgements, sliders) once a choice is made. Texts only ever become text.
+// A circuit's graph: SVG nodes over canvas edges. Hover, prune, pin, group, search and rename run here; Python gets the
+// view (pins, groups, names, judgements, sliders) after each choice. Texts are only ever set as text, never as HTML.
 
 const NS = "http://www.w3.org/2000/svg";
 const STEP = 24, LINE = 30, PAD = 12, LEFT = 110, TOP = 14, BOTTOM = 34, PER_LINE = 8, BARS = 8;
@@ -12,7 +12,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     root = el("div", { class: "sx sx-cg", "data-graph": data.graph.id });
     parentElement.append(root);
     root.page = new CircuitPage(root, data);
-    root.page.scroll.scrollLeft = root.page.scroll.scrollWidth;  // most of a graph lies at the last token
+    root.page.scroll.scrollLeft = root.page.scroll.scrollWidth;  // most nodes are at the last token
   }
   root.page.tell = (view) => setTriggerValue("view", view);
   root.page.adopt(data);
@@ -54,12 +54,12 @@ class CircuitPage {
     this.judged = {};
     this.clicked = null;
     this.shares = [1, 1];
-    this.told = null;  // what Python said last
-    this.sent = [];  // what it was told since
+    this.told = null;  // Python's last view
+    this.sent = [];  // views sent to Python since
     this.found = null;
     this.hovered = null;
     this.marked = [];
-    this.known = el("div", { class: "sx sx-cg-known" });  // what Python has drawn of the feature whose card is open
+    this.known = el("div", { class: "sx sx-cg-known" });  // Python's part of the open node card
     this.build();
   }
 
@@ -69,7 +69,7 @@ class CircuitPage {
     this.links = data.links;
     this.about(data.card);
     const text = JSON.stringify(data.view), mine = this.sent.indexOf(text);
-    if (mine >= 0) {  // our own choice comes back; later ones are still on their way
+    if (mine >= 0) {  // an echo of our own choice; later ones are still in flight
       this.told = text;
       this.sent.splice(0, mine + 1);
     }
@@ -87,7 +87,7 @@ class CircuitPage {
     this.refresh();
   }
 
-  // trusted HTML from analysis.render, in which every text is escaped
+  // trusted HTML from analysis.render, with all text escaped
   about(card) {
     if (card && card.html !== this.known.drawn) this.known.innerHTML = card.html;
     this.known.drawn = card?.html;
@@ -124,7 +124,7 @@ class CircuitPage {
     this.search.addEventListener("input", () => this.refresh());
     this.search.addEventListener("keydown", (event) => event.stopPropagation());
     this.sliders = ["nodes", "edges"].map((what, k) => {
-      const slider = el("input", { type: "range", min: 0.02, max: 1, step: 0.01, value: 1, "aria-label": `Share of influence of ${what} that is shown` });
+      const slider = el("input", { type: "range", min: 0.02, max: 1, step: 0.01, value: 1, "aria-label": `Share of the influence of ${what} to show` });
       slider.addEventListener("input", () => { this.shares[k] = +slider.value; this.refresh(); });
       slider.addEventListener("change", () => this.commit());
       return slider;
@@ -136,7 +136,7 @@ class CircuitPage {
     this.side = el("div", { class: "sx-cg-side", tabindex: -1 });
     const { nodes, edges } = this.graph, repeated = [...nodes.inclusion, ...edges.inclusion].some((share) => share !== null);
     const legend = el("p", { class: "sx-quiet" }, "Circles are features, diamonds errors, squares tokens and skip paths, rounded squares logits. " +
-      "Blue edges add, orange dashed ones take away; width is size." +
+      "Blue edges are positive, orange dashed edges negative; width is magnitude." +
       (repeated ? " Dotted edges are in fewer than 90 % of the bootstraps, outlined nodes in at least as many." : ""));
     this.root.append(bar, el("div", { class: "sx-cg-both" }, el("div", {}, this.scroll, legend), this.side));
     this.tab = "node";
@@ -198,7 +198,7 @@ class CircuitPage {
       canvas.getContext("2d").setTransform(scale, 0, 0, scale, 0, 0);
     }
     const drawing = svg("svg", { ...size, viewBox: `0 0 ${this.width} ${this.height}`, role: "group", "aria-label": `${count(this.n)} nodes` });
-    const rows = svg("svg", { width: LEFT - 4, height: this.height, class: "sx-cg-rows" });  // in sight wherever the graph is scrolled to
+    const rows = svg("svg", { width: LEFT - 4, height: this.height, class: "sx-cg-rows" });  // stays visible when the graph is scrolled
     for (const [r, [y, h]] of this.rows) {
       drawing.append(svg("line", { class: "sx-rule", x1: 0, x2: this.width, y1: y, y2: y }));
       this.words(rows, this.graph.rows[r], LEFT - 10, y + h / 2 + 4, "end", 17);
@@ -213,7 +213,7 @@ class CircuitPage {
       drawing.append(g);
       return g;
     });
-    // one listener each for all nodes, however many there are
+    // event delegation: one listener of each kind for all nodes
     drawing.addEventListener("pointerover", (event) => this.hover(this.index(event)));
     drawing.addEventListener("pointerleave", () => this.hover(null));
     drawing.addEventListener("focusin", (event) => this.hover(this.index(event)));
@@ -291,7 +291,7 @@ class CircuitPage {
     this.root.dataset.hidden = gone;
     if (wanted && matches && this.found !== wanted) this.nodes[first].scrollIntoView({ block: "nearest", inline: "nearest" });
     this.found = wanted;
-    // thousands of dashed curves take long; most choices show the same ones
+    // drawing thousands of dashed curves is slow, and most choices don't change them
     if (this.kept.length !== this.painted?.length || this.kept.some((e, k) => e !== this.painted[k])) {
       this.paint(this.canvas, this.kept);
       this.painted = this.kept;
@@ -312,7 +312,7 @@ class CircuitPage {
       pen.strokeStyle = w < 0 ? COLOURS.neg : COLOURS.pos;
       pen.globalAlpha = strong ? 0.9 : 0.18 + 0.4 * Math.sqrt(Math.abs(w) / this.largest);
       pen.lineWidth = (strong ? 1 : 0.5) + 3 * Math.sqrt(Math.abs(w) / this.largest);
-      // contingent edges, those that few bootstraps choose, are dotted; negative ones dashed
+      // contingent edges (selected in few bootstraps) are dotted; negative ones dashed
       pen.setLineDash(inclusion[e] !== null && inclusion[e] < 0.9 ? [1.5, 3] : w < 0 ? [6, 3] : []);
       pen.stroke();
     }
@@ -325,7 +325,7 @@ class CircuitPage {
     this.mark(i ?? this.at.get(this.clicked) ?? null);
   }
 
-  // of one node: its edges and neighbours; work goes with their number, not with the graph's
+  // one node's edges and neighbours; the cost scales with their number, not the graph's
   mark(i) {
     for (const node of this.marked) node.classList.remove("sx-cg-near");
     this.marked = [];
@@ -345,7 +345,7 @@ class CircuitPage {
   choose(i) {
     this.clicked = this.graph.nodes.name[i];
     this.tab = "node";
-    this.all = null;  // which of the lists is shown to its end
+    this.all = null;  // the list that is shown in full
     this.commit();
   }
 
@@ -398,12 +398,12 @@ class CircuitPage {
     }
     const held = this.side.contains(document.activeElement);
     this.side.replaceChildren(tabs, this.tab === "node" ? this.card() : this.subgraph());
-    if (held && !this.side.contains(document.activeElement)) this.side.focus({ preventScroll: true });  // keys stay with the graph
+    if (held && !this.side.contains(document.activeElement)) this.side.focus({ preventScroll: true });  // keep key events in the graph
   }
 
   card() {
     const i = this.at.get(this.clicked);
-    if (i === undefined) return el("p", { class: "sx-quiet" }, "Click a node for its card; Ctrl-click, or p, pins it. Arrow keys walk.");
+    if (i === undefined) return el("p", { class: "sx-quiet" }, "Click a node to open its card; Ctrl-click it or press p to pin it. Use the arrow keys to move.");
     const { name, kind, position, value, effect, low, high, inclusion, row, feature } = this.graph.nodes;
     const label = el("input", { class: "sx-cg-name", value: this.called(i), "aria-label": "Name of the node", maxlength: 80 });
     label.addEventListener("change", () => {
@@ -425,7 +425,7 @@ class CircuitPage {
       if (link) buttons.append(el("a", { href: `${link}&f=${feature[i]}` }, "examples"));
     }
     const known = this.known.dataset.node === name[i] ? this.known : el("p", { class: "sx-quiet", "data-node": name[i] });
-    if (known !== this.known) { this.waits = known; known.textContent = "Its examples are on their way …"; }
+    if (known !== this.known) { this.waits = known; known.textContent = "Loading examples …"; }
     return el("div", {}, label, list, buttons, el("h3", {}, "Inputs"), this.bars(this.inputs[i], "source"), el("h3", {}, "Outputs"),
       this.bars(this.outputs[i], "target"), ...(kind[i] === "feature" ? [known] : []));
   }
@@ -461,7 +461,7 @@ class CircuitPage {
 
   subgraph() {
     const box = el("div", {});
-    if (!this.pins.size) return el("p", { class: "sx-quiet" }, "Pinned nodes are gathered here. Tick some to make them one group.");
+    if (!this.pins.size) return el("p", { class: "sx-quiet" }, "Pinned nodes are listed here. Tick some to group them.");
     const scores = this.graph.scored ? this.scores() : null;
     if (scores) box.append(el("p", { class: "sx-cg-scores" }, `replacement ${short(scores[0])}, completeness ${short(scores[1])} of the pinned subgraph`));
     for (const [k, [called, members]] of this.groups.entries()) {
@@ -473,7 +473,7 @@ class CircuitPage {
     const free = [...this.pins].filter((name) => this.group(name) < 0);
     const ticks = [];
     box.append(this.list(free, true, ticks));
-    const called = el("input", { placeholder: "name of the group", "aria-label": "Name of the new group", maxlength: 60 });
+    const called = el("input", { placeholder: "group name", "aria-label": "Name of the new group", maxlength: 60 });
     const preview = el("p", { class: "sx-quiet" });
     const make = this.button("group", () => this.makeGroup(ticks.filter((tick) => tick.checked).map((tick) => tick.value), called.value.trim()));
     make.disabled = true;
@@ -498,7 +498,7 @@ class CircuitPage {
     }));
   }
 
-  // what goes into and comes out of nodes taken as one
+  // total input and output of a group of nodes
   sum(members) {
     const inside = new Set(members.map((name) => this.at.get(name)));
     let into = 0, out = 0;
@@ -509,7 +509,7 @@ class CircuitPage {
     return el("span", { class: "sx-quiet" }, `${inside.size} nodes: ${short(into)} in, ${short(out)} out`);
   }
 
-  // analysis.circuits.attribution.influence.subgraph_scores: features that are not pinned count as errors
+  // as analysis.circuits.attribution.influence.subgraph_scores: unpinned features count as errors
   scores() {
     const { kind, name } = this.graph.nodes, { source, target, weight } = this.graph.edges;
     const unknown = kind.map((k, i) => k === "error" || k === "skip" || (k === "feature" && !this.pins.has(name[i])));
@@ -518,7 +518,7 @@ class CircuitPage {
       if (target[e] < 0) start[source[e]] += Math.abs(weight[e] ?? 0);
       else if (!unknown[target[e]]) total[target[e]] += Math.abs(weight[e] ?? 0);
     }
-    // nodes are in causal order: whatever a node passes on is known once all behind it are
+    // nodes are in causal order: a node's output is known once all downstream nodes are
     let tokens = 0, errors = 0, known = 0, all = 0;
     for (let i = this.n - 1; i >= 0; i--) {
       const here = influence[i] + start[i];

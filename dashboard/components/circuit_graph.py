@@ -1,4 +1,4 @@
-"""A circuit's graph in the browser: it highlights, prunes, pins, groups, searches there, and tells Python of its view."""
+"""Interactive circuit graph: highlighting, pruning, pinning, grouping and search in the browser; Python gets the view."""
 
 import json
 from collections.abc import Mapping
@@ -58,14 +58,14 @@ _graph = st.components.v2.component(
 def circuit_graph(
     data: Mapping[str, Any], view: View, links: Mapping[int, str], card: Mapping[str, str] | None, came_with: View
 ) -> None:
-    """Draw a graph; what is chosen in it becomes the URL's `view`.
+    """Draw a graph; the user's choices in it go into the URL's `view`.
 
     Args:
-        data: of `analysis.render.circuit_data.graph_data`.
-        view: what is shown of it.
-        links: by row, the address of the feature page of its SAE's run.
-        card: what is known besides of the node whose card is open: its name, `node`, and trusted `html`.
-        came_with: what is shown where the URL has no view.
+        data: output of `analysis.render.circuit_data.graph_data`.
+        view: what to show of the graph.
+        links: row of the graph → URL of the Feature page for that row's SAE.
+        card: extra content for the open node card: the node's name, `node`, and trusted `html`.
+        came_with: the default view, used if the URL has none.
     """
     shown = view.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     given = {"graph": dict(data), "view": shown, "links": {str(row): link for row, link in links.items()},
@@ -77,4 +77,4 @@ def _chosen(came_with: View) -> None:
     text = st.session_state["circuit_graph"].view
     if text:
         shown = None if text == came_with.text() else json.dumps(json.loads(text), separators=(",", ":"))
-        address.update(view=shown, tracing=None)  # who goes on reading is not led away by a graph that is ready
+        address.update(view=shown, tracing=None)  # a user who keeps working here shouldn't be taken to a finished trace

@@ -1,4 +1,4 @@
-"""A drawing from analysis.render on the page: `st.html` lets no SVG through."""
+"""Show an SVG from analysis.render: `st.html` strips SVG."""
 
 import streamlit as st
 
@@ -13,10 +13,10 @@ _drawing = st.components.v2.component("saescope_drawing", js=_JS, isolate_styles
 
 
 def drawing(svg: str, *, key: str) -> None:
-    """Show a drawing; it is trusted, as renderers escape every text in it.
+    """Show an SVG. It is trusted: renderers escape all text in it.
 
     Args:
-        svg: what a renderer has drawn.
-        key: of the element.
+        svg: output of a renderer.
+        key: Streamlit key of the element.
     """
     _drawing(key=key, data={"svg": svg})

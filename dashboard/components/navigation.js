@@ -1,10 +1,10 @@
-// See navigation.py. One instance a page. It listens until the next one does: between the two, Streamlit takes its time.
+// See navigation.py. One instance per page. It listens until the next one takes over, as Streamlit leaves a gap in between.
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const dialog = parentElement.querySelector("dialog");
   const status = parentElement.querySelector("[role=status]");
-  globalThis.saescopeRelease?.();  // this function runs again whenever the page has been drawn
-  // keys that are pressed quickly run ahead of what the server has drawn
+  globalThis.saescopeRelease?.();  // this function runs again after every draw of the page
+  // fast key presses get ahead of what the server has drawn
   const step = globalThis.saescopeStep, ahead = performance.now() - (step?.when ?? -1e9) < 2000 ? data.walk.indexOf(step.href) : -1;
   let at = ahead >= 0 ? ahead : data.at;
 
@@ -18,8 +18,8 @@ export default function (component) {
     ask(url.search || "?");
   }
 
-  // ask Python for an address until the page that answers is drawn and the browser is there: what is said while
-  // Streamlit replaces a page may be lost
+  // repeat the request for a URL until the page that answers it is drawn: messages sent while Streamlit replaces a page
+  // may be lost
   function ask(search) {
     const id = `${Date.now()}-${Math.random()}`, page = pageOf(new URL(search, location.href));
     let idle = 0, times = 1;
@@ -38,7 +38,7 @@ export default function (component) {
     }, 500);
   }
 
-  // Streamlit puts the address of an answer that was on its way over the one that Back has gone to
+  // a late answer makes Streamlit overwrite the URL that Back went to
   function onBack() {
     const wanted = location.search, asked = new URLSearchParams(wanted), until = performance.now() + 10000;
     let idle = 0;
@@ -56,16 +56,16 @@ export default function (component) {
     }, 250);
   }
 
-  // whatever is done after Back counts, not where Back went
+  // an action after Back supersedes it
   function stay() { clearInterval(globalThis.saescopeBack); }
 
-  // -- the address, whole, and where each page was left
+  // -- the complete URL, and each page's last state
 
   const pageOf = (url) => url.searchParams.get("page") ?? "runs";
 
   function complete() {
     const url = new URL(location.href), here = new URL(data.here, location.href);
-    if (pageOf(url) !== pageOf(here)) return;  // the page has been left meanwhile
+    if (pageOf(url) !== pageOf(here)) return;  // the user has left the page
     const open = Object.entries(data.settled).filter(([key]) => !url.searchParams.has(key));
     for (const [key, value] of open) url.searchParams.set(key, value);
     if (open.length) history.replaceState(history.state, "", url);
@@ -78,9 +78,9 @@ export default function (component) {
       { run: url.searchParams.get("run"), f: url.searchParams.get("f"), own }));
   }
 
-  // a page as it was left, with what is selected now
+  // a page's last state with the current selection
   function resumed(href) {
-    // an answer that is on its way may have put an older feature into the address
+    // a late answer may have put an older feature into the URL
     const reading = globalThis.saescopeReader?.reading;
     const url = new URL(href, location.href), page = pageOf(url), now = new URLSearchParams(reading ?? location.search);
     for (const key of data.selection) {
@@ -90,7 +90,7 @@ export default function (component) {
     if (page === "features" && now.get("f")) url.searchParams.set("p", "f");
     const left = JSON.parse(sessionStorage.getItem(`saescope ${page}`) ?? "null");
     const stale = [...(left?.run === now.get("run") ? [] : data.ofRun), ...(left?.f === now.get("f") ? [] : data.ofFeature)];
-    if (left && !stale.length) url.searchParams.delete("p");  // where the table stood is known
+    if (left && !stale.length) url.searchParams.delete("p");  // the table's page is known
     const kept = (left?.own ?? []).filter(([key]) => !stale.includes(key));
     for (const [key] of kept) url.searchParams.delete(key);
     for (const [key, value] of kept) url.searchParams.append(key, value);
@@ -104,7 +104,7 @@ export default function (component) {
     anchor.href = anchor.ariaCurrent ? location.href : resumed(anchor.href);
   }
 
-  // Plotly is loaded late and tells of clicks in its own way
+  // Plotly loads late and has its own click events
   function onPress(event) {
     stay();
     const plot = event.target.closest?.(".js-plotly-plot");
@@ -144,7 +144,7 @@ export default function (component) {
 
   function widen(example) { example.classList.toggle("sx-wide"); }
 
-  // letters that are typed while the search field is on its way are meant for it
+  // letters typed while the search field is loading are meant for it
   const search = () => document.querySelector(".st-key-q input, .st-key-text textarea");
   const coming = (globalThis.saescopeComing ??= { text: null, until: 0 });
 
@@ -169,7 +169,7 @@ export default function (component) {
     const step = { j: 1, ArrowRight: 1, k: -1, ArrowLeft: -1 }[event.key];
     if (step && data.walk.length) {
       const next = at + step;
-      if (next < 0 || next >= data.walk.length) return say("There is no further feature.");
+      if (next < 0 || next >= data.walk.length) return say("There are no more features.");
       at = next;
       globalThis.saescopeStep = { href: data.walk[at], when: performance.now() };
       event.preventDefault();
@@ -230,7 +230,7 @@ export default function (component) {
     const from = button.dataset.copy;
     const text = from === "link" ? new URL(data.here, location.href).href : document.querySelector(from)?.innerText ?? "";
     try { await navigator.clipboard.writeText(text); say("Copied."); flash(button, "copied"); }
-    catch { say("The browser does not let this page copy."); flash(button, "not allowed"); }
+    catch { say("The browser blocked copying."); flash(button, "not allowed"); }
   }
 
   function flash(button, text) {
@@ -264,7 +264,7 @@ export default function (component) {
   const app = document.querySelector("[data-testid=stApp]");
   document.documentElement.style.setProperty("--sx-ground", getComputedStyle(app).backgroundColor);
   const page = pageOf(new URL(location.href));
-  // Streamlit keeps the place to which the page before was scrolled
+  // Streamlit keeps the previous page's scroll position
   if (globalThis.saescopePage !== page) document.querySelector("[data-testid=stMain]")?.scrollTo(0, 0);
   globalThis.saescopePage = page;
   complete();
@@ -272,7 +272,7 @@ export default function (component) {
   globalThis.saescopeOpen = data.point ? (told) => go(data.point + told) : null;
   const run = new URL(location.href).searchParams.get("run");
   const tab = document.querySelector("nav.sx-pages a[aria-current]");
-  if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 60;  // where the bar is wider than the screen
+  if (tab) tab.parentElement.scrollLeft = tab.offsetLeft - 60;  // if the bar is wider than the screen
   document.title = [data.title, tab?.textContent, run, "Saescope"].filter(Boolean).join(" · ");
   globalThis.saescopeTell = (asked) => setTriggerValue("to", asked);
   globalThis.saescopeHeard = data.heard;

@@ -1,12 +1,12 @@
-"""Keys and links: what happens between two runs of a page's script, in the browser.
+"""Keyboard shortcuts and links, handled in the browser.
 
-Pages are HTML with ordinary links, and an ordinary link makes a Streamlit page begin anew. This component catches the
-clicks on links within the dashboard and hands Python the address, which then redraws only what has changed; a link in a
-new tab, or without scripts, still works. It also listens to keys, walks between the tokens of a heat map, shows a list
-of all keys, copies, and saves drawings as PNG, none of which needs the server.
+Pages are HTML with ordinary links, and following one would reload the whole Streamlit page. This component intercepts
+clicks on links within the dashboard and sends the URL to Python, which redraws only what changed; links opened in a new
+tab, or without JavaScript, still work. It also handles keys, moves between the tokens of a heat map, lists all keys,
+copies text and saves figures as PNG, all without the server.
 
-It keeps the address whole: what the page has settled on is added to it in place, and the links to other pages carry the
-selection of the address as it is when they are used, with what the page itself was left with in this tab.
+It keeps the URL complete: defaults chosen by the page are added in place, and links to other pages carry the selection
+as it is at the time of the click, with that page's own state from its last visit in this tab.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from dashboard.state import address
 
 KEYS = {
     "?": "this list", "/": "search", "j  →": "next feature", "k  ←": "previous feature",
-    "r": "a random feature", "b": "all features", "e": "edit the label", "Esc": "leave a field, close a list",
-    "Tab, then ← →": "from token to token of an example", "Enter": "widen or narrow that example",
+    "r": "random feature", "b": "all features", "e": "edit the label", "Esc": "leave a field, close a list",
+    "Tab, then ← →": "move between an example's tokens", "Enter": "widen or narrow that example",
 }
 _HTML = """<dialog class="sx-keys" aria-label="Keys"></dialog>
 <div class="sx-hidden" role="status" aria-live="polite"></div>"""
@@ -34,17 +34,17 @@ def navigation(
     *, keys: Mapping[str, str] | None = None, walk: Sequence[str] = (), at: int = 0, title: str = "", point: str = "",
     more: Mapping[str, str] | None = None,
 ) -> None:
-    """Put the component on a page, once, inside the fragment that is to be redrawn.
+    """Add the component to a page, once, inside the fragment to redraw.
 
     A link changes the URL and redraws the page or the fragment.
 
     Args:
-        keys: what a key leads to, as an address.
-        walk: addresses in order, of which j and k (and → and ←) take the next and the previous.
-        at: which of them is shown now.
-        title: of the browser's tab, before the page's and the run's.
-        point: where a point of a figure leads, an address to which its `customdata` is added.
-        more: keys that the page itself listens to, and what they do.
+        keys: key → the URL it opens.
+        walk: URLs in order; j and k (and → and ←) go to the next and the previous.
+        at: position of the current URL in `walk`.
+        title: start of the browser tab's title, before the page and the run.
+        point: URL prefix for a clicked point of a figure; its `customdata` is appended.
+        more: key → help text, for keys that the page handles itself.
     """
     data = {
         "keys": dict(keys or {}), "walk": list(walk), "at": at, "help": {**KEYS, **(more or {})}, "title": title,
@@ -56,7 +56,7 @@ def navigation(
 
 
 def _arrived() -> None:
-    """A link was followed, or a key pressed that stands for one."""
+    """A link was clicked or its key was pressed."""
     event: Any = st.session_state["navigation"].to
     if event:
         st.session_state["_heard"] = event["id"]

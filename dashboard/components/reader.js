@@ -1,17 +1,17 @@
-// See reader.py. The parts of the Feature page share one reader, which holds the features and what is being typed.
+// See reader.py. The parts of the Feature page share one reader, which holds the features and the unsaved edits.
 const DRAFTS = ["label", "note", "tags"];
 const EMPTY = { label: "", note: "", tags: [], lists: [] };
 const STAR = "starred";
 
 class Reader {
   constructor() {
-    this.features = new Map();  // number → what Python has drawn of it
-    this.ready = new Map();  // HTML → the element made of it, for the features next to the one that is read
-    this.parts = (globalThis.saescopeParts ??= new Map());  // name → element; the others may come before the bar
+    this.features = new Map();  // number → what Python drew for it
+    this.ready = new Map();  // HTML → its element, built ahead for the neighbours of the current feature
+    this.parts = (globalThis.saescopeParts ??= new Map());  // name → element; other parts may arrive before the bar
     this.data = null;
     this.current = null;
-    this.n = 0;  // of the last message to Python
-    this.outbox = [];  // edits that Python has not yet answered
+    this.n = 0;  // number of the last message to Python
+    this.outbox = [];  // edits that Python hasn't acknowledged
     this.conflict = null;
     this.said = "";
   }
@@ -20,7 +20,7 @@ class Reader {
 
   mount({ data, parentElement, setTriggerValue }) {
     const bar = parentElement.querySelector(".sx-reader"), anew = this.parts.get("bar") !== bar;
-    if (anew) {  // what was said on an earlier visit to the page is never answered
+    if (anew) {  // messages from an earlier visit are never answered
       clearTimeout(this.sending);
       this.n = this.sending = 0;
     }
@@ -35,7 +35,7 @@ class Reader {
   take(data, setTriggerValue) {
     this.trigger = setTriggerValue;
     if (data === this.data) return;
-    if (this.data?.session !== data.session) this.n = 0;  // another server, or the same one begun anew
+    if (this.data?.session !== data.session) this.n = 0;  // another server, or a restarted one
     if (this.data?.stamp !== data.stamp) this.features.clear();
     for (const one of data.features) this.features.set(one.feature, one);
     for (const [feature, written] of Object.entries(data.written)) {
@@ -44,20 +44,20 @@ class Reader {
     }
     const before = this.current, left = this.data && this.data.whose !== data.whose;
     this.data = data;
-    // keys run ahead of Python: what it shows counts once it has heard of the last of them
+    // keys get ahead of Python: use its state only once it has received the last message
     if (data.n >= this.n || left || this.current === null) this.current = data.feature;
     if (data.n >= this.n || !this.view) this.view = { ...data.view };
     for (const answer of data.saved) this.answered(answer);
     if (before !== this.current) this.turned();
   }
 
-  // nothing more is about to be said or heard
+  // no message is pending in either direction
   get quiet() { return !this.part("bar") || (!this.filling && !this.sending && this.data.n >= this.n && !this.outbox.length); }
 
-  // the address of what is read, while the page is open
+  // the URL of the current feature, while the page is open
   get reading() { return this.part("bar") && this.data ? this.address() : null; }
 
-  // a link leads elsewhere: what was about to be said of this page is void, edits are not
+  // a link goes elsewhere: drop pending messages about this page, but keep edits
   left(url) {
     if (!this.sending || this.outbox.length || url.searchParams.get("page") === "feature") return;
     clearTimeout(this.sending);
@@ -65,7 +65,7 @@ class Reader {
     this.n = this.data.n;
   }
 
-  // ask for what is missing around the feature that is read
+  // request missing features around the current one
   fill() {
     clearTimeout(this.filling);
     this.filling = 0;
@@ -78,7 +78,7 @@ class Reader {
   }
 
   send(to) {
-    if (to === null && this.sending) to = this.address();  // which was about to be said
+    if (to === null && this.sending) to = this.address();  // it was about to be sent
     clearTimeout(this.sending);
     clearTimeout(this.filling);
     this.sending = this.filling = 0;
@@ -89,7 +89,7 @@ class Reader {
     });
   }
 
-  // this page's address with some changes, as it is now
+  // this page's current URL with some changes
   address(changes = {}) {
     const url = new URLSearchParams(this.data.here.replace(/^[^?]*\?/, ""));
     const set = (key, value) => value === null || value === "" ? url.delete(key) : url.set(key, value);
@@ -97,13 +97,13 @@ class Reader {
     set("f", String(this.current));
     for (const [key, on] of Object.entries(this.view)) set(key, on === this.data.defaults[key] ? null : String(on));
     for (const [key, value] of Object.entries(changes)) set(key, value);
-    return "?" + String(url).replace(/%7E/g, "~").replace(/\*/g, "%2A");  // as Python spells it
+    return "?" + String(url).replace(/%7E/g, "~").replace(/\*/g, "%2A");  // as Python encodes it
   }
 
-  // the address follows at once, Python a moment later; steps in quick succession are one step back
+  // update the URL at once and Python a moment later; quick steps make one history entry
   later(ms) {
     clearTimeout(this.sending);
-    this.n += 1;  // an answer that is on its way is older than this step
+    this.n += 1;  // answers in flight are older than this step
     const search = this.address();
     if (this.stepping) history.replaceState({}, "", search); else history.pushState({}, "", search);
     this.stepping = true;
@@ -122,11 +122,11 @@ class Reader {
 
   step(by) {
     const { walk } = this.data, at = walk.indexOf(this.current), next = walk[at < 0 ? 0 : at + by];
-    if (next === undefined) return this.tell("There is no further feature.");
+    if (next === undefined) return this.tell("There are no more features.");
     this.go(next);
   }
 
-  // Back and Forward: what was about to be said is void, and what Python says next counts
+  // Back and Forward: drop pending messages and accept Python's next state
   back() {
     clearTimeout(this.sending);
     this.sending = 0;
@@ -187,7 +187,7 @@ class Reader {
     place.replaceWith(ready);
   }
 
-  // build what the next steps show while nothing else happens, so that a step only puts it in place
+  // build the next steps' elements while idle, so that a step only inserts them
   prepare() {
     if (this.preparing) return;
     this.preparing = requestIdleCallback(() => {
@@ -286,7 +286,7 @@ class Reader {
       return row;
     });
     const said = document.createElement("p");
-    said.textContent = "Somebody else has changed this since you read it. Nothing was saved.";
+    said.textContent = "Somebody else has changed this since you opened it. Your edit was not saved.";
     place.replaceChildren(said, ...rows, ...[["mine", "Keep mine"], ["theirs", "Take theirs"]].map(([act, text]) => {
       const button = document.createElement("button");
       button.dataset.act = act; button.textContent = text;
@@ -304,7 +304,7 @@ class Reader {
     element.querySelector("[data-is=clear]").hidden = !data.text;
   }
 
-  // a part that is on the page: pages come and go
+  // a part that is currently on the page
   part(name) {
     const element = this.parts.get(name);
     return element?.isConnected ? element : null;
@@ -316,7 +316,7 @@ class Reader {
     if (status) status.textContent = text;
   }
 
-  // -- the histogram: a stretch of values
+  // -- the histogram: selecting a range of values
 
   mark(element) {
     for (const old of element.querySelectorAll(".sx-chosen")) old.remove();
@@ -362,7 +362,7 @@ class Reader {
     addEventListener("pointerup", up);
   }
 
-  // -- edits: drafts outlive steps to other features and reloads, until they are saved or discarded
+  // -- edits: drafts survive steps to other features and reloads, until they are saved or discarded
 
   drafts() {
     try { return JSON.parse(sessionStorage.getItem(`saescope drafts ${this.data.whose}`) ?? "{}"); } catch { return {}; }
@@ -381,7 +381,7 @@ class Reader {
     const drafts = this.drafts(), draft = drafts[one.feature] ?? { before: one.written, after: pick(one.written) };
     draft.after[field] = field === "tags" ? [...new Set(text.split(",").map((t) => t.trim()).filter(Boolean))].sort() : text;
     if (field === "tags") draft.typed = text;
-    // an automatic label that stands unchanged is not yours
+    // an unchanged automatic label doesn't become the user's
     if (field === "label" && !draft.before.label && text.trim() === one.automatic) draft.after.label = "";
     if (DRAFTS.every((name) => same(draft.after[name], draft.before[name]))) delete drafts[one.feature];
     else drafts[one.feature] = draft;
@@ -430,7 +430,7 @@ class Reader {
       if (one) one.written = written;
       this.said = "Saved.";
       if (draft && DRAFTS.every((name) => same(draft.after[name], save.after[name]))) delete drafts[feature];
-      else if (draft) draft.before = written;  // typed further meanwhile
+      else if (draft) draft.before = written;  // the user kept typing
       this.keep(drafts);
     }
     if (theirs && one) one.written = theirs;
@@ -450,7 +450,7 @@ class Reader {
     if (mine) this.save(); else { this.said = ""; this.draw("bar"); }
   }
 
-  // -- what people do
+  // -- user input
 
   listen(part, element) {
     if (part === "bar") {
@@ -500,7 +500,7 @@ class Reader {
       return;
     }
     this.view[name] = !this.view[name];
-    this.n += 1;  // what Python shows by now is older
+    this.n += 1;  // Python's current state is older
     this.drawAll();
     clearTimeout(this.sending);
     this.sending = setTimeout(() => this.send(this.address()), 180);
@@ -525,7 +525,7 @@ class Reader {
     if (name === "number") {
       const feature = Number(target.value);
       if (target.value !== "" && Number.isInteger(feature) && feature >= 0 && feature < this.data.d_sae) this.go(feature);
-      else { this.tell(`There are features 0 to ${this.data.d_sae - 1}.`); target.value = this.current; }
+      else { this.tell(`Features are numbered 0 to ${this.data.d_sae - 1}.`); target.value = this.current; }
     } else if (name === "run") this.send(this.data.runAddress + encodeURIComponent(target.value));
     else if (name === "index") this.send(this.address({ index: target.value, range: null }));
     else if (target.dataset.choose) {
@@ -580,7 +580,7 @@ function pick(written) { return { label: written.label, note: written.note, tags
 function same(a, b) { return JSON.stringify(a) === JSON.stringify(b); }
 function value(field, text) { if (field.value !== text) field.value = text; }
 
-// marks that turn the writing round, or that draw nothing, are spelt out
+// write out bidi controls and invisible characters
 function visible(text) {
   return text.replace(/[\u0000-\u001f\u007f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g,
     (c) => `⟨${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
@@ -595,7 +595,7 @@ function options(select, names, chosen) {
   select.value = chosen;
 }
 
-// where values lie on a panel of the histogram
+// maps values to positions on a histogram panel
 function scale(rect) {
   const { side, start, stop, log } = rect.dataset, low = Number(start), high = Number(stop);
   const left = Number(rect.getAttribute("x")), width = Number(rect.getAttribute("width"));
@@ -622,7 +622,7 @@ function stretch(place, low, high) {
   return drawn("rect", { class: "sx-chosen", x: from, y: place.top, width: Math.max(1, to - from), height: place.height });
 }
 
-// lines that are shown run together are copied as the lines that they are
+// copy line breaks even where lines are shown joined
 function copyLines(event) {
   const selection = getSelection(), heat = event.target.closest?.(".sx-flat");
   if (!heat || !selection.rangeCount || !String(selection)) return;

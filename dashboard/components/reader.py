@@ -1,11 +1,11 @@
-"""The Feature page in the browser: one reader holds the features around the one that is read, and what is being typed.
+"""The Feature page in the browser: a reader that caches the features around the current one, and unsaved edits.
 
-Steps to a feature that it holds, values and line breaks, widening, marking a stretch of the histogram: none of it waits
-for the server. The reader draws at once, then tells Python, which makes the address follow and sends further features;
-messages are numbered, so that an answer to an older one changes nothing. It stands on the page in four parts, because
-what Streamlit draws itself lies between them.
+Stepping to a cached feature, showing values and line breaks, widening examples and selecting a range of the histogram
+don't wait for the server. The reader draws at once, then notifies Python, which updates the URL and sends more features;
+messages are numbered, so that late answers are ignored. It consists of four parts, because native Streamlit elements lie
+between them.
 
-Edits stay in the browser's tab until Python says that they are kept: `saves` repeats each until it is answered.
+Edits stay in the browser tab until Python confirms that they are saved: `saves` repeats each until it is acknowledged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ TABS = {"examples": "Examples", "with": "Fires with", "steer": "Steer", "statist
         "export": "Export"}
 KEYS = {
     "j  →": "next feature", "k  ←": "previous feature", "e": "edit the label", "s": "star", "t": "try a text",
-    "n": "values beside tokens", "l": "line breaks", "w": "widen or narrow all examples",
+    "n": "show values next to tokens", "l": "line breaks", "w": "widen or narrow all examples",
     "Enter": "in the label: save; on a token: widen or narrow its example",
 }
 _BAR = f"""<div class="sx sx-reader">
@@ -38,7 +38,7 @@ _BAR = f"""<div class="sx sx-reader">
 <button data-is="previous" data-act="previous" title="previous (k)" aria-label="previous feature">‹</button>
 <input data-is="number" type="number" min="0" aria-label="Feature">
 <button data-is="next" data-act="next" title="next (j)" aria-label="next feature">›</button></span>
-<button data-act="random" title="a random feature (r)">random</button>
+<button data-act="random" title="random feature (r)">random</button>
 <a data-is="every" data-page="features">all features</a>
 <span data-is="where"></span>
 <button data-is="star" data-act="star" title="star (s)" aria-label="star">☆</button>
@@ -51,14 +51,14 @@ _BAR = f"""<div class="sx sx-reader">
 <span data-is="said" role="status"></span><span data-is="drafts"></span>
 <details class="sx-more"><summary data-is="more">Notes and lists</summary><div>
 <div><label>Notes<textarea data-is="note" maxlength="100000"></textarea></label>
-<label>Tags, with commas<input data-is="tags"></label></div>
+<label>Tags, separated by commas<input data-is="tags"></label></div>
 <div><span>Lists</span><div data-is="lists"></div>
 <label>New list<input data-is="newlist" maxlength="200" placeholder="name, then Enter"></label></div>
 </div></details>
 </div>
 <div data-is="conflict" role="alert" hidden></div>
 <div class="sx-hidden" role="status" data-is="status"></div>
-<div class="sx-tabs" role="tablist" aria-label="What is shown">{"".join(
+<div class="sx-tabs" role="tablist" aria-label="Sections">{"".join(
     f'<button role="tab" data-tab="{name}">{title}</button>' for name, title in TABS.items())}</div>
 </div>"""
 _TRY = """<div class="sx sx-reader"><form>
@@ -81,11 +81,11 @@ _PARTS = {
 
 
 def bar(shown: Mapping[str, Any], labels: Labels) -> None:
-    """The first part, which brings the features; the others show what it holds.
+    """The main part, which receives the features; the other parts show what it holds.
 
     Args:
-        shown: what `reader.js` reads; see `dashboard.views.feature.page`.
-        labels: in which edits are written.
+        shown: input of `reader.js`; see `dashboard.views.feature.page`.
+        labels: the label store that edits are written to.
     """
     state = st.session_state
     state.setdefault("_reader", uuid4().hex)
@@ -97,20 +97,20 @@ def bar(shown: Mapping[str, Any], labels: Labels) -> None:
 
 
 def part(name: Part) -> None:
-    """Another part, which draws what the bar holds."""
+    """Another part, which draws what `bar` received."""
     _PARTS[name](key=f"reader {name}", data={"part": name}, height="content")
 
 
 def held(stamp: str) -> frozenset[int]:
-    """The features that the browser holds of those drawn under this stamp."""
+    """The features drawn under this stamp that the browser has cached."""
     told: Mapping[str, Any] = st.session_state.get("_reader told", {})
     return frozenset(told["have"]) if told.get("stamp") == stamp else frozenset()
 
 
 def _told(labels: Labels) -> None:
-    """The browser has said something: where it is, what it holds, what is to be kept."""
+    """Handle a message from the browser: its current feature, its cache and the edits to save."""
     if "reader" not in st.session_state:
-        return  # another page is open by now: the browser says its edits again when this one is
+        return  # another page is open by now; the browser resends its edits when it returns
     event: Any = st.session_state["reader"].to
     if not event:
         return
@@ -124,11 +124,11 @@ def _told(labels: Labels) -> None:
 def answers(
     labels: Labels, saves: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]] = ()
 ) -> list[Mapping[str, Any]]:
-    """Keep each edit and say what became of it; one that was answered before is not done again.
+    """Save each edit and return the outcomes; edits answered before are not repeated.
 
     Args:
-        labels: in which edits are written.
-        saves: `id`, `feature`, `before` and `after` of each.
+        labels: the label store that edits are written to.
+        saves: the edits, each with `id`, `feature`, `before` and `after`.
         before: earlier answers.
     """
     known = {answer["id"]: answer for answer in before}

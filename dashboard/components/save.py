@@ -1,7 +1,7 @@
-"""Downloads: a button, upon which the file is made and handed to the browser together with the page.
+"""Download buttons: the file is generated on click and sent to the browser with the page.
 
-Streamlit's own button would leave a file on the server for the browser to fetch; the server throws such files away when
-pages have been drawn twice since, by anybody, which a browser that is busy drawing a figure does not always outrun.
+Streamlit's own button keeps a file on the server for the browser to fetch, and drops it after two more page draws by any
+user. A browser that is busy drawing a figure may come too late.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from dashboard.escaping import plain
 from sae.errors import SaescopeError
 
 LARGEST = 100_000_000
-"""Characters of a file at most: all of it passes through the page."""
+"""Maximum file size in characters: the whole file passes through the page."""
 _JS = """
 export default function ({ data }) {
   const saved = (globalThis.saescopeSaved ??= new Set());
@@ -31,13 +31,13 @@ _KINDS = {"json": "application/json", "csv": "text/csv", "html": "text/html"}
 
 
 def button(label: str, name: str, make: Callable[[], str], *, help: str | None = None) -> None:
-    """A button that saves a file.
+    """A button that downloads a file.
 
     Args:
-        label: on the button.
-        name: of the file; its ending says what it is.
-        make: makes the file when the button is pressed; what it raises as a `SaescopeError` is said beside it.
-        help: shown when the pointer rests on the button.
+        label: text on the button.
+        name: file name; its suffix sets the type.
+        make: returns the file's text when the button is pressed; a `SaescopeError` is shown next to the button.
+        help: tooltip.
     """
     key = f"save {label}"
     if not st.button(label, key=key, icon=":material/download:", help=help):
@@ -45,7 +45,7 @@ def button(label: str, name: str, make: Callable[[], str], *, help: str | None =
     try:
         text = make()
         if len(text) > LARGEST:
-            raise SaescopeError(f"{name} has {len(text):,} characters and a page hands over {LARGEST:,}; take fewer.")
+            raise SaescopeError(f"{name} has {len(text):,} characters; the limit is {LARGEST:,}; take fewer.")
     except SaescopeError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return

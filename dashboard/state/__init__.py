@@ -1,1 +1,1 @@
-"""What a page shows: the URL, the selected run and index, and what the server caches for them."""
+"""Page state: the URL, the selected run and index, and the server's caches for them."""

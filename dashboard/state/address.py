@@ -1,16 +1,16 @@
-"""The URL as the one place of a page's state: a link shows the same, and Back undoes a choice.
+"""The URL holds all of a page's state: a link reproduces the page, and Back undoes a choice.
 
-Streamlit's own binding of widgets to the URL replaces the entry in the browser's history, so that Back would leave the
-page. Here a widget takes its value from the URL before it is drawn, and a changed one makes a new entry:
+Streamlit's own binding of widgets to the URL replaces the browser's history entry, so that Back would leave the page.
+Here a widget takes its value from the URL before it is drawn, and a change adds a history entry:
 
     st.toggle("log x", **address.flag("logx"))
 
-A value that is missing from the URL, or that does not fit, is the default; the default is never written. What is drawn
-as HTML changes the state by ordinary links: `link` spells the URL of a page as it would be after a choice.
+A missing or invalid value means the default; defaults are never written. HTML changes the state with ordinary links:
+`link` builds the URL of a page as it would be after a choice.
 
-`SELECTION` is what stays selected from page to page. Every link has it whole: where the URL leaves a part open, as the
-first visit does, the page says by `settle` what it has taken. All other keys belong to one page; the browser remembers
-them until that page is visited again (`components/navigation.js`).
+`SELECTION` is kept from page to page, and every link has all of it: if the URL omits a part, as on the first visit, the
+page calls `settle` with its choice. All other keys belong to one page; the browser remembers them until that page is
+visited again (`components/navigation.js`).
 """
 
 import time
@@ -24,20 +24,20 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 RUNS = "runs"
 SELECTION = ("run", "index", "f", "q", "by", "sort", "asc", "filter", "list", "box", "text")
-"""Keys that follow from page to page: the run, the feature, what lists and orders the features, the prompt."""
+"""Keys kept from page to page: the run, the feature, the search, filter and order of features, the prompt."""
 OF_RUN = ("index", "f", "with", "list", "box", "p", "range", "token", "strength", "also")
-"""Keys that mean nothing in another run."""
+"""Keys to drop when the run changes."""
 OF_FEATURE = ("p", "with", "range", "strength", "also")
-"""Keys of single pages that mean nothing beside another feature."""
+"""Keys of single pages to drop when the feature changes."""
 LATE_S = 10.0
-"""What the browser asks so long after an address was written, it asks knowing that address."""
+"""A request that comes this long after Python wrote a URL is assumed to know that URL."""
 N_CHARS = 4000
-"""Longest text that the URL holds: browsers and proxies cut longer addresses."""
+"""Maximum length of a text in the URL: browsers and proxies truncate longer URLs."""
 
 
 @dataclass(frozen=True)
 class _Written:
-    """An address that Python has written, that of the browser before, and when."""
+    """A URL written by Python, the browser's URL before it, and the time (`time.monotonic`, s)."""
 
     before: dict[str, list[str]]
     after: dict[str, list[str]]
@@ -45,12 +45,12 @@ class _Written:
 
 
 def flag(key: str, *, default: bool = False) -> dict[str, Any]:
-    """Arguments of a widget for yes or no, `?key=true`."""
+    """Arguments for a boolean widget, `?key=true`."""
     return _bound(key, default, lambda texts: {"true": True, "false": False}[texts[-1]], lambda on: [str(on).lower()])
 
 
 def number(key: str, low: float, high: float, *, default: float) -> dict[str, Any]:
-    """Arguments of a widget for a number, `?key=0.5`; one outside `low` to `high` does not fit."""
+    """Arguments for a number widget, `?key=0.5`; values outside [`low`, `high`] are invalid."""
 
     def read(texts: list[str]) -> float:
         value = float(texts[-1])
@@ -62,7 +62,7 @@ def number(key: str, low: float, high: float, *, default: float) -> dict[str, An
 
 
 def integer(key: str, low: int, high: int, *, default: int, clears: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of a widget for a whole number, `?key=5`; one outside `low` to `high` does not fit."""
+    """Arguments for an integer widget, `?key=5`; values outside [`low`, `high`] are invalid."""
 
     def read(texts: list[str]) -> int:
         value = int(texts[-1])
@@ -74,18 +74,18 @@ def integer(key: str, low: int, high: int, *, default: int, clears: Sequence[str
 
 
 def text(key: str, *, default: str = "", clears: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of a widget for a text, `?key=some+words`, of at most `N_CHARS` characters."""
+    """Arguments for a text widget, `?key=some+words`, truncated to `N_CHARS` characters."""
     return _bound(key, default, lambda texts: texts[-1][:N_CHARS], lambda value: [(value or "")[:N_CHARS]], clears)
 
 
 def choice(key: str, options: Sequence[str], *, default: str, clears: Sequence[str] = ()) -> dict[str, Any]:
-    """Arguments of a widget for one of the options, `?key=a`; an unknown one does not fit.
+    """Arguments for a widget that selects one option, `?key=a`; unknown options are invalid.
 
     Args:
-        key: name in the URL.
-        options: what can be chosen.
-        default: one of them.
-        clears: further keys of the URL that a new choice makes meaningless.
+        key: key in the URL.
+        options: the options.
+        default: one of `options`.
+        clears: other URL keys to remove when the choice changes.
     """
 
     def read(texts: list[str]) -> str:
@@ -97,29 +97,30 @@ def choice(key: str, options: Sequence[str], *, default: str, clears: Sequence[s
 
 
 def several(key: str, options: Sequence[str]) -> dict[str, Any]:
-    """Arguments of a widget for some of the options in the order of choice, `?key=a&key=b`; unknown ones are left out."""
+    """Arguments for a multiselect, `?key=a&key=b`, in order of selection; unknown options are ignored."""
     return _bound(key, [], lambda texts: [text for text in dict.fromkeys(texts) if text in options], list)
 
 
 def page(names: Container[str]) -> str:
-    """The page that the URL names, `?page=feature`; Runs if it names none that there is.
+    """The page in the URL, `?page=feature`; Runs if it is missing or unknown.
 
-    Not a path, `/feature`: Streamlit's browser side would first look for its server below it, and report errors.
+    It is not a path (`/feature`), because Streamlit's front end would first look for its server under that path and report
+    errors.
     """
     asked = st.query_params.get("page", RUNS)
     return asked if asked in names else RUNS
 
 
 def begin() -> None:
-    """Begin to draw the page anew: nothing is settled yet."""
+    """Start a new draw of the page: clear the settled values."""
     caught_up()
     st.session_state["_settled"] = {}
 
 
 def caught_up() -> None:
-    """Use the address that was written last, where the browser asked for this run before it had heard of that address.
+    """Restore the last URL written by Python if the browser sent this request before it received that URL.
 
-    Every part that is drawn by itself and reads the address calls this first.
+    Every fragment that reads the URL calls this first.
     """
     written: _Written | None = st.session_state.get("_written")
     if written is None or time.monotonic() - written.when > LATE_S:
@@ -134,13 +135,13 @@ def caught_up() -> None:
 
 
 def _same(asked: Mapping[str, list[str]], state: Mapping[str, list[str]]) -> bool:
-    """Whether two addresses are one, but for what pages have settled, which the browser adds."""
+    """Whether two URLs are equal, ignoring settled values, which the browser adds."""
     added = st.session_state.get("_settled", {}).keys() - state.keys()
     return {key: values for key, values in asked.items() if key not in added} == state
 
 
 def _went_back() -> bool:
-    """Whether Back or Forward asked for this run."""
+    """Whether Back or Forward triggered this script run."""
     return bool(getattr(get_script_run_ctx(suppress_warning=True), "is_history_navigation", False))
 
 
@@ -149,49 +150,49 @@ def _state() -> dict[str, list[str]]:
 
 
 def _write(after: Mapping[str, Sequence[str]]) -> None:
-    """Make this the address, here and in the browser."""
+    """Set the URL, here and in the browser."""
     state = {key: list(values) for key, values in after.items() if values}
     st.session_state["_written"] = _Written(_state(), state, time.monotonic())
     st.query_params.from_dict(state)
 
 
 def settle(key: str, value: object) -> None:
-    """Say what the page shows where the URL leaves it open, or names what there is not; links carry it from now on."""
+    """Record the page's choice for a key that the URL omits or has wrong; links carry it from now on."""
     st.session_state.setdefault("_settled", {})[key] = (st.query_params.get(key), str(value))
 
 
 def settled() -> dict[str, str]:
-    """What pages have settled and the URL does not say by now."""
+    """Settled values that aren't in the URL yet."""
     return {key: value for key, (asked, value) in st.session_state.get("_settled", {}).items()
             if st.query_params.get(key) == asked != value}
 
 
 def get(key: str) -> str | None:
-    """A key's value as it is shown: the URL's, or what the page has settled on instead."""
+    """A key's effective value: the settled one, else the URL's."""
     return settled().get(key, st.query_params.get(key))
 
 
 def now() -> dict[str, list[str]]:
-    """The whole state of the page."""
+    """The complete state of the page."""
     return _state() | {k: [v] for k, v in settled().items()}
 
 
 def link(page: str = "", /, **changes: object) -> str:
-    """The address of a page: that of `page` with the selection kept, or this page's own, with some changes.
+    """The URL of a page with some changes: another page with the selection kept, or this page with all its state.
 
     Args:
-        page: `feature` and the like; empty for this page with all its state.
-        **changes: keys of the URL with their new values; None, and an empty text, removes one.
+        page: a page's name, such as `feature`; empty for this page.
+        **changes: new values by URL key; None or "" removes a key.
     """
     return linker(page)(**changes)
 
 
 def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
-    """What spells many addresses that differ a little: as `link`, but the URL is read and spelt once, which takes long.
+    """A fast `link` for many URLs that differ in a few keys: the URL is read and encoded once, which is the slow part.
 
     Args:
-        page: as of `link`.
-        **changes: common to all; the function that is returned takes further ones.
+        page: as for `link`.
+        **changes: changes common to all URLs; the returned function takes more.
     """
     kept = {key: values for key, values in now().items() if not page or key in SELECTION}
     common = {**({"page": page if page != RUNS else None} if page else {}), **kept, **changes}
@@ -209,7 +210,7 @@ def linker(page: str = "", /, **changes: object) -> Callable[..., str]:
 
 
 def of_run(name: str) -> dict[str, str | None]:
-    """What changes in an address that is to show another run."""
+    """The URL changes that switch to another run."""
     return {**dict.fromkeys(OF_RUN), "run": name}
 
 
@@ -218,23 +219,23 @@ def _spelt(items: Mapping[str, object]) -> str:
 
 
 def follow(href: str) -> None:
-    """Make an address that `link` has spelt the browser's own."""
+    """Go to a URL built by `link`."""
     _write(state(href))
 
 
 def state(href: str) -> dict[str, list[str]]:
-    """What an address says of its page."""
+    """Parse a URL's query string into page state."""
     return parse_qs(urlsplit(href).query)
 
 
 def update(**changes: str | None) -> None:
-    """Change some keys of the URL at once, so that they are one step back; None removes one."""
+    """Change several URL keys in one history entry; None removes a key."""
     new = {key: [value] for key, value in changes.items() if value is not None}
     _write({key: values for key, values in now().items() if key not in changes} | new)
 
 
 class Form:
-    """The fields of a `st.form`: they take their values from the URL, and pressing its button is one step in it.
+    """Fields of an `st.form`: they take their values from the URL, and submitting adds one history entry.
 
         form = address.Form()
         st.text_area("Prompt", **form.text("prompt"))
@@ -242,37 +243,37 @@ class Form:
     """
 
     def __init__(self, *clears: str, always: Sequence[str] = ()) -> None:
-        """No fields yet.
+        """Start without fields.
 
         Args:
-            clears: keys of the URL that pressing the button makes meaningless.
-            always: keys that are written even where they are the default, and so say that the button was pressed.
+            clears: URL keys to remove on submit.
+            always: keys to write even if they have their default value, which records that the form was submitted.
         """
         self._clears, self._always = clears, always
         self._fields: dict[str, tuple[Any, Callable[[Any], list[str]]]] = {}
 
     def text(self, key: str, *, default: str = "") -> dict[str, Any]:
-        """As the function of the same name; so are the others."""
+        """Like the module's function of the same name; so are the methods below."""
         return self._field(key, default, text(key, default=default))
 
     def number(self, key: str, low: float, high: float, *, default: float) -> dict[str, Any]:
-        """A number."""
+        """Arguments for a number widget."""
         return self._field(key, default, number(key, low, high, default=default))
 
     def integer(self, key: str, low: int, high: int, *, default: int) -> dict[str, Any]:
-        """A whole number."""
+        """Arguments for an integer widget."""
         return self._field(key, default, integer(key, low, high, default=default))
 
     def choice(self, key: str, options: Sequence[str], *, default: str) -> dict[str, Any]:
-        """One of the options."""
+        """Arguments for a widget that selects one option."""
         return self._field(key, default, choice(key, options, default=default))
 
     def several(self, key: str, options: Sequence[str]) -> dict[str, Any]:
-        """Some of the options."""
+        """Arguments for a multiselect."""
         return self._field(key, [], several(key, options))
 
     def submit(self, **also: str) -> None:
-        """Put what the fields hold into the URL, and further keys."""
+        """Write the fields' values, and any extra keys, to the URL."""
         kept = {key: values for key, values in now().items() if key not in (*self._fields, *self._clears)}
         for key, (default, write) in self._fields.items():
             value = st.session_state[key]
@@ -281,7 +282,7 @@ class Form:
         _write({**kept, **{key: [value] for key, value in also.items()}})
 
     def _field(self, key: str, default: Any, bound: dict[str, Any]) -> dict[str, Any]:
-        # what a field in a form tells is heard by its button alone
+        # fields inside a form can't have callbacks; only the submit button has one
         self._fields[key] = default, bound["args"][2]
         return {"key": key}
 
@@ -290,7 +291,7 @@ def _bound(
     key: str, default: Any, read: Callable[[list[str]], Any], write: Callable[[Any], list[str]], clears: Sequence[str] = ()
 ) -> dict[str, Any]:
     value = _read(st.query_params.get_all(key), default, read)
-    if key not in st.session_state or st.session_state[key] != value:  # a field that is set loses what is typed in it
+    if key not in st.session_state or st.session_state[key] != value:  # setting a field discards what is being typed in it
         st.session_state[key] = value
     return {"key": key, "on_change": _store, "args": (key, default, write, clears)}
 
@@ -305,7 +306,7 @@ def _read(texts: list[str], default: Any, read: Callable[[list[str]], Any]) -> A
 
 
 def _store(key: str, default: Any, write: Callable[[Any], list[str]], clears: Sequence[str]) -> None:
-    """Put the widget's new value into the URL."""
+    """Write the widget's new value to the URL."""
     value = st.session_state[key]
     kept = {name: values for name, values in now().items() if name not in (key, *clears)}
     if value is not None and value != default:

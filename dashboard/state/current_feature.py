@@ -1,4 +1,4 @@
-"""Where the page Feature stands: one feature of a run, and the links from it."""
+"""The Feature page's current feature and its links."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from dashboard.state.selection import Selection
 
 @dataclass(frozen=True)
 class CurrentFeature:
-    """A feature of the chosen run."""
+    """A feature of the selected run."""
 
     chosen: Selection
     feature: int
     go: Callable[[int | str], str]
-    """The address of the same page for another feature."""
+    """URL of the same page for another feature."""
 
     @property
     def index(self) -> Index:
@@ -30,6 +30,6 @@ class CurrentFeature:
 
 
 def feature_linker() -> Callable[[int | str], str]:
-    """What spells the same page's address for another feature: what belongs to one feature only is left behind."""
+    """A function that returns this page's URL for another feature, without the keys in `address.OF_FEATURE`."""
     to = address.linker(**dict.fromkeys(address.OF_FEATURE))
     return lambda feature: to(f=feature)

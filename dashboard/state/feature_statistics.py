@@ -1,4 +1,4 @@
-"""The statistics of the selected features: those of the index, and beside them what evaluations say of single features."""
+"""Per-feature statistics of the selection: those of the index, plus per-feature results of evaluations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,27 +18,27 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Statistics:
-    """One row a feature."""
+    """One row per feature."""
 
     stats: Stats
     measured: Mapping[str, PerFeature]
-    """The columns that evaluations have added, by name."""
+    """Columns added by evaluations, by name."""
     key: tuple[str, ...]
-    """Another value for other statistics."""
+    """Cache key: differs if the statistics differ."""
 
     @property
     def table(self) -> pa.Table:
-        """The statistics."""
+        """The table of statistics."""
         return self.stats.table
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The columns that hold texts."""
+        """Names of the text columns."""
         return (*TEXTS, *(name for name, one in self.measured.items() if isinstance(one.values, tuple)))
 
 
 def statistics(chosen: Selection) -> Statistics:
-    """Those of a run and its index; evaluations count that were made with the weights that were indexed."""
+    """Statistics of a run and its index; evaluations are included if their weights match the index's."""
     files = features.tables(chosen.run.folder)
     key = (*chosen.key, *(str(part) for path in files for part in (path, *stamp(path))))
     return _statistics(key, files, chosen.index)
@@ -52,7 +52,7 @@ def _statistics(key: tuple[str, ...], files: list[Path], _index: Any) -> Statist
     for path in files:
         try:
             found, of = features.read(path)
-        except SaescopeError:  # `sae eval` makes it anew; the index is as good without
+        except SaescopeError:  # `sae eval` rewrites it; the index works without it
             continue
         if of == weights:
             measured |= {name: one for name, one in found.items() if len(one.values) == len(table)

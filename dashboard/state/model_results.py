@@ -1,4 +1,4 @@
-"""Texts through a run's model: asked of the one worker, kept, and waited for in sight of its queue."""
+"""Run a run's model on texts through the shared worker, cache the results and show the queue while waiting."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from analysis.steering.inputs import Positions, SteeredInput
 
 SOON_S = 0.3
-"""What takes longer is said."""
+"""A wait longer than this is shown on the page."""
 
 
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
-    """The worker of this server."""
+    """This server's worker."""
     return Worker()
 
 
 def encoding(run: Path, text: str, refine: int) -> Job:
-    """The job that reads a text as the run's features see it, token by token; its result is a `PromptCode`.
+    """Start encoding a text with the run's SAE, token by token; the job's result is a `PromptCode`.
 
-    `refine` is that of the index beside which it is shown (`Index.refine`).
+    `refine` is that of the index it is shown with (`Index.refine`).
     """
 
     def steps() -> "Iterator[PromptCode]":
@@ -44,25 +44,25 @@ def encoding(run: Path, text: str, refine: int) -> Job:
 
 
 def encoded(run: Path, text: str, refine: int) -> "PromptCode":
-    """What `encoding` gives, waited for; the page says so meanwhile.
+    """Run `encoding` and wait for its result, with a message on the page.
 
     Raises:
         SaescopeError: the run has no model, or the text is empty or too long.
     """
-    code: PromptCode = _waited_for(encoding(run, text, refine), "The model reads the text")
+    code: PromptCode = _waited_for(encoding(run, text, refine), "The model is reading the text")
     return code
 
 
 def intervened(
     circuit: "Circuit", stamp: float, pins: tuple[str, ...], times: float, maxima: "Sequence[float] | None", root: Path
 ) -> "SteeredPrompt":
-    """What an intervention on nodes of a circuit does to its prompt, waited for; the page says so meanwhile.
+    """Run an intervention on a circuit's nodes and wait for its effect on the prompt, with a message on the page.
 
     Args:
         circuit: the graph.
-        stamp: another number for a graph of the same name that was made anew.
-        pins: the nodes.
-        times, maxima, root: as of `steer_prompt`.
+        stamp: cache key; changes if a graph of the same name was rewritten.
+        pins: names of the nodes.
+        times, maxima, root: as for `steer_prompt`.
 
     Raises:
         SaescopeError: as `steer_prompt`.
@@ -79,7 +79,7 @@ def intervened(
 
 
 def _waited_for(job: Job, said: str) -> Any:
-    """The result of a job; the page says that it waits."""
+    """Wait for a job's result, with a message on the page."""
     if not job.ended.wait(SOON_S):
         place = st.empty()
         while not job.ended.wait(0.2):
@@ -91,7 +91,7 @@ def _waited_for(job: Job, said: str) -> Any:
 
 
 def steering(run: Path, prompt: str, edits: "Sequence[Edit]", settings: "Settings") -> Job:
-    """The job that continues a prompt without and with edits; its results are `Steered`, longer and longer."""
+    """Start generating a prompt's continuation with and without edits; results are growing `Steered` objects."""
 
     def steps() -> Iterator[Any]:
         from analysis.steering.generate import stream
@@ -102,7 +102,7 @@ def steering(run: Path, prompt: str, edits: "Sequence[Edit]", settings: "Setting
 
 
 def steered_input(run: Path, number: int, edits: "Sequence[Edit]", positions: "Positions") -> "SteeredInput":
-    """One input of the run's module without and with edits, waited for; the page says so meanwhile.
+    """Run one input of the user's module with and without edits and wait for it, with a message on the page.
 
     Raises:
         SaescopeError: as `analysis.steering.inputs.steer_input`.
@@ -119,11 +119,11 @@ def steered_input(run: Path, number: int, edits: "Sequence[Edit]", positions: "P
 
 
 TRACE = "trace"
-"""What the keys of traced prompts begin with."""
+"""First part of the keys of tracing jobs."""
 
 
 def tracing(prompt: str, options: "TraceOptions") -> Job:
-    """Begin a prompt's attribution graph, which is saved; results are `Progress`. One name is one job."""
+    """Start tracing a prompt's attribution graph, which is saved; results are `Progress`. One job per name."""
 
     def steps() -> "Iterator[Progress]":
         from analysis.circuits.attribution.run import trace_steps
@@ -131,7 +131,7 @@ def tracing(prompt: str, options: "TraceOptions") -> Job:
 
         made = trace_steps(prompt, options)
         while True:
-            with LOCK:  # not between two steps
+            with LOCK:  # held for one step at a time
                 now = next(made, None)
             if now is None:
                 return
@@ -143,12 +143,12 @@ def tracing(prompt: str, options: "TraceOptions") -> Job:
 
 
 def traces(root: Path) -> list[Job]:
-    """The prompts of a folder that are traced, or were and are not yet seen."""
+    """Tracing jobs in a folder that are running, or that have ended and not been dismissed."""
     return [job for job in worker().known_of(TRACE) if isinstance(job.key, tuple) and job.key[1] == root]
 
 
 def waiting(job: Job, what: str) -> str:
-    """How far a job is, in words."""
+    """A job's progress as text."""
     before = worker().ahead(job)
     return f"The model is busy: {count(before, 'request')} before this one." if before else f"{what} …"
 

@@ -1,9 +1,9 @@
-"""The one thread in which a server runs language models, and the queue before it.
+"""The server's single model thread and its queue.
 
-Jobs give what they have so far after each step, so that pages show text as it grows, can stop it, and find it again after
-a reload: who asks for the same gets the same job. Short jobs are done between two steps of the long one that is running,
-so that reading a prompt never waits for a text to be written. A text that nobody waits for any longer makes way; a job
-whose result is kept, a traced prompt, does not.
+Jobs yield partial results after each step, so that pages can stream text, stop it, and find it again after a reload:
+equal requests share a job. Short jobs run between two steps of a long one, so that encoding a prompt never waits for a
+generation. A generation that nobody watches any longer is cancelled when others wait; a job that saves its result (a
+trace) is not.
 """
 
 import gc
@@ -14,23 +14,23 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Literal
 
 N_KEPT = 64
-"""Jobs that are remembered once they have ended."""
+"""Finished jobs to remember."""
 UNSEEN_S = 30.0
-"""A long job that nobody has looked at for so long is stopped as soon as another waits."""
+"""A long job that nobody has looked at for this long (s) is stopped as soon as another one waits."""
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 
 class Job:
-    """One thing asked of a model."""
+    """One request to a model."""
 
     def __init__(self, key: Hashable, steps: Callable[[], Iterator[Any]], *, patient: bool = False) -> None:
-        """Begin nothing yet.
+        """Create the job without starting it.
 
         Args:
-            key: what is asked; equal keys are one job.
-            steps: gives what there is so far after each step; the last is the whole.
-            patient: go on though nobody looks.
+            key: identifies the request; equal keys share a job.
+            steps: yields the partial result after each step; the last is complete.
+            patient: keep running even if nobody is watching.
         """
         self.key, self.steps, self.patient = key, steps, patient
         self.state: State = "waiting"
@@ -40,10 +40,10 @@ class Job:
         self.stopping = False
         self.seen = time.monotonic()
         self.begun, self.ended = threading.Event(), threading.Event()
-        """Set once there is a first result, and once there is the last; a job that ends without one has begun too."""
+        """Set at the first result and at the end; a job that ends without a result sets both."""
 
     def stop(self) -> None:
-        """End it after the step that it is at; what there is by then stays."""
+        """Stop after the current step; the partial result is kept."""
         self.stopping = True
 
     def _end(self, state: State) -> None:
@@ -53,7 +53,7 @@ class Job:
 
 
 class Worker:
-    """The thread, which begins with the first job, and the queues."""
+    """The thread, started with the first job, and its queues."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
@@ -65,9 +65,9 @@ class Worker:
     def job(
         self, key: Hashable, steps: Callable[[], Iterator[Any]], *, short: bool = False, patient: bool = False
     ) -> Job:
-        """The job of this key: the one that is waiting, running or done, or a new one at the end of the queue.
+        """The waiting, running or finished job with this key, or a new one at the end of the queue.
 
-        One that has failed is tried again.
+        A failed job is retried.
         """
         with self._change:
             found = self._jobs.get(key)
@@ -85,21 +85,21 @@ class Worker:
             return job
 
     def known(self, key: Hashable) -> Job | None:
-        """The job of this key if somebody has asked for it."""
+        """The job with this key, if any."""
         return self._jobs.get(key)
 
     def known_of(self, kind: str) -> list[Job]:
-        """The jobs whose keys are tuples that begin with a word, in the order in which they were asked for."""
+        """Jobs whose key is a tuple that starts with `kind`, in order of request."""
         return [job for job in list(self._jobs.values()) if isinstance(job.key, tuple) and job.key[:1] == (kind,)]
 
     def again(self, key: Hashable) -> None:
-        """Forget a job that has ended, so that asking begins it anew."""
+        """Forget a finished job, so that the next request reruns it."""
         with self._change:
             if key in self._jobs and self._jobs[key].ended.is_set():
                 del self._jobs[key]
 
     def ahead(self, job: Job) -> int:
-        """How many jobs are done before this one begins; 0 for one that runs or has ended."""
+        """Number of jobs ahead of this one; 0 if it is running or has ended."""
         job.seen = time.monotonic()
         with self._change:
             for queue in (self._short, self._long):
@@ -127,21 +127,21 @@ class Worker:
                 job.n_steps += 1
                 job.begun.set()
                 if job.n_steps == 1:
-                    gc.freeze()  # a model's objects stay: Streamlit would look through them after each drawing
+                    gc.freeze()  # a loaded model is long-lived: keep its objects out of later collections
                 unseen = time.monotonic() - job.seen > UNSEEN_S and not job.patient
                 job.stopping |= bool(self._long) and unseen
                 if job.stopping:
                     break
                 while self._short:
                     self._between()
-        except Exception as error:  # raised where it was asked for; the thread goes on to the next
+        except Exception as error:  # re-raised for the requester; the thread continues with the next job
             job.error = error
             job._end("failed")
         else:
             job._end("stopped" if job.stopping else "done")
 
     def _between(self) -> None:
-        """Do one short job while another is at rest."""
+        """Run one short job between two steps of another."""
         with self._change:
             short = self._short.popleft()
             short.state = "running"

@@ -1,6 +1,6 @@
-"""The features that the URL finds, filters and orders: the table shows them, and j and k walk through them.
+"""The list of features given by the URL's search, filter and sort: shown by the table, stepped through with j and k.
 
-One order for all pages: a search has its own, best first, until the table is sorted by a column.
+All pages share one order. A search sorts best first, until the table is sorted by a column.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,36 +17,36 @@ from dashboard.state.selection import Selection, names
 from sae.errors import SaescopeError
 
 KEYS = ("q", "by", "sort", "asc", "filter", "list", "box")
-"""Keys of the URL that make the order."""
+"""URL keys that define the list."""
 N_PAGE = 50
-"""Features on one page of the table: real HTML, so a few at a time."""
+"""Features per page of the table, which is plain HTML."""
 MAPPED = ("map_x", "map_y")
 
 
 @dataclass(frozen=True)
 class Order:
-    """Features in order."""
+    """An ordered list of features."""
 
     features: Sequence[int]
     sort: str
-    """A column; empty for a search's own order."""
+    """Name of a column; empty for a search's own order."""
     descending: bool
     problem: str | None = None
-    """What is wrong with the filter, which then does nothing, or with the search, which then finds nothing."""
+    """Error in the filter, which is then ignored, or in the search, which then finds nothing."""
     found: Found | None = None
-    """What a search has found, before the filter."""
+    """Search results before filtering."""
 
     def page_of(self, feature: int | None) -> int:
-        """The page of the table that a feature stands on; the first for one that is not among them."""
+        """The table page (from 1) that shows a feature; 1 if the feature isn't in the list."""
         return self.features.index(feature) // N_PAGE + 1 if feature in self.features else 1
 
 
 def of(chosen: Selection, *, boxed: bool = True) -> Order:
-    """All features that the search finds and the filter passes, in order.
+    """The features that match the search and the filter, in order.
 
     Args:
         chosen: the run and its index.
-        boxed: only those in the box that was drawn, if any.
+        boxed: keep only features inside the box selection, if there is one.
     """
     searched, problem = None, None
     try:
@@ -68,7 +68,7 @@ def of(chosen: Selection, *, boxed: bool = True) -> Order:
 
 
 def _sort(chosen: Selection, searched: Found | None) -> tuple[str, bool]:
-    """The column that the URL names, and whether the largest come first."""
+    """The URL's sort column and whether it is descending."""
     if searched is not None and "sort" not in st.query_params:
         return "", False
     sort = st.query_params.get("sort", "feature")
@@ -80,7 +80,7 @@ def _sort(chosen: Selection, searched: Found | None) -> tuple[str, bool]:
 
 
 def _where(chosen: Selection, boxed: bool) -> tuple[str | None, str | None]:
-    """The filter and the box as a condition for DuckDB; what is wrong with the filter."""
+    """The filter and the box as a DuckDB condition, and the filter's error, if any."""
     problem = None
     try:
         known = statistics(chosen)
@@ -106,7 +106,7 @@ def _sorted_by(chosen: Selection, sort: str, descending: bool, where: str | None
 
 
 def constant(chosen: Selection) -> frozenset[str]:
-    """Statistics that tell nothing of any feature: decoder norms, where training has kept all of them at one."""
+    """Statistics that are the same for all features: decoder norms, if training fixed them at 1."""
     return _constant(chosen.key, chosen.index)
 
 
@@ -117,17 +117,17 @@ def _constant(key: tuple[str, ...], _index: Any) -> frozenset[str]:  # noqa: ARG
 
 
 def rows(chosen: Selection, features: Sequence[int]) -> list[Mapping[str, Any]]:
-    """The statistics of some features, in their order."""
+    """Statistics of the given features, in the given order."""
     return statistics(chosen).table.take(list(features)).to_pylist()
 
 
 def sort_link(order: Order, texts: Collection[str]) -> Callable[[str], str]:
-    """What spells the address at which the table is sorted by a column; the other way round if it is already.
+    """A function that returns the URL to sort the table by a column, or to reverse its order if already sorted by it.
 
-    Of numbers the largest come first, of `texts` the first in the alphabet.
+    Numbers start descending, columns in `texts` ascending.
     """
     here = address.linker(p=None)
-    searched = order.found is not None  # a search has an order of its own
+    searched = order.found is not None  # a search has its own order
 
     def spell(column: str) -> str:
         first = column not in ("feature", "label", *texts)
@@ -140,7 +140,7 @@ def sort_link(order: Order, texts: Collection[str]) -> Callable[[str], str]:
 
 
 def box() -> tuple[str, str, list[float]] | None:
-    """The box that was drawn in a scatter or the map: two columns and the bounds of x and of y."""
+    """The box selection in the scatter plot or map: two columns, and [x0, x1, y0, y1]."""
     parts = st.query_params.get("box", "").split("~")
     try:
         bounds = [float(part) for part in parts[2:]]

@@ -1,4 +1,4 @@
-"""What the search of the URL finds: features by their labels, by the text they fire on, or by a prompt; the best first."""
+"""Run the URL's search: features by label, by the text they fire on, or by a prompt, best first."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,32 +15,32 @@ from dashboard.state.selection import Selection
 
 BY = {"label": "labels, notes, tags", "text": "text", "regex": "regular expression", "prompt": "prompt"}
 N_FOUND = 100
-"""Features that a search in texts, or a prompt, finds at most."""
+"""Maximum number of features returned by a text or prompt search."""
 CUT = 0.1
-"""Density above which a feature is left out of a prompt's ranking: it fires on any text."""
+"""Features denser than this are left out of a prompt's ranking: they fire on any text."""
 N_PLACES = 2000
-"""Places in the texts that features are ranked by at most; of more an even sample."""
+"""Maximum number of matches used to rank features; if there are more, an evenly spaced sample."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Features, the best first."""
+    """Search results, best first."""
 
     features: Sequence[int]
     said: str
-    """Where they come from, in a sentence."""
+    """How they were found, as shown on the page."""
     why: Mapping[int, str] = field(default_factory=dict)
-    """A text each, for a column of its own; empty where there is nothing to say."""
+    """A text per feature for an extra column; may be empty."""
     why_title: str = ""
     hits: Sequence[Hit] = ()
-    """Places in the texts."""
+    """Matches in the texts."""
 
 
 def found(chosen: Selection) -> Found | None:
-    """What is found; None where nothing is searched for.
+    """Run the search; None if the URL has none.
 
     Raises:
-        SaescopeError: an expression that is none, an index without text, a run without a model.
+        SaescopeError: an invalid regular expression, an index without text, or a run without a model.
     """
     text, by = st.query_params.get("q", ""), st.query_params.get("by", "label")
     if not text.strip():
@@ -60,17 +60,17 @@ def _in_prompt(chosen: Selection, text: str) -> Found:
     top = code.ranked(own_maximum(chosen.index), rarer_than(chosen.index, CUT), N_FOUND)
     return Found(
         [one.feature for one in top],
-        f"the {len(top)} features of this prompt that are nearest to their own maximum, without those that fire on over "
-        f"{percent(CUT)} of the tokens",
-        {one.feature: f"{number(one.value)}, {one.share:.0%}" for one in top}, "In the prompt, of its maximum")
+        f"the {len(top)} features closest to their maximum on this prompt, without those that fire on more than "
+        f"{percent(CUT)} of tokens",
+        {one.feature: f"{number(one.value)}, {one.share:.0%}" for one in top}, "In the prompt, % of max")
 
 
 @st.cache_resource(max_entries=64, show_spinner="Searching the texts …")
 def _in_texts(key: tuple[str, ...], text: str, regex: bool, _index: Any) -> Found:  # noqa: ARG001
     hits, total = _index.search_evenly(text, regex=regex, n=N_PLACES)
     fires = firing.at_hits(_index, hits, N_FOUND)
-    part = f"an even sample of {len(hits):,} of its " if len(hits) < total else "all its "
+    part = f"an even sample of {len(hits):,} of " if len(hits) < total else "all "
     return Found(
         [one.feature for one in fires],
-        f"features that fire where this stands and seldom elsewhere, by {part}{count(total, 'place')}",
-        {one.feature: f"{one.n_hits:,} of {len(hits):,}, to {number(one.value)}" for one in fires}, "There", hits)
+        f"features that fire on this text and rarely elsewhere, from {part}{count(total, 'occurrence')}",
+        {one.feature: f"{one.n_hits:,} of {len(hits):,}, up to {number(one.value)}" for one in fires}, "There", hits)

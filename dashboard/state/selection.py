@@ -1,4 +1,4 @@
-"""The selected run and index, open, with the run's labels."""
+"""The selected run, its open index and its labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from dashboard.escaping import shell
 
 @dataclass(frozen=True)
 class Selection:
-    """What a page shows features of."""
+    """The run, index and labels that a page shows."""
 
     run: Run
     index: Index
@@ -23,19 +23,19 @@ class Selection:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Another value for another index or the same one made anew."""
+        """Cache key: changes with the index and when it is rebuilt."""
         return (str(self.index.folder), *map(str, stamp(self.index.folder / "manifest.json")))
 
     @property
     def has_own_module(self) -> bool:
-        """Whether contexts are the inputs of the run's own module."""
+        """Whether contexts are inputs of the user's own module."""
         sources = self._about("corpus")
         own = [one.get("source") for one in section(self.run.config, "corpus").get("sources", []) if isinstance(one, dict)]
         return sources == own and str(sources[0]).startswith("module:")
 
     @property
     def reads_text(self) -> bool:
-        """Whether there is a language model that a text could be given to."""
+        """Whether there is a language model to run texts through."""
         return self._about("model") is not None
 
     def _about(self, key: str) -> Any:
@@ -43,7 +43,7 @@ class Selection:
 
 
 def of_run(run: Run, folder: Path) -> Selection:
-    """A run with one of its indexes, open.
+    """A run with one of its indexes opened.
 
     Raises:
         SaescopeError: the index cannot be read.
@@ -53,7 +53,7 @@ def of_run(run: Run, folder: Path) -> Selection:
 
 
 def provenance(chosen: Selection) -> dict[str, str]:
-    """What the page's numbers were made from, one line a fact."""
+    """Provenance of the page's numbers: name → value."""
     manifest: dict[str, Any] = chosen.index.manifest
     wanted = {key: manifest.get(key, {}) for key in ("about", "counts", "made_from", "notes")}
     facts = {"run": chosen.run.name, "index": shell(chosen.index.folder), "code": str(manifest.get("code", "–"))}
@@ -62,7 +62,7 @@ def provenance(chosen: Selection) -> dict[str, str]:
 
 
 def names(chosen: Selection) -> Names:
-    """What each feature is called: its label, else the tokens that it fires on; labels are read again when they change."""
+    """Each feature's name: its label, else the tokens it fires on. Labels are reread when they change."""
     labels = chosen.labels
     return Names(chosen.index, _names(str(labels.path), labels.weights, labels.stamp(), labels))
 
@@ -73,7 +73,7 @@ def _names(path: str, weights: str, stamp: tuple[int, ...], _labels: Labels) -> 
 
 
 def readable(own: Labels) -> None:
-    """Raises SaescopeError if the labels' file cannot be read; looked at again when it has changed."""
+    """Raise SaescopeError if the label file can't be read; checked again when it changes."""
     _readable(str(own.path), own.stamp(), own)
 
 
@@ -83,21 +83,21 @@ def _readable(path: str, stamp: tuple[int, ...], _labels: Labels) -> None:  # no
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def opened(folder: Path, stamp: tuple[int, int]) -> Index:  # noqa: ARG001 (an index made anew is a new entry)
-    """An index, kept open; `stamp` changes when it is made anew."""
+def opened(folder: Path, stamp: tuple[int, int]) -> Index:  # noqa: ARG001 (a rebuilt index is a new entry)
+    """An index, kept open; `stamp` changes when it is rebuilt."""
     index = open_index(folder)
-    _ = index.stats  # a damaged table is said now
+    _ = index.stats  # report a damaged table now
     return index
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def labels(run: Path, stamp: tuple[int, int]) -> Labels:  # noqa: ARG001
-    """The labels of a run; `stamp` changes when the run is trained anew."""
+    """A run's labels; `stamp` changes when the run is retrained."""
     return Labels(run)
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file, (0, 0) if it is not there."""
+    """Size (bytes) and modification time (ns) of a file; (0, 0) if it doesn't exist."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,18 +1,18 @@
-"""Make Streamlit run the callbacks of widgets to their end.
+"""Make Streamlit run widget callbacks to completion.
 
-Streamlit ends a run at its next call once the browser asks for another, even while the callbacks of the first are run.
-Then a button that was pressed, or a link that was followed, has done nothing, or half of what it should. Callbacks here
-are short, so the interruption waits until the page begins to be drawn.
+When the browser requests a rerun, Streamlit aborts the current run at its next call, even inside a callback. A pressed
+button or followed link would then have done nothing, or half its work. Callbacks here are short, so the interruption
+waits until the script starts to draw.
 """
 
 from streamlit.runtime.scriptrunner import ScriptRunner, get_script_run_ctx
 
 _ASK = "_maybe_handle_execution_control_request"
-"""Streamlit's method that ends a run if another is asked for; there is no public one."""
+"""Streamlit's private method that aborts a run when another is requested; there is no public one."""
 
 
 def install() -> None:
-    """Change Streamlit in this process, once."""
+    """Patch Streamlit in this process, once."""
     interrupt = getattr(ScriptRunner, _ASK)
     if getattr(interrupt, "waits", False):
         return

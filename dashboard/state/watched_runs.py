@@ -1,4 +1,4 @@
-"""What the pages know of runs/, kept up to date: a run is read again when its files have changed, and only then."""
+"""The runs in runs/, kept up to date: a run is reread only when its files change."""
 
 import time
 from collections.abc import Hashable
@@ -16,13 +16,13 @@ POLL_S = 2.0
 
 
 def all_runs() -> list[Run]:
-    """Every run as it is now, the most recently written first."""
+    """All runs in their current state, most recently updated first."""
     root = runs_folder()
     return runs.newest_first([_read(root, folder, runs.stamp(folder)) for folder in runs.folders(root)])
 
 
 def chosen(found: list[Run]) -> Run | None:
-    """The run that the URL names; else the newest with an index, or that has finished, which links carry from now on."""
+    """The URL's run; else the newest indexed one, else the newest finished one, else the newest. Links then carry it."""
     asked = st.query_params.get("run")
     named = next((run for run in found if run.name == asked), None)
     first = (run for rule in (_indexed, _finished, bool) for run in found if rule(run))
@@ -46,10 +46,10 @@ def _read(root: Path, folder: Path, stamp: tuple[int, ...]) -> Run:  # noqa: ARG
 
 
 def follow(seen: list[Run]) -> None:
-    """Draw the page again as soon as a run changes, appears, ends or falls silent. Call it once, at the page's end.
+    """Redraw the page when a run appears, changes, ends or stops reporting. Call it once, at the end of the page.
 
     Args:
-        seen: the runs as the page has drawn them.
+        seen: the runs as drawn on the page.
     """
     st.session_state["_seen"] = _state(seen)
     _watch()

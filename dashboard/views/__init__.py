@@ -1,1 +1,1 @@
-"""One file per page, each with a function `page` that draws it."""
+"""One file per page, each with a `page` function that draws it."""

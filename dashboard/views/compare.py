@@ -1,4 +1,4 @@
-"""The page Compare: two features side by side, of one run or of two; what they share, and their nearest in other runs."""
+"""The Compare page: two features of the same or different runs side by side, and nearest features in other runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,23 +27,23 @@ from sae.errors import SaescopeError
 
 N_EXAMPLES = 8
 N_RUNS = 8
-"""Other runs in which the nearest features are looked for."""
+"""Maximum number of other runs searched for nearest features."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two."""
+    """One of the two features."""
 
     chosen: Selection
     feature: int
     go: Callable[[int], str]
-    """Where another feature of its run is shown."""
+    """URL of another feature of the same run."""
     mark: str
-    """What it is called beside a value: `#3`, or `run #3` where there are two runs."""
+    """Short name next to values: `#3`, or `run #3` if the two runs differ."""
 
     @property
     def name(self) -> str:
-        """Number and name as HTML; the run's before it where there are two."""
+        """Number and name as HTML, preceded by the run if the two runs differ."""
         run = "" if self.mark.startswith("#") else f"{shown(self.chosen.run.name)} "
         return run + reference(self.feature, names(self.chosen), self.go)
 
@@ -77,7 +77,7 @@ def page() -> None:
 
 
 def _head(place: str, side: Side, feature: Feature, *, two: bool) -> None:
-    """Number, label and histogram of one of them."""
+    """Draw one feature's number, label and histogram."""
     one, labels = feature.feature, side.chosen.labels
     head = header(feature, labels.get(one), labels.tags(one), labels.note(one), brief=True)
     run = f'<div class="sx-quiet">{shown(side.chosen.run.name)}</div>' if two else ""
@@ -87,10 +87,10 @@ def _head(place: str, side: Side, feature: Feature, *, two: bool) -> None:
 
 
 def _sides(chosen: Selection) -> tuple[Side, Side]:
-    """Both features, from the URL and its fields; by default the first, and the nearest to the one that is given.
+    """Both features, from the URL and the form fields; by default feature 0 and the decoder neighbour of the other.
 
     Raises:
-        SaescopeError: there is no such run, or no such feature in it.
+        SaescopeError: there is no such run or feature.
     """
     run = chosen.run.name
     f = _number(chosen, st.query_params.get("f", "0"))
@@ -116,14 +116,14 @@ def _sides(chosen: Selection) -> tuple[Side, Side]:
 
 
 def _left_changed() -> None:
-    """Another feature, perhaps of another run, is the selected one now."""
+    """Select another feature, possibly of another run."""
     here = address.get("run") or ""
     run, f = _parsed(st.session_state["left"], here)
     address.update(**{**(address.of_run(run) if run != here else {}), "f": f})
 
 
 def _parsed(text: str, run: str) -> tuple[str, str]:
-    """`RUN:NUMBER`, or a number of `run`; a name may have colons of its own."""
+    """Parse `RUN:NUMBER`, or a number in `run`; run names may contain colons."""
     before, _, number = text.strip().rpartition(":")
     return before.strip() or run, number.strip().removeprefix("#")
 
@@ -131,18 +131,18 @@ def _parsed(text: str, run: str) -> tuple[str, str]:
 def _number(chosen: Selection, text: str) -> int:
     d_sae = chosen.index.d_sae
     if not (text.isascii() and text.isdecimal() and int(text) < d_sae):
-        raise SaescopeError(f"{chosen.run.name} has features 0 to {d_sae - 1}; “{text[:40]}” is none of them.")
+        raise SaescopeError(f"{chosen.run.name} has features 0 to {d_sae - 1}; there is no feature “{text[:40]}”.")
     return int(text)
 
 
 def _opened(name: str, beside: Selection) -> Selection:
-    """Another run, by its index over the same text if it has one."""
+    """Open another run, with its index over the same text if it has one."""
     run = next((run for run in all_runs() if run.name == name), None)
     if run is None:
-        raise SaescopeError(f"There is no run “{name[:80]}”; write RUN:NUMBER with a run of the list above.")
+        raise SaescopeError(f"There is no run “{name[:80]}”; use RUN:NUMBER with a run from the list above.")
     found = [of_run(run, folder) for folder in indexes(run.folder)]
     if not found:
-        raise SaescopeError(f"{name} has no index yet; `sae index {name}` makes one.")
+        raise SaescopeError(f"{name} has no index yet; build one with `sae index {name}`.")
     return next((one for one in found if same_text(one.index, beside.index)), found[0])
 
 
@@ -152,7 +152,7 @@ def _opener(run: str) -> Callable[[int], str]:
 
 
 def _walk(a: Side, b: Side) -> None:
-    """j and k take the first feature's neighbours in turn."""
+    """j and k step through the first feature's decoder neighbours."""
     near = [one.feature for one in a.chosen.index.neighbours(a.feature, "decoder")]
     here, every = address.linker(), address.link("features", p="f")
     at = near.index(b.feature) if b.feature in near and a.chosen.run == b.chosen.run else -1
@@ -161,7 +161,7 @@ def _walk(a: Side, b: Side) -> None:
 
 
 def _elsewhere(a: Side) -> None:
-    """The nearest features of other runs: of those over the same text or at the same place, the newest."""
+    """Nearest features in the newest other runs that have the same text or the same site."""
     others = []
     for run in all_runs():
         if run.name == a.chosen.run.name or not indexes(run.folder):
@@ -169,15 +169,15 @@ def _elsewhere(a: Side) -> None:
         try:
             one = _opened(run.name, a.chosen)
         except SaescopeError:
-            continue  # its own pages say what is wrong with it
+            continue  # its own pages show the error
         if same_space(a.chosen.index, one.index) or same_text(a.chosen.index, one.index):
             others.append(one)
     st.header("Nearest in other runs")
     if not others:
-        st.text("No other run has an index over the same text, or reconstructs the same place of the same model.")
+        st.text("No other run has an index over the same text or reconstructs the same site of the same model.")
         return
     if len(others) > N_RUNS:
-        st.text(f"In the {N_RUNS} newest of {len(others)} other runs; any is compared by RUN:NUMBER above.")
+        st.text(f"In the {N_RUNS} newest of {len(others)} other runs. To compare with any other, enter RUN:NUMBER above.")
     here = address.linker()
     for one in others[:N_RUNS]:
         name = one.run.name

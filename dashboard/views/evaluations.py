@@ -1,4 +1,4 @@
-"""The page Evaluations: figures of all runs with their intervals and controls, as a table, a scatter and differences."""
+"""The Evaluations page: metrics of all runs with intervals and controls, as a table, a scatter plot and differences."""
 
 import shlex
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from dashboard.state import address
 from dashboard.state.watched_runs import all_runs, follow
 
 FIRST = ("core.reconstruction.fve", "core.sparsity.l0", "core.model.ce_recovered_mean", "core.model.kl")
-"""Figures that are shown when none is chosen, of a run that has been evaluated."""
+"""Default metrics of runs that have been evaluated."""
 ENDED = tuple(f"{SUMMARY}.heldout.{name}" for name in ("fve", "l0", "ce_recovered_mean", "kl"))
-"""The same of runs that have not."""
+"""Default metrics of runs that have not."""
 
 
 def page() -> None:
@@ -42,7 +42,7 @@ def page() -> None:
     columns = overview.columns(rows)
     wanted, with_controls = _controls(columns)
     measured = {column.key for column in wanted}
-    # a reference of one evaluation has no figures of the others
+    # a control of one evaluation has no figures for the others
     drawn = [row for row in rows if not row.control or (with_controls and measured & row.figures.keys())]
     _table(drawn, wanted, chosen)
     _hint(chosen, every)
@@ -55,14 +55,14 @@ def page() -> None:
 def _nothing(chosen: Run) -> None:
     command = f"sae eval {escaping.shell(chosen.folder)}"
     frame.unfinished(chosen, command)
-    frame.nothing(f"Neither evaluations nor held-out figures of any run yet. This measures {chosen.name}:", command)
+    frame.nothing(f"No run has evaluations or held-out figures yet. Evaluate {chosen.name} with:", command)
 
 
 def _hint(chosen: Run, every: Sequence[Evaluated]) -> None:
-    """What measures more."""
+    """Suggest `sae eval` for a run that has only held-out figures."""
     if not next(one for one in every if one.name == chosen.name).results:
         name = escaping.plain(chosen.name)
-        st.caption(f"{name} has only the held-out figures from the end of training. To measure more:")
+        st.caption(f"{name} has only the held-out figures from the end of training. Run more evaluations with:")
         st.code(f"sae eval {escaping.shell(chosen.folder)}", language=None, wrap_lines=True)
 
 
@@ -77,7 +77,7 @@ def _evaluated(folder: str, stamp: tuple[float | int, ...], _run: Run) -> Evalua
 
 
 def _filtered(every: Sequence[Evaluated]) -> list[Evaluated]:
-    """The runs whose names hold all words of the filter."""
+    """Runs whose names contain all words of the filter."""
     words = st.query_params.get("find", "").casefold().split()
     return [one for one in every if all(word in one.name.casefold() for word in words)]
 
@@ -89,7 +89,7 @@ def _controls(columns: Sequence[Column]) -> tuple[list[Column], bool]:
         keys = st.multiselect("Figures", list(by_key), **address.several("m", list(by_key)), width=520,
                               format_func=lambda key: tables.title(by_key[key]), placeholder="FVE, L0, CE recovered, KL")
         with_controls = st.toggle("controls", **address.flag("controls", default=True),
-                                  help="What the same figures are of a random SAE, of PCA, and so on")
+                                  help="The same figures for a random SAE, PCA and so on")
     keys = keys or [key for key in (*FIRST, *ENDED) if key in by_key] or list(by_key)[:4]
     return [by_key[key] for key in keys], with_controls
 
@@ -110,18 +110,18 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], chosen: Run) -> None:
         return here(cell=f"{key}~{run}")
 
     if not rows:
-        st.text("No run's name fits the filter.")
+        st.text("No run matches the filter.")
         return
     ordered = tables.ordered(rows, sort, descending=descending)
     st.html(tables.table(ordered, columns, sort=sort, descending=descending, link=led, sort_link=sorted_by, cell_link=cell,
                          selected=chosen.name))
     with st.container(horizontal=True):
-        save.button("CSV", "evaluations.csv", lambda: tables.as_csv(ordered), help="Every figure of these runs")
+        save.button("CSV", "evaluations.csv", lambda: tables.as_csv(ordered), help="All figures of these runs")
         save.button("JSON", "evaluations.json", lambda: tables.as_json(ordered))
 
 
 def _opened(every: Sequence[Evaluated], columns: Sequence[Column]) -> None:
-    """The figure that was clicked: what it is, how it was measured, and what it is of other seeds and of controls."""
+    """Details of the clicked figure: its definition, how it was measured, and its values for other seeds and controls."""
     key, _, name = st.query_params.get("cell", "").partition("~")
     column = next((column for column in columns if column.key == key), None)
     one = next((one for one in every if one.name == name), None)
@@ -166,7 +166,7 @@ def _scatter(rows: Sequence[Row], columns: Sequence[Column], chosen: Run) -> Non
 
 
 def _differences(shown: Sequence[Evaluated], columns: Sequence[Column]) -> None:
-    """Each run less one of them, on the same rows."""
+    """Paired differences of each run to a base run, on the same rows."""
     able = [one for one in shown if one.results]
     if len(able) < 2:
         return
@@ -179,12 +179,12 @@ def _differences(shown: Sequence[Evaluated], columns: Sequence[Column]) -> None:
     for one in able:
         if one is not base:
             sides = [overview.same_training(side, able) for side in (base, one)]
-            # two seeds of one training are told apart themselves
+            # two seeds of the same training are compared directly
             sides = [[base], [one]] if base in sides[1] else sides
             found[one.name] = _compared(tuple(map(_key, sides[0])), tuple(map(_key, sides[1])), sides)
     st.html(tables.differences(found, base.name, [column for column in columns if column.eval != SUMMARY]))
-    st.caption("Both sides are measured on the same rows, and the interval is of the difference. Runs that differ in their "
-               "seeds alone count as one side; with one seed on a side, another may come out otherwise.")
+    st.caption("Both sides are measured on the same rows; intervals are for the difference. Runs that differ only in their "
+               "seeds form one side; with a single seed per side, another seed may give another result.")
 
 
 def _key(one: Evaluated) -> tuple[str, ...]:
@@ -202,5 +202,5 @@ def _compared(
     same = {name for name in first if all(
         name in one.results and one.results[name].inputs.get("rows") == first[name].inputs.get("rows") for one in every)}
     if not same:
-        return "measured on other rows, so nothing is paired"
+        return "measured on different rows, so nothing can be paired"
     return compared(*([{name: one.results[name] for name in same} for one in side] for side in _sides))

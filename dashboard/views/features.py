@@ -1,4 +1,4 @@
-"""The page Features: all of them as a table, a scatter or a map; found by label, by text or by prompt."""
+"""The Features page: a table, scatter plot or map of all features, with search by label, text or prompt."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ from dashboard.state.search import BY, Found
 from dashboard.state.selection import Selection, names, provenance
 
 N_SHOWN = 8
-"""Places in the texts that are shown of those that a search has found."""
+"""Matches shown for a text search."""
 CLEARS = ("p", "sort", "asc")
-NEVER = ("Here: on no token of this index. Dead in training: no fire in the last dead window of training rows, so that a "
-         "rare feature may be dead there and fire here.")
+NEVER = ("Here: on no token of this index. Dead in training: no fire in the last dead window of training rows, so a rare "
+         "feature can be dead there and still fire here.")
 AXES = ("density", "max", "mean", "kurtosis", "skew", "decoder_norm", "decoder_cos", "coact_jaccard", "entropy",
         "first_token_share", "n_contexts")
 
@@ -58,7 +58,7 @@ def _controls(chosen: Selection) -> str:
             **address.choice("view", ["table", "scatter", "map"], default="table", clears=("box",)))
         st.text_input(
             "Filter", **address.text("filter", clears=("p",)), placeholder="density > 0.1%, kurtosis >= 5, dead = false",
-            help="A column, a comparison and a number, several with a comma between them; texts in quotes: "
+            help="Comparisons of a column with a number, separated by commas; quote text: "
             "`top_token = \" the\"`. Columns: " + ", ".join(statistics(chosen).table.column_names), width=380)
         lists = list(chosen.labels.lists())
         if lists:
@@ -70,13 +70,13 @@ def _controls(chosen: Selection) -> str:
 def _search() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.text_input("Search", **address.text("q", clears=CLEARS), icon=":material/search:", width=480,
-                      placeholder="what features mean, or what they fire on  ( / )")
+                      placeholder="labels, or text that features fire on  ( / )")
         st.segmented_control("in", list(BY), required=True, format_func=BY.__getitem__, width="content",
                              **address.choice("by", list(BY), default="label", clears=CLEARS))
 
 
 def _told(chosen: Selection, now: Order, found: Found) -> None:
-    """What was searched, and where in the texts it stands."""
+    """Draw what was searched for, and matches in the texts."""
     links = []
     if found.features and now.sort:
         links.append(f'<a href="{_escaped(address.link(sort=None, asc=None, p=None))}">best first</a>')
@@ -87,15 +87,15 @@ def _told(chosen: Selection, now: Order, found: Found) -> None:
     if not names(chosen).labels and st.query_params.get("by", "label") == "label":
         command, texts = escape(f"sae label {escaping.shell(chosen.run.folder)}"), _escaped(address.link(by="text", p=None))
         st.html(f'<div class="sx">No labels yet: run <code>{command}</code>, '
-                f'or <a href="{texts}">search the texts for this</a>.</div>')
+                f'or <a href="{texts}">search the texts instead</a>.</div>')
     if found.hits:
         rows = [_place(chosen, hit) for hit in found.hits[:: max(1, len(found.hits) // N_SHOWN)][:N_SHOWN]]
-        with st.expander(f"{len(rows)} of these places", expanded=False):
+        with st.expander(f"{len(rows)} of these occurrences", expanded=False):
             st.html(f'<div class="sx">{"".join(rows)}</div>')
 
 
 def _place(chosen: Selection, hit: Hit) -> str:
-    """One place in the texts."""
+    """One match in its context."""
     start, stop = max(0, hit.position - 12), min(chosen.index.n_ctx, hit.position + hit.length + 12)
     values = [float(hit.position <= i < hit.position + hit.length) for i in range(start, stop)]
     heat = tokens.heat(chosen.index.pieces(hit.seq, start, stop), values, scale=2.0)
@@ -105,7 +105,7 @@ def _place(chosen: Selection, hit: Hit) -> str:
 def _table(chosen: Selection, now: Order) -> None:
     _summary(chosen, now.features)
     if not now.features:
-        st.text("No feature fits. Take a condition away, or search for something else.")
+        st.text("No features match. Remove a condition or change the search.")
         return
     n_pages = math.ceil(len(now.features) / order.N_PAGE)
     page_no = _page(now, n_pages)
@@ -122,7 +122,7 @@ def _table(chosen: Selection, now: Order) -> None:
 
 
 def _page(now: Order, n_pages: int) -> int:
-    """The page that the URL names, which may be that of the selected feature, `p=f`."""
+    """The table page in the URL; `p=f` is the page of the selected feature."""
     asked = st.query_params.get("p", "1")
     if asked == "f":
         return now.page_of(_integer("f"))
@@ -135,7 +135,7 @@ def _integer(key: str) -> int | None:
 
 
 def _pages(now: int, n_pages: int) -> str:
-    """Links to the first, the last and the nearest pages of the table."""
+    """Links to the first, last and nearby pages of the table."""
     near = sorted({1, n_pages, *range(max(1, now - 2), min(n_pages, now + 2) + 1)})
     links = []
     for before, number_ in zip([0, *near], near, strict=False):
@@ -153,18 +153,18 @@ def _summary(chosen: Selection, features: Sequence[int]) -> None:
         st.text(f"{part}{whole} · {_never(chosen)}", width="stretch", help=NEVER)
         labels = names(chosen).labels
         save.button("CSV", "features.csv", lambda: feature_table.as_csv(order.rows(chosen, features), labels),
-                    help="These features with all their statistics; every text is a JSON string, so that no spreadsheet "
-                    "takes one for a formula (docs/index-format.md says how pandas reads it)")
+                    help="These features with all statistics. Texts are JSON strings, so that no spreadsheet takes one for "
+                    "a formula; docs/index-format.md shows how to read them with pandas")
         save.button("JSON", "features.json", lambda: feature_table.as_json(order.rows(chosen, features), labels))
         most = cards.EXPORTABLE
         some = features[:most]
         save.button("Pages" if len(features) <= most else f"Pages (first {most})", "features.html",
                     lambda: exported(chosen, some),
-                    help=f"The features' pages in one file that opens without Python and without a network, {most} at most")
+                    help=f"The features' pages in a single file that opens without Python or network access, up to {most}")
 
 
 def _never(chosen: Selection) -> str:
-    """How many features never fire here, beside the share that was dead in training."""
+    """Number of features that never fire here, and the share that was dead in training."""
     n_dead = sum(chosen.index.stats["dead"].to_pylist()) if chosen.index.d_sae < 1e6 else 0
     in_training = chosen.run.latest("dead")
     beside = "" if in_training is None else f" ({card.percent(in_training)} dead in training)"
@@ -172,7 +172,7 @@ def _never(chosen: Selection) -> str:
 
 
 def exported(chosen: Selection, features: Sequence[int]) -> str:
-    """The features' cards as one file."""
+    """The features' cards as a single HTML file."""
     from analysis.render.export import page as whole
 
     listed = st.query_params.get("list")
@@ -201,12 +201,12 @@ def _drawing(chosen: Selection, view: str) -> None:
         depth = [math.log10(value) if value else math.nan for value in part["density"].to_pylist()]
         drawn = scatter.layout_map(features, xs, ys, names=texts, depth=depth, depth_title="log₁₀ density",
                                    selected=_integer("f"), box=order.box())
-        alt = f"Map of {len(features)} decoder directions: near points are near directions; colour is the density."
+        alt = f"Map of {len(features)} decoder directions: nearby points have similar directions; colour is density."
     st.plotly_chart(
         drawn, key="points", alt=alt, on_select=lambda: _selected(chosen, x, y), selection_mode="box",
         config=scatter.png_options(f"{chosen.run.name}-{view}"))
     if order.box():
-        st.html(f'<div class="sx">Only the features in the box. <a href="{_escaped(address.link(box=None, p=None))}">'
+        st.html(f'<div class="sx">Showing only features in the box. <a href="{_escaped(address.link(box=None, p=None))}">'
                 "Show all again</a></div>")
     else:
         st.caption("Draw a box to list the features in it; click a point to open it.")
@@ -224,7 +224,7 @@ def _axes(known: Sequence[str], titles: Mapping[str, str]) -> tuple[str, str, bo
 
 
 def _selected(chosen: Selection, x: str, y: str) -> None:
-    """A box goes into the URL as the bounds of the features in it."""
+    """Write a box selection to the URL as the bounds of the features in it."""
     points = st.session_state["points"]["selection"]["points"]
     ids = [int(point["customdata"][0] if isinstance(point["customdata"], list) else point["customdata"])
            for point in points if point.get("customdata") is not None]
@@ -236,7 +236,7 @@ def _selected(chosen: Selection, x: str, y: str) -> None:
 
 
 def _to() -> Callable[[int | str], str]:
-    """What spells a feature's address, which keeps the table's order."""
+    """A function that returns a feature's URL with the table's order kept."""
     to = address.linker("feature")
     return lambda feature: to(f=feature)
 

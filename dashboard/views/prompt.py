@@ -1,4 +1,4 @@
-"""The page Prompt: a text as features by tokens; one of them at its side, and what it does to the text that follows."""
+"""The Prompt page: features by tokens for a text, one feature in a side panel, and steering with it."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -23,7 +23,7 @@ from sae.errors import SaescopeError
 
 EXAMPLE = "The quick brown fox jumps over the lazy dog."
 CUTS = {"100": "all", "50": "50 %", "10": "10 %", "1": "1 %", "0.1": "0.1 %"}
-"""Densities in percent above which features are left out."""
+"""Maximum densities, in percent."""
 
 
 def page() -> None:
@@ -55,14 +55,14 @@ def page() -> None:
 
 def _without_text(*, pressed: bool) -> None:
     if pressed:
-        st.warning("There is no text yet: type one above.", icon=":material/edit:")
+        st.warning("There is no text yet: enter one above.", icon=":material/edit:")
     example = _escaped(address.link(text=EXAMPLE))
-    st.html(f'<div class="sx">The language model of this run reads the text on this machine; the first time it has to be '
-            f'loaded. <a href="{example}">Try “{EXAMPLE}”</a></div>')
+    st.html(f'<div class="sx">This run’s language model reads the text on this machine; it takes a while to load. '
+            f'<a href="{example}">Try “{EXAMPLE}”</a></div>')
 
 
 def _ranking(chosen: Selection, code: PromptCode) -> int | None:
-    """The features, ranked; the first of them."""
+    """Draw the ranked features; return the first."""
     token = _integer("token", len(code.pieces))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         layout = st.segmented_control("Layout", ["grid", "tokens"], required=True, width="content",
@@ -70,14 +70,14 @@ def _ranking(chosen: Selection, code: PromptCode) -> int | None:
                                       **address.choice("layout", ["grid", "tokens"], default="grid"))
         n = st.slider("Features", 5, 100, step=5, **address.integer("n", 5, 100, default=25), width=160)
         cut = st.selectbox("Density up to", list(CUTS), format_func=CUTS.__getitem__, width=120,
-                           help="Features that fire on more of the corpus are left out: they fire on any text.",
+                           help="Leaves out features that fire on more of the corpus: they fire on any text.",
                            **address.choice("cut", list(CUTS), default="10"))
     largest, allowed = own_maximum(chosen.index), rarer_than(chosen.index, float(cut) / 100)
     top = code.ranked(largest, allowed, n, position=token)
     st.html(_told(code, top, token, allowed))
     if not top:
-        st.text("Nothing fires here: the token is masked, as BOS and outliers are in training, or the density cut leaves "
-                "nothing.")
+        st.text("Nothing fires here: the token is masked (like BOS and outliers in training), or every active feature is "
+                "above the density limit.")
         return None
     if layout == "grid":
         st.html(drawn.grid(code.pieces, code.code, [one.feature for one in top], names(chosen), _pick(),
@@ -89,7 +89,7 @@ def _ranking(chosen: Selection, code: PromptCode) -> int | None:
 
 
 def _told(code: PromptCode, top: Sequence[Top], token: int | None, allowed: np.ndarray) -> str:
-    """What is ranked how, and what was left out."""
+    """Describe the ranking and what it leaves out."""
     at = (f", at most {PER_TOKEN} of a token" if token is None else
           f" at token {token} {shown(code.pieces[token], spaces=True)} · "
           f'<a href="{_escaped(address.link(token=None))}">all tokens</a>')
@@ -97,26 +97,26 @@ def _told(code: PromptCode, top: Sequence[Top], token: int | None, allowed: np.n
     n_left_out = int((~allowed[fire]).sum())
     left_out = f", {n_left_out:,} of them too dense" if n_left_out else ""
     return (f'<div class="sx sx-quiet">{count(len(code.pieces), "token")}, {count(len(fire), "feature")} active{left_out}; '
-            f"the {len(top)} nearest to their own largest value over the corpus{at}. Grounds are shares of that value. "
-            "Click a token to rank by it, a feature to see it.</div>")
+            f"showing the {len(top)} closest to their largest value in the corpus{at}. Shading is the share of that value. "
+            "Click a token to rank by it, or a feature to see it.</div>")
 
 
 def _panel(chosen: Selection, code: PromptCode, feature: int | None) -> None:
-    """One feature over the text, and what it does to the text that follows."""
+    """Draw one feature's values on the text, and steering with it."""
     if feature is None:
         return
     values = code.values(feature)
     known = chosen.index.feature(feature)
     scale = max(abs(known.max), abs(known.min)) or max(1e-9, float(abs(values).max()))
     strongest = float(values[abs(values).argmax()])
-    here = f"Here up to {number(strongest)}" if strongest else "It does not fire here"
+    here = f"Here up to {number(strongest)}" if strongest else "Does not fire here"
     name = reference(feature, names(chosen), lambda _: None)
     opened = _escaped(address.link("feature", f=feature))
     st.html(
         f'<div class="sx" data-panel="{feature}"><h3>{name}</h3>'
         f"{tokens.heat(code.pieces, values.tolist(), scale=scale, focus_all=True)}"
-        f'<p class="sx-quiet">{here}; over the corpus {number(known.min)} to {number(known.max)}, on '
-        f"{percent(known.density)} of the tokens. Shaded by its largest value there.</p>"
+        f'<p class="sx-quiet">{here}; in the corpus {number(known.min)} to {number(known.max)}, on '
+        f"{percent(known.density)} of tokens. Shading is relative to its largest value there.</p>"
         f'<p><a href="{opened}">Open the feature</a></p></div>')
     with st.expander("Steer this text with it", expanded="strength" in st.query_params, icon=":material/alt_route:"):
         steer(CurrentFeature(chosen, feature, lambda other: address.link("feature", f=other)), code.text)
@@ -128,7 +128,7 @@ def _similar(chosen: Selection, code: PromptCode) -> None:
     rows = []
     strongest = [one.feature for one in code.top(8)]
     for one in found:
-        # the prompt's strongest feature that fires there says where to look
+        # centre on the peak of the prompt feature that fires most strongly in this context
         best = max(((f, chosen.index.values(f, one.seq)) for f in strongest), key=lambda pair: float(abs(pair[1]).max()))
         at = int(abs(best[1]).argmax())
         example = chosen.index.window(best[0], one.seq, at, before=24, after=23)
@@ -136,10 +136,10 @@ def _similar(chosen: Selection, code: PromptCode) -> None:
         heat = tokens.heat(example.pieces, example.values, scale=scale, peak=at - example.start)
         rows.append(f'<div class="sx-ex"><span class="sx-val" title="context {one.seq}">{one.score:.2f}<br>'
                     f'<a href="{_escaped(address.link("feature", f=best[0]))}">#{best[0]}</a></span>{heat}</div>')
-    said = ("Cosine of the contexts’ codes with the prompt’s, in which rare features weigh more; shaded is the prompt’s "
-            "feature that is strongest there.")
+    said = ("Cosine similarity of the contexts’ codes to the prompt’s, with rare features weighted up; shaded by the "
+            "prompt feature that is strongest there.")
     st.html(f'<div class="sx"><p class="sx-quiet">{said}</p>{"".join(rows)}</div>' if rows
-            else "<p>No context shares a feature that is rare enough to tell it from others.</p>")
+            else "<p>No context shares a sufficiently rare feature with the prompt.</p>")
 
 
 def _pick() -> Callable[[int], str]:
@@ -152,6 +152,6 @@ def _escaped(href: str) -> str:
 
 
 def _integer(key: str, below: int) -> int | None:
-    """A whole number of the URL in 0 to `below` − 1; None if there is none that fits."""
+    """The URL's integer for `key`, from 0 to `below` − 1; None if missing or invalid."""
     text = st.query_params.get(key, "")
     return int(text) if text.isdecimal() and int(text) < below else None

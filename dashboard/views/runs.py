@@ -1,4 +1,4 @@
-"""The page Runs: all runs with their figures, their curves over training tokens, and how their configs differ."""
+"""The Runs page: all runs with their metrics, training curves and config differences."""
 
 import csv
 import io
@@ -25,11 +25,11 @@ from dashboard.state import address
 from dashboard.state.watched_runs import all_runs, follow
 
 N_DEFAULT = 6
-"""Runs that are drawn when none is chosen: the newest."""
+"""Number of newest runs drawn by default."""
 FIRST = ("loss/reconstruction", "fve", "l0", "dead")
-"""Metrics that are drawn when none is chosen."""
+"""Metrics drawn by default."""
 TEXTS = ("run", "status", "variant", "site")
-"""Columns of the table that are sorted from A."""
+"""Text columns: sorted ascending first."""
 GLYPHS = {"training": "● training", "finished": "✓ finished", "interrupted": "■ interrupted", "imported": "⇥ imported"}
 
 
@@ -53,14 +53,14 @@ def page() -> None:
 
 def _empty() -> None:
     st.title("Runs")
-    st.markdown("No runs yet. This trains one on this machine, and the page will follow it:")
+    st.markdown("No runs yet. Train one on this machine, and this page will follow it:")
     st.code("sae train configs/quickstart.yaml", language=None)
-    st.caption("Folder of all runs, which the option --runs changes:")
+    st.caption("Runs folder (change it with --runs):")
     st.code(str(runs_folder()), language=None)
 
 
 def _header(found: Sequence[Run]) -> bool:
-    """Title, count and problems; whether the page is to follow its runs."""
+    """Draw the title, run count and problems; return whether to follow the runs."""
     now = time.time()
     n_training = sum(run.status(now) == "training" for run in found)
     st.title("Runs")
@@ -68,9 +68,9 @@ def _header(found: Sequence[Run]) -> bool:
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         n_runs = f"{len(found)} run{'s' if len(found) > 1 else ''}"
         st.text(f"{n_runs}{going} in {escaping.shell(runs_folder())}", width="content")
-        # a figure is built anew whenever its data has changed, which ends a zoom; so one can hold the page still
+        # figures are rebuilt when data changes, which resets a zoom; the toggle pauses this
         following = not n_training or st.toggle(
-            "follow", **address.flag("follow", default=True), help="Off, the page stands still, to zoom in on a curve.")
+            "follow", **address.flag("follow", default=True), help="Turn off to pause updates, for example while zooming.")
     for run in found:
         if run.problems:
             st.warning(escaping.plain(f"{run.name}: {' '.join(run.problems)}"), icon=":material/warning:")
@@ -81,7 +81,7 @@ def _table(found: Sequence[Run]) -> None:
     now = time.time()
     sort = st.query_params.get("order")
     sort = sort if sort in run_table.COLUMNS else None
-    # names from A, figures from the largest
+    # text ascending, numbers descending
     descending = (sort in TEXTS) == (st.query_params.get("turned") == "true")
     to, here = address.linker("features"), address.linker()
 
@@ -95,8 +95,8 @@ def _table(found: Sequence[Run]) -> None:
     st.html(run_table.table(
         rows, sort=sort, descending=descending, link=shown,
         sort_link=lambda column: here(order=column, turned=turned(column))))
-    st.caption("Dead: no fire in the last dead window of training rows. Silent: never fires on the held-out rows. The page "
-               "Features counts those that never fire on the text of an index. The three differ for rare features.")
+    st.caption("Dead: no fire in the last dead window of training rows. Silent: never fires on the held-out rows. The "
+               "Features page counts those that never fire on an index's text. The three differ for rare features.")
 
 
 def _row(run: Run, now: float) -> dict[str, Any]:
@@ -115,14 +115,14 @@ def _row(run: Run, now: float) -> dict[str, Any]:
 
 
 def site_text(site: Mapping[str, Any]) -> str:
-    """What is read → what is reconstructed, once where they are the same."""
+    """`input → target` hooks; just one if they are the same."""
     before, after, update = site.get("input"), site.get("target"), site.get("update")
     target = f"{after} − {before}" if update else after
     return " → ".join(str(part) for part in (None if update == "both" else before, target) if part)
 
 
 def _choice(found: Sequence[Run]) -> list[Run]:
-    """The runs that are drawn: those chosen, in that order, so that adding one leaves the others' colours."""
+    """The runs to draw, in order of selection, so that adding one keeps the others' colours."""
     by_name = {run.name: run for run in found}
     names = st.multiselect(
         "Runs to draw", list(by_name), **address.several("runs", list(by_name)), format_func=escaping.visible,
@@ -135,11 +135,11 @@ def _curves(chosen: Sequence[Run]) -> None:
     st.header("Curves")
     names = runs.metrics(chosen)
     if all(run.imported for run in chosen):
-        st.info("Trained elsewhere: there are no curves.", icon=":material/input:")
+        st.info("Imported runs have no training curves.", icon=":material/input:")
         return
     wanted, smoothing, log_x, log_y = _controls(names)
     if not names:
-        st.info("No metrics yet; lines come at every `train.log_every`.", icon=":material/hourglass_top:")
+        st.info("No metrics yet; they are logged every `train.log_every`.", icon=":material/hourglass_top:")
         return
     styles = places(st.session_state.get("_styles", {}), [run.name for run in chosen])
     st.session_state["_styles"] = styles
@@ -153,7 +153,7 @@ def _curves(chosen: Sequence[Run]) -> None:
         columns[i % 2].plotly_chart(
             drawn, key=f"curve {metric}", alt=curves.alt(metric, lines), config={"displaylogo": False})
     if with_points:
-        st.caption("Lines are of training batches; marks with bars are held-out figures and their 95 % intervals.")
+        st.caption("Lines: training batches. Points with bars: held-out figures with 95 % intervals.")
 
 
 def _controls(names: Sequence[str]) -> tuple[list[str], float, bool, bool]:
@@ -166,14 +166,14 @@ def _controls(names: Sequence[str]) -> tuple[list[str], float, bool, bool]:
     return (
         wanted or first,
         smoothing.slider("Smoothing", 0.0, 0.98, step=0.02, **address.number("smooth", 0.0, 0.98, default=0.0),
-                         help="Weight of a moving average; the raw values stay faintly visible."),
+                         help="Weight of an exponential moving average; raw values stay faintly visible."),
         log_x.toggle("log x", **address.flag("logx")),
         log_y.toggle("log y", **address.flag("logy")),
     )
 
 
 def _curve(run: Run, metric: str, style: int) -> Curve:
-    """A metric as a line, with its held-out twin, if there is one, as points."""
+    """A metric as a line, with its held-out counterpart, if any, as points."""
     rows, values = runs.series(run.lines, metric)
     twin = metric if metric.startswith("heldout/") else f"heldout/{metric}"
     points = list(zip(*runs.series(run.lines, twin), strict=True))
@@ -193,13 +193,13 @@ def _configs(chosen: Sequence[Run]) -> None:
 
 def _downloads(chosen: Sequence[Run]) -> None:
     with st.container(horizontal=True):
-        save.button("Curves (CSV)", "curves.csv", lambda: as_csv(chosen), help="One line per run, step and metric")
+        save.button("Curves (CSV)", "curves.csv", lambda: as_csv(chosen), help="One row per run, step and metric")
         save.button("Runs (JSON)", "runs.json", lambda: as_json(chosen),
-                    help="Config, summary and every line of metrics of the runs that are drawn")
+                    help="Config, summary and all metrics of the selected runs")
 
 
 def as_csv(chosen: Sequence[Run]) -> str:
-    """Every metric of runs in long form: run (a JSON string), step, rows, metric, value."""
+    """All metrics in long form: run (a JSON string), step, rows, metric, value."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("run", "step", "rows", "metric", "value"))
@@ -212,7 +212,7 @@ def as_csv(chosen: Sequence[Run]) -> str:
 
 
 def as_json(chosen: Sequence[Run]) -> str:
-    """Runs whole: name, config, summary, metrics."""
+    """Complete runs: name, config, summary, metrics."""
     return json.dumps(
         [{"name": r.name, "config": r.config, "summary": r.summary, "metrics": list(r.lines)} for r in chosen],
         indent=1, ensure_ascii=False, default=str,

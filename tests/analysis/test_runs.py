@@ -75,9 +75,9 @@ def test_the_stamp_changes_with_every_line(tmp_path: Path) -> None:
     [
         ("metrics.jsonl", b'{"rows": 1}\nnoise\n[1]\n\xff\n{"rows": "x"}\n', "4 of 5 lines of metrics.jsonl"),
         ("config.yaml", b"name: [", "config.yaml cannot be read"),
-        ("config.yaml", b"just text", "config.yaml holds no mapping"),
+        ("config.yaml", b"just text", "config.yaml is not a mapping"),
         ("summary.json", b'{"heldout":', "summary.json cannot be read"),
-        ("summary.json", b"[]", "summary.json holds no object"),
+        ("summary.json", b"[]", "summary.json is not a JSON object"),
     ],
 )
 def test_a_broken_file_is_told_and_hides_nothing_else(tmp_path: Path, file: str, content: bytes, told: str) -> None:

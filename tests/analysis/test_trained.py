@@ -97,7 +97,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_trained_run(tmp_path: Path) -> None:
-    with pytest.raises(SaescopeError, match=r"none is no run"):
+    with pytest.raises(SaescopeError, match=r"none is not a run"):
         open_trained(tmp_path / "none")
     run, _, _ = write_live_run(tmp_path)
     manifest = json.loads((run / "final/sae.json").read_text())

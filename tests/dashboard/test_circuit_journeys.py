@@ -74,7 +74,7 @@ def test_all_that_is_chosen_survives_a_reload_and_a_file(page: Page, dashboard: 
     page.get_by_label("Name of the new group").fill("verbs")
     page.get_by_role("button", name="group", exact=True).click()
     expect(page.get_by_label("Name of the group", exact=True)).to_have_value("verbs")
-    slider = page.get_by_label("Share of influence of nodes that is shown")
+    slider = page.get_by_label("Share of the influence of nodes to show")
     slider.fill("0.5")
     until(page, "n%22%3A0.5")
     hidden = page.locator(".sx-cg").get_attribute("data-hidden")
@@ -208,7 +208,7 @@ def test_the_card_and_what_it_leads_to(page: Page, dashboard: Dashboard) -> None
     page.keyboard.press("Enter")
     label = page.get_by_label("Name of the node")
     expect(label).to_have_value(busy)
-    expect(page.locator(".sx-cg-known")).to_contain_text("is not here")  # the run, and so its index
+    expect(page.locator(".sx-cg-known")).to_contain_text("was not found")  # the run, and so its index
     page.get_by_role("button", name="pin", exact=True).click()
     expect(node(page, busy)).to_have_class(re.compile("sx-cg-pin"))
     page.get_by_role("button", name="unpin", exact=True).click()
@@ -232,9 +232,9 @@ def test_the_card_and_what_it_leads_to(page: Page, dashboard: Dashboard) -> None
     other.click()
     expect(label).to_have_value(name)
     page.keyboard.press("Escape")
-    expect(page.get_by_text("Click a node for its card")).to_be_visible()
+    expect(page.get_by_text("Click a node to open its card")).to_be_visible()
     expect(page).not_to_have_url(re.compile("%22c%22"))
-    page.get_by_label("Share of influence of edges that is shown").fill("0.3")
+    page.get_by_label("Share of the influence of edges to show").fill("0.3")
     until(page, "e%22%3A0.3")
     lost = len(graph.source) - page.evaluate("() => document.querySelector('.sx-cg').page.kept.length")
     assert lost > 0

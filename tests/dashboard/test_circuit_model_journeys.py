@@ -105,7 +105,7 @@ def test_what_cannot_be_traced_is_said(page: Page, dashboard: Dashboard, slow: s
     expect(page.get_by_role("alert")).to_contain_text("prompt is empty")
     form.get_by_role("textbox", name="Prompt").fill("those east winds that blow there")
     form.get_by_role("button", name="Trace").click()
-    expect(page.get_by_role("alert")).to_contain_text("No SAE is chosen")
+    expect(page.get_by_role("alert")).to_contain_text("No SAE is selected")
     idle(page)  # a list closes when the page is drawn
     form.get_by_role("combobox").click()
     page.get_by_role("option", name=slow).click()
@@ -141,7 +141,7 @@ def test_a_trace_shows_how_far_it_is_and_stops(page: Page, dashboard: Dashboard,
     page.get_by_role("button", name="Trace").click()
     expect(page.get_by_text(re.compile(r"Tracing far: .*[1-9]\d* of [\d,]+"))).to_be_visible()
     page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_text("Tracing far was stopped; nothing is saved.")).to_be_visible()
+    expect(page.get_by_text("Tracing far was stopped; nothing was saved.")).to_be_visible()
     assert not (dashboard.runs.parent / "circuits" / "far").exists()
     page.get_by_role("button", name="Dismiss").click()
     expect(page.get_by_text("Tracing far")).to_have_count(0)

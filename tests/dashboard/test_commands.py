@@ -28,12 +28,12 @@ def test_a_taken_port_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["dashboard", "--port", str(port)]) == 2
-    assert capsys.readouterr().err.startswith(f"sae dashboard: port {port} of 127.0.0.1 is taken")
+    assert capsys.readouterr().err.startswith(f"sae dashboard: port {port} on 127.0.0.1 is taken")
 
 
 @pytest.mark.parametrize(
     ("argv", "told"),
-    [(["--address", "example.org"], "not an IP address"), (["--port", "70000"], "is no port"),
+    [(["--address", "example.org"], "not an IP address"), (["--port", "70000"], "70000"),
      (["--address", "192.0.2.1"], "cannot listen on 192.0.2.1")],
 )
 def test_bad_addresses(argv: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

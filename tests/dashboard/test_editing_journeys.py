@@ -70,11 +70,11 @@ def test_two_tabs_lose_nothing_of_each_other(page: Page, dashboard: Dashboard, v
             one.get_by_text("Notes and lists").click()
     # different fields: both stay
     other.get_by_label("Notes", exact=True).fill("the other's note")
-    other.get_by_label("Tags, with commas").fill("theirs")
+    other.get_by_label("Tags, separated by commas").fill("theirs")
     other.get_by_role("button", name="Save").click()
     kept(other)
     page.get_by_label("Label", exact=True).fill("mine")
-    page.get_by_label("Tags, with commas").fill("mine")
+    page.get_by_label("Tags, separated by commas").fill("mine")
     page.get_by_role("button", name="Save").click()
     kept(page)
     now = labels(dashboard).written(30)

@@ -86,7 +86,7 @@ def test_differences_are_paired_and_said_where_they_are_not(three: Path) -> None
     page = html(visit(page="evaluations", run="wide", base="narrow")).split('aria-label="Differences"')[1]
     rows = {row.split("<bdi>")[1].split("</bdi>")[0]: row for row in page.split("<tbody>")[1].split("<tr>")[1:]}
     assert "+0.100" in rows["wide"] and "differs (one seed)" in rows["wide"]
-    assert "measured on other rows" in rows["elsewhere"]
+    assert "measured on different rows" in rows["elsewhere"]
 
 
 def test_seeds_of_one_training_are_one_side_of_a_difference(root: Path) -> None:

@@ -36,7 +36,7 @@ def test_sort_filter_open_a_figure_and_go_back(page: Page, dashboard: Dashboard)
     assert rows(page) == ["three", "two", "one"]
     page.get_by_role("link", name="core FVE of two").click()
     figure = page.locator(f"[data-figure='{FVE}']")
-    expect(figure).to_contain_text("Less its controls")
+    expect(figure).to_contain_text("Minus its controls")
     expect(page.locator("code").filter(has_text="--only core")).to_be_visible()
     idle(page)
     page.go_back()

@@ -156,7 +156,7 @@ def test_search_in_text_finds_features_that_fire_there(page: Page, dashboard: Da
     visit(page, dashboard, "page=features&run=healthy&by=text")
     page.locator(".st-key-q input").fill("bold")
     page.locator(".st-key-q input").press("Enter")
-    expect(page.get_by_text(re.compile("Found: features that fire where this stands"))).to_be_visible()
+    expect(page.get_by_text(re.compile("Found: features that fire on this text"))).to_be_visible()
     page.locator(".sx-features tbody th a").first.click()
     expect(page.get_by_role("heading", name=re.compile(r"^Feature \d+$"))).to_be_visible()
 
@@ -217,7 +217,7 @@ def test_a_text_is_tried_on_each_feature_and_marked(page: Page, dashboard: Dashb
     page.keyboard.press("t")
     page.keyboard.type("those east winds")
     page.keyboard.press("Enter")
-    said = page.get_by_text(re.compile(r"It fires on \d+ of \d+ tokens"))
+    said = page.get_by_text(re.compile(r"Fires on \d+ of \d+ tokens"))
     expect(said).to_be_visible()
     expect(page).to_have_url(re.compile("text=those"))
     fires = int((said.text_content() or "").split()[3])
@@ -237,7 +237,7 @@ def test_steering_shows_both_continuations(page: Page, dashboard: Dashboard, bus
     page.get_by_label("Tokens").fill("4")
     page.get_by_label("Tokens").press("Tab")
     page.get_by_role("button", name="Continue both ways").click()
-    expect(page.get_by_role("heading", name="Left alone")).to_be_visible()
+    expect(page.get_by_role("heading", name="Baseline")).to_be_visible()
     expect(page.get_by_role("heading", name="Steered")).to_be_visible()
 
 
@@ -335,7 +335,7 @@ def test_a_box_in_the_scatter_lists_its_features(page: Page, dashboard: Dashboar
     page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=3)
     page.mouse.up()
     expect(page).to_have_url(re.compile("box=density"))
-    expect(page.get_by_text("Only the features in the box")).to_be_visible()
+    expect(page.get_by_text("only features in the box")).to_be_visible()
     expect(page.locator(".shapelayer path")).to_be_visible()  # the box stays as long as its filter
     page.get_by_role("link", name="Show all again").click()
     expect(page).not_to_have_url(re.compile("box="))

@@ -41,14 +41,14 @@ def test_tabs_open(tab: str, feature: str) -> None:
 def test_an_input_is_steered(root: Path, feature: str) -> None:
     with imported_from(root):
         app = visit(page="feature", run="images", f=feature, tab="steer", strength="5", at="active")
-    assert 'data-steered="done"' in html(app) and "Left alone" in html(app) and not app.error, said(app)
+    assert 'data-steered="done"' in html(app) and "Baseline" in html(app) and not app.error, said(app)
     with imported_from(root):
         app = visit(page="feature", run="images", f=feature, tab="steer", strength="5", at="3, 99")
     assert [one for one in app.error if "no position 99" in str(one.value)], said(app)
     app = visit(page="feature", run="images", f=feature, tab="steer", strength="5", at="left")
-    assert [one for one in app.error if "Positions are all, active, or numbers" in str(one.value)], said(app)
+    assert [one for one in app.error if "Positions must be all, active, or numbers" in str(one.value)], said(app)
 
 
 def test_a_prompt_is_refused_in_a_sentence(feature: str) -> None:
     app = visit(page="prompt", run="images", f=feature, text="the tree")
-    assert [one for one in app.error if "reads no text" in str(one.value)], said(app)
+    assert [one for one in app.error if "without a language model" in str(one.value)], said(app)

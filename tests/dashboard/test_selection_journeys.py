@@ -36,7 +36,7 @@ def test_a_copied_link_shows_the_same(page: Page, visitor: BrowserContext, dashb
 def test_next_walks_what_a_search_found_and_all_features_returns_to_it(page: Page, dashboard: Dashboard) -> None:
     visit(page, dashboard, "page=features&run=healthy&q=bold&by=text")
     rows = page.locator(".sx-features tbody th a")
-    expect(page.get_by_text("Found: features that fire where this stands")).to_be_visible()
+    expect(page.get_by_text("Found: features that fire on this text")).to_be_visible()
     found = [int(text.removeprefix("#")) for text in rows.all_inner_texts()]
     assert 2 < len(found) < 64
     rows.first.click()

@@ -1,1 +1,1 @@
-"""Questions an open index answers."""
+"""Queries on an open index."""

@@ -1,7 +1,7 @@
-"""Questions about several features at once: contexts in which two fire, contexts whose code is like a prompt's.
+"""Queries over several features: contexts in which two features fire, and contexts similar to a prompt.
 
-Both read the peaks by context, `context_*`: for each feature the contexts it is active in, ascending, with its value of
-largest size there. They are the block maxima of an inverted index whose blocks are the contexts.
+Both use the peaks per context (`context_*`): for each feature the contexts it is active in, ascending, with its largest
+value by magnitude there. These are the block maxima of an inverted index with one block per context.
 """
 
 from dataclasses import replace
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 BEFORE, AFTER = 12, 11
 """Tokens shown around the two peaks."""
 _AT_ONCE = 1 << 22
-"""Values of peaks that are squared at a time."""
+"""Peak values squared at a time."""
 BITMAP_FROM = 16
-"""Rows of the longer list for each of the shorter below which a bitmap is faster than binary search."""
+"""Length ratio of the two lists up to which a bitmap is faster than binary search."""
 
 
 def where(index: "Index", a: int, b: int, n: int, other: "Index | None" = None) -> Both:
-    """Counts of shared rows and contexts, and the contexts in which the weaker of the two is strongest.
+    """Count shared rows and contexts, and return the contexts in which the weaker of the two features is strongest.
 
-    Strength is relative to the feature's own largest size; of equals the first context. Each example spans both peaks.
-    `other` is the index of b where that is of another SAE; it must be over the same text.
+    Strength is relative to the feature's largest |value|; ties go to the first context. Each example spans both peaks.
+    `other` is the index of b if it belongs to another SAE; it must be over the same text.
     """
     other = other or index
     rows_a, rows_b = index._column(a)[0], other._column(b)[0]
@@ -52,7 +52,7 @@ def where(index: "Index", a: int, b: int, n: int, other: "Index | None" = None) 
 
 
 def _peaks(index: "Index", feature: int) -> tuple[np.ndarray, np.ndarray, Float32[np.ndarray, " n"]]:
-    """Contexts, places and relative sizes of a feature's peaks."""
+    """Contexts, offsets and relative magnitudes of a feature's peaks."""
     lo, hi = (int(x) for x in index.arrays["context_indptr"][feature : feature + 2])
     size = np.abs(index.arrays["context_value"][lo:hi].astype(np.float32))
     return index.arrays["context_seq"][lo:hi], index.arrays["context_offset"][lo:hi], size / max(size.max(initial=0), 1e-30)
@@ -61,7 +61,7 @@ def _peaks(index: "Index", feature: int) -> tuple[np.ndarray, np.ndarray, Float3
 def shared(
     a: Int32[np.ndarray, " n"], b: Int32[np.ndarray, " m"], n_all: int
 ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-    """Where the common members of two ascending lists of numbers below n_all stand in each."""
+    """Positions, in each of two ascending lists of numbers below n_all, of their common members."""
     if len(a) > len(b):
         in_b, in_a = shared(b, a, n_all)
         return in_a, in_b
@@ -73,19 +73,19 @@ def shared(
 
 
 def _marked(a: Int32[np.ndarray, " n"], b: Int32[np.ndarray, " m"], n_all: int) -> Int64[np.ndarray, " k"]:
-    """Which of a are in b, by marking b."""
+    """Positions of members of a that are in b, using a bitmap of b."""
     marks: Bool[np.ndarray, " n_all"] = np.zeros(n_all, bool)
     marks[b] = True
     return np.flatnonzero(marks[a])
 
 
 def similar(index: "Index", code: "SparseCode", n: int) -> list[Similar]:
-    """A scan of the peaks of the prompt's features: every context that shares one gets its exact cosine.
+    """Scan the peaks of the prompt's features and compute the exact cosine of every context that shares one.
 
-    Features are weighted by `rarity`, so that one that is active in every context says nothing of any.
+    Features are weighted by `rarity`, so one that is active in every context has no influence.
     """
     if code.d_sae != index.d_sae:
-        raise SaescopeError(f"the code has {code.d_sae} features and the index {index.d_sae}: they are of different SAEs.")
+        raise SaescopeError(f"the code has {code.d_sae} features, the index {index.d_sae}: they are of different SAEs.")
     features, values = pooled(code)
     weight = rarity(index)[features]
     values = values * weight
@@ -106,7 +106,7 @@ def rarity(index: "Index") -> Float64[np.ndarray, " d_sae"]:
 
 
 def weighted_norms(index: "Index") -> Float64[np.ndarray, " n_seqs"]:
-    """The norm of each context's peaks, times their features' rarity."""
+    """The norm of each context's peaks, weighted by rarity."""
     arrays, squares = index.arrays, np.zeros(index.n_seqs)
     bounds = np.asarray(arrays["context_indptr"])
     factor = arrays["scale"].astype(np.float64) * rarity(index)
@@ -121,7 +121,7 @@ def weighted_norms(index: "Index") -> Float64[np.ndarray, " n_seqs"]:
 def _dots(
     index: "Index", features: Int64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n_seqs"]:
-    """Products of the prompt's weighted peaks with every context's, features ascending."""
+    """Dot products of the prompt's weighted peaks with every context's, features ascending."""
     from sae.kernels.columns import pairs
     from sae.kernels.cpu import runtime
 
@@ -138,7 +138,7 @@ def _dots(
 
 
 def pooled(code: "SparseCode") -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Of each feature in a code the value of largest size; features ascending."""
+    """Max-pool a code by magnitude: each feature's largest value, features ascending."""
     code = code.csr()
     feature, value = code.feature.cpu().numpy().astype(np.int64), code.value.detach().double().cpu().numpy()
     order = np.lexsort((-np.abs(value), feature))

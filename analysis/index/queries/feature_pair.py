@@ -1,4 +1,4 @@
-"""Two features beside each other, of one SAE or two: how alike their directions are, how often they fire together."""
+"""Compare two features of one or two SAEs: decoder similarity and co-activation."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two features, `a` and `b`, over all rows that are encoded (in both indexes, where they are of two)."""
+    """Comparison of two features, `a` and `b`, over all rows encoded in both indexes."""
 
     a: int
     b: int
     cosine: float | None
-    """Of their decoder rows; None where the weights cannot be read or are not those that were indexed, or where the
-    directions are not of one space."""
+    """Cosine of their decoder rows; None if the weights can't be read or have changed since indexing, or if the two
+    directions are in different spaces."""
     both: "Both | None"
-    """Where both are active, with examples; None, as all that follows, for indexes over different text."""
+    """Rows and contexts in which both are active. None for indexes over different text, like all fields below."""
     jaccard: float | None
-    """Rows on which both are active among those on which one is; None if neither ever is."""
+    """Jaccard index of their active rows; None if neither is ever active."""
     share_a: float | None
-    """Of the rows on which a is active, those on which b is too: P(b | a)."""
+    """P(b | a): share of a's active rows on which b is active too."""
     share_b: float | None
     """P(a | b)."""
     pearson: float | None
-    """Correlation of their values over all encoded rows, 0 where inactive; None for a feature that never varies."""
+    """Correlation of their values over all encoded rows, 0 where inactive; None if either is constant."""
 
 
 def compare(index: "Index", a: int, b: int, other: "Index | None" = None, *, n: int = 10) -> Compared:
-    """Compare two features, exactly: from the indexes' columns, and the two decoder rows.
+    """Compare two features exactly, from the indexes' columns and the two decoder rows.
 
     Args:
-        index: of a.
+        index: index of a.
         a: a feature.
-        b: another, or the same.
-        other: of b, if that is of another SAE. Over other text nothing is known of firing together; of another place in
-            the model, or another model, directions have no cosine.
-        n: examples of contexts in which both are active.
+        b: another feature, or the same.
+        other: index of b, if b belongs to another SAE. Without the same text there is no co-activation; without the same
+            site and model there is no cosine.
+        n: number of example contexts in which both are active.
 
     Raises:
         SaescopeError: there is no such feature.
@@ -70,7 +70,7 @@ def compare(index: "Index", a: int, b: int, other: "Index | None" = None, *, n: 
 
 
 def correlation(index: "Index", a: int, other: "Index", b: int) -> float | None:
-    """Of the values of two features over the rows that both indexes have encoded; None where either never varies."""
+    """Pearson correlation of two features' values over rows encoded in both indexes; None if either is constant."""
     rows = _common(index, other)
     (at_a, x), (at_b, y) = (_column(i, f, rows) for i, f in ((index, a), (other, b)))
     _, in_a, in_b = np.intersect1d(at_a, at_b, assume_unique=True, return_indices=True)
@@ -78,28 +78,28 @@ def correlation(index: "Index", a: int, other: "Index", b: int) -> float | None:
 
 
 def same_text(a: "Index", b: "Index") -> bool:
-    """Whether two indexes are over the very same tokens."""
+    """Whether two indexes are over the same tokens."""
     if a is b:
         return True
     tokens = [one.manifest["files"]["tokens.npy"] for one in (a, b)]
-    # rows that came without text have no tokens to tell them apart by
+    # rows without text have no tokens to compare
     return tokens[0] == tokens[1] and a.vocabulary is not None and b.vocabulary is not None
 
 
 def same_space(a: "Index", b: "Index") -> bool:
-    """Whether the decoder rows of two SAEs are directions of one space: the same place in the same model."""
+    """Whether the decoder directions of two SAEs are comparable: same site, same model."""
     if a is b:
         return True
     (x, y) = (one.manifest.get("about", {}) for one in (a, b))
     sites = (x.get("site", {}), y.get("site", {}))
     place = [(site.get("target") or site.get("input"), site.get("update")) for site in sites]
-    # activations without a model are told apart by where they come from
+    # without a model, compare the source of the activations
     source = "model" if x.get("model") else "corpus"
     return place[0] == place[1] and all(x.get(key) == y.get(key) for key in ("d_out", "model", source))
 
 
 def _common(a: "Index", b: "Index") -> Bool[np.ndarray, " n"] | None:
-    """The rows that both have encoded; None where they are all of either's."""
+    """Mask of rows encoded in both indexes; None if both encode the same rows."""
     kept_a, kept_b = (one.arrays["kept"].reshape(-1) for one in (a, b))
     return None if a is b or np.array_equal(kept_a, kept_b) else kept_a & kept_b
 
@@ -119,7 +119,7 @@ def _cosine(index: "Index", a: int, other: "Index", b: int) -> float | None:
 def _pearson(
     x: Float64[np.ndarray, " n_a"], y: Float64[np.ndarray, " n_b"], products: float, n: int
 ) -> float | None:
-    """Σ(x − x̄)(y − ȳ) from the sums over active rows alone: all others add nothing to Σx, Σx² and Σxy."""
+    """Correlation from sums over active rows only: inactive rows add nothing to Σx, Σx² and Σxy."""
     if not n:
         return None
     covariance = products - x.sum() * y.sum() / n

@@ -1,4 +1,4 @@
-"""The tokens that a feature fires on, by their share of its active rows: what names a feature that has no label."""
+"""The tokens that a feature fires on most, by share of its active rows: the name of an unlabelled feature."""
 
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from analysis.index import Index
 
 N_ROWS = 65_536
-"""Active rows that are counted: all, or of a feature with more every n-th, and a share may be off by half a point."""
+"""Maximum number of active rows counted; with more, every n-th is used, and a share may be off by half a point."""
 
 
 def fires_on(index: "Index", feature: int, n: int = 3) -> tuple[TokenShare, ...]:
-    """The tokens at which a feature is active most often, the most frequent first; ties by text.
+    """The tokens that a feature is most often active on, most frequent first; ties are broken by text.
 
-    Spaces around a word do not count: ` return` and `return` are one. Where contexts are images, it is their names that
-    are counted, such as classes. Empty for a feature that never fires, and for an index without text or names that recur.
+    Surrounding spaces are ignored: ` return` and `return` are the same. For images, their names (such as classes) are
+    counted instead. Empty for a feature that never fires, and for an index without text or recurring names.
 
     Raises:
         SaescopeError: there is no such feature.

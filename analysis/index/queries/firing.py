@@ -1,4 +1,4 @@
-"""Which features fire at the places that a search has found."""
+"""The features that fire on search matches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Firing:
-    """A feature at some places."""
+    """A feature's activity on matches."""
 
     feature: int
     n_hits: int
-    """Places at which it is active on at least one token."""
+    """Number of matches with at least one active token."""
     value: float
-    """The value of largest size at any of them."""
+    """Largest value by magnitude on any match."""
 
 
 def at_hits(index: "Index", hits: Sequence["Hit"], n: int = 100) -> list[Firing]:
-    """The features that fire at some places, those first that seldom fire elsewhere.
+    """The features that fire on matches, those that rarely fire elsewhere first.
 
-    A common feature fires at any place, so that those whose share of the places exceeds their density by most come
-    first: the order is by n_hits / (density + 1 / n_rows), after whether it fires at half of the places.
+    Features that fire on at least half of the matches come first; within each part the order is by lift,
+    n_hits / (density + 1 / n_rows), as common features fire on any text.
 
     Args:
-        index: in which the places are.
-        hits: of a search.
-        n: features at most.
+        index: the index that was searched.
+        hits: matches of a search.
+        n: maximum number of features.
     """
     counts = np.zeros(index.d_sae, dtype=np.int64)
     strongest = np.zeros(index.d_sae, dtype=np.float32)
@@ -47,7 +47,7 @@ def at_hits(index: "Index", hits: Sequence["Hit"], n: int = 100) -> list[Firing]
                 strongest[f] = v
     density = index.stats["density"].to_numpy()
     lift = counts / (density + 1 / max(1, index.n_rows))
-    # what half of the places agree on is worth more than one lucky one
+    # firing on half of the matches counts for more than one chance match with high lift
     agreed = (2 * counts >= len(hits)).astype(np.int64)
     order = np.lexsort((np.arange(len(counts)), -lift, -agreed))
     found = [int(i) for i in order if counts[i]][:n]

@@ -1,4 +1,4 @@
-"""The features of another SAE that are most like one: by their directions, and by when they fire on the same text."""
+"""The nearest features in another SAE, by decoder direction and by correlation on the same text."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest features of another SAE, and why there are none."""
+    """The nearest features of another SAE, or the reasons why there are none."""
 
     by_cosine: list[Neighbour]
     by_correlation: list[Neighbour]
@@ -26,11 +26,10 @@ class Nearest:
 
 
 def nearest(index: "Index", feature: int, other: "Index", n: int = 5) -> Nearest:
-    """The features of `other` nearest to one of `index`, exactly.
+    """The exact nearest features of `other` to one feature of `index`.
 
-    By the cosine of decoder rows, where both SAEs reconstruct the same place of the same model (by its size where either
-    has signed codes); and by the correlation of values over the rows that both have encoded, where both indexes are over
-    the same tokens.
+    By cosine of decoder rows (|cosine| if either SAE has signed codes), if both SAEs reconstruct the same site of the
+    same model; and by correlation of values over rows encoded in both indexes, if both are over the same tokens.
 
     Raises:
         SaescopeError: there is no such feature.
@@ -39,16 +38,16 @@ def nearest(index: "Index", feature: int, other: "Index", n: int = 5) -> Nearest
     by_cosine: list[Neighbour] = []
     no_cosine = None
     if not same_space(index, other):
-        no_cosine = "it reconstructs another place, or another model"
+        no_cosine = "it reconstructs another site or another model"
     elif index.stale or other.stale:
-        no_cosine = "weights have changed since they were indexed"
+        no_cosine = "weights have changed since indexing"
     else:
         try:
             by_cosine = _by_cosine(index, feature, other, n)
         except SaescopeError as error:
             no_cosine = str(error)
     if not same_text(index, other):
-        return Nearest(by_cosine, [], no_cosine, "its index is over another text")
+        return Nearest(by_cosine, [], no_cosine, "its index is over a different text")
     return Nearest(by_cosine, _by_correlation(index, feature, other, n), no_cosine)
 
 
@@ -61,9 +60,9 @@ def _by_cosine(index: "Index", feature: int, other: "Index", n: int) -> list[Nei
 
 
 def _by_correlation(index: "Index", feature: int, other: "Index", n: int) -> list[Neighbour]:
-    """Σxy comes from the rows on which the feature is active; Σy and Σy² from the index, less the rows only it has encoded.
+    """Rank by correlation: Σxy over the feature's active rows, Σy and Σy² from the index minus rows only it has encoded.
 
-    Those sums are of values before they were rounded to fp16, so the best are correlated again from the stored ones.
+    Those sums are from before rounding to fp16, so the top candidates are recomputed from the stored values.
     """
     from sae.kernels.columns.values import SUMMARY
 
@@ -93,7 +92,7 @@ def _by_correlation(index: "Index", feature: int, other: "Index", n: int) -> lis
 def _entries(
     index: "Index", rows: Int64[np.ndarray, " n"]
 ) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
-    """Every value of some rows: which of the rows, which feature, the value."""
+    """All entries of the given rows: position in `rows`, feature, value."""
     indptr = index.arrays["row_indptr"]
     first = np.asarray(indptr[rows], dtype=np.int64)
     lengths = np.asarray(indptr[np.asarray(rows) + 1], dtype=np.int64) - first

@@ -1,7 +1,7 @@
-"""Searching the text of all contexts, by a word or a regular expression.
+"""Search the text of all contexts for a string or a regular expression.
 
-Expressions come from addresses that anybody may send, and Python's own engine needs time exponential in the text for some
-of them. RE2 (Cox 2010, "Regular expression matching in the wild") needs time linear in it, and a bounded program.
+Expressions come from URLs, which are untrusted, and Python's own engine takes exponential time for some of them. RE2
+(Cox 2010, "Regular expression matching in the wild") runs in linear time with a bounded program.
 """
 
 import re
@@ -19,17 +19,17 @@ from analysis.vocabulary import Vocabulary
 from sae.errors import SaescopeError
 
 LONGEST_PATTERN = 1000
-"""Characters of what is looked for."""
+"""Maximum length of the search text in characters."""
 MEMORY = 1 << 20
-"""Bytes of an expression's program at most: `((a{99}){99}){99}` is refused rather than built."""
+"""Maximum size of a compiled expression in bytes: `((a{99}){99}){99}` is refused."""
 SECONDS = 10.0
-"""A search by an expression that takes longer is given up."""
+"""Time limit of a regular expression search."""
 Spans = Callable[[bytes], Iterator[tuple[int, int]]]
-"""The matches in a text, as spans of bytes."""
+"""A function from a text to its matches as byte spans."""
 
 
 class Searcher:
-    """The text of every context, put together on the first search and kept."""
+    """The text of every context, built on the first search and cached."""
 
     def __init__(self, tokens: Int32[np.ndarray, "n_seqs n_ctx"], vocabulary: Vocabulary) -> None:
         self.tokens, self.vocabulary = tokens, vocabulary
@@ -37,10 +37,10 @@ class Searcher:
         self._lock = Lock()
 
     def search(self, text: str, *, regex: bool, n: int) -> list[Hit]:
-        """The first n matches in corpus order; an empty match is none.
+        """The first n matches in corpus order; empty matches are ignored.
 
         Raises:
-            SaescopeError: nothing to look for, no regular expression of RE2's syntax, or one that takes too long.
+            SaescopeError: the text is empty or too long, not a valid RE2 expression, or the search takes too long.
         """
         hits: list[Hit] = []
         for seq, found in self._found(text, regex=regex):
@@ -50,9 +50,9 @@ class Searcher:
         return hits[: max(0, n)]
 
     def evenly(self, text: str, *, regex: bool, n: int) -> tuple[list[Hit], int]:
-        """Matches spread evenly over all of them in corpus order, at most n, and how many there are.
+        """At most n evenly spaced matches in corpus order, and the total number of matches.
 
-        Of `total` matches these are the numbers floor((i + ½) · total / n): no part of the corpus counts for more.
+        They are the matches numbered floor((i + ½) · total / n), so that all parts of the corpus are represented equally.
 
         Raises:
             SaescopeError: as `search`.
@@ -73,20 +73,20 @@ class Searcher:
         return hits, total
 
     def _found(self, text: str, *, regex: bool) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """Each context with a match, and the matches as spans of bytes."""
+        """Each context with a match, and its matches as byte spans."""
         if not text or len(text) > LONGEST_PATTERN:
             raise SaescopeError(
-                f"{len(text):,} characters to search for; give a word or a regular expression of 1 to {LONGEST_PATTERN:,}.")
+                f"the search text has {len(text):,} characters; it must have 1 to {LONGEST_PATTERN:,}.")
         spans = expression(text) if regex else _word(text)
         until = time.monotonic() + SECONDS
         for seq, whole in enumerate(self.texts()):
             if regex and time.monotonic() > until:
-                raise SaescopeError(f"{text!r} takes longer than {SECONDS:g} s to search for; give a simpler expression.")
+                raise SaescopeError(f"the search for {text!r} took longer than {SECONDS:g} s; use a simpler expression.")
             if found := list(spans(whole)):
                 yield seq, found
 
     def texts(self) -> list[bytes]:
-        """The text of each context in UTF-8, as far as its bytes are that: none is lost."""
+        """The bytes of each context: UTF-8 where valid; no byte is lost."""
         with self._lock:
             if self._texts is None:
                 self._texts = [b"".join(self._parts(seq)) for seq in range(len(self.tokens))]
@@ -96,7 +96,7 @@ class Searcher:
         return [self.vocabulary.bytes_of(t) for t in self.tokens[seq].tolist()]
 
     def _hits(self, seq: int, spans: list[tuple[int, int]]) -> list[Hit]:
-        """Spans of bytes as spans of tokens."""
+        """Convert byte spans to token spans."""
         ends = np.array(list(accumulate(len(part) for part in self._parts(seq))))
         hits = []
         for start, stop in spans:
@@ -111,10 +111,10 @@ def _word(text: str) -> Spans:
 
 
 def expression(text: str) -> Spans:
-    """A regular expression that matches in time linear in the text.
+    """Compile a regular expression with linear-time matching.
 
     Raises:
-        SaescopeError: it is none of RE2's syntax, or its program would be too large.
+        SaescopeError: it isn't valid RE2 syntax, or its program would be too large.
     """
     import re2
 
@@ -125,6 +125,6 @@ def expression(text: str) -> Spans:
     except (re2.error, UnicodeEncodeError) as error:
         reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error
         raise SaescopeError(
-            f"{text!r} is no regular expression ({reason}); the syntax is RE2's, without lookaround and backreferences."
+            f"{text!r} is not a regular expression ({reason}); the syntax is RE2's, without lookaround or backreferences."
         ) from None
     return lambda whole: (match.span() for match in pattern.finditer(whole) if match.end() > match.start())

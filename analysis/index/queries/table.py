@@ -1,4 +1,4 @@
-"""stats.parquet through DuckDB: sorting and filtering all features. This is the file that imports duckdb."""
+"""Sort and filter stats.parquet with DuckDB. The only file that imports duckdb."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from sae.errors import SaescopeError
 
 
 class Stats:
-    """The statistics of all features, in memory."""
+    """Statistics of all features, in memory."""
 
     def __init__(self, table: pa.Table) -> None:
-        """One row a feature, in order, with its number as `feature`."""
+        """`table` has one row per feature, in order, with its number in column `feature`."""
         self.table = table
         self._lock = Lock()
         self._connection: duckdb.DuckDBPyConnection | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Stats":
-        """Those of an index.
+        """Read the statistics of an index.
 
         Raises:
             SaescopeError: the file is missing or damaged.
@@ -34,7 +34,7 @@ class Stats:
             return cls(pq.read_table(path))
 
     def row(self, i: int) -> dict[str, Any]:
-        """One feature's numbers, None where there is none."""
+        """One feature's statistics; None where unknown."""
         columns = zip(self.table.column_names, self.table.columns, strict=True)
         return {name: _plain(column[i].as_py()) for name, column in columns}
 
@@ -44,9 +44,9 @@ class Stats:
         """See `Index.top`."""
         for name in (sort, *(columns or ())):
             if name not in self.table.column_names:
-                raise SaescopeError(f"no statistic {name!r}; there are {', '.join(self.table.column_names)}.")
+                raise SaescopeError(f"there is no column {name!r}; the columns are {', '.join(self.table.column_names)}.")
         if limit < 0 or offset < 0:
-            raise SaescopeError(f"limit {limit} and offset {offset} are counts of rows, and cannot be negative.")
+            raise SaescopeError(f"limit ({limit}) and offset ({offset}) must not be negative.")
         chosen = ", ".join(f'"{name}"' for name in columns) if columns else "*"
         condition = f"WHERE ({where})" if where and where.strip() else ""
         direction = "DESC" if descending else "ASC"
@@ -57,17 +57,17 @@ class Stats:
         try:
             cursor = self._cursor()
             if len(cursor.extract_statements(query)) != 1:
-                raise SaescopeError(f"{where!r} is more than one condition over the statistics.")
+                raise SaescopeError(f"{where!r} is more than one condition.")
             return cursor.sql(query).to_arrow_table()
         except duckdb.Error as error:
             reason = " ".join(str(error).split())
             raise SaescopeError(
-                f"{where!r} is no condition over the statistics ({reason}); the columns are "
+                f"{where!r} is not a valid condition ({reason}); the columns are "
                 f"{', '.join(self.table.column_names)}."
             ) from None
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
-        """A cursor of its own for each call; nothing on this machine but the table can be read through it."""
+        """A new cursor for each call; it can read only the table, no files."""
         with self._lock:
             if self._connection is None:
                 connection = duckdb.connect(config={"threads": 2})

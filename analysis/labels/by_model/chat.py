@@ -1,4 +1,4 @@
-"""A language model that answers questions, wherever it runs."""
+"""Interface to a chat model, local or remote."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,57 +8,57 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and the form of its answer."""
+    """A prompt and the expected form of the answer."""
 
     text: str
     begin: str = ""
-    """What a good answer begins with; small models are made to begin so."""
+    """Expected start of the answer; local models are forced to start with it."""
     end: str = ""
-    """What ends it."""
+    """Stop string."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. The text is a stranger's: anything may stand in it."""
+    """An answer. Its text is untrusted."""
 
     text: str
     n_in: int | None = None
-    """Tokens of the prompt; None where the model does not say."""
+    """Prompt tokens; None if not reported."""
     n_out: int | None = None
-    """Tokens of the answer."""
+    """Answer tokens; None if not reported."""
 
 
 class Refused(SaescopeError):
-    """This question is not answered, for one such as its length; another one may be."""
+    """The model refused this question, for example for its length; others may still be answered."""
 
 
 class Chat(ABC):
-    """Answers questions, each on its own."""
+    """A model that answers independent questions."""
 
     source: str
-    """The model and where it runs, as it is written beside each label."""
+    """The model and where it runs, as stored with each label."""
     n_parallel: int
-    """Questions that may be asked at once, from as many threads."""
+    """Maximum number of concurrent questions, one per thread."""
     counted: str
-    """How `count` counts, in words."""
+    """How `count` counts, for messages."""
 
     @abstractmethod
     def ask(self, question: Question, max_tokens: int) -> Answer:
-        """The answer to a question, of so many tokens at most.
+        """Answer a question with at most `max_tokens` tokens.
 
         Raises:
-            Refused: this one is not taken.
-            SaescopeError: there is no answer to be had to any.
+            Refused: this question was refused.
+            SaescopeError: the model can't answer any question.
         """
 
     @abstractmethod
     def count(self, text: str) -> int:
-        """Tokens of a text, as well as can be told beforehand."""
+        """Number of tokens in a text, possibly estimated."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ask no more: who waits to try again gives up."""
+        """Stop asking; pending retries give up."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release resources."""

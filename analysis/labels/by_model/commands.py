@@ -1,4 +1,4 @@
-"""The part of `sae label` that asks a language model."""
+"""`sae label --with`: label with a language model."""
 
 import argparse
 import sys
@@ -15,57 +15,57 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `sae label --with` takes."""
+    """Add the arguments of `sae label --with`."""
     group = parser.add_argument_group(
         "labels by a language model",
-        "The model sees examples of a feature and says what they have in common. Then it judges held-out examples by that\n"
-        "label, and by another feature's. Labels are kept as they come: stop whenever you like, and the same command goes\n"
-        "on from there. An API key is read from SAESCOPE_API_KEY, or for api.openai.com from OPENAI_API_KEY.")
+        "The model sees examples of a feature and describes what they have in common. Then it predicts held-out examples\n"
+        "from that label, and from another feature's. Each label is saved as it arrives, so you can stop at any time and\n"
+        "resume with the same command. The API key is read from SAESCOPE_API_KEY, or OPENAI_API_KEY for api.openai.com.")
     group.add_argument("--with", dest="by", metavar="WHO",
                        help="URL of an OpenAI-compatible server (https://api.openai.com/v1, http://localhost:11434/v1), "
-                       "or a model on this machine, as configs name it (smollm2-135m, hub:ORG/NAME, local:DIR)")
-    group.add_argument("--model", metavar="NAME", help="which model of the server")
-    group.add_argument("--price-in", type=float, metavar="X", help="price of a million tokens sent, to be told the costs")
-    group.add_argument("--price-out", type=float, metavar="X", help="price of a million tokens received")
-    group.add_argument("--yes", action="store_true", help="do not ask before a server is used")
+                       "or a local model, named as in configs (smollm2-135m, hub:ORG/NAME, local:DIR)")
+    group.add_argument("--model", metavar="NAME", help="model on the server")
+    group.add_argument("--price-in", type=float, metavar="X", help="price per million input tokens, to show the cost")
+    group.add_argument("--price-out", type=float, metavar="X", help="price per million output tokens")
+    group.add_argument("--yes", action="store_true", help="use the server without asking for confirmation")
     group.add_argument("--examples", type=int, default=20, metavar="N",
-                       help="excerpts shown of a feature (default: %(default)s)")
+                       help="excerpts shown per feature (default: %(default)s)")
     group.add_argument("--unscored", action="store_true",
-                       help="do not judge the labels, which is about two thirds of the costs")
+                       help="don't score the labels; scoring is about two thirds of the cost")
     group.add_argument("--answer-tokens", type=int, default=200, metavar="N",
-                       help="longest answer (default: %(default)s); models that reason first need some thousands")
-    group.add_argument("--parallel", type=int, default=4, metavar="N", help="requests at once (default: %(default)s)")
+                       help="maximum tokens per answer (default: %(default)s); reasoning models need a few thousand")
+    group.add_argument("--parallel", type=int, default=4, metavar="N", help="concurrent requests (default: %(default)s)")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse values that cannot be meant.
+    """Validate the arguments.
 
     Raises:
-        SaescopeError: see there.
+        SaescopeError: an argument is missing, contradictory or out of range.
     """
     if args.by is None:
         if args.model is not None:
-            raise SaescopeError(f"--model {args.model} needs the server that has it: add --with URL.")
+            raise SaescopeError(f"--model {args.model} needs a server: add --with URL.")
         return
     if is_url(args.by) and not args.model:
-        raise SaescopeError(f"{args.by} needs to be told which model to use: add --model NAME.")
+        raise SaescopeError(f"{args.by} needs a model: add --model NAME.")
     if not is_url(args.by) and args.model:
-        raise SaescopeError(f"--model names a model of a server, and {args.by!r} is no URL, such as https://api.openai.com/v1.")
+        raise SaescopeError(f"--model is for servers, and {args.by!r} is not a URL such as https://api.openai.com/v1.")
     for name, most in (("examples", 200), ("answer_tokens", 100_000), ("parallel", 64)):
         if not 1 <= getattr(args, name) <= most:
-            raise SaescopeError(f"--{name.replace('_', '-')} {getattr(args, name)}; it lies between 1 and {most:,}.")
+            raise SaescopeError(f"--{name.replace('_', '-')} {getattr(args, name)}; it must be between 1 and {most:,}.")
     prices = args.price_in, args.price_out
     if (prices[0] is None) != (prices[1] is None) or not all(price is None or 0 <= price < 1e6 for price in prices):
         raise SaescopeError("Give both --price-in and --price-out, each per million tokens, or neither.")
 
 
 def is_url(text: str) -> bool:
-    """Whether it is the address of a server, and no model's name."""
+    """Whether `text` is a server's URL rather than a model's name."""
     return "://" in text
 
 
 def label_by_model(args: argparse.Namespace, index: "Index", labels: "Labels", features: list[int]) -> None:
-    """Tell the costs, ask whether to go on, label, and tell what came of it."""
+    """Show the expected cost, ask for confirmation, label, and print a summary."""
     from analysis.labels.by_model.labelling import Labelling, Settings
 
     settings = Settings(args.seed, args.examples, not args.unscored, args.answer_tokens)
@@ -76,11 +76,11 @@ def label_by_model(args: argparse.Namespace, index: "Index", labels: "Labels", f
 def _label(args: argparse.Namespace, labelling: "Labelling", features: list[int]) -> None:
     plan = labelling.plan(features, anew=args.replace)
     if not plan.unlabelled and not plan.unscored:
-        _print(args, f"{plan.n_done:,} features have a label of {labelling.chat.source}, or no example to make one from.")
+        _print(args, f"{plan.n_done:,} features have a label from {labelling.chat.source} or no examples to label from.")
         return
     _print(args, forecast(labelling, plan, args.price_in, args.price_out))
     if is_url(args.by) and not args.yes and not _agreed():
-        print("Nothing was asked.")
+        print("No requests were sent.")
         return
     from training.display import Display
 
@@ -91,22 +91,22 @@ def _label(args: argparse.Namespace, labelling: "Labelling", features: list[int]
 
 
 def forecast(labelling: "Labelling", plan: "Plan", price_in: float | None = None, price_out: float | None = None) -> str:
-    """What a labelling will ask for, in words."""
+    """Describe the planned requests and their expected cost."""
     cost, chat = labelling.cost(plan), labelling.chat
     lines = [f"{chat.source}: {len(plan.unlabelled):,} features to label" + (
-        f", {len(plan.unlabelled) + len(plan.unscored):,} labels to judge" if labelling.settings.scored else "")]
-    lines += [f"  {plan.n_done:,} features are done, or have no example"] if plan.n_done else []
-    lines += [f"  {plan.n_replaced:,} automatic labels of another origin give way to new ones"] if plan.n_replaced else []
+        f", {len(plan.unlabelled) + len(plan.unscored):,} labels to score" if labelling.settings.scored else "")]
+    lines += [f"  {plan.n_done:,} features are done or have no examples"] if plan.n_done else []
+    lines += [f"  {plan.n_replaced:,} other automatic labels will be replaced"] if plan.n_replaced else []
     lines.append(
-        f"  about {cost.n_requests:,} requests with {_round(cost.n_in):,} tokens to send and {_round(cost.n_out):,} to "
-        f"receive, counted {chat.counted}; a model that reasons first sends more")
+        f"  about {cost.n_requests:,} requests, {_round(cost.n_in):,} input and {_round(cost.n_out):,} output tokens, "
+        f"counted {chat.counted}; reasoning models produce more output")
     if price_in is not None and price_out is not None:
-        lines.append(f"  about {_money(cost, price_in, price_out)} at {price_in:g} and {price_out:g} for a million tokens")
+        lines.append(f"  about {_money(cost, price_in, price_out)} at {price_in:g} and {price_out:g} per million tokens")
     return "\n".join(lines)
 
 
 def told(outcome: "Outcome", price_in: float | None = None, price_out: float | None = None) -> str:
-    """What came of a labelling, in words."""
+    """Summarise a labelling."""
     from analysis.labels.commands import told as scores
     from analysis.render.text import count
 
@@ -116,10 +116,10 @@ def told(outcome: "Outcome", price_in: float | None = None, price_out: float | N
     money = f", {about}{_money(cost, price_in, price_out)}" if price_in is not None and price_out is not None else ""
     lines = [
         scores(made) if scored else f"{count(len(made), 'label')}, none scored",
-        f"{cost.n_requests:,} requests, {about}{cost.n_in:,} tokens sent, {cost.n_out:,} received{money}",
+        f"{cost.n_requests:,} requests, {about}{cost.n_in:,} input tokens, {cost.n_out:,} output tokens{money}",
     ]
-    for features, what in ((outcome.wordless, "the answer held no label, perhaps for want of --answer-tokens"),
-                           (outcome.unjudged, "the judge's answer was no list of examples, so the label has no score")):
+    for features, what in ((outcome.wordless, "the answer had no label, perhaps because --answer-tokens is too small"),
+                           (outcome.unjudged, "the scoring answer was not a list of examples, so the label has no score")):
         lines += [f"for {count(len(features), 'feature')} {what}: {_some(features)}"] if features else []
     lines += [f"the last refusal: {outcome.refusal}"] if outcome.refusal else []
     return "\n".join(lines)
@@ -136,14 +136,14 @@ def _chat(args: argparse.Namespace) -> "Chat":
 
 
 def _agreed() -> bool:
-    """Whether the user, asked, wants to go on.
+    """Ask the user for confirmation.
 
     Raises:
-        SaescopeError: there is nobody to ask.
+        SaescopeError: there is no terminal.
     """
     if not sys.stdin.isatty():
-        raise SaescopeError("There is no terminal to ask whether to go on; add --yes.")
-    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+        raise SaescopeError("There is no terminal to ask for confirmation; add --yes.")
+    return input("Continue? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _print(args: argparse.Namespace, text: str) -> None:
@@ -156,7 +156,7 @@ def _money(cost: "Cost", price_in: float, price_out: float) -> str:
 
 
 def _round(n: int) -> int:
-    """To two digits: a forecast has no more."""
+    """Round an estimate to two significant digits."""
     return int(float(f"{n:.1e}"))
 
 

@@ -1,7 +1,7 @@
-"""Any server that answers `POST /v1/chat/completions` as OpenAI's does: OpenAI, vLLM, Ollama, llama.cpp, LM Studio.
+"""Client for servers with an OpenAI-compatible `POST /v1/chat/completions`: OpenAI, vLLM, Ollama, llama.cpp, LM Studio.
 
-The only file that imports httpx. An API key comes from the environment and goes to that server alone: redirects are not
-followed, and no message repeats it.
+The only file that imports httpx. The API key comes from the environment and is sent only to that server: redirects are
+not followed, and messages never contain the key.
 """
 
 import json
@@ -20,17 +20,17 @@ from analysis.render.text import plain
 from sae.errors import SaescopeError, first_line
 
 KEY = "SAESCOPE_API_KEY"
-"""Variable with the key of any server; without it OPENAI_API_KEY is taken, for api.openai.com only."""
+"""Environment variable with the API key; if unset, OPENAI_API_KEY is used, for api.openai.com only."""
 BYTES_PER_TOKEN = 3
 N_TRIES = 7
 LONGEST_WAIT_S = 300.0
 _LARGEST_ANSWER = 8 << 20
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""What may be otherwise a little later."""
+"""Status codes to retry."""
 
 
 class _Again(Exception):
-    """There is no answer now; `wait_s` is what the server asks to wait."""
+    """Retry later; `wait_s` is the delay requested by the server."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -38,27 +38,27 @@ class _Again(Exception):
 
 
 class Endpoint(Chat):
-    """A model behind a URL. May be asked from several threads."""
+    """A model behind a URL. Thread-safe."""
 
-    counted = f"as a token for every {BYTES_PER_TOKEN} bytes"
+    counted = f"as one token per {BYTES_PER_TOKEN} bytes"
 
     def __init__(
         self, url: str, model: str, *, n_parallel: int = 4, timeout_s: float = 120.0, pause_s: float = 1.0
     ) -> None:
-        """Ask nothing yet.
+        """Prepare the client; send nothing yet.
 
         Args:
-            url: `https://api.openai.com/v1`, `http://localhost:11434`, or the full address of the completions.
-            model: as the server calls it.
-            n_parallel: requests at once.
-            timeout_s: for one answer.
-            pause_s: before the second try, where the server names no time; doubled each time.
+            url: `https://api.openai.com/v1`, `http://localhost:11434`, or the full URL of the completions endpoint.
+            model: the server's name for the model.
+            n_parallel: concurrent requests.
+            timeout_s: timeout for one answer.
+            pause_s: delay before the first retry if the server gives none; doubled each time.
 
         Raises:
-            SaescopeError: no such URL can be, or the key in the environment is none.
+            SaescopeError: the URL or the API key is invalid.
         """
         self.url, self.model, self.n_parallel = _completions(url), model, n_parallel
-        # a query may hold what nobody else should read
+        # a query string may contain secrets
         self._shown = str(self.url.copy_with(query=None))
         self.source = f"{model} at {self.url.netloc.decode()}"
         self._timeout_s, self._pause_s = timeout_s, pause_s
@@ -68,26 +68,26 @@ class Endpoint(Chat):
         try:
             self._client = httpx.Client(timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s)))
         except (ImportError, ValueError, httpx.InvalidURL) as error:
-            raise SaescopeError(f"The proxy that the environment names cannot be used ({first_line(error)}).") from None
+            raise SaescopeError(f"The proxy set in the environment cannot be used ({first_line(error)}).") from None
 
     def count(self, text: str) -> int:
-        """Tokens of a text, by its bytes: which tokenizer the server has is not known."""
+        """Estimate the tokens of a text from its bytes, as the server's tokenizer is unknown."""
         return -(-len(text.encode(errors="replace")) // BYTES_PER_TOKEN)
 
     def stop(self) -> None:
-        """Try nothing again."""
+        """Stop retrying."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
     def ask(self, question: Question, max_tokens: int) -> Answer:
-        """The answer, tried again with growing pauses while the server is busy.
+        """Ask, and retry with exponential backoff while the server is busy.
 
         Raises:
-            Refused: the server does not take this one.
-            SaescopeError: the server cannot be reached, refuses the key or the model, or answers something else.
+            Refused: the server refused this question.
+            SaescopeError: the server can't be reached, rejects the key or the model, or sends an invalid answer.
         """
         last = _Again("stopped")
         for n in range(N_TRIES):
@@ -98,7 +98,7 @@ class Endpoint(Chat):
             pause = min(60.0, self._pause_s * 2**n) * random.uniform(0.75, 1.25)
             if n < N_TRIES - 1 and self._stopping.wait(pause if last.wait_s is None else last.wait_s):
                 break
-        raise SaescopeError(f"{self.source} did not answer, tried {n + 1} times ({last.reason}); run it again to go on.")
+        raise SaescopeError(f"{self.source} did not answer in {n + 1} tries ({last.reason}); run it again to resume.")
 
     def _once(self, prompt: str, max_tokens: int) -> Answer:
         limit, greedy = self._limit, self._greedy
@@ -112,7 +112,7 @@ class Endpoint(Chat):
                 content = b"".join(self._parts(response, ends))
         except httpx.TimeoutException as error:
             if isinstance(error, httpx.ConnectTimeout) and not self._reached:
-                raise SaescopeError(f"{self._shown} cannot be reached: no connection after some seconds.") from None
+                raise SaescopeError(f"{self._shown} cannot be reached: the connection timed out.") from None
             raise _Again(f"no answer in {self._timeout_s:g} s") from None
         except httpx.HTTPError as error:
             if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol) and not self._reached:
@@ -127,29 +127,29 @@ class Endpoint(Chat):
         return self._once(prompt, max_tokens)
 
     def _parts(self, response: httpx.Response, ends: float) -> Iterator[bytes]:
-        """The body, unless it is endless or never comes to an end."""
+        """Stream the body, with limits on its size and time."""
         size = 0
         for part in response.iter_bytes():
             size += len(part)
             if size > _LARGEST_ANSWER:
-                raise SaescopeError(f"{self._shown} sends more than {_LARGEST_ANSWER >> 20} MB as one answer.")
+                raise SaescopeError(f"{self._shown} sent more than {_LARGEST_ANSWER >> 20} MB in one answer.")
             if time.monotonic() > ends:
-                raise _Again(f"no whole answer in {self._timeout_s:g} s")
+                raise _Again(f"no complete answer in {self._timeout_s:g} s")
             yield part
 
     def _refused(self, response: httpx.Response, content: bytes, limit: str, greedy: bool) -> None:
-        """Returns if the request, put in another way, may yet be taken."""
+        """Raise for an error response; return if the request should be retried in another form."""
         status, said = response.status_code, self._said(content)
         if status in _AGAIN and "insufficient_quota" not in content.decode(errors="replace"):
-            raise _Again(f"it says {status}: {said}", _retry_after(response))
+            raise _Again(f"status {status}: {said}", _retry_after(response))
         if status in (401, 403):
-            what = "refuses the key" if self._key else f"wants a key, and {KEY} is not set"
-            raise SaescopeError(f"{self._shown} {what} ({status}: {said}); the key is read from the variable {KEY}.")
+            what = "rejects the API key" if self._key else f"needs an API key, but {KEY} is not set"
+            raise SaescopeError(f"{self._shown} {what} ({status}: {said}); the key is read from {KEY}.")
         if status == 404:
             raise SaescopeError(
-                f"{self._shown} says 404 ({said}): either there is no model {self.model!r}, or this is not the address of "
-                "an OpenAI-compatible server, which mostly ends in /v1.")
-        # newer models of OpenAI know the limit by another name, and take no temperature
+                f"{self._shown} returned 404 ({said}): either there is no model {self.model!r}, or this is not the URL of "
+                "an OpenAI-compatible server, which usually ends in /v1.")
+        # newer OpenAI models have another name for the limit and accept no temperature
         if status == 400 and limit == "max_tokens" and "max_completion_tokens" in said:
             self._limit = "max_completion_tokens"
         elif status == 400 and greedy and "temperature" in said:
@@ -162,8 +162,8 @@ class Endpoint(Chat):
             found = json.loads(content)
             text = found["choices"][0]["message"]["content"]
         except (ValueError, RecursionError, LookupError, TypeError):
-            said = f"{self._shown} answers, but not as an OpenAI-compatible server does; it sends: {self._said(content)}"
-            # some servers report in this way that they are busy
+            said = f"{self._shown} did not answer like an OpenAI-compatible server; it sent: {self._said(content)}"
+            # some servers report being busy like this
             raise (_Again(said) if self._answered else SaescopeError(said)) from None
         if isinstance(text, list):
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
@@ -173,7 +173,7 @@ class Endpoint(Chat):
                       _number(usage.get("completion_tokens")))
 
     def _said(self, content: bytes) -> str:
-        """What a server says of an error, short, without the key that it may repeat."""
+        """The server's error message, shortened, with the API key removed."""
         text = content[:10_000].decode(errors="replace")
         try:
             found = json.loads(content)
@@ -186,15 +186,15 @@ class Endpoint(Chat):
 
 
 def _completions(url: str) -> httpx.URL:
-    """The address of the completions."""
+    """The URL of the completions endpoint."""
     try:
         found = httpx.URL(url)
     except (httpx.InvalidURL, TypeError, ValueError):
         found = httpx.URL("")
     if found.scheme not in ("http", "https") or not found.host:
-        raise SaescopeError(f"{url!r} is no URL of a server; write it as https://api.openai.com/v1.")
+        raise SaescopeError(f"{url!r} is not a server URL; use the form https://api.openai.com/v1.")
     if found.userinfo:
-        raise SaescopeError(f"The URL of {found.host} holds a name or a password; put the key into {KEY} instead.")
+        raise SaescopeError(f"The URL of {found.host} contains a user name or password; put the key into {KEY} instead.")
     path = found.path.rstrip("/") or "/v1"
     return found.copy_with(path=path if path.endswith("/chat/completions") else f"{path}/chat/completions", fragment=None)
 
@@ -203,12 +203,12 @@ def _key(url: httpx.URL) -> str:
     name = KEY if os.environ.get(KEY) else "OPENAI_API_KEY"
     key = os.environ.get(name, "").strip() if name == KEY or url.host == "api.openai.com" else ""
     if not (key.isascii() and key.isprintable()):
-        raise SaescopeError(f"{name} holds characters that no key has.")
+        raise SaescopeError(f"{name} contains characters that are not valid in a key.")
     return key
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait, within reason."""
+    """The delay requested by the server in seconds, capped."""
     text = response.headers.get("retry-after", "").strip()
     try:
         seconds = float(text) if text.replace(".", "", 1).isdecimal() else (

@@ -1,4 +1,4 @@
-"""What a language model is shown of a feature, from an index: examples that explain it, and held-out ones that judge."""
+"""Select the examples that a language model sees: some to label a feature, and held-out ones to score the label."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ from analysis.labels.by_model.chat import Question
 from analysis.labels.by_model.prompts import Excerpt, to_explain, to_judge
 
 SHOWN_BEFORE, SHOWN_AFTER = 20, 6
-"""Tokens around an example that explains."""
+"""Tokens of context around examples for labelling."""
 
 
 @dataclass(frozen=True)
 class Judges:
-    """Held-out rows in the order in which a model sees them, and at which of them the feature is active."""
+    """Held-out rows in the order shown to the model, and the mask of active ones."""
 
     feature: int
     rows: Int64[np.ndarray, " n"]
@@ -23,21 +23,21 @@ class Judges:
 
 
 class Shown:
-    """Questions about the features of one index: excerpts that explain come from one half of the documents, judges from the
-    other, as for rules."""
+    """Builds questions about the features of an index. Labelling and scoring examples come from different halves of the
+    documents, as for rules."""
 
     def __init__(self, explainer: Explainer, n_examples: int) -> None:
-        """Read nothing yet.
+        """Prepare without reading.
 
         Args:
-            explainer: of the index.
-            n_examples: excerpts at most that explain a feature.
+            explainer: the index's explainer.
+            n_examples: maximum excerpts for labelling a feature.
         """
         self.explainer, self.n_examples = explainer, n_examples
         self._index, self._words = explainer.index, explainer.words
 
     def to_explain(self, feature: int) -> Question | None:
-        """The question for a label; None if the feature is not active in the half that labels are made from."""
+        """The question for a label; None if the feature never fires in the labelling half."""
         rows = self.chosen(feature)
         if not len(rows):
             return None
@@ -45,7 +45,7 @@ class Shown:
         return to_explain([self._excerpt(feature, row) for row in rows.tolist()], promoted)
 
     def chosen(self, feature: int) -> Int64[np.ndarray, " n"]:
-        """Rows of as many contexts: one half the strongest, the other spread evenly over the ranks of the rest."""
+        """Rows from distinct contexts: half are the strongest, half are spread evenly over the ranks of the rest."""
         rows, values = self.explainer.active(feature)
         mine = self._words.made_from[rows]
         rows, values = rows[mine], values[mine]
@@ -58,7 +58,7 @@ class Shown:
         return np.concatenate([rows[:n_top], rows[rest]])
 
     def judges(self, feature: int) -> Judges | None:
-        """The examples that judge a feature's label, mixed; None if too few are held out."""
+        """Shuffled examples to score a feature's label; None if there are too few held-out ones."""
         rows, active = self.explainer.judges(feature)
         if min(active.sum(), (~active).sum()) < LEAST_JUDGED:
             return None
@@ -66,13 +66,13 @@ class Shown:
         return Judges(feature, rows[order], active[order])
 
     def to_judge(self, label: str, judges: Judges) -> Question:
-        """The question at which of them a label fits; their values are not shown."""
+        """The question which of these examples match a label; their values are not shown."""
         places = (divmod(row, self._words.n_ctx) for row in judges.rows.tolist())
         windows = [self._index.window(judges.feature, seq, position, BEFORE, AFTER) for seq, position in places]
         return to_judge(label.removesuffix(NEGATIVE), [(one.pieces, one.position - one.start) for one in windows])
 
     def _excerpt(self, feature: int, row: int) -> Excerpt:
-        """The text around a row, as far as it is of the half that labels are made from."""
+        """The text around a row, restricted to the labelling half."""
         seq, position = divmod(row, self._words.n_ctx)
         one = self._index.window(feature, seq, position, SHOWN_BEFORE, SHOWN_AFTER)
         at, first = position - one.start, seq * self._words.n_ctx + one.start

@@ -1,10 +1,9 @@
-"""A run's features labelled by a language model: what is missing is asked for, and kept as it comes.
+"""Label a run's features with a language model: request only what is missing, and save results as they arrive.
 
-Two passes. In the first the model writes a label for each feature, which is kept at once, unscored. In the second it
-judges: given the label and the held-out examples by which rules are judged too (`Explainer.judges`), it says at which of
-them the feature is active. The score is balanced accuracy, as for rules; the baseline is the label that the same model gave
-another feature, drawn at random, judged on the same examples. Whatever interrupts, the next call goes on with what is
-missing.
+There are two passes. First the model writes a label for each feature, saved unscored. Then it scores: given the label and
+the held-out examples also used for rules (`Explainer.judges`), it predicts which are active. The score is balanced
+accuracy, as for rules; the baseline is the same model's label for a random other feature, scored on the same examples.
+After an interruption, the next call resumes.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,83 +25,83 @@ if TYPE_CHECKING:
 
 Asked = tuple[Question, Answer]
 N_SAMPLED = 24
-"""Features whose prompts are counted to tell the costs of all."""
+"""Number of features sampled to estimate the cost."""
 _TYPICAL = "LABEL: the verb in an infinitive after words such as seem, appear or tend"
-"""A label of about the usual length, for telling costs before there is one."""
+"""A label of typical length, to estimate costs."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How features are labelled."""
+    """Labelling settings."""
 
     seed: int = 0
-    """Of the examples that judge, and of the baselines."""
+    """Seed for scoring examples and baselines."""
     n_examples: int = 20
-    """Excerpts at most that the model sees of a feature to label it."""
+    """Maximum excerpts shown to label a feature."""
     scored: bool = True
-    """Whether the labels are judged."""
+    """Whether to score labels."""
     max_tokens: int = 200
-    """Of an answer; models that think before they answer need thousands."""
+    """Maximum tokens per answer; reasoning models need thousands."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is still to be asked."""
+    """The remaining work."""
 
     unlabelled: list[int]
     unscored: list[int]
-    """Features that have a label of this model, but no score."""
+    """Features with a label from this model but no score."""
     n_done: int
-    """Features for which nothing is to be asked."""
+    """Number of features that need no requests."""
     n_replaced: int
-    """Automatic labels of another origin that give way."""
+    """Number of other automatic labels that will be replaced."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """How much is asked; of a plan a forecast, of what was done a count."""
+    """Requests and tokens: estimated for a plan, counted for an outcome."""
 
     n_requests: int = 0
     n_in: int = 0
-    """Tokens sent."""
+    """Input tokens."""
     n_out: int = 0
-    """Tokens received."""
+    """Output tokens."""
 
     def money(self, price_in: float, price_out: float) -> float:
-        """For prices per million tokens, in their currency."""
+        """The cost for prices per million tokens, in their currency."""
         return (self.n_in * price_in + self.n_out * price_out) / 1e6
 
 
 @dataclass
 class Outcome:
-    """What came of a labelling, as far as it got."""
+    """The result of a labelling so far."""
 
     made: dict[int, Label] = field(default_factory=dict)
     wordless: list[int] = field(default_factory=list)
-    """Features for which the answer held no label."""
+    """Features whose answer had no label."""
     unjudged: list[int] = field(default_factory=list)
-    """Features whose label was not scored, because the answer was no list of examples."""
+    """Features whose label has no score because the answer was not a list of examples."""
     refusal: str = ""
-    """What was said when the last question was refused."""
+    """Message of the last refused question."""
     cost: Cost = Cost()
     counted: bool = True
-    """Whether the server counted all tokens; else some are estimates."""
+    """Whether the server reported all token counts; else some are estimated."""
 
 
 class Labelling:
-    """One run's features, and the model that labels them."""
+    """Labels one run's features with one model."""
 
     def __init__(self, index: "Index", labels: Labels, chat: Chat, settings: Settings | None = None) -> None:
-        """Ask nothing yet.
+        """Prepare without sending requests.
 
         Args:
-            index: of the run, with text.
-            labels: its own.
+            index: the run's index, with text.
+            labels: the run's labels.
             chat: the model.
-            settings: how to ask.
+            settings: labelling settings.
 
         Raises:
-            SaescopeError: labels of this index could not be made or kept.
+            SaescopeError: this index can't be labelled, or labels can't be saved.
         """
         check_can_label(index, labels)
         self.labels, self.chat, self.settings = labels, chat, settings or Settings()
@@ -112,11 +111,11 @@ class Labelling:
         self.outcome = Outcome()
 
     def plan(self, features: list[int], *, anew: bool = False) -> Plan:
-        """What is to be asked about some features; nothing where one is never active in the half that labels are made from.
+        """Plan the requests for some features, skipping those that never fire in the labelling half.
 
         Args:
-            features: their numbers.
-            anew: also those that this model has labelled.
+            features: numbers of the features.
+            anew: relabel those that this model has already labelled.
         """
         there = {one.feature: one for one in self.labels.automatic()}
         done = {} if anew else {f: one for f, one in there.items() if one.method == self.method}
@@ -128,7 +127,7 @@ class Labelling:
         return Plan(missing, unscored, len(features) - len(missing) - len(unscored), replaced)
 
     def cost(self, plan: Plan) -> Cost:
-        """A forecast, from the prompts of some of the features."""
+        """Estimate the cost from the prompts of a sample of features."""
         asked, judged = (self._mean(each, features) for each, features in (
             (self._asking, plan.unlabelled),
             (self._judging, [*plan.unlabelled, *plan.unscored] if self.settings.scored else [])))
@@ -136,19 +135,19 @@ class Labelling:
         return Cost(*total.astype(int).tolist())
 
     def run(self, plan: Plan, display: Display | None = None) -> Outcome:
-        """Ask for what is missing, and keep it as it comes.
+        """Send the planned requests and save results as they arrive.
 
         Raises:
-            SaescopeError: the model gives no answer, or labels cannot be kept; those that came are.
+            SaescopeError: the model doesn't answer, or labels can't be saved; earlier results are kept.
         """
         display = display or Display(quiet=True)
         if plan.unlabelled:
-            with display.task(f"labelling by {self.chat.source}", len(plan.unlabelled), "features") as task:
+            with display.task(f"labelling with {self.chat.source}", len(plan.unlabelled), "features") as task:
                 self._ask(((f, self._question(f)) for f in plan.unlabelled), self._keep_label, task)
         to_judge = [*plan.unscored, *(f for f in plan.unlabelled if f in self.outcome.made)] if self.settings.scored else []
         if to_judge:
             texts = {one.feature: one.text for one in self.labels.automatic() if one.method == self.method}
-            with display.task("judging the labels", len(to_judge), "features") as task:
+            with display.task("scoring the labels", len(to_judge), "features") as task:
                 self._ask(((f, self._check(f, texts)) for f in to_judge), self._keep_score, task)
         return self.outcome
 
@@ -158,13 +157,13 @@ class Labelling:
             task.advance(1)
 
         def stop() -> None:
-            task.display.say("stopping once the answers on their way have come; Ctrl-C again leaves them")
+            task.display.say("stopping after the pending answers; press Ctrl-C again to discard them")
             self.chat.stop()
 
         in_parallel(jobs, self.chat.n_parallel, kept, stop)
 
     def _asked(self, question: Question) -> Asked:
-        """A question and its answer, an empty one if just this question is refused."""
+        """A question and its answer; empty if only this question was refused."""
         try:
             return question, self.chat.ask(question, self.settings.max_tokens)
         except Refused as refusal:
@@ -217,7 +216,7 @@ class Labelling:
         self._keep(Label(feature, label.text, "auto", scores[0], baseline, self._judged(judges, said[0]), self.method))
 
     def _judged(self, judges: Judges, said: list[bool]) -> tuple[Judged, ...]:
-        """The examples as they are kept: those at which the feature is active first, as rules have them."""
+        """The examples in the form stored with labels: active ones first, as for rules."""
         rows, _ = self.explainer.judges(judges.feature)
         verdict = dict(zip(judges.rows.tolist(), zip(judges.active.tolist(), said, strict=True), strict=True))
         return tuple(self.explainer.judged(judges.feature, row, *verdict[row]) for row in rows.tolist())
@@ -236,7 +235,7 @@ class Labelling:
         self.outcome.counted &= answer.n_in is not None and answer.n_out is not None
 
     def _mean(self, each: Callable[[int], tuple[int, int, int]], features: list[int]) -> np.ndarray:
-        """Requests, tokens sent and tokens received for a feature."""
+        """Mean requests, input tokens and output tokens per feature."""
         places = np.unique(np.linspace(0, len(features) - 1, min(len(features), N_SAMPLED)).round().astype(int))
         return np.mean([each(features[i]) for i in places.tolist()], axis=0) if features else np.zeros(3)
 

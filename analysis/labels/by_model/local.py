@@ -1,4 +1,4 @@
-"""A language model on this machine: any that `load_model` knows, asked through its own chat template, greedily."""
+"""Chat with a local language model (any that `load_model` supports), using its chat template and greedy decoding."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from training.model.load import load_model
 
 
 class LocalModel(Chat):
-    """A loaded model that answers."""
+    """A loaded chat model."""
 
     n_parallel = 1
 
@@ -19,7 +19,7 @@ class LocalModel(Chat):
         """Load the model.
 
         Args:
-            name, device, dtype: as `load_model` takes them.
+            name, device, dtype: as for `load_model`.
 
         Raises:
             SaescopeError: as `load_model`.
@@ -28,21 +28,21 @@ class LocalModel(Chat):
         self.source, self.counted = name, f"by the tokenizer of {name}"
 
     def count(self, text: str) -> int:
-        """Tokens of a text; what the template adds is left out."""
+        """Number of tokens in a text, without the chat template."""
         return len(self.model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     @own_torch_state()
     def ask(self, question: Question, max_tokens: int) -> Answer:
-        """The likeliest token each time, from the beginning that an answer has to its end, or to `max_tokens`.
+        """Decode greedily from the answer's forced start to its stop string or `max_tokens`.
 
         Raises:
-            Refused: the prompt is longer than the model takes.
+            Refused: the prompt is too long for the model.
         """
         tokens, made, text = self._tokens(question), [], ""
         if (n := len(tokens)) + max_tokens > self.model.n_ctx_max:
             raise Refused(
-                f"A prompt of {n:,} tokens and an answer of up to {max_tokens} are more than {self.model.name} takes "
-                f"({self.model.n_ctx_max:,}); show it fewer examples, or take another model.")
+                f"A prompt of {n:,} tokens and an answer of up to {max_tokens} exceed the context of {self.model.name} "
+                f"({self.model.n_ctx_max:,}); show fewer examples, or use another model.")
         new, past = torch.tensor([tokens]), None
         for _ in range(max_tokens):
             logits, past = self.model.extend(new, past)
@@ -55,13 +55,13 @@ class LocalModel(Chat):
         return Answer(question.begin + text, n, len(made))
 
     def stop(self) -> None:
-        """Nothing is ever tried again."""
+        """Do nothing: there are no retries."""
 
     def close(self) -> None:
-        """It holds memory only."""
+        """Do nothing: there is nothing to close."""
 
     def _tokens(self, question: Question) -> list[int]:
-        """A question as the model reads it; special tokens are the template's alone, whatever the prompt spells."""
+        """Tokenise a question with the chat template; special tokens spelt out in the prompt are broken up."""
         tokenizer: Any = self.model.tokenizer
         prompt = question.text
         for special in tokenizer.all_special_tokens:
@@ -75,5 +75,5 @@ class LocalModel(Chat):
             text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise SaescopeError(
-                f"The chat template of {self.model.name} cannot be filled ({first_line(error)}).") from None
+                f"The chat template of {self.model.name} failed ({first_line(error)}).") from None
         return list(tokenizer(text + question.begin, add_special_tokens=False, verbose=False).input_ids)

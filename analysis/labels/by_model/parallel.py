@@ -1,4 +1,4 @@
-"""A few questions at a time, each answer kept as it comes, also those that come after an interruption."""
+"""Run requests concurrently and save each result as it arrives, including those that arrive after an interruption."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -9,17 +9,17 @@ from typing import Any
 def in_parallel(
     jobs: Iterable[tuple[Any, Callable[[], Any]]], n: int, keep: Callable[[Any, Any], None], stop: Callable[[], None]
 ) -> None:
-    """Run jobs in `n` threads; those not yet begun are never made if one fails or the user interrupts.
+    """Run jobs in `n` threads; if one fails or the user interrupts, no new ones are started.
 
     Args:
-        jobs: what each is for, and what it does; drawn in the caller's thread, one at a time.
-        n: threads; with 1 the jobs run in the caller's own.
-        keep: told of each result, in the caller's thread, in the order in which they come.
-        stop: called once when no more jobs will be run. Those under way are then waited for, and their results kept; a
-            second interruption leaves them.
+        jobs: pairs of item and function; iterated in the caller's thread.
+        n: number of threads; with 1, jobs run in the caller's thread.
+        keep: called with each item and result, in the caller's thread, in order of completion.
+        stop: called once when no more jobs will start. Running jobs are then awaited and their results kept; a second
+            interruption discards them.
 
     Raises:
-        Exception: the first that a job raised.
+        Exception: the first exception of a job.
     """
     if n == 1:
         for item, job in jobs:
@@ -42,7 +42,7 @@ def in_parallel(
 
 
 class _Workers:
-    """Threads that do not keep the process alive."""
+    """A pool of daemon threads."""
 
     def __init__(self, n: int) -> None:
         self._todo: SimpleQueue[Any] = SimpleQueue()
@@ -56,7 +56,7 @@ class _Workers:
         self._todo.put((item, job))
 
     def next(self) -> tuple[Any, Any]:
-        """The next result; raises what its job raised."""
+        """The next result; re-raises its job's exception."""
         item, result, error = self._done.get()
         self.n_under_way -= 1
         if error is not None:
@@ -79,5 +79,5 @@ class _Workers:
             item, job = one
             try:
                 self._done.put((item, job(), None))
-            except BaseException as error:  # raised again where the result is asked for
+            except BaseException as error:  # re-raised in `next`
                 self._done.put((item, None, error))

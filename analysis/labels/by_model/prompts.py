@@ -1,11 +1,11 @@
-"""What a language model is asked about a feature, and what is made of its answer.
+"""Prompts for labelling and scoring features, and parsing of the answers.
 
-To write a label it sees excerpts with the active tokens marked and their values, as in Bills et al. (2023, Language models
-can explain neurons in language models) and Paulo et al. (2410.13928, §3), and the tokens that the feature promotes. To
-check one it sees the label and held-out excerpts with one token marked in each, and says at which of them the label fits:
-detection (Paulo et al., §4.2) of the same examples that judge a rule.
+To write a label, the model sees excerpts with active tokens marked and their values, as in Bills et al. (2023, Language
+models can explain neurons in language models) and Paulo et al. (2410.13928, §3), and the tokens that the feature promotes.
+To score one, it sees the label and held-out excerpts with one marked token each, and says which match the label: detection
+(Paulo et al., §4.2) on the same examples that are used for rules.
 
-Excerpts and answers are strangers' texts: every character of an excerpt is made visible, and an answer becomes one short
+Excerpts and answers are untrusted: all characters of an excerpt are made visible, and an answer is reduced to one short
 line without control characters.
 """
 
@@ -18,24 +18,24 @@ from analysis.labels.by_model.chat import Question
 from analysis.render.text import plain
 
 VERSION = 1
-"""Changes when the prompts do."""
+"""Version of the prompts."""
 LONGEST = 200
-"""Characters of a label that are kept."""
+"""Maximum length of a label in characters."""
 MOST_VALUES = 8
-"""Values of an excerpt that are told, the largest, and others as large as the last of them."""
+"""Number of largest values listed per excerpt, plus ties."""
 OPEN, CLOSE = "<<", ">>"
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A stretch of text, and the feature's strength at each token: 0 where it is not active, else 1 to 10."""
+    """A piece of text with the feature's strength at each token: 0 if inactive, else 1 to 10."""
 
     pieces: Sequence[str]
     strengths: Sequence[int]
 
 
 def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> Question:
-    """Asks for a label."""
+    """The prompt that asks for a label."""
     shown = "\n".join(
         f"{i}. {marked(one.pieces, [s > 0 for s in one.strengths])}\n   values: {_values(one)}"
         for i, one in enumerate(excerpts, 1))
@@ -55,11 +55,11 @@ def to_explain(excerpts: Sequence[Excerpt], promoted: Sequence[str]) -> Question
 
 
 def to_judge(label: str, excerpts: Sequence[tuple[Sequence[str], int]]) -> Question:
-    """Asks at which excerpts a label fits.
+    """The prompt that asks which excerpts match a label.
 
     Args:
-        label: of a feature.
-        excerpts: the pieces of each, and which of them is the token in question.
+        label: a feature's label.
+        excerpts: tokens of each excerpt and the index of the marked one.
     """
     shown = "\n".join(
         f"{i}. {marked(pieces, [at == j for j in range(len(pieces))])}" for i, (pieces, at) in enumerate(excerpts, 1))
@@ -75,9 +75,9 @@ def to_judge(label: str, excerpts: Sequence[tuple[Sequence[str], int]]) -> Quest
 
 
 def marked(pieces: Sequence[str], marks: Sequence[bool]) -> str:
-    """A text in one line, with some of its tokens between marks; the space before a token stays outside.
+    """A text on one line with some tokens marked; the space before a token stays outside the marks.
 
-    Marks that the text itself has are drawn apart, and so is `<|`, with which chat templates set off their special tokens.
+    Marks that occur in the text itself are broken up, and so is `<|`, which starts special tokens in chat templates.
     """
     out = []
     for piece, mark in zip(pieces, marks, strict=True):
@@ -88,7 +88,7 @@ def marked(pieces: Sequence[str], marks: Sequence[bool]) -> str:
 
 
 def label_of(answer: str) -> str | None:
-    """The label in an answer: what stands behind the last `LABEL:`, or all of it if that is one short line; else None."""
+    """Extract the label: the text after the last `LABEL:`, or the whole answer if it is one short line; else None."""
     answer = _without_thoughts(answer)[:20_000]
     found = re.findall(r"label\W{0,4}:[\s*]*(.*)", answer, re.IGNORECASE)
     if not found and len(answer.strip()) > LONGEST:
@@ -98,13 +98,13 @@ def label_of(answer: str) -> str | None:
 
 
 def said_of(answer: str, n: int) -> list[bool] | None:
-    """For each of `n` excerpts whether an answer names it; None if it is no list of such numbers."""
+    """Parse which of `n` excerpts an answer lists; None if it isn't a list of valid numbers."""
     answer = _without_thoughts(answer)
     lists = re.findall(r"\[([0-9,;\s]*)\]", answer[-20_000:])
     inside = lists[-1] if lists else answer
     if not re.fullmatch(r"[0-9,;\s]*", inside) or (not lists and not inside.strip()):
         return None
-    # a number of ten digits is none of an excerpt, and one of a million would take long to read
+    # a ten-digit number can't be an excerpt's, and one with a million digits would be slow to parse
     numbers = {int(digits) if len(digits) < 10 else 0 for digits in re.findall("[0-9]+", inside)}
     if not numbers <= set(range(1, n + 1)):
         return None
@@ -112,14 +112,14 @@ def said_of(answer: str, n: int) -> list[bool] | None:
 
 
 def _without_thoughts(answer: str) -> str:
-    """What follows the thoughts that some models set before their answer; nothing if they come to no end."""
+    """Strip the `<think>` section of reasoning models; empty if it doesn't end."""
     head, _, rest = answer.rpartition("</think>")
     text = rest if head else answer
     return "" if text.lstrip().startswith("<think>") else text
 
 
 def _tidy(line: str) -> str:
-    """One line of ordinary characters, not too long, without the quotes and stars around it."""
+    """Clean up a line: printable characters only, limited length, no surrounding quotes or asterisks."""
     text = "".join(" " if c.isspace() else c for c in line if c.isspace() or unicodedata.category(c)[0] != "C")
     text = " ".join(text.split()).lstrip("* ").rstrip("* .")
     for first, last in ('""', "''", "“”", "‘’", "``"):

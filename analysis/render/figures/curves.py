@@ -12,7 +12,7 @@ from analysis.render.palette import fade, style
 from analysis.render.text import plain, short
 
 N_POINTS = 2000
-"""Points a curve is drawn with at most; of more, each stretch keeps its lowest and highest."""
+"""Maximum points per curve; longer curves are thinned to the minimum and maximum of each interval."""
 
 TITLES = {
     "l0": "L0: active features per row", "fve": "FVE: fraction of variance explained", "dead": "Dead features",
@@ -22,31 +22,31 @@ TITLES = {
     "heldout/silent": "Held-out silent features (never fire)",
 }
 SHARES = ("dead", "heldout/dense", "heldout/silent")
-"""Metrics that are shares of all features, shown in percent."""
+"""Metrics that are shares of features, shown in percent."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's metric over training rows, with points and intervals that were measured on held-out rows."""
+    """A run's metric over training rows, with held-out points and intervals."""
 
     name: str
     rows: Sequence[float]
     values: Sequence[float]
     points: Sequence[tuple[float, float]] = ()
-    """(rows, value) of the same metric on held-out rows."""
+    """(rows, value) of the metric on held-out data."""
     intervals: Sequence[tuple[float, float]] | None = None
-    """Low and high of each point."""
+    """Bounds (low, high) for each point."""
     style: int = 0
-    """Which of the palette's styles it has."""
+    """Index of its style in the palette."""
 
 
 def title(metric: str) -> str:
-    """What a metric is called in the browser."""
+    """Display name of a metric."""
     return TITLES.get(metric, f"Loss: {metric[5:].replace('_', ' ')}" if metric.startswith("loss/") else metric)
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without a bias to zero at the start: weight 0 changes nothing, towards 1 flattens."""
+    """Bias-corrected exponential moving average: weight 0 is no smoothing, close to 1 is strong."""
     out: list[float] = []
     mean, mass = 0.0, 0.0
     for value in values:
@@ -56,7 +56,7 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
 
 
 def thin(rows: Sequence[float], values: Sequence[float], n_points: int = N_POINTS) -> tuple[list[float], list[float]]:
-    """At most `n_points` of a curve; in each stretch its lowest and highest stay, so that no spike is lost."""
+    """Thin a curve to at most `n_points`, keeping the minimum and maximum of each interval, so that no spike is lost."""
     if len(rows) <= n_points:
         return list(rows), list(values)
     kept = {0, len(rows) - 1}
@@ -71,14 +71,14 @@ def thin(rows: Sequence[float], values: Sequence[float], n_points: int = N_POINT
 def figure(
     metric: str, curves: Sequence[Curve], *, smoothing: float = 0.0, log_x: bool = False, log_y: bool = False
 ) -> go.Figure:
-    """The curves of one metric; behind a smoothed one its raw values stay faintly visible.
+    """Plot one metric of several runs; raw values stay faintly visible behind smoothed ones.
 
     Args:
-        metric: its name in metrics.jsonl.
-        curves: the runs'.
+        metric: name in metrics.jsonl.
+        curves: one curve per run.
         smoothing: weight of the moving average, 0 to 1.
-        log_x: logarithmic axis of rows.
-        log_y: logarithmic axis of values; values that are not positive are left out.
+        log_x: logarithmic x axis.
+        log_y: logarithmic y axis; non-positive values are omitted.
     """
     out = go.Figure()
     for curve in curves:
@@ -103,22 +103,22 @@ def figure(
                      tickformat=".3~%" if metric in SHARES else None, exponentformat="SI",
                      range=_range(metric, curves, log_y))
     if log_y and not any(value > 0 for curve in curves for value in curve.values):
-        out.add_annotation(text="no value above 0 to show on a logarithmic axis", showarrow=False, xref="paper",
+        out.add_annotation(text="no positive values to show on a logarithmic axis", showarrow=False, xref="paper",
                            yref="paper", x=0.5, y=0.5)
     return out
 
 
 def _range(metric: str, curves: Sequence[Curve], log_y: bool) -> list[float] | None:
-    """Up to one percent for shares that are all below it, so that zeros do not stretch from −100 % to 100 %."""
+    """Fixed range up to 1 % for shares that are all below it; Plotly would show zeros on −100 % to 100 %."""
     shown = [value for curve in curves for value in (*curve.values, *(value for _, value in curve.points))]
     tiny = metric in SHARES and not log_y and max(shown, default=0.0) < 0.01
     return [-0.0005, 0.0105] if tiny else None
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
-    """Ticks of a logarithmic axis: 1, 2, 5 of each decade, more where the values span less than one, fewer beyond three.
+    """Ticks of a logarithmic axis: 1, 2, 5 per decade, more for ranges below one decade, fewer above three.
 
-    They reach a decade beyond the values on both sides, so that an axis of one value has some too.
+    They extend a decade beyond the values on both sides, so that an axis with one value has ticks too.
     """
     positive = [value for value in values if value > 0]
     if not positive:
@@ -134,7 +134,7 @@ def _ticks(values: Sequence[float], *, percent: bool) -> dict[str, Any]:
 
 
 def _short(value: float) -> str:
-    """`20k` for 20,000; six digits at most."""
+    """`20k` for 20,000; at most six digits."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:g}{letter}"
@@ -151,7 +151,7 @@ def _raw(i: int, rows: list[float], values: list[float]) -> go.Scatter:
 
 def _line(i: int, name: str, rows: list[float], values: list[float]) -> go.Scatter:
     colour, dash, _ = style(i)
-    # one point alone would draw no line
+    # a single point draws no line
     mode = "lines" if len(rows) > 1 else "markers"
     return go.Scatter(x=rows, y=values, mode=mode, name=_shown(name), line={"color": colour, "dash": dash, "width": 2})
 
@@ -175,12 +175,12 @@ def _points(i: int, curve: Curve) -> go.Scatter:
 
 
 def _shown(name: str) -> str:
-    """A run's name where Plotly reads tags."""
+    """Escape a run's name for Plotly, which interprets tags."""
     return escape(plain(name, limit=None))
 
 
 def alt(metric: str, curves: Sequence[Curve]) -> str:
-    """What a figure shows, in words and numbers, for those who do not see it."""
+    """Alt text: final value of each curve."""
     ends = [f"{plain(curve.name, limit=None)} ends at {_number(metric, curve.values[-1])}"
             for curve in curves if len(curve.values)]
     return f"{title(metric)} over training tokens: {'; '.join(ends) or 'no values yet'}."

@@ -1,4 +1,4 @@
-"""Two figures of runs against each other, with their intervals, controls drawn in."""
+"""Scatter plot of two evaluation metrics over runs, with intervals and controls."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from analysis.evals.overview import Row
 
 LIMIT = 40
-"""Characters of a run's name."""
+"""Maximum characters of a run's name."""
 
 
 def figure(
     rows: "Sequence[Row]", x: str, y: str, *, x_title: str, y_title: str, log_x: bool = False, log_y: bool = False,
     selected: str | None = None,
 ) -> go.Figure:
-    """A point for each run and, smaller, for each of its controls; `customdata` is the run's name as addresses spell it.
+    """Plot each run and, smaller, its controls; `customdata` is the run's URL-encoded name.
 
     Args:
-        rows: of runs and controls; those without either figure are left out.
-        x: the key of a column.
-        y: likewise.
-        x_title: what x is, with its unit.
-        y_title: likewise.
-        log_x: logarithmic axis.
-        log_y: likewise.
-        selected: the run to ring.
+        rows: runs and controls; those without either metric are omitted.
+        x: column key for x.
+        y: column key for y.
+        x_title: x axis title with unit.
+        y_title: y axis title with unit.
+        log_x: logarithmic x axis.
+        log_y: logarithmic y axis.
+        selected: the run to highlight with a ring.
     """
     out = go.Figure()
     known = [row for row in rows if _value(row, x) is not None and _value(row, y) is not None]
@@ -80,7 +80,7 @@ def _bars(rows: "Sequence[Row]", key: str, colour: str) -> dict[str, Any]:
 
 
 def alt(rows: "Sequence[Row]", x: str, y: str, titles: Mapping[str, str]) -> str:
-    """What the figure shows, in numbers."""
+    """Alt text: the values of each run."""
     said = [f"{plain(row.run)}: {number(_value(row, x))}, {number(_value(row, y))}" for row in rows
             if not row.control and _value(row, x) is not None and _value(row, y) is not None]
     return f"{titles[x]} and {titles[y]} of runs: {'; '.join(said) or 'no run has both'}."

@@ -1,4 +1,4 @@
-"""Faithfulness over the size of a circuit, with everything that it is compared with in one plot."""
+"""Plot faithfulness over circuit size, with all baselines."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,16 +13,16 @@ from analysis.render.text import plain, short
 from sae.metrics import Interval
 
 GREY = "#888888"
-"""Of lines that mark a level: legible on light and on dark ground."""
+"""Colour of level lines, legible on light and dark backgrounds."""
 X_TITLE, Y_TITLE = "nodes in the circuit", "faithfulness"
 
 
 def figure(curves: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> go.Figure:
-    """Curves with their intervals as bands, and levels that have no size as lines across.
+    """Plot curves with interval bands, and size-independent levels as horizontal lines.
 
     Args:
-        curves: the i-th in the i-th style of the palette; circuits without nodes have no place on a logarithmic axis.
-        levels: by name, such as all features without errors; they follow the curves in the palette.
+        curves: the i-th gets the i-th palette style; size 0 is omitted, as the axis is logarithmic.
+        levels: levels by name, such as all features without errors; they use the next palette styles.
     """
     out = go.Figure()
     for i, curve in enumerate(curves):
@@ -63,7 +63,7 @@ def _add(out: go.Figure, i: int, curve: Curve) -> None:
 
 
 def picture(curves: Sequence[Curve]) -> str:
-    """The same curves as an SVG file for a page of results; equal numbers make equal bytes."""
+    """The same curves as a reproducible SVG file for results pages."""
     drawn = []
     for curve in curves:
         points = [(n, v) for n, v in zip(curve.n_nodes, curve.values, strict=True) if n]
@@ -75,7 +75,7 @@ def picture(curves: Sequence[Curve]) -> str:
 
 
 def alt(curves: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> str:
-    """What a figure shows, in words and numbers, for those who do not see it."""
+    """Alt text: final value of each curve and level."""
     ends = [
         f"{plain(curve.name, limit=None)} {curve.values[-1].value:.2f} with {curve.n_nodes[-1]:,} nodes"
         for curve in curves if curve.values
@@ -89,5 +89,5 @@ def _between(value: Interval) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name where Plotly reads tags."""
+    """Escape a name for Plotly, which interprets tags."""
     return escape(plain(name, limit=None))

@@ -1,4 +1,4 @@
-"""Numbers over two axes as maps of shaded cells with the numbers in them: a drawing (SVG) that needs no script."""
+"""Annotated heat maps over two axes, as static SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ _CELL, _TALL, _LEFT, _TOP, _GAP = 46, 24, 56, 44, 24
 
 @dataclass(frozen=True)
 class Grid:
-    """One map."""
+    """One heat map."""
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
     values: Float[np.ndarray, "n_rows n_columns"]
-    """NaN where there is no number."""
+    """NaN for missing values."""
 
 
 def grids(maps: Sequence[Grid], across: str, down: str) -> str:
-    """Maps side by side; the darker a cell the less its number, of which the least is framed.
+    """Draw heat maps side by side; smaller values are darker, and the minimum is framed.
 
     Args:
-        maps: one or more.
-        across: what the columns are.
-        down: what the rows are.
+        maps: one or more heat maps.
+        across: title of the columns.
+        down: title of the rows.
     """
     wide = [_LEFT + _CELL * len(m.columns) + _GAP for m in maps]
     tall = _TOP + _TALL * max(len(m.rows) for m in maps) + 8
@@ -45,7 +45,7 @@ def grids(maps: Sequence[Grid], across: str, down: str) -> str:
 
 
 def least(one: Grid) -> tuple[int, int] | None:
-    """Row and column of the least number, if there is any."""
+    """Row and column of the minimum, if any."""
     if not np.isfinite(one.values).any():
         return None
     row, column = np.unravel_index(int(np.nanargmin(one.values)), one.values.shape)
@@ -82,7 +82,7 @@ def _map(one: Grid, across: str, down: str) -> str:
 
 
 def _shades(values: Float[np.ndarray, "n_rows n_columns"]) -> Float[np.ndarray, "n_rows n_columns"]:
-    """From 1 for the least to 0.05 for the largest, in logarithms where all are positive."""
+    """Shade from 1 for the minimum to 0.05 for the maximum, on a log scale if all values are positive."""
     finite = values[np.isfinite(values)]
     scaled = np.log(values) if finite.size and finite.min() > 0 else values
     low, high = (np.nanmin(scaled), np.nanmax(scaled)) if finite.size else (0.0, 0.0)

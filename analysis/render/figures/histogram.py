@@ -1,8 +1,8 @@
-"""The histogram of a feature's active values: as a figure for the browser, as SVG for files and notebooks.
+"""Histogram of a feature's active values, as a Plotly figure and as SVG.
 
-The index counts values in bins of equal width in log |value|, so bars show counts on a logarithmic axis. On a linear axis
-the same bins differ in width, so there the height is tokens per unit of value and the area is the count; nothing is
-re-binned. Negative values have a panel of their own, mirrored, on the left.
+The index has bins of equal width in log |value|, so on a logarithmic axis the bars show counts. On a linear axis the bins
+differ in width, so the height is tokens per unit of value and the area is the count. Values are never re-binned. Negative
+values have their own mirrored panel on the left.
 """
 
 import math
@@ -24,9 +24,9 @@ _LEFT, _TOP, _BOTTOM = 18.0, 16.0, 32.0
 
 
 def bars(feature: "Feature", side: str, *, log_x: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lower and upper |value| of each bin and its bar's height, without the empty bins at both ends.
+    """Lower bound, upper bound (of |value|) and height of each bin, without empty bins at the ends.
 
-    Heights are counts, or with a linear axis counts per unit of value. Three empty arrays if the side has no values.
+    Heights are counts, or counts per unit of value for a linear axis. Returns empty arrays if the side has no values.
     """
     counts = np.asarray(feature.histogram.counts_pos if side == "+" else feature.histogram.counts_neg)
     edges = np.asarray(feature.histogram.edges, dtype=np.float64)
@@ -39,13 +39,13 @@ def bars(feature: "Feature", side: str, *, log_x: bool = True) -> tuple[np.ndarr
 
 
 def figure(feature: "Feature", *, log_x: bool = True, log_y: bool = False, mark: float | None = None) -> go.Figure:
-    """Bars over |value|, one panel a side.
+    """Plot the histogram over |value|, one panel per side.
 
     Args:
-        feature: with its histogram.
-        log_x: logarithmic values, bars are counts; else linear, bars are counts per unit of value.
-        log_y: logarithmic heights.
-        mark: a value to point out, a prompt's say.
+        feature: a feature with its histogram.
+        log_x: logarithmic x axis with counts; else linear with counts per unit of value.
+        log_y: logarithmic y axis.
+        mark: a value to mark, such as a prompt's.
     """
     sides = [side for side in "-+" if len(bars(feature, side)[0])] or ["+"]
     out = go.Figure()
@@ -76,7 +76,7 @@ def _trace(feature: "Feature", side: str, axis: str, *, log_x: bool) -> go.Bar:
         f"{sign}{number(a)} to {sign}{number(b)}: {count(int(n), 'token')}"
         for a, b, n in zip(low, high, counts, strict=True)
     ]
-    # on a logarithmic axis plotly takes a bar's position and width in units of the value
+    # on a logarithmic axis, Plotly expects bar positions and widths in data units
     return go.Bar(
         x=low, width=high - low, offset=0, y=heights, xaxis=f"x{axis}", yaxis=f"y{axis}", hovertext=text, hoverinfo="text",
         marker={"color": COLOURS[side == "-"], "line": {"width": 0}, "pattern": {"shape": "/" if side == "-" else ""}},
@@ -109,7 +109,7 @@ def _y_axis(tallest: float, *, log_x: bool, log_y: bool, first: bool, anchor: st
 
 
 def ticks_of(low: float, high: float, *, log: bool) -> list[float]:
-    """Three to seven round values between two ends; 1, 2, 5 of each decade on a logarithmic axis that spans few."""
+    """Three to seven round tick values between two bounds; 1, 2, 5 per decade on short logarithmic axes."""
     if log:
         span = math.log10(high / low)
         digits = (1, 2, 5) if span < 2.5 else (1,)
@@ -127,10 +127,10 @@ def ticks_of(low: float, high: float, *, log: bool) -> list[float]:
 def svg(
     feature: "Feature", *, log_x: bool = True, log_y: bool = False, mark: float | None = None, marked: str = "here"
 ) -> str:
-    """The same as a small drawing that needs no script; `marked` says whose value the mark is.
+    """The same as a small static SVG; `marked` names the marked value.
 
-    A value beyond the bars is marked at their end. Each panel has a `rect` of class `sx-brush` over it, whose data say
-    which value lies where: a script can let people choose a stretch of values on it.
+    A value beyond the bars is marked at their end. Each panel is covered by a `rect` of class `sx-brush` whose data
+    attributes describe its scale, so that a script can let users select a range of values.
     """
     sides = [side for side in "-+" if len(bars(feature, side)[0])]
     if not sides:
@@ -189,7 +189,7 @@ def _panel(
 
 
 def _mark(value: float, said: str, x: float, middle: float) -> str:
-    """A line at a value, named on the side where there is more room."""
+    """A line at a value, labelled on the side with more room."""
     anchor, dx = ("end", -4) if x > middle else ("start", 4)
     return (
         f'<g class="sx-mark"><line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:g}" y2="{HEIGHT - _BOTTOM:g}" stroke="currentColor" '
@@ -211,7 +211,7 @@ def _labels(ticks: Sequence[float], across: Any, left: float, width: float, sign
 
 
 def alt(feature: "Feature") -> str:
-    """What the histogram shows, in numbers."""
+    """Alt text: counts and ranges of the values."""
     parts = []
     for side, name in (("+", "positive"), ("-", "negative")):
         low, high, counts = bars(feature, side)

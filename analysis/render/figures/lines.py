@@ -1,4 +1,4 @@
-"""A few curves with intervals as an SVG file for a README; equal numbers make equal bytes."""
+"""A few curves with intervals as a reproducible SVG file for a README."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from analysis.render.palette import COLOURS
 WIDTH, HEIGHT = 520.0, 340.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 16.0, 44.0
 GREY = "#888888"
-"""Of axes and words: legible on light and on dark ground."""
+"""Colour of axes and text, legible on light and dark backgrounds."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve's points from left to right; an interval's bounds are None where there is none."""
+    """A curve's points from left to right; bounds are None for points without an interval."""
 
     name: str
     x: Sequence[float]
@@ -25,13 +25,13 @@ class Line:
 
 
 def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = False) -> str:
-    """The picture: points joined by straight lines, intervals as bars, names in the upper left.
+    """Draw the curves: points joined by lines, intervals as bars, names in the upper left.
 
     Args:
-        curves: the i-th in the i-th colour of the palette.
-        x_title: what x is, with its unit.
-        y_title: likewise.
-        log_x: logarithmic axis, of values above 0, marked at powers of ten.
+        curves: the i-th gets the i-th palette colour.
+        x_title: x axis title with unit.
+        y_title: y axis title with unit.
+        log_x: logarithmic x axis for positive values, with ticks at powers of ten.
     """
     xs = [x for curve in curves for x in curve.x]
     ys = [y for curve in curves for part in (curve.y, curve.low, curve.high) for y in part if y is not None]
@@ -75,7 +75,7 @@ def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = F
 
 
 def ticks(low: float, high: float, n: int = 6) -> list[float]:
-    """Round numbers, at most about `n`, from at or below `low` to at or above `high`."""
+    """About `n` round tick values that cover `low` to `high`."""
     span = (high - low) or 1.0
     rough = span / n
     power = 10.0 ** math.floor(math.log10(rough))
@@ -85,7 +85,7 @@ def ticks(low: float, high: float, n: int = 6) -> list[float]:
 
 
 def decades(low: float, high: float) -> list[float]:
-    """Powers of ten, from at or below `low` to at or above `high`, at least two."""
+    """Powers of ten that cover `low` to `high`, at least two."""
     first = math.floor(math.log10(low) + 1e-9)
     last = max(math.ceil(math.log10(high) - 1e-9), first + 1)
     return [10.0**power for power in range(first, last + 1)]

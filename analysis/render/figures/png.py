@@ -1,4 +1,4 @@
-"""Small pictures of numbers as PNG, written without a drawing library."""
+"""Write arrays as small PNG images, without an imaging library."""
 
 import struct
 import zlib
@@ -16,20 +16,20 @@ GROUND = 225
 
 
 def heat_maps(path: Path, maps: Sequence[Float[np.ndarray, "_ _"]]) -> None:
-    """Matrices of numbers from 0 (white) to 1 (dark blue), side by side, `CELL` pixels a number."""
+    """Heat maps of values from 0 (white) to 1 (dark blue), side by side, `CELL` pixels per value."""
     write_bytes(path, png(_beside([_shaded(m).repeat(CELL, 0).repeat(CELL, 1) for m in maps])))
 
 
 def galleries(
     path: Path, panels: Sequence[Float[np.ndarray, "_ height width"]], *, columns: int = 6, pixel: int = 4
 ) -> None:
-    """Panels of small pictures, side by side: blue above zero, orange below, white at zero.
+    """Panels of small images, side by side: blue is positive, orange negative, white zero.
 
     Args:
-        path: of the PNG.
-        panels: the pictures of each, every one shaded by its own largest number.
-        columns: pictures beside each other in a panel.
-        pixel: the side of a picture's pixel.
+        path: the output file.
+        panels: images of each panel, each normalised by its largest |value|.
+        columns: images per row of a panel.
+        pixel: size of an image's pixel in the PNG.
     """
     write_bytes(path, png(_beside([_gallery(panel, columns, pixel) for panel in panels])))
 
@@ -48,14 +48,14 @@ def _gallery(pictures: Float[np.ndarray, "n height width"], columns: int, pixel:
 def _shaded(
     numbers: Float[np.ndarray, "height width"], below: tuple[int, int, int] = (255, 255, 255)
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """From white at 0 to dark blue at 1 and to `below` at −1."""
+    """Colour map: white at 0, dark blue at 1, `below` at −1."""
     shade = np.clip(numbers, -1, 1)[..., None]
     ends = np.where(shade > 0, np.array(DARK), np.array(below))
     return (255 + np.abs(shade) * (ends - 255)).round().astype(np.uint8)
 
 
 def _beside(parts: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Pictures on a grey ground, their upper edges in line."""
+    """Images side by side on a grey background, aligned at the top."""
     height = max(part.shape[0] for part in parts) + 2 * GAP
     blocks = [np.full((height, GAP, 3), GROUND, dtype=np.uint8)]
     for part in parts:
@@ -66,7 +66,7 @@ def _beside(parts: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "_
 
 
 def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """An RGB picture as a PNG file (ISO 15948): unfiltered lines, one IDAT chunk."""
+    """Encode an RGB image as PNG (ISO 15948): unfiltered lines, one IDAT chunk."""
     height, width, _ = pixels.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:

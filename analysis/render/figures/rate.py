@@ -1,4 +1,4 @@
-"""Bits against the share of variance that they keep: what each run's codes cost, from coarse to fine values."""
+"""Rate–distortion plot: bits per row against FVE for each run, from coarse to fine quantisation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ SUFFIXES = (".html", ".png", ".svg")
 
 
 def figure(curves: Mapping[str, Sequence[tuple[float, float]]], level: float | None = None) -> go.Figure:
-    """Bits per row over FVE, a curve a run; lower is better.
+    """Plot bits per row over FVE, one curve per run; lower is better.
 
     Args:
-        curves: (FVE, bits) by name, the i-th in the i-th style of the palette.
-        level: an FVE to mark: that at which they are compared.
+        curves: (FVE, bits) points by name; the i-th gets the i-th palette style.
+        level: the FVE at which runs are compared, to mark.
     """
     out = go.Figure()
     for i, (name, points) in enumerate(curves.items()):
@@ -38,20 +38,20 @@ def figure(curves: Mapping[str, Sequence[tuple[float, float]]], level: float | N
 
 
 def check(path: Path) -> None:
-    """Refuse a file whose kind cannot be drawn, before any work.
+    """Check the suffix of a figure file before any work.
 
     Raises:
-        SaescopeError: another suffix than .html, .png or .svg.
+        SaescopeError: the suffix isn't .html, .png or .svg.
     """
     if path.suffix not in SUFFIXES:
         raise SaescopeError(f"{path}: cannot draw a {path.suffix or 'file without suffix'}; take {', '.join(SUFFIXES)}.")
 
 
 def write(path: Path, drawn: go.Figure) -> None:
-    """A figure as a file: an HTML page that needs no network, or a picture if kaleido and a browser are there.
+    """Write a figure as a self-contained HTML page, or as an image if kaleido and a browser are installed.
 
     Raises:
-        SaescopeError: a picture was asked for and cannot be drawn.
+        SaescopeError: an image can't be drawn here.
     """
     check(path)
     if path.suffix == ".html":
@@ -62,6 +62,6 @@ def write(path: Path, drawn: go.Figure) -> None:
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise SaescopeError(
-            f"{path}: plotly cannot draw a picture here ({reason}); install kaleido and Chrome, or take .html."
+            f"{path}: Plotly cannot draw an image here ({reason}); install kaleido and Chrome, or use .html."
         ) from None
     write_bytes(path, picture)

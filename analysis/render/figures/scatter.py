@@ -1,6 +1,6 @@
-"""All features as points: two of their statistics against each other, or the map of their decoder directions.
+"""Features as points: a scatter plot of two statistics, or the map of decoder directions.
 
-Each point carries its feature's number as `customdata`, which is what a selection gives back.
+Each point's `customdata` is its feature's number, which selections return.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from analysis.render.palette import COLOURS
 from analysis.render.text import count, number, plain, short
 
 Box = tuple[str, str, list[float]]
-"""Two columns, and the bounds of the first and of the second."""
+"""Two columns, and [x0, x1, y0, y1]."""
 HOVER_LIMIT = 60
-"""Characters of a label that are shown beside a point."""
+"""Maximum characters of a label in a tooltip."""
 
 
 def figure(
@@ -25,18 +25,18 @@ def figure(
     log_x: bool = False, log_y: bool = False, names: Sequence[str] | None = None, selected: int | None = None,
     box: Box | None = None,
 ) -> go.Figure:
-    """One statistic against another.
+    """Scatter plot of two statistics.
 
     Args:
-        features: their numbers.
-        x: one value each; those that are not finite, or not positive on a logarithmic axis, are left out and counted.
-        y: likewise.
-        x_title: what x is, with its unit.
-        y_title: likewise.
-        log_x: logarithmic axis.
-        log_y: likewise.
-        names: a label each, or "".
-        selected: the feature to ring.
+        features: numbers of the features.
+        x: x values; non-finite ones (and non-positive ones on a log axis) are omitted and counted.
+        y: y values, likewise.
+        x_title: x axis title with unit.
+        y_title: y axis title with unit.
+        log_x: logarithmic x axis.
+        log_y: logarithmic y axis.
+        names: labels, or "".
+        selected: the feature to highlight with a ring.
         box: bounds to frame.
     """
     ids, xs, ys = np.asarray(features), np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -53,7 +53,7 @@ def figure(
     left_out = int((~fits).sum())
     if left_out:
         why = "not above 0" if log_x or log_y else "without a value"
-        out.add_annotation(text=f"{count(left_out, 'feature')} {why} left out", xref="paper", yref="paper", x=1, y=1,
+        out.add_annotation(text=f"{count(left_out, 'feature')} {why} omitted", xref="paper", yref="paper", x=1, y=1,
                            xanchor="right", yanchor="bottom", showarrow=False)
     return _laid_out(_framed(out, box))
 
@@ -63,23 +63,23 @@ def layout_map(
     depth: Sequence[float] | None = None, depth_title: str = "", selected: int | None = None,
     box: Box | None = None,
 ) -> go.Figure:
-    """The map of decoder directions: near points are near directions; the axes themselves mean nothing.
+    """Map of decoder directions: nearby points have similar directions; the axes have no meaning.
 
     Args:
-        features: their numbers.
-        x: places of the map.
-        y: likewise.
-        names: a label each, or "".
-        depth: a value each, shown as colour (its logarithm should be given where it spans decades).
-        depth_title: what the colour means.
-        selected: the feature to ring.
+        features: numbers of the features.
+        x: x coordinates on the map.
+        y: y coordinates.
+        names: labels, or "".
+        depth: values shown as colour (pass the logarithm if they span decades).
+        depth_title: title of the colour bar.
+        selected: the feature to highlight with a ring.
         box: bounds to frame.
     """
     ids, xs, ys = np.asarray(features), np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     fits = np.isfinite(xs) & np.isfinite(ys)
     points = _points(ids, xs, ys, fits, names, "")
     if depth is not None:
-        # cividis: even steps of lightness, the same to most colour visions
+        # cividis: perceptually uniform, also for most colour vision deficiencies
         points.marker.update(color=np.asarray(depth, dtype=np.float64)[fits], colorscale="Cividis", showscale=True,
                              colorbar={"title": {"text": escape(depth_title)}, "thickness": 10})
     out = go.Figure(points)
@@ -94,7 +94,7 @@ def _points(
     ids: np.ndarray, xs: np.ndarray, ys: np.ndarray, fits: np.ndarray, names: Sequence[str] | None, where: str
 ) -> go.Scattergl:
     kept = np.flatnonzero(fits).tolist()
-    # Plotly reads some tags in hover texts, so they are escaped like HTML
+    # Plotly interprets some tags in hover text, so escape it like HTML
     text = [escape(plain(names[i], limit=HOVER_LIMIT)) if names and names[i] else "" for i in kept]
     return go.Scattergl(
         x=xs[kept], y=ys[kept], mode="markers", customdata=ids[kept], text=text,
@@ -114,7 +114,7 @@ def _ring(out: go.Figure, ids: np.ndarray, xs: np.ndarray, ys: np.ndarray, fits:
 
 
 def _framed(out: go.Figure, box: Box | None) -> go.Figure:
-    """A frame around the box that was drawn."""
+    """Draw a frame around the box selection."""
     if box is not None:
         x0, x1, y0, y1 = box[2]
         line = {"width": 2, "dash": "dot", "color": COLOURS[1]}
@@ -130,7 +130,7 @@ def _laid_out(out: go.Figure) -> go.Figure:
 
 
 def alt(x: Sequence[float], y: Sequence[float], x_title: str, y_title: str) -> str:
-    """What a scatter shows, in numbers: ranges and the rank correlation."""
+    """Alt text: ranges and rank correlation."""
     from scipy.stats import spearmanr
 
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -146,6 +146,6 @@ def alt(x: Sequence[float], y: Sequence[float], x_title: str, y_title: str) -> s
 
 
 def png_options(name: str) -> dict[str, Any]:
-    """Plotly's settings with a button that saves the figure as a PNG at twice its size, drawn by the browser."""
+    """Plotly config with a button that saves the figure as a PNG at twice its size, in the browser."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)[:80] or "figure"
     return {"displaylogo": False, "toImageButtonOptions": {"format": "png", "filename": safe, "scale": 2}}

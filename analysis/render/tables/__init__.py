@@ -1,1 +1,1 @@
-"""Tables as HTML."""
+"""HTML tables."""

@@ -1,4 +1,4 @@
-"""Evaluations of many runs as one table: figures with their intervals, controls below their runs, and differences."""
+"""Evaluations of several runs as a table with intervals, controls below their runs, and paired differences."""
 
 import csv
 import io
@@ -20,13 +20,13 @@ BETTER = {"higher": "higher is better", "lower": "lower is better", "none": "nei
 
 
 def title(column: "Column") -> str:
-    """A figure's name in a few words: `core FVE`."""
+    """Short title of a metric, such as `core FVE`."""
     words = " ".join(word.upper() if word in ABBREVIATIONS else word for word in column.name.split("_"))
     return f"{column.eval} {words}"
 
 
 def told(column: "Column") -> str:
-    """What a figure is: its formula's name, its unit, and which way is better."""
+    """Description of a metric: formula, unit and direction."""
     return f"{column.formula} ({column.unit}; {BETTER[column.direction]})"
 
 
@@ -34,19 +34,19 @@ def table(
     rows: "Sequence[Row]", columns: "Sequence[Column]", *, sort: str | None, descending: bool, link: Callable[[str], str],
     sort_link: Callable[[str], str], cell_link: Callable[[str, str], str], selected: str | None = None,
 ) -> str:
-    """The table.
+    """Render the table.
 
     Args:
-        rows: of runs and of their controls, in order.
-        columns: the figures.
-        sort: the key of the column they are sorted by; `run` for names.
-        descending: the largest first.
-        link: where a run's name leads.
-        sort_link: where a column's title leads.
-        cell_link: where a figure of a run leads.
-        selected: the run whose row is set off.
+        rows: runs and their controls, in order.
+        columns: the metrics.
+        sort: key of the sort column; `run` for names.
+        descending: largest first.
+        link: URL of a run.
+        sort_link: URL that sorts by a column.
+        cell_link: URL of a run's metric.
+        selected: the run to highlight.
     """
-    heads = _head("run", "Run", "Leads to its features", sort, descending, sort_link)
+    heads = _head("run", "Run", "Links to its features", sort, descending, sort_link)
     heads += "".join(
         _head(c.key, f"{title(c)} {ARROWS[c.direction]}".strip(), told(c), sort, descending, sort_link) for c in columns)
     body = "".join(_row(row, columns, link, cell_link, selected) for row in rows)
@@ -58,7 +58,7 @@ def table(
 
 
 def ordered(rows: "Sequence[Row]", sort: str | None, *, descending: bool) -> "list[Row]":
-    """Runs by a figure, those without it last; a run's controls stay below it."""
+    """Sort runs by a metric, those without it last; controls stay below their run."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.run, []).append(row)
@@ -109,25 +109,25 @@ def _cell(row: "Row", column: "Column", cell_link: Callable[[str, str], str]) ->
 
 
 def interval(metric: "Metric") -> str:
-    """A figure's bounds, small, below it; nothing where it has none."""
+    """A metric's interval in small print; empty if it has none."""
     if metric.low is None or metric.high is None:
         return ""
     return f"<small>{number(metric.low)} … {number(metric.high)}</small>"
 
 
 def differences(found: "Mapping[str, Sequence[Compared] | str]", base: str, columns: "Sequence[Column]") -> str:
-    """How each run differs from one, pair by pair on the same rows.
+    """Paired differences of runs to a base run, on the same rows.
 
     Args:
-        found: of each run the figures compared, or why they cannot be.
-        base: the run they are compared with.
-        columns: the figures that are shown.
+        found: comparisons by run, or the reason why there are none.
+        base: the run to compare with.
+        columns: metrics to show.
     """
     heads = "".join(f'<th scope="col" class="sx-num">{inner(title(c))} {ARROWS[c.direction]}</th>' for c in columns)
     body = "".join(_difference_row(run, one, columns) for run, one in found.items())
     return (
         '<div class="sx sx-scroll" tabindex="0" role="region" aria-label="Differences"><table class="sx-list sx-features">'
-        f'<caption class="sx-hidden">Differences to {inner(base)}</caption><thead><tr><th scope="col">less '
+        f'<caption class="sx-hidden">Differences to {inner(base)}</caption><thead><tr><th scope="col">minus '
         f"{shown(base)}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -150,20 +150,20 @@ def _gap(one: "Compared | None") -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign."""
+    """A number with an explicit sign."""
     return f"+{number(value)}" if value > 0 else number(value)
 
 
 def details(
     column: "Column", found: "EvalResult | None", metric: "Metric", seeds: "Sequence[tuple[str, Metric | None]]"
 ) -> str:
-    """All about one figure of one run: its definition, its controls, and other seeds of the same training.
+    """Details of one metric of one run: definition, controls, and other seeds of the same training.
 
     Args:
-        column: the figure.
-        found: the evaluation it is of; None for a summary's.
+        column: the metric.
+        found: its evaluation; None if it is from a summary.
         metric: its value.
-        seeds: the same figure of each run that differs in its seeds alone, this one among them, by name.
+        seeds: name and value for all runs that differ only in their seeds, including this one.
     """
     units = None if found is None else found.found.units.get(metric.of)
     kind = "units" if units is None else f"{units.kind}s"
@@ -184,7 +184,7 @@ def details(
             f"{number(one.value) if one is not None else '–'}</td></tr>" for name, one in seeds)
         parts.append(f'<h3>Seeds of this training</h3><table class="sx-list"><tbody>{rows}</tbody></table>')
     else:
-        parts.append('<p class="sx-quiet">One seed: nothing is known of how much another would differ.</p>')
+        parts.append('<p class="sx-quiet">One seed: variation between seeds is unknown.</p>')
     return f'<div class="sx" data-figure="{attribute(column.key)}">{"".join(parts)}</div>'
 
 
@@ -197,17 +197,17 @@ def _controls(column: "Column", found: "EvalResult") -> str:
         f"{'' if gap.low is None or gap.high is None else f'{signed(gap.low)} … {signed(gap.high)}'}</td></tr>"
         for name, gap in gaps.items())
     better = better_than_nothing(found, column.group, column.name)
-    beyond = ("Whether it is better than nothing cannot be said." if better is None else
-              f"It is {'' if better else 'not '}beyond every control.")
+    beyond = ("Whether it beats its controls is unknown." if better is None else
+              f"It {'beats' if better else 'does not beat'} every control.")
     lacking = ""
     if found.lacking:
-        lacking = f" Lacking are {', '.join(map(inner, found.lacking))}; <code>sae eval --controls</code> makes them."
-    head = '<h3>Less its controls</h3><table class="sx-list" style="max-width:34rem"><tbody>'
+        lacking = f" Missing: {', '.join(map(inner, found.lacking))}; add them with <code>sae eval --controls</code>."
+    head = '<h3>Minus its controls</h3><table class="sx-list" style="max-width:34rem"><tbody>'
     return f"{f'{head}{rows}</tbody></table>' if rows else ''}<p>{beyond}{lacking}</p>"
 
 
 def as_csv(rows: "Sequence[Row]") -> str:
-    """A line for each figure of each row; names are JSON strings (docs/index-format.md, CSV files)."""
+    """One line per metric and row; names are JSON strings (docs/index-format.md, CSV files)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["run", "control", "figure", "value", "low", "high", "unit", "direction", "formula", "n"])

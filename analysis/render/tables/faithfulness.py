@@ -1,4 +1,4 @@
-"""Faithfulness over the size of a circuit as a table for the terminal."""
+"""Faithfulness over circuit size as a table for the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +11,11 @@ from sae.metrics import Interval
 
 
 def text(curves: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> Table:
-    """A row per curve and level, a column per size, and the area over log n; intervals are left to the figure.
+    """A row per curve and level, a column per size, and the area over log n; for intervals see the figure.
 
     Args:
-        curves: of any sizes; where a curve has none of a size its cell is empty.
-        levels: by name; they have no size.
+        curves: curves with any sizes; missing sizes give empty cells.
+        levels: size-independent values by name.
     """
     sizes = sorted({n for curve in curves for n in curve.n_nodes})
     table = Table(box=None, padding=(0, 1), header_style="bold")
@@ -33,5 +33,5 @@ def text(curves: Sequence[Curve], levels: Mapping[str, Interval] | None = None) 
 
 
 def two_digits(value: float) -> str:
-    """With a real minus sign; a dash for what is not a number."""
+    """Two decimals with a proper minus sign; a dash for NaN."""
     return "–" if value != value else f"{value:.2f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Many features as one table: real HTML, so that it can be searched, copied, read aloud and walked by keyboard."""
+"""A table of features in plain HTML, so that it can be searched, copied, read by screen readers and used by keyboard."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ class Column:
     """A column of the table."""
 
     name: str
-    """In the statistics."""
+    """Name in the statistics."""
     title: str
     help: str
     kind: str = "number"
@@ -31,24 +31,24 @@ class Column:
 
 
 COLUMNS = (
-    Column("density", "Density", "Share of the tokens it fires on", "share"),
+    Column("density", "Density", "Share of tokens it fires on", "share"),
     Column("n_active", "Fires", "Tokens it fires on", "count"),
-    Column("max", "Max", "Its largest value, a length in the model's own units"),
+    Column("max", "Max", "Its largest value, a length in the model's units"),
     Column("mean", "Mean", "Mean of its active values"),
     Column("kurtosis", "Kurtosis", "Excess kurtosis of its active values"),
-    Column("decoder_norm", "Norm", "Norm of its decoder row before it was made 1"),
+    Column("decoder_norm", "Norm", "Norm of its decoder row before normalisation"),
     Column("decoder_cos", "Cosine", "Cosine with the nearest other decoder row"),
-    Column("coact_jaccard", "Together", "Jaccard index with the feature it most often fires with"),
+    Column("coact_jaccard", "Together", "Jaccard index with the feature it fires with most"),
     Column("first_token_share", "At start", "Share of its fires on the first token of a context", "share"),
-    Column("entropy", "Entropy", "Of the tokens it fires on, each weighing as much as its values, in bits"),
+    Column("entropy", "Entropy", "Entropy of the tokens it fires on, weighted by value, in bits"),
     Column("top_token", "Top token", "The token it fires on most", "text"),
-    Column("promoted_token", "Promotes", "The token whose logit its direction alone raises most", "text"),
+    Column("promoted_token", "Promotes", "The token whose direct logit is largest", "text"),
 )
 TITLES = {"feature": "Feature", "label": "Name"} | {column.name: column.title for column in COLUMNS}
 
 
 def columns_of(measured: "Mapping[str, PerFeature]") -> list[Column]:
-    """The columns of what evaluations say of single features: with an arrow to where it is better."""
+    """Columns for per-feature evaluation results, with an arrow for the better direction."""
     return [
         Column(name, f"{one.title} {ARROWS[one.direction]}".strip(),
                f"{one.formula} ({one.unit}; {BETTER[one.direction]}); in filters: {name}",
@@ -62,20 +62,20 @@ def table(
     extra: Mapping[int, str] | None = None, extra_title: str = "", without: Collection[str] = (),
     selected: int | None = None,
 ) -> str:
-    """The table; a column of which no row knows anything is left out.
+    """Render the table, without columns that are empty in all rows.
 
     Args:
         rows: features with their statistics, in order.
-        sort: the column they are sorted by; "" for another order.
-        descending: the largest first.
-        names: what features are called.
-        link: where a feature's number leads.
-        sort_link: where a column's title leads; None for titles that lead nowhere.
-        measured: further columns, of what evaluations say.
-        extra: a text for each feature in a further column.
+        sort: the sort column; "" for another order.
+        descending: largest first.
+        names: feature names.
+        link: URL of a feature.
+        sort_link: URL that sorts by a column; None for no links.
+        measured: columns of evaluation results.
+        extra: texts for an extra column.
         extra_title: its title.
-        without: columns that are left out.
-        selected: the feature whose row is set off.
+        without: columns to omit.
+        selected: the feature to highlight.
     """
     columns = [column for column in (*COLUMNS, *measured)
                if column.name not in without and any(row.get(column.name) is not None for row in rows)]
@@ -130,7 +130,7 @@ def _cell(column: Column, value: Any) -> str:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], labels: Mapping[int, str]) -> str:
-    """The statistics and labels of features, a line each; texts are JSON strings (docs/index-format.md, CSV files)."""
+    """Statistics and labels, one line per feature; texts are JSON strings (docs/index-format.md, CSV files)."""
     columns = [name for name in (rows[0] if rows else {}) if name != "feature"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Tables and legends as HTML that takes its colours from where it is shown. Every text is escaped."""
+"""Plain HTML tables and legends that inherit their colours. All text is escaped."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ _RULE = "border-bottom:1px solid color-mix(in srgb,currentColor 18%,transparent)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
-    """A plain table whose first column names the rows.
+    """A plain table; the first column holds row headers.
 
     Args:
         header: one text per column.
-        rows: as many texts each.
-        caption: what the table holds, for screen readers.
+        rows: rows of as many texts.
+        caption: description for screen readers.
     """
     assert all(len(row) == len(header) for row in rows), "a row is longer or shorter than the header"
     head = "".join(f'<th scope="col" style="{_CELL}{_RULE}font-weight:600">{_text(text)}</th>' for text in header)
@@ -40,7 +40,7 @@ def _text(text: str) -> str:
 
 
 def legend(names: Sequence[str], styles: Sequence[int]) -> str:
-    """One legend for several figures: each name with the palette's style that its curve has."""
+    """A shared legend for several figures: names with their palette styles."""
     items = "".join(_item(i, name) for i, name in zip(styles, names, strict=True))
     return f'<div role="list" style="display:flex;flex-wrap:wrap;gap:0.2rem 1.4rem;font-size:0.875rem">{items}</div>'
 

@@ -1,4 +1,4 @@
-"""All runs with their figures as one table: real HTML, sorted by links, a bar for what is done of each."""
+"""A table of all runs in plain HTML, sorted through links, with progress bars."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,23 +9,23 @@ from analysis.render.feature import percent
 from analysis.render.text import number, shown
 
 COLUMNS = {
-    "run": ("Run", "Leads to its features", "text"),
-    "status": ("Status", "Interrupted: no summary, and silent for far longer than between two of its log lines", "text"),
+    "run": ("Run", "Links to its features", "text"),
+    "status": ("Status", "Interrupted: no summary, and no log line for much longer than its usual interval", "text"),
     "through": ("Done", "Share of the training budget", "done"),
-    "variant": ("Variant", "Of the SAE", "text"),
+    "variant": ("Variant", "SAE variant", "text"),
     "d_sae": ("d_sae", "Number of features", "count"),
-    "l0": ("L0", "Active features per row, held out (in training until there is a held-out figure)", "number"),
+    "l0": ("L0", "Active features per row, held out (the training value until there is one)", "number"),
     "fve": ("FVE", "Fraction of variance explained on held-out rows", "share"),
-    "fve_interval": ("95 % interval", "Of the held-out FVE, over documents; none of fewer than 10", "range"),
-    "dead": ("Dead", "Features that did not fire in the last dead window of training; – where it was shorter", "percent"),
+    "fve_interval": ("95 % interval", "Of held-out FVE, over documents; none for fewer than 10", "range"),
+    "dead": ("Dead", "Features that did not fire in the last dead window of training; – if it was shorter", "percent"),
     "silent": ("Silent", "Features that never fire on held-out rows", "percent"),
-    "ce": ("CE recovered", "Against mean ablation; known at the end of a training", "share"),
-    "ce_interval": ("95 % interval", "Of CE recovered, over documents; none of fewer than 10", "range"),
+    "ce": ("CE recovered", "Against mean ablation; measured at the end of training", "share"),
+    "ce_interval": ("95 % interval", "Of CE recovered, over documents; none for fewer than 10", "range"),
     "tokens": ("Tokens", "Training rows so far", "count"),
-    "site": ("Site", "The hook that is read, and the one that is reconstructed", "text"),
-    "updated": ("Last change", "In this machine's time", "time"),
+    "site": ("Site", "The hook that is read → the hook that is reconstructed", "text"),
+    "updated": ("Last change", "In this machine's time zone", "time"),
 }
-"""Title, meaning and kind of each column."""
+"""Title, description and kind of each column."""
 _LEFT = ("text", "done")
 
 
@@ -33,14 +33,14 @@ def table(
     rows: Sequence[Mapping[str, Any]], *, sort: str | None, descending: bool, link: Callable[[str], str],
     sort_link: Callable[[str], str],
 ) -> str:
-    """The table.
+    """Render the table.
 
     Args:
-        rows: a value for each column, None where it is not known; `updated` in seconds since the epoch.
-        sort: the column they are sorted by; None for the order they came in.
-        descending: the largest first.
-        link: where a run's name leads.
-        sort_link: where a column's title leads.
+        rows: a value per column, None if unknown; `updated` in seconds since the epoch.
+        sort: the sort column; None keeps the order of `rows`.
+        descending: largest first.
+        link: URL of a run.
+        sort_link: URL that sorts by a column.
     """
     heads = "".join(_head(name, sort, descending, sort_link) for name in COLUMNS)
     body = "".join(_row(row, link) for row in rows)
@@ -52,7 +52,7 @@ def table(
 
 
 def ordered(rows: Sequence[Mapping[str, Any]], sort: str | None, *, descending: bool) -> list[Mapping[str, Any]]:
-    """Rows by a column, those without a value last."""
+    """Sort rows by a column, those without a value last."""
     if sort is None:
         return list(rows)
     known = sorted((row for row in rows if row[sort] is not None), key=lambda row: row[sort], reverse=descending)

@@ -1,4 +1,4 @@
-"""Interventions on the pinned nodes: baseline and steered logits, and what was predicted beside what happened."""
+"""Interventions on the pinned nodes: baseline and steered logits, and predicted against measured changes."""
 
 import streamlit as st
 
@@ -18,7 +18,7 @@ OF = {"max": "× its largest value in the index", "value": "× its value here"}
 
 
 def intervene(circuit: Circuit, view: View, stamp: float) -> None:
-    """A form: the pinned nodes times a number, and what that does to the next token and to the nodes behind."""
+    """Draw a form that multiplies the pinned nodes by a number, and its effect on the next token and downstream nodes."""
     if not any(info.sae and info.run for info in circuit.sites):
         return
     st.header("Intervene on the pinned nodes")
@@ -27,17 +27,17 @@ def intervene(circuit: Circuit, view: View, stamp: float) -> None:
     with st.form("intervene", border=False):
         left, middle, right = st.columns([1, 2, 2], vertical_alignment="bottom")
         left.number_input("Strength", -20.0, 20.0, step=0.5, **form.number("times", -20.0, 20.0, default=0.0),
-                          help="0 takes each node away; 1 × its value here leaves it")
+                          help="0 ablates each node; 1 × its value here leaves it unchanged")
         middle.selectbox("of each node", list(OF), format_func=OF.__getitem__, **form.choice("of", list(OF), default=usual))
         right.form_submit_button("Run", icon=":material/play_arrow:", on_click=form.submit, disabled=not view.pins)
     if not view.pins:
-        st.caption("Pin nodes in the graph first: Ctrl-click, or “pin” on a node’s card.")
+        st.caption("First pin nodes in the graph: Ctrl-click a node, or press “pin” on its card.")
     elif "times" in st.query_params:
         frame.tried(lambda: _changed(circuit, view, stamp))
 
 
 def _known(circuit: Circuit, view: View) -> bool:
-    """Whether the pinned nodes have largest values."""
+    """Whether the largest values of the pinned nodes are known."""
     try:
         largest(circuit, view.pins)
     except SaescopeError:
@@ -49,7 +49,7 @@ def _changed(circuit: Circuit, view: View, stamp: float) -> None:
     maxima = largest(circuit, view.pins) if st.session_state["of"] == "max" else None
     found = intervened(circuit, stamp, view.pins, float(st.session_state["times"]), maxima, runs_folder().absolute().parent)
     change = f"{number(found.after - found.before)}, predicted {number(found.predicted - found.before)}"
-    said = f"logit of {found.logit!r} less the mean: {number(found.before)} → {number(found.after)} (change {change})"
+    said = f"logit of {found.logit!r} minus the mean: {number(found.before)} → {number(found.after)} (change {change})"
     st.html(f'<div class="sx" data-steered="true">{inner(said, limit=None)}'
             f'<div class="sx-two">{_tokens(found)}{_behind(found)}</div></div>')
 
@@ -62,4 +62,4 @@ def _tokens(found: Steered) -> str:
 
 def _behind(found: Steered) -> str:
     rows = [[one.node, number(one.before), number(one.after), number(one.predicted)] for one in found.behind]
-    return table(["node behind", "before", "after", "predicted"], rows, caption="Nodes behind") if rows else ""
+    return table(["node", "before", "after", "predicted"], rows, caption="Downstream nodes") if rows else ""

@@ -1,4 +1,4 @@
-"""What is known of a node's feature beside the graph: its value among the feature's values, and examples, from an index."""
+"""Node cards: the node's value within its feature's histogram, and examples, both from an index."""
 
 from collections.abc import Mapping
 from html import escape
@@ -19,17 +19,17 @@ from sae.errors import SaescopeError
 
 GROUPS = {"top": 5, "q5": 3, "random": 3}
 REACH = (9, 5)
-"""Tokens before and behind the peak that are seen at first."""
+"""Tokens shown before and after the peak at first."""
 
 
 def links(circuit: Circuit) -> dict[int, str]:
-    """By row of the graph, the Feature page of its SAE's run, where that is here."""
+    """Row of the graph → URL of the Feature page of its SAE's run, if that run exists here."""
     found = {i: run_name(info) for i, info in enumerate(circuit.sites)}
     return {i: address.link("feature", **address.of_run(name)) for i, name in found.items() if name is not None}
 
 
 def run_name(info: SiteInfo) -> str | None:
-    """What the run of a site is called here; None where it is not here."""
+    """The local name of a site's run; None if the run isn't in the runs folder."""
     root = runs_folder().absolute()
     folder = None if info.run is None else root.parent / info.run
     inside = folder is not None and folder.is_dir() and root in folder.parents
@@ -37,31 +37,31 @@ def run_name(info: SiteInfo) -> str | None:
 
 
 def opened(info: SiteInfo) -> Selection:
-    """The index of a site's run.
+    """Open the index of a site's run.
 
     Raises:
-        SaescopeError: the run or its index is not here, cannot be read, or is of another SAE.
+        SaescopeError: the run or its index is missing or unreadable, or the index is of another SAE.
     """
     name = run_name(info)
     run = next((one for one in all_runs() if one.name == name), None)
     if run is None:
-        where = "This graph names no run" if info.run is None else f"The run of this site, {info.run}, is not here"
-        raise SaescopeError(f"{where}: there are no examples of its features, and nobody knows their largest values.")
+        where = "This graph names no run" if info.run is None else f"This site's run, {info.run}, was not found"
+        raise SaescopeError(f"{where}, so the examples and largest values of its features are unknown.")
     found = indexes(run.folder)
     if not found:
         raise SaescopeError(f"{run.name} has no index, which holds its features’ examples and largest values; "
-                            f"make one with: sae index {shell(run.folder)}")
+                            f"build one with: sae index {shell(run.folder)}")
     chosen = of_run(run, found[0])
     if chosen.index.manifest["made_from"].get("weights_sha256") != info.sae:
-        raise SaescopeError(f"The index of {run.name} is of another SAE than the graph: {run.name} was trained anew since.")
+        raise SaescopeError(f"The index of {run.name} is of another SAE than the graph: {run.name} was retrained since.")
     return chosen
 
 
 def card(circuit: Circuit, clicked: str | None) -> Mapping[str, str] | None:
-    """The part of a node's card that the browser does not know: trusted HTML, in which every text is escaped.
+    """The server's part of a node card: trusted HTML with all text escaped.
 
     Returns:
-        `node` and `html`; None where no feature's card is open.
+        `node` and `html`; None if no feature's card is open.
     """
     if clicked is None:
         return None
@@ -94,15 +94,15 @@ def _side(value: float) -> Side:
 
 
 def largest(circuit: Circuit, pins: tuple[str, ...]) -> list[float]:
-    """The value of largest size that each pinned feature takes in the index of its run, in the order of `select`.
+    """Each pinned feature's largest value by magnitude in its run's index, signed, in the order of `select`.
 
     Raises:
-        SaescopeError: an error or a skip path, which has no such value; or as `opened`.
+        SaescopeError: an error node or a skip path is pinned, which has no such value; or as `opened`.
     """
     found = []
     for site, _, number in circuit.select(*pins).triples:
         if number < 0:
-            raise SaescopeError("An error or a skip path has no largest value: unpin it, or multiply its value here.")
+            raise SaescopeError("Error nodes and skip paths have no largest value: unpin them or scale their values here.")
         feature = opened(circuit.sites[site]).index.feature(number)
         found.append(feature.max if abs(feature.max) >= abs(feature.min) else feature.min)
     return found

@@ -1,7 +1,7 @@
-"""The page Circuits: a graph of features to walk through, prune, pin, group, name, judge and intervene on.
+"""The Circuits page: explore, prune, pin, group, name and judge the nodes of a feature graph, and intervene on them.
 
-Circuits lie beside the runs, in folders that `sae circuit` has written or as graph files of circuit-tracer and Neuronpedia;
-to look at one takes no model. What a person has made of a graph is the URL's `view` (`analysis.circuits.view`).
+Circuits are stored next to runs/: folders written by `sae circuit`, or graph files of circuit-tracer and Neuronpedia.
+Viewing one needs no model. The user's changes to a graph are the URL's `view` (`analysis.circuits.view`).
 """
 
 import json
@@ -29,9 +29,9 @@ from dashboard.views.circuits.intervene import intervene
 from sae.errors import SaescopeError
 
 N_LEGIBLE = 400
-"""Edges that a drawing shows at first, at most; a slider shows the others."""
+"""Maximum number of edges drawn at first; a slider shows the rest."""
 EXAMPLE = Path(__file__).parents[2] / "example_circuit.json"
-"""Shown where there is none: the circuit of docs/results/agreement.csv."""
+"""Shown if there are no circuits: the circuit of docs/results/agreement.csv."""
 
 
 def page() -> None:
@@ -50,8 +50,8 @@ def page() -> None:
     )
     navigation()
     if not found:
-        st.text(f"No circuits yet (folder: {escaping.shell(folder)}). Until there are, this is an example: subject–verb "
-                "agreement in SmolLM2-135M. This finds a first one:")
+        st.text(f"No circuits yet (folder: {escaping.shell(folder)}). Shown is an example: subject–verb agreement in "
+                "SmolLM2-135M. Find your first one with:")
         st.code("make circuit-demo", language=None)
     tracing.trace(root)
     stamp = _stamp(shown[name])
@@ -76,14 +76,14 @@ def _stamp(path: Path) -> float:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _opened(path: str, stamp: float) -> tuple[Circuit, dict[str, Any], str]:  # noqa: ARG001 (a file that changed is another)
-    """A circuit, what is drawn of it, and what was measured."""
+def _opened(path: str, stamp: float) -> tuple[Circuit, dict[str, Any], str]:  # noqa: ARG001 (a changed file is a new entry)
+    """A circuit, its drawing data, and its measurements as text."""
     circuit = open_circuit(path)
     return circuit, graph_data(circuit), "\n".join(circuit_lines(circuit))
 
 
 def _legible(view: View, data: dict[str, Any]) -> View:
-    """A view that says nothing of edges, with no more of them than one can follow: the most influential."""
+    """If the view doesn't limit edges, limit it to the `N_LEGIBLE` most influential."""
     shares = sorted(data["edges"]["share"])
     if view.edge_share < 1 or len(shares) <= N_LEGIBLE:
         return view
@@ -91,13 +91,13 @@ def _legible(view: View, data: dict[str, Any]) -> View:
 
 
 def _view(circuit: Circuit, came_with: View) -> View:
-    """That of the URL; where it has none, the one that the graph came with."""
+    """The URL's view, else the graph's default view."""
     text = st.query_params.get("view")
     if text is None:
         return came_with
     if len(text) > MAX_CHARS:
-        st.warning(f"This view has {len(text):,} characters; addresses of more than {MAX_CHARS:,} may be cut on their way. "
-                   "A graph file keeps all of it.", icon=":material/link_off:")
+        st.warning(f"This view has {len(text):,} characters; URLs longer than {MAX_CHARS:,} may be truncated. "
+                   "Download the graph file to keep all of it.", icon=":material/link_off:")
     try:
         return View.read(text).of(circuit)
     except SaescopeError as error:

@@ -1,4 +1,4 @@
-"""Tracing a prompt from the page: a job of the model's worker, whose graph is saved in circuits/ and opens."""
+"""Trace a prompt from the page: a job of the model worker; its graph is saved in circuits/ and opened."""
 
 import re
 from collections import Counter
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 POLL_S = 0.6
 OPENS = "tracing"
-"""Key of the URL that names the graph which opens once it is there; choices made meanwhile remove it."""
+"""URL key: name of the graph to open when its trace finishes; removed if the user does something else meanwhile."""
 N_FEATURES = 500
 MAX_TOKENS = 128
-"""Longer prompts are for `sae circuit trace`, which nobody else waits for."""
+"""Longer prompts need `sae circuit trace`, which doesn't block the shared model worker."""
 
 
 def trace(root: Path) -> None:
-    """A form, and how far the prompts are that are traced.
+    """Draw the form and the progress of current traces.
 
     Args:
-        root: the folder of runs/ and circuits/.
+        root: the folder that contains runs/ and circuits/.
     """
     saes = _choices()
     with st.expander("Trace a prompt", icon=":material/timeline:"):
         if not saes:
-            st.text("No run has finished whose SAE reads a language model; make circuit-demo trains five small ones.")
+            st.text("There is no finished run on a language model yet; `make circuit-demo` trains five small ones.")
         else:
             _form(root, saes)
     for job in traces(root):
@@ -47,7 +47,7 @@ def trace(root: Path) -> None:
 
 
 def opened(root: Path) -> None:
-    """Turn to the graph that the URL waits for, once it is there; it is turned to once."""
+    """Open the graph that the URL waits for, once, when its trace has finished."""
     name = st.query_params.get(OPENS)
     job = next((one for one in traces(root) if one.state == "done" and _name(one) == name), None)
     if job is not None:
@@ -56,7 +56,7 @@ def opened(root: Path) -> None:
 
 
 def _choices() -> dict[str, str]:
-    """What can be chosen, with what is said of it: sweeps as a whole, then single runs."""
+    """Options and their titles: whole sweeps, then single runs."""
     runs = [run for run in all_runs() if run.finished and _model(run)]
     found = {run.name: f"{run.name} · {_site(run)}" for run in sorted(runs, key=lambda run: run.name)}
     sweeps = Counter(name.partition("/")[0] for name in found if "/" in name)
@@ -77,20 +77,20 @@ def _form(root: Path, saes: dict[str, str]) -> None:
     form = address.Form(OPENS)
     with st.form("trace", border=False):
         st.text_area("Prompt", **form.text("prompt"), height=70, max_chars=address.N_CHARS,
-                     placeholder="The keys near the cabinet", help="Its next token is explained")
+                     placeholder="The keys near the cabinet", help="The graph explains the next token")
         st.multiselect("SAEs or transcoders", list(saes), **form.several("saes", list(saes)),
-                       format_func=lambda name: escaping.visible(saes[name]), help="One at a hook, all of one model")
+                       format_func=lambda name: escaping.visible(saes[name]), help="At most one per hook, all on one model")
         left, middle, right = st.columns([1, 2, 1], vertical_alignment="bottom")
         left.number_input("Features", 1, 5000, **form.integer("features", 1, 5000, default=N_FEATURES),
-                          help="As many become nodes, those with the most influence first, before the graph is pruned")
-        middle.text_input("Name", **form.text("name"), placeholder="made of the prompt", max_chars=60)
+                          help="Number of feature nodes before pruning, most influential first")
+        middle.text_input("Name", **form.text("name"), placeholder="from the prompt", max_chars=60)
         right.form_submit_button("Trace", icon=":material/play_arrow:", on_click=lambda: _begin(root, form))
     if refused := st.session_state.get("_trace refused", ""):
         st.error(escaping.plain(refused), icon=":material/error:")
 
 
 def _begin(root: Path, form: address.Form) -> None:
-    """The button was pressed: begin, or say what is missing."""
+    """Start tracing, or say what is missing."""
     from analysis.circuits.attribution.attribute import Limits
     from analysis.circuits.attribution.run import TraceOptions
 
@@ -106,18 +106,18 @@ def _begin(root: Path, form: address.Form) -> None:
 
 def _refused(root: Path, prompt: str, saes: list[str], name: str) -> str:
     if not prompt.strip():
-        return "The prompt is empty; type some text."
+        return "The prompt is empty; enter some text."
     if not saes:
-        return "No SAE is chosen; choose at least one run."
+        return "No SAE is selected; choose at least one run."
     if not re.fullmatch(r"[\w][\w .-]*", name):
-        return f"The name {name!r} cannot be a folder’s: use letters, digits, spaces, dots and dashes."
+        return f"{name!r} can't be used as a folder name: use letters, digits, spaces, dots and dashes."
     if (root / "circuits" / name).exists() or any(_name(job) == name and not job.ended.is_set() for job in traces(root)):
-        return f"There is a circuit {name} already; choose another name."
+        return f"There is already a circuit called {name}; choose another name."
     return ""
 
 
 def _named(prompt: str) -> str:
-    """A folder's name made of a prompt."""
+    """Derive a folder name from a prompt."""
     return re.sub(r"\W+", "-", prompt.lower()).strip("-_")[:40].strip("-_") or "trace"
 
 
@@ -128,7 +128,7 @@ def _name(job: Job) -> str:
 
 @st.fragment(run_every=POLL_S)
 def _going(job: Job) -> None:
-    """How far a job is, with a button that stops it."""
+    """A job's progress and a stop button."""
     if job.ended.is_set():
         st.rerun()
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
@@ -142,7 +142,7 @@ def _going(job: Job) -> None:
 
 
 def _ended(job: Job) -> None:
-    """What became of a job, until it has been read."""
+    """A job's outcome, shown until it is opened or dismissed."""
     if job.error is not None and not isinstance(job.error, SaescopeError):
         worker().again(job.key)
         raise job.error
@@ -151,7 +151,7 @@ def _ended(job: Job) -> None:
         if job.state == "done":
             st.button(f"Open {name}", icon=":material/open_in_new:", key=f"open {_name(job)}", on_click=_open, args=(job,))
         elif job.state == "stopped":
-            st.text(f"Tracing {_name(job)} was stopped; nothing is saved.")
+            st.text(f"Tracing {_name(job)} was stopped; nothing was saved.")
         else:
             st.error(f"{name}: {escaping.plain(str(job.error))}", icon=":material/error:")
         st.button("Dismiss", key=f"dismiss {_name(job)}", on_click=worker().again, args=(job.key,))

@@ -1,4 +1,4 @@
-"""What the browser is given of one feature: everything of it that is read, drawn, so that a step to it asks nobody."""
+"""A feature rendered for the browser in full, so that stepping to it needs no server."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,25 +30,25 @@ GROUPS = {
 }
 N_ONE_GROUP = 50
 NEAR, FAR = (16, 15), (64, 63)
-"""Tokens before and behind the peak: those that are seen at first, and those that widening shows."""
+"""Tokens before and after the peak: shown at first, and after widening."""
 N_NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What of each feature is read: the same for all, so that bundles of one reading go together."""
+    """Display options shared by all features; bundles with the same options can be cached together."""
 
     group: str
     side: Side | None
-    """None for the side on which a feature's values lie."""
+    """Sign of the values; None picks each feature's own."""
     range: tuple[Side, float, float] | None
-    """A stretch of |value| from which the examples come."""
+    """Side, and the range of |value| that examples come from."""
     code: "PromptCode | None" = None
-    """A text that is tried on each."""
+    """An encoded text to show each feature's values on."""
 
 
 def reading(sides: "tuple[Side, ...]", code: "PromptCode | None") -> Reading:
-    """What the URL asks for."""
+    """Display options from the URL."""
     asked = st.query_params
     side: Side | None = next((one for one in sides if one == asked.get("side")), None)
     group = asked.get("group", "overview")
@@ -68,7 +68,7 @@ def _range(sides: "tuple[Side, ...]") -> tuple[Side, float, float] | None:
 
 
 def bundle(place: CurrentFeature, read: Reading) -> dict[str, Any]:
-    """One feature for the browser: numbers, texts and trusted HTML, in which every text is escaped."""
+    """One feature for the browser: numbers, texts and trusted HTML with all text escaped."""
     feature, name = place.index.feature(place.feature), names(place.chosen)[place.feature]
     automatic = next((one for one in place.labels.every(place.feature) if one.author == "auto"), None)
     tried, value = _tried(place, feature, read)
@@ -80,18 +80,18 @@ def bundle(place: CurrentFeature, read: Reading) -> dict[str, Any]:
 
 
 def _verdict(automatic: Label) -> str:
-    """How well the automatic label tells examples apart, briefly."""
+    """The automatic label's score in a few words."""
     origin = "label by a language model" if automatic.model else "automatic label"
     by = f"By {attribute(automatic.model, spaces=False, limit=200)}. " if automatic.model else ""
     if automatic.score is None:
         return f'<span class="sx-quiet" title="{by}">{origin}, not scored</span>'
     beside = "" if automatic.baseline is None else f", another feature’s label {automatic.baseline:.2f}"
-    title = f"{by}Balanced accuracy on {len(automatic.judged)} held-out examples{beside}; the tab Label shows them"
+    title = f"{by}Balanced accuracy on {len(automatic.judged)} held-out examples{beside}; see the Label tab"
     return f'<span class="sx-quiet" title="{title}">{origin}, {automatic.score:.2f}</span>'
 
 
 def _side(place: CurrentFeature, feature: Feature, value: float | None) -> str:
-    """Tokens, histogram with the tried text's value, neighbours, promoted tokens."""
+    """Left column: top tokens, histogram (with the tried text's value), neighbours, promoted tokens."""
     parts = [drawn.firing(feature, place.index.fires_on(place.feature))]
     if not feature.dead:
         kinds = [(log_x, log_y) for log_y in (False, True) for log_x in (True, False)]
@@ -102,7 +102,7 @@ def _side(place: CurrentFeature, feature: Feature, value: float | None) -> str:
             f'<h3>Values when active</h3>{drawings}<div class="sx-choices"><button data-toggle="logx">log values</button>'
             '<button data-toggle="logy">log counts</button>'
             f'<button data-png=".sx-histogram" data-name="feature-{place.feature}.png">PNG</button>'
-            '<span class="sx-quiet">drag over it to see examples of a range</span></div>')
+            '<span class="sx-quiet">drag to see examples from a range</span></div>')
     beside = address.linker("compare", f=place.feature)
     for kind in ("decoder", "coactivation"):
         if found := place.index.neighbours(place.feature, kind)[:N_NEIGHBOURS]:
@@ -116,7 +116,7 @@ def _to(beside: Any) -> Any:
 
 
 def _examples(place: CurrentFeature, feature: Feature, read: Reading) -> str:
-    """The choices, the legend, and groups of examples."""
+    """Display options, legend and groups of examples."""
     if feature.dead:
         return drawn.empty(feature)
     side: Side = read.side or ("-" if feature.max <= 0 else "+")
@@ -132,7 +132,7 @@ def _groups(place: CurrentFeature, side: Side, group: str) -> list[Section]:
 
 
 def sections(index: Index, feature: int, side: Side, wanted: Mapping[str, int]) -> list[Section]:
-    """Groups of a feature's examples by name, with at most so many of each."""
+    """A feature's example groups; `wanted` maps group names to the maximum number of examples."""
     about = {one.name: one for one in index.groups(feature, side)}
     return [Section(side, about[name], index.examples(feature, name, side, n, *FAR)) for name, n in wanted.items()]
 
@@ -151,8 +151,8 @@ def _choices(place: CurrentFeature, side: Side, read: Reading) -> str:
         sign = "−" if read.range[0] == "-" else ""
         ranged = f'<button data-set="range=">{sign}{low} to {sign}{high} ✕</button>'
     toggles = "".join(f'<button data-toggle="{name}" title="{title}">{said}</button>' for name, said, title in (
-        ("numbers", "values", "beside tokens (n)"), ("breaks", "line breaks", "as in the text (l)"),
-        ("wide", "widen all", "or narrow (w); one: click it")) if name == "numbers" or not place.index.of_images)
+        ("numbers", "values", "next to tokens (n)"), ("breaks", "line breaks", "as in the text (l)"),
+        ("wide", "widen all", "or narrow (w); for one, click it")) if name == "numbers" or not place.index.of_images)
     return f'<div class="sx-choices">{groups}{sides}{ranged}{toggles}</div>'
 
 
@@ -164,13 +164,13 @@ def _select(key: str, title: str, choices: dict[str, str], chosen: str, default:
 
 
 def _tried(place: CurrentFeature, feature: Feature, read: Reading) -> tuple[str, float | None]:
-    """The text that is tried, and its value of largest size."""
+    """The tried text as a heat map, and its largest value by magnitude."""
     if read.code is None:
         return "", None
     values = read.code.values(place.feature)
     strongest = float(values[abs(values).argmax()])
     scale = max(abs(feature.max), abs(feature.min), abs(strongest), 1e-9)
     at = f", up to {number(strongest)} on “{attribute(read.code.pieces[int(abs(values).argmax())])}”" if strongest else ""
-    said = f"It fires on {int((values != 0).sum())} of {len(values)} tokens{at}."
+    said = f"Fires on {int((values != 0).sum())} of {len(values)} tokens{at}."
     heat = tokens.heat(read.code.pieces, values.tolist(), scale=scale, focus_all=True)
     return f'<p class="sx-quiet">{said}</p><div data-tried="true">{heat}</div>', strongest or None

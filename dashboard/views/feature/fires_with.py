@@ -1,4 +1,4 @@
-"""The tab Fires with: contexts in which a feature and another are both active."""
+"""The Fires with tab: contexts in which two features are both active."""
 
 from html import escape
 
@@ -12,7 +12,7 @@ from dashboard.state.selection import names
 
 
 def fires_with(place: CurrentFeature) -> None:
-    """Contexts in which this feature and another fire."""
+    """Draw contexts in which this feature and a chosen one fire."""
     near = place.index.neighbours(place.feature, "coactivation")
     first = near[0].feature if near else (place.feature + 1) % place.index.d_sae
     other = st.number_input(

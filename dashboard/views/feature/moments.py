@@ -1,4 +1,4 @@
-"""The tab Statistics: how often a feature is active, and the moments of its values."""
+"""The Statistics tab: how often a feature is active, and the moments of its values."""
 
 import streamlit as st
 
@@ -7,5 +7,5 @@ from dashboard.state.current_feature import CurrentFeature
 
 
 def statistics(place: CurrentFeature) -> None:
-    """Density with its interval, moments, contexts."""
+    """Draw density with its interval, moments and contexts."""
     st.html(f'<div class="sx">{drawn.facts(place.index.feature(place.feature))}</div>')

@@ -1,4 +1,4 @@
-"""The page Feature: everything that is known of one, and what can be asked of it. A fragment, so that the next is quick."""
+"""The Feature page: everything known about one feature. It is a fragment, so that stepping to the next one is fast."""
 
 import hashlib
 import random
@@ -29,14 +29,14 @@ from dashboard.views.feature.steer import steer
 TABS: dict[str, Callable[[CurrentFeature], None]] = {
     "with": fires_with, "steer": steer, "statistics": statistics, "label": label, "export": export,
 }
-"""What is drawn here; the examples are drawn in the browser."""
+"""Tabs drawn by Python; the Examples tab is drawn in the browser."""
 N_WALK = 60
-"""Features to either side whose numbers the browser knows."""
+"""Features to either side whose numbers are sent to the browser."""
 N_AHEAD, N_BEHIND = 6, 2
-"""Those of them that it is given, so that a step to them asks nobody."""
+"""Features after and before the current one that are sent in full, so that stepping to them needs no server."""
 N_AT_ONCE = 4
 VIEW = {"numbers": False, "breaks": True, "logx": True, "logy": False}
-"""How features are drawn, and where the URL says nothing of it."""
+"""Display toggles and their defaults."""
 
 
 def page() -> None:
@@ -53,7 +53,7 @@ def _whose() -> tuple[str | None, ...]:
 def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
     address.caught_up()
     if _whose() != whose:
-        st.rerun()  # a link has led to another page
+        st.rerun()  # a link went to another page
     now = order.of(chosen)
     features = now.features
     feature = _feature(chosen, features)
@@ -78,7 +78,7 @@ def _body(chosen: Selection, whose: tuple[str | None, ...]) -> None:
 
 
 def _feature(chosen: Selection, features: Sequence[int]) -> int:
-    """The feature that the URL names; a random one that fires for `f=random`; for none one to begin with."""
+    """The URL's feature; a random one that fires for `f=random`; without one, a good first feature."""
     asked = st.query_params.get("f", "")
     if asked == "random":
         alive = chosen.index.top("feature", False, "n_active > 0", limit=chosen.index.d_sae, columns=["feature"])
@@ -91,12 +91,12 @@ def _feature(chosen: Selection, features: Sequence[int]) -> int:
     shown = features[0] if ordered and features else good_first(chosen.index, chosen.labels)
     if asked:
         st.warning(f"This run has features 0 to {chosen.index.d_sae - 1}; there is no “{plain(asked, limit=20)}”. "
-                   f"This is {shown}.")
+                   f"Showing {shown}.")
     return shown
 
 
 def _shown(place: CurrentFeature, features: Sequence[int], tab: str) -> dict[str, Any]:
-    """What the reader in the browser is told."""
+    """The data sent to the reader in the browser."""
     chosen, asked = place.chosen, st.query_params
     read, wait, refused = _reading(place)
     at = features.index(place.feature) if place.feature in features else -1
@@ -104,7 +104,7 @@ def _shown(place: CurrentFeature, features: Sequence[int], tab: str) -> dict[str
     walk = list(features[first : max(at, 0) + N_WALK + 1])
     stamp = _stamp(chosen, read)
     view = {key: asked.get(key, str(default).lower()) == "true" for key, default in VIEW.items()}
-    fixed = "" if place.labels.writable else "Labels cannot be changed: their file cannot be read, or its folder written."
+    fixed = "" if place.labels.writable else "Labels can't be edited: their file is unreadable or its folder not writable."
     return {
         "whose": f"{chosen.run.name} {place.labels.weights}", "stamp": stamp, "feature": place.feature,
         "features": [bundle(replace(place, feature=one), read) for one in _wanted(place.feature, walk, stamp, tab)],
@@ -121,25 +121,25 @@ def _shown(place: CurrentFeature, features: Sequence[int], tab: str) -> dict[str
 
 
 def _reading(place: CurrentFeature) -> tuple[Reading, str, str]:
-    """What is read of each feature, what the page waits for meanwhile, and why a text cannot be tried."""
+    """The display options, a message while the text is being encoded, and the error if it can't be."""
     text = st.query_params.get("text", "")
     if not text.strip():
         return reading(place.index.sides, None), "", ""
     job = encoding(place.chosen.run.folder, text, place.index.refine)
     if not job.ended.wait(SOON_S):
-        return reading(place.index.sides, None), waiting(job, "The model reads the text"), ""
+        return reading(place.index.sides, None), waiting(job, "The model is reading the text"), ""
     return reading(place.index.sides, job.result), "", "" if job.error is None else str(job.error)
 
 
 def _stamp(chosen: Selection, read: Reading) -> str:
-    """Another value wherever the browser's features would be drawn otherwise."""
+    """Cache key for the browser: changes if features would be drawn differently."""
     text = read.code.text if read.code else None
     told = repr((chosen.key, chosen.labels.stamp(), read.group, read.side, read.range, text))
     return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _wanted(feature: int, walk: Sequence[int], stamp: str, tab: str) -> list[int]:
-    """The features that the browser is given now: the one that is read first, then those that are likely to come."""
+    """The features to send now: the current one first, then those likely to come next."""
     held = reader.held(stamp)
     if feature not in held:
         return [feature]
@@ -151,7 +151,7 @@ def _wanted(feature: int, walk: Sequence[int], stamp: str, tab: str) -> list[int
 
 
 def _order() -> str:
-    """What the features are that j and k walk through."""
+    """Describe the list that j and k step through."""
     asked = st.query_params
     search = f"for “{plain(asked['q'], limit=30)}” " if asked.get("q", "").strip() else ""
     by = "best first" if search and "sort" not in asked else f"by {plain(asked.get('sort', 'number'), limit=30)}"

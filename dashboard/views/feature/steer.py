@@ -1,4 +1,4 @@
-"""The tab Steer: a prompt continued without and with this feature changed."""
+"""The Steer tab: continue a prompt with and without steering this feature."""
 
 import streamlit as st
 
@@ -14,15 +14,15 @@ from dashboard.views.feature.steer_input import steer_input
 
 MODES = ("add", "clamp")
 FIRST_S = 1.5
-"""How long the page waits for the first token before it says that it waits: a model that is loaded needs less."""
+"""Wait (s) for the first token before showing a waiting message; a loaded model needs less."""
 POLL_S, WAIT_S = 0.6, 2.0
-"""How often the page looks for further tokens; and whether the model has begun, which looking would slow down."""
+"""Polling intervals (s): for new tokens, and while the model is loading, when polling would slow it down."""
 
 
 def steer(place: CurrentFeature, prompt: str = "The") -> None:
-    """A prompt continued without and with this feature, and others if they are named; `prompt` is the one to begin with.
+    """Draw the form and both continuations: baseline, and with this feature (and any further ones) changed.
 
-    Of a run on a module of the user's own it is one of its inputs instead.
+    For a run on the user's own module, show one of its inputs instead. `prompt` is the default prompt.
     """
     if place.chosen.has_own_module:
         steer_input(place)
@@ -36,9 +36,9 @@ def steer(place: CurrentFeature, prompt: str = "The") -> None:
         st.text_area("Prompt", **form.text("prompt", default=prompt), height=70, max_chars=address.N_CHARS)
         first, second, third = st.columns(3, vertical_alignment="bottom")
         first.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"), width="stretch",
-                                help="add: lengthen the feature by the strength; clamp: hold it there")
+                                help="add: add the strength to the feature; clamp: hold the feature at it")
         second.selectbox("Positions", WHERE, **form.choice("at", WHERE, default="all"),
-                         help="generated: from the prompt's last token on, after which the first new one is drawn")
+                         help="generated: from the last prompt token on, which predicts the first new token")
         third.number_input("Temperature", 0.0, 10.0, step=0.1, **form.number("heat", 0.0, 10.0, default=0.8))
         first, second, third = st.columns(3, vertical_alignment="bottom")
         first.number_input("Strength", -most, most, **form.number("strength", -most, most, default=round(top, 1)),
@@ -46,14 +46,14 @@ def steer(place: CurrentFeature, prompt: str = "The") -> None:
         second.number_input("Tokens", 1, 128, **form.integer("tokens", 1, 128, default=24))
         third.number_input("Seed", 0, 2**31 - 1, **form.integer("seed", 0, 2**31 - 1, default=0))
         st.text_input("Further features", **form.text("also"), placeholder="44=0, 920+12.5",
-                      help="44=0 holds feature 44 at 0; 920+12.5 adds 12.5 of feature 920; 7-3 takes 3 of feature 7 away")
+                      help="44=0 holds feature 44 at 0; 920+12.5 adds 12.5 to feature 920; 7-3 subtracts 3 from feature 7")
         st.form_submit_button("Continue both ways", icon=":material/play_arrow:", on_click=form.submit)
-    if "strength" in st.query_params:  # the button was pressed, here or by who sent the link
+    if "strength" in st.query_params:  # the form was submitted, here or by whoever shared the link
         tried(lambda: _asked(place))
 
 
 def _asked(place: CurrentFeature) -> None:
-    """What was asked for: the texts, or as much of them as there is while the model writes."""
+    """Run the request and draw both texts, partial while the model is generating."""
     from analysis.steering.edits import edits
     from analysis.steering.generate import Edit, Settings
 
@@ -88,7 +88,7 @@ def _writing(place: CurrentFeature, job: Job, n_tokens: int) -> None:
 
 
 def _growing(place: CurrentFeature, job: Job, n_tokens: int) -> None:
-    """Both texts while they grow, with a button that stops them."""
+    """Both texts while they are generated, with a stop button."""
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         st.button("Stop", icon=":material/stop:", on_click=job.stop)
         said = "Loading the model" if not job.n_steps else f"Token {job.n_steps} of {n_tokens}"

@@ -1,4 +1,4 @@
-"""The tab Steer of a module of the user's own: one of its inputs, and what comes out without and with a feature changed."""
+"""The Steer tab for the user's own module: one input, and its outputs with and without steering."""
 
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from analysis.steering.inputs import Positions
 
 MODES = ("add", "clamp")
-ALSO = "44=0 holds feature 44 at 0; 920+12.5 adds 12.5 of feature 920; 7-3 takes 3 of feature 7 away"
-POSITIONS = "all; active, where the feature fires in this input; or numbers, row by row from 0: 5, 6"
+ALSO = "44=0 holds feature 44 at 0; 920+12.5 adds 12.5 to feature 920; 7-3 subtracts 3 from feature 7"
+POSITIONS = "all; active (where the feature fires in this input); or position numbers from 0, row by row: 5, 6"
 
 
 def steer_input(place: CurrentFeature) -> None:
-    """An input, the strongest example's at first, through the module with this feature changed, and others if named."""
+    """Draw the form and both outputs of an input (by default the strongest example's) for this and any further features."""
     top = max(1e-3, abs(place.index.feature(place.feature).max))
     strongest = place.index.examples(place.feature, n=1)
     first_input = strongest[0].seq if strongest else 0
@@ -32,9 +32,9 @@ def steer_input(place: CurrentFeature) -> None:
         first, second, third = st.columns(3, vertical_alignment="bottom")
         first.number_input("Input", 0, place.index.n_seqs - 1,
                            **form.integer("input", 0, place.index.n_seqs - 1, default=first_input),
-                           help="The number of a context; examples have it in their title")
+                           help="Number of the context; shown in each example's title")
         second.segmented_control("How", MODES, required=True, **form.choice("mode", MODES, default="add"), width="stretch",
-                                 help="add: lengthen the feature by the strength; clamp: hold it there")
+                                 help="add: add the strength to the feature; clamp: hold the feature at it")
         third.text_input("Positions", **form.text("at", default="all"), help=POSITIONS)
         first, second = st.columns([1, 2], vertical_alignment="bottom")
         first.number_input("Strength", -100 * top, 100 * top,
@@ -42,7 +42,7 @@ def steer_input(place: CurrentFeature) -> None:
                            help=f"In the feature's own units; its largest value is {number(top)}")
         second.text_input("Further features", **form.text("also"), placeholder="44=0, 920+12.5", help=ALSO)
         st.form_submit_button("Run both ways", icon=":material/play_arrow:", on_click=form.submit)
-    if "strength" in st.query_params:  # the button was pressed, here or by who sent the link
+    if "strength" in st.query_params:  # the form was submitted, here or by whoever shared the link
         tried(lambda: _asked(place))
 
 
@@ -59,10 +59,10 @@ def _asked(place: CurrentFeature) -> None:
 
 
 def _positions(text: str, place: CurrentFeature, number_: int) -> "Positions":
-    """What the field says.
+    """Parse the positions field.
 
     Raises:
-        SaescopeError: something else.
+        SaescopeError: it is neither all, active nor numbers.
     """
     if text.strip() == "all":
         return "all"
@@ -70,5 +70,5 @@ def _positions(text: str, place: CurrentFeature, number_: int) -> "Positions":
         return tuple(np.flatnonzero(place.index.values(place.feature, number_)).tolist())
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isdecimal() for part in parts):
-        raise SaescopeError(f"Positions are all, active, or numbers such as 5, 6; not {text!r}.")
+        raise SaescopeError(f"Positions must be all, active, or numbers such as 5, 6; got {text!r}.")
     return tuple(map(int, parts))

@@ -86,7 +86,7 @@ def test_json_is_the_card() -> None:
 
 def test_numbers_of_features() -> None:
     assert numbers("3, 5-7,6", 10) == [3, 5, 6, 7]
-    wrong = {"a": "'a' is no feature", "10": "no feature 10", "5-12": "no feature 12", "": "no feature or"}
+    wrong = {"a": "'a' is not a feature", "10": "no feature 10", "5-12": "no feature 12", "": "not a feature or"}
     for text, message in wrong.items():
         with pytest.raises(SaescopeError, match=message):
             numbers(text, 10)

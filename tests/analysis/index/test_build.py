@@ -123,7 +123,7 @@ def test_corrupt_manifests_and_files_are_refused(folder: Path, index: Index, tmp
     for wrong in ({"counts": 3}, {"files": {"scale.npy": 3}}, {"notes": None}, {"about": []}, {"signed": "yes"}):
         assert next(iter(wrong)) in spoilt("manifest.json", json.dumps({**manifest, **wrong}).encode())
     assert "cannot be read" in spoilt("scale.npy", b"not an array")
-    assert "not what manifest.json" in spoilt("scale.npy", (index.folder / "tokens.npy").read_bytes())
+    assert "does not match manifest.json" in spoilt("scale.npy", (index.folder / "tokens.npy").read_bytes())
     assert "cannot be read" in spoilt("examples.npy", None)
     assert "cannot be read" in spoilt("stats.parquet", b"nothing")
     shutil.rmtree(copy)
@@ -131,7 +131,7 @@ def test_corrupt_manifests_and_files_are_refused(folder: Path, index: Index, tmp
     data = bytearray((copy / "row_value.npy").read_bytes())
     data[-1] ^= 1
     (copy / "row_value.npy").write_bytes(data)
-    assert [p for p in open_index(copy).verify() if "row_value.npy is altered" in p]
+    assert [p for p in open_index(copy).verify() if "row_value.npy was altered" in p]
 
 
 def test_activations_without_text(tmp_path: Path) -> None:

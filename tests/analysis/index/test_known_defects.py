@@ -105,7 +105,7 @@ def test_other_weights_are_noticed(tmp_path: Path) -> None:
         file.unlink()
     (run / "config.yaml").unlink()
     assert train(tmp_path, "--quiet", "sae.seed=1").code == 0
-    assert first.stale is not None and "trained again" in first.stale
+    assert first.stale is not None and "retrained" in first.stale
     second = build(run, quiet=True)
     assert second.stale is None and second.manifest["made_from"] != manifest["made_from"]
     assert labels.read_bytes() == b"not to be touched"

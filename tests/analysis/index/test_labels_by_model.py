@@ -29,8 +29,8 @@ def test_the_command_tells_the_costs_first(run: Path) -> None:
         done = run_sae(run, *command, "--yes", "--price-in", "2", "--price-out", "10")
         assert done.code == 0 and len(server.requests) == 18, done
         n_in, n_out = np.sum(server.answered, 0).tolist()
-        assert f"18 requests, {n_in:,} tokens sent, {n_out:,} received, 0.0" in done.out
-        assert "6 labels, 6 scored on" in done.out and "at 2 and 10 for a million tokens" in done.out
+        assert f"18 requests, {n_in:,} input tokens, {n_out:,} output tokens, 0.0" in done.out
+        assert "6 labels, 6 scored on" in done.out and "at 2 and 10 per million tokens" in done.out
         again = run_sae(run, *command)
         assert again.code == 0 and len(server.requests) == 18 and "6 features have a label" in again.out
         rules = run_sae(run, "label", run, "--top", "7", "--quiet")
@@ -57,7 +57,7 @@ def test_a_killed_labelling_goes_on(run: Path) -> None:
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--with", "http://localhost:1/v1"], "--model"),
     (["--model", "x"], "--with"),
-    (["--with", "native:tiny", "--model", "x"], "no URL"),
+    (["--with", "native:tiny", "--model", "x"], "native:tiny"),
     (["--with", "no-such-model"], "no-such-model"),
     (["--with", "native:tiny", "--examples", "0"], "--examples"),
     (["--with", "native:tiny", "--price-in", "1"], "--price-out"),

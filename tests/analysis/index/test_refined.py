@@ -84,7 +84,7 @@ def stale(index: Index) -> str | None:
 
 def test_bad_asks_are_refused(run: Path, tmp_path: Path) -> None:
     place = run.parents[1]
-    assert "--refine -1 is no whole number" in refusal(run_sae(place, "index", "runs/quick", "--refine", "-1"), "index")
+    assert "--refine -1 is negative" in refusal(run_sae(place, "index", "runs/quick", "--refine", "-1"), "index")
     write_config(place, name="across", site={"input": "blocks.1.hook_resid_mid", "target": "blocks.1.hook_mlp_out"})
     assert train(place, "--quiet").code == 0
     said = refusal(run_sae(place, "index", "runs/across", "--refine", "1"), "index")

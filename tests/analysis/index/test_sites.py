@@ -96,7 +96,7 @@ def test_rows_the_site_does_not_give_are_refused(place: Path) -> None:
     wide = sae.load(place / "runs/both")
     wide.d_in = 16
     trained = open_trained(place / "runs/both")
-    with pytest.raises(SaescopeError, match=r"width 16 to rows of width 32, .* gives 32 and 32"):
+    with pytest.raises(SaescopeError, match=r"width 16 to width 32, .* gives 32 and 32"):
         open_rows(replace(trained, sae=wide))
 
 

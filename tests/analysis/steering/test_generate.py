@@ -238,7 +238,7 @@ def test_settings_have_bounds(fields: dict) -> None:
 def test_both_texts_are_drawn(run: Path) -> None:
     result = steer(run, TEXT, [Edit(3, 50.0), Edit(4, -1.0, "clamp")], Settings(max_tokens=6, seed=4))
     page = Page(render.compared(result, {3: Name("threes")}, lambda i: f"?f={i}"))
-    for text in ("add 50.0 of #3 threes", "hold at −1.00: #4", "Left alone", "Steered", "seed 4", "they part at token"):
+    for text in ("add 50.0 to #3 threes", "hold at −1.00: #4", "Baseline", "Steered", "seed 4", "diverge at token"):
         assert text in page.text, text
     peaks = page.having(class_="sx-peak")
     assert 1 <= len(peaks) <= 2

@@ -87,6 +87,6 @@ def test_over_another_text_only_directions_are_compared(
     assert (found.both, found.pearson) == (None, None) and found.cosine is not None
     assert "indexed over different text" in Page(drawn.summary(found, "a", "b")).text
     near = nearest(a, 0, elsewhere)
-    assert near.by_correlation == [] and near.no_correlation == "its index is over another text"
+    assert near.by_correlation == [] and near.no_correlation == "its index is over a different text"
     page = Page(drawn.nearest("other", near, {}, lambda f: f"?f={f}", lambda f: f"?with=other:{f}"))
-    assert "None: its index is over another text." in page.text
+    assert "None: its index is over a different text." in page.text

@@ -15,7 +15,7 @@ def test_points_carry_their_features() -> None:
 def test_what_a_logarithmic_axis_cannot_show_is_counted() -> None:
     figure = scatter.figure([0, 1, 2], [0.0, 0.1, np.nan], [1.0, 1.0, 1.0], x_title="a", y_title="b", log_x=True)
     assert list(figure.data[0].customdata) == [1]
-    assert figure.layout.annotations[0].text == "2 features not above 0 left out"
+    assert figure.layout.annotations[0].text == "2 features not above 0 omitted"
     assert figure.layout.xaxis.type == "log"
 
 
