@@ -1,10 +1,10 @@
-"""From text, or from rows of one's own, to a trained autoencoder: models, corpora, caches, batches, the training loop."""
+"""Training SAEs on text or on your own activations: models, corpora, caches, batches, the training loop."""
 
 __all__ = ["Feed", "sweep", "train", "train_on"]
 
 
 def __getattr__(name: str):
-    """`training.train` and its like without making `import training` pay for torch."""
+    """Load `training.train` and the others on first use, so that `import training` doesn't import torch."""
     if name in ("train", "sweep"):
         from training import run
 

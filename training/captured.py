@@ -1,13 +1,13 @@
-"""A training step as one launch: captured in a CUDA graph, and replayed.
+"""Capture a training step in a CUDA graph and replay it with one launch.
 
-A replay repeats every launch of the step with the same addresses and the same numbers of the host. So rows are copied to
-where they were at capture, and what differs from step to step (rows seen, learning rate, Adam's bias corrections) stands
-in a table on the device, a line for each of the steps to come, of which a counter there takes the next. A step then
-costs the host a copy of the rows and one launch.
+A replay repeats every launch of the step with the same addresses and host-side values. So rows are copied to the buffers
+used at capture, and what changes between steps (rows seen, learning rate, Adam's bias corrections) is read from a table on
+the device, with one line per upcoming step and a counter that advances through it. A step then costs the host one copy of
+the rows and one launch.
 
-The first steps run launch by launch, and so do two after anything has changed that the launches depend on: another k,
-more room for dead features, weights that were written from outside. Then the step is captured anew. Every step is taken
-once, whichever way, and by the same code.
+The first steps run uncaptured, and so do two steps after anything changes that the launches depend on: k, the room for dead
+features, weights written from outside. Then the step is captured again. Either way each step is taken exactly once, by the
+same code.
 """
 
 import functools
@@ -21,22 +21,22 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 N_WARM = 2
-"""Steps before a capture: they compile kernels, and make what outlives a step."""
+"""Warm-up steps before a capture: they compile kernels and allocate what outlives a step."""
 AHEAD = 512
-"""Steps whose numbers are put on the device at a time."""
+"""Steps whose values are put on the device at a time."""
 
 
 class Moment(NamedTuple):
-    """What differs from step to step."""
+    """The values that change from step to step."""
 
     rows_seen: int | Int64[Tensor, ""]
     """Training rows before the step."""
     rates: Float32[Tensor, "2"] | None
-    """For the optimiser, on the device: see `sae.kernels.Backend.optimizer_step`. None: it goes by the host's numbers."""
+    """For the optimiser, on the device: see `sae.kernels.Backend.optimizer_step`. None: it uses host-side values."""
 
 
 class Line(NamedTuple):
-    """The numbers of one step, on the host."""
+    """The values of one step, on the host."""
 
     rows_seen: int
     lr_over_bias: float
@@ -45,27 +45,27 @@ class Line(NamedTuple):
 
 @runtime_checkable
 class Recorder(Protocol):
-    """What can run launches, and record them."""
+    """Runs steps and records their launches."""
 
     def run(self, step: Callable[[], None]) -> None:
-        """Run a step so that it can be recorded afterwards."""
+        """Run a step in such a way that it can be recorded afterwards."""
         ...
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """What repeats the step's launches, none of which run now. Raises RuntimeError where that cannot be."""
+        """Record the step's launches without running them; return a function that replays them. Raises RuntimeError."""
         ...
 
 
 class CudaGraphs:
-    """Records in CUDA graphs, all of which share one pool of memory: what a step allocates is free again at its end."""
+    """Record CUDA graphs that share one memory pool, since what a step allocates is free again when it ends."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
-        """Those in use."""
+        """The graphs in use."""
 
     def run(self, step: Callable[[], None]) -> None:
-        """On the stream on which it will be captured."""
+        """Run it on the stream on which it will be captured."""
         here = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(here)
         with torch.cuda.stream(self.stream):
@@ -73,8 +73,8 @@ class CudaGraphs:
         here.wait_stream(self.stream)
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Capture it. Threads that read, copy and save meanwhile are no part of it."""
-        graph, others = torch.cuda.CUDAGraph(), list(self.graphs)  # held, or their pool might go before it is shared
+        """Capture it. Launches of other threads that read, copy or save meanwhile are not captured."""
+        graph, others = torch.cuda.CUDAGraph(), list(self.graphs)  # keep a reference, or their pool could be freed
         pool = others[0].pool() if others else torch.cuda.graph_pool_handle()
         with (
             torch.cuda.device(self.device), _as_before(self.device, pool),
@@ -87,7 +87,7 @@ class CudaGraphs:
 
 @contextmanager
 def _as_before(device: torch.device, pool: tuple[int, int]) -> Iterator[None]:
-    """Put right what torch leaves as in a capture when one fails: the stream, random numbers, where memory is from."""
+    """Restore what torch leaves in capture mode when a capture fails: stream, random generator, memory pool."""
     here, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[torch.cuda.current_device()]
     drawn = generator.clone_state()
     try:
@@ -95,45 +95,45 @@ def _as_before(device: torch.device, pool: tuple[int, int]) -> Iterator[None]:
     except RuntimeError:
         torch.cuda.set_stream(here)
         generator.graphsafe_set_state(drawn)
-        with suppress(RuntimeError):  # it says so where that has been done
+        with suppress(RuntimeError):  # raised if that has already been done
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
         raise
 
 
 @functools.cache
 def cuda_graphs(device: torch.device) -> CudaGraphs:
-    """The recorder of a device, which all its trainers share."""
+    """The recorder of a device, shared by all its trainers."""
     return CudaGraphs(device)
 
 
 class Captured:
-    """A step of one trainer, with what it reads when it is replayed."""
+    """One trainer's step, with the buffers it reads on replay."""
 
     def __init__(
         self, step: Callable[[Mapping[str, Tensor], Moment], None], line: Callable[[int], Line], device: torch.device,
         recorder: Recorder, state: Iterable[Tensor],
     ) -> None:
-        """`state`: all tensors that a step writes and others might; `line`: the numbers of the step after so many."""
+        """`state`: all tensors that a step writes and others might too; `line`: step number → values of the next step."""
         self._step, self._line, self._recorder, self.state = step, line, recorder, list(state)
         self._table = torch.zeros(AHEAD, 2, dtype=torch.int64, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._lines = range(0)
-        """Steps whose numbers are there and to come."""
+        """Upcoming steps whose values are on the device."""
         self._acts: dict[str, Tensor] = {}
         self._replay: Callable[[], None] | None = None
         self._key: Hashable = None
         self._n_same = 0
         self.recording = False
-        """A step is being recorded; if that failed, it still is."""
+        """Whether a step is being recorded; stays True if recording failed."""
 
     def step(self, acts: Mapping[str, Tensor], n_steps: int, launches: Hashable) -> None:
-        """The step after `n_steps`, on raw rows by hook.
+        """Take the step after `n_steps`, on raw rows by hook.
 
         Args:
-            launches: equal where those of two steps are the same, for rows of one shape.
+            launches: a key that is equal for two steps if their launches are the same, given rows of the same shape.
 
         Raises:
-            RuntimeError: it could not be captured, and has not been taken.
+            RuntimeError: the step could not be captured, and was not taken.
         """
         key = launches, tuple((hook, rows.shape, rows.dtype) for hook, rows in acts.items()), self._versions()
         if key != self._key:
@@ -150,7 +150,7 @@ class Captured:
                 self._replay = self._recorder.record(self._run)
                 self.recording = False
             self._replay()
-            # autograd has to learn that they changed
+            # tell autograd that the replay changed them
             torch.autograd.graph.increment_version(self.state)
         self._n_same += 1
         self._lines = self._lines[1:]
@@ -165,7 +165,7 @@ class Captured:
         self._place += 1
 
     def _look_ahead(self, n_steps: int) -> None:
-        """Put the numbers of the next steps on the device, unless they are there."""
+        """Put the values of the next steps on the device, unless they are already there."""
         if self._lines and self._lines[0] == n_steps:
             return
         self._lines = range(n_steps, n_steps + AHEAD)

@@ -1,10 +1,10 @@
-"""Checkpoints of a group of trainers: one folder each, complete when it has its final name.
+"""Checkpoints of a group of trainers: one folder each, complete once it has its final name.
 
     checkpoints/step-00000120/state.json              address of the next batch, counters, versions, hashes
-                              MEMBER.safetensors      weights, Adam's averages, thresholds, dead counters
+                              MEMBER.safetensors      weights, Adam moments, thresholds, dead counters
 
-Matrices named in state.json under `turned` are in the file as their transpose; hashes are those of `sae.io.chunks`. The
-last two checkpoints are kept. To resume from one continues bit for bit on the same machine, thread count and versions.
+Matrices listed in state.json under `turned` are stored transposed; hashes are those of `sae.io.chunks`. The last two
+checkpoints are kept. Resuming continues bit for bit with the same machine, thread count and package versions.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from training.provenance import first_difference
 from training.trainer import Trainer
 
 FORMAT, FORMAT_VERSION, KEPT = "saescope-checkpoint", 3, 2
-WHAT_THEN = "remove this checkpoint to continue from the one before it, or the run to begin anew."
+WHAT_THEN = "remove this checkpoint to continue from the previous one, or remove the run to start over."
 
 
 def surroundings() -> dict[str, Any]:
-    """What bit-for-bit continuation depends on."""
+    """The versions and settings that bit-for-bit continuation depends on."""
     return {
         "code": code_version(), "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
         "machine": platform.machine(), "n_threads": torch.get_num_threads(),
@@ -41,13 +41,13 @@ def surroundings() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints below a folder, of a training on data `made_from` these facts."""
+    """The checkpoints in a folder, of a run on data described by `made_from`."""
 
     folder: Path
     made_from: dict[str, Any]
 
     def facts(self, trainers: Sequence[Trainer], next_batch: Address) -> dict[str, Any]:
-        """What state.json says of trainers as they are now; to read their numbers waits for the device."""
+        """The content of state.json for the trainers' current state; synchronises with the device."""
         return {
             "format": FORMAT, "format_version": FORMAT_VERSION, "n_steps": trainers[0].n_steps,
             "next_batch": list(next_batch), "members": [t.config.name for t in trainers],
@@ -55,8 +55,8 @@ class Checkpoints:
         }
 
     def write(self, facts: dict[str, Any], snapshots: Sequence[Snapshot]) -> None:
-        """Write a checkpoint and drop all but the last two."""
-        remove_all_abandoned(self.folder, "step-*")  # a resumed training need not come by the same step again
+        """Write a checkpoint and remove all but the last two."""
+        remove_all_abandoned(self.folder, "step-*")  # a resumed run may not save at the same step again
         with atomic_dir(self.folder / f"step-{facts['n_steps']:08d}") as part:
             places = [part / f"{i:03d}.safetensors" for i in range(len(snapshots))]
             digests = [chunks.write_hashed(p, s.bytes()) for p, s in zip(places, snapshots, strict=True)]
@@ -66,14 +66,14 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def finished(self) -> list[Path]:
-        """The whole checkpoints, oldest first."""
+        """The complete checkpoints, oldest first."""
         return sorted(p for p in self.folder.glob("step-*") if p.name.removeprefix("step-").isdigit())
 
     def load(self, trainers: Sequence[Trainer]) -> tuple[Address, list[str]] | None:
-        """Put the last checkpoint's state into trainers: the next batch's address and warnings; None if there is none.
+        """Restore trainers from the last checkpoint; return the next batch's address and warnings, or None without one.
 
         Raises:
-            SaescopeError: the checkpoint is damaged, or the data are no longer those of the training.
+            SaescopeError: the checkpoint is damaged, or the training data have changed.
         """
         there = self.finished()
         if not there:
@@ -83,24 +83,24 @@ class Checkpoints:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise SaescopeError(
-                f"{there[-1]} does not fit this training ({type(error).__name__}: {reason}): its files, or the "
-                f"activations, have changed; {WHAT_THEN}"
+                f"{there[-1]} does not match this run ({type(error).__name__}: {reason}): its files or the activations "
+                f"have changed; {WHAT_THEN}"
             ) from error
 
     def _load(self, place: Path, trainers: Sequence[Trainer]) -> tuple[Address, list[str]]:
         state = _readable(read_json, place / "state.json")
         if state["format"] != FORMAT or state["format_version"] > FORMAT_VERSION:
-            raise SaescopeError(f"{place} was written by a later version of this code; update it, or start a new run.")
+            raise SaescopeError(f"{place} was written by a later version of Saescope; update it, or start a new run.")
         if state["format_version"] < 2:
             raise SaescopeError(
-                f"{place} is of a version that masked rows by the norms of the corpus' first sequences: what is "
-                f"left of the training would see other rows than its beginning. Train it anew from its config.yaml under "
+                f"{place} was written by an old version, which masked rows by the norms of the corpus's first sequences: "
+                f"the rest of the run would see different rows than its start. Train it again from its config.yaml under "
                 f"another name: `sae train CONFIG name=NAME`."
             )
         tensors = self.tensors(place, state, trainers)
         if (key := first_difference(state["made_from"], self.made_from)) is not None:
             raise SaescopeError(
-                f"{place} was trained on other data ({key}); bring them back, or start a new run under another name."
+                f"{place} was trained on other data ({key}); restore them, or start a new run under another name."
             )
         for trainer, theirs, numbers in zip(trainers, tensors, state["numbers"], strict=True):
             trainer.load(theirs, numbers)
@@ -109,14 +109,14 @@ class Checkpoints:
         return Address(*state["next_batch"]), changed
 
     def tensors(self, place: Path, state: dict[str, Any], trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
-        """What each trainer is to load from a checkpoint.
+        """Read the tensors of each trainer from a checkpoint.
 
         Raises:
-            SaescopeError: a file is missing, damaged or altered, or several ranks have written it.
+            SaescopeError: a file is missing, damaged or altered, or the checkpoint was written by several ranks.
         """
         if "n_ranks" in state:
             raise SaescopeError(
-                f"{place} was saved by {state['n_ranks']} ranks; continue with torchrun, on any number of them: "
+                f"{place} was saved by {state['n_ranks']} ranks; continue with torchrun, on any number of ranks: "
                 "`torchrun --nproc-per-node 1 -m sae.cli train CONFIG --resume`."
             )
         files = [place / f"{i:03d}.safetensors" for i in range(len(trainers))]

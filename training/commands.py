@@ -1,4 +1,4 @@
-"""The subcommands of this floor: thin over functions that notebooks call."""
+"""The subcommands of this package: thin wrappers around functions that notebooks can call too."""
 
 import argparse
 import importlib.metadata
@@ -20,24 +20,24 @@ def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentP
 
 
 def train(argv: list[str]) -> int:
-    """Train the SAE, or the sweep of SAEs, that a config describes."""
+    """Train the SAE or sweep of SAEs that a config describes."""
     parser = _parser(
-        "train", "Train the SAE, or the sweep of SAEs, that a config describes.",
+        "train", "Train the SAE or sweep of SAEs that a config describes.",
         "examples:\n  sae train configs/quickstart.yaml\n  sae train configs/quickstart.yaml name=wide sae.d_sae=16384\n"
         "  sae train configs/quickstart.yaml --resume\n"
         "  sae train configs/quickstart.yaml name=longer train.budget='6 epochs' --from runs/quickstart\n"
         "  sae train configs/sweep.yaml --part 1/2 train.device=cuda:0      # and 2/2 on cuda:1, from one cache\n\n"
-        "--fields lists every key of a config with its meaning.",
+        "--fields lists every config key with its meaning.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override keys of the file: sae.k=64")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run of the same config")
     parser.add_argument("--from", dest="from_run", metavar="RUN", type=user_path,
-                        help="begin a new run at the last checkpoint of this one, with a longer train.budget if you like")
-    parser.add_argument("--part", metavar="I/N", help="of a sweep: every N-th member, while other jobs train the others")
-    parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
+                        help="start a new run from this run's last checkpoint, with a longer train.budget if you like")
+    parser.add_argument("--part", metavar="I/N", help="train every N-th SAE of the sweep; other jobs train the rest")
+    parser.add_argument("--runs", default="runs", help="folder of the runs (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
-    parser.add_argument("--fields", action="store_true", help="list every key of a config and leave")
+    parser.add_argument("--fields", action="store_true", help="list every config key and exit")
     args = parser.parse_intermixed_args(argv)
     if args.fields:
         print(_fields())
@@ -58,14 +58,14 @@ def train(argv: list[str]) -> int:
 
 
 def _fields() -> str:
-    """Every key with type, default and meaning, variants' own keys included."""
+    """Every config key with its default and meaning, including the keys of each variant."""
     from training.config.field_reference import fields
 
     return fields()
 
 
 def _report(results: "list[Result]") -> None:
-    """The summary table, and what to type next."""
+    """Print the summary table and the commands to run next."""
     _held_out(results)
     for one in results[:1]:
         print(f"\nsummary    {one.folder}/summary.json\nbrowse     make dashboard   (or: sae dashboard)")
@@ -75,7 +75,7 @@ def _report(results: "list[Result]") -> None:
 def _held_out(results: "list[Result]") -> None:
     from training.display import Display
 
-    # dead: not fired in the last window of training; silent: never fired on held-out rows
+    # dead: didn't fire in the last dead window of training; silent: never fired on held-out rows
     header = ("run", "L0", "FVE", "dead (training)", "silent (held out)", "CE rec. (mean)", "CE rec. (zero)", "KL")
     held = results[0].summary["heldout"]
     title = f"Held out: {held['n_units']} {held['interval_unit']}s" if "n_units" in held else "Held out"
@@ -107,31 +107,31 @@ def _dead(dead: dict[str, Any] | None) -> str:
 
 
 def import_(argv: list[str]) -> int:
-    """Make a run of an SAE or transcoder of SAELens or Gemma Scope, to index, browse, steer and evaluate."""
+    """Import an SAE or transcoder from SAELens or Gemma Scope as a run, to index, browse, steer and evaluate."""
     parser = _parser(
-        "import", "Make a run of an SAE or transcoder of SAELens or Gemma Scope: index, dashboard, mdl and steering open "
-        "it as any other. Held-out FVE, L0 and CE recovered are measured on a corpus.",
+        "import", "Import an SAE or transcoder from SAELens or Gemma Scope as a run. Index, dashboard, mdl and steering "
+        "open it like any other run. Held-out FVE, L0 and CE recovered are measured on a corpus.",
         "examples:\n  sae import saes/gpt2-layer-8                            # cfg.json names model and hook\n"
         "  sae import hub:jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre\n"
         "  sae import hub:google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71 \\\n"
         "      --model hub:google/gemma-2-2b --hook blocks.20.hook_resid_post\n"
         "  sae import saes/mine --name mine corpus.n_tokens=1M eval.n_rows=64k --corpus text:notes.txt\n\n"
-        "Rows are those that a training here would keep: no BOS, special or padding tokens, no outliers. Pickles are\n"
-        "never opened. Without the model on this machine the run is made without figures.",
+        "Metrics use the rows that `sae train` would keep: no BOS, special or padding tokens, no outliers. Pickles are\n"
+        "never opened. If the model isn't available on this machine, the run is imported without metrics.",
     )
     parser.add_argument(
-        "path", help="a folder with SAELens' cfg.json or Gemma Scope's params.npz, or hub:ORG/NAME/FOLDER[@REVISION]"
+        "path", help="a folder with SAELens's cfg.json or Gemma Scope's params.npz, or hub:ORG/NAME/FOLDER[@REVISION]"
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="keys of a config: corpus., cache., data., eval., model.",
+        "overrides", nargs="*", metavar="KEY=VALUE", help="config keys under corpus., cache., data., eval. or model.",
     )
-    parser.add_argument("--model", help="the model it reads (default: the one cfg.json names)")
-    parser.add_argument("--hook", help="the hook it reads: blocks.9.hook_resid_post (default: the one cfg.json names)")
-    parser.add_argument("--target", help="the hook a transcoder reconstructs (default: the one cfg.json names)")
-    parser.add_argument("--name", help="the run's folder below --runs (default: made of PATH)")
-    parser.add_argument("--corpus", default="python-stdlib", help="text to measure and index it on (default: %(default)s)")
-    parser.add_argument("--runs", default="runs", help="folder of all runs (default: %(default)s)")
-    parser.add_argument("--no-eval", action="store_true", help="measure nothing, and load no model")
+    parser.add_argument("--model", help="the model it was trained on (default: from cfg.json)")
+    parser.add_argument("--hook", help="the hook it reads: blocks.9.hook_resid_post (default: from cfg.json)")
+    parser.add_argument("--target", help="the hook a transcoder reconstructs (default: from cfg.json)")
+    parser.add_argument("--name", help="the run's folder under --runs (default: from PATH)")
+    parser.add_argument("--corpus", default="python-stdlib", help="text to evaluate and index it on (default: %(default)s)")
+    parser.add_argument("--runs", default="runs", help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--no-eval", action="store_true", help="skip the evaluation; the model isn't loaded")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_intermixed_args(argv)
     from training.importing.run import import_run
@@ -149,29 +149,29 @@ def import_(argv: list[str]) -> int:
 
 
 def cache(argv: list[str]) -> int:
-    """Make, verify, list and remove activation caches."""
-    parser = _parser("cache", "Make, verify, list and remove activation caches.")
+    """Build, verify, list and remove activation caches."""
+    parser = _parser("cache", "Build, verify, list and remove activation caches.")
     commands = parser.add_subparsers(dest="what", required=True)
-    make = commands.add_parser("make", help="write the cache a config needs, going on where an earlier attempt stopped")
+    make = commands.add_parser("make", help="build the cache a config needs, continuing an interrupted build")
     make.add_argument("config", help="a YAML file")
-    make.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
-    for name, text in (("verify", "read every byte and compare checksums"), ("rm", "remove a cache")):
+    make.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override keys of the file: sae.k=64")
+    for name, text in (("verify", "read all files and compare checksums"), ("rm", "remove a cache")):
         sub = commands.add_parser(name, help=text)
-        sub.add_argument("name", help="a cache's folder, or its name below --dir; to verify one in a store, its URL")
-        sub.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
+        sub.add_argument("name", help="the cache's folder, or its name under --dir; verify also takes the URL of a store")
+        sub.add_argument("--dir", type=user_path, default="cache", help="folder of the caches (default: %(default)s)")
         if name == "rm":
-            sub.add_argument("--yes", action="store_true", help="remove it without being asked")
+            sub.add_argument("--yes", action="store_true", help="remove it without asking")
     ls = commands.add_parser("ls", help="list caches with their hooks and sizes")
-    ls.add_argument("--dir", type=user_path, default="cache", help="folder of all caches (default: %(default)s)")
+    ls.add_argument("--dir", type=user_path, default="cache", help="folder of the caches (default: %(default)s)")
     args = parser.parse_args(argv)
     return {"make": _cache_make, "verify": _cache_verify, "ls": _cache_ls, "rm": _cache_rm}[args.what](args)
 
 
 def plan(argv: list[str]) -> int:
-    """Say what a training would take on some number of GPUs: memory, bytes between them, disk, time."""
+    """Estimate what a training run needs on N GPUs: memory, communication, disk, time."""
     parser = _parser(
-        "plan", "Say what a training would take on some number of GPUs before anybody rents them: memory of each rank, "
-        "bytes that it sends in a step, disk and time, and what was assumed. Nothing is loaded but configs.",
+        "plan", "Estimate what a training run needs on N GPUs before you rent them: memory per rank, bytes sent per step, "
+        "disk and time, with the assumptions made. Reads configs only; no weights are loaded.",
         "examples:\n  sae plan configs/gemma-2-2b.yaml --gpus 8\n"
         "  sae plan configs/topk.yaml sae.d_sae=1048576 --gpus 16 --gpu h200 --json\n"
         "  sae plan configs/gemma-2-2b.yaml --gpus 8 --d-in 2304 --model-params 2.6e9   # without the hub",
@@ -191,7 +191,7 @@ def _cache_make(args: argparse.Namespace) -> int:
     members = configs.read(args.config, args.overrides)
     if members[0].cache.mode != "disk" or not members[0].corpus.in_cache:
         raise SaescopeError(
-            f"{args.config} needs no cache: its activations are not kept on disk (cache.mode, acts:, corpus.synthetic)."
+            f"{args.config} needs no cache: with this cache.mode and corpus no activations are written to disk."
         )
     hooks = tuple(dict.fromkeys(hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))))
     data = open_data(members[0], hooks, Display())
@@ -207,12 +207,12 @@ def _cache_folder(args: argparse.Namespace) -> Path:
         if _is_cache(folder):
             return folder
     there = ", ".join(_cache_names(args.dir)) or "none"
-    found = next((f"{folder} is no cache" for folder in candidates if folder.exists()), f"no cache {args.name!r}")
-    raise SaescopeError(f"{found}; in {args.dir} there are: {there}.")
+    found = next((f"{folder} is not a cache" for folder in candidates if folder.exists()), f"no cache {args.name!r}")
+    raise SaescopeError(f"{found}; caches in {args.dir}: {there}.")
 
 
 def _is_cache(folder: Path) -> bool:
-    """Whether its manifest says so: other folders have a manifest.json too."""
+    """Whether a folder is a cache, by the format in its manifest.json: other artefacts have that file too."""
     from sae.io.files import format_of
     from training.corpus.tokens import FORMAT
 
@@ -262,7 +262,7 @@ def _cache_rm(args: argparse.Namespace) -> int:
     from training.storage.store import LocalStore
 
     folder = _cache_folder(args)
-    # what a link leads to is what takes the space; and `.` has no name to lock
+    # resolve links: the target is what takes the space. And `.` has no name to lock
     place = folder.resolve()
     if not args.yes and not _agreed(f"remove {place}, {_size(place) / 1e6:,.0f} MB?"):
         print(f"kept {place}")
@@ -270,8 +270,8 @@ def _cache_rm(args: argparse.Namespace) -> int:
     with locked(place):
         if busy := claimants(LocalStore(place), "acts"):
             raise SaescopeError(
-                f"{place} is being filled by {' and '.join(busy)}; wait for them to end, or remove "
-                f"{place}/acts/{CLAIMS} if they have gone."
+                f"{place} is being filled by {' and '.join(busy)}; wait for them to finish, or remove "
+                f"{place}/acts/{CLAIMS} if they are no longer running."
             )
         shutil.rmtree(place)
     if folder.is_symlink():
@@ -288,57 +288,57 @@ def _agreed(question: str) -> bool:
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
-        raise SaescopeError(f"{question} Nobody is there to answer; --yes removes it without asking.") from None
+        raise SaescopeError(f"{question} There is no terminal to answer on; pass --yes to skip this question.") from None
 
 
 def bench(argv: list[str]) -> int:
-    """Measure speed: harvest (model), cache (reading), kernels (steps), train and e2e (whole runs), index."""
-    # floors above register theirs, as they do with the command itself
+    """Benchmarks: harvest (model), cache (reading), kernels (steps), train and e2e (whole runs), index."""
+    # higher packages register their benchmarks as entry points, like their subcommands
     others = {entry.name: entry for entry in importlib.metadata.entry_points(group="saescope.benchmarks")}
     if argv and argv[0] in others:
         return int(others[argv[0]].load()(argv[1:]))
     parser = _parser(
-        "bench", "Measure speed. Each prints its figures, and writes them as JSON with --out.",
+        "bench", "Benchmarks. Each prints its results; --out writes them as JSON.",
         f"further benchmarks: {', '.join(sorted(others))}" if others else "",
     )
     commands = parser.add_subparsers(dest="what", required=True)
-    harvest = commands.add_parser("harvest", help="activations against the bare Hugging Face forward")
+    harvest = commands.add_parser("harvest", help="activations, compared with the bare Hugging Face forward pass")
     harvest.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
     harvest.add_argument("--hook", default="blocks.9.hook_resid_post", help="default: %(default)s")
     harvest.add_argument("--dtype", default="auto", help="default: %(default)s")
-    reading = commands.add_parser("cache", help="batches per second against a plain copy of the same bytes")
+    reading = commands.add_parser("cache", help="reading batches, compared with a plain copy of the same bytes")
     reading.add_argument("--rows", type=int, default=262_144, help="default: %(default)s")
     reading.add_argument("--d-in", type=int, default=576, help="default: %(default)s")
-    kernels = commands.add_parser("kernels", help="training steps against dense torch and other libraries")
+    kernels = commands.add_parser("kernels", help="training steps, compared with dense torch and other libraries")
     kernels.add_argument("--shape", action="append", metavar="ROWS,D_IN,D_SAE,K", help="repeatable; default: three sizes")
     kernels.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     kernels.add_argument("--variants", default="topk,abstopk,batchtopk,matryoshka", help="default: %(default)s")
-    kernels.add_argument("--precision", help="of the encoder, such as bf16,fp32 (default: those the device is fast at)")
-    kernels.add_argument("--peers", type=user_path, help="python of the environment that `make bench-peers` builds")
-    kernels.add_argument("--loss-steps", type=int, default=0, help="go on to this step and print the losses there")
-    kernels.add_argument("--dead", default="0,0.01", help="shares of dead features (default: %(default)s)")
-    kernels.add_argument("--no-compile", action="store_true", help="leave out the dense step through torch.compile")
-    kernels.add_argument("--no-eager", action="store_true", help="leave out the dense step in eager torch")
-    kernels.add_argument("--no-memory", action="store_true", help="leave out the peak memory (a process for each)")
-    kernels.add_argument("--warmup", type=int, default=2, help="untimed steps before (default: %(default)s)")
-    whole = commands.add_parser("train", help="a config's training with sparse kernels against kernels=reference")
+    kernels.add_argument("--precision", help="encoder precisions, such as bf16,fp32 (default: by device)")
+    kernels.add_argument("--peers", type=user_path, help="python of the environment built by `make bench-peers`")
+    kernels.add_argument("--loss-steps", type=int, default=0, help="train to this step and print the losses there")
+    kernels.add_argument("--dead", default="0,0.01", help="fractions of dead features (default: %(default)s)")
+    kernels.add_argument("--no-compile", action="store_true", help="skip the dense step with torch.compile")
+    kernels.add_argument("--no-eager", action="store_true", help="skip the dense step in eager torch")
+    kernels.add_argument("--no-memory", action="store_true", help="skip peak memory (it starts a process for each case)")
+    kernels.add_argument("--warmup", type=int, default=2, help="untimed warm-up steps (default: %(default)s)")
+    whole = commands.add_parser("train", help="train a config with sparse kernels and with kernels=reference")
     whole.add_argument("--config", default="configs/quickstart.yaml", help="default: %(default)s")
-    whole.add_argument("--steps", type=int, default=30, help="timed steps of each (default: %(default)s)")
+    whole.add_argument("--steps", type=int, default=30, help="timed steps for each (default: %(default)s)")
     e2e = commands.add_parser(
-        "e2e", help="whole trainings, and filling a cache, against what their parts allow",
+        "e2e", help="whole training runs and cache builds, compared with the limit set by their parts",
         formatter_class=argparse.RawDescriptionHelpFormatter, description=_E2E, epilog=_E2E_EXAMPLES,
     )
-    e2e.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys of the trainings' config")
+    e2e.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override config keys of the training runs")
     e2e.add_argument("--size", action="append", metavar="NAME", help="small, gpt2 or large; repeatable (default: small)")
     e2e.add_argument("--legs", default="fill,cache,rows,stream", help="default: %(default)s")
-    e2e.add_argument("--device", default="auto", help="of model and SAE: cpu, cuda, auto (default: %(default)s)")
-    e2e.add_argument("--seconds", type=float, default=4.0, help="measured of each training (default: %(default)s)")
-    e2e.add_argument("--rounds", type=int, default=1, help="figures are medians over these (default: %(default)s)")
-    e2e.add_argument("--dir", type=user_path, help="where all is written, and removed (default: the temporary folder)")
+    e2e.add_argument("--device", default="auto", help="device of model and SAE: cpu, cuda, auto (default: %(default)s)")
+    e2e.add_argument("--seconds", type=float, default=4.0, help="timed seconds of each training run (default: %(default)s)")
+    e2e.add_argument("--rounds", type=int, default=1, help="report medians over this many rounds (default: %(default)s)")
+    e2e.add_argument("--dir", type=user_path, help="scratch folder, removed afterwards (default: the temporary folder)")
     for sub in (harvest, reading, kernels):
         sub.add_argument("--repeats", type=int, default=7, help="default: %(default)s")
     for sub in (harvest, reading, kernels, whole, e2e):
-        sub.add_argument("--out", type=user_path, help="write the figures as JSON: a file, or a folder to name it in")
+        sub.add_argument("--out", type=user_path, help="write the results as JSON to this file, or into this folder")
     args = parser.parse_args(argv)
     measure = {"harvest": _harvest, "cache": _reading, "kernels": _kernels, "train": _whole, "e2e": _e2e}[args.what]
     figures = measure(args)
@@ -351,9 +351,9 @@ def bench(argv: list[str]) -> int:
     return 0
 
 
-_E2E = """Training from a cache, from own rows (fp16 .npy) and on a stream, and filling a cache: tokens/s, and the share of
-what the parts allow: the step alone on rows that lie on the device, the bare Hugging Face forward, reading (page cache
-included), writing, copies between host and device. Model (random weights), text and rows are made for it, and removed."""
+_E2E = """Training from a cache, from your own rows (fp16 .npy) and from a stream, and filling a cache: tokens/s, and as a
+fraction of the limit set by the parts: the step alone with rows already on the device, the bare Hugging Face forward,
+reading (page cache included), writing, host-device copies. Model (random weights), text and rows are temporary."""
 _E2E_EXAMPLES = """sizes:
   small  d 128, d_sae 2,048, k 16, batches of 1,024       a minute on two cores
   gpt2   d 768, d_sae 16,384, k 32, batches of 4,096      for a GPU; writes 7 GB
@@ -409,11 +409,11 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
         shapes = [Shape(*map(int, text.split(","))) for text in args.shape] if args.shape else None
     except (ValueError, TypeError):
         wrong = " ".join(args.shape)
-        raise SaescopeError(f"--shape {wrong}: write ROWS,D_IN,D_SAE,K, such as 2048,768,16384,32.") from None
+        raise SaescopeError(f"--shape {wrong}: must be ROWS,D_IN,D_SAE,K, such as 2048,768,16384,32.") from None
     try:
         shares = [float(share) for share in args.dead.split(",")]
     except ValueError:
-        raise SaescopeError(f"--dead {args.dead}: write shares between 0 and 1, such as 0,0.01.") from None
+        raise SaescopeError(f"--dead {args.dead}: must be fractions between 0 and 1, such as 0,0.01.") from None
     figures = bench_kernels(
         shapes, device=args.device, repeats=args.repeats, variants=args.variants.split(","), peers=args.peers,
         precisions=args.precision.split(",") if args.precision else None,

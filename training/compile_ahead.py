@@ -1,7 +1,7 @@
-"""Compile the loops of a training in a process beside it, while the model loads and fills the cache.
+"""Compile the numba loops in a separate process, while the model loads and fills the cache.
 
-numba compiles a loop when it is first called and keeps it on disk; for all loops of a training that takes half a minute,
-on a machine that has not trained before. The process takes a few small steps of the same training on random rows.
+numba compiles a loop on its first call and caches it on disk; on a new machine that takes half a minute for all loops of a
+training run. The process takes a few small steps of the same training on random rows.
 """
 
 import json
@@ -27,9 +27,9 @@ N_STEPS = 24
 
 @contextmanager
 def compiling(members: Sequence[Config], backend: Backend) -> Iterator[None]:
-    """Compile meanwhile what these trainings need, where nothing has been compiled yet; at the end, wait for the rest.
+    """Compile the loops these runs need in the background, if none are compiled yet; on exit, wait for the process.
 
-    A process that fails changes nothing: the training compiles what it finds missing.
+    If the process fails, the training compiles what is missing.
     """
     if backend.name != "cpu" or not _is_new():
         yield
@@ -47,7 +47,7 @@ def compiling(members: Sequence[Config], backend: Backend) -> Iterator[None]:
 
 
 def _is_new() -> bool:
-    """Whether there is a place for compiled loops, and none in it."""
+    """Whether numba has a cache folder without compiled loops."""
     from sae.kernels.cpu.loops import decode_rows
 
     folder = decode_rows.stats.cache_path  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def _is_new() -> bool:
 
 
 def take_steps(config: Config) -> None:
-    """A few steps of a smaller SAE of the same kind, the last ones with dead features, and an evaluation."""
+    """Take a few steps with a smaller SAE of the same kind, the last ones with dead features, then encode and decode."""
     torch.set_num_threads(1)
     d_sae = max(512, min(config.sae.d_sae, 2048))
     small = config.model_copy(update={

@@ -1,5 +1,4 @@
-"""What a person sees while waiting: a bar with tokens/s, time left and the main metrics; plain lines where there is no
-terminal."""
+"""Progress display: a bar with tokens/s, time left and the main metrics; plain lines without a terminal."""
 
 import os
 import sys
@@ -13,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 LINE_SECONDS = 15.0
-"""How often a line is printed where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 
 class Display:
-    """Progress bars on stderr. `quiet` shows nothing. Of ranks that torchrun has started only the first speaks.
+    """Progress bars on stderr. `quiet` shows nothing. Under torchrun only the first rank prints.
 
-    Work of several steps is numbered once it is planned: "3 of 6: training".
+    The steps of a planned job are numbered: "3 of 6: training".
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -30,26 +29,26 @@ class Display:
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         (self._progress.console if self._progress else self.console).print(text, markup=False)
 
     def plan(self, *titles: str) -> None:
-        """The steps to come, by the titles of their tasks as far as a colon; other tasks are part of the step before."""
+        """Plan the next steps, by task title up to a colon; tasks with other titles belong to the step before them."""
         self._plan = titles
 
     def step(self, title: str) -> None:
-        """A planned step begins that has no bar of its own; says nothing of others."""
+        """Announce a planned step that has no bar; does nothing for other titles."""
         if title in self._plan:
             self.say(self.numbered(title))
 
     def numbered(self, title: str) -> str:
-        """A title with its place in the plan."""
+        """A title with its position in the plan."""
         name = title.partition(":")[0]
         return f"{self._plan.index(name) + 1} of {len(self._plan)}: {title}" if name in self._plan else title
 
     @contextmanager
     def task(self, title: str, total: int, unit: str = "tokens") -> Iterator["Task"]:
-        """A stretch of work of `total` units; without a terminal, a line now and then and one at its end."""
+        """Context of a task of `total` units, with a bar; without a terminal, occasional lines and one at the end."""
         title = self.numbered(title)
         columns = (
             TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
@@ -66,19 +65,19 @@ class Display:
         self.say(f"{title}: {task.summary()}")
 
     def table(self, title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-        """A table on stdout, where results belong."""
+        """Print a table to stdout, where results go."""
         table = Table(title=title, title_justify="left", show_edge=False)
         for i, name in enumerate(header):
             table.add_column(name, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0)
         for row in rows:
             table.add_row(*row)
         if not self.console.quiet:
-            # a file or a pipe has no width of its own, and must not be folded to a terminal's default
+            # a file or a pipe has no width, and must not be wrapped to a terminal's default
             Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 class Task:
-    """One bar."""
+    """One progress bar."""
 
     def __init__(self, display: Display, progress: Progress, task: TaskID, title: str, unit: str) -> None:
         self.display, self.progress, self.id, self.title, self.unit = display, progress, task, title, unit
@@ -87,19 +86,19 @@ class Task:
         self._next_line = self.began + LINE_SECONDS
 
     def skip(self, n: int) -> None:
-        """Work done before this start; it does not count towards the rate."""
+        """Add work done before this process started; it doesn't count towards the rate."""
         self.skipped += n
         self.progress.update(self.id, advance=n)
 
     def advance(self, n: int) -> None:
-        """More of it is done."""
+        """Advance by `n` units."""
         self.done += n
         self.progress.update(self.id, advance=n, rate=self.rate())
         if self._line_due(LINE_SECONDS):
             self.display.say(f"{self.title}: {self.summary()}{self.left()}")
 
     def note(self, metrics: dict[str, Any]) -> None:
-        """Show a few metrics beside the bar."""
+        """Show a few metrics next to the bar."""
         text = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
         self.progress.update(self.id, note=text)
         if self._line_due():
@@ -107,7 +106,7 @@ class Task:
             self.display.say(f"{self.title}: {done}  {text}")
 
     def _line_due(self, late: float = 0.0) -> bool:
-        """Whether it is time for a line in place of a bar, `late` seconds after it would be for one with metrics."""
+        """Whether to print a line instead of a bar; `late`: seconds to wait for a line with metrics first."""
         now = time.monotonic()
         if self.display.live or now <= self._next_line + late or self.done + self.skipped >= self.total:
             return False
@@ -115,7 +114,7 @@ class Task:
         return True
 
     def left(self) -> str:
-        """Seconds or minutes left at the rate so far, as the end of a line."""
+        """Time left at the rate so far, as the end of a line."""
         rest = self.total - self.done - self.skipped
         if not self.done or rest <= 0:
             return ""
@@ -132,6 +131,6 @@ class Task:
         return self.done / max(1e-9, time.monotonic() - self.began)
 
     def summary(self) -> str:
-        """What was done and how fast."""
+        """Units done, time and rate."""
         seconds = time.monotonic() - self.began
         return f"{self.done + self.skipped:,} {self.unit} in {seconds:.1f} s ({self.rate()})"

@@ -1,8 +1,8 @@
-"""Held-out evaluation: rows that no training or calibration has seen.
+"""Held-out evaluation, on rows not used for training or calibration.
 
-L0, FVE, density on rows; CE recovered and KL by splicing the reconstruction into the model's forward pass, with masked
-rows (BOS, special tokens, outliers) passing unchanged. Intervals are over the units of the held-out split: documents,
-their groups where the split keeps some together, or sequences of rows that came without text.
+L0, FVE and density on rows; CE recovered and KL by splicing the reconstruction into the model's forward pass, where masked
+rows (BOS, special tokens, outliers) pass unchanged. Intervals are over the units of the held-out split: documents, groups
+of documents if the split keeps some together, or sequences for rows without text.
 """
 
 import hashlib
@@ -34,21 +34,21 @@ RESIDUAL = re.compile(r"blocks\.\d+\.hook_resid_(pre|mid|post)")
 DENSE = 0.1
 """A feature that fires on more than this share of rows counts as dense."""
 Nats = dict[str, Float[np.ndarray, "n_seqs n_predicted"]]
-"""What predicted tokens cost, by the name of what was done to the model."""
+"""Cross-entropy (or KL) of each predicted token, in nats, by the name of the intervention on the model."""
 
 
 class HeldOut:
-    """Kept rows of held-out sequences, read once and kept in memory."""
+    """Unmasked rows of held-out sequences, read once and kept in memory."""
 
     def __init__(self, source: Source, tokens: Tokens, mask: KeepMask, hooks: Sequence[str], n_rows: int) -> None:
-        """Held-out sequences that hold `n_rows` rows (all, if there are fewer), spread over those there are.
+        """Read held-out sequences with `n_rows` rows in total (all, if there are fewer), spread over the held-out set.
 
         Args:
-            source: of the rows to evaluate on (`training.activations.harvest.open_heldout`), as are `tokens`.
-            tokens: theirs.
-            mask: of the training.
-            hooks: those that are read.
-            n_rows: before masked rows are left out.
+            source: source of the rows to evaluate on (`training.activations.harvest.open_heldout`).
+            tokens: tokens of the same rows.
+            mask: mask of the training run.
+            hooks: hooks to read.
+            n_rows: rows before masking.
         """
         self.source, self.tokens = source, tokens
         self.seqs = spread(tokens.sequences_with_rows(held_out=True), -(-n_rows // tokens.n_ctx))
@@ -59,12 +59,12 @@ class HeldOut:
 
     @property
     def n_rows(self) -> int:
-        """Rows evaluated."""
+        """Number of rows evaluated."""
         return len(self.units.number)
 
     @torch.no_grad()
     def measure(self, sae: SAE, site: Site) -> dict[str, Any]:
-        """L0, FVE, cosine of target and reconstruction about the training mean, share of dense features, over all rows."""
+        """L0, FVE, cosine of target and reconstruction about the training mean, fractions of dense and silent features."""
         device = sae.W_dec.device
         units = torch.from_numpy(self.units.number)
         fve = FVE(self.units.n, sae.target.mean.cpu())
@@ -91,15 +91,15 @@ class HeldOut:
 
 
 def _share(which: Bool[Tensor, " d_sae"], ranks: Ranks) -> float:
-    """The share of all features."""
+    """The fraction of all features, over all ranks."""
     return float(ranks.over_features(which.float().mean())) / ranks.n_shards
 
 
 class Units:
-    """The unit that each of some rows is of, numbered from 0: what sums are taken over before they get an interval."""
+    """The unit (usually the document) of each row, numbered from 0; bootstrap intervals resample units."""
 
     def __init__(self, tokens: Tokens, seqs: Int64[np.ndarray, " n"], rows: Bool[np.ndarray, "n n_ctx"]) -> None:
-        """Of the rows of these sequences, those that `rows` marks."""
+        """Take the rows of these sequences that `rows` marks."""
         self.kind, number = tokens.units()
         self.id, self.number = np.unique(number[seqs][rows], return_inverse=True)
         self.n = len(self.id)
@@ -107,24 +107,24 @@ class Units:
         self.n_rows = self.sums(np.ones(len(self.number)))
 
     def sums(self, values: Float[np.ndarray, " n_rows"]) -> Float[np.ndarray, " n_units"]:
-        """Values of rows, summed over each unit's, in fp64."""
+        """Per-row values summed over each unit, in fp64."""
         return np.bincount(self.number, values, self.n)
 
     def counts(self) -> dict[str, Any]:
-        """For a summary: what the unit of intervals is, how many there are, and of how many documents."""
+        """For a summary: the unit of intervals, the number of units, and of documents if known."""
         documents = {} if self.n_documents is None else {"n_documents": self.n_documents}
         return {"interval_unit": self.kind, "n_units": self.n, **documents}
 
 
 class Spliced:
-    """Cross-entropy of the model token by token: clean, with each SAE, and with the site ablated to mean and zero."""
+    """Cross-entropy of the model per token: clean, with each SAE spliced in, and with the site mean- and zero-ablated."""
 
     def __init__(
         self, model: Model, source: Source, tokens: Tokens, mask: KeepMask, n_tokens: int, *, batch_seqs: int = 8
     ) -> None:
-        """Held-out sequences with at least `n_tokens` predicted tokens, or all, spread over those there are.
+        """Choose held-out sequences with at least `n_tokens` predicted tokens, or all, spread over the held-out set.
 
-        Those masked alike are neighbours. `source`, `tokens` and `mask` are as in `HeldOut`.
+        Sequences with equal masks are put next to each other. `source`, `tokens` and `mask` are as in `HeldOut`.
         """
         assert tokens.tokens is not None
         self.model, self.source, self.tokens = model, source, tokens
@@ -146,10 +146,10 @@ class Spliced:
         self, members: Sequence[tuple[Coder, Site, Float[Tensor, " d_out"]]],
         advance: Callable[[int], None] = lambda _: None, *, spliced_only: bool = False,
     ) -> list[Nats]:
-        """What each predicted token costs, for each of several (coder, site, mean of the target for its ablation).
+        """Cross-entropy and KL per predicted token, for each member: (coder, site, target mean used for mean ablation).
 
-        Returns: `[n_seqs, n_ctx − 1]` by name, in the order of `seqs`: cross-entropy `clean`, `spliced`, with the target
-            ablated to its `mean` and to `zero`, and `kl`, KL(clean ‖ spliced). With `spliced_only` just `spliced`.
+        Returns: arrays `[n_seqs, n_ctx − 1]` by name, in the order of `seqs`: cross-entropy `clean`, `spliced`, with the
+            target ablated to its `mean` and to `zero`; and `kl`, KL(clean ‖ spliced). With `spliced_only`, only `spliced`.
         """
         sums: list[dict[str, list[np.ndarray]]] = [{} for _ in members]
         hooks = [hook for _, site, _ in members for hook in site.hooks]
@@ -164,7 +164,7 @@ class Spliced:
         self, seqs: Int64[np.ndarray, " n"], members: Sequence[tuple[Coder, Site, Float[Tensor, " d_out"]]],
         sums: Sequence[dict[str, list[np.ndarray]]], spliced_only: bool,
     ) -> None:
-        """Add what a batch of sequences gives to each member's sums."""
+        """Append the results of a batch of sequences to each member's lists."""
         n_ctx = self.tokens.n_ctx
         ids = torch.from_numpy(self.tokens.tokens[seqs]).long().to(self.model.device)  # type: ignore[index]
         keep = self.mask.keep(seqs, n_ctx).view(len(seqs), n_ctx).to(self.model.device)
@@ -172,7 +172,7 @@ class Spliced:
         ce_clean = None if clean is None else _cross_entropy(clean, ids)
         shared: dict[Any, np.ndarray] = {}
         for (coder, site, mean), out in zip(members, sums, strict=True):
-            # members at one site share its ablations
+            # members at the same site share its ablations
             key = (site.input, site.target, site.update)
             ablations = {} if clean is None else {"mean": mean, "zero": torch.zeros_like(mean)}
             for name, constant in ablations.items():
@@ -190,10 +190,10 @@ class Spliced:
         self, ids: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], site: Site,
         constant: Float[Tensor, " d_out"],
     ) -> Float[np.ndarray, "n_seqs n_predicted"]:
-        """Cross-entropy with the target of kept rows ablated to a constant.
+        """Cross-entropy with the target of unmasked rows ablated to a constant.
 
-        What follows the residual stream depends on nothing else, so there sequences that the ablation makes equal share
-        a run; most are, for they differ only in which rows are masked.
+        Later layers depend only on the residual stream. So at residual sites, sequences that the ablation makes equal share
+        one forward pass; most are equal, since they differ only in which rows are masked.
         """
         ablate: Reconstruct = lambda rows, _: constant.expand(rows.target.shape)  # noqa: E731
         if site.hooks != (site.input,) or not RESIDUAL.fullmatch(site.input):
@@ -212,13 +212,13 @@ class Spliced:
         return nats
 
     def units(self) -> Units:
-        """Of the predicted tokens: a token counts to its own unit, whatever stands before it."""
+        """The units of the predicted tokens; a token belongs to its own unit, whatever its context."""
         predicted = np.ones((len(self.seqs), self.tokens.n_ctx), dtype=bool)
         predicted[:, 0] = False
         return Units(self.tokens, self.seqs, predicted)
 
     def summary(self, nats: Nats) -> dict[str, Any]:
-        """From what each predicted token costs."""
+        """Summarise the values of `nats`, with intervals."""
         units = self.units()
         sums = {name: units.sums(values.reshape(-1)) for name, values in nats.items()}
         out: dict[str, Any] = {"ce_n_tokens": len(units.number), "ce_n_units": units.n}
@@ -237,10 +237,10 @@ def _reconstruct(
 
 
 def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slice]]:
-    """(sequence, positions that predict, positions predicted), a few tokens at a time.
+    """Yield (sequence, predicting positions, predicted positions), a few tokens at a time.
 
-    Logits become fp32 one chunk at a time: the vocabulary is wide, and arrays of a whole batch would cost more than
-    the model.
+    Logits are converted to fp32 one chunk at a time: with a large vocabulary a whole batch would take more memory than the
+    model.
     """
     last = ids.shape[1] - 1
     for seq in range(len(ids)):
@@ -252,7 +252,7 @@ def _chunks(ids: Int[Tensor, "n_seqs n_ctx"]) -> Iterator[tuple[int, slice, slic
 def _cross_entropy(
     logits: Float[Tensor, "n_seqs n_ctx d_vocab"], ids: Int[Tensor, "n_seqs n_ctx"]
 ) -> Float[np.ndarray, "n_seqs n_predicted"]:
-    """Of each predicted token, in nats; `n_predicted` is n_ctx − 1."""
+    """Cross-entropy of each predicted token, in nats; `n_predicted` is n_ctx − 1."""
     nats = np.zeros((len(ids), ids.shape[1] - 1))
     for seq, here, after in _chunks(ids):
         chunk = logits[seq, here].float()

@@ -1,4 +1,4 @@
-"""The end of a training: evaluate, save, summarise."""
+"""The end of a training run: evaluate, save, summarise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,29 +25,29 @@ from training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """What a training leaves."""
+    """The result of a training run."""
 
     sae: SAE
-    """With decoder rows of unit norm, as it is saved."""
+    """The trained SAE as saved, with unit-norm decoder rows."""
     summary: dict[str, Any]
-    """Held-out figures with intervals, dead features, what the mask dropped; as in summary.json."""
+    """Held-out metrics with intervals, dead features, rows dropped by the mask; as in summary.json."""
     folder: Path | None
     """The run's folder; None if nothing was written."""
 
     @property
     def run(self) -> Path:
-        """The run's folder, where there is one.
+        """The run's folder.
 
         Raises:
             SaescopeError: nothing was written.
         """
         if self.folder is None:
-            raise SaescopeError("nothing was written of this training; give it a name to keep it as a run.")
+            raise SaescopeError("this training wrote no run folder; pass a name to save it as a run.")
         return self.folder
 
 
 def finished(folder: Path) -> Result:
-    """The result of a run that has ended."""
+    """Load the result of a finished run."""
     return Result(store.load(folder), read_json(folder / "summary.json"), folder)
 
 
@@ -55,10 +55,10 @@ def finish(
     members: Sequence[Config], folders: Sequence[Path | None], trainers: Sequence[Trainer], shared: Shared,
     display: Display, timing: dict[str, float], world: World | None = None,
 ) -> list[Result]:
-    """Measure every member on held-out rows, in the model too if there is one, and write what a run leaves.
+    """Evaluate every member on held-out rows (and spliced into the model, if there is one), then save it with its summary.
 
-    Of several ranks the first writes; they measure together, each with the features it holds, and those others than the
-    first return these.
+    With several ranks, each measures with the features it holds, and only the first writes. The other ranks return their
+    shard as the SAE.
     """
     world = world or World()
     spliced = _spliced(members, trainers, shared, display)
@@ -80,7 +80,7 @@ def finish(
 def _spliced(
     members: Sequence[Config], trainers: Sequence[Trainer], shared: Shared, display: Display
 ) -> list[dict[str, Any]]:
-    """What the model's loss becomes with each SAE spliced in; nothing without a model."""
+    """CE recovered and KL of the model with each SAE spliced in; empty without a model."""
     data = shared.data
     held = shared.heldout
     if data.model is None or held is None or not members[0].eval.n_tokens:
@@ -91,7 +91,7 @@ def _spliced(
 
 
 def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[str, Any], world: World) -> Result:
-    """The SAE in its saved form, in `folder` if there is one, and what the summary says of that."""
+    """Save the SAE to `folder`, if there is one; return it in its saved form, with the summary's facts about the save."""
     if (whole := world.gathered(trainer.sae)) is None:
         return Result(trainer.sae, {}, None)
     if folder is None:
@@ -100,7 +100,7 @@ def _saved(member: Config, folder: Path | None, trainer: Trainer, facts: dict[st
         sae.provenance, sae.kernels = facts, backend(trainer.device, member.train.kernels)
         return Result(sae.to(trainer.device), {"weights_sha256": digest}, None)
     digest = store.save(whole, folder / "final", provenance=facts)
-    # all features need not fit the device of a rank that has trained a part
+    # a rank trained only a shard: the whole SAE may not fit on its device
     device, kernels = (str(trainer.device), member.train.kernels) if trainer.ranks.n_shards == 1 else ("cpu", "auto")
     sae = store.load(folder / "final", device=device, kernels=kernels)
     refusal = saelens.export(sae, folder, metadata=facts)
@@ -111,7 +111,7 @@ def _figures(member: Config, trainer: Trainer) -> dict[str, Any]:
     share = trainer.dead_share
     return {
         "name": member.name, "variant": member.sae.variant, "d_sae": member.sae.d_sae,
-        # of a training shorter than the window it is not known which features are dead
+        # if the run was shorter than the window, dead features are unknown
         "dead": {"share": share, "n": None if share is None else trainer.n_dead,
                  "window_rows": trainer.dead_window},
         "n_rows_trained": trainer.rows_seen, "n_steps": trainer.n_steps,
@@ -119,13 +119,13 @@ def _figures(member: Config, trainer: Trainer) -> dict[str, Any]:
 
 
 def _pace(trainer: Trainer) -> dict[str, float | None]:
-    """Rows per CPU second of the training thread; meaningful on a CPU with one thread, where steps wait for nothing."""
+    """Rows per CPU second of the training thread; meaningful for a single-threaded run on a CPU, where nothing waits."""
     n_steps, seconds = trainer.pace
     return {"tokens_per_cpu_s": n_steps * trainer.clock.batch_rows / seconds if seconds else None}
 
 
 def provenance(member: Config, data: Data, mask: KeepMask) -> dict[str, Any]:
-    """What the weights were made from, beside their config; no times, no paths of this machine."""
+    """What the weights were made from, in addition to their config; without times or local paths."""
     return {
         "site": member.site.model_dump(mode="json"), "made_from": data.tokens.made_from, "mask": {"limits": mask.limits},
         "config": {k: v for k, v in member.plain().items() if k in ("corpus", "data", "optim", "sae", "model")},

@@ -1,9 +1,9 @@
-"""A new run that goes on where another one's last checkpoint stands: under its own name, for longer if it likes.
+"""Start a new run from another run's last checkpoint, under its own name and possibly with a longer budget.
 
-    runs/NAME/going_on.json     which run it went on from, after how many steps and of which budget
+    runs/NAME/going_on.json     the run it was started from, its step and its budget
 
-Its learning rate is that of its own budget from there on, as for any training: with the same budget the two end alike bit
-for bit; with a longer one it rises again from what the old one's fall had come to.
+The learning rate follows the schedule of the new budget: with the same budget both runs end bit for bit alike; with a
+longer one the rate jumps back up from where the old run's decay had brought it.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from training.provenance import first_difference
 
 FILE = "going_on.json"
 OF_TRAIN = ("budget", "checkpoint_every", "log_every", "wandb", "device", "shards", "patience")
-"""Keys of `train` in which it may differ, as in its name, `eval`, `cache` and `data.prefetch`."""
+"""Keys of `train` that may differ from the old run, besides name, `eval`, `cache` and `data.prefetch`."""
 
 
 @contextlib.contextmanager
 def going_on(from_run: str | Path, member: Config, folder: Path) -> Iterator[None]:
-    """While open, the last checkpoint of `from_run` lies in `folder`, and stays if a run has come of it.
+    """Context in which `folder` holds a copy of the last checkpoint of `from_run`; removed if no run was started.
 
     Raises:
-        SaescopeError: there is no such run or checkpoint, one of a sweep, or a config that differs in more.
+        SaescopeError: no such run or checkpoint, a checkpoint of a sweep, or a config that differs in other keys.
     """
     run = user_path(from_run)
     there = configs.read(run / "config.yaml")[0]
     if (other := first_difference(_comparable(there, member), member.plain())) is not None:
         raise SaescopeError(
-            f"{run} was trained with another config ({other}); what goes on from it may have another name, eval, cache, "
-            f"data.prefetch and train.{', train.'.join(OF_TRAIN)}."
+            f"{run} was trained with a different config ({other}); with --from only these may change: name, eval, cache, "
+            f"data.prefetch, train.{', train.'.join(OF_TRAIN)}."
         )
     saved = Checkpoints(run / "checkpoints", {}).finished()
     if not saved or len(read_json(saved[-1] / "state.json").get("members", ())) != 1:
-        raise SaescopeError(f"{run} has no checkpoint of its own to go on from; members of a sweep share theirs.")
+        raise SaescopeError(f"{run} has no checkpoint of its own to start from; members of a sweep share checkpoints.")
     place = folder / "checkpoints" / saved[-1].name
     n_steps = int(saved[-1].name.removeprefix("step-"))
     try:
@@ -51,19 +51,19 @@ def going_on(from_run: str | Path, member: Config, folder: Path) -> Iterator[Non
         write_json(folder / FILE, {"run": there.name, "n_steps": n_steps, "budget": str(there.train.budget)})
         yield
     finally:
-        if not (folder / "config.yaml").exists():  # the name stays free
+        if not (folder / "config.yaml").exists():  # nothing was trained: free the name
             for left in (place.parent, folder / "metrics.jsonl", folder / FILE):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def facts(folder: Path | None) -> dict[str, Any]:
-    """For a summary: what a run went on from; nothing for one that began anew."""
+    """Summary entries on the run it was started from; empty if there is none."""
     found = folder is not None and (folder / FILE).exists()
     return {"going_on": read_json(folder / FILE)} if found and folder is not None else {}
 
 
 def _comparable(there: Config, member: Config) -> dict[str, Any]:
-    """The other run's config with what may differ taken from the new one's."""
+    """The old run's config with the keys that may differ taken from the new one."""
     train = there.train.model_copy(update={key: getattr(member.train, key) for key in OF_TRAIN})
     data = there.data.model_copy(update={"prefetch": member.data.prefetch})
     changes = {"name": member.name, "eval": member.eval, "cache": member.cache, "train": train, "data": data}

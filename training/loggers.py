@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, one JSON object a line, if there is a folder; wandb when asked.
+"""Metric loggers: metrics.jsonl (one JSON object per line) if there is a run folder; wandb if configured.
 
 The only file that imports wandb.
 """
@@ -15,29 +15,29 @@ from sae.io.files import refusing_full_disk, write_bytes, write_json
 
 @runtime_checkable
 class Logger(Protocol):
-    """Somewhere metrics go."""
+    """A destination for metrics."""
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics."""
+        """Log one step's metrics."""
         ...
 
     def close(self, summary: dict[str, Any]) -> None:
-        """The last word."""
+        """Log the final summary and close."""
         ...
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl; cut back to a checkpoint's step when a training is resumed."""
+    """Append metrics to metrics.jsonl; on resume the file is truncated to the checkpoint's step."""
 
     def __init__(self, path: Path, *, keep_steps: int) -> None:
-        """Lines of steps beyond `keep_steps`, and a last line that a kill left half-written, are dropped."""
+        """Open the file; drop lines of steps after `keep_steps` and a last line left half-written by a kill."""
         self.path = path
         if path.exists():
             lines = [line for line in path.read_bytes().splitlines(keepends=True) if _step(line) <= keep_steps]
             write_bytes(path, b"".join(lines))
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line; `step` and `rows` say when."""
+        """Append one line; it includes `step` and `rows`."""
         with refusing_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics, allow_nan=False) + "\n")
 
@@ -46,7 +46,7 @@ class MetricsFile:
 
 
 def _step(line: bytes) -> int:
-    """The step of a line; beyond all steps for one that is not whole or not readable."""
+    """The step of a line; sys.maxsize if the line is incomplete or unreadable."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else sys.maxsize
     except (ValueError, KeyError, TypeError):
@@ -54,13 +54,13 @@ def _step(line: bytes) -> int:
 
 
 class Wandb:
-    """The same metrics to a wandb run, whose id is kept in the run's folder so that a resumed training continues it."""
+    """Log the same metrics to a wandb run; its id is stored in the run folder so that --resume continues it."""
 
     def __init__(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
-        """Starts or continues the run.
+        """Start or continue the run.
 
         Raises:
-            SaescopeError: wandb refuses (not logged in, say).
+            SaescopeError: wandb cannot start, for example because nobody is logged in.
         """
         import wandb
 
@@ -77,12 +77,12 @@ class Wandb:
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).strip().splitlines()[0]
             raise SaescopeError(
-                f"wandb cannot start ({reason}); log in, set WANDB_MODE=offline, or drop train.wandb."
+                f"wandb cannot start ({reason}); log in, set WANDB_MODE=offline, or remove train.wandb."
             ) from None
         write_json(note, {"id": self.run.id, "project": project})
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One step's metrics."""
+        """Log one step's metrics."""
         self.run.log({key: value for key, value in metrics.items() if key != "step"}, step=metrics["step"])
 
     def close(self, summary: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: next batch, step, log, evaluate, save. It knows nothing of language models, files or displays."""
+"""The training loop: next batch, step, log, evaluate, save. Independent of language models, files and displays."""
 
 import signal
 import time
@@ -12,43 +12,43 @@ from sae.errors import SaescopeError
 
 
 class Interrupted(SaescopeError):
-    """A signal ended the training after it was saved."""
+    """A signal stopped the training, after a checkpoint was saved."""
 
 
 @runtime_checkable
 class Steps(Protocol):
-    """What the loop advances; `training.trainer.Trainer` is one."""
+    """What the loop steps; `training.trainer.Trainer` implements it."""
 
     n_steps: int
 
     def step(self, acts: Mapping[str, Tensor]) -> None:
-        """One step on raw rows `[n_rows, d]` by hook."""
+        """Take one step on raw rows `[n_rows, d]` by hook."""
         ...
 
 
 class Every(NamedTuple):
-    """Something to do every so many steps, told the number of steps done."""
+    """Call `do` every `n_steps` steps, with the number of steps done."""
 
     n_steps: int
     do: Callable[[int], None]
 
     def due(self, n_steps: int) -> bool:
-        """Whether it is time, after so many steps."""
+        """Whether to call it after `n_steps` steps."""
         return n_steps % self.n_steps == 0
 
 
 class EverySeconds:
-    """Something to do at the first step after so many seconds, or as soon then as one is `free` to do it."""
+    """Call `do` at the first step after `seconds` seconds, or once `free` returns True after that."""
 
     def __init__(self, seconds: float, do: Callable[[int], None], free: Callable[[], bool] = lambda: True) -> None:
         self.seconds, self._do, self._free, self._last = seconds, do, free, time.monotonic()
 
     def due(self, _: int) -> bool:
-        """Whether it is time."""
+        """Whether to call it now."""
         return time.monotonic() - self._last >= self.seconds and self._free()
 
     def do(self, n_steps: int) -> None:
-        """Do it, after so many steps."""
+        """Call it after `n_steps` steps and restart the timer."""
         self._last = time.monotonic()
         self._do(n_steps)
 
@@ -58,28 +58,28 @@ def fit(
     evaluate: Every | None = None, save: Every | EverySeconds | None = None, advance: Callable[[], None] = lambda: None,
     agree: Callable[[bool, bool], tuple[bool, bool]] = lambda stop, save: (stop, save), echo_seconds: float = 0.0,
 ) -> None:
-    """Step every trainer on each batch until they have taken `n_steps` steps, those taken before included.
+    """Step every trainer on each batch until it has taken `n_steps` steps in total, including earlier ones.
 
     Args:
-        trainers: one or several, all after the same number of steps.
-        batches: raw rows by hook; no more of them are asked for than are needed.
-        n_steps: in all.
-        log: also done after the last step.
-        evaluate: not done after the last step, where the final evaluation follows.
-        save: also done after the last step and when a signal comes.
+        trainers: one or several, all at the same step.
+        batches: raw rows by hook; only as many are read as are needed.
+        n_steps: total steps.
+        log: also called after the last step.
+        evaluate: not called after the last step, since the final evaluation follows.
+        save: also called after the last step and on a signal.
         advance: called after every step.
-        agree: with other ranks on whether to stop and whether it is time to save, from what this one thinks.
-        echo_seconds: a second signal that comes so soon is the first once more, passed on by whoever began this process.
+        agree: combines (stop, save) of this rank with those of the other ranks.
+        echo_seconds: a second signal within this time is taken as the first one, forwarded by the parent process.
 
     Raises:
         SaescopeError: there are too few batches.
-        Interrupted: SIGINT or SIGTERM came, and `save` was called. Without `save` signals do what they do elsewhere.
+        Interrupted: SIGINT or SIGTERM arrived, and `save` was called. Without `save`, signals are not handled here.
     """
     done, running = trainers[0].n_steps, iter(batches)
     with _signals(catch=save is not None, echo_seconds=echo_seconds) as interrupted:
         while done < n_steps:
             if (acts := next(running, None)) is None:
-                raise SaescopeError(f"the batches ended after step {done} of {n_steps}; give more, or a smaller budget.")
+                raise SaescopeError(f"the batches ended after step {done} of {n_steps}; provide more, or lower the budget.")
             for trainer in trainers:
                 trainer.step(acts)
             done += 1
@@ -93,12 +93,12 @@ def fit(
             if save and (save_due or last or stopped):
                 save.do(done)
             if stopped and not last:
-                raise Interrupted(f"stopped by a signal after step {done} of {n_steps}; everything is saved.")
+                raise Interrupted(f"stopped by a signal after step {done} of {n_steps}; a checkpoint was saved.")
 
 
 @contextmanager
 def _signals(*, catch: bool, echo_seconds: float) -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question the loop asks; a second one ends at once, as usual."""
+    """Record SIGINT and SIGTERM for the loop to check; a second signal stops at once with KeyboardInterrupt."""
     came: list[float] = []
 
     def handler(*_: object) -> None:

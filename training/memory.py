@@ -1,4 +1,4 @@
-"""Whether what is asked for fits into memory: estimated from counts before anything is allocated."""
+"""Memory checks: estimate from counts whether a run fits, before anything is allocated."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +12,15 @@ from training.config.schema import Config
 
 _CGROUP = Path("/sys/fs/cgroup")
 PER_SAVED_WEIGHT = 12
-"""Bytes of a weight in the snapshot that is written as a checkpoint, in the machine's own memory."""
+"""Bytes of host memory per weight for the snapshot that is written as a checkpoint."""
 PER_SCORE = 12
-"""Bytes of the score of a feature for a row: in fp32, and twice as much for what is made of it on the way."""
+"""Bytes per pre-activation: itself in fp32, and twice as much for intermediates."""
 PER_WEIGHT = 16
-"""Bytes of a weight in training: itself, its gradient and Adam's two averages, in fp32."""
+"""Bytes per weight in training: weight, gradient and two Adam moments, in fp32."""
 
 
 def available(device: torch.device | None = None) -> int:
-    """Bytes that a process may still take, of the machine's memory (of its container's, where that is less) or a GPU's."""
+    """Free bytes of host memory (within the container's limit, if that is lower) or of a GPU."""
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = psutil.virtual_memory().available + psutil.swap_memory().free
@@ -32,30 +32,30 @@ def available(device: torch.device | None = None) -> int:
 
 
 def require(n_bytes: int, what: str, remedy: str, device: torch.device | None = None) -> None:
-    """Refuse what cannot fit.
+    """Check that something fits in memory.
 
     Args:
-        n_bytes: at least as many are needed.
-        what: needs them, for the message.
-        remedy: what to lower.
-        device: where; None is the machine's own memory.
+        n_bytes: lower bound of the bytes needed.
+        what: what needs them, for the message.
+        remedy: what the user can lower, for the message.
+        device: the device; None is host memory.
 
     Raises:
-        SaescopeError: there is less.
+        SaescopeError: less is available.
     """
     there = available(device)
     if n_bytes > there:
         place = f" on {device}" if device is not None and device.type == "cuda" else ""
         raise SaescopeError(
-            f"{what} needs {n_bytes / 1e9:,.1f} GB of memory{place} at least, and {there / 1e9:,.1f} GB are available; "
+            f"{what} needs at least {n_bytes / 1e9:,.1f} GB of memory{place}, but {there / 1e9:,.1f} GB are available; "
             f"{remedy}."
         )
 
 
 def require_saes(members: Sequence[Config], widths: Mapping[str, int], *, saved: bool = True) -> None:
-    """Refuse SAEs that cannot fit: weights, gradients, averages and, of a training that is `saved`, the snapshot of it all.
+    """Check that SAEs fit in memory: weights, gradients, Adam moments and, if the run is `saved`, the checkpoint snapshot.
 
-    `widths` are those of the rows of each hook.
+    `widths` gives the row width of each hook.
     """
     device = resolve_device(members[0].train.device)
     weights = sum(_weights(m, widths) for m in members)
@@ -71,10 +71,10 @@ def require_saes(members: Sequence[Config], widths: Mapping[str, int], *, saved:
 
 
 def training_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
-    """What SAEs in training take of their device, for a plan: weights, their gradients and averages, and one step.
+    """Estimated device bytes of training: weights, gradients, Adam moments, and the temporaries of one step.
 
-    A step makes copies of the weights in bf16, and scores of all features for all rows. `widths` are those of the rows of
-    each hook.
+    A step makes bf16 copies of the weights and pre-activations of all features for all rows. `widths` gives the row width
+    of each hook.
     """
     weights = [_weights(m, widths) for m in members]
     scores = [m.sae.d_sae // m.train.shards * m.data.batch_rows for m in members]
@@ -83,5 +83,5 @@ def training_bytes(members: Sequence[Config], widths: Mapping[str, int]) -> int:
 
 
 def _weights(member: Config, widths: Mapping[str, int]) -> int:
-    """Numbers in the two matrices, of those that a rank holds."""
+    """Number of weights in W_enc and W_dec that one rank holds."""
     return member.sae.d_sae // member.train.shards * (widths.get(member.site.input, 1) + widths.get(member.site.output, 1))

@@ -1,23 +1,23 @@
-"""Comparing what artefacts say they were made from."""
+"""Compare the recorded inputs of artefacts."""
 
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 
 class Difference(NamedTuple):
-    """A leaf in which two sets of facts differ."""
+    """A leaf where two nested values differ."""
 
     path: str
     was: Any
     now: Any
 
     def __str__(self) -> str:
-        """For a message."""
+        """The difference as part of a message."""
         return f"{self.path} was {self.was!r}, is {self.now!r}"
 
 
 def first_difference(there: Any, asked: Any, path: str = "") -> Difference | None:
-    """The first leaf in which two JSON-able values differ; None if they are equal."""
+    """The first leaf where two JSON-able values differ; None if they are equal."""
     pairs: list[tuple[Any, Any, Any]] = []
     if isinstance(there, dict) and isinstance(asked, dict):
         pairs = [(key, there.get(key), asked.get(key)) for key in sorted({*there, *asked})]

@@ -1,4 +1,4 @@
-"""What a training says while it runs: lines for its loggers, a few figures beside the bar."""
+"""Reporting during training: lines for the loggers, a few metrics next to the progress bar."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +14,16 @@ SHOWN = ("l0", "fve", "dead")
 
 
 class Report:
-    """The lines of a group of trainers."""
+    """Log and evaluate a group of trainers."""
 
     def __init__(
         self, trainers: Sequence[Trainer], loggers: Sequence[Sequence[Logger]], heldout: HeldOut | None, task: Task
     ) -> None:
-        """`loggers` are those of each trainer."""
+        """`loggers` holds the loggers of each trainer, in the same order."""
         self.trainers, self.loggers, self.heldout, self.task = trainers, loggers, heldout, task
 
     def log(self, n_steps: int) -> None:
-        """Averages over the steps since the last line, the last trainer's beside the bar."""
+        """Log averages over the steps since the last line; show those of the last trainer next to the bar."""
         metrics: dict[str, float] = {}
         for trainer, outs in zip(self.trainers, self.loggers, strict=True):
             metrics = trainer.metrics()
@@ -31,7 +31,7 @@ class Report:
         self.task.note({key: metrics[key] for key in SHOWN if key in metrics})
 
     def evaluate(self, n_steps: int) -> None:
-        """Held-out figures, where rows are held out."""
+        """Log held-out metrics, if rows are held out."""
         if self.heldout is None:
             return
         for trainer, outs in zip(self.trainers, self.loggers, strict=True):
@@ -39,7 +39,7 @@ class Report:
             _write(outs, trainer, n_steps, {f"heldout/{key}": value for key, value in measured.items()})
 
     def close(self, summaries: Sequence[dict[str, Any]]) -> None:
-        """The final held-out figures, to loggers that keep a summary."""
+        """Pass the final held-out metrics to the loggers and close them."""
         for outs, summary in zip(self.loggers, summaries, strict=True):
             for out in outs:
                 out.close({f"heldout/{key}": value for key, value in summary["heldout"].items()})
@@ -51,7 +51,7 @@ def _write(outs: Sequence[Logger], trainer: Trainer, n_steps: int, values: dict[
 
 
 def loggers(member: Config, folder: Path | None, n_steps: int) -> list[Logger]:
-    """Those of a run, cut back to a checkpoint's step; none without a folder."""
+    """The loggers of a run, truncated to step `n_steps`; none without a folder."""
     if folder is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,42 +1,42 @@
-"""Room for dead features: at least as many as there are, so that nobody waits for a device to count them.
+"""An upper bound on the number of dead features, so that AuxK needn't synchronise with the device in every step.
 
-Once in a while the device is asked how many features can be dead until the next look: those that are if none of them
-fires. A look reaches no further than the dead window, for what fires after it cannot be dead before the next.
+Every few steps the device counts how many features can be dead until the next check, if none of them fires. The interval
+between checks is at most the dead window, so a feature that fires after a check cannot be dead before the next one.
 
-The room comes in few sizes, for a step of another size is captured anew. It grows at once, and shrinks when much less
-has been needed for a while. Where looking costs nothing it is the number itself.
+The bound takes few sizes, since the step is captured again whenever it changes. It grows at once, and shrinks after much
+less has been needed for a while. Where counting costs nothing it is the exact count.
 """
 
 from typing import Any
 
 EVERY = 32
-"""Steps between two looks."""
+"""Steps between two checks."""
 LEAST = 128
-"""Features that there is room for, if for any."""
+"""Smallest bound above 0."""
 PATIENCE = 8
-"""Looks in a row that need at most half of the room before it shrinks."""
+"""Consecutive checks that need at most half of the bound before it shrinks."""
 
 
 class Room:
-    """The room, and what it was needed for."""
+    """The bound `n`, with the state that decides when it shrinks."""
 
     def __init__(self, d_sae: int, every: int) -> None:
-        """`every`: steps between two looks; 1 where looking costs nothing."""
+        """`every`: steps between two checks; 1 if counting costs nothing."""
         self.d_sae, self.every = d_sae, every
         self.n: int | None = None
-        """None: nobody has looked yet."""
+        """None before the first check."""
         self._n_idle = 0
 
     def is_due(self, n_steps: int) -> bool:
-        """Whether to look before the step after `n_steps`."""
+        """Whether to check before the step after `n_steps`."""
         return self.n is None or n_steps % self.every == 0
 
     def last(self, n_steps: int) -> int:
-        """The last step before the next look, as steps before it."""
+        """The last step before the next check, as the number of steps before it."""
         return n_steps - n_steps % self.every + self.every - 1
 
     def found(self, n_dead: int) -> None:
-        """So many features can be dead until the next look."""
+        """Update the bound: at most `n_dead` features can be dead until the next check."""
         if self.every == 1:
             self.n = n_dead
             return
@@ -47,9 +47,9 @@ class Room:
             self.n, self._n_idle = needed, 0
 
     def state(self) -> dict[str, int | None]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return {"n": self.n, "n_idle": self._n_idle}
 
     def load(self, state: dict[str, Any] | None) -> None:
-        """From a checkpoint; None: of an older one, which had none."""
+        """Restore from a checkpoint; None for an older one without this state."""
         self.n, self._n_idle = (None, 0) if state is None else (state["n"], state["n_idle"])

@@ -1,15 +1,15 @@
-"""A training from beginning to end: text → tokens → activations → SAEs → runs/NAME/.
+"""A training run from start to finish: text → tokens → activations → SAEs → runs/NAME/.
 
     runs/NAME/config.yaml            as resolved
               metrics.jsonl          while training
               checkpoints/           the last two
-              final/                 the SAE as `sae.load` reads it
-              cfg.json, sae_weights.safetensors   the same for SAELens, where it has the architecture
-              summary.json           held-out figures with intervals; its presence means: finished
-              going_on.json          which run it went on from, where it did not begin anew (`training.going_on`)
+              final/                 the SAE, read by `sae.load`
+              cfg.json, sae_weights.safetensors   the same for SAELens, if it supports the architecture
+              summary.json           held-out metrics with intervals; present once the run has finished
+              going_on.json          the run it was started from with --from (`training.going_on`)
 
-A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/; where several
-processes train parts of it (`training.sweep_part`), each has its own in runs/NAME/checkpoints/PART/.
+A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/. If several
+processes train parts of it (`training.sweep_part`), each has its own checkpoints in runs/NAME/checkpoints/PART/.
 """
 
 import time
@@ -50,7 +50,7 @@ from training.sweep_part import SweepPart
 from training.trainer import Trainer, new_sae
 
 _MAY_CHANGE = ("checkpoint_every", "shards", "patience")
-"""Keys of `train`."""
+"""Keys of `train` that may change on --resume."""
 Source = str | Path | Config | dict[str, Any]
 
 
@@ -63,11 +63,11 @@ def train(
     Args:
         config: a YAML file, its fields as a dict, or a resolved config.
         overrides: dotted keys, `sae.k=64`.
-        runs: the folder of all runs.
+        runs: the folder that holds the runs.
         resume: continue an interrupted run of the same config, bit for bit.
-        from_run: the folder of another run, from whose last checkpoint a new one goes on (`training.going_on`).
+        from_run: the folder of another run, whose last checkpoint the new run starts from (`training.going_on`).
         quiet: no progress display.
-        display: one of further work, whose steps are planned.
+        display: an existing display, if the training is one step of a larger job.
 
     Raises:
         SaescopeError: anything a user can cause; see the message.
@@ -75,8 +75,8 @@ def train(
     members = _resolved(config, overrides)
     if len(members) > 1:
         raise SaescopeError(
-            f"the config describes {len(members)} trainings ({', '.join(m.name for m in members)}); call sweep, which "
-            "returns their results."
+            f"the config is a sweep of {len(members)} SAEs ({', '.join(m.name for m in members)}); call training.sweep "
+            "instead of training.train."
         )
     return run_in_folders(
         members, runs, _from_config, resume=resume, from_run=from_run, display=display or Display(quiet=quiet)
@@ -87,10 +87,10 @@ def sweep(
     config: Source | Sequence[Config], overrides: Sequence[str] = (), *, runs: str | Path = "runs", resume: bool = False,
     from_run: str | Path | None = None, quiet: bool = False, part: SweepPart | None = None,
 ) -> list[Result]:
-    """Train every SAE that a config describes on one stream of batches, and return their results in its order.
+    """Train all SAEs of a config on one stream of batches; return their results in the config's order.
 
-    Arguments are those of `train`; `config` may also be a sequence of resolved configs, and may describe a single SAE.
-    `part`: train some of them here, while other processes train the others from the same cache.
+    Arguments are those of `train`; `config` may also be a sequence of resolved configs, or describe a single SAE.
+    `part`: train only this part of the sweep; other processes train the rest from the same cache.
     """
     if isinstance(config, Sequence) and not isinstance(config, str):
         members = [one for c in config for one in _resolved(c, overrides)]
@@ -120,9 +120,12 @@ def run_in_folders(
     members: Sequence[Config], runs: str | Path, opened: Callable[[Sequence[Config], Display], Shared], *,
     resume: bool, display: Display, from_run: str | Path | None = None, part: SweepPart | None = None,
 ) -> list[Result]:
-    """Train members below `runs`, on what `opened` gives, unless they are finished or their names are taken."""
+    """Train members into folders under `runs`, on the rows that `opened` provides.
+
+    Returns the saved results if all are finished and `resume` is set; refuses names that are taken.
+    """
     if from_run is not None and (resume or len(members) > 1):
-        raise SaescopeError("a run that goes on from another is a new one, and a single one: no --resume, and no sweep.")
+        raise SaescopeError("--from starts a new run of a single SAE; it cannot be combined with --resume or a sweep.")
     folders = [run_folder(runs, c.name) for c in members]
     with ExitStack() as held:
         world = held.enter_context(world_of(members))
@@ -145,19 +148,19 @@ def run_in_folders(
 
 
 def _refuse_taken(members: Sequence[Config], folders: Sequence[Path], *, resume: bool) -> None:
-    """Refuse folders of runs, unless the same config is resumed, and of something else; and settings without effect."""
+    """Refuse existing run folders unless the same config is resumed, other folders with a final/, and unused settings."""
     if not resume and (reason := unused(members[0])):
         raise SaescopeError(reason)
     for folder in folders:
         begun = (folder / "config.yaml").exists()
         if begun and not resume:
             raise SaescopeError(
-                f"{folder} exists; add --resume to continue it, or choose another name (name=...) or remove it."
+                f"{folder} exists; add --resume to continue it, choose another name (name=...), or remove it."
             )
         final = folder / "final"
         if not begun and final.exists() and not (final.is_dir() and not any(final.iterdir())):
             raise SaescopeError(
-                f"{folder} is no run (it holds no config.yaml), but its final/ would be replaced; choose another name."
+                f"{folder} is not a run (it has no config.yaml), but its final/ would be overwritten; choose another name."
             )
     _check_same(members, folders)
 
@@ -171,7 +174,7 @@ def _check_same(members: Sequence[Config], folders: Sequence[Path]) -> None:
 
 
 def _may_go_on_as(there: Config, member: Config) -> Config:
-    """What may change when a training is resumed, for nothing else of it depends on that."""
+    """The saved config with the keys that may change on --resume taken from the new one."""
     train = there.train.model_copy(update={key: getattr(member.train, key) for key in _MAY_CHANGE})
     return there.model_copy(update={"train": train})
 
@@ -181,15 +184,15 @@ def run(
     members: Sequence[Config], folders: Sequence[Path] | None, opened: Callable[[Sequence[Config], Display], Shared],
     display: Display, *, resume: bool = False, world: World | None = None, part: SweepPart | None = None,
 ) -> list[Result]:
-    """Open the rows, train, finish. Without `folders` nothing is written.
+    """Open the rows, train, evaluate and save. Without `folders` nothing is written.
 
-    `world`: this process among several. `part`: which of a sweep the members are.
+    `world`: the ranks of a distributed run. `part`: the part of a sweep that the members are.
     """
     world = world or World()
     began = time.monotonic()
     first = members[0]
     device = resolve_device(first.train.device)
-    # ranks fill a cache together; loops are compiled by one of them, for all of its machine
+    # ranks fill a cache together; the first one compiles the loops for its whole machine
     kernels = backend(device, first.train.kernels, first.train.precision)
     with compiling(members, kernels) if world.is_first else nullcontext():
         shared = opened(members, display)
@@ -203,7 +206,7 @@ def run(
     written = folders if world.is_first else None
     places: Sequence[Path | None] = written or [None] * len(members)
     outs = [loggers(m, f, t.n_steps) for m, f, t in zip(members, places, trainers, strict=True)]
-    # not before everything is known to fit: a name is taken by its config
+    # written only once everything is known to fit: the config.yaml takes the run's name
     for member, folder in zip(members, written or (), strict=written is not None):
         mark_launch(folder)
         write_bytes(folder / "config.yaml", member.yaml().encode())
@@ -221,7 +224,7 @@ def run(
 def _checkpoints(
     folders: Sequence[Path] | None, shared: Shared, world: World, trainers: Sequence[Trainer], part: SweepPart | None
 ) -> Checkpoints | None:
-    """Those of one run, or of a sweep or a part of one, whose members lie in one folder."""
+    """The checkpoints of one run, or of a sweep or part of one, whose members share a parent folder."""
     if folders is None:
         return None
     group = folders[0] if len(folders) == 1 else folders[0].parent
@@ -238,8 +241,8 @@ def _continue(checkpoints: Checkpoints, trainers: Sequence[Trainer], display: Di
         display.say(f"warning: {line} since the checkpoint; the run will not continue bit for bit")
     if trainers[0].n_steps > trainers[0].clock.n_steps:
         raise SaescopeError(
-            f"the checkpoint is of step {trainers[0].n_steps}, and train.budget = {trainers[0].config.train.budget} is "
-            f"{trainers[0].clock.n_steps} steps; give a longer one."
+            f"the checkpoint is from step {trainers[0].n_steps}, but train.budget = {trainers[0].config.train.budget} is "
+            f"only {trainers[0].clock.n_steps} steps; increase it."
         )
     display.say(f"continuing after step {trainers[0].n_steps}")
     return address
@@ -249,7 +252,7 @@ def _fit(
     first: Config, trainers: Sequence[Trainer], shared: Shared, start: Address, checkpoints: Checkpoints | None,
     report: Report, world: World,
 ) -> None:
-    """The loop over the shared batches."""
+    """Run the training loop over the shared batches."""
     clock, every = shared.clock, first.train
     with ExitStack() as stack:
         stream = shared.batches.stream(start, prefetch=first.data.prefetch, rank=world.row_index, n_ranks=world.n_rows)

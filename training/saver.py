@@ -1,8 +1,8 @@
-"""Checkpoints that do not stop the training: a snapshot in host memory, written and hashed by a thread of its own.
+"""Asynchronous checkpoints: the state is copied to host memory, and a background thread hashes and writes it.
 
-One is written at a time, from the one snapshot there is memory for. Who asks for another meanwhile waits, so that a stretch
-of training (`checkpoint_every: 5%`) means the same steps on any disk. A time (`10 min`) is no promise of a step: there the
-loop asks first whether the saver is `free`, and steps on until it is.
+There is memory for one snapshot, so one checkpoint is written at a time. `save` waits while another is being written: with
+`checkpoint_every: 5%` checkpoints then fall on the same steps on any disk. With a time (`10 min`) the step doesn't matter,
+so the loop first checks that the saver is `free` and keeps training until it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ from training.trainer import Trainer
 
 @final
 class Saver:
-    """Saves the state of a group of trainers. Use it as a context manager, which waits at its end."""
+    """Save the state of a group of trainers. Use as a context manager, which waits for the last write on exit."""
 
     def __init__(self, checkpoints: Checkpoints, trainers: Sequence[Trainer], say: Callable[[str], None]) -> None:
-        """`say` shows a line to whoever looks on, from any thread."""
+        """`say` prints a line; it is called from the background thread."""
         self.checkpoints, self.trainers, self.say = checkpoints, trainers, say
         self._snapshots: list[Snapshot] = []
-        # its thread, unlike an executor's, is in nobody's way when the process is told to end at once
+        # a daemon thread: unlike an executor's it doesn't keep the process from exiting at once
         self._pool = ThreadPool(1)
         self._writing: AsyncResult[SaescopeError | None] | None = None
 
@@ -33,10 +33,10 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait until everything that was saved is on the disk, but not after a second Ctrl-C.
+        """Wait until the last checkpoint is on disk, except after a second Ctrl-C.
 
         Raises:
-            SaescopeError: the training ended as it should, or by a signal, and its last state could not be written.
+            SaescopeError: training finished or was stopped by a signal, but its last state could not be written.
         """
         try:
             if self._writing and kind is not KeyboardInterrupt:
@@ -48,11 +48,11 @@ class Saver:
 
     @property
     def free(self) -> bool:
-        """Nothing is being written, so that `save` would not wait for the disk."""
+        """Whether no checkpoint is being written, so that `save` would not block."""
         return self._writing is None or self._writing.ready()
 
     def save(self, next_batch: Address) -> None:
-        """Take the trainers' state as it is now, and have it written. One that cannot be written is said, not raised."""
+        """Snapshot the trainers' current state and write it in the background. A failed write only prints a warning."""
         self._wait()
         facts = self.checkpoints.facts(self.trainers, next_batch)
         states = [trainer.tensors() for trainer in self.trainers]
@@ -63,11 +63,11 @@ class Saver:
 
     def _finish(self) -> None:
         if (error := self._wait()) is not None:
-            then = "goes on from there" if self.checkpoints.finished() else "begins anew"
+            then = "continues from there" if self.checkpoints.finished() else "starts over"
             raise SaescopeError(f"{error} {self._kept()}; --resume {then}.")
 
     def _wait(self) -> SaescopeError | None:
-        """What went wrong with the last one."""
+        """Wait for the last write; return its error, if any."""
         return self._writing.get() if self._writing else None
 
     def _write(self, facts: dict[str, Any]) -> SaescopeError | None:
@@ -75,7 +75,7 @@ class Saver:
             self.checkpoints.write(facts, self._snapshots)
         except (SaescopeError, OSError) as refused:
             error = refused if isinstance(refused, SaescopeError) else _sentence(refused)
-            self.say(f"warning: step {facts['n_steps']} is not saved: {error} {self._kept()}; the training goes on.")
+            self.say(f"warning: step {facts['n_steps']} was not saved: {error} {self._kept()}; training continues.")
             return error
         return None
 

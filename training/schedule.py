@@ -1,4 +1,4 @@
-"""Durations as steps, and the learning rate over a training."""
+"""Convert durations to steps; the learning rate schedule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from training.config.schema import OptimConfig
 
 @dataclass(frozen=True)
 class Clock:
-    """The length of a training, by which durations become rows and steps."""
+    """The length of a run, used to convert durations to rows and steps."""
 
     budget_rows: int
     batch_rows: int
@@ -21,10 +21,10 @@ class Clock:
         """The clock of a budget.
 
         Raises:
-            SaescopeError: the budget is a share of itself, or shorter than one batch.
+            SaescopeError: the budget is a percentage, or shorter than one batch.
         """
         if budget.unit == "%":
-            raise SaescopeError(f"train.budget = {budget}: the budget cannot be a share of itself; write '4 epochs'.")
+            raise SaescopeError(f"train.budget = {budget}: a budget cannot be a percentage; use for example '4 epochs'.")
         rows = budget.rows(budget_rows=0, batch_rows=batch_rows, epoch_rows=epoch_rows)
         if rows < batch_rows:
             raise SaescopeError(
@@ -38,27 +38,27 @@ class Clock:
         return self.budget_rows // self.batch_rows
 
     def rows(self, duration: Duration) -> int:
-        """A duration in training rows."""
+        """Convert a duration to training rows."""
         return duration.rows(
             budget_rows=self.budget_rows, batch_rows=self.batch_rows, epoch_rows=self.epoch_rows
         )
 
     def shortest(self, durations: Sequence[Duration]) -> int:
-        """The shortest of several in training rows, at least one."""
+        """The shortest of several durations, in training rows; at least one."""
         return max(1, min(map(self.rows, durations)))
 
     def steps(self, duration: Duration) -> int:
-        """A duration in steps, at least one."""
+        """Convert a duration to steps, at least one."""
         return max(1, round(self.rows(duration) / self.batch_rows))
 
     def through(self, duration: Duration, step: int) -> float:
-        """The share of a duration from the start that has passed after `step` steps; 1 if it has no length."""
+        """The fraction of a duration, counted from the start, that has passed after `step` steps; 1 if it is zero."""
         rows = self.rows(duration)
         return 1.0 if rows == 0 else min(1.0, step * self.batch_rows / rows)
 
 
 def learning_rate(optim: OptimConfig, clock: Clock, step: int) -> float:
-    """The rate of step `step` (from 0): linear rise, plateau, linear fall that would reach 0 one step after the last."""
+    """Learning rate of step `step` (from 0): linear warm-up, plateau, linear decay to 0 at one step after the last."""
     assert optim.lr is not None, "set where a config is read"
     rise = clock.rows(optim.warmup) / clock.batch_rows
     fall = clock.rows(optim.decay) / clock.batch_rows

@@ -21,29 +21,29 @@ from training.schedule import Clock
 
 @runtime_checkable
 class BatchStream(Protocol):
-    """Batches from an address on."""
+    """A stream of batches that can start at any address."""
 
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
     ) -> Generator[Batch, None, None]:
-        """Batches from an address on, or of several ranks this one's share of each."""
+        """Batches starting at an address; with several ranks, this rank's part of each."""
         ...
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Everything that feeds the trainers."""
+    """The data that feeds the trainers."""
 
     data: Data
     mask: KeepMask
     clock: Clock
     batches: BatchStream
     heldout: HeldOut | None
-    """None where nothing is held out."""
+    """None if nothing is held out."""
 
 
 def all_hooks(members: Sequence[Config]) -> tuple[str, ...]:
-    """The hooks of the members' sites, and then those of the mask that are not among them."""
+    """The hooks of the members' sites, followed by further hooks of the mask."""
     return tuple(dict.fromkeys((*site_hooks(members), *(members[0].data.mask_hooks or ()))))
 
 
@@ -53,13 +53,13 @@ def site_hooks(members: Sequence[Config]) -> tuple[str, ...]:
 
 
 def mask_of(members: Sequence[Config], data: Data) -> KeepMask:
-    """The mask of their rows: over their hooks, where the config does not say which."""
+    """The mask over `data.mask_hooks`, or over the members' hooks if that is null."""
     hooks = members[0].data.mask_hooks or site_hooks(members)
     return KeepMask(data.source, data.tokens, members[0].data.model_copy(update={"mask_hooks": hooks}))
 
 
 def share(members: Sequence[Config], data: Data, display: Display) -> Shared:
-    """Shuffled batches of rows that can be read in any order."""
+    """Set up shuffled batches, mask and held-out rows, for rows with random access."""
     first, hooks, mask = members[0], site_hooks(members), mask_of(members, data)
     training = data.tokens.side(held_out=False)
     clock = Clock.of(first.train.budget, batch_rows=first.data.batch_rows, epoch_rows=training.n_eligible())
@@ -84,10 +84,10 @@ def _heldout(first: Config, data: Data, mask: KeepMask, hooks: Sequence[str], di
 
 
 def _place(members: Sequence[Config], data: Data, batches: Batches) -> Place:
-    """Where superblocks go, beside what training takes.
+    """Whether superblocks are kept on the device or in host memory, given the memory that training needs.
 
     Raises:
-        SaescopeError: they fit neither on the device nor in memory.
+        SaescopeError: they fit in neither.
     """
     first, widths = members[0], data.source.widths
     n_bytes = (1 + first.data.prefetch) * batches.superblock_bytes()
@@ -98,7 +98,7 @@ def _place(members: Sequence[Config], data: Data, batches: Batches) -> Place:
 
 
 class Reader:
-    """The rows of a stream of batches, and where the next batch begins."""
+    """Iterate over the rows of a stream of batches, keeping the address of the next batch."""
 
     def __init__(self, stream: Generator[Batch, None, None], start: Address) -> None:
         self.stream, self.next = stream, start
@@ -109,10 +109,10 @@ class Reader:
     def __next__(self) -> Mapping[str, Float[Tensor, "n_rows _"]]:
         """Rows by hook."""
         batch = next(self.stream)
-        # if the superblock has no batch left, the stream goes on to the following one by itself
+        # if this was the superblock's last batch, the stream moves on to the next superblock by itself
         self.next = batch.address._replace(j=batch.address.j + 1)
         return batch.acts
 
     def close(self) -> None:
-        """Nothing is prepared any more."""
+        """Stop preparing batches."""
         self.stream.close()

@@ -22,32 +22,32 @@ from sae.section import Section
 
 
 class SiteRows(NamedTuple):
-    """Raw activations as a site's SAE sees them; for an SAE the two are one tensor."""
+    """Raw activations of a site; for a plain SAE x and target are the same tensor."""
 
     x: Float[Tensor, "*rows d_in"]
     target: Float[Tensor, "*rows d_out"]
 
 
 class Site(Section):
-    """What is read and what is reconstructed."""
+    """The hooks an SAE reads and reconstructs."""
 
     input: str = "acts"
-    """Hook the SAE reads, by its TransformerLens name; `[h]` behind it takes one head. Of `module:` sources a module's path
-    (its output), or with `.hook_in` behind it (its input)."""
+    """Hook the SAE reads, by its TransformerLens name; append `[h]` for a single head. For `module:` sources, a module's
+    path (its output), or the path with `.hook_in` appended (its input)."""
     target: str | None = None
-    """Hook it reconstructs: null is the input (an SAE), another hook makes a transcoder."""
+    """Hook it reconstructs: null means the input (an SAE), any other hook makes it a transcoder."""
     update: bool | Literal["both"] = False
-    """Reconstruct target − input instead of target; `both` reads it too (an SAE of a block's update, 2410.22366)."""
+    """Reconstruct target − input instead of target; `both` also reads it (an SAE on a block's update, 2410.22366)."""
 
     @model_validator(mode="after")
     def _update_has_target(self) -> "Site":
         if self.update and self.target in (None, self.input):
-            raise ValueError("an update site needs a target other than its input")
+            raise ValueError("update needs a target that differs from the input")
         return self
 
     @property
     def output(self) -> str:
-        """The hook at which a reconstruction takes the activation's place."""
+        """The hook whose activation is reconstructed."""
         return self.target or self.input
 
     @property
@@ -61,7 +61,7 @@ class Site(Section):
         return len(self.hooks) > 1 and self.update != "both"
 
     def rows(self, acts: Mapping[str, Float[Tensor, "*rows _"]]) -> SiteRows:
-        """x and target of raw activations, in the activations' dtype; differences are taken in at least fp32.
+        """Turn raw activations into x and target, in the activations' dtype; differences are in fp32 or wider.
 
         Args:
             acts: activations `[..., d]` by hook; those of `hooks` are read.
@@ -75,7 +75,7 @@ class Site(Section):
         if before.shape != after.shape:
             raise SaescopeError(
                 f"site.update: {self.target} has rows of width {after.shape[-1]}, {self.input} of {before.shape[-1]}, so "
-                "they have no difference; name hooks of one width, or leave update out."
+                "they cannot be subtracted; choose hooks of the same width, or remove update."
             )
         wide = torch.promote_types(after.dtype, torch.float32)
         change = after.to(wide) - before.to(wide)

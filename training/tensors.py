@@ -1,4 +1,4 @@
-"""Training on one's own tensors, from Python, without a folder and a YAML file: see `train_on`."""
+"""Train an SAE on your own tensors from Python, without a folder or a YAML file: see `train_on`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,44 +36,44 @@ def train_on(
     name: str | None = None, runs: str | Path = "runs", resume: bool = False, quiet: bool = False,
     documents: Any = None, held_out_rows: Any = None, **sections: Any,
 ) -> Result:
-    """Train an SAE on rows that are given here.
+    """Train an SAE on your own activations.
 
         result = train_on(acts, {"variant": "topk", "d_sae": 4096, "k": 32}, train={"budget": "4 epochs"})
         result.summary["heldout"]["fve"], result.sae.encode(acts[:8])
 
-    *Whole arrays* are held out from, calibrated on and shuffled exactly as the same rows in a folder would be
-    (`corpus: acts:DIR`): as sequences of `corpus.n_ctx` consecutive rows, the unit of the split and of the intervals. They
-    stay where they are, a memory-mapped one on disk, but for the superblocks in memory (`data.superblock_rows`).
+    *Whole arrays* are split, calibrated on and shuffled exactly like the same rows in a folder (`corpus: acts:DIR`): as
+    sequences of `corpus.n_ctx` consecutive rows, which are the unit of the held-out split and of the intervals. The arrays
+    are not copied (memory-mapped ones stay on disk), except for the superblocks in memory (`data.superblock_rows`).
 
-    *Batches* are taken in the order they come, so shuffling is the loader's. A first stretch is kept in memory, from which
-    rows are held out: as many as give `eval.n_rows` held-out rows at the share `corpus.held_out`, at most
-    `data.superblock_rows`. Rows equal to a held-out one are never trained on. Rows are cut anew into `data.batch_rows`, by
-    default as many as the first batch has. A list or a DataLoader is gone through again as often as the budget asks; a
-    generator cannot be, nor has it a length: give its budget in tokens or steps.
+    *Batches* are used in the order they arrive; shuffling is up to the loader. The first rows are kept in memory to hold
+    some out: enough for `eval.n_rows` held-out rows at the fraction `corpus.held_out`, at most `data.superblock_rows`. Rows
+    equal to a held-out row are never trained on. Rows are regrouped into batches of `data.batch_rows`, by default the size
+    of the first batch. A list or a DataLoader is iterated again for as many epochs as the budget needs. A generator can
+    only be read once and has no length: give its budget in tokens or steps.
 
     Args:
-        rows: an array or tensor, `[n_rows, d]` or `[n_seqs, n_ctx, d]` in float16, bfloat16, float32 or float64; for two
-            hooks a tuple (input, target), or a dict of arrays by hook. Or an iterable that yields such as batches.
+        rows: an array or tensor, `[n_rows, d]` or `[n_seqs, n_ctx, d]`, in float16, bfloat16, float32 or float64; for two
+            hooks a tuple (input, target) or a dict of arrays by hook. Or an iterable that yields batches in these forms.
         sae: the variant's config: `variant`, `d_sae`, `k`, ...
-        site: of a dict, which hook is read and which is reconstructed; otherwise a name for the hook, for the record.
-        name: of a run folder to write, with metrics, checkpoints and summary. None writes nothing.
-        runs: the folder of all runs.
-        resume: continue an interrupted run of that name, bit for bit if the rows come in the same order.
+        site: for a dict, the hooks to read and to reconstruct; otherwise a name of the hook to record.
+        name: name of a run folder for metrics, checkpoints and summary; None writes nothing.
+        runs: the folder that holds the runs.
+        resume: continue an interrupted run of that name, bit for bit if the rows arrive in the same order.
         quiet: no progress display.
-        documents: of whole arrays, the number of each row's document: documents are held out whole, and intervals are over
-            them.
-        held_out_rows: of whole arrays, which rows to hold out: one boolean for each, or their numbers.
-        sections: `data`, `optim`, `train`, `eval` and `corpus` (n_ctx, held_out) as in a YAML config, with its defaults.
-            `n_ctx` is by default the array's own, and 256 for rows without sequences.
+        documents: for whole arrays, the document number of each row. Whole documents are then held out, and intervals are
+            over documents.
+        held_out_rows: for whole arrays, the rows to hold out, as one boolean per row or as row numbers.
+        sections: `data`, `optim`, `train`, `eval` and `corpus` (n_ctx, held_out) as in a YAML config, with the same
+            defaults. `n_ctx` defaults to the array's own, and to 256 for rows without sequences.
 
     Raises:
-        SaescopeError: rows that are not rows, too few of them, or a config that does not fit; see the message.
+        SaescopeError: invalid rows, too few of them, or an invalid config; see the message.
     """
     if name is None and (resume or _section(sections, "train").get("wandb")):
         raise SaescopeError("resume and train.wandb need a run folder; give a name.")
     whole = is_array(rows) or isinstance(rows, tuple | Mapping)
     if not whole and not (documents is None and held_out_rows is None):
-        raise SaescopeError("documents and held_out_rows are of whole arrays; batches come without row numbers.")
+        raise SaescopeError("documents and held_out_rows only work with whole arrays; batches have no row numbers.")
     begun = None if whole else opened(rows)
     first = rows if begun is None else begun.first
     where = _site(first, site)
@@ -101,7 +101,7 @@ def train_on(
 
 
 def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
-    """The site asked for, or the one that the form of the rows says."""
+    """The given site, or the one implied by the form of the rows."""
     if isinstance(site, Site):
         return site
     if site is not None:
@@ -114,8 +114,8 @@ def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
         if len(given) == 1:
             return Site(input=str(next(iter(given))))
         raise SaescopeError(
-            f"rows of several hooks ({', '.join(map(str, given))}): say which is read and which reconstructed, for example "
-            "site={'input': 'a', 'target': 'b'}."
+            f"rows of several hooks ({', '.join(map(str, given))}): choose which to read and which to reconstruct, for "
+            "example site={'input': 'a', 'target': 'b'}."
         )
     if isinstance(given, list | tuple) and len(given) == 2:
         return Site(input="input", target="target")
@@ -125,7 +125,7 @@ def _site(given: object, site: str | Mapping[str, Any] | Site | None) -> Site:
 def _defaults(
     first: object, site: Site, sections: Mapping[str, Any], *, batches: bool, what: str
 ) -> dict[str, Any]:
-    """What the rows themselves say: sequences of their own length, blocks that divide it, batches as they come."""
+    """Defaults taken from the rows: their sequence length, a block size that divides it, their batch size."""
     arrays = by_hook(first, site.hooks, what).values()
     n_ctx = next((int(a.shape[1]) for a in arrays if a.ndim == 3 and a.shape[1] > 1), None)
     out: dict[str, Any] = {"data": {}, "corpus": {} if n_ctx is None else {"n_ctx": n_ctx}}
@@ -140,7 +140,7 @@ def _defaults(
 
 
 def _section(sections: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section as far as it is one; what is wrong with it is said when the config is resolved."""
+    """A section if it is a mapping, else an empty one; a wrong type is reported when the config is resolved."""
     found = sections.get(name)
     return found if isinstance(found, Mapping) else {}
 
@@ -159,9 +159,9 @@ def _arrays(
 def _loader(
     members: Sequence[Config], given: Any, begun: Opened, display: Display, require: Callable[[Mapping[str, int]], None]
 ) -> Shared:
-    """Batches as they come, with a held-out split and calibration from the first of them."""
+    """Batches in the order they arrive; the held-out split and calibration come from the first rows."""
     config, hooks = members[0], all_hooks(members)
-    display.say(f"reading the first {_stretch_rows(config):,} rows, to hold out some and calibrate on others")
+    display.say(f"reading the first {_stretch_rows(config):,} rows for the held-out split and calibration")
     loader = Loader(given, begun, hooks, _stretch_rows(config))
     tokens = row_tokens(config, loader.stretch.n_rows, loader.stretch.identity, RowFacts())
     data = Data(ActsSource(loader.stretch), tokens, None)
@@ -178,25 +178,25 @@ def _loader(
 
 
 def _stretch_rows(config: Config) -> int:
-    """Enough to hold out `eval.n_rows` and calibrate on `data.n_calib` sequences, the latter in any case."""
+    """Rows to read first: enough for `eval.n_rows` held-out rows if they fit, and always for `data.n_calib` sequences."""
     share = config.corpus.held_out
     calibration = math.ceil(config.data.n_calib * config.corpus.n_ctx / (1 - share))
     return max(calibration, min(math.ceil(config.eval.n_rows / share), config.data.superblock_rows) if share else 0)
 
 
 def _clock(config: Config, loader: Loader, n_held_out: int) -> Clock:
-    """The length of the training; an epoch is a pass without the held-out rows."""
+    """The length of the run; an epoch is one pass over the rows that are not held out."""
     budget, batch_rows = config.train.budget, config.data.batch_rows
     n_rows = None if loader.n_rows is None else loader.n_rows - n_held_out
     if n_rows is None and budget.unit == "epochs":
         raise SaescopeError(
-            f"train.budget = {budget}, and the iterable has no length; say how long to train in tokens or steps, for "
-            "example train={'budget': '2M tokens'}."
+            f"train.budget = {budget}, but the iterable has no length; give the budget in tokens or steps, for example "
+            "train={'budget': '2M tokens'}."
         )
     clock = Clock.of(budget, batch_rows=batch_rows, epoch_rows=n_rows or 0)
     if loader.once and n_rows is not None and clock.n_steps * batch_rows > n_rows:
         raise SaescopeError(
-            f"train.budget = {budget} is {clock.budget_rows:,} rows, and the generator gives {n_rows:,} to train on, once; "
-            "lower it, or give what can be read again: a list, a DataLoader."
+            f"train.budget = {budget} is {clock.budget_rows:,} rows, but the generator yields only {n_rows:,} to train on "
+            "and cannot be restarted; lower the budget, or pass a list or a DataLoader."
         )
     return clock

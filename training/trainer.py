@@ -1,4 +1,4 @@
-"""One SAE in training: weights, Adam's averages, counters and controller, advanced one batch at a time."""
+"""The trainer of one SAE: weights, Adam moments, counters and sparsity controller, updated one batch at a time."""
 
 import math
 import time
@@ -26,20 +26,20 @@ from training.window import Window
 
 
 def new_sae(config: Config, calibration: Calibration, ranks: Ranks = ALONE) -> SAE:
-    """The SAE a config describes, or this rank's part of it, with its initial weights.
+    """Create the SAE of a config, or this rank's shard of it, with initial weights.
 
     Raises:
-        SaescopeError: a variant that cannot be trained, or one that these rows or `init` do not fit.
+        SaescopeError: a variant that cannot be trained, or that doesn't fit the rows or `init`.
     """
     if config.sae.variant not in VARIANTS:
         raise SaescopeError(
-            f"sae.variant: {config.sae.variant} is what was read from elsewhere, and has no loss here; train one of "
-            f"{', '.join(VARIANTS)}, with init.from to begin from it."
+            f"sae.variant: {config.sae.variant} is only for imported SAEs and cannot be trained; train one of "
+            f"{', '.join(VARIANTS)}, with init.from to start from the imported weights."
         )
     cross = config.site.cross
     calibration = calibration.under(config.sae.transform, cross=cross)
     rows, targets = calibration.rows, calibration.targets
-    # b_dec lies in the target's space, which is not the input's
+    # b_dec is in the target's space, so a transcoder cannot subtract it from the input
     fields = config.sae.model_copy(update={"apply_b_dec_to_input": False}) if cross else config.sae
     sae = VARIANTS[fields.variant][0](
         fields, rows.shape[1], targets.shape[1], input=calibration.input, target=calibration.target, ranks=ranks
@@ -49,41 +49,41 @@ def new_sae(config: Config, calibration: Calibration, ranks: Ranks = ALONE) -> S
 
 
 class Pace(NamedTuple):
-    """Steps of this process and the CPU seconds they took its thread: what an SAE costs beside others on one stream."""
+    """Steps taken by this process and their CPU seconds: the cost of one SAE among several on a stream."""
 
     n_steps: int = 0
     seconds: float = 0.0
 
 
 class Trainer:
-    """An SAE with everything that a step changes. `tensors`, `numbers` and `load` carry all of it, bit for bit."""
+    """Training state of an SAE: weights, Adam moments, counters; saved by `tensors` and `numbers`, restored by `load`."""
 
     def __init__(
         self, config: Config, sae: SAE, clock: Clock, device: torch.device, *,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`sae` is moved to `device`.
+        """Move `sae` to `device` and set up the training state.
 
-        Where it has other ranks, gradients are reduced in every step between backward and optimiser; counters, thresholds,
-        the controller and what is logged are of all ranks.
+        With several ranks, gradients are reduced between backward pass and optimiser step; counters, thresholds, the
+        controller and logged metrics are computed over all ranks.
 
         Args:
-            config: of the training.
-            sae: with its initial weights.
-            clock: durations as steps.
-            device: where it is trained.
-            say: told, once, why steps on a CUDA device are not captured in a CUDA graph (`train.graph`).
+            config: the run's config.
+            sae: the SAE with its initial weights.
+            clock: converts durations to steps.
+            device: device to train on.
+            say: prints, once, why steps on a CUDA device are not captured in a CUDA graph (`train.graph`).
 
         Raises:
-            SaescopeError: several ranks or `optim.frozen` with `train.fused_adam`, which makes no gradients;
-                `train.graph` is true where steps cannot be captured.
+            SaescopeError: `train.fused_adam`, which keeps no gradients, with several ranks or `optim.frozen`; or
+                `train.graph` is true and steps cannot be captured.
         """
         if sae.ranks.n > 1 and config.train.fused_adam:
-            raise SaescopeError("train.fused_adam makes no gradients that could be reduced over ranks; set it to false.")
+            raise SaescopeError("train.fused_adam keeps no gradients to reduce over ranks; set it to false.")
         self.config, self.clock, self.device, self.ranks = config, clock, device, sae.ranks
         if config.optim.frozen and config.train.fused_adam:
-            raise SaescopeError("train.fused_adam makes gradients and steps in one, so optim.frozen needs it to be false.")
-        # folded, so that keeping rows at unit norm does not change what an SAE taken over by init.from computes
+            raise SaescopeError("optim.frozen cannot be used with train.fused_adam; set it to false.")
+        # fold decoder norms into the encoder first, so that an SAE from init.from computes the same with unit-norm rows
         self.sae = (sae.normalised() if sae.unit_norm_decoder else sae).to(device)
         self._choose_kernels()
         self.moments = {
@@ -91,7 +91,7 @@ class Trainer:
         }
         for name in config.optim.frozen:
             if name not in self.moments:
-                raise SaescopeError(f"optim.frozen: {name} is no weight that {config.sae.variant} trains; leave it out.")
+                raise SaescopeError(f"optim.frozen: {config.sae.variant} has no trainable weight {name}; remove it.")
             self.sae.get_parameter(name).requires_grad_(False)
         self.params = [
             ParamState(
@@ -119,7 +119,7 @@ class Trainer:
         self.sae.kernels = self.ranks.kernels(local)
 
     def _to_be_captured(self) -> Captured | None:
-        """The step, if it is to be captured."""
+        """The step to capture in a CUDA graph, or None if it isn't captured."""
         asked = self.config.train.graph
         if asked is False:
             return None
@@ -133,28 +133,28 @@ class Trainer:
         return None
 
     def _say_launched(self, reason: str) -> None:
-        self._say(f"{self.config.name}: each launch of a step is the host's own, not a CUDA graph's: {reason}")
+        self._say(f"{self.config.name}: steps run without a CUDA graph: {reason}")
 
     def _uncapturable(self) -> str | None:
-        """Why steps cannot be captured."""
+        """Why steps cannot be captured, or None if they can."""
         if self.device.type != "cuda":
             return f"{self.device} has no CUDA graphs"
         if self.sae.kernels.name != "gpu":
-            return f"steps of kernels={self.sae.kernels.name} wait for the device"
+            return f"steps with kernels={self.sae.kernels.name} synchronise with the device"
         if self.ranks.n > 1:
-            return "ranks wait for each other within a step"
+            return "ranks synchronise within a step"
         if self._launches() is None:
-            return f"the sizes of a step of this {self.config.sae.variant} depend on its data or are drawn anew"
+            return f"tensor sizes in a step of this {self.config.sae.variant} depend on the data or on random draws"
         return None
 
     def captured(self, recorder: Recorder) -> Captured:
-        """Its step, to be recorded and replayed."""
+        """The training step, wrapped for capture and replay."""
         moments = [m for pair in self.moments.values() for m in pair]
         state = [*self.sae.parameters(), *self.sae.buffers(), *moments, self.last_fired]
         return Captured(self._advance, self._line, self.device, recorder, state)
 
     def _line(self, n_steps: int) -> Line:
-        """The numbers of the step after so many."""
+        """The per-step numbers of the step after `n_steps`."""
         first, second = (1 - beta ** (n_steps + 1) for beta in self.config.optim.betas)
         return Line(n_steps * self.clock.batch_rows, self._lr(n_steps) / first, 1 / second)
 
@@ -167,28 +167,28 @@ class Trainer:
         return self.n_steps * self.clock.batch_rows
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
-        """Features that have not fired in the last `dead_window` rows."""
+        """Features that haven't fired in the last `dead_window` training rows."""
         return self.rows_seen - self.last_fired >= self.dead_window
 
     @property
     def dead_window(self) -> int:
-        """The window in training rows."""
+        """The dead window in training rows."""
         return self.clock.shortest(self.config.train.dead_window)
 
     @property
     def dead_share(self) -> float | None:
-        """The share of dead features; None while training is shorter than the window, when nothing can be dead yet."""
+        """The fraction of dead features; None until a whole dead window has passed."""
         if self.rows_seen < self.dead_window:
             return None
         return float(self.ranks.over_features(self.dead().float().mean())) / self.ranks.n_shards
 
     @property
     def n_dead(self) -> int:
-        """Dead features, where it is known which are."""
+        """Number of dead features; meaningful once a whole dead window has passed."""
         return int(self.ranks.over_features(self.dead().sum()))
 
     def step(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> None:
-        """One step of training on raw rows of the site's hooks."""
+        """Take one training step on raw rows of the site's hooks."""
         began = time.thread_time()
         self._make_room()
         acts = {hook: acts[hook] for hook in self.config.site.hooks}
@@ -200,24 +200,24 @@ class Trainer:
         self.pace = Pace(self.pace.n_steps + 1, self.pace.seconds + time.thread_time() - began)
 
     def _replayed(self, acts: Mapping[str, Tensor]) -> bool:
-        """Take a step by what has been captured, or to capture it; False if that cannot be."""
+        """Take a step by replaying the CUDA graph, or while capturing it; False if there is none."""
         if self._captured is None:
             return False
         try:
             self._captured.step(acts, self.n_steps, self._launches())
-        except RuntimeError as error:  # torch's own errors of memory and driver are of this kind
+        except RuntimeError as error:  # includes torch's out-of-memory and driver errors
             if not self._captured.recording:
                 raise
             self._captured = None
-            cause = error.__context__ or error  # a capture that has gone wrong fails once more at its end
+            cause = error.__context__ or error  # a failed capture raises again when it ends; show the first error
             self._say_launched(f"capturing one failed ({str(cause).strip().splitlines()[0]})")
             self.sae.zero_grad(set_to_none=True)
-            self._choose_kernels()  # anew, without gradients that wait
+            self._choose_kernels()  # new kernels, without pending gradients
             return False
         return True
 
     def _advance(self, acts: Mapping[str, Float[Tensor, "n_rows _"]], moment: Moment) -> None:
-        """The whole step on the device; nothing of the host differs from step to step but what `launches` says."""
+        """The whole step on the device; host-side values stay the same between steps, except those in `launches`."""
         sae = self.sae
         x, target = self._normalised(acts)
         coefficient = self.controller.coefficient
@@ -235,7 +235,7 @@ class Trainer:
         self._count(step, target, acts, norm, moment.rows_seen + self.clock.batch_rows)
 
     def _launches(self) -> Hashable | None:
-        if self.config.sae.hide:  # masks are drawn by a generator that a graph would not seed anew
+        if self.config.sae.hide:  # masks come from a generator that a graph would not reseed
             return None
         return self.sae.launches(self._progress(self._nobody, 0.0))
 
@@ -246,7 +246,7 @@ class Trainer:
         )
 
     def _make_room(self) -> None:
-        """Look how many features can be dead, where AuxK has to know and it is time."""
+        """Update the upper bound on dead features if AuxK needs it and it is due."""
         auxk = getattr(self.config.sae, "auxk", None)
         if auxk is not None and auxk.coefficient and self.room.is_due(self.n_steps):
             until = self.room.last(self.n_steps) * self.clock.batch_rows
@@ -257,7 +257,7 @@ class Trainer:
             found = [(n, p.grad) for n, p in sorted(self.sae.named_parameters()) if p.grad is not None]
             common = [grad for name, grad in found if self.sae.feature_axis(name) is None]
             self.ranks.reduce_gradients([g for n, g in found if self.sae.feature_axis(n) is not None], common)
-            # collectives may write past autograd's counters, by which kernels know what they have kept of a gradient
+            # collectives may write without updating tensor versions, which kernels use to validate what they cached
             torch.autograd.graph.increment_version([grad for _, grad in found])
 
     def _normalised(self, acts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -270,13 +270,13 @@ class Trainer:
     def _count(
         self, step: Step, target: Tensor, acts: Mapping[str, Tensor], norm: Tensor, rows_seen: int | Int64[Tensor, ""]
     ) -> None:
-        """Advance counters, thresholds and the controller: once per step, and nowhere else."""
+        """Update counters, thresholds and the controller; called exactly once per step."""
         code = step.code
         self.last_fired.copy_(self.ranks.latest(code.last(rows_seen, self.last_fired)))
         self.sae.observe(step)
         l0 = self.ranks.over_rows(self.ranks.over_features(code.n_active / code.n_rows))
         self.controller.update(l0)
-        # by rows, for a norm in fp32 adds up too many numbers to be exact
+        # row by row: one fp32 norm would sum too many numbers to be exact
         residual, variance = (self._lengths(t, acts).square().sum() for t in (target - step.x_hat, target))
         sums: dict[str, float | Tensor] = {f"loss/{name}": term.detach() for name, term in step.terms.items()}
         sums["dense_steps"] = float(self.sae.kernels.last_route == "dense")
@@ -284,7 +284,7 @@ class Trainer:
         self.window.add(self.ranks.averaged(sums | step.logs))
 
     def _lengths(self, differences: Float[Tensor, "n_rows d_out"], acts: Mapping[str, Tensor]) -> Float[Tensor, " n_rows"]:
-        """Of differences between targets as they are trained on: in the model's units, but for the scale all rows share."""
+        """Lengths of differences between normalised targets, in the model's units up to the scale that all rows share."""
         transform = self.sae.target
         lengths = transform.unwhitened(differences).norm(dim=1)
         if not transform.unit_rows:
@@ -294,12 +294,12 @@ class Trainer:
         return lengths * spread[:, 0]
 
     def metrics(self) -> dict[str, float]:
-        """Averages since the last call, and the share of dead features now, once a window is behind.
+        """Averages since the last call, and the current fraction of dead features once a dead window has passed.
 
-        `dense_steps` is the share of steps with so many active features that they ran through dense products.
+        `dense_steps` is the fraction of steps that used dense products because too many features were active.
 
         Raises:
-            SaescopeError: the loss has become NaN or infinite.
+            SaescopeError: the loss is NaN or infinite.
         """
         sums, n_dead = self.window.means(self.ranks.over_features(self.dead().sum()))
         self.window.clear()
@@ -309,20 +309,20 @@ class Trainer:
                 f"(= {self.config.optim.lr:g}), lengthen optim.warmup, or set train.precision=fp32."
             )
         residual, variance = sums.pop("residual"), sums.pop("variance")
-        # of rows that all are the training mean there is none to explain
+        # if all rows equal the training mean there is no variance to explain
         fve = {"fve": 1 - residual / variance} if variance else {}
         dead = {"dead": n_dead / self.config.sae.d_sae} if self.rows_seen >= self.dead_window else {}
         return sums | fve | dead
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors of the state, by name: themselves, as they lie in memory."""
+        """All state tensors by name, without copying."""
         out = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         for name, (first, second) in self.moments.items():
             out |= {f"adam.{name}.first": first, f"adam.{name}.second": second}
         return out | {"last_fired": self.last_fired}
 
     def numbers(self) -> dict[str, Any]:
-        """The rest of the state, JSON-able; floats survive JSON exactly."""
+        """The rest of the state, as JSON-able values; floats round-trip exactly."""
         return {
             "n_steps": self.n_steps, "controller": self.controller.state(), "window": self.window.state(),
             "room": self.room.state(),
@@ -330,7 +330,7 @@ class Trainer:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Continue from a saved state."""
+        """Restore a saved state."""
         for name, tensor in self.sae.state_dict().items():
             tensor.copy_(tensors[f"sae.{name}"])
         for name, (first, second) in self.moments.items():

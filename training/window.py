@@ -1,4 +1,4 @@
-"""What is logged of a training, summed on the device between two lines of the log."""
+"""Accumulate training metrics on the device between two log lines."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Window:
-    """Sums of what is logged, between two lines of the log: on the device, until all are read at once."""
+    """Sums of the logged values since the last log line, kept on the device and read all at once."""
 
     N = 64
-    """Most values that are logged."""
+    """Maximum number of logged values."""
 
     def __init__(self, device: torch.device) -> None:
         self.n_steps, self.lr = 0, 0.0
@@ -19,11 +19,11 @@ class Window:
         self._sums = torch.zeros(self.N, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
     def count(self, lr: float) -> None:
-        """One more step, at this learning rate."""
+        """Count one more step, at this learning rate."""
         self.n_steps, self.lr = self.n_steps + 1, lr
 
     def add(self, values: dict[str, float | Tensor]) -> None:
-        """One step's values: numbers without a shape."""
+        """Add one step's values, all scalars."""
         self._names += [name for name in values if name not in self._names]
         device = self._sums.device
         row = (values.get(name, 0.0) for name in self._names)
@@ -35,22 +35,22 @@ class Window:
         return torch.cat([sums, *(number.to(sums.dtype).view(1) for number in more)]).tolist()
 
     def means(self, n: Int64[Tensor, ""]) -> tuple[dict[str, float], float]:
-        """Mean per step of each value and the last learning rate; and a number that is read with them."""
+        """Mean per step of each value, with the last learning rate; and `n`, read in the same transfer."""
         *sums, number = self._read(n)
         means = {name: value / max(1, self.n_steps) for name, value in zip(self._names, sums, strict=True)}
         return {"lr": self.lr} | means, number
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset the sums."""
         self.n_steps = 0
         self._sums.zero_()
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return {"n_steps": self.n_steps, "lr": self.lr, "sums": dict(zip(self._names, self._read(), strict=True))}
 
     def load(self, n_steps: int, lr: float, sums: dict[str, float]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.n_steps, self.lr, self._names = n_steps, lr, list(sums)
         self._sums.zero_()
         self._sums[: len(sums)] = torch.tensor(list(sums.values()), dtype=self._sums.dtype)

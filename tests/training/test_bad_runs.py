@@ -92,10 +92,10 @@ def test_a_run_goes_on_under_another_name(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sae.k=5"], r"runs/quick was trained with another config \(sae\.k was 4, is 5\)"),
+        (["sae.k=5"], r"runs/quick was trained with a different config \(sae\.k was 4, is 5\)"),
         (["train.dead_window=2k tokens"], r"\(train\.dead_window was '1000 tokens', is '2000 tokens'\)"),
-        (["train.budget=20 steps"], r"the checkpoint is of step 26, and train\.budget = 20 steps is 20 steps"),
-        (["--resume"], r"no --resume"),
+        (["train.budget=20 steps"], r"the checkpoint is from step 26, but train\.budget = 20 steps is only 20 steps"),
+        (["--resume"], r"--from .*--resume"),
         (["--from", "runs/nowhere"], r"no config at runs/nowhere/config\.yaml"),
     ],
 )
@@ -127,7 +127,7 @@ def flip(path: Path) -> None:
     ("name", "damage", "message"),
     [
         ("state.json", garble, r"state\.json: cannot be read as JSON"),
-        ("state.json", empty, r"step-00000026 does not fit this training \(KeyError: 'format'\)"),
+        ("state.json", empty, r"step-00000026 does not match this run \(KeyError: 'format'\)"),
         ("state.json", Path.unlink, r"state\.json: cannot be read as JSON"),
         ("000.safetensors", truncate, r"000\.safetensors: cannot be read as safetensors"),
         ("000.safetensors", garble, r"000\.safetensors: cannot be read as safetensors"),
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint(unfinished: Path, name: str, damage: Callable[[Pat
     damage(unfinished / LAST / name)
     before = tree(unfinished)
     said = refusal(train(unfinished, "--resume"))
-    assert re.search(message, said) and "remove this checkpoint to continue from the one before it" in said, said
+    assert re.search(message, said) and "remove this checkpoint to continue from the previous one" in said, said
     assert tree(unfinished) == before
     shutil.rmtree(unfinished / LAST)
     assert train(unfinished, "--resume").code == 0, "as the message says"
@@ -215,7 +215,7 @@ def test_wandb_that_does_not_know_who_asks(tmp_path: Path, monkeypatch: pytest.M
     write_config(tmp_path)
     # a process of its own: wandb remembers the settings of a run before
     said = refusal(ended(start_sae(tmp_path, "train", "quick.yaml", "train.wandb=project")))
-    assert re.search(r"wandb cannot start \(.+\); log in, set WANDB_MODE=offline, or drop train\.wandb", said), said
+    assert re.search(r"wandb cannot start \(.+\); log in, set WANDB_MODE=offline, or remove train\.wandb", said), said
     assert not (tmp_path / "runs/quick/config.yaml").exists()
     assert train(tmp_path).code == 0, "the name stayed free"
 
@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_while_training(tmp_path: Path, disk: int | None) -
     outcome, files = train_on_a_small_disk(tmp_path, disk=disk, file=100_000)
     said = refusal(outcome)
     assert re.search(r"runs/quick/\S+: the (disk is full|file grew too large).*free some space.*--resume", said), said
-    assert outcome.err.count(" is not saved: ") > 1 and "the training goes on" in outcome.err
+    assert outcome.err.count(" was not saved: ") > 1 and "training continues" in outcome.err
     assert json.loads(files["quick/metrics.jsonl"].splitlines()[-1])["step"] == 26, "the training went on to its end"
     assert "quick/config.yaml" in files and "quick/summary.json" not in files
     assert not any(name.startswith("quick/final") for name in files)

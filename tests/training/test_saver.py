@@ -178,7 +178,7 @@ def test_a_disk_that_refuses_is_said_and_tried_again(
         saver.save(HERE)
         steps(one, 1)
         saver._wait()
-        assert len(said) == 1 and "step 1 is not saved" in said[0] and reason in said[0], said
+        assert len(said) == 1 and "step 1 was not saved" in said[0] and reason in said[0], said
         assert f"The last checkpoint is {tmp_path}/step-00000000" in said[0]
         monkeypatch.setattr(chunks, "write_hashed", write)
         saver.save(HERE)

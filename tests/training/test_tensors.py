@@ -260,8 +260,8 @@ def in_batches(rows: np.ndarray, n: int = 250) -> list[np.ndarray]:
         (lambda: made(4000)[0], r"\[16\].*\[n_rows, d\]"),
         (lambda: made(4096).reshape(8, 8, 64, D), r"\[8, 8, 64, 16\]"),
         (lambda: np.zeros((4000, 0), dtype=np.float32), r"\[4000, 0\]"),
-        (lambda: np.arange(64_000).reshape(4000, 16), r"int64; rows are float16"),
-        (lambda: torch.ones(4000, 16, dtype=torch.int32), r"int32; rows are float16"),
+        (lambda: np.arange(64_000).reshape(4000, 16), r"int64; rows must be float16"),
+        (lambda: torch.ones(4000, 16, dtype=torch.int32), r"int32; rows must be float16"),
         (lambda: made(4000).astype(np.complex64), "complex64"),
         (lambda: damaged(np.nan), "NaN, infinite.*row 3333"),
         (lambda: damaged(np.inf).reshape(-1, 32, D), "sequence 104, position 5.*row 3333"),
@@ -273,10 +273,10 @@ def in_batches(rows: np.ndarray, n: int = 250) -> list[np.ndarray]:
         (dict, "hook"),
         (lambda: 5, "not int"),
         (lambda: "rows.npy", "not str"),
-        (lambda: np.ones((4000, D), dtype=np.float32), "all the same"),
+        (lambda: np.ones((4000, D), dtype=np.float32), "targets are the same"),
         # batches
-        (list, "no batch"),
-        (lambda: iter(()), "no batch.*generator"),
+        (list, "no batches"),
+        (lambda: iter(()), "no batches.*generator"),
         (lambda: [made(0), made(0)], "no rows"),
         (lambda: [[1.0, 2.0]], "batch 0.*2 arrays.*1 hook|batch 0.*float"),
         (lambda: [made(4000)[0]], r"batch 0 .*\[16\]"),
@@ -304,7 +304,7 @@ def test_what_comes_late_in_a_stream_is_looked_at_too() -> None:
 
 
 @pytest.mark.parametrize(("budget", "facts"), [
-    ("2 epochs", "budget = 2 epochs is .* rows, and the generator gives"), ("1M tokens", "the generator gives"),
+    ("2 epochs", "budget = 2 epochs is .* rows, but the generator"), ("1M tokens", "the generator yields"),
 ])
 def test_a_generator_that_the_budget_asks_too_much_of(budget: str, facts: str) -> None:
     with pytest.raises(SaescopeError, match=facts):
@@ -322,7 +322,7 @@ def test_a_generator_that_ends_before_its_budget_of_steps() -> None:
     ({"train": {"wandb": "project"}}, "give a name"),
     ({"data": {"batch_rows": 200_000, "superblock_rows": 200_000}}, "200000"),
     ({"site": {"input": "a", "tarqet": "b"}}, "did you mean 'target'"),
-    ({"site": {"input": "a", "target": "b"}}, "1 array, and the site has 2 hooks"),
+    ({"site": {"input": "a", "target": "b"}}, "1 array, but the site has 2 hooks"),
 ])
 def test_settings_that_do_not_fit(changes: dict[str, Any], facts: str, rows: np.ndarray) -> None:
     with pytest.raises(SaescopeError, match=facts):

@@ -1,1 +1,1 @@
-"""Rows of activations: where they come from, the cache, calibration and shuffled batches."""
+"""Activations: sources, cache, calibration and shuffled batches."""

@@ -1,10 +1,10 @@
-"""The user's own activations as they are given in Python: NumPy arrays or torch tensors, one for each hook of a site.
+"""The user's own activations, passed in from Python: NumPy arrays or torch tensors, one per hook of the site.
 
-What may be given, whole or as one batch of a loader:
+Accepted forms, for whole arrays or for one batch of a loader:
 
     array                    [n_rows, d] or [n_seqs, n_ctx, d]: the one hook of an SAE
     (array, array)           a transcoder's input and target
-    {hook: array, ...}       by hook, named as the site names them
+    {hook: array, ...}       by hook, with the hook names of the site
 """
 
 import hashlib
@@ -25,32 +25,32 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def is_array(value: object) -> bool:
-    """Whether this is rows, and not something that yields batches of them."""
+    """Whether this is an array of rows, rather than an iterable of batches."""
     return isinstance(value, np.ndarray | Tensor)
 
 
 def by_hook(given: object, hooks: Sequence[str], what: str) -> dict[str, np.ndarray | Tensor]:
-    """What was given, as an array for each of these hooks, each looked at and none converted.
+    """Return the given arrays by hook, checked but not converted.
 
     Args:
-        given: see the module.
-        hooks: those of the site, its input first, and further ones of the mask.
-        what: of the arrays, for messages: "the array", "batch 3".
+        given: see the module docstring.
+        hooks: the hooks of the site, its input first, then further hooks of the mask.
+        what: what to call the arrays in messages: "the array", "batch 3".
 
     Raises:
-        SaescopeError: something else, other hooks, or arrays that are not equally many rows of floating-point numbers.
+        SaescopeError: another form, other hooks, or arrays that are not floating-point rows of the same number.
     """
     if isinstance(given, Mapping):
         if missing := [hook for hook in hooks if hook not in given]:
             there = ", ".join(map(str, given)) or "none"
-            raise SaescopeError(f"{what} has no hook {missing[0]!r}; it has {there}: set site.")
+            raise SaescopeError(f"{what} has no hook {missing[0]!r}, only {there}; set site.")
         arrays = {hook: given[hook] for hook in hooks}
     else:
         parts = list(given) if isinstance(given, list | tuple) else [given]
         if len(parts) != len(hooks):
             raise SaescopeError(
-                f"{what} holds {_counted(len(parts), 'array')}, and the site has {_counted(len(hooks), 'hook')} "
-                f"({', '.join(hooks)}); give one for each, or a dict by hook."
+                f"{what} has {_counted(len(parts), 'array')}, but the site has {_counted(len(hooks), 'hook')} "
+                f"({', '.join(hooks)}); pass one array per hook, or a dict by hook."
             )
         arrays = dict(zip(hooks, parts, strict=True))
     for hook, array in arrays.items():
@@ -66,15 +66,15 @@ def by_hook(given: object, hooks: Sequence[str], what: str) -> dict[str, np.ndar
 
 def _check(array: object, what: str) -> None:
     if not isinstance(array, np.ndarray | Tensor):
-        raise SaescopeError(f"{what} is of type {type(array).__name__}; rows are a NumPy array or a torch tensor.")
+        raise SaescopeError(f"{what} is of type {type(array).__name__}; rows must be a NumPy array or a torch tensor.")
     numeric = array.dtype in _DTYPES if isinstance(array, Tensor) else array.dtype.kind == "f" and array.dtype.itemsize <= 8
     if not numeric:
         raise SaescopeError(
-            f"{what} holds {str(array.dtype).removeprefix('torch.')}; rows are float16, bfloat16, float32 or float64."
+            f"{what} is {str(array.dtype).removeprefix('torch.')}; rows must be float16, bfloat16, float32 or float64."
         )
     if array.ndim not in (2, 3) or array.shape[-1] == 0:
         raise SaescopeError(
-            f"{what} has shape {list(array.shape)}; rows of activations are [n_rows, d] or [n_seqs, n_ctx, d]."
+            f"{what} has shape {list(array.shape)}; activations must be [n_rows, d] or [n_seqs, n_ctx, d]."
         )
 
 
@@ -83,14 +83,14 @@ def _counted(n: int, noun: str) -> str:
 
 
 def n_rows_of(array: np.ndarray | Tensor) -> int:
-    """Rows of `[n_rows, d]` or `[n_seqs, n_ctx, d]`."""
+    """Number of rows in `[n_rows, d]` or `[n_seqs, n_ctx, d]`."""
     return int(np.prod(array.shape[:-1]))
 
 
 def as_rows(array: np.ndarray | Tensor) -> Float[Tensor, "n_rows d"]:
-    """Rows as a tensor where they lie, in their own precision, fp64 as fp32."""
+    """Rows as a tensor on their device, in their own precision (fp64 becomes fp32)."""
     if isinstance(array, np.ndarray):
-        # torch knows no foreign byte order, and takes no array that may not be written, such as a memory-mapped one
+        # torch supports neither foreign byte order nor read-only arrays, such as memory-mapped ones
         native = array.dtype.newbyteorder("=")
         array = torch.from_numpy(np.array(array, dtype=native, order="C") if not _shareable(array) else array)
     rows = array.detach().reshape(-1, array.shape[-1])
@@ -102,24 +102,24 @@ def _shareable(array: np.ndarray) -> bool:
 
 
 def _dtype(array: np.ndarray | Tensor) -> torch.dtype:
-    """That of its rows as they are read."""
+    """The dtype of its rows when read."""
     if isinstance(array, Tensor):
         return torch.float32 if array.dtype == torch.float64 else array.dtype
     return torch.float16 if array.dtype.itemsize == 2 else torch.float32
 
 
 class Arrays:
-    """Whole arrays, read a few rows at a time: a memory-mapped one stays on disk. A `sources.OwnRows`."""
+    """Whole arrays, read a few rows at a time; memory-mapped ones stay on disk. Implements `sources.OwnRows`."""
 
     def __init__(self, given: object, hooks: Sequence[str], *, name: str = "the array") -> None:
-        """`hooks` are those of the site and its mask.
+        """`hooks` are the hooks of the site and its mask.
 
         Raises:
             SaescopeError: as in `by_hook`.
         """
         self.name = name
         arrays = by_hook(given, hooks, name)
-        # views: a shape of three axes is consecutive rows
+        # views: three-dimensional arrays are taken as consecutive rows
         self._rows = {hook: array.reshape(-1, array.shape[-1]) for hook, array in arrays.items()}
         self.hooks = {hook: int(array.shape[-1]) for hook, array in arrays.items()}
         self.n_rows = n_rows_of(next(iter(arrays.values())))
@@ -129,7 +129,7 @@ class Arrays:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Per hook the sha256 of its rows; reads everything once."""
+        """The sha256 of each hook's rows; reads everything once."""
         return {"hooks": {hook: self._digest(hook) for hook in self.hooks}, "n_rows": self.n_rows}
 
     def _digest(self, hook: str) -> dict[str, Any]:
@@ -157,13 +157,13 @@ class Arrays:
             else:
                 target.copy_(of.index_select(0, chosen))
         elif whole.dtype.isnative and _dtype(whole) == out.dtype and out.device.type == "cpu" and whole.dtype.itemsize < 8:
-            # with another mode numpy would copy a second time
+            # the default mode would make numpy copy a second time
             into = out.numpy().reshape(-1, block_rows, d)
             np.take(whole.reshape(-1, block_rows, d), blocks, axis=0, out=into, mode="clip")
         else:
             out.copy_(as_rows(whole.reshape(-1, block_rows, d)[blocks]))
 
     def place(self, hook: str, row: int) -> str:  # noqa: ARG002  (all hooks have the same rows)
-        """Where a row lies, for a message."""
+        """The position of a row, for a message."""
         where = "" if self.n_ctx is None else f", sequence {row // self.n_ctx}, position {row % self.n_ctx}"
         return self.name + where

@@ -1,8 +1,7 @@
-"""How many sequences a forward pass of the model takes.
+"""The number of sequences per forward pass of the model.
 
-Products in bf16 round differently for batches of another size, so that the size belongs to what rows are made from. What
-`model.batch_seqs: auto` has found by measuring is kept beside the tokens, in `cache/NAME/batch_seqs.json`, and found there
-by every later pass over them.
+bf16 matmuls round differently for other batch sizes, so the size is part of what determines the rows. The size measured for
+`model.batch_seqs: auto` is stored with the tokens, in `cache/NAME/batch_seqs.json`, and used by all later passes.
 """
 
 import os
@@ -21,17 +20,17 @@ from training.storage.store import LocalStore
 
 ON_HOST = 16
 LARGEST_FORWARD = 65_536
-"""Tokens; more do not make a GPU any faster."""
+"""Tokens; larger batches aren't faster on a GPU."""
 _FILE = "batch_seqs.json"
 _SHARE = 0.5
-"""Of the device's free memory; the rest is for superblocks and an SAE, where they come to lie there, too."""
+"""Fraction of the device's free memory to use; the rest is for superblocks and the SAE, which may share the device."""
 
 
 def batch_seqs(config: Config, model: Model, tokens: Tokens, hooks: Sequence[str]) -> int:
-    """`model.batch_seqs`; if that is auto, what was found for these tokens before, or is measured now.
+    """`model.batch_seqs`; for auto, the size stored with these tokens, or else measured now.
 
     Raises:
-        SaescopeError: what was found cannot be read.
+        SaescopeError: the stored size cannot be read.
     """
     assert config.model is not None
     asked = config.model.batch_seqs
@@ -46,7 +45,7 @@ def batch_seqs(config: Config, model: Model, tokens: Tokens, hooks: Sequence[str
     if store is None or (isinstance(store, LocalStore) and not os.access(store.folder, os.W_OK)):
         return found
     data = json_bytes({"batch_seqs": found, "device": torch.cuda.get_device_name(model.device)})
-    if not store.create(_FILE, data):  # another process was faster, and all must take the same
+    if not store.create(_FILE, data):  # another process was faster, and all must use the same size
         return _number(store.read(_FILE) or b"", store.place(_FILE))
     return found
 
@@ -54,14 +53,14 @@ def batch_seqs(config: Config, model: Model, tokens: Tokens, hooks: Sequence[str
 def _number(kept: bytes, place: str) -> int:
     found = parsed(kept, place).get("batch_seqs")
     if not isinstance(found, int) or found < 1:
-        raise SaescopeError(f"{place} holds no number of sequences; remove it, and it is measured again.")
+        raise SaescopeError(f"{place} doesn't contain a number of sequences; remove it to measure it again.")
     return found
 
 
 def fitting(model: Model, n_ctx: int, hooks: Sequence[str]) -> int:
-    """Sequences that a pass takes without filling the device's memory: a power of two."""
+    """Sequences per pass that fit in the device's memory: a power of two."""
     tried = torch.zeros(4, n_ctx, dtype=torch.long, device=model.device)
-    model.activations(tried, hooks)  # libraries take memory of their own the first time
+    model.activations(tried, hooks)  # libraries allocate their own memory on first use
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
     model.activations(tried, hooks)
@@ -71,5 +70,5 @@ def fitting(model: Model, n_ctx: int, hooks: Sequence[str]) -> int:
 
 
 def even(most: int, n_seqs: int) -> int:
-    """Sequences per pass if a shard's are taken in as few passes as `most` each allow, all alike: none runs half empty."""
+    """Sequences per pass that split a shard's `n_seqs` evenly into as few passes of at most `most` as possible."""
     return -(-n_seqs // -(-n_seqs // most))

@@ -1,10 +1,9 @@
 """Shuffled batches that are a pure function of their address.
 
-A *superblock* is a set of blocks (`block_rows` contiguous rows each) drawn at random from all training blocks of an
-epoch; its kept rows are permuted and cut into batches, the remainder of less than a batch being dropped for that epoch.
-A batch's address (epoch, superblock, j), `data.seed`, the tokens and the mask determine it: to resume is to know the
-address. Memory is a superblock's bytes, times one more than are prepared ahead: rows are read into it once, in corpus
-order, and only a batch gathers its own.
+A *superblock* is a set of blocks (`block_rows` contiguous rows each) drawn at random from all training blocks of an epoch.
+Its kept rows are permuted and cut into batches; a remainder smaller than a batch is dropped for that epoch. A batch is
+determined by its address (epoch, superblock, j), `data.seed`, the tokens and the mask, so the address is enough to resume.
+Memory use is (1 + prefetch) superblocks: rows are read once, in corpus order, and gathered only when a batch is needed.
 """
 
 import threading
@@ -27,7 +26,7 @@ from training.corpus.tokens import Tokens
 
 
 class Address(NamedTuple):
-    """Where a batch stands in the stream."""
+    """The position of a batch in the stream."""
 
     epoch: int
     superblock: int
@@ -38,7 +37,7 @@ FIRST = Address(0, 0, 0)
 
 
 class Batch(NamedTuple):
-    """Rows of activations of every hook, with the numbers of those rows in the corpus."""
+    """Activations of every hook, with the corpus indices of the rows."""
 
     address: Address
     rows: Int64[Tensor, " n_rows"]
@@ -46,12 +45,12 @@ class Batch(NamedTuple):
 
 
 class Superblock(NamedTuple):
-    """Kept rows of a superblock."""
+    """A loaded superblock."""
 
     epoch: int
     number: int
     rows: Int64[Tensor, " n_kept"]
-    """Their numbers in the corpus, in permuted order."""
+    """Corpus indices of the kept rows, in permuted order."""
     loaded: Loaded
     buffers: Buffers
 
@@ -66,15 +65,15 @@ class Batches:
         """Nothing is read yet.
 
         Args:
-            source: of the rows.
-            tokens: theirs.
-            mask: which of them are kept.
-            hooks: those a batch holds.
-            seed: of the order.
+            source: source of the rows.
+            tokens: their tokens.
+            mask: which rows are kept.
+            hooks: hooks in a batch.
+            seed: seed of the shuffling.
             batch_rows: rows per batch.
-            superblock_rows: rows shuffled together, at most.
-            block_rows: contiguous rows that stay together until then.
-            say: told if superblocks do not go where they were to.
+            superblock_rows: maximum number of rows shuffled together.
+            block_rows: contiguous rows that are read together.
+            say: prints a message if superblocks cannot be kept where planned.
         """
         self.place = Place()
         self.source, self.mask, self.hooks = source, mask, tuple(hooks)
@@ -86,40 +85,40 @@ class Batches:
         self.blocks_per_superblock = max(1, min(superblock_rows // block_rows, len(self.blocks)))
         if self.blocks_per_superblock * block_rows < batch_rows:
             raise SaescopeError(
-                f"a batch of {batch_rows} rows does not fit a superblock of {self.blocks_per_superblock * block_rows} "
-                f"rows (the corpus has {len(self.blocks) * block_rows} training rows); lower data.batch_rows or give "
+                f"a batch of {batch_rows} rows doesn't fit in a superblock of {self.blocks_per_superblock * block_rows} "
+                f"rows (the corpus has {len(self.blocks) * block_rows} training rows); lower data.batch_rows or add "
                 f"more text."
             )
         self.n_superblocks = -(-len(self.blocks) // self.blocks_per_superblock)
 
     @property
     def superblock_rows(self) -> int:
-        """Rows of a superblock, before those that are not kept are left out."""
+        """Rows of a superblock, before masking."""
         return self.blocks_per_superblock * self.block_rows
 
     def superblock_bytes(self) -> int:
-        """Memory of one superblock, row numbers included."""
+        """Memory of one superblock in bytes, row indices included."""
         row_bytes = sum(self.source.widths[hook] * self.source.dtypes[hook].itemsize for hook in self._read_hooks())
         return self.superblock_rows * (row_bytes + 8)
 
     def _read_hooks(self) -> tuple[str, ...]:
-        """Those of a batch, and those of the mask if their norms are known only once the model has run."""
+        """The hooks of a batch, plus the mask's hooks if their norms are only known after running the model."""
         return tuple(dict.fromkeys((*self.hooks, *(self.mask.limits if self.source.computed else ()))))
 
     def _buffers(self, n: int) -> list[Buffers]:
-        """Memory of `n` superblocks; where the place has less, there is another."""
+        """Allocate `n` superblocks; fall back to another place if there is too little memory."""
         widths = {hook: self.source.widths[hook] for hook in self._read_hooks()}
         try:
             return [self.place.buffers(widths, self.source.dtypes, self.superblock_rows) for _ in range(n)]
         except torch.OutOfMemoryError:
             self.place = self.place.instead()
-            self.say(f"less of the device is free than it was; superblocks are {self.place.name}")
+            self.say(f"the device has less free memory than before; superblocks are now {self.place.name}")
             return self._buffers(n)
 
     def superblock(
         self, epoch: int, number: int, buffers: Buffers | None = None, stop: threading.Event | None = None
     ) -> Superblock:
-        """Read one superblock and permute its kept rows; given up as soon as `stop` is set."""
+        """Read one superblock and permute its kept rows; cancelled when `stop` is set."""
         place, buffers = self.place, buffers or self._buffers(1)[0]
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.blocks))
         mine = order[number * self.blocks_per_superblock : (number + 1) * self.blocks_per_superblock]
@@ -138,9 +137,9 @@ class Batches:
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
     ) -> Generator[Batch, None, None]:
-        """Batches from an address on, without end; rank r of n takes its n-th of the rows of each.
+        """Endless batches starting at an address; rank r of n gets the r-th of n equal parts of each.
 
-        So an address means the same rows to any number of ranks. `n_ranks` divides `batch_rows`.
+        So an address means the same rows for any number of ranks. `n_ranks` must divide `batch_rows`.
         """
         assert self.batch_rows % n_ranks == 0, (self.batch_rows, n_ranks)
         n_mine = self.batch_rows // n_ranks
@@ -151,8 +150,8 @@ class Batches:
             empty = 0 if n_batches else empty + 1
             if empty >= self.n_superblocks:
                 raise SaescopeError(
-                    f"the mask keeps too few rows for a single batch of {self.batch_rows}; raise data.outlier_multiple, "
-                    f"lower data.batch_rows or give more text."
+                    f"the mask keeps too few rows for a single batch of {self.batch_rows}; increase data.outlier_multiple, "
+                    f"lower data.batch_rows or add more text."
                 )
             mine = range(start.j if here else 0, n_batches)
             begins = [j * self.batch_rows + rank * n_mine for j in mine]
@@ -162,9 +161,9 @@ class Batches:
                     yield Batch(Address(block.epoch, block.number, j), block.rows[cut], acts)
 
     def _superblocks(self, epoch: int, number: int, prefetch: int) -> Iterator[Superblock]:
-        """Superblocks without end, the next `prefetch` of them prepared by a thread meanwhile.
+        """Endless superblocks; a thread prepares the next `prefetch` of them.
 
-        Each uses the memory of an earlier one that is no longer needed.
+        Buffers of used superblocks are recycled.
         """
         count = epoch * self.n_superblocks + number
         stop = threading.Event()

@@ -1,14 +1,14 @@
-"""Activations on disk: one folder per hook below the tokens' cache, filled by one forward pass for all hooks.
+"""Cached activations: one folder per hook in the tokens' cache, filled by one forward pass for all hooks.
 
-    cache/NAME/acts/HOOK/plan.json            what everybody who fills it must agree with
+    cache/NAME/acts/HOOK/plan.json            settings that all processes filling it must agree on
                          shard-00000.npy      rows in corpus order, [n_seqs_of_shard, n_ctx, d]; bfloat16 as uint16
                          norms-00000.npy      fp32 norm of each row, [n_seqs_of_shard, n_ctx]
-                         shard-00000.json     written when both are whole
-                         manifest.json        width, dtype, shards with sha256, sha256 of the tokens; written when all are
+                         shard-00000.json     written when both are complete
+                         manifest.json        width, dtype, shards with sha256, sha256 of the tokens; written last
 
-Row r is token `r % n_ctx` of sequence `r // n_ctx`. Rows are raw. Any number of processes may fill a cache, each the next
-shard that nobody is at (`training.storage.sharing`): what a shard holds depends on its number alone. An interrupted cache
-goes on with the shards that are lacking.
+Row r is token `r % n_ctx` of sequence `r // n_ctx`. Rows are raw. Any number of processes may fill a cache together; each
+takes the next unclaimed shard (`training.storage.sharing`). The content of a shard depends only on its number. An
+interrupted cache continues with the missing shards.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ _HASHERS = 8
 
 
 class _Shard(BaseModel):
-    """What a manifest says of one shard."""
+    """Manifest entry of one shard."""
 
     n_seqs: PositiveInt
     sha256: str
@@ -55,7 +55,7 @@ class _Shard(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What a manifest says of one hook, beside its format."""
+    """Manifest of one hook, without format and version."""
 
     hook: str
     d: PositiveInt
@@ -65,34 +65,34 @@ class _Manifest(BaseModel):
 
 
 def hook_folder(folder: Path, hook: str) -> Path:
-    """Where a cache keeps the activations of a hook."""
+    """The folder of a hook's activations in a cache."""
     return folder / "acts" / hook
 
 
 def missing_hooks(folder: Path, hooks: Sequence[str]) -> list[str]:
-    """The hooks that are not there whole."""
+    """The hooks that are not completely cached."""
     store = store_of(folder)
     return [hook for hook in hooks if not store.exists(f"{_acts(hook)}/manifest.json")]
 
 
 def bytes_needed(tokens: Tokens, widths: dict[str, int], dtype: str) -> int:
-    """Bytes that the activations of these hooks take on disk, norms included."""
+    """Bytes on disk of the activations of these hooks, norms included."""
     return tokens.n_seqs * tokens.n_ctx * sum(d * np.dtype(STORED[dtype]).itemsize + 4 for d in widths.values())
 
 
 def check_space(folder: Path, needed: int, say: Callable[[str], None]) -> None:
-    """Say what a cache needs and what is free; refuse if it does not fit."""
+    """Print how much space a cache needs and how much is free; raise an error if it doesn't fit."""
     free = shutil.disk_usage(folder).free
     say(f"cache: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free in {folder}")
     if needed > free:
         raise SaescopeError(
-            f"the cache needs {needed / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free; free some, choose another "
-            f"cache.dir, or recompute activations while training with cache.mode=stream."
+            f"the cache needs {needed / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free; free some space, choose "
+            f"another cache.dir, or recompute activations during training with cache.mode=stream."
         )
 
 
 def shard_bounds(n_seqs: int, n_ctx: int, shard_rows: int) -> list[tuple[int, int]]:
-    """First and last-plus-one sequence of each shard."""
+    """First sequence of each shard, and one past its last."""
     step = max(1, shard_rows // n_ctx)
     return list(pairwise([*range(0, n_seqs, step), n_seqs]))
 
@@ -102,16 +102,16 @@ def fill(
     dtype: str, shard_rows: int, made_by: Mapping[str, Any] | None = None, say: Callable[[str], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None, skip: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write the activations of `widths`' hooks, together with whoever else does; returns when all are there.
+    """Write the activations of the hooks in `widths`, together with other processes; return when all are complete.
 
-    `compute(seqs)` gives each hook's rows `[n, n_ctx, d]` in the stored dtype, on whichever device, in memory of their
-    own; `made_by` is what its results depend on beside the sequences, and must be the same for all who fill this cache.
-    `advance(n_tokens)` is told of progress, others' too, `skip(n_tokens)` of what was there.
-    Several hooks are filled in step. Shards are copied to the host, hashed and written by threads while the next are
-    computed. A kill at any moment leaves whole shards only.
+    `compute(seqs)` returns each hook's rows `[n, n_ctx, d]` in the stored dtype, on any device, in newly allocated memory.
+    `made_by` describes what else its results depend on, and must be the same for all processes that fill this cache.
+    `advance(n_tokens)` reports progress, including that of other processes, `skip(n_tokens)` what was already there.
+    Hooks are filled in lockstep. Threads copy shards to the host, hash and write them while the next are computed. A kill
+    at any time leaves only complete shards.
 
     Raises:
-        SaescopeError: a cache begun under another plan, too little space, or NaN or infinite activations.
+        SaescopeError: a cache started with other settings, too little space, or NaN or infinite activations.
     """
     assert tokens.folder is not None
     store, hooks = store_of(tokens.folder), missing_hooks(tokens.folder, list(widths))
@@ -162,25 +162,25 @@ def _record(hook: str, i: int) -> str:
 
 
 def _written(store: LocalStore, hooks: Sequence[str]) -> int:
-    """Bytes of rows and norms that are there."""
+    """Bytes of rows and norms already written."""
     return sum(f.stat().st_size for hook in hooks for f in (store.folder / _acts(hook)).glob("*.npy"))
 
 
 def _begin(store: Store, hook: str, plan: dict[str, Any]) -> None:
-    """Begin to fill a hook, or join those who have begun under the same plan."""
+    """Start filling a hook, or join other processes if their plan is the same."""
     path, place = f"{_acts(hook)}/plan.json", store.place(_acts(hook))
     if store.create(path, json_bytes(plan)):
         if any(name.startswith("shard-") for name in store.names(_acts(hook))):
             store.remove(path)
             raise SaescopeError(
-                f"{place} holds shards but no plan.json, so nobody knows of what; remove it and start again."
+                f"{place} has shards but no plan.json, so their origin is unknown; remove it and start again."
             )
         return
     there = parsed(store.read(path) or b"", store.place(path))
     if (other := first_difference(there, plan)) is not None:
         raise SaescopeError(
-            f"{place} was begun with {other.path} = {other.was!r}, and this would go on with {other.now!r}; go on as it "
-            f"was begun, or remove it and start again."
+            f"{place} was started with {other.path} = {other.was!r}, but now it is {other.now!r}; continue with the old "
+            f"setting, or remove it and start again."
         )
 
 
@@ -201,7 +201,7 @@ def _write_shard(store: Store, hook: str, i: int, shard: OnTheWay, first_seq: in
 
 
 def _finish(store: Store, hook: str, d: int, dtype: str, n_shards: int, tokens_digest: str) -> None:
-    """The manifest, from the shards' records; others may have written the same."""
+    """Write the manifest from the shards' records; other processes may write the same one."""
     store.tidy(_acts(hook))
     if store.exists(f"{_acts(hook)}/manifest.json"):
         return
@@ -213,13 +213,13 @@ def _finish(store: Store, hook: str, d: int, dtype: str, n_shards: int, tokens_d
 
 
 def to_stored(acts: Float[Tensor, "*shape"]) -> np.ndarray:
-    """A tensor as the array that is written."""
+    """Convert a tensor to the array that is written."""
     acts = acts.contiguous()
     return (acts.view(torch.uint16) if acts.dtype == torch.bfloat16 else acts).numpy()
 
 
 class CacheSource:
-    """Reads blocks of rows of finished hooks; opened only if every shard is there and unaltered."""
+    """Reads blocks of rows of complete hooks. Opening checks that every shard is there and unaltered."""
 
     device, computed, group = torch.device("cpu"), False, 1
 
@@ -227,7 +227,7 @@ class CacheSource:
         """Open hooks of the cache at `folder`.
 
         Raises:
-            SaescopeError: a hook is missing or half-written, or a shard is missing, truncated, altered or of other
+            SaescopeError: a hook is missing or incomplete, or a shard is missing, truncated, altered or made from other
                 tokens.
         """
         self.manifests = {hook: _checked(folder, hook, say) for hook in hooks}
@@ -255,9 +255,9 @@ class CacheSource:
 
     def norms(
         self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
-        rows: Float[Tensor, "n_rows d"] | None = None,  # noqa: ARG002  (they are known)
+        rows: Float[Tensor, "n_rows d"] | None = None,  # noqa: ARG002  (norms are stored)
     ) -> Float[Tensor, " n_rows"]:
-        """The fp32 norms of the same rows, as they were measured when the cache was filled."""
+        """The fp32 norms of the same rows, as measured when the cache was filled."""
         return torch.from_numpy(self._norms[hook].reshape(-1, block_rows)[blocks].reshape(-1))
 
 
@@ -273,7 +273,7 @@ def _row_files(folder: Path, hook: str, manifest: dict[str, Any]) -> RowFiles | 
 
 
 def _remote_rows(store: RemoteStore, place: Path, hook: str, manifest: dict[str, Any]) -> RemoteRows:
-    """The shards of a hook in a store: whether they are there whole is told by their sizes, for to read them takes long."""
+    """The shards of a hook in an object store; only their sizes are checked, since reading them takes long."""
     row_bytes, sizes = int(manifest["d"]) * DTYPES[manifest["dtype"]].itemsize, store.sizes(_acts(hook))
     files = []
     for i in range(len(manifest["shards"])):
@@ -282,38 +282,38 @@ def _remote_rows(store: RemoteStore, place: Path, hook: str, manifest: dict[str,
         rows = int(np.prod(shape))
         if sizes.get(name) != offset + rows * row_bytes:
             raise SaescopeError(
-                f"{store.place(f'{_acts(hook)}/{name}')} is missing or has another size than its rows; remove this hook's "
-                "folder and run `sae cache make` again."
+                f"{store.place(f'{_acts(hook)}/{name}')} is missing or has the wrong size; remove this hook's folder and "
+                "run `sae cache make` again."
             )
         files.append(RemoteFile(f"{_acts(hook)}/{name}", offset, rows))
     return RemoteRows(store, files, row_bytes)
 
 
 def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """The manifest of a hook whose every file is as it was written.
+    """Read the manifest of a hook and check all its files.
 
-    Checksums are read once; a note beside the cache remembers size and time of each file that passed.
+    A file is hashed only once: a note next to the cache records size and modification time of each file that passed.
     """
     place, store = hook_folder(folder, hook), store_of(folder)
     fetch_hook(folder, hook)
     if not (place / "manifest.json").exists():
         if any(place.glob("shard-*")):
-            raise SaescopeError(f"{place} is half-written; `sae cache make` with the same config goes on with it.")
+            raise SaescopeError(f"{place} is incomplete; continue it with `sae cache make` and the same config.")
         there = sorted(path.parent.name for path in (folder / "acts").glob("*/manifest.json"))
         raise SaescopeError(
             f"cache {folder} has no activations of {hook} (it has {', '.join(there) or 'none'}); run `sae cache make`."
         )
     manifest = read_manifest(place, "hook", "d", "dtype", "tokens_sha256", "shards")
     if manifest["hook"] != hook:
-        raise SaescopeError(f"{place} holds activations of {manifest['hook']}, not of {hook}; remove it and make it again.")
+        raise SaescopeError(f"{place} has activations of {manifest['hook']}, not of {hook}; remove it and build it again.")
     try:
         _Manifest.model_validate(manifest, strict=True)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise SaescopeError(
-            f"{place / 'manifest.json'}: {where} is not what a cache writes; remove {place} and make it again.") from None
+            f"{place / 'manifest.json'}: {where} is invalid; remove {place} and build it again.") from None
     if manifest["tokens_sha256"] != _tokens_digest(folder):
-        raise SaescopeError(f"{place} was made from other tokens than {folder} holds; remove it and make it again.")
+        raise SaescopeError(f"{place} was made from other tokens than those in {folder}; remove it and build it again.")
     note_path = folder.parent / f".{folder.name}.checked.json"
     note = _read_note(note_path)
     fresh = dict(note)
@@ -321,7 +321,7 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
     if not isinstance(store, LocalStore):
         files = [(path, digest) for path, digest in files if path.name.startswith("norms-")]
     if any("/".join(path.parts[-3:]) not in note for path, _ in files):
-        say(f"comparing {hook} with its checksums")
+        say(f"checking the checksums of {hook}")
     with ThreadPoolExecutor(_HASHERS) as pool:
         list(pool.map(lambda one: _check_file(one[0], one[1], fresh), files))
     if fresh != note and os.access(note_path.parent, os.W_OK):
@@ -330,7 +330,7 @@ def _checked(folder: Path, hook: str, say: Callable[[str], None]) -> dict[str, A
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """What passed before; nothing, if that cannot be read."""
+    """The files that passed before; empty if the note cannot be read."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
@@ -347,7 +347,7 @@ def _files(place: Path, manifest: dict[str, Any]) -> list[tuple[Path, str]]:
 
 
 def _check_file(path: Path, digest: str, note: dict[str, Any]) -> None:
-    """Compare a file with its checksum unless the note says it passed and has not been touched since."""
+    """Compare a file with its checksum, unless the note says that it passed and it hasn't changed since."""
     key = "/".join(path.parts[-3:])
     if not path.is_file():
         raise SaescopeError(f"{path} is missing; remove this hook's folder and run `sae cache make` again.")
@@ -358,14 +358,14 @@ def _check_file(path: Path, digest: str, note: dict[str, Any]) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise SaescopeError(
-                f"{path} is truncated or altered: its checksum is not the manifest's; remove this hook's folder and "
+                f"{path} is truncated or altered: its checksum differs from the manifest's; remove this hook's folder and "
                 f"run `sae cache make` again."
             )
     note[key] = state
 
 
 def verify(folder: Path) -> list[str]:
-    """Read every byte of a cache; the problems found, none if it is whole."""
+    """Read every byte of a cache and return the problems found; empty if it is intact."""
     from training.corpus.tokens import open_tokens
 
     note_path = folder.parent / f".{folder.name}.checked.json"
@@ -390,9 +390,9 @@ def verify(folder: Path) -> list[str]:
 
 
 def _altered(store: RemoteStore, hook: str, manifest: dict[str, Any]) -> list[str]:
-    """What is wrong with shards in a store."""
+    """Problems of shards in an object store."""
     names = {f"{_acts(hook)}/shard-{i:05d}.npy": str(of["sha256"]) for i, of in enumerate(manifest["shards"])}
     return [
-        f"{store.place(name)} is missing, truncated or altered: its checksum is not the manifest's."
+        f"{store.place(name)} is missing, truncated or altered: its checksum differs from the manifest's."
         for name, digest in names.items() if hashlib.sha256(store.read(name) or b"").hexdigest() != digest
     ]

@@ -1,8 +1,8 @@
-"""What is fixed once from training sequences spread over the corpus: mean, scale and median norm of a hook.
+"""Calibration: mean, scale and median norm of a hook, estimated once on training sequences spread over the corpus.
 
-They alone define normalisation and, with the token mask, which rows are kept, for cache and stream alike. Once measured
-they are frozen beside the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTIPLE-spread.json`. (Files without `-spread`
-are of the version before, which took the first sequences.)
+Only these define normalisation and, with the token mask, which rows are kept, both for caches and streams. Once measured
+they are stored with the tokens, in `cache/NAME/calibration/HOOK-N_CALIB-MULTIPLE-spread.json`. (Files without `-spread`
+are from an earlier version, which used the first sequences.)
 """
 
 import os
@@ -27,7 +27,7 @@ from training.site import Site
 
 FORMAT, FORMAT_VERSION = "saescope-calibration", 2
 SMALLEST, LARGEST = 1e-15, 1e15
-"""Median norms whose squares, and those of rows a thousandth or a thousand times as long, fp32 holds to full precision."""
+"""Range of median norms: in it, squares of norms up to 1,000 times smaller or larger keep full fp32 precision."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class Frozen:
     """The calibration of one hook."""
 
     median_norm: float
-    """Over eligible rows of the calibration sequences that are not all zeros: sparse rows may mostly be."""
+    """Median over eligible, non-zero rows of the calibration sequences (of sparse rows, most can be zero)."""
     transform: Transform
-    """Fitted on those of them whose norm is at most `outlier_multiple` times the median; on all if that is None."""
+    """Fitted on eligible rows whose norm is at most `outlier_multiple` times the median; on all if that is None."""
 
 
 class KeepMask:
-    """Which rows are kept: eligible tokens whose norm at every mask hook is at most a multiple of the median.
+    """The mask of kept rows: eligible tokens whose norm at every mask hook is at most a multiple of the median.
 
-    `limits` are those norms by hook; there are none where no row is an outlier (`outlier_multiple` None).
+    `limits` holds the largest norm kept, by hook; empty if outliers are kept (`outlier_multiple` None).
     """
 
     def __init__(
         self, source: Source, tokens: Tokens, data: DataConfig, limits: dict[str, float] | None = None
     ) -> None:
-        """Reads or measures the calibration of each mask hook; `limits` are norms set by another corpus' calibration."""
+        """Read or measure the calibration of each mask hook; `limits`: use these norms, from another corpus, instead."""
         assert data.mask_hooks is not None, "the mask's hooks are resolved before training"
         self.source, self.tokens, self.data, self.hooks = source, tokens, data, data.mask_hooks
         self.training = tokens.side(held_out=False)
@@ -58,11 +58,11 @@ class KeepMask:
         self.limits = limits or ({} if multiple is None else {h: multiple * self.frozen(h).median_norm for h in hooks})
 
     def over(self, source: Source, tokens: Tokens) -> "KeepMask":
-        """The same mask over other rows of the same model."""
+        """The same mask, for other rows of the same model."""
         return KeepMask(source, tokens, self.data, self.limits)
 
     def frozen(self, hook: str) -> Frozen:
-        """The calibration of a hook: as it was frozen, or measured now and frozen if there is a cache to keep it."""
+        """The calibration of a hook: the stored one, or measured now and stored if there is a cache."""
         if self.tokens.folder is None:
             return self._measure(hook)
         multiple = "all" if self.data.outlier_multiple is None else f"{self.data.outlier_multiple:g}"
@@ -80,8 +80,8 @@ class KeepMask:
         eligible = torch.from_numpy(self.training.eligible[self.calib].reshape(-1))
         if not eligible.any():
             raise SaescopeError(
-                "no token of the corpus may be trained on: all are BOS, special, padding or of roles that "
-                "corpus.sources.chat_roles leaves out; give other text."
+                "the corpus has no tokens to train on: all are BOS, special, padding, or from roles not listed in "
+                "corpus.sources.chat_roles; use other text."
             )
         norms = self.source.norms(hook, self.calib, n_ctx)
         counted = norms[eligible & (norms > 0)]
@@ -92,21 +92,21 @@ class KeepMask:
         return Frozen(median, fit(self.source.rows(hook, self.calib, n_ctx)[kept].float()))
 
     def _without_scale(self, hook: str, eligible: Bool[Tensor, " n_rows"]) -> str:
-        """Why norms cannot be told apart: as they are in fp64, where none is lost."""
+        """The error message if norms are unusable in fp32; they are computed in fp64 here."""
         norms = self.source.rows(hook, self.calib, self.tokens.n_ctx)[eligible].double().norm(dim=1)
         if not bool((norms > 0).any()):
-            return f"{hook}: every calibration row is zero: nothing can be learnt of them; check the corpus."
+            return f"{hook}: every calibration row is zero, so there is nothing to learn; check the corpus."
         median = float(norms[norms > 0].median())
         return (
-            f"{hook}: the median norm of the calibration rows is {median:.2g}, and squares of such numbers are lost in "
-            f"fp32 (norms may be {SMALLEST:.0e} to {LARGEST:.0e}); multiply all rows by one factor."
+            f"{hook}: the median norm of the calibration rows is {median:.2g}, whose square over- or underflows fp32 "
+            f"(norms must be {SMALLEST:.0e} to {LARGEST:.0e}); multiply all rows by a constant."
         )
 
     def keep(
         self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
         norms: Mapping[str, Float[Tensor, " n_rows"]] | None = None,
     ) -> Bool[Tensor, " n_rows"]:
-        """Which rows of these blocks are kept; `norms` are theirs by hook, asked of the source where they are not given."""
+        """Mask of the kept rows in these blocks; `norms` by hook are read from the source if not given."""
         norms = norms or {}
         eligible = self.tokens.eligible.reshape(-1, block_rows)[blocks].reshape(-1)
         keep = torch.from_numpy(eligible.copy())
@@ -115,9 +115,9 @@ class KeepMask:
         return keep
 
     def dropped(self) -> dict[str, float | int]:
-        """The share of rows dropped at positions other than the first, over all sequences a cache can tell of.
+        """Fraction of rows dropped at positions other than the first, over all sequences of a cache.
 
-        Norms of a stream's rows are not stored anywhere: there the calibration sequences stand for all.
+        A stream doesn't store norms, so there it is estimated on the calibration sequences.
         """
         seqs = np.arange(self.tokens.n_seqs) if isinstance(self.source, CacheSource) else self.calib
         n_ctx = self.tokens.n_ctx
@@ -126,7 +126,7 @@ class KeepMask:
 
 
 def _plain(hook: str, data: DataConfig, frozen: Frozen) -> dict[str, Any]:
-    """As JSON, which keeps every bit of an fp32 number."""
+    """The calibration as JSON values, which round-trip fp32 exactly."""
     return {
         "format": FORMAT, "format_version": FORMAT_VERSION, "code": code_version(), "hook": hook,
         "n_calib": data.n_calib, "outlier_multiple": data.outlier_multiple, "median_norm": frozen.median_norm,
@@ -137,14 +137,14 @@ def _plain(hook: str, data: DataConfig, frozen: Frozen) -> dict[str, Any]:
 def _read(path: Path) -> Frozen:
     facts = read_json(path)
     if facts.get("format") != FORMAT or facts.get("format_version") != FORMAT_VERSION:
-        raise SaescopeError(f"{path} is not a calibration this code can read; remove it, and it is measured again.")
+        raise SaescopeError(f"{path} is not a calibration that this version can read; remove it to measure it again.")
     transform = Transform(torch.tensor(facts["mean"], dtype=torch.float32), torch.tensor(facts["scale"]))
     return Frozen(facts["median_norm"], transform)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A site's transforms and the normalised calibration rows that initialisation may look at."""
+    """A site's transforms, and the normalised calibration rows for use in initialisation."""
 
     input: Transform
     target: Transform
@@ -152,11 +152,11 @@ class Calibration:
     targets: Float[Tensor, "n_rows d_out"]
 
     def under(self, config: TransformConfig, *, cross: bool) -> "Calibration":
-        """With transforms that whiten and scale rows as a config says, and the rows under them.
+        """Apply whitening and unit-norm rows, as set in a config, to the transforms and the rows.
 
         Args:
-            config: as it is in an SAE's.
-            cross: target and input are different rows: only the input is whitened then.
+            config: the `transform` of an SAE's config.
+            cross: whether target and input are different rows; only the input is whitened then.
 
         Raises:
             SaescopeError: too few rows to whiten on.
@@ -175,7 +175,7 @@ class Calibration:
 def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
     """Centre on the mean; scale to mean squared norm d. Sums are in fp64.
 
-    Constant rows have no scale: theirs is 1.
+    Constant rows get scale 1.
     """
     mean = rows.double().mean(0)
     mean_square = (rows.double() - mean).square().sum(1).mean()
@@ -184,12 +184,12 @@ def fit(rows: Float[Tensor, "n_rows d"]) -> Transform:
 
 
 def calibrate(site: Site, mask: KeepMask) -> Calibration:
-    """A site's transforms, and the kept rows of the calibration sequences under them.
+    """A site's transforms, and the kept rows of the calibration sequences normalised by them.
 
-    An update is no hook of its own: its transform is fitted to the differences of the kept rows.
+    For an update, the transform is fitted to the differences between the hooks' kept rows.
 
     Raises:
-        SaescopeError: what is to be reconstructed is the same in every row.
+        SaescopeError: no row is kept, or the target is the same in every row.
     """
     n_ctx = mask.tokens.n_ctx
     keep = mask.over(mask.source, mask.training).keep(mask.calib, n_ctx)
@@ -197,13 +197,13 @@ def calibrate(site: Site, mask: KeepMask) -> Calibration:
     rows, targets = site.rows(acts)
     if not len(targets):
         raise SaescopeError(
-            f"{site.output}: no calibration row is within the limits of all of {', '.join(mask.hooks)}; raise "
+            f"{site.output}: no calibration row is within the norm limits of all of {', '.join(mask.hooks)}; increase "
             "data.outlier_multiple or data.n_calib."
         )
     if bool((targets == targets[:1]).all()):
         raise SaescopeError(
-            f"{site.output}: the {len(targets):,} calibration rows to reconstruct are all the same, so there "
-            "is no variance to explain; check the corpus and the site."
+            f"{site.output}: all {len(targets):,} calibration targets are the same, so there is no variance to explain; "
+            "check the corpus and the site."
         )
     target = fit(targets) if site.update else mask.frozen(site.output).transform
     input_ = Transform(target.mean, target.scale) if site.update == "both" else mask.frozen(site.input).transform

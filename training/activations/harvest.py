@@ -1,4 +1,4 @@
-"""From a config to a source of activation rows: load the model, make the tokens, fill or open the cache."""
+"""Open the activations for a config: load the model, tokenise, fill or open the cache."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from training.model.module import HookedModule
 
 @dataclass(frozen=True)
 class Data:
-    """Rows of activations, the sequences they belong to, and the model, if there is one."""
+    """A source of activations, the sequences they belong to, and the model, if there is one."""
 
     source: Source
     tokens: Tokens
@@ -40,21 +40,21 @@ def open_data(
     config: Config, hooks: tuple[str, ...], display: Display, model: Model | None = None,
     check: Callable[[dict[str, int]], None] = lambda _: None,
 ) -> Data:
-    """Whatever it takes to read rows of these hooks.
+    """Open the rows of these hooks; tokenise and fill the cache if needed.
 
     Args:
-        config: of the training.
-        hooks: whose rows are read.
-        display: told what is made.
-        model: the config's, if it is loaded already.
-        check: told the width of each hook's rows before anything is made; what it raises ends this.
+        config: the run's config.
+        hooks: hooks to read.
+        display: shows progress.
+        model: the config's model, if it is already loaded.
+        check: called with the row width of each hook before anything is computed; may raise an error.
 
     Raises:
-        SaescopeError: a model, corpus, hook or cache that is not there or does not fit.
+        SaescopeError: a model, corpus, hook or cache that is missing or doesn't fit the config.
     """
     if config.corpus.synthetic is not None:
         if set(hooks) != {HOOK}:
-            raise SaescopeError(f"corpus.synthetic has one hook, {HOOK}; this config asks for {', '.join(hooks)}.")
+            raise SaescopeError(f"corpus.synthetic only has the hook {HOOK}, but this config uses {', '.join(hooks)}.")
         check({HOOK: config.corpus.synthetic.d})
         n = config.corpus.synthetic.n_features
         require(8 * n * config.corpus.synthetic.d, f"directions of {n:,} synthetic features", "lower roots, branching or d")
@@ -68,8 +68,8 @@ def open_data(
         return _of_module(config, hooks, display, check)
     if not config.corpus.needs_model:
         raise SaescopeError(
-            "the rows of this training were given in Python and are on no disk; give them again (training.train_on), or "
-            "write them as .npy into a folder and set corpus.sources=acts:FOLDER."
+            "the rows of this run were passed in from Python and not saved; pass them again (training.train_on), or save "
+            "them as .npy in a folder and set corpus.sources=acts:FOLDER."
         )
     assert config.model is not None
     if model is None:
@@ -84,7 +84,7 @@ def open_data(
 def _of_module(
     config: Config, hooks: tuple[str, ...], display: Display, check: Callable[[dict[str, int]], None]
 ) -> Data:
-    """Rows of a module of the user's own."""
+    """Open rows of a user's module."""
     module = open_module(config, resolve_device(config.train.device))
     check({hook: module.d_hook(hook) for hook in hooks})
     tokens = module_tokens(config, module, hooks)
@@ -104,17 +104,17 @@ def _cached_or_live(
 def open_heldout(
     config: Config, data: Data, display: Display, n_rows: int = 0, model: Callable[[], Model] | None = None
 ) -> Data:
-    """What a training on `data` is evaluated on, at the same hooks.
+    """Open the held-out data for evaluation of a run trained on `data`, at the same hooks.
 
-    Of text these are sequences of their own, of as many held-out documents as they can be
-    (`training.corpus.heldout`); rows without text are those that `data` holds out.
+    For text these are separate sequences, from as many held-out documents as possible (`training.corpus.heldout`); for rows
+    without text they are the held-out rows of `data`.
 
     Args:
-        config: of the run.
-        data: of the training.
-        display: told if activations must be made.
-        n_rows: how many there must be if that is more than the config's evaluation takes, masked ones included.
-        model: loads the model where `data` has none and something must be made.
+        config: the run's config.
+        data: the training data.
+        display: shows progress if activations must be computed.
+        n_rows: minimum number of rows, masked ones included, if more are needed than the config's evaluation uses.
+        model: loads the model if `data` has none and something must be computed.
     """
     if data.tokens.tokens is None:
         return replace(data, tokens=data.tokens.side(held_out=True))
@@ -131,13 +131,13 @@ def open_heldout(
 
 
 def _n_heldout(config: Config, n_rows: int = 0) -> int:
-    """Sequences to evaluate on."""
+    """Number of sequences to evaluate on."""
     n_ctx = config.corpus.n_ctx
     return max(-(-max(n_rows, config.eval.n_rows) // n_ctx), -(-config.eval.n_tokens // (n_ctx - 1)))
 
 
 def _require_tokens(n_tokens: int, lower: str) -> None:
-    """Refuse more tokens than memory holds: four bytes each, and one that says whether it is eligible."""
+    """Check that the tokens fit in memory: four bytes each, plus one for the eligibility mask."""
     require(5 * n_tokens, f"{n_tokens:,} tokens", f"lower {lower}")
 
 
@@ -149,7 +149,7 @@ def _given(data: Data) -> Model:
 def make_cache(
     config: Config, model: Model | HookedModule, tokens: Tokens, hooks: tuple[str, ...], display: Display
 ) -> None:
-    """Write the activations of these tokens that are not there yet, all hooks in one pass of the model."""
+    """Compute and cache the missing activations of these tokens, all hooks in one pass of the model."""
     assert tokens.folder is not None
     missing = missing_hooks(tokens.folder, hooks)
     if not missing:
@@ -163,7 +163,7 @@ def make_cache(
 
 
 def _made_by(source: ModelSource) -> dict[str, Any]:
-    """What the rounding of activations depends on."""
+    """Settings and versions that affect the rounding of activations."""
     device = source.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type, "batch_seqs": source.group,

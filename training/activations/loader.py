@@ -1,9 +1,9 @@
-"""Batches of rows that the user's own loader yields: a DataLoader, a list, a generator. Taken in the order given.
+"""Batches from the user's own loader: a DataLoader, a list, a generator. Used in the order given.
 
-A first stretch is kept in memory. It is split and calibrated like an array (`training.activations.row_sequences`,
-`calibration`): sequences of n_ctx consecutive rows, of which a share is held out. After that every row is trained on
-that the mask keeps and that equals no held-out row: so a loader may be gone through again, in any order. Rows are cut
-anew into batches of `data.batch_rows`; what is left at the end of a pass, less than a batch, is dropped.
+The first rows are kept in memory. They are split and calibrated like an array (`training.activations.row_sequences`,
+`calibration`): as sequences of n_ctx consecutive rows, a fraction of which is held out. After that, every row is trained on
+that passes the mask and doesn't equal a held-out row, so a loader may be iterated again, in any order. Rows are regrouped
+into batches of `data.batch_rows`; an incomplete batch at the end of a pass is dropped.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -23,24 +23,24 @@ _SEED = 0x5AE5C0BE
 
 
 class Opened(NamedTuple):
-    """An iterable whose first batch has been looked at."""
+    """An iterable whose first batch has been read."""
 
     first: object
     batches: Iterator[object]
-    """All of them, the first included."""
+    """All batches, the first included."""
     once: bool
-    """It can be gone through a single time: an iterator, such as a generator."""
+    """Whether it can only be iterated once, like a generator."""
 
 
 def opened(given: object) -> Opened:
-    """Look at the first batch.
+    """Read the first batch.
 
     Raises:
-        SaescopeError: nothing that yields batches, or that yields none.
+        SaescopeError: not an iterable of batches, or an empty one.
     """
     if not isinstance(given, Iterable) or isinstance(given, str | bytes | Mapping):
         raise SaescopeError(
-            f"rows are an array, a pair, a dict of arrays by hook, or what yields batches of them, not "
+            f"rows must be an array, a pair, a dict of arrays by hook, or an iterable of batches, not "
             f"{type(given).__name__}."
         )
     running = iter(given)
@@ -48,26 +48,26 @@ def opened(given: object) -> Opened:
         first = next(running)
     except StopIteration:
         raise SaescopeError(
-            "the iterable yields no batch; if it is a generator that was used before, make it anew."
+            "the iterable yields no batches; if it is a generator that was already used, create a new one."
         ) from None
     return Opened(first, chain([first], running), once=running is given)
 
 
 class Loader:
-    """An iterable of batches, its first stretch of at least `stretch_rows` rows in memory."""
+    """An iterable of batches, with its first `stretch_rows` rows or more kept in memory."""
 
     def __init__(self, given: Iterable[object], begun: Opened, hooks: Sequence[str], stretch_rows: int) -> None:
-        """Reads the stretch; `hooks` are those of the site and its mask.
+        """Read the first rows; `hooks` are the hooks of the site and its mask.
 
         Raises:
-            SaescopeError: batches that are not rows of one width (`training.activations.arrays`), or all empty.
+            SaescopeError: batches that are not rows of the same width (`training.activations.arrays`), or all empty.
         """
         self.given, self.once, self.hooks = given, begun.once, tuple(hooks)
         self.widths: dict[str, int] = {}
         self._rest = self._batches(begun.batches)
         found, n_rows = [], 0
         for batch in self._rest:
-            # copies: a generator may fill one buffer again and again
+            # copy: a generator may reuse one buffer
             found.append({hook: rows.cpu().clone() for hook, rows in batch.items()})
             n_rows += len(found[-1][hooks[0]])
             if n_rows >= stretch_rows:
@@ -75,7 +75,7 @@ class Loader:
         if not n_rows:
             raise SaescopeError("the iterable yields no rows: all its batches are empty.")
         self.ended = n_rows < stretch_rows
-        """Whether the stretch is all there is."""
+        """Whether the rows in memory are all rows."""
         self.first_rows = len(found[0][hooks[0]])
         self.stretch = Arrays(
             {hook: torch.cat([batch[hook] for batch in found]) for hook in hooks}, hooks, name="the iterable's first rows"
@@ -83,7 +83,7 @@ class Loader:
 
     @property
     def n_rows(self) -> int | None:
-        """Rows of a pass, as far as can be known: those there are, or the number of batches times those of the first."""
+        """Rows per pass if known: the exact number, or the number of batches times the size of the first."""
         if self.ended:
             return self.stretch.n_rows
         try:
@@ -92,7 +92,7 @@ class Loader:
             return None
 
     def passed(self, epoch: int) -> Iterator[dict[str, Float[Tensor, "n_rows _"]]]:
-        """The batches of a pass; the first can be asked for once."""
+        """The batches of a pass; pass 0 can be requested only once."""
         if epoch:
             return self._batches(iter(self.given))
         starts = range(0, self.stretch.n_rows, self.first_rows)
@@ -100,7 +100,7 @@ class Loader:
         return chain(stretch, self._rest)
 
     def _batches(self, running: Iterator[object]) -> Iterator[dict[str, Float[Tensor, "n_rows _"]]]:
-        """Looked at one by one, empty ones left out."""
+        """Check each batch and skip empty ones."""
         for number, given in enumerate(running):
             what = f"batch {number} of the iterable"
             acts = {hook: as_rows(array) for hook, array in by_hook(given, self.hooks, what).items()}
@@ -109,8 +109,8 @@ class Loader:
             for hook, rows in acts.items():
                 if widths[hook] != self.widths[hook]:
                     raise SaescopeError(
-                        f"{what} has rows of width {widths[hook]}, those before it of {self.widths[hook]} ({hook}); a hook "
-                        "has one width."
+                        f"{what} has rows of width {widths[hook]}, earlier batches of {self.widths[hook]} ({hook}); the "
+                        "width must not change."
                     )
                 finite = rows.isfinite().all(1)
                 if not finite.all():
@@ -123,15 +123,15 @@ class Loader:
 
 
 class LoaderBatches:
-    """The stream of training batches of a loader, as `training.activations.batches.Batches` of a source."""
+    """The stream of training batches of a loader; the counterpart of `training.activations.batches.Batches`."""
 
     def __init__(
         self, loader: Loader, held_out: Mapping[str, Float[Tensor, "n_held _"]], limits: Mapping[str, float], *,
         batch_rows: int, place: Place | None = None,
     ) -> None:
-        """`held_out` are the rows never to train on, `limits` the largest norm at each of the mask's hooks.
+        """`held_out`: rows never to train on. `limits`: the largest norm at each of the mask's hooks.
 
-        Batches are given at `place`, in memory by default.
+        Batches are returned at `place`, in host memory by default.
         """
         self.loader, self.limits, self.batch_rows = loader, limits, batch_rows
         self.held_out = row_keys(held_out, loader.hooks)
@@ -141,14 +141,14 @@ class LoaderBatches:
         self, start: Address = FIRST, *, prefetch: int = 0,  # noqa: ARG002  (workers are the loader's own)
         rank: int = 0, n_ranks: int = 1,  # noqa: ARG002
     ) -> Generator[Batch, None, None]:
-        """Batches from an address on, without end; what comes before it is read and left out.
+        """Endless batches starting at an address; earlier ones are read and skipped.
 
         Raises:
-            SaescopeError: an iterator has ended, or a pass gives no batch; there are several ranks.
+            SaescopeError: a generator is exhausted, a pass has too few rows for a batch, or there are several ranks.
         """
         if n_ranks > 1:
             raise SaescopeError(
-                "batches that come one by one cannot be shared by ranks; give arrays, or rows on disk (acts:FOLDER)."
+                "a loader's batches cannot be split over ranks; pass arrays, or use rows on disk (acts:FOLDER)."
             )
         epoch = 0
         while True:
@@ -159,13 +159,13 @@ class LoaderBatches:
                     yield batch
             if not n_batches:
                 raise SaescopeError(
-                    f"the iterable has too few rows for a single batch of {self.batch_rows}; lower data.batch_rows or give "
-                    "more."
+                    f"the iterable has too few rows for a single batch of {self.batch_rows}; lower data.batch_rows or add "
+                    "rows."
                 )
             if self.loader.once:
                 raise SaescopeError(
-                    f"the generator ended after {n_batches:,} batches, {n_batches * self.batch_rows:,} rows, and "
-                    "train.budget asks for more; lower it, or give what can be read again: a list, a DataLoader."
+                    f"the generator ended after {n_batches:,} batches, {n_batches * self.batch_rows:,} rows, but "
+                    "train.budget needs more; lower the budget, or pass a list or a DataLoader."
                 )
             epoch += 1
 
@@ -188,7 +188,7 @@ class LoaderBatches:
                 acts = {hook: rows[self.batch_rows :] for hook, rows in acts.items()}
 
     def _keep(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> Bool[Tensor, " n_rows"]:
-        """Neither held out nor beyond the mask's limits."""
+        """Mask of rows that are neither held out nor above the mask's limits."""
         keys = row_keys(acts, self.loader.hooks)
         self.held_out = self.held_out.to(keys.device)
         keep = ~torch.isin(keys, self.held_out)
@@ -198,7 +198,7 @@ class LoaderBatches:
 
 
 def row_keys(acts: Mapping[str, Float[Tensor, "n_rows _"]], hooks: Sequence[str]) -> Int64[Tensor, " n_rows"]:
-    """A number for each row's values: equal for equal rows, for others by chance in one of 2^33 pairs at most.
+    """A hash of each row: equal for equal rows; collides for at most one in 2^33 pairs of other rows.
 
     Σ bits_i m_i mod 2^64 over a row's fp32 bit patterns, with fixed random odd m.
     """

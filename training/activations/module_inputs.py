@@ -1,6 +1,6 @@
-"""The inputs of a user's module as sequences: the split, their documents, and their pictures, in a cache's folder.
+"""The inputs of a user's module as sequences, with split, documents and images, in a cache folder.
 
-Each input is a sequence of as many rows as the hooks have positions; its number stands where text has tokens.
+Each input is a sequence with one row per position of the hooks; its number is stored in place of tokens.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from training.model.module import HookedModule, digest, load_module
 
 
 def open_module(config: Config, device: Any) -> HookedModule:
-    """The module that a config's source names, with the inputs that `corpus.n_tokens` leaves of the feed.
+    """Load the module of a config's source, with as many of the feed's inputs as `corpus.n_tokens` allows.
 
     Raises:
         SaescopeError: as `training.model.module.load_module`.
@@ -32,23 +32,23 @@ def open_module(config: Config, device: Any) -> HookedModule:
 
 
 def module_tokens(config: Config, module: HookedModule, hooks: tuple[str, ...]) -> Tokens:
-    """Open the sequences of a module's inputs, making them first if they are not there.
+    """Open the sequences of a module's inputs; create them first if they don't exist.
 
     Raises:
-        SaescopeError: hooks that are not there, have other positions than `corpus.n_ctx` or than one another; a split with
-            an empty side; pictures that are none.
+        SaescopeError: missing hooks, or hooks whose number of positions isn't `corpus.n_ctx`; a split with an empty side;
+            invalid images.
     """
     n_ctx = config.corpus.n_ctx
     for hook in hooks:
         if (found := module.place(hook).n_positions) != n_ctx:
             raise SaescopeError(
-                f"{module.name} has {found} positions per input at {hook}, and corpus.n_ctx is {n_ctx}; set "
-                f"corpus.n_ctx={found}, and take only hooks that have as many."
+                f"{module.name} has {found} positions per input at {hook}, but corpus.n_ctx is {n_ctx}; set "
+                f"corpus.n_ctx={found}, and use only hooks with that many positions."
             )
     feed, n = module.feed, module.inputs.n
     numbers = np.arange(n) if feed.documents is None else np.asarray(list(feed.documents)[:n])
     if numbers.dtype.kind not in "iu":
-        raise SaescopeError(f"{module.name}: Feed.documents are {numbers.dtype}; give one integer for each input.")
+        raise SaescopeError(f"{module.name}: Feed.documents is {numbers.dtype}; it needs one integer per input.")
     names = [f"input {i}" for i in range(n)] if feed.names is None else [str(name) for name in list(feed.names)[:n]]
     images = _images(module, hooks[0], names)
     facts = {
@@ -65,7 +65,7 @@ def module_tokens(config: Config, module: HookedModule, hooks: tuple[str, ...]) 
 
 
 def _images(module: HookedModule, hook: str, names: list[str]) -> Images | None:
-    """The inputs as images, where the feed draws them, and what part of them the positions of a hook stand for."""
+    """The inputs as images with the patch of each position, if the feed has images."""
     pixels = module.images()
     if pixels is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows on their way from model to disk, while the model goes on: copies on a stream of their own, and writing threads."""
+"""Asynchronous writes of rows from model to disk: copies on a separate CUDA stream, and writer threads."""
 
 import os
 from collections import deque
@@ -14,21 +14,21 @@ from torch import Tensor
 from training.activations.sources import row_norms
 
 WRITERS = 6
-"""A thread hashes and writes at about 1 GB/s, a model on a GPU gives up to 3."""
+"""Number of threads: each hashes and writes about 1 GB/s, and a model on a GPU yields up to 3."""
 
 
 @dataclass
 class OnTheWay:
-    """Rows and their norms that reach host memory by and by."""
+    """Rows and norms that are being copied to host memory."""
 
     rows: Float[Tensor, "n n_ctx d"]
     norms: Float[Tensor, "n n_ctx"]
     copied: "torch.cuda.Event | None" = None
     source: tuple[Tensor, ...] = ()
-    """What is copied, kept until it has been."""
+    """The tensors being copied, kept alive until the copy is done."""
 
     def arrived(self) -> tuple[Float[Tensor, "n n_ctx d"], Float[Tensor, "n n_ctx"]]:
-        """Both on the host; waits for them."""
+        """Wait for the copy; return both on the host."""
         if self.copied is not None:
             self.copied.synchronize()
             self.source = ()
@@ -36,7 +36,7 @@ class OnTheWay:
 
 
 def to_host(rows: Float[Tensor, "n n_ctx d"]) -> OnTheWay:
-    """Send rows to the host, their norms measured where they are. Rows on the CPU stay as they are, and must not change."""
+    """Start copying rows to the host; norms are computed on their device. CPU rows are not copied: don't modify them."""
     norms = row_norms(rows.flatten(0, 1)).view(rows.shape[:2])
     if rows.device.type != "cuda":
         return OnTheWay(rows.cpu(), norms.cpu())
@@ -53,9 +53,9 @@ def to_host(rows: Float[Tensor, "n n_ctx d"]) -> OnTheWay:
 
 @contextmanager
 def writing() -> Iterator[Callable[..., None]]:
-    """While open, calls handed to what this gives are made by threads, which are at most a few behind.
+    """Context that yields a function to submit writes to a thread pool, with a bounded queue.
 
-    What goes wrong in one is raised by a later one, or at the end, when all have been made.
+    An error in a write is raised by a later submission, or on exit, after all writes.
     """
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(min(WRITERS, os.cpu_count() or 1), thread_name_prefix="writers") as pool:

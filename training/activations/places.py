@@ -1,13 +1,12 @@
-"""Where superblocks lie while they are trained on, and how their rows get there.
+"""Where superblocks are kept during training, and how their rows get there.
 
-    Place        the CPU trains: rows are read into memory, and batches are gathered from it
-    OnDevice     superblocks fit on the GPU: rows are read into pinned memory by several threads and copied on a stream of
-                 their own, or computed there; batches are gathered on the GPU
-    ThroughHost  they do not fit: they lie in host memory, and batches are gathered into pinned memory and copied on a
-                 stream of their own, a few ahead of need
+    Place        training on the CPU: rows are read into memory, and batches are gathered from it
+    OnDevice     superblocks fit on the GPU: several threads read rows into pinned memory, which is copied on a separate
+                 stream, or rows are computed there; batches are gathered on the GPU
+    ThroughHost  they don't fit: they are kept in host memory; batches are gathered into pinned memory and copied on a
+                 separate stream, a few ahead
 
-All give the same rows. Nothing here is the model's or the trainer's: work on their streams is only waited for on the
-device, never by the host.
+All give the same rows. The host never waits for the streams of model or trainer; only the device does.
 """
 
 import os
@@ -27,81 +26,81 @@ from training.activations.sources import Source
 from training.memory import available
 
 PIECE_BYTES = 1 << 24
-"""Read by one thread at a time, and copied together."""
+"""Bytes that one thread reads and copies at a time."""
 READERS = 8
 BATCHES_AHEAD = 2
 _FREE_SHARE = 0.9
-"""Of the free memory of a device; the rest is lost between the pieces that its allocator hands out."""
+"""Usable fraction of a device's free memory; the rest is lost to fragmentation."""
 
 
 @dataclass
 class Buffers:
-    """Memory of a superblock, used again for another."""
+    """Memory of a superblock, reused for later ones."""
 
     acts: dict[str, Float[Tensor, "n_rows _"]]
     free: "torch.cuda.Event | None" = field(default=None)
-    """Behind the last work that reads them; None on the CPU, where such work is done when it has returned."""
+    """Recorded after the last work that reads them; None on the CPU, where work is synchronous."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Kept rows: all rows of the blocks, and the positions of the kept ones among them in their permuted order."""
+    """All rows of a superblock, and the indices of the kept ones in permuted order."""
 
     acts: dict[str, Float[Tensor, "n_rows _"]]
     order: Int64[Tensor, " n_kept"]
     ready: "torch.cuda.Event | None" = None
-    """Behind the work that makes both."""
+    """Recorded after the work that produces both."""
 
 
 class Place:
-    """Superblocks in memory, for a training on the CPU; on a GPU the two below stand for it."""
+    """Superblocks in host memory, for training on the CPU; subclasses are for a GPU."""
 
     name, on_host = "in memory", True
 
     def instead(self) -> "Place":
-        """Where superblocks go if there is too little memory here after all."""
-        raise AssertionError("memory of the host runs out in other ways")
+        """The place to fall back to if there is too little memory here after all."""
+        raise AssertionError("host memory has no fallback")
 
     def buffers(self, widths: Mapping[str, int], dtypes: Mapping[str, torch.dtype], n_rows: int) -> Buffers:
-        """Memory for a superblock of `n_rows` rows."""
+        """Allocate a superblock of `n_rows` rows."""
         return Buffers({hook: torch.empty(n_rows, d, dtype=dtypes[hook]) for hook, d in widths.items()})
 
     def working(self) -> AbstractContextManager[object]:
-        """Nothing to order."""
+        """Context for work here; on the CPU there are no streams."""
         return nullcontext()
 
     def read(
         self, source: Source, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, into: Buffers,
         stop: threading.Event | None = None,
     ) -> dict[str, Float[Tensor, "n_rows _"]]:
-        """The rows of these blocks; given up as soon as `stop` is set."""
+        """Read the rows of these blocks; cancelled when `stop` is set."""
         acts = _first(into, len(blocks) * block_rows)
         in_pieces(source, blocks, block_rows, acts, source.read, stop)
         return acts
 
     def loaded(self, acts: dict[str, Float[Tensor, "n_rows _"]], order: Int64[Tensor, " n_kept"]) -> Loaded:
-        """As they are."""
+        """Combine rows and order into a loaded superblock."""
         return Loaded(acts, order)
 
     def batches(self, loaded: Loaded, cuts: Sequence[slice]) -> Generator[dict[str, Float[Tensor, "n_rows _"]]]:
-        """Rows by hook, gathered when they are asked for."""
+        """Rows by hook, gathered on request."""
         for cut in cuts:
             yield {hook: rows.index_select(0, loaded.order[cut]) for hook, rows in loaded.acts.items()}
 
     def release(self, buffers: Buffers) -> None:
-        """Nothing to wait for."""
+        """Mark buffers as reusable; nothing to wait for on the CPU."""
 
     def bring(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
-        """Rows that were given from elsewhere, for work here (`working`)."""
+        """Move rows here, for use within `working`."""
         return dict(acts)
 
     def hand_over(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
-        """The outcome of work here, for the trainer."""
+        """Hand the result of work here to the trainer."""
         return acts
 
 
 class OnDevice(Place):
-    """Superblocks on the GPU that trains."""
+    """Superblocks on the training GPU."""
 
     on_host = False
 
@@ -110,29 +109,29 @@ class OnDevice(Place):
         self.side = _side_stream(device)
 
     def instead(self) -> Place:
-        """Host memory."""
+        """Fall back to host memory."""
         torch.cuda.empty_cache()
         return ThroughHost(self.device)
 
     def buffers(self, widths: Mapping[str, int], dtypes: Mapping[str, torch.dtype], n_rows: int) -> Buffers:
-        """Memory for a superblock of `n_rows` rows.
+        """Allocate a superblock of `n_rows` rows.
 
         Raises:
-            torch.OutOfMemoryError: there is less.
+            torch.OutOfMemoryError: it doesn't fit.
         """
         with self.working():
             acts = {h: torch.empty(n_rows, d, dtype=dtypes[h], device=self.device) for h, d in widths.items()}
         return Buffers(acts)
 
     def working(self) -> AbstractContextManager[object]:
-        """The stream of all that is done here."""
+        """Context that runs work on the side stream."""
         return torch.cuda.stream(self.side)
 
     def read(
         self, source: Source, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, into: Buffers,
         stop: threading.Event | None = None,
     ) -> dict[str, Float[Tensor, "n_rows _"]]:
-        """The rows of these blocks, computed here or copied through pinned memory."""
+        """Read the rows of these blocks: computed on the device, or copied through pinned memory."""
         acts = _first(into, len(blocks) * block_rows)
         if into.free is not None:
             self.side.wait_event(into.free)
@@ -145,14 +144,14 @@ class OnDevice(Place):
                     rows.copy_(pinned[hook], non_blocking=True)
                 done = torch.cuda.Event(blocking=True)
                 done.record()
-            # so that no more than a piece for each thread is pinned
+            # wait, so that at most one piece per thread is pinned
             done.synchronize()
 
         in_pieces(source, blocks, block_rows, acts, source.read if source.device.type == "cuda" else copied, stop)
         return acts
 
     def loaded(self, acts: dict[str, Float[Tensor, "n_rows _"]], order: Int64[Tensor, " n_kept"]) -> Loaded:
-        """With the order on the device, too."""
+        """Combine rows and order, with the order on the device too."""
         return Loaded(acts, order.to(self.device), self.side.record_event())
 
     def batches(self, loaded: Loaded, cuts: Sequence[slice]) -> Generator[dict[str, Float[Tensor, "n_rows _"]]]:
@@ -163,11 +162,11 @@ class OnDevice(Place):
             yield {hook: rows.index_select(0, loaded.order[cut]) for hook, rows in loaded.acts.items()}
 
     def release(self, buffers: Buffers) -> None:
-        """They are written again behind what the trainer's stream still does with them."""
+        """Mark buffers as reusable after the pending work on the trainer's stream."""
         buffers.free = torch.cuda.current_stream(self.device).record_event()
 
     def bring(self, acts: Mapping[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
-        """Those that lie here stay; others are copied without waiting for what the trainer does."""
+        """Copy rows from elsewhere without waiting for the trainer; rows already on the device stay."""
         if any(rows.device == self.device for rows in acts.values()):
             self.side.wait_stream(torch.cuda.default_stream(self.device))
         with self.working():
@@ -177,25 +176,25 @@ class OnDevice(Place):
         return (rows.pin_memory() if rows.device.type == "cpu" else rows).to(self.device, non_blocking=True)
 
     def hand_over(self, acts: dict[str, Float[Tensor, "n_rows _"]]) -> dict[str, Float[Tensor, "n_rows _"]]:
-        """The trainer's stream goes on behind the work here."""
+        """Make the trainer's stream wait for the work here."""
         return _handed(acts, self.side.record_event(), self.device)
 
 
 class ThroughHost(Place):
-    """Superblocks in host memory, batches on the GPU that trains."""
+    """Superblocks in host memory, batches on the training GPU."""
 
     def __init__(self, device: torch.device, free: int = 0) -> None:
-        """`free` are the bytes of the device beside what training takes, for the name."""
+        """`free`: bytes free on the device after what training needs, for the name."""
         self.device = device
-        self.name = f"in memory ({device} has {free / 1e6:,.0f} MB for them), their batches copied there ahead of need"
+        self.name = f"in host memory ({device} has {free / 1e6:,.0f} MB for them), with batches copied to the GPU ahead"
         self.side = _side_stream(device)
 
     def working(self) -> AbstractContextManager[object]:
-        """A model on a GPU computes rows on this stream."""
+        """Context that runs work on the side stream, where a model on a GPU computes rows."""
         return torch.cuda.stream(self.side)
 
     def batches(self, loaded: Loaded, cuts: Sequence[slice]) -> Generator[dict[str, Float[Tensor, "n_rows _"]]]:
-        """Rows by hook, the next few gathered and copied by a thread meanwhile."""
+        """Rows by hook; a thread gathers and copies the next few."""
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             ahead: deque[Future[tuple[dict[str, Tensor], torch.cuda.Event]]] = deque()
             for cut in (*cuts, *[None] * BATCHES_AHEAD):
@@ -210,13 +209,13 @@ class ThroughHost(Place):
             for hook, rows in loaded.acts.items():
                 pinned = torch.empty(len(order), rows.shape[1], dtype=rows.dtype, pin_memory=True)
                 torch.index_select(rows, 0, order, out=pinned)
-                # torch gives the pinned memory out again only behind this copy
+                # torch reuses the pinned memory only after this copy
                 acts[hook] = pinned.to(self.device, non_blocking=True)
             return acts, self.side.record_event()
 
 
 def _handed(acts: dict[str, Tensor], done: "torch.cuda.Event", device: torch.device) -> dict[str, Tensor]:
-    """Have the current stream wait for `done`; torch keeps the memory of these until that stream is through with them."""
+    """Make the current stream wait for `done`, and keep the tensors' memory until that stream has used them."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(done)
     for rows in acts.values():
@@ -225,17 +224,17 @@ def _handed(acts: dict[str, Tensor], done: "torch.cuda.Event", device: torch.dev
 
 
 def _side_stream(device: torch.device) -> "torch.cuda.Stream":
-    """A stream for work beside the trainer's, behind what is under way now: the model's weights, the user's tensors."""
+    """A stream for work alongside the trainer's; waits for pending work such as copies of model weights or tensors."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     return side
 
 
 def place_for(device: torch.device, n_bytes: int, taken: int) -> Place:
-    """Where `n_bytes` of superblocks go, if training takes `taken` bytes of its device besides."""
+    """Choose where to keep `n_bytes` of superblocks, if training also needs `taken` bytes of its device."""
     if device.type != "cuda":
         return Place()
-    # what torch's allocator holds and does not use is free, too
+    # memory that torch's allocator has reserved but doesn't use is free, too
     free = available(device) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return OnDevice(device) if n_bytes <= _FREE_SHARE * free - taken else ThroughHost(device, max(0, free - taken))
 
@@ -244,10 +243,10 @@ def in_pieces(
     source: Source, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]],
     read: Callable[[Int64[np.ndarray, " n"], int, Mapping[str, Tensor]], None], stop: threading.Event | None = None,
 ) -> None:
-    """Call `read(blocks, block_rows, out)` for all blocks in pieces, by several threads if rows lie on the host.
+    """Call `read(blocks, block_rows, out)` for all blocks in pieces, with several threads if rows are stored on the host.
 
     Raises:
-        CancelledError: `stop` was set meanwhile.
+        CancelledError: `stop` was set.
     """
     row_bytes = sum(rows.shape[1] * rows.element_size() for rows in out.values())
     step = max(1, PIECE_BYTES // (row_bytes * block_rows * source.group)) * source.group

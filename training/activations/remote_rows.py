@@ -1,4 +1,4 @@
-"""Rows in files of an object store: blocks of them are asked for many at a time, neighbours in one request."""
+"""Read rows from files in an object store: many blocks concurrently, with neighbours in one request."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,31 +12,31 @@ from training.activations.row_files import runs
 from training.storage.remote import Range, RemoteStore
 
 GAP_BYTES = 1 << 18
-"""Read and thrown away rather than asked around: a request costs as long."""
+"""Gaps up to this size are read and discarded, which takes no longer than another request."""
 
 
 class RemoteFile(NamedTuple):
-    """Rows that lie one behind the other in a file, in this machine's own byte order."""
+    """Contiguous rows in a file, in native byte order."""
 
     name: str
     offset: int
-    """Bytes before the first."""
+    """Byte offset of the first row."""
     n_rows: int
 
 
 class _Piece(NamedTuple):
-    """Rows that are wanted, one behind the other in one file."""
+    """Contiguous requested rows in one file."""
 
     file: int
     start: int
-    """Its first byte there."""
+    """Byte offset in the file."""
     n_bytes: int
     at: int
-    """Its first byte among those wanted."""
+    """Byte offset in the output."""
 
 
 class RemoteRows:
-    """Reads blocks of rows, as `training.activations.row_files.RowFiles` does; several threads may at once."""
+    """Reads blocks of rows, like `training.activations.row_files.RowFiles`; thread-safe."""
 
     def __init__(self, store: RemoteStore, files: Sequence[RemoteFile], row_bytes: int) -> None:
         self.store, self.files, self.row_bytes = store, files, row_bytes
@@ -48,7 +48,7 @@ class RemoteRows:
         """Fill `out`, on the CPU, with the rows of these blocks.
 
         Raises:
-            SaescopeError: the store cannot be reached, or a file has gone or become shorter.
+            SaescopeError: the store cannot be reached, or a file is gone or shorter than before.
         """
         target = out.view(torch.uint8).numpy().reshape(-1)
         groups = _together(sorted(self._pieces(blocks, block_rows)))
@@ -77,7 +77,7 @@ class RemoteRows:
 
 
 def _together(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
-    """Pieces of one file that lie near each other, in the order of their places."""
+    """Group sorted pieces that are close to each other in the same file."""
     groups: list[list[_Piece]] = []
     for piece in pieces:
         last = groups[-1][-1] if groups else None

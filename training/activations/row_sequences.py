@@ -1,6 +1,6 @@
-"""Rows that come without text, as sequences of n_ctx consecutive rows with a held-out split.
+"""Rows without text, as sequences of n_ctx consecutive rows with a held-out split.
 
-What is held out are sequences; or documents, where rows came with them; or the rows that the user names.
+The split holds out whole sequences; or documents, if the rows have them; or the rows given by the user.
 """
 
 import hashlib
@@ -20,24 +20,24 @@ from training.memory import require
 
 
 class RowFacts(NamedTuple):
-    """What is known of each of the user's own rows."""
+    """Optional facts about each of the user's own rows."""
 
     documents: Int64[np.ndarray, " n_rows"] | None = None
-    """The number of its document."""
+    """Document number of each row."""
     held_out: Bool[np.ndarray, " n_rows"] | None = None
-    """Whether it is held out; None leaves that to a share."""
+    """Whether each row is held out; None splits by `corpus.held_out`."""
 
 
 def row_facts(documents: object, held_out: object, n_rows: int) -> RowFacts:
-    """Arrays of one entry a row, looked at.
+    """Check arrays with one entry per row.
 
     Args:
         documents: integers, or None.
-        held_out: booleans, or the numbers of rows, or None.
-        n_rows: how many rows there are.
+        held_out: booleans, or row numbers, or None.
+        n_rows: number of rows.
 
     Raises:
-        SaescopeError: other kinds of arrays, other lengths, or numbers of rows that are not there.
+        SaescopeError: wrong dtype, wrong length, or row numbers out of range.
     """
     found = RowFacts()
     if documents is not None:
@@ -49,7 +49,7 @@ def row_facts(documents: object, held_out: object, n_rows: int) -> RowFacts:
         if marks.dtype.kind != "b":
             if len(marks) and not 0 <= int(marks.min()) <= int(marks.max()) < n_rows:
                 wrong = int(marks.min()) if marks.min() < 0 else int(marks.max())
-                raise SaescopeError(f"corpus.held_out_rows names row {wrong:,} of {n_rows:,}, counted from 0.")
+                raise SaescopeError(f"corpus.held_out_rows has row {wrong:,}, but there are {n_rows:,} (from 0).")
             marks = np.isin(np.arange(n_rows), marks)
         _check_length(marks, n_rows, "corpus.held_out_rows")
         found = found._replace(held_out=marks)
@@ -57,12 +57,12 @@ def row_facts(documents: object, held_out: object, n_rows: int) -> RowFacts:
 
 
 def read_row_facts(corpus: CorpusConfig, n_rows: int) -> RowFacts:
-    """The files that a config names."""
+    """Read the files given in a config."""
     return row_facts(_read(corpus.documents, "documents"), _read(corpus.held_out_rows, "held_out_rows"), n_rows)
 
 
 def row_tokens(config: Config, n_rows: int, identity: dict[str, Any], rows: RowFacts) -> Tokens:
-    """The user's own rows as sequences of n_ctx consecutive rows; a shorter rest at the end is left out."""
+    """Arrange the user's own rows as sequences of n_ctx consecutive rows; an incomplete one at the end is dropped."""
     facts: dict[str, Any] = {"acts": identity}
     for key, values in (("documents", rows.documents), ("held_out_rows", rows.held_out)):
         if values is not None:
@@ -71,32 +71,32 @@ def row_tokens(config: Config, n_rows: int, identity: dict[str, Any], rows: RowF
 
 
 def synthetic_tokens(config: Config) -> Tokens:
-    """Likewise the first n_tokens synthetic rows."""
+    """Arrange n_tokens synthetic rows as sequences."""
     assert config.corpus.synthetic is not None
     facts = {"synthetic": config.corpus.synthetic.model_dump(mode="json"), "n_rows": config.corpus.n_tokens}
     return _rows_as_tokens(config, config.corpus.n_tokens, "corpus.synthetic", facts, RowFacts())
 
 
 def what_is_split(config: Config, tokens: Tokens) -> str:
-    """What a person should know of the split of rows without text."""
+    """A message about the split of rows without text."""
     if tokens.row_held_out is not None:
         held = tokens.row_held_out
         n = "" if tokens.row_documents is None else f" of {len(np.unique(tokens.row_documents[held])):,} documents"
         return f"{int(held.sum()):,} of {held.size:,} rows{n} are held out"
     if not len(tokens.sequences(held_out=True)):
-        return "no row is held out: nothing is measured on rows that training has not seen"
+        return "no rows are held out, so there is no held-out evaluation"
     return (
-        f"rows come without documents (corpus.documents): blocks of corpus.n_ctx = {config.corpus.n_ctx} consecutive rows "
-        "are trained on or held out, so that one document may be on both sides"
+        f"rows have no documents (corpus.documents): the split is by blocks of corpus.n_ctx = {config.corpus.n_ctx} "
+        "consecutive rows, so a document may be on both sides"
     )
 
 
 def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any], rows: RowFacts) -> Tokens:
-    """Rows without text. A sequence or document is held out by the hash of its number: on nothing else does the split
-    depend."""
+    """Arrange rows without text as sequences. The split depends only on the hash of the sequence's or document's
+    number."""
     n_ctx, share = config.corpus.n_ctx, config.corpus.held_out
     n_seqs = n_rows // n_ctx
-    require(n_rows, f"{name}: the mask of {n_rows:,} rows", "give fewer (corpus.n_tokens)")
+    require(n_rows, f"{name}: the mask of {n_rows:,} rows", "use fewer rows (corpus.n_tokens)")
     shape, n = (n_seqs, n_ctx), n_seqs * n_ctx
     documents = None if rows.documents is None else rows.documents[:n].reshape(shape)
     facts |= {"n_ctx": n_ctx, "held_out": share}
@@ -111,7 +111,7 @@ def _rows_as_tokens(config: Config, n_rows: int, name: str, facts: dict[str, Any
 
 
 def _of_documents(documents: Int64[np.ndarray, "*shape"] | None, share: float) -> Bool[np.ndarray, "*shape"]:
-    """The rows of documents that are held out."""
+    """Mask of the rows in held-out documents."""
     assert documents is not None
     numbers, of = np.unique(documents, return_inverse=True)
     chosen = np.fromiter((is_held_out(f"document {number}", share) for number in numbers), bool, len(numbers))
@@ -119,11 +119,11 @@ def _of_documents(documents: Int64[np.ndarray, "*shape"] | None, share: float) -
 
 
 def check_sides(held_out: Bool[np.ndarray, "*shape"], name: str, of: str, n_rows: int, share: float) -> None:
-    """Refuse a split with an empty side, unless nothing is to be held out."""
+    """Check that neither side of the split is empty, unless nothing is to be held out."""
     if not held_out.size or held_out.all() or (share and not held_out.any()):
         raise SaescopeError(
-            f"{name} has {n_rows} rows, {of}: too few to train on some and hold out others; lower corpus.n_ctx, give more "
-            "rows, or hold out none (corpus.held_out=0)."
+            f"{name} has {n_rows} rows, {of}: too few for a training and a held-out part; lower corpus.n_ctx, add rows, or "
+            "hold out none (corpus.held_out=0)."
         )
 
 
@@ -132,11 +132,11 @@ def _read(path: str | None, key: str) -> object:
         return None
     file = user_path(path)
     if not file.is_file():
-        raise SaescopeError(f"corpus.{key}: no file {path}, seen from {Path.cwd()}.")
+        raise SaescopeError(f"corpus.{key}: no file {path} (working directory: {Path.cwd()}).")
     try:
         return map_array(file)
     except (ValueError, OSError) as error:
-        raise SaescopeError(f"corpus.{key}: {path} is no .npy file that can be read ({first_line(error)}).") from None
+        raise SaescopeError(f"corpus.{key}: {path} is not a readable .npy file ({first_line(error)}).") from None
 
 
 def _vector(values: object, key: str, kinds: str) -> np.ndarray:
@@ -144,11 +144,11 @@ def _vector(values: object, key: str, kinds: str) -> np.ndarray:
     if array.ndim == 2 and array.dtype.kind in kinds:  # [n_seqs, n_ctx], as rows may be given
         array = array.reshape(-1)
     if array.ndim != 1 or array.dtype.kind not in kinds:
-        wanted = "integers" if "b" not in kinds else "booleans, or the numbers of rows"
-        raise SaescopeError(f"{key} is one number for each row ({wanted}), not {array.dtype} of shape {list(array.shape)}.")
+        wanted = "integers" if "b" not in kinds else "booleans, or row numbers"
+        raise SaescopeError(f"{key} needs one entry per row ({wanted}), not {array.dtype} of shape {list(array.shape)}.")
     return array
 
 
 def _check_length(array: np.ndarray, n_rows: int, key: str) -> None:
     if len(array) != n_rows:
-        raise SaescopeError(f"{key} has {len(array):,} entries, and there are {n_rows:,} rows; give one for each.")
+        raise SaescopeError(f"{key} has {len(array):,} entries, but there are {n_rows:,} rows; it needs one per row.")

@@ -1,8 +1,7 @@
-"""Where rows of activations come from when no cache holds them: a language model, a module of the user's own, or their
-files or arrays.
+"""Sources of activations other than a cache: a language model, a user's module, or the user's own files or arrays.
 
-A source gives blocks of rows by number, as `training.activations.cache.CacheSource` does, so that batches need not know
-which it is.
+All sources return blocks of rows by number, like `training.activations.cache.CacheSource`, so batches are independent of
+the kind of source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,57 +17,57 @@ from training.corpus.tokens import Tokens
 from training.model.language_model import Model
 from training.model.module import HookedModule
 
-NO_NUMBERS = "a wider model.dtype and cache.dtype usually help; if not, the weights themselves are damaged."
-"""What to do about NaN or infinite activations."""
+NO_NUMBERS = "a wider model.dtype and cache.dtype usually help; if not, the model's weights are damaged."
+"""Advice on NaN or infinite activations, for messages."""
 _CHUNK_ROWS = 1024
-"""Few enough that the fp32 copy of these rows stays in the caches."""
+"""Few enough that the fp32 copy of these rows stays in the CPU caches."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Blocks of activation rows by number: block b holds rows `b · block_rows` to `(b + 1) · block_rows`."""
+    """Blocks of activation rows by number: block b is rows `b · block_rows` to `(b + 1) · block_rows`."""
 
     widths: dict[str, int]
     dtypes: dict[str, torch.dtype]
     device: torch.device
-    """Where rows come to be."""
+    """Device on which rows are stored or computed."""
     computed: bool
-    """Rows are computed anew each time, all hooks in one pass. Else several threads may read at once."""
+    """Whether rows are recomputed on each read, all hooks in one pass. Otherwise several threads may read concurrently."""
     group: int
-    """Blocks that are best read together."""
+    """Preferred number of blocks per read."""
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
-        """The rows of these blocks, in the order given, on the CPU."""
+        """The rows of these blocks, in the given order, on the CPU."""
         ...
 
     def read(
         self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Mapping[str, Float[Tensor, "n_rows _"]]
     ) -> None:
-        """Fill `out` with the rows of its hooks, unchecked, without a copy on the way where that is possible."""
+        """Fill `out` with the rows of its hooks, without checking them, and without intermediate copies if possible."""
         ...
 
     def norms(
         self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
         rows: Float[Tensor, "n_rows d"] | None = None,
     ) -> Float[Tensor, " n_rows"]:
-        """Their fp32 norms, on the CPU; measured where `rows`, what was read, lie, unless they are known.
+        """The fp32 norms of these rows, on the CPU; unless stored, computed on the device of `rows`, if they were read.
 
         Raises:
-            SaescopeError: a row holds NaN or an infinite value.
+            SaescopeError: a row contains NaN or infinite values.
         """
         ...
 
 
 def row_norms(rows: Float[Tensor, "n_rows d"]) -> Float[Tensor, " n_rows"]:
-    """The Euclidean norm of each row, in fp32 whatever the row's type, where the rows lie."""
+    """The Euclidean norm of each row, in fp32 for any dtype, on the rows' device."""
     if rows.device.type == "cuda":
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
     return torch.cat([chunk.float().norm(dim=1) for chunk in rows.split(_CHUNK_ROWS)])
 
 
 def first_fault(rows: Float[Tensor, "n_rows d"], norms: Float[Tensor, " n_rows"]) -> int | None:
-    """The number of the first row that holds NaN or an infinite value; a norm can be infinite without."""
+    """Index of the first row with NaN or infinite values; finite rows can have an infinite norm."""
     doubtful = (~norms.isfinite()).nonzero().squeeze(1)
     if not len(doubtful):
         return None
@@ -77,9 +76,9 @@ def first_fault(rows: Float[Tensor, "n_rows d"], norms: Float[Tensor, " n_rows"]
 
 
 class ModelSource:
-    """Runs a model on whole sequences, all hooks in one pass, and rounds rows as a cache would.
+    """Runs a model on whole sequences, all hooks in one pass, and rounds rows as a cache does.
 
-    A language model takes their tokens, a module of the user's own their numbers.
+    A language model is fed their tokens, a user's module their numbers.
     """
 
     computed = True
@@ -87,7 +86,7 @@ class ModelSource:
     def __init__(
         self, model: Model | HookedModule, tokens: Tokens, hooks: Sequence[str], *, dtype: str, batch_seqs: int
     ) -> None:
-        """`hooks` are those a forward pass takes; `dtype` is the rows' precision."""
+        """`hooks` are recorded in each forward pass; `dtype` is the rows' precision."""
         self.model, self.tokens, self.hooks = model, tokens, tuple(hooks)
         self.dtype, self.group, self.device = DTYPES[dtype], batch_seqs, model.device
         self.widths = {hook: model.d_hook(hook) for hook in hooks}
@@ -95,11 +94,11 @@ class ModelSource:
         self._last: tuple[bytes, dict[str, Tensor]] = (b"", {})
 
     def compute(self, seqs: Int64[np.ndarray, " n"]) -> dict[str, Float[Tensor, "n n_ctx _"]]:
-        """Each hook's activations of these sequences, on the model's device."""
+        """Compute the activations of these sequences at each hook, on the model's device."""
         ids = torch.from_numpy(seqs if self.tokens.tokens is None else self.tokens.tokens[seqs]).long()
         if self.device.type == "cuda":
             ids = ids.pin_memory().to(self.device, non_blocking=True)
-        # groups of one size: products in bf16 round differently for another, and a row must not depend on its company
+        # a fixed batch size: bf16 matmuls round differently for other sizes, and a row must not depend on its batch
         acts = self.model.activations(ids, self.hooks, n_seqs_per_forward=self.group)
         return {hook: rows.to(self.dtype) for hook, rows in acts.items()}
 
@@ -113,7 +112,7 @@ class ModelSource:
             rows.copy_(acts[hook].flatten(0, 1))
 
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
-        """The rows of these sequences; the pass that gave one hook's is kept for the others'."""
+        """The rows of these sequences; the last pass is kept, so that other hooks can reuse it."""
         assert block_rows == self.tokens.n_ctx, "a model gives whole sequences"
         if self._last[0] != blocks.tobytes():
             self._last = (blocks.tobytes(), {h: acts.cpu() for h, acts in self.compute(blocks).items()})
@@ -125,7 +124,7 @@ class ModelSource:
         self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
         rows: Float[Tensor, "n_rows d"] | None = None,
     ) -> Float[Tensor, " n_rows"]:
-        """Their fp32 norms."""
+        """The fp32 norms of these rows."""
         if rows is None:
             rows = self.rows(hook, blocks, block_rows)
         norms = row_norms(rows).cpu()
@@ -139,7 +138,7 @@ class ModelSource:
 
 @runtime_checkable
 class OwnRows(Protocol):
-    """Rows of the user's own: a folder (`training.activations.folder`) or arrays (`training.activations.arrays`)."""
+    """The user's own rows: a folder (`training.activations.folder`) or arrays (`training.activations.arrays`)."""
 
     name: str
     hooks: dict[str, int]
@@ -148,7 +147,7 @@ class OwnRows(Protocol):
     dtypes: dict[str, torch.dtype]
     n_rows: int
     device: torch.device
-    """Where they lie."""
+    """Device of the rows."""
 
     def read(
         self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, out: Float[Tensor, "n_rows d"]
@@ -157,12 +156,12 @@ class OwnRows(Protocol):
         ...
 
     def place(self, hook: str, row: int) -> str:
-        """Where a row of a hook lies, for a message."""
+        """The location of a hook's row, for a message."""
         ...
 
 
 class ActsSource:
-    """The user's own rows, read where they lie. Norms are measured once, and kept in memory."""
+    """The user's own rows, read in place. Norms are computed once and kept in memory."""
 
     computed, group = False, 1
 
@@ -181,7 +180,7 @@ class ActsSource:
     def rows(self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> Float[Tensor, "n_rows d"]:
         """The rows of these blocks."""
         if hook not in self.widths:
-            raise SaescopeError(f"{self.acts.name} has no hook {hook!r}; it has {', '.join(self.widths)}.")
+            raise SaescopeError(f"{self.acts.name} has no hook {hook!r}, only {', '.join(self.widths)}.")
         rows = torch.empty(len(blocks) * block_rows, self.widths[hook], dtype=self.dtypes[hook])
         self.acts.read(hook, blocks, block_rows, rows)
         self.norms(hook, blocks, block_rows, rows)
@@ -191,7 +190,7 @@ class ActsSource:
         self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
         rows: Float[Tensor, "n_rows d"] | None = None,
     ) -> Float[Tensor, " n_rows"]:
-        """Their fp32 norms."""
+        """The fp32 norms of these rows."""
         if hook not in self._norms:
             self._norms[hook] = np.full(self.acts.n_rows, np.nan, dtype=np.float32)
         known = self._norms[hook][: self.acts.n_rows // block_rows * block_rows].reshape(-1, block_rows)

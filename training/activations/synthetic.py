@@ -1,17 +1,17 @@
-"""Rows whose features are known: sums of directions with hierarchy, correlation, signs and noise, and their true codes.
+"""Synthetic rows with known features: sums of directions with hierarchy, correlation, signs and noise; and their codes.
 
     x_r = Σ_f code_rf direction_f + noise_r
 
-Any row is a pure function of the config and the row's number: rows are drawn `DRAWN` at a time from a generator of
-(seed, row // DRAWN). As the corpus of a training, `corpus: {synthetic: {...}}` without a model, they are read by batches,
-calibration and evaluation like any others; the hook is called `acts`.
+Each row is a pure function of the config and the row's number: rows are drawn `DRAWN` at a time from a generator seeded by
+(seed, row // DRAWN). As a corpus, `corpus: {synthetic: {...}}` without a model, they are used for batches, calibration and
+evaluation like any other rows; the hook is called `acts`.
 
-Features are trees in depth-first order. A root is present with probability `density` (by rank, if `zipf` is set); a
-present parent has with probability `child` a present child, one and only one (`exclusive`), or each by itself with
-`child` over their number. Singles are roots without children, behind the trees. Roots of one group are correlated: they
-are thresholds of normal variables with correlation `correlation`; with `rank`, all roots are, by as many variables that
-they share in random proportions (as in SynthSAEBench, 2602.14687). A bipolar feature is present with either sign, by a
-fair coin.
+Features form trees, in depth-first order. A root is present with probability `density` (by rank, if `zipf` is set). If a
+parent is present, then with probability `child` exactly one of its children is (`exclusive`), or else each child is present
+independently with probability `child` / number of children. Singles are roots without children, after the trees. Roots of a
+group are correlated: they threshold Gaussians with correlation `correlation`. With `rank`, all roots are correlated through
+that many shared factors in random proportions (as in SynthSAEBench, 2602.14687). A bipolar feature takes either sign with
+probability 1/2.
 """
 
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ from training.config.synthetic import SyntheticConfig
 DRAWN = 1024
 """Rows drawn together."""
 KEPT_BYTES = 1 << 27
-"""What is drawn stays in memory up to this: every pass over the rows asks for it again."""
+"""Memory for drawn rows that are kept, since every pass over the rows needs them again."""
 HOOK = "acts"
 
 
 class Synthetic:
-    """The rows of a config, and what they are made of. A `training.activations.sources.Source`."""
+    """Synthetic rows and their codes. Implements `training.activations.sources.Source`."""
 
     def __init__(self, config: SyntheticConfig) -> None:
         self.config = config
@@ -47,7 +47,7 @@ class Synthetic:
         self._drawn = lru_cache(maxsize=max(8, kept))(self._draw)
 
     def _draw(self, number: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n n_features"]]:
-        """Rows `number · DRAWN` on, and their codes."""
+        """`DRAWN` rows from row `number · DRAWN`, and their codes."""
         config, rng = self.config, np.random.default_rng([self.config.seed, 1, number])
         present = self._present(rng)
         lengths = 1 + config.spread * rng.uniform(-1, 1, present.shape)
@@ -67,7 +67,7 @@ class Synthetic:
         parents = np.array(self.parents)
         out[:, parents < 0] = normal > limits
         for above, below in self._families():
-            # one number decides between the children that exclude each other
+            # a single draw chooses between mutually exclusive children
             n = below.shape[1]
             which = chance[:, below[:, :1]] * n / max(config.child, 1e-12)
             has = (np.floor(which) == np.arange(n)) if config.exclusive else (chance[:, below] < config.child / n)
@@ -75,7 +75,7 @@ class Synthetic:
         return out
 
     def _families(self) -> list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n n_children"]]]:
-        """Features with children, and those, level by level: all of a level have as many."""
+        """Parents and their children, level by level; all parents of a level have the same number of children."""
         parents = np.array(self.parents)
         level = np.flatnonzero(parents < 0)[: self.config.roots]
         out = []
@@ -88,7 +88,7 @@ class Synthetic:
         return out
 
     def _shared(self, rng: np.random.Generator) -> Float[np.ndarray, "n n_roots"]:
-        """What features without a parent have in common: their group's variable, or their mixture of the hidden ones."""
+        """The shared part of the Gaussians behind parentless features: of their group, or a mixture of factors."""
         config = self.config
         if config.rank:
             return rng.standard_normal((DRAWN, config.rank)) @ config.loadings()
@@ -107,7 +107,7 @@ class Synthetic:
 
     def _blocks(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int, which: int) -> Tensor:
         out = torch.empty(len(blocks) * block_rows, (self.config.d, len(self.parents))[which])
-        # in their own order, so that what is drawn together is drawn once
+        # in corpus order, so that each chunk is drawn only once
         for i in np.argsort(blocks, kind="stable"):
             start = int(blocks[i]) * block_rows
             out[i * block_rows : (i + 1) * block_rows] = self.part(start, start + block_rows)[which]
@@ -129,9 +129,9 @@ class Synthetic:
         self, hook: str, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int,
         rows: Float[Tensor, "n_rows d"] | None = None,
     ) -> Float[Tensor, " n_rows"]:
-        """Their norms."""
+        """The norms of these rows."""
         return row_norms(self.rows(hook, blocks, block_rows) if rows is None else rows).cpu()
 
     def codes(self, blocks: Int64[np.ndarray, " n_blocks"], block_rows: int) -> SparseCode:
-        """What the rows of these blocks are made of."""
+        """The true codes of the rows of these blocks."""
         return from_dense(self._blocks(blocks, block_rows, 1))

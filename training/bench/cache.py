@@ -1,4 +1,4 @@
-"""How fast batches come out of a cache, against a plain copy of the same bytes: interleaved, in one process."""
+"""Benchmark reading batches from a cache against a plain copy of the same bytes: interleaved, in one process."""
 
 import statistics
 import tempfile
@@ -37,10 +37,9 @@ def bench_cache(
     *, n_rows: int = 262_144, d_in: int = 576, n_ctx: int = 256, batch_rows: int = 4096, block_rows: int = 32,
     superblock_rows: int = 65_536, repeats: int = 7,
 ) -> dict[str, Any]:
-    """Shuffled batches (read, masked, permuted, cut; no prefetch) beside a memcpy of as many bytes.
+    """Compare shuffled batches (read, mask, permute, cut; no prefetch) with a memcpy of the same number of bytes.
 
-    Both touch memory that is warm in the page cache; the copy is one read and one write of the same bytes, the least
-    that any shuffle can do.
+    Both use data that is warm in the page cache. The copy reads and writes each byte once, the minimum for any shuffle.
     """
     with tempfile.TemporaryDirectory() as root:
         tokens, source = synthetic_cache(Path(root) / "cache", n_seqs=n_rows // n_ctx, n_ctx=n_ctx, d_in=d_in)

@@ -1,6 +1,6 @@
-"""Who takes part in the kernel benchmark: our own steps, dense steps, and other libraries in processes of their own.
+"""The training steps compared in the kernel benchmark: ours, dense ones, and those of other libraries in subprocesses.
 
-One step is forward, loss, backward, clipping, Adam, unit decoder rows where the method has them, and firing counts.
+One step is forward, loss, backward, clipping, Adam, normalising decoder rows if the method does, and firing counts.
 """
 
 import json
@@ -22,10 +22,10 @@ N_PREFIXES = 5
 
 
 class Taken(NamedTuple):
-    """One step that was taken."""
+    """Result of one step."""
 
     laps: dict[str, float]
-    """Milliseconds of its parts; their sum is the step."""
+    """Milliseconds of its parts; they add up to the step."""
     loss: float
     """Squared reconstruction error, mean over rows."""
 
@@ -36,23 +36,23 @@ class Taken(NamedTuple):
 
 
 class Contestant(ABC):
-    """Something that takes training steps."""
+    """An implementation of a training step."""
 
     name: str
     precision: str = "fp32"
     n_steps_each: int = 1
-    """Steps that `step` takes."""
+    """Number of training steps per call of `step`."""
 
     @abstractmethod
     def step(self, batch: int) -> Taken:
-        """One step on the batch of this number."""
+        """Take one step on the batch with this index."""
 
-    def close(self) -> None:  # noqa: B027  (most have no process to let go of)
-        """Let go of processes."""
+    def close(self) -> None:  # noqa: B027  (most have no process)
+        """Stop subprocesses, if any."""
 
 
 class Ours(Contestant):
-    """A step as the trainer takes it, through one of the backends."""
+    """The trainer's step, with one of the kernel backends."""
 
     def __init__(
         self, setup: Setup, variant: str, precision: str, kernels: Backend, *, keep_setup: bool = True
@@ -88,7 +88,7 @@ class Ours(Contestant):
             auxk=self.revival,
         )
         target = x.expand_as(out.x_hat)
-        # the square and its gradient in one pass each; written out, x_hat would be read and written five times
+        # mse_loss takes one pass for the loss and one for its gradient; written out, x_hat is read and written five times
         loss = F.mse_loss(out.x_hat, target, reduction="sum") / (len(target) * len(x))
         if out.aux_hat is not None:
             loss = loss + ((x - out.x_hat[-1]).detach() - out.aux_hat).square().sum() / len(x) / 32
@@ -107,11 +107,11 @@ class Ours(Contestant):
 
 
 class Dense(Contestant):
-    """A careful dense step in torch: one product each way, foreach clipping, fused Adam.
+    """An optimised dense step in torch: one matmul for encoder and decoder each, foreach clipping, fused Adam.
 
     Args:
-        precision: `bf16` runs the passes under autocast.
-        compiled: forward and backward through torch.compile; the first step then holds the compilation.
+        precision: `bf16` runs forward and backward under autocast.
+        compiled: use torch.compile for forward and backward; the first step then includes compilation.
     """
 
     def __init__(self, setup: Setup, precision: str = "fp32", *, compiled: bool = False) -> None:
@@ -160,7 +160,7 @@ class Dense(Contestant):
         return loss, reconstruction, top.indices
 
     def auxk(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The auxiliary loss over the compacted dead."""
+        """The auxiliary loss, over the dead features only."""
         ids = self.dead_ids
         assert ids is not None
         pre = F.linear(x - self.b_dec, self.weight[ids], self.b_enc[ids]).relu()
@@ -170,7 +170,7 @@ class Dense(Contestant):
 
 
 class Peer(Contestant):
-    """Another library's step, in a process of its own."""
+    """Another library's step, in a subprocess."""
 
     def __init__(self, name: str, setup_file: Path, python: Path, precision: str = "fp32") -> None:
         self.name, self.precision = name, precision
@@ -182,22 +182,22 @@ class Peer(Contestant):
             self.name = f"{name} {self.answer['version']} {precision}"
 
     def ask(self, **request: object) -> dict[str, Any]:
-        """One request and its answer."""
+        """Send a request and return the answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SaescopeError(f"bench: the process of {self.name} ended; see its message above.")
+            raise SaescopeError(f"bench: the process of {self.name} exited; see its message above.")
         return json.loads(line)
 
     def step(self, batch: int) -> Taken:
-        """One step, timed over there."""
+        """Take one step, timed in the subprocess."""
         answer = self.ask(step=batch)
         return Taken({"step": answer["ms"]}, answer["loss"])
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the subprocess."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
@@ -207,10 +207,10 @@ class Peer(Contestant):
 def ours(
     setup: Setup, variant: str, precision: str, *, keep_setup: bool = True, fused_adam: bool = False
 ) -> Ours:
-    """Our own step through the sparse backend of the setup's device."""
+    """Our step with the sparse backend for the setup's device."""
     name = {"cpu": "cpu", "cuda": "gpu"}.get(setup.device.type)
     if name is None:
-        raise SaescopeError(f"bench: there are sparse kernels for cpu and cuda, not for {setup.device}.")
+        raise SaescopeError(f"bench: sparse kernels exist for cpu and cuda, not for {setup.device}.")
     kernels = backend(setup.device, name, precision, fused_adam=fused_adam)
     contestant = Ours(setup, variant, precision, kernels, keep_setup=keep_setup)
     contestant.name += " fused Adam" if fused_adam else ""

@@ -1,11 +1,11 @@
-"""Whole trainings beside what their parts allow: from a cache, from own rows, streaming; and filling a cache.
+"""Benchmark whole runs (from a cache, own rows, a stream) and filling a cache, against the limit set by their parts.
 
-Trainings go the way of `sae train`, with the defaults of its configs, and are measured once they run steadily; their parts
-are measured in the same process, in turns with them (`training.bench.legs`). A share is ours by what the parts allow:
+Runs use the code path of `sae train` with default configs, and are measured in steady state. Their parts are measured in
+the same process, alternating with them (`training.bench.legs`). The share is our throughput divided by the limit:
 
     fill           the slowest of: model, writing, copying from the device
     cache, rows    the slowest of: step, reading, copying to the device
-    stream         model and step in turn, 1 / (1 / model + 1 / step)
+    stream         model and step one after the other, 1 / (1 / model + 1 / step)
 """
 
 import statistics
@@ -37,36 +37,36 @@ SIZES = {
         superblock_rows=262_144,
     ),
 }
-"""`small` suits a CPU. The networks of the others are as wide as GPT-2 and Gemma 2 2B, and as deep as the block read."""
+"""`small` is for a CPU. The other networks are as wide as GPT-2 and Gemma 2 2B, and as deep as the block that is read."""
 PARTS = {
     "fill": ("model", "write", "from_device"), "cache": ("step", "read", "to_device"),
     "rows": ("step", "read", "to_device"), "stream": ("model", "step"),
 }
-"""What is measured, and the parts that bound it."""
+"""What is measured (legs), and the parts that limit each."""
 
 
 def bench_e2e(
     sizes: Sequence[str] = ("small",), *, legs: Sequence[str] = tuple(PARTS), device: str = "auto", seconds: float = 4.0,
     rounds: int = 1, overrides: Sequence[str] = (), folder: Path | None = None, quiet: bool = False,
 ) -> dict[str, Any]:
-    """Measure trainings, and filling a cache, beside their parts.
+    """Measure training runs and cache filling, and their parts.
 
     Args:
         sizes: names in `SIZES`.
-        legs: what is measured, of `PARTS`.
-        device: of model and SAE.
-        seconds: how long a training is measured, once it runs steadily; a part for a quarter of it.
-        rounds: how often everything is measured; figures are medians.
-        overrides: of the trainings' config, as in `sae train`: `sae.variant=batchtopk`.
-        folder: where everything is made, and removed afterwards: on the disk that is meant.
-        quiet: say nothing of what is being measured.
+        legs: what to measure, keys of `PARTS`.
+        device: device of model and SAE.
+        seconds: how long each run is measured in steady state; each part for a quarter of that.
+        rounds: number of repetitions; results are medians.
+        overrides: config overrides of the runs, as in `sae train`: `sae.variant=batchtopk`.
+        folder: scratch folder, removed afterwards; choose the disk to measure.
+        quiet: print no progress.
 
     Raises:
-        SaescopeError: a size or leg that there is not, or a training that cannot be had.
+        SaescopeError: unknown size or leg, or an invalid config.
     """
     for what, there, asked in (("size", SIZES, sizes), ("leg", PARTS, legs)):
         if unknown := [name for name in asked if name not in there]:
-            raise SaescopeError(f"bench e2e: {unknown[0]!r} is no {what}; there are {', '.join(there)}.")
+            raise SaescopeError(f"bench e2e: {unknown[0]!r} is not a {what}; choose from {', '.join(there)}.")
     where, display = resolve_device(device), Display(quiet=quiet)
     results = []
     for name in sizes:
@@ -88,11 +88,11 @@ def _say(display: Display, name: str, began: float, text: str) -> None:
 
 
 def figures(leg: str, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Ours and its parts in tokens per second, and the share.
+    """Tokens per second of a leg and of its parts, and the leg's share of the limit.
 
     Args:
-        leg: of `PARTS`.
-        rates: by name, of the leg itself and of its parts; a part may have a rate of its own for a leg, `step cache`.
+        leg: a key of `PARTS`.
+        rates: measured rates by name, of the leg and its parts; a part may have a separate rate per leg, as `step cache`.
     """
     ours = statistics.median(rates[leg])
     found = {part: rates.get(f"{part} {leg}", rates.get(part)) for part in PARTS[leg]}
@@ -105,5 +105,5 @@ def figures(leg: str, rates: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def allows(leg: str, parts: Mapping[str, float]) -> float:
-    """Tokens per second that parts allow: the slowest of them where they can overlap, else all in turn."""
+    """The limit in tokens per second: that of the slowest part if parts can overlap, else of all in sequence."""
     return 1 / sum(1 / value for value in parts.values()) if leg == "stream" else min(parts.values())

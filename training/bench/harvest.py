@@ -1,4 +1,4 @@
-"""How fast activations are harvested, against the bare Hugging Face forward stopped at the same layer."""
+"""Benchmark harvesting activations against the bare Hugging Face forward pass up to the same layer."""
 
 import re
 import statistics
@@ -25,23 +25,23 @@ def bench_harvest(
     repeats: int = 7,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Time `Model.activations` and the bare forward, alternating in one process after one warm-up each.
+    """Time `Model.activations` and the bare forward pass, alternating in one process after one warm-up each.
 
-    The bare forward is the Hugging Face model cut after the hook's block, without final norm and unembedding, in the
-    same dtype, on the same batch, with Hugging Face's own choice of attention.
+    The bare model is the Hugging Face model truncated after the hook's block, without final norm and unembedding, with the
+    same dtype and batch, and Hugging Face's default attention.
 
     Args:
         model: a packaged model or `local:DIR`.
         hook: `blocks.N.hook_resid_post`.
-        dtype: of both.
+        dtype: dtype of both.
         n_seqs: sequences per batch.
         n_ctx: tokens per sequence.
         repeats: timed runs of each.
-        device: of both.
+        device: device of both.
 
     Returns:
-        Medians in tokens/s (`ours_tokens_per_s`, `bare_tokens_per_s`), lowest and highest of each (`*_range`), their
-        `ratio` (ours / bare; the median of the pairwise ratios), and the setting.
+        Medians in tokens/s (`ours_tokens_per_s`, `bare_tokens_per_s`), minimum and maximum of each (`*_range`), their
+        `ratio` (ours / bare; the median of pairwise ratios), and the settings.
 
     Raises:
         SaescopeError: the hook is not the output of a block.
@@ -49,7 +49,7 @@ def bench_harvest(
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)
     if match is None:
         raise SaescopeError(
-            f"bench harvest compares at the output of a block, not at {hook}: use blocks.N.hook_resid_post."
+            f"bench harvest only supports the output of a block, not {hook}: use blocks.N.hook_resid_post."
         )
     ours = load_model(model, device=device, dtype=dtype)
     ours.d_hook(hook)
@@ -73,7 +73,7 @@ def bench_harvest(
 
 
 def shortened(ours: Model, model: str, n_layers: int) -> nn.Module:
-    """The bare network with its first `n_layers` layers only, loaded afresh."""
+    """A newly loaded bare network, truncated to its first `n_layers` layers."""
     from transformers import AutoModel
 
     source = str(packaged_dir(model)) if model in PACKAGED else model.removeprefix("local:")
@@ -87,7 +87,7 @@ def shortened(ours: Model, model: str, n_layers: int) -> nn.Module:
 
 @torch.no_grad()
 def _alternate(runs: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns so that a busy machine slows all alike; the first turn is not counted."""
+    """Seconds of each run, alternating so that other load affects all equally; the first round is discarded."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
         for name, run in runs.items():

@@ -1,4 +1,4 @@
-"""What the end-to-end benchmark reads, made in a moment: a network with random weights, text, a folder of rows."""
+"""Inputs of the end-to-end benchmark, quickly generated: a network with random weights, text, a folder of rows."""
 
 import json
 from pathlib import Path
@@ -14,17 +14,17 @@ from training.model.packaged import quiet_transformers
 
 D_VOCAB = 512
 FILE_ROWS = 65_536
-"""Rows in a file of own rows."""
+"""Rows per file of own rows."""
 
 
 def make_model(
     folder: Path, *, d_model: int, n_layers: int, n_heads: int, d_mlp: int, n_ctx: int, dtype: torch.dtype,
     device: torch.device,
 ) -> nn.Module:
-    """Write a Llama network with random weights and a tokenizer of bytes as a transformers directory.
+    """Save a Llama network with random weights and a byte tokenizer as a transformers directory.
 
     Returns:
-        The network without its head.
+        The network without its LM head.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +35,7 @@ def make_model(
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(0)
-        network: Any = LlamaForCausalLM(config)  # its stubs know no `to`
+        network: Any = LlamaForCausalLM(config)  # its stubs lack `to`
     with quiet_transformers():
         network.to(dtype).save_pretrained(folder)
     byte_tokenizer(D_VOCAB, n_ctx).save_pretrained(folder)
@@ -44,7 +44,7 @@ def make_model(
 
 
 def make_text(path: Path, *, n_tokens: int, n_ctx: int) -> None:
-    """Write JSON lines of random letters: documents of four sequences, and somewhat more tokens than asked for."""
+    """Write JSON lines of random letters: documents of four sequences each, slightly more tokens than requested."""
     length = 4 * n_ctx
     letters = np.random.default_rng(0).integers(97, 123, (int(1.1 * n_tokens) // length + 64, length), dtype=np.uint8)
     with path.open("w", encoding="ascii") as file:

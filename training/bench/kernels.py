@@ -1,12 +1,12 @@
-"""How fast a training step is: Saescope beside a dense step and other libraries, on the same weights and batches.
+"""Benchmark training steps: Saescope, dense steps and other libraries, on the same weights and batches.
 
-The contestants take turns step by step in an order drawn anew each round, so that whatever else the machine does falls
-on all alike; libraries that need another environment run in a process of their own that waits while others step. On a GPU
-whole training steps and the best dense step take part, too (`training.bench.whole_steps`), several steps to a turn.
+The contestants alternate step by step, in a new random order each round, so that other load affects all equally. Libraries
+that need another environment run in subprocesses, which idle while others step. On a GPU, whole training steps and the best
+dense step are included as well (`training.bench.whole_steps`), with several steps per turn.
 
-Beside each figure stands its floor, measured in the same rounds. *Product*: the encoder's own, the faster of `torch.mm`
-(into memory that is kept) and `F.linear` on these tensors, in the number format of that contestant. *Traffic*: reading
-and writing both weight matrices and their two moments once, which no optimiser that steps every entry can avoid.
+Each result is compared with a floor measured in the same rounds. *Product*: the encoder matmul, the faster of `torch.mm`
+(with preallocated output) and `F.linear` on these tensors, in the contestant's precision. *Traffic*: reading and writing
+both weight matrices and their two moments once, which any optimiser that updates every weight must do.
 """
 
 import random
@@ -31,7 +31,7 @@ VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka")
 
 
 class Floor:
-    """The least that a step can take, in one number format."""
+    """The minimum time of a step, in one precision."""
 
     def __init__(self, setup: Setup, precision: str) -> None:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
@@ -41,7 +41,7 @@ class Floor:
         self.times: dict[str, list[float]] = {"torch.mm": [], "F.linear": [], "traffic": []}
 
     def measure(self) -> None:
-        """One product each way, and the weights' way through memory."""
+        """Time the matmul with both functions, and the memory traffic of the weights."""
         watch = Stopwatch(self.x.device)
         torch.mm(self.x, self.w.t(), out=self.out)
         watch.lap("torch.mm")
@@ -53,7 +53,7 @@ class Floor:
             self.times[name].append(ms)
 
     def medians(self) -> dict[str, float]:
-        """Milliseconds of each."""
+        """Median milliseconds of each."""
         return {name: statistics.median(times) for name, times in self.times.items()}
 
 
@@ -67,13 +67,13 @@ def contestants(
     setup: Setup, variants: Sequence[str], precisions: Sequence[str], dense: bool, compiled: bool,
     python: Path | None, folder: Path,
 ) -> tuple[list[Contestant], list[str]]:
-    """Everyone who takes part, and who could not."""
+    """All contestants, and messages about those that are unavailable."""
     found: list[Contestant] = [
         ours(setup, variant, precision) for precision in precisions for variant in variants
     ]
     if setup.device.type == "cuda":
         found += [ours(setup, "topk", precision, fused_adam=True) for precision in precisions if "topk" in variants]
-    # other libraries train in bf16 under autocast, which their code foresees on GPUs only
+    # other libraries train in bf16 with autocast, which they only support on GPUs
     beside = dict.fromkeys("bf16" if precision == "fp8" else precision for precision in precisions)
     formats = tuple(beside) if setup.device.type == "cuda" else ("fp32",)
     missing: list[str] = []
@@ -86,7 +86,7 @@ def contestants(
             for kind in [False] * dense + [True] * compiled:
                 try:
                     found.append(CapturedDense(setup, precision, compiled=kind))
-                except RuntimeError as error:  # what torch cannot capture or compile
+                except RuntimeError as error:  # torch cannot capture or compile it
                     missing.append(f"dense {'torch.compile, ' if kind else ''}captured {precision}: {first_line(error)}")
     if python is not None:
         setup.save(folder / "setup.pt")
@@ -102,7 +102,7 @@ def contestants(
 
 
 def breakdown(contestant: Ours, n_steps: int = 3) -> dict[str, float]:
-    """Milliseconds of each compiled loop in one step; nothing on a GPU, where the parts of the step must do."""
+    """Milliseconds of each compiled loop in one step; empty on a GPU, where only the parts of the step are timed."""
     from sae.kernels.cpu import runtime
 
     if contestant.setup.device.type != "cpu":
@@ -117,7 +117,7 @@ def breakdown(contestant: Ours, n_steps: int = 3) -> dict[str, float]:
 def measure(
     setup: Setup, field: Sequence[Contestant], *, repeats: int, warmup: int, loss_steps: int, seed: int
 ) -> dict[str, Any]:
-    """Interleaved times of everyone, with floors; then the losses after `loss_steps` steps."""
+    """Interleaved times of all contestants, with floors, and the losses after `loss_steps` steps."""
     floors = {precision: Floor(setup, precision) for precision in sorted({c.precision for c in field})}
     taken: dict[str, list[dict[str, float]]] = {c.name: [] for c in field}
     first: dict[str, float] = {}
@@ -144,7 +144,7 @@ def measure(
 
 
 def row(contestant: Contestant, taken: Sequence[dict[str, float]], floor: dict[str, float], n_rows: int) -> dict[str, Any]:
-    """The figures of one contestant."""
+    """The results of one contestant."""
     ms = spread([sum(laps.values()) for laps in taken])
     product = min(floor["torch.mm"], floor["F.linear"])
     return {
@@ -165,27 +165,27 @@ def bench_kernels(
     """Time training steps of each shape.
 
     Args:
-        shapes: (n_rows, d_in, d_sae, k) of each step; None means those of `bench_setup.SHAPES` for the device.
+        shapes: (n_rows, d_in, d_sae, k) of each step; None means `setup.SHAPES` for the device.
         device: `cpu` or a CUDA device.
-        repeats: timed steps of each contestant.
-        warmup: steps before these; the first holds compilation and is reported apart.
-        loss_steps: go on (untimed) until this many steps have been taken, and report the losses there.
-        variants: of Saescope; the first also with each of `dead_shares`.
-        precisions: of Saescope's encoder (and on CUDA of everyone); None means fp32, and bf16 where the processor
-            multiplies it.
-        dense: also a dense step in eager torch.
-        compiled: also a dense step through torch.compile.
-        dead_shares: shares of dead features; above 0 with AuxK.
-        peers: the Python of an environment with other libraries (`make bench-peers`); None leaves them out.
-        memory: also the peak memory of each, in processes of their own.
-        seed: of data, weights and order.
+        repeats: timed steps per contestant.
+        warmup: untimed steps before these; the first includes compilation and is reported separately.
+        loss_steps: continue (untimed) to this step, and report the losses there.
+        variants: Saescope variants; the first one also with each of `dead_shares`.
+        precisions: precision of Saescope's encoder (on CUDA of all contestants); None means fp32, and bf16 if the hardware
+            supports it.
+        dense: include a dense step in eager torch.
+        compiled: include a dense step with torch.compile.
+        dead_shares: fractions of dead features; AuxK is on if above 0.
+        peers: Python of an environment with other libraries (`make bench-peers`); None skips them.
+        memory: measure peak memory too, in separate processes.
+        seed: seed of data, weights and order.
 
     Raises:
-        SaescopeError: there is no such device here, or a variant that is not measured is asked for.
+        SaescopeError: device not available, or unsupported variant.
     """
     where = checked_device(device)
     if unknown := sorted(set(variants) - set(VARIANTS)):
-        raise SaescopeError(f"bench: steps of {', '.join(VARIANTS)} can be measured, not of {', '.join(unknown)}.")
+        raise SaescopeError(f"bench: unknown variants {', '.join(unknown)}; choose from {', '.join(VARIANTS)}.")
     if precisions is None:
         precisions = ("bf16", "fp32") if multiplies_bf16(where) else ("fp32",)
     results = []
@@ -209,20 +209,20 @@ def bench_kernels(
 
 
 def checked_device(name: str) -> torch.device:
-    """The device, if it is here."""
+    """Parse a device name and check that the device is available."""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise SaescopeError(f"bench: {name!r} is no device; write cpu or cuda.") from None
+        raise SaescopeError(f"bench: {name!r} is not a device; use cpu or cuda.") from None
     if device.type not in SHAPES:
-        raise SaescopeError(f"bench: there are sparse kernels for cpu and cuda, not for {device}.")
+        raise SaescopeError(f"bench: sparse kernels exist for cpu and cuda, not for {device}.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SaescopeError(f"bench: torch {torch.__version__} finds no CUDA device here; write cpu.")
+        raise SaescopeError(f"bench: torch {torch.__version__} finds no CUDA device; use cpu.")
     return device
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 in hardware."""
+    """Whether a device supports bf16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     from sae.kernels.cpu.backend import bf16_is_fast

@@ -1,7 +1,7 @@
-"""The legs of the end-to-end benchmark: a cache that is filled, trainings that run, and their parts in turns with them.
+"""The legs of the end-to-end benchmark: filling a cache, training runs, and their parts, alternating.
 
-Everything they need is made in one folder: a Llama network with random weights, random text, own rows
-(`training.bench.inputs`). A training is ended as soon as it has been measured (`training.bench.pace`).
+All inputs are generated in one folder: a Llama network with random weights, random text, own rows
+(`training.bench.inputs`). A run is stopped as soon as it has been measured (`training.bench.pace`).
 """
 
 import gc
@@ -29,23 +29,23 @@ from training.model.load import load_model
 from training.shared import Shared, all_hooks, share
 
 BUDGET = "500M tokens"
-"""Of trainings that are ended long before: what comes at shares of it comes as rarely as in a long training."""
+"""Nominal budget of the runs, which stop long before: so logging and the like are as rare as in a long run."""
 WINDOW = "300k tokens"
-"""Of dead features, so that they are revived in what is measured, as they are in nearly all of a long training."""
+"""Dead window, short enough that AuxK is active while measuring, as in most of a long run."""
 N_KEPT = 16
-"""Batches that the step alone is given, again and again."""
+"""Batches to cycle through when measuring the step alone."""
 N_WRITTEN = 64 * 2**20
-"""Bytes of a file whose writing is timed."""
+"""Bytes per file when measuring writes."""
 N_THREADS = tuple(sorted({1, min(8, os.cpu_count() or 1)}))
-"""Of reading and writing; the better is taken."""
+"""Numbers of threads for reading and writing; the best result counts."""
 N_SEQS = {"cpu": (16,), "cuda": (16, 64, 256)}
-"""Sequences per forward pass; the best is taken."""
+"""Numbers of sequences per forward pass; the best result counts."""
 TITLES = {"cache": "training from the cache", "rows": "training from own rows", "stream": "training on a stream"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """An SAE, and the network and the corpus it reads."""
+    """The sizes of an SAE, its network and its corpus."""
 
     d_in: int
     d_sae: int
@@ -60,18 +60,18 @@ class Size:
 
 
 class Legs:
-    """One size in a folder of its own; `rates` are what was measured, in rows per second, by name."""
+    """The benchmark of one size, in its own folder; `rates` holds the results in rows per second, by name."""
 
     def __init__(
         self, folder: Path, size: Size, device: torch.device, seconds: float, overrides: Sequence[str],
         say: Callable[[str], None],
     ) -> None:
-        """Makes a network, of which one copy is the model and another stays bare, and text."""
+        """Generate text and a network; one copy is loaded as the model, the other stays bare."""
         self.folder, self.size, self.device, self.seconds = folder, size, device, seconds
         self.overrides, self.say = overrides, say
         self.rates: dict[str, list[float]] = {}
         self.facts: dict[str, Any] = {"device": str(device), "seconds": seconds, "rounds": 0}
-        say("making a network and text")
+        say("generating a network and text")
         self.bare = make_model(
             folder / "model", d_model=size.d_in, n_layers=size.n_layers, n_heads=size.n_heads, d_mlp=size.d_mlp,
             n_ctx=size.n_ctx, dtype=torch_dtype(fast_dtype(device)), device=device,
@@ -82,15 +82,15 @@ class Legs:
 
     @property
     def hook(self) -> str:
-        """Where the network is read: behind its last block."""
+        """The hook that is read: after the last block."""
         return f"blocks.{self.size.n_layers - 1}.hook_resid_post"
 
     def config(self, leg: str, name: str) -> Config:
-        """The config of a training: its defaults, but for sizes, places and `WINDOW`.
+        """The config of a run: defaults, except for sizes, folders and `WINDOW`.
 
         Args:
             leg: `cache`, `rows` or `stream`.
-            name: of the run and of the cache.
+            name: name of the run and of the cache.
         """
         size, own = self.size, leg == "rows"
         text = {"sources": f"jsonl:{self.folder / 'text.jsonl'}", "n_ctx": size.n_ctx, "n_tokens": size.n_tokens}
@@ -111,7 +111,7 @@ class Legs:
         return resolve(fields, fitting)[0]
 
     def once(self, legs: Sequence[str]) -> None:
-        """Measure all of it once more."""
+        """Run one round of all measurements."""
         name = f"round-{self.facts['rounds']}"
         self._measure_model()
         if any(leg != "stream" for leg in legs):
@@ -121,7 +121,7 @@ class Legs:
             if leg in TITLES:
                 self.say(TITLES[leg])
                 self._train(leg, name)
-                # what the training held on the device is room for the next one's superblocks
+                # free the run's device memory for the next run's superblocks
                 gc.collect()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -137,7 +137,7 @@ class Legs:
         self.say(f"{name}: {rows_per_s:,.0f} tokens/s")
 
     def _measure_model(self) -> None:
-        """The bare forward, with as many sequences at a time as serve it best."""
+        """Measure the bare forward pass with the best number of sequences."""
         found = {
             n: forward_rate(self.bare, n, self.size.n_ctx, self.model.d_vocab, self.device, self.seconds / 4)
             for n in N_SEQS.get(self.device.type, N_SEQS["cpu"])
@@ -146,7 +146,7 @@ class Legs:
         self._note("model", max(found.values()))
 
     def _fill(self, name: str) -> None:
-        """Fill a cache; and what is measured of reading it."""
+        """Measure filling a cache, then reading its files."""
         config = self.config("cache", name)
         tokens = make_tokens(config, self.model)
         clock = Clocked()
@@ -160,7 +160,7 @@ class Legs:
         self._note(f"read {leg}", max(read_rate(files, n, self.seconds / 4) for n in N_THREADS) / row_bytes)
 
     def _train(self, leg: str, name: str) -> None:
-        """Train until it is measured; then the step alone, on that training's own batches."""
+        """Train until it has been measured, then measure the step alone on the same batches."""
         rows = self.folder / "rows"
         if leg == "rows" and not rows.exists():
             source = CacheSource(self.folder / "cache" / name, [self.hook])
@@ -183,13 +183,13 @@ class Legs:
         self._remember(leg, watch, step)
 
     def _remember(self, leg: str, watch: Watched, step: Step) -> None:
-        """What the figures of a leg rest on."""
+        """Record facts about how a leg was measured."""
         self.facts["kernels"] = step.trainer.sae.kernels.name
         self.facts.setdefault("stretches", {})[leg] = watch.facts() | {"dead_share": step.trainer.dead_share}
 
 
 class Clocked(Display):
-    """A quiet display that keeps when work was done."""
+    """A quiet display that records the time of each piece of work."""
 
     def __init__(self) -> None:
         super().__init__(quiet=True)
@@ -197,7 +197,7 @@ class Clocked(Display):
 
     @contextmanager
     def task(self, title: str, total: int, unit: str = "tokens") -> Iterator[Task]:
-        """As ever; every piece of work is marked, and the end."""
+        """Like `Display.task`, but record the time of every piece of work and of the end."""
         with super().task(title, total, unit) as task:
             advance = task.advance
 
@@ -210,5 +210,5 @@ class Clocked(Display):
         self.marks.append((time.perf_counter(), 0))
 
     def per_second(self) -> float:
-        """Units per second from the end of the first piece on, by when everything had begun to run."""
+        """Units per second from the end of the first piece, when everything is running."""
         return sum(n for _, n in self.marks[1:]) / (self.marks[-1][0] - self.marks[0][0])

@@ -1,4 +1,4 @@
-"""How much memory a training step needs at its peak, each contestant measured in a process of its own."""
+"""Peak memory of a training step, with each contestant measured in its own process."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from training.bench.whole_steps import CapturedDense
 
 
 def peaks(setup: Setup, field: Sequence[Contestant], dead_share: float, seed: int) -> dict[str, float]:
-    """Peak MiB of each contestant's process, but of whole and captured steps.
+    """Peak MiB of each contestant's process, except for whole and captured steps.
 
-    On a CPU that is all the process held, its libraries and the batches included (its share of them is alike for
-    everyone); on CUDA what torch had allocated on the device.
+    On a CPU this is the peak of the whole process, including libraries and batches (about the same for all); on CUDA it is
+    the memory that torch has allocated on the device.
     """
     found: dict[str, float] = {}
     for c in field:
@@ -57,7 +57,7 @@ def _three_steps(
     connection: Any, shape: tuple[int, int, int, int], device: str, variant: str, precision: str, dead_share: float,
     seed: int, n_threads: int,
 ) -> None:
-    """In the process of `peak_of`."""
+    """Runs in the process of `peak_of`."""
     torch.set_num_threads(n_threads)
     setup = Setup.make(Shape(*shape), n_batches=1, dead_share=dead_share, seed=seed).to(torch.device(device))
     c: Contestant

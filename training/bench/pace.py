@@ -1,4 +1,4 @@
-"""How fast a training goes once it runs steadily, taken from its stream of batches, as `training.run.run` reads it."""
+"""Measure the steady-state throughput of a training run, by timing the stream of batches that `training.run.run` reads."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -17,30 +17,30 @@ from training.run import run
 from training.shared import BatchStream, Shared
 
 Opened = Callable[[Sequence[Config], Display], Shared]
-"""Opens the rows of a training, as `training.run.run` takes it."""
+"""Opens the rows of a run, as in `training.run.run`."""
 
 PATIENCE = 4
-"""A stretch begins, and is cut off, after so many times the seconds asked for, though its superblock has not ended."""
+"""After this many times the requested seconds, timing starts or stops even within a superblock."""
 N_FIRST = 4
-"""Steps in which kernels are compiled and captured, which no patience is lost on."""
+"""First steps, which compile and capture kernels and don't count for `PATIENCE`."""
 
 
 class Enough(Exception):
-    """The training has been measured, and ends here."""
+    """Stops a run once it has been measured."""
 
 
 class Watched:
-    """A stream of batches that times a stretch of whole superblocks, and then ends the training.
+    """A stream of batches that times a number of whole superblocks, and then stops the run.
 
-    The stretch begins with a superblock behind the first two, which stood ready when training began, and behind
-    `warmup_rows`. At both ends the device has done all that was asked of it.
+    Timing starts with a superblock after the first two, which were prefetched before training, and after `warmup_rows`. The
+    device is synchronised at the start and at the end.
     """
 
     whole: bool | None = None
-    """Whether the stretch was of whole superblocks; otherwise it was cut off."""
+    """Whether whole superblocks were timed; otherwise timing was cut off."""
 
     def __init__(self, batches: BatchStream, device: torch.device, *, seconds: float, warmup_rows: int, keep: int) -> None:
-        """`seconds` is how long the stretch is at least; the first `keep` batches are kept on the device."""
+        """`seconds`: minimum time to measure. The first `keep` batches are kept on the device."""
         self.batches, self.device, self.seconds = batches, device, seconds
         self.warmup_rows, self.keep = warmup_rows, keep
         self.kept: list[dict[str, Tensor]] = []
@@ -52,7 +52,7 @@ class Watched:
     def stream(
         self, start: Address = FIRST, *, prefetch: int = 1, rank: int = 0, n_ranks: int = 1
     ) -> Generator[Batch, None, None]:
-        """The batches, until there is enough."""
+        """The batches, until the run has been measured."""
         last: tuple[int, int] | None = None
         with closing(self.batches.stream(start, prefetch=prefetch, rank=rank, n_ranks=n_ranks)) as batches:
             for batch in batches:
@@ -61,13 +61,13 @@ class Watched:
                 self.n_superblocks += fresh
                 self._look(fresh)
                 if len(self.kept) < self.keep:
-                    # copies: a stream may use the memory of a batch again
+                    # copy: the stream may reuse a batch's memory
                     self.kept.append({hook: rows.to(self.device, copy=True) for hook, rows in batch.acts.items()})
                 self.n_rows, self.n_batches = self.n_rows + len(batch.rows), self.n_batches + 1
                 yield batch
 
     def _look(self, fresh: bool) -> None:
-        """Begin or end the stretch before the next batch, which is the first of its superblock if it is `fresh`."""
+        """Start or stop timing before the next batch; `fresh`: it is the first of its superblock."""
         if self.n_batches <= N_FIRST:
             self.opened = time.perf_counter()
         since = time.perf_counter() - (self.began[0] if self.began else self.opened)
@@ -86,20 +86,20 @@ class Watched:
         return time.perf_counter()
 
     def facts(self) -> dict[str, Any]:
-        """How long the stretch was, and what came before it."""
+        """What was timed: rows, seconds, and warm-up rows before."""
         assert self.took is not None, "the training ended before it was measured"
         seconds, n_rows = self.took
         return {"n_warmup_rows": self.n_warmup, "n_rows": n_rows, "seconds": seconds, "whole_superblocks": self.whole}
 
     @property
     def n_warmup(self) -> int:
-        """Rows before the stretch."""
+        """Rows before timing started."""
         assert self.began is not None
         return self.began[1]
 
     @property
     def rows_per_s(self) -> float:
-        """Rows per second of the stretch."""
+        """Measured rows per second."""
         facts = self.facts()
         return float(facts["n_rows"] / facts["seconds"])
 
@@ -107,18 +107,18 @@ class Watched:
 def paced(
     config: Config, folder: Path, opened: Opened, device: torch.device, *, seconds: float, keep: int
 ) -> tuple[Watched, Shared]:
-    """Train as `training.train` does, in `folder`, for as long as it takes to measure.
+    """Train like `training.train`, in `folder`, until the run has been measured.
 
     Args:
-        config: of the training, its budget longer than that.
-        folder: of the run.
+        config: the run's config, with a budget that isn't reached.
+        folder: the run's folder.
         opened: opens its rows.
-        device: where it trains.
-        seconds: that are measured, behind as many rows as it takes until a feature can be dead.
-        keep: batches to keep.
+        device: device to train on.
+        seconds: time to measure, after the first dead window.
+        keep: number of batches to keep.
 
     Returns:
-        The stream that was watched, and what the training had opened.
+        The timed stream, and the data of the run.
     """
     found: list[tuple[Watched, Shared]] = []
 

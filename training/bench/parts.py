@@ -1,5 +1,5 @@
-"""What a training is made of, each part alone and at its best, in rows per second: the model's forward pass, the training
-step, the disk, and the copies between host and device."""
+"""The parts of a training run, each measured alone at its maximum rate: the model's forward pass, the training step, the
+disk, and copies between host and device."""
 
 import os
 import time
@@ -17,13 +17,13 @@ from training.shared import Shared
 from training.trainer import Trainer, new_sae
 
 PIECE = 16 * 2**20
-"""Bytes of a request to the disk."""
+"""Bytes per disk request."""
 COPIED = 256 * 2**20
-"""Bytes of a copy between host and device."""
+"""Bytes per copy between host and device."""
 
 
 def rate(work: Callable[[], int], device: torch.device, seconds: float) -> float:
-    """What `work` returns per second, called once untimed and then for at least `seconds`."""
+    """Units of work per second, where `work` returns its units; runs once untimed, then for at least `seconds`."""
 
     def now() -> float:
         if device.type == "cuda":
@@ -34,7 +34,7 @@ def rate(work: Callable[[], int], device: torch.device, seconds: float) -> float
     n, began, calls, enough = 0, now(), 0, 1
     while True:
         n, calls = n + work(), calls + 1
-        # a device is waited for now and then only, so that it never waits for the host
+        # synchronise rarely, so that the device never waits for the host
         if calls == enough:
             if (took := now() - began) >= seconds:
                 return n / took
@@ -42,19 +42,19 @@ def rate(work: Callable[[], int], device: torch.device, seconds: float) -> float
 
 
 class Step:
-    """A training's own step, on rows that lie on the device."""
+    """A run's training step, on rows that are already on the device."""
 
     def __init__(
         self, config: Config, shared: Shared, device: torch.device, batches: Sequence[Mapping[str, Tensor]], n_rows: int
     ) -> None:
-        """Trains on `n_rows` first, so that it is where a training is that was measured from there on."""
+        """Train on `n_rows` first, to reach the state at which the run was measured."""
         self.trainer = Trainer(config, new_sae(config, calibrate(config.site, shared.mask)), shared.clock, device)
         self.batches = cycle(batches)
         while self.trainer.rows_seen < n_rows:
             self.one()
 
     def one(self) -> int:
-        """One step; its rows."""
+        """Take one step; return its number of rows."""
         batch = next(self.batches)
         self.trainer.step(batch)
         return len(next(iter(batch.values())))
@@ -62,7 +62,7 @@ class Step:
 
 @torch.no_grad()
 def forward_rate(network: nn.Module, n_seqs: int, n_ctx: int, d_vocab: int, device: torch.device, seconds: float) -> float:
-    """Tokens per second of a bare Hugging Face network's forward, `n_seqs` sequences at a time."""
+    """Tokens per second of a bare Hugging Face network's forward pass, with `n_seqs` sequences at a time."""
     ids = torch.randint(0, d_vocab, (n_seqs, n_ctx), generator=torch.Generator().manual_seed(0)).to(device)
 
     def one() -> int:
@@ -73,9 +73,9 @@ def forward_rate(network: nn.Module, n_seqs: int, n_ctx: int, d_vocab: int, devi
 
 
 def read_rate(files: Sequence[Path], n_threads: int, seconds: float) -> float:
-    """Bytes per second of reading these files, in large requests by `n_threads` threads."""
+    """Bytes per second when reading these files in large requests with `n_threads` threads."""
     buffers = [bytearray(PIECE) for _ in range(n_threads)]
-    # every thread reads files of its own, or its share of a file
+    # each thread reads its own files, or its part of a file
     spans = [span for file in files for span in _spans(file)]
 
     def some(thread: int) -> int:
@@ -97,7 +97,7 @@ def _spans(file: Path) -> Iterator[tuple[Path, int, int]]:
 
 
 def write_rate(folder: Path, n_bytes: int, n_threads: int, seconds: float) -> float:
-    """Bytes per second of writing files of `n_bytes` and waiting until they are on the disk."""
+    """Bytes per second when writing files of `n_bytes`, including fsync."""
     piece = os.urandom(min(PIECE, n_bytes))
 
     def one(thread: int) -> int:
@@ -114,7 +114,7 @@ def write_rate(folder: Path, n_bytes: int, n_threads: int, seconds: float) -> fl
 
 
 def copy_rates(device: torch.device, seconds: float) -> dict[str, float]:
-    """Bytes per second from pinned memory to the device and back; nothing where the device is the host."""
+    """Bytes per second from pinned memory to the device and back; empty on a CPU."""
     if device.type != "cuda":
         return {}
     host = torch.empty(COPIED, dtype=torch.uint8, pin_memory=True)

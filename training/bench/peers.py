@@ -1,12 +1,12 @@
-"""Other libraries' training steps, run by an environment that has them: a worker for `sae bench kernels --peers`.
+"""Training steps of other libraries, run in an environment that has them: a worker for `sae bench kernels --peers`.
 
-It needs torch and the library only, so this file imports nothing else of this project. Each line on stdin is a JSON
-request, each line on stdout its answer: `{"start": PEER, "setup": FILE, "precision"}` → `{"version"}` or `{"missing"}`;
-`{"step": batch}` → `{"ms", "loss"}`; `{"peak": true}` → `{"mib"}`. With the precision bf16 the passes run under autocast,
-as each library does itself when it is told to.
+The environment only needs torch and the library, so this file imports nothing else from this project. Each line on stdin is
+a JSON request, each line on stdout its answer: `{"start": PEER, "setup": FILE, "precision"}` → `{"version"}` or
+`{"missing"}`; `{"step": batch}` → `{"ms", "loss"}`; `{"peak": true}` → `{"mib"}`. With precision bf16, forward and backward
+run under autocast, which is what each library does if configured so.
 
-Every peer takes its own training step as published, on the weights and batches of the setup file: forward, loss,
-backward, clipping, Adam, counters.
+Every library runs its own published training step on the weights and batches of the setup file: forward, loss, backward,
+clipping, Adam, counters.
 """
 
 import importlib.metadata
@@ -50,7 +50,7 @@ class SAELens:
         self.dead = setup["dead"]
 
     def step(self, x: torch.Tensor) -> float:
-        """One training step; its loss."""
+        """Take one training step; return its loss."""
         if self.dead is not None:
             self.trainer.n_forward_passes_since_fired[self.dead] = 1e9
         out = self.trainer._train_step(self.trainer.sae, x)
@@ -64,7 +64,7 @@ class DictionaryLearning:
     package = "dictionary-learning"
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        # the package imports nnsight for its activation buffers, which training on given rows does not touch
+        # the package imports nnsight for its activation buffers, which aren't used when training on given rows
         unused = types.ModuleType("nnsight")
         unused.LanguageModel = object  # type: ignore[attr-defined]
         sys.modules.setdefault("nnsight", unused)
@@ -82,7 +82,7 @@ class DictionaryLearning:
         self.n_steps = 1  # 0 would set the decoder bias to a geometric median first
 
     def step(self, x: torch.Tensor) -> float:
-        """One training step; its loss."""
+        """Take one training step; return its loss."""
         if self.dead is not None:
             self.trainer.num_tokens_since_fired[self.dead] = 10**9
         self.n_steps += 1
@@ -91,7 +91,7 @@ class DictionaryLearning:
 
 
 class Sparsify:
-    """sparsify: what its `Trainer` does to a `SparseCoder` per step, with Adam. It runs itself under autocast to bf16."""
+    """sparsify: its `Trainer`'s step on a `SparseCoder`, with Adam. It uses bf16 autocast itself."""
 
     package = "eai-sparsify"
 
@@ -110,7 +110,7 @@ class Sparsify:
         self.since_fired = torch.zeros(W_enc.shape[1], dtype=torch.int64, device=setup["device"])
 
     def step(self, x: torch.Tensor) -> float:
-        """One training step; its squared error per row."""
+        """Take one training step; return its squared error per row."""
         self.coder.set_decoder_norm_to_unit_norm()
         variance = (x - x.mean(0)).square().sum()
         out = self.coder(x, dead_mask=self.dead, total_variance=variance)
@@ -124,18 +124,18 @@ class Sparsify:
 
 
 def autocast(setup: dict[str, Any]) -> torch.autocast:
-    """To bf16, if the setup says so."""
+    """Autocast to bf16, if the setup's precision is bf16."""
     kind = torch.device(setup["device"]).type
     return torch.autocast(kind, torch.bfloat16, enabled=setup["precision"] == "bf16")
 
 
 def peak_mib(device: str = "cpu") -> float:
-    """The most memory this program has held, in MiB: on a GPU what torch had allocated there."""
+    """Peak memory of this process in MiB; on a GPU, peak memory allocated by torch."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     if status.exists():
-        # not getrusage: that begins with what the parent held when it started this process
+        # not getrusage, which starts at the parent's memory when it forked this process
         kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(kib) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
@@ -148,7 +148,7 @@ PEERS: dict[str, type[SAELens] | type[DictionaryLearning] | type[Sparsify]] = {
 
 
 def start(request: dict[str, Any]) -> tuple[Any, torch.Tensor | None, dict[str, Any]]:
-    """The peer, the batches, and the answer."""
+    """Set up a peer; return it, the batches, and the answer."""
     setup = torch.load(request["setup"], weights_only=True) | {"precision": request["precision"]}
     torch.set_num_threads(setup["n_threads"])
     try:
@@ -159,12 +159,12 @@ def start(request: dict[str, Any]) -> tuple[Any, torch.Tensor | None, dict[str, 
 
 
 def answer(peer: Any, batches: torch.Tensor, request: dict[str, Any]) -> dict[str, Any]:
-    """One timed step, or the peak memory so far."""
+    """Answer a request: one timed step, or the peak memory so far."""
     if "peak" in request:
         return {"mib": peak_mib(str(batches.device))}
     x = batches[request["step"] % len(batches)]
     began = time.perf_counter()
-    loss = peer.step(x)  # a number, so that the device has done its work
+    loss = peer.step(x)  # a float, so the device is synchronised
     return {"ms": (time.perf_counter() - began) * 1e3, "loss": loss}
 
 

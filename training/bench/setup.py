@@ -1,4 +1,4 @@
-"""What the kernel benchmark is about: the sizes of a step, its weights and batches, its clock, and the machine."""
+"""Setup of the kernel benchmark: sizes of a step, weights and batches, timing, and facts about the machine."""
 
 import os
 import platform
@@ -29,12 +29,12 @@ SHAPES = {
     "cpu": (Shape(2048, 768, 16_384, 32), Shape(1024, 576, 4_608, 32), Shape(1024, 768, 65_536, 64)),
     "cuda": (Shape(8192, 2304, 65_536, 64), Shape(4096, 768, 16_384, 32), Shape(16_384, 768, 131_072, 64)),
 }
-"""The sizes that are measured unless others are asked for, by kind of device."""
+"""Default sizes, by device type."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all contestants begin with."""
+    """The initial weights and batches, the same for all contestants."""
 
     shape: Shape
     batches: Float[Tensor, "n_batches n_rows d_in"]
@@ -44,7 +44,7 @@ class Setup:
 
     @classmethod
     def make(cls, shape: Shape, *, n_batches: int = 8, dead_share: float = 0.0, seed: int = 0) -> "Setup":
-        """Rows that are sums of few of many directions, heavy-tailed in frequency, as activations are; tied weights."""
+        """Random rows like activations: sparse sums of many directions with heavy-tailed frequencies; tied weights."""
         draw = torch.Generator().manual_seed(seed)
         atoms = F.normalize(torch.randn(2 * shape.d_in, shape.d_in, generator=draw), dim=1)
         odds = 1 / torch.arange(1, len(atoms) + 1)
@@ -63,18 +63,18 @@ class Setup:
 
     @property
     def device(self) -> torch.device:
-        """Where everything lies."""
+        """Device of the tensors."""
         return self.batches.device
 
     def to(self, device: torch.device) -> "Setup":
-        """The same on another device."""
+        """Copy to another device."""
         dead = None if self.dead is None else self.dead.to(device)
         return replace(
             self, batches=self.batches.to(device), W_enc=self.W_enc.to(device), W_dec=self.W_dec.to(device), dead=dead
         )
 
     def save(self, path: Path) -> None:
-        """For the workers."""
+        """Save for the workers of other libraries."""
         fields = {"batches": self.batches, "W_enc": self.W_enc, "W_dec": self.W_dec, "dead": self.dead}
         torch.save(
             fields | {"k": self.shape.k, "lr": LR, "n_threads": torch.get_num_threads(), "device": str(self.device)},
@@ -85,7 +85,7 @@ class Setup:
 class Stopwatch:
     """Times consecutive laps of work on a device, in milliseconds.
 
-    On CUDA by events: the host hands out work without waiting, and what is measured is when the device did it.
+    Uses events on CUDA, so device time is measured without blocking the host.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -94,7 +94,7 @@ class Stopwatch:
         self.lap("")
 
     def lap(self, name: str) -> None:
-        """What began at the last mark is done, as far as the host is concerned."""
+        """End the current lap, from the host's point of view."""
         mark: Any = time.perf_counter()
         if self.device.type == "cuda":
             mark = torch.cuda.Event(enable_timing=True)
@@ -102,7 +102,7 @@ class Stopwatch:
         self.marks.append((name, mark))
 
     def laps(self) -> dict[str, float]:
-        """Milliseconds of each lap; waits for the device."""
+        """Milliseconds of each lap; synchronises with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         pairs = zip(self.marks, self.marks[1:], strict=False)
@@ -114,7 +114,7 @@ class Stopwatch:
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Facts about the machine and software that results depend on."""
     found = {
         "processor": processor(), "instructions": torch.backends.cpu.get_cpu_capability(), "n_cores": os.cpu_count(),
         "n_threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
@@ -127,7 +127,7 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, if available."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
              ] if info.exists() else []
@@ -135,7 +135,7 @@ def processor() -> str:
 
 
 def file_name(what: str, figures: dict[str, Any]) -> str:
-    """What a file of figures is called: `kernels-nvidia-h100.json`, `kernels-amd-epyc-avx2.json`."""
+    """Default name of a results file: `kernels-nvidia-h100.json`, `kernels-amd-epyc-avx2.json`."""
     found = figures["machine"]
     device = found.get("gpu") or f"{found['processor']} {found['instructions']}"
     return f"{what}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"

@@ -1,4 +1,4 @@
-"""Figures of benchmarks as tables to read."""
+"""Show benchmark results as tables."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def show(figures: dict[str, Any], write: Callable[[Any], None]) -> None:
 
 
 def table(result: dict[str, Any]) -> Any:
-    """One shape; the last columns say how many times as long as each of our first steps the others take."""
+    """The table of one shape; the last columns are times relative to our TopK steps."""
     from rich.table import Table
 
     shape, share = result["shape"], result["dead_share"]
@@ -43,7 +43,7 @@ PARTS = ("step", "model", "read", "write", "to_device", "from_device")
 
 
 def e2e_table(result: dict[str, Any]) -> Any:
-    """One size of the end-to-end benchmark, in tokens per second."""
+    """The table of one size of the end-to-end benchmark, in tokens per second."""
     from rich.table import Table
 
     sizes = {name: result[name] for name in ("d_in", "d_sae", "k", "batch_rows")}

@@ -1,5 +1,5 @@
-"""A config's own training steps with the sparse kernels against `kernels=reference`: same weights, same batches, one
-process, the two taking turns."""
+"""Benchmark a config's training steps with sparse kernels against `kernels=reference`: same weights and batches, in one
+process, alternating."""
 
 import random
 import statistics
@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference")
 
 
 def bench_train(config: str, *, n_steps: int = 30, n_warmup: int = 3, seed: int = 0) -> dict[str, Any]:
-    """Median step of each backend, tokens/s and their ratio, over `n_steps` steps after `n_warmup`."""
+    """Median step time and tokens/s of each backend, and their ratio, over `n_steps` steps after `n_warmup`."""
     first = configs.read(config)[0]
     data = open_data(first, first.site.hooks, Display())
     mask = KeepMask(data.source, data.tokens, first.data.model_copy(update={"mask_hooks": first.site.hooks}))

@@ -1,7 +1,7 @@
-"""Steps at their fastest on a GPU, several to a turn: the training step as a run takes it, and the best dense step.
+"""The fastest steps on a GPU, several per turn: the trainer's full step, and the best dense step.
 
-A run's step may be captured in a CUDA graph, and so is the dense one here: a step then costs the host next to nothing, and
-one taken alone would be measured with the host's work before it.
+The trainer's step may be captured in a CUDA graph, and so is the dense one here. Such steps take hardly any host time, so a
+single step would be measured together with the host's work before it.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from training.schedule import Clock
 from training.trainer import Trainer
 
 N_STEPS = 10
-"""Steps of a turn."""
+"""Steps per turn."""
 WINDOW = 40
-"""Steps after which a feature is dead, where some are."""
+"""Dead window in steps, if there are dead features."""
 DEAD_BIAS = -100.0
 
 
 def turn(step: Callable[[int], object], first: int, n_batches: int, device: torch.device) -> float:
-    """Milliseconds of one of `N_STEPS` steps."""
+    """Mean milliseconds per step, over `N_STEPS` steps."""
     watch = Stopwatch(device)
     for i in range(first, first + N_STEPS):
         step(i % n_batches)
@@ -34,12 +34,12 @@ def turn(step: Callable[[int], object], first: int, n_batches: int, device: torc
 
 
 class Trained(Contestant):
-    """`Trainer.step`, as `sae train` takes it: counters, schedule and the dead included."""
+    """`Trainer.step` as in `sae train`, including counters, schedule and dead features."""
 
     n_steps_each = N_STEPS
 
     def __init__(self, setup: Setup, variant: str, precision: str) -> None:
-        """Where features are dead they cannot fire, and have not for long enough."""
+        """Make dead features unable to fire, and train for more than a dead window."""
         self.name, self.precision, self.setup = f"sae train {variant} {precision}", precision, setup
         shape, share = setup.shape, setup.dead is not None
         fields: dict[str, Any] = {"variant": variant, "d_sae": shape.d_sae, "k": shape.k}
@@ -69,21 +69,21 @@ class Trained(Contestant):
         self.trainer.step({"acts": self.setup.batches[batch]})
 
     def step(self, batch: int) -> Taken:
-        """A turn; its loss is the reconstruction's, mean over its steps (and over prefixes)."""
+        """Take one turn; its loss is the reconstruction loss, averaged over steps (and prefixes)."""
         ms = turn(self._one, batch, len(self.setup.batches), self.setup.device)
         return Taken({"step": ms}, self.trainer.metrics()["loss/reconstruction"])
 
 
 class CapturedDense(Dense):
-    """The dense step without a launch or a wait too many: all of it in a CUDA graph, each part compiled if asked for."""
+    """The dense step without launch overhead: captured in a CUDA graph, with its parts compiled if `compiled`."""
 
     n_steps_each = N_STEPS
 
     def __init__(self, setup: Setup, precision: str, *, compiled: bool = False) -> None:
-        """Captures the step.
+        """Capture the step.
 
         Raises:
-            RuntimeError: that cannot be.
+            RuntimeError: it cannot be captured.
         """
         super().__init__(setup, precision, compiled=compiled)
         self.name = f"dense {'torch.compile, ' if compiled else ''}captured {precision}"
@@ -108,7 +108,7 @@ class CapturedDense(Dense):
         return graph.replay
 
     def run(self) -> None:
-        """Every launch of a step, on the rows in `x`."""
+        """The whole step, on the rows in `x`."""
         with torch.autocast(self.x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, reconstruction, indices = self.losses(self.x)
         loss.backward()
@@ -123,7 +123,7 @@ class CapturedDense(Dense):
             self.fired.index_add_(0, indices.view(-1), self.ones)
 
     def step(self, batch: int) -> Taken:
-        """A turn."""
+        """Take one turn."""
 
         def one(i: int) -> None:
             self.x.copy_(self.setup.batches[i])

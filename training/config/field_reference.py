@@ -1,4 +1,4 @@
-"""The reference of config keys, written from the models themselves."""
+"""The reference of config keys (`sae train --fields`), generated from the pydantic models."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def _lines(model: Any, indent: str, only: str | None = None) -> list[str]:
 
 
 def _written(default: Any) -> str | None:
-    """Durations as configs spell them."""
+    """A default written as in a config, if it is a duration or several; else None."""
     if isinstance(default, tuple) and all(isinstance(one, Duration) for one in default):
         return f"[{', '.join(map(str, default))}]"
     return str(default) if isinstance(default, Duration | Time) else None

@@ -1,4 +1,4 @@
-"""How a config is read: from YAML, overridden by dotted keys (`sae.k=64`), a sweep taken apart, mistakes explained.
+"""Read a config: parse YAML, apply dotted overrides (`sae.k=64`), expand sweeps, explain mistakes.
 
 A sweep is a list of overrides; its members share one stream of batches.
 """
@@ -18,25 +18,25 @@ from training.config.yaml12 import load_yaml
 
 Kind = TypeVar("Kind", bound=BaseModel)
 SWEPT = ("sae", "site", "optim")
-"""Sections in which the members of a sweep may differ: everything else feeds the shared stream."""
+"""Sections that may differ between the members of a sweep: everything else determines the shared stream."""
 SWEPT_KEYS = ("train.dead_window",)
-"""Keys of other sections in which they may, too."""
+"""Single keys of other sections that may differ, too."""
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
-    """The trainings a YAML file describes, resolved: one, or one per entry of `sweep`.
+    """Read a YAML file into resolved configs: one, or one per entry of `sweep`.
 
     Raises:
-        SaescopeError: no such file, bad YAML, an unknown key, or a value that does not fit.
+        SaescopeError: no such file, bad YAML, an unknown key, or an invalid value.
     """
     return resolve(fields_of(path), overrides, str(path))
 
 
 def fields_of(path: str | Path) -> dict[str, Any]:
-    """The plain fields of a YAML file.
+    """Read a YAML file into a plain dict.
 
     Raises:
-        SaescopeError: no such file, or what it holds is no mapping in YAML.
+        SaescopeError: no such file, or its content is not a YAML mapping.
     """
     path = user_path(path)
     if not path.is_file():
@@ -45,35 +45,35 @@ def fields_of(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise SaescopeError(f"{path} cannot be read ({error}); a config is YAML in UTF-8.") from None
+        raise SaescopeError(f"{path} cannot be read ({error}); a config must be YAML in UTF-8.") from None
     fields = load_yaml(text, str(path))
     if not isinstance(fields, dict):
         found = "nothing" if fields is None else f"a {type(fields).__name__}"
-        raise SaescopeError(f"{path}: a config is a mapping of sections, found {found}; `sae train --fields` lists them.")
+        raise SaescopeError(f"{path}: a config must be a mapping of sections, found {found}; see `sae train --fields`.")
     if names := [key for key in fields if not isinstance(key, str)]:
-        raise SaescopeError(f"{path}: the key {names[0]!r} is not a name; put it in quotes, or remove it.")
+        raise SaescopeError(f"{path}: the key {names[0]!r} is not a string; put it in quotes, or remove it.")
     return fields
 
 
 def resolve(fields: dict[str, Any], overrides: Sequence[str] = (), where: str = "config") -> list[Config]:
-    """The trainings that plain fields and dotted overrides (`sae.k=64`) describe."""
+    """Resolve plain fields and dotted overrides (`sae.k=64`) into configs: one, or one per entry of `sweep`."""
     fields = overridden(fields, overrides)
     entries = fields.get("sweep")
     base = {key: value for key, value in fields.items() if key != "sweep"}
     if entries is None:
         return [_training(base, where)]
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries) or not entries:
-        raise SaescopeError(f"{where}: sweep is a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
+        raise SaescopeError(f"{where}: sweep must be a list of overrides such as {{name: a, sae: {{k: 16}}}}.")
     members = list(_members(base, entries, where))
     return _shared_mask([_training(fields, f"{where}, sweep member {fields['name']}") for fields in members])
 
 
 def overridden(fields: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain fields with dotted overrides laid on them."""
+    """Apply dotted overrides to plain fields."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise SaescopeError(f"{override!r} is not an override; write KEY=VALUE, for example sae.k=64.")
+            raise SaescopeError(f"{override!r} is not an override; use KEY=VALUE, for example sae.k=64.")
         fields = merged(fields, _nested(key.strip(), load_yaml(value, override)))
     return fields
 
@@ -92,14 +92,14 @@ def _members(base: dict[str, Any], entries: list[dict[str, Any]], where: str) ->
         name = str(entry.get("name", f"{i:02d}"))
         if name in names or "/" in name or not name.strip("."):
             raise SaescopeError(
-                f"{where}: sweep entry {i + 1} is called {name!r}; names must differ, not be empty and hold no slash."
+                f"{where}: sweep entry {i + 1} is called {name!r}; names must be unique, not empty, and without slashes."
             )
         names.add(name)
         yield {**fields, "name": f"{base.get('name')}/{name}"}
 
 
 def _shared_mask(configs: list[Config]) -> list[Config]:
-    """Members with the union of their hooks as mask, so that each can be trained alone on the same rows."""
+    """Set `mask_hooks` of every member to the union of all hooks, so that each can be trained alone on the same rows."""
     hooks = tuple(dict.fromkeys(hook for c in configs for hook in (c.data.mask_hooks or c.site.hooks)))
     return [c.model_copy(update={"data": c.data.model_copy(update={"mask_hooks": hooks})}) for c in configs]
 
@@ -111,17 +111,17 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """`over` laid on `base`, mapping by mapping; a name that stands for a section gives way to the section."""
+    """Merge `over` into `base` recursively; a mapping in `over` replaces a plain value in `base`."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
 
 
 def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
-    """Plain fields as a config of some kind.
+    """Validate plain fields as a config of the given kind.
 
     Raises:
-        SaescopeError: an unknown key, with the nearest right one, or a value that does not fit.
+        SaescopeError: an unknown key, with the closest known one, or an invalid value.
     """
     try:
         return kind.model_validate(fields)
@@ -132,7 +132,7 @@ def validated(kind: type[Kind], fields: dict[str, Any], where: str) -> Kind:
 
 
 def _training(fields: dict[str, Any], where: str) -> Config:
-    """With a number for the learning rate, and no model where rows need none and none is named: a run would claim one."""
+    """Validate one config; fill in the automatic learning rate, and set model to null if none is needed or given."""
     config = validated(Config, _with_only_hook(fields, where), where)
     changes: dict[str, Any] = {}
     if config.optim.lr is None:
@@ -143,7 +143,7 @@ def _training(fields: dict[str, Any], where: str) -> Config:
 
 
 def _with_only_hook(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    """With the hook of the user's own rows as the site, where none is named and there is just one."""
+    """Fill in the site from `acts:DIR` if none is given and the folder has only one hook."""
     corpus = fields.get("corpus")
     sources = corpus.get("sources") if isinstance(corpus, dict) else corpus
     if isinstance(sources, list) and len(sources) == 1:
@@ -155,15 +155,15 @@ def _with_only_hook(fields: dict[str, Any], where: str) -> dict[str, Any]:
 
     hooks = hooks_of(source.removeprefix("acts:"))
     if len(hooks) != 1:
-        raise SaescopeError(f"{where}: {source} holds rows of {', '.join(hooks)}; say which, for example site={hooks[0]}.")
+        raise SaescopeError(f"{where}: {source} has rows of {', '.join(hooks)}; choose one, for example site={hooks[0]}.")
     return {**fields, "site": hooks[0]}
 
 
 def _explained(error: ValidationError, fields: dict[str, Any], kind: type[BaseModel]) -> str:
-    """The first problem in one sentence; a misspelled key with the nearest right one."""
-    # what a misspelled key should have been is often missing too: the misspelling explains both
+    """Describe the first problem in one sentence; for an unknown key, suggest the closest known one."""
+    # a misspelled required key is reported as unknown and as missing: show the misspelling
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    # a variant's own config is validated apart, so its path lacks the section
+    # a variant's config is validated separately, so its path lacks the section
     path = [str(p) for p in first["loc"]]
     if error.title not in (kind.__name__, ""):
         path = ["sae", *path]
@@ -191,7 +191,7 @@ def _short(value: object) -> str:
 
 
 def _keys_beside(path: list[str], fields: dict[str, Any], kind: type[BaseModel]) -> list[str]:
-    """The keys that could have stood where the unknown one stands."""
+    """The valid keys at the position of the unknown one."""
     model: Any = kind
     for i, part in enumerate(path[:-1]):
         if kind is Config and i == 0 and part == "sae":

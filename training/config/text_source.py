@@ -1,4 +1,4 @@
-"""What names a source of documents in a config."""
+"""The config of one source of documents or rows."""
 
 import difflib
 
@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from sae.section import Section
 
 MODULE = "module"
-"""The kind of source that is a module of the user's own and what it is fed (`training.model.feed`)."""
+"""The source kind for the user's own torch module with its inputs (`training.model.feed`)."""
 TENSORS = "tensors"
-"""The source of a training on rows that were given in Python."""
+"""The source of a run on rows passed in from Python."""
 _BUILT_IN = ("python-stdlib", "simple-sentences")
 _ALONE = (*_BUILT_IN, TENSORS)
 _KINDS = ("text", "jsonl", "parquet", "datasets", "acts", MODULE)
@@ -20,28 +20,28 @@ class TextSource(Section):
     """One source of text."""
 
     source: str
-    """`python-stdlib`, `simple-sentences` (short English ones), `text:PATH`, `jsonl:PATH`, `parquet:PATH` (a path may hold
-    `*`, `?`, `[abc]` and `**`; hidden files only where the pattern begins with a dot; texts and JSON lines may be
-    compressed: .gz, .bz2, .zst), `datasets:NAME` (of the hub, or a local folder or file), `acts:DIR` (activations of your
-    own, no text), `module:PACKAGE.FUNCTION` (any torch module with your own inputs), or `tensors` (activations of your own,
-    given in Python to `training.train_on`)."""
+    """`python-stdlib`, `simple-sentences` (short English sentences), `text:PATH`, `jsonl:PATH`, `parquet:PATH` (PATH may
+    be a glob with `*`, `?`, `[abc]` and `**`, which matches hidden files only if it starts with a dot; text and JSON lines
+    may be compressed: .gz, .bz2, .zst), `datasets:NAME` (from the hub, or a local folder or file), `acts:DIR` (your own
+    activations, no text), `module:PACKAGE.FUNCTION` (any torch module with your own inputs), or `tensors` (your own
+    activations, passed to `training.train_on` in Python)."""
     weight: float = Field(default=1.0, gt=0)
-    """Share of a mixture's documents that come from here, relative to the other weights."""
+    """Sampling weight in a mixture, per document, relative to the other weights."""
     field: str = "text"
-    """Column or key that holds the text, or with `chat_roles` the messages; dots lead inside: `turns.0.text`."""
+    """Column or key with the text, or with the messages if `chat_roles` is set; dots reach into it: `turns.0.text`."""
     label_field: str | None = None
-    """Column or key, as in `field`, whose value labels a document; null, here or there, labels it by file and row."""
+    """Column or key, as in `field`, whose value labels a document; if it is null, file and row are the label."""
     subset: str | None = None
-    """Configuration of a `datasets` source."""
+    """Configuration name of a `datasets` source."""
     split: str | None = None
-    """Of `datasets:` the split, by default `train`. Of `text:` what a document is: `file`, `blank-line` or `line`."""
+    """For `datasets:`, the split, by default `train`. For `text:`, what a document is: `file`, `blank-line` or `line`."""
     streaming: bool = True
-    """Whether a `datasets` source is read as it arrives (true) or downloaded whole first."""
+    """Whether a `datasets` source is streamed (true) or downloaded completely first."""
     revision: str | None = None
     """Branch, tag or commit of a `datasets` source."""
     chat_roles: tuple[str, ...] | None = None
-    """Roles of a conversation to train on, such as [assistant]; `field` then holds messages of role and content (or of
-    from and value, where human is user and gpt assistant)."""
+    """Chat roles to train on, such as [assistant]; `field` then holds messages with role and content (or from and value,
+    where human means user and gpt means assistant)."""
 
     @model_validator(mode="after")
     def _known(self) -> "TextSource":
@@ -49,7 +49,7 @@ class TextSource(Section):
             near = difflib.get_close_matches(self.source.partition(":")[0], [*_BUILT_IN, *_KINDS], n=1)
             hint = f", did you mean {near[0]}{':...' if near[0] in _KINDS else ''}?" if near else ""
             raise ValueError(
-                f"{self.source!r} is no source{hint}; write python-stdlib, simple-sentences, text:PATH, jsonl:PATH, "
+                f"{self.source!r} is not a source{hint}; use python-stdlib, simple-sentences, text:PATH, jsonl:PATH, "
                 f"parquet:PATH, datasets:NAME, acts:DIR or module:PACKAGE.FUNCTION"
             )
         self._check_fields()
@@ -57,20 +57,20 @@ class TextSource(Section):
 
     def _check_fields(self) -> None:
         if self.kind != "datasets" and (self.subset is not None or self.revision is not None):
-            raise ValueError(f"subset and revision belong to datasets:NAME, not to {self.source}")
+            raise ValueError(f"subset and revision only apply to datasets:NAME, not to {self.source}")
         if self.kind in (*_BUILT_IN, "jsonl", "parquet") and self.split is not None:
-            raise ValueError(f"split belongs to text: and datasets:, not to {self.source}")
+            raise ValueError(f"split only applies to text: and datasets:, not to {self.source}")
         if self.kind == "text" and self.split not in _TEXT_SPLITS:
-            raise ValueError(f"split of a text: source is file, blank-line or line, not {self.split!r}")
+            raise ValueError(f"split of a text: source must be file, blank-line or line, not {self.split!r}")
         if self.chat_roles is not None and (self.kind in (*_BUILT_IN, "text") or not self.chat_roles):
-            raise ValueError("chat_roles names at least one role and belongs to jsonl:, parquet: and datasets:")
+            raise ValueError("chat_roles needs at least one role and only applies to jsonl:, parquet: and datasets:")
 
     @property
     def kind(self) -> str:
-        """What stands before the colon."""
+        """The part before the colon."""
         return self.source.partition(":")[0]
 
     @property
     def rest(self) -> str:
-        """What stands behind the colon: a path or a name."""
+        """The part after the colon: a path or a name."""
         return self.source.partition(":")[2]

@@ -1,4 +1,4 @@
-"""YAML 1.2, in which `1e-4` is a number and `off` a word."""
+"""YAML 1.2, where `1e-4` is a number and `off` is a string."""
 
 import io
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sae.errors import SaescopeError, first_line
 
 N_SHOWN = 200
-"""Characters of a text that errors show."""
+"""Most characters of a text shown in an error."""
 
 
 def _yaml() -> Any:
@@ -19,7 +19,7 @@ def _yaml() -> Any:
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """YAML 1.2 as plain values; `where` names the text in the message about what is wrong with it."""
+    """Parse YAML 1.2 into plain values; `where` names the text in error messages."""
     from ruamel.yaml import YAMLError
 
     try:
@@ -29,7 +29,7 @@ def load_yaml(text: str, where: str) -> Any:
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SaescopeError(f"{_short(where)}{at}: not valid YAML: {' '.join(str(problem).split())}.") from None
     except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
-        # an integer of thousands of digits, as many brackets, a mapping in a key
+        # for example an integer with thousands of digits, deeply nested brackets, or a mapping as a key
         raise SaescopeError(f"{_short(where)}: not valid YAML: {first_line(error)}.") from None
 
 
@@ -38,7 +38,7 @@ def _short(where: str) -> str:
 
 
 def dump_yaml(values: Any) -> str:
-    """Plain values as YAML, mappings in their own order."""
+    """Write plain values as YAML, keeping the order of mappings."""
     out = io.StringIO()
     _yaml().dump(values, out)
     return out.getvalue()

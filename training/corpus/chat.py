@@ -1,4 +1,4 @@
-"""Conversations as tokens: rendered with the tokenizer's own template, with a mask of what the chosen roles said."""
+"""Tokenise conversations with the tokenizer's chat template, with a mask of the chosen roles' tokens."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,24 +10,24 @@ from jaxtyping import Bool, Int32
 from sae.errors import SaescopeError
 from training.corpus.document import Document
 
-# stands for a message's content while its place is looked for; from Unicode's private use area
+# replaces a message's content to find its position in the rendered text; from Unicode's private use area
 _PLACEHOLDER = "\ue000\ue001\ue002"
 
 
 def encode_chat(
     document: Document, tokenizer: Any
 ) -> tuple[Int32[np.ndarray, " n_tokens"], Bool[np.ndarray, " n_tokens"]]:
-    """The tokens of a conversation, and which of them are the content of a message of the chosen roles.
+    """Tokenise a conversation; the mask marks tokens of messages of the chosen roles.
 
-    What the template adds (headers, ends of turns, a default system message) is context. Special tokens come from the
-    template only: where a message spells one out, it is cut apart like any text.
+    What the template adds (headers, ends of turns, a default system message) is context. Only the template produces special
+    tokens: a message that spells one out is tokenised as plain text.
 
     Raises:
-        SaescopeError: no chat template, or the template refuses the conversation.
+        SaescopeError: no chat template, or the template rejects the conversation.
     """
     assert document.messages is not None
     if not tokenizer.is_fast:
-        raise SaescopeError("chat_roles needs a fast tokenizer, and this model has a slow one only; use plain text.")
+        raise SaescopeError("chat_roles needs a fast tokenizer, but this model only has a slow one; use plain text.")
     text = _render(document, document.messages, tokenizer)
     spans = [_content_span(document, i, text, tokenizer) for i in range(len(document.messages))]
     chosen = [s for s, m in zip(spans, document.messages, strict=True) if s is not None and m["role"] in document.roles]
@@ -43,23 +43,23 @@ def _render(document: Document, messages: Sequence[dict[str, str]], tokenizer: A
 
     if not tokenizer.chat_template:
         raise SaescopeError(
-            "chat_roles is set, but this model's tokenizer has no chat template; take an instruction-tuned model, or a "
-            "field of plain text without chat_roles."
+            "chat_roles is set, but this model's tokenizer has no chat template; use an instruction-tuned model, or plain "
+            "text without chat_roles."
         )
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages) or "none"
         raise SaescopeError(
-            f"{document.label}: the chat template refuses the conversation ({error}); its roles are {roles}."
+            f"{document.label}: the chat template rejects the conversation ({error}); its roles are {roles}."
         ) from None
 
 
 def _content_span(document: Document, i: int, text: str, tokenizer: Any) -> tuple[int, int] | None:
-    """Where message i's content stands in the rendered text; None if the template leaves it out.
+    """The span of message i's content in the rendered text; None if the template drops it.
 
-    The message is rendered again with a placeholder for its content: what stands before and behind is the same in both,
-    however a template trims or decorates.
+    The conversation is rendered again with a placeholder for the content: the text before and after it is the same in both
+    renderings, whatever the template trims or adds.
     """
     assert document.messages is not None
     marked = [dict(message) for message in document.messages]
@@ -75,7 +75,7 @@ def _encode(text: str, contents: Sequence[tuple[int, int]], tokenizer: Any) -> t
     special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     if not any(token in text[start:end] for start, end in contents for token in special):
         return _encode_piece(text, 0, tokenizer, plain=False)
-    # only then in pieces: cutting at a message's ends may join letters into tokens otherwise than in one go
+    # only then in pieces: cutting at message boundaries can change the tokenisation there
     ids: list[int] = []
     offsets = [np.zeros((0, 2), dtype=np.int64)]
     edges = sorted({0, len(text), *(edge for span in contents for edge in span)})

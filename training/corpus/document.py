@@ -4,20 +4,20 @@ from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """A text, or a conversation, and where it came from."""
+    """A text or a conversation, with its origin."""
 
     text: str
-    """For a conversation its messages one after another, unrendered."""
+    """For a conversation, its messages joined, without the chat template."""
     label: str
-    """Where it came from: a file, a file and line, the value of a label field, a row number."""
+    """Its origin: a file, a file and line, the value of a label field, a row number."""
     group: str = ""
-    """Documents of one group fall on the same side of the held-out split; empty: the text is its own group."""
+    """Documents of one group are on the same side of the held-out split; empty: the document is its own group."""
     messages: tuple[dict[str, str], ...] | None = None
-    """A conversation's messages: role and content each."""
+    """The messages of a conversation, each with role and content."""
     roles: tuple[str, ...] = ()
     """The roles whose tokens are trained on; the others are context."""
 
     @property
     def split_key(self) -> str:
-        """What the held-out split hashes."""
+        """The string that the held-out split hashes."""
         return self.group or self.text

@@ -1,6 +1,6 @@
-"""Where text comes from: the built-in corpus, files, any `datasets` name, and weighted mixtures of them.
+"""Read documents from text sources: built-in corpora, files, any `datasets` name, and weighted mixtures of them.
 
-Equal sources and seed give equal documents in equal order.
+The same sources and seed give the same documents in the same order.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ _ROW_FACTS = ("field", "label_field", "chat_roles", "split", "subset", "revision
 
 
 def documents(sources: Sequence[TextSource], seed: int = 0) -> Iterator[Document]:
-    """The documents of a mixture, each drawn from a source with a probability in proportion to its weight.
+    """The documents of a mixture, each drawn from a source with probability proportional to its weight.
 
-    Weights speak of documents, not of tokens. When a source is exhausted the others go on in their proportions.
-    Documents without any text are passed over.
+    Weights count documents, not tokens. When a source is exhausted, the others continue in proportion. Documents without
+    text are skipped.
 
     Args:
-        sources: one or more; with several, labels begin with the source.
-        seed: of the draws, and of the order of python-stdlib.
+        sources: one or more; with several, labels start with the source.
+        seed: seed of the sampling, and of the order of python-stdlib.
 
     Raises:
         SaescopeError: a source is missing, empty or unreadable.
     """
-    # all are opened before the first is read, so that a missing file is known at once
+    # open all before reading any, so that a missing file is reported at once
     streams = [_nonempty(_valid(_read(source, seed)), source) for source in sources]
     if len(streams) == 1:
         yield from streams[0]
@@ -49,16 +49,16 @@ def documents(sources: Sequence[TextSource], seed: int = 0) -> Iterator[Document
 
 
 def finer(sources: Sequence[TextSource]) -> str | None:
-    """How to make more and shorter documents of a text, where whole files are documents; None where they are not."""
+    """For an error message: how to get more and shorter documents if whole files are documents; None if they aren't."""
     whole = [source.source for source in sources if source.kind == "text" and source.split in (None, "file")]
     if not whole:
         return None
     how = f"'corpus.sources={{source: {whole[0]}, split: blank-line}}'"
-    return f"let paragraphs be documents ({how if len(sources) == 1 else f'split: blank-line for {whole[0]}'})"
+    return f"split the text into paragraphs ({how if len(sources) == 1 else f'split: blank-line for {whole[0]}'})"
 
 
 def only_document(sources: Sequence[TextSource]) -> Path | None:
-    """The file that is the only document of a corpus, where that can be told without reading it."""
+    """The file that is the only document of a corpus, if that is clear without reading it; else None."""
     if len(sources) > 1 or finer(sources) is None:
         return None
     files = files_of(sources[0])
@@ -66,9 +66,9 @@ def only_document(sources: Sequence[TextSource]) -> Path | None:
 
 
 def identity(sources: Sequence[TextSource]) -> dict[str, Any]:
-    """Facts that name the content, for manifests: digests of files, the Python version, a dataset's name and revision.
+    """Facts that identify the content, for manifests: digests of files, the Python version, a dataset's name and revision.
 
-    Paths are left out, so that files that moved are the same corpus.
+    Paths are left out, so that moved files are still the same corpus.
     """
     return {"sources": [_identity(source) for source in sources]}
 
@@ -95,7 +95,7 @@ def _identity(source: TextSource) -> dict[str, Any]:
 
 
 def _digest(files: Sequence[Path]) -> dict[str, Any]:
-    """One sha256 over the digests of files, in order."""
+    """One sha256 over the digests of all files, in order."""
     whole = hashlib.sha256()
     for path in files:
         with opened(path) as file:
@@ -104,7 +104,7 @@ def _digest(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _draw(weights: Sequence[float], uniform: float) -> int:
-    """The index at which the cumulated weights pass `uniform` times their sum."""
+    """The index where the cumulative weight exceeds `uniform` times the total."""
     left = uniform * sum(weights)
     for i, weight in enumerate(weights):
         left -= weight
@@ -114,7 +114,7 @@ def _draw(weights: Sequence[float], uniform: float) -> int:
 
 
 def _valid(documents: Iterable[Document]) -> Iterator[Document]:
-    """Without empty ones, and with lone surrogates, which no tokenizer takes, as question marks."""
+    """Drop empty documents, and replace lone surrogates, which tokenizers reject, by question marks."""
     for document in documents:
         if document.text.strip():
             yield document._replace(text=_encodable(document.text), messages=_encodable_messages(document.messages))
@@ -133,7 +133,7 @@ def _encodable_messages(messages: tuple[dict[str, str], ...] | None) -> tuple[di
 def _nonempty(documents: Iterator[Document], source: TextSource) -> Iterator[Document]:
     first = next(documents, None)
     if first is None:
-        raise SaescopeError(f"{source.source} holds no text at all; give a corpus with some.")
+        raise SaescopeError(f"{source.source} contains no text; choose another corpus.")
     yield first
     yield from documents
 
@@ -151,7 +151,7 @@ def _read(source: TextSource, seed: int) -> Iterator[Document]:
         return from_rows(parquet_rows(files_of(source), source), source)
     if source.kind == "datasets":
         return from_rows(dataset_rows(source, *builder(source)), source)
-    raise SaescopeError(f"{source.source} holds activations, not text; it stands alone and needs no model.")
+    raise SaescopeError(f"{source.source} contains activations, not text; it cannot be mixed and needs no model.")
 
 
 def _read_stdlib(seed: int) -> Iterator[Document]:

@@ -1,6 +1,6 @@
-"""The files of a corpus: which a pattern names, what they are called in labels, and their texts, UTF-8 line by line.
+"""The files of a corpus: glob patterns, labels, and reading UTF-8 text line by line.
 
-A file whose name ends in .gz, .bz2 or .zst is read as what it holds.
+Files ending in .gz, .bz2 or .zst are decompressed.
 """
 
 import contextlib
@@ -19,26 +19,26 @@ COMPRESSED = (".gz", ".bz2", ".zst")
 
 
 def files_of(source: TextSource) -> list[Path]:
-    """The files of a source, by path. Patterns mean what they do in a shell: see `matching`.
+    """The files of a source, sorted by path. Patterns work as in a shell: see `matching`.
 
     Raises:
-        SaescopeError: there is none, or a link among them leads nowhere.
+        SaescopeError: there are none, or one of them is a broken link.
     """
     path = user_path(source.rest)
     if path.is_dir() and source.kind != "datasets":
-        raise SaescopeError(f"{source.source} is a folder; name its files, such as {source.source.rstrip('/')}/*.")
+        raise SaescopeError(f"{source.source} is a folder; give its files, such as {source.source.rstrip('/')}/*.")
     pattern = path / "**" if path.is_dir() else path
     found = [path] if os.path.lexists(pattern) else matching(pattern)
     files = sorted(file for file in map(leading_somewhere, found) if file.is_file())
     if not files:
-        raise SaescopeError(f"{source.source}: no such file, seen from {Path.cwd()}; check the path.")
+        raise SaescopeError(f"{source.source}: no such file (working directory: {Path.cwd()}); check the path.")
     return files
 
 
 def matching(pattern: Path) -> list[Path]:
-    """What a pattern of `*`, `?`, `[abc]` and `**` matches, by path.
+    """The paths that match a pattern of `*`, `?`, `[abc]` and `**`, sorted.
 
-    As in a shell, names that begin with a dot are matched by patterns that begin with one, and `**` stands for any number
+    As in a shell, names that start with a dot only match patterns that start with one, and `**` stands for any number
     of folders, links to folders left out; at the end, also for any file in them. (`Path.glob` differs between versions.)
     """
     return sorted(set(_walk(Path(pattern.anchor), pattern.relative_to(pattern.anchor).parts)))
@@ -75,18 +75,18 @@ def _children(folder: Path, pattern: str) -> list[Path]:
 
 
 def leading_somewhere(path: Path) -> Path:
-    """The path itself.
+    """Return the path unchanged if it isn't a broken link.
 
     Raises:
-        SaescopeError: it is a link that leads nowhere: what it stood for would be missing without a word.
+        SaescopeError: it is a broken link; skipping it would silently drop a file.
     """
     if path.is_symlink() and not path.exists():
-        raise SaescopeError(f"{path} is a link to {path.readlink()}, which is not there; restore it, or remove the link.")
+        raise SaescopeError(f"{path} is a link to {path.readlink()}, which doesn't exist; restore it, or remove the link.")
     return path
 
 
 def names(files: Sequence[Path]) -> list[str]:
-    """Files as labels: their paths below the folder that all share."""
+    """Labels of files: their paths relative to their common parent folder."""
     if len(files) == 1:
         return [files[0].name]
     common = os.path.commonpath([path.parent for path in files])
@@ -94,7 +94,7 @@ def names(files: Sequence[Path]) -> list[str]:
 
 
 def read_text(files: Sequence[Path], split: str) -> Iterator[Document]:
-    """The documents of text files; `split` says what one is: `file`, `blank-line` or `line`."""
+    """The documents of text files; `split` determines what a document is: `file`, `blank-line` or `line`."""
     for path, name in zip(files, names(files), strict=True):
         if split == "file":
             yield Document("".join(line for _, line in lines(path)), name)
@@ -105,7 +105,7 @@ def read_text(files: Sequence[Path], split: str) -> Iterator[Document]:
 
 
 def _paragraphs(path: Path, name: str) -> Iterator[Document]:
-    """What lies between blank lines."""
+    """The paragraphs of a file, separated by blank lines."""
     held: list[str] = []
     first = 1
     for number, line in lines(path):
@@ -120,7 +120,7 @@ def _paragraphs(path: Path, name: str) -> Iterator[Document]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers, from 1."""
+    """The lines of a UTF-8 file with line numbers from 1."""
     number = 0
     with opened(path) as file:
         for number, line in enumerate(file, 1):
@@ -135,16 +135,16 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, to be read as bytes, decompressed.
+    """Open a file for reading as bytes, decompressed.
 
     Raises:
-        SaescopeError: it cannot be read, also later on, or is not compressed as its name says, or cut off.
+        SaescopeError: it cannot be opened or read, is truncated, or is not compressed as its name says.
     """
     try:
         with _stream(path) as file:
             yield file
     except OSError as error:
-        hint = "; fetch or compress it anew" if path.suffix in COMPRESSED and not error.errno else ""
+        hint = "; download or compress it again" if path.suffix in COMPRESSED and not error.errno else ""
         raise SaescopeError(f"{path} cannot be read ({error.strerror or first_line(error)}){hint}.") from None
 
 
@@ -153,5 +153,5 @@ def _stream(path: Path) -> io.BufferedReader:
         return path.open("rb")
     import pyarrow
 
-    # all of these, several frames behind one another included, without a further package
+    # handles all of these, multiple frames included, without another package
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="detect"))

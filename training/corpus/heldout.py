@@ -1,11 +1,11 @@
-"""The sequences that trainings are evaluated on: a little of each of many held-out documents.
+"""The sequences for evaluation: short excerpts from as many held-out documents as possible.
 
-    cache/NAME/heldout-N/     a cache of its own: up to N sequences, all held out
+    cache/NAME/heldout-N/     a separate cache of up to N sequences, all held out
 
-The cache itself holds few held-out documents where the budget of tokens is small. So evaluation has its own sequences, of
-as many documents as it can: the corpus is read on, beyond the tokens that were packed, until the first `n_ctx` tokens of
-each held-out document fill them; where there are too few documents, their next `n_ctx` tokens follow, and so on. The split
-is the cache's: a document is held out by its hash.
+With a small token budget the cache itself contains few held-out documents. So evaluation has its own sequences: the corpus
+is read further, beyond the packed tokens, until the first `n_ctx` tokens of each held-out document fill them. If there are
+too few documents, their next `n_ctx` tokens follow, and so on. The split is the same as the cache's: by a hash of the
+document.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,15 +30,15 @@ class _Piece(NamedTuple):
 
     document: PackedDocument
     start: int
-    """Its first token's place in the document."""
+    """Position of its first token in the document."""
     tokens: Int32[np.ndarray, " n"]
     eligible: Bool[np.ndarray, " n"]
 
 
 def heldout_tokens(config: Config, load: Callable[[], Model], cache: Tokens, n_seqs: int) -> Tokens:
-    """Open a cache's `n_seqs` sequences for evaluation, making them first if they are not there.
+    """Open a cache's `n_seqs` sequences for evaluation; create them first if they don't exist.
 
-    They are fewer where the corpus has fewer held-out tokens. `load` gives the model, which is needed only to make them.
+    There are fewer if the corpus has fewer held-out tokens. `load` returns the model; it is only called to create them.
     """
     assert cache.folder is not None
     folder = cache.folder / f"heldout-{n_seqs}"
@@ -64,25 +64,24 @@ def sample(
     documents: Iterable[Document], tokenizer: Any, *, n_ctx: int, n_seqs: int, bos: int | None,
     special_ids: frozenset[int], held_out: float,
 ) -> Packed:
-    """Up to `n_seqs` sequences of `n_ctx` tokens of held-out documents, as little of each as fills them.
+    """Pack up to `n_seqs` sequences of `n_ctx` tokens from held-out documents, with as few tokens from each as possible.
 
-    Documents are packed as training's are. Those of one group share what a document without a group has alone; of equal
-    texts only the first counts.
+    Documents are packed as for training. A group counts as one document; duplicate texts are used once.
 
     Args:
         documents: read until the first piece of each document or group fills the sequences.
-        tokenizer: of Hugging Face.
+        tokenizer: a Hugging Face tokenizer.
         n_ctx: tokens per sequence, BOS included.
-        n_seqs: sequences at most.
-        bos: the BOS token, if the model wants it.
+        n_seqs: maximum number of sequences.
+        bos: the BOS token, if the model uses one.
         special_ids: tokens that are never eligible.
-        held_out: share of documents held out.
+        held_out: fraction of documents held out.
     """
     length, special = n_ctx - (bos is not None), np.fromiter(special_ids, dtype=np.int32)
     units: dict[str, list[_Piece]] = {}
     n_filled, last = 0, None
     for document, tokens, eligible in encoded(_heldout(documents, held_out), tokenizer, bos):
-        if document is last:  # a long one comes in parts, and the first is more than enough
+        if document is last:  # long documents come in parts, and the first one is long enough
             continue
         last = document
         pieces = units.setdefault(document.split_key, [])
@@ -106,7 +105,7 @@ def sample(
 
 
 def _heldout(documents: Iterable[Document], share: float) -> Iterator[Document]:
-    """Held-out documents, each text once."""
+    """Held-out documents, without duplicate texts."""
     seen: set[str] = set()
     for document in documents:
         if is_held_out(document.split_key, share) and document.text not in seen:

@@ -1,4 +1,4 @@
-"""Rows that the library `datasets` reads: of the hub, or of local files. The only file that imports it."""
+"""Read rows with the `datasets` library, from the hub or local files. The only file that imports it."""
 
 import contextlib
 import glob
@@ -18,12 +18,12 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 
 
 def is_local(name: str) -> bool:
-    """Whether the name of a dataset is a path of this machine."""
+    """Whether the name of a dataset is a local path."""
     return user_path(name).exists() or name.startswith(("/", "./", "../", "~"))
 
 
 def builder(source: TextSource) -> tuple[str, list[Path] | None]:
-    """What `datasets` is asked for: a name, or a way to read and the files."""
+    """Arguments for `datasets`: a dataset name, or a builder name and its files."""
     if not is_local(source.rest):
         return source.rest, None
     files = files_of(source)
@@ -32,12 +32,12 @@ def builder(source: TextSource) -> tuple[str, list[Path] | None]:
         return str(path), None
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
     if suffix not in _BUILDERS:
-        raise SaescopeError(f"{source.source}: cannot tell how to read {suffix!r}; known: {', '.join(_BUILDERS)}.")
+        raise SaescopeError(f"{source.source}: unknown file type {suffix!r}; supported are {', '.join(_BUILDERS)}.")
     return _BUILDERS[suffix], files
 
 
 def dataset_rows(source: TextSource, name: str, files: list[Path] | None) -> Iterator[Row]:
-    """The rows of a dataset in its order."""
+    """The rows of a dataset, in order."""
     if source.kind == "datasets" and not is_local(source.rest):
         _check_hub(source)
     with _explained(source):
@@ -60,7 +60,7 @@ def _load(source: TextSource, name: str, files: list[Path] | None) -> Any:
 
 @contextlib.contextmanager
 def _explained(source: TextSource) -> Iterator[None]:
-    """Turn what `datasets` raises for bad input into one sentence."""
+    """Turn the errors that `datasets` raises for bad input into one message."""
     try:
         yield
     except _unreadable() as error:
@@ -76,10 +76,10 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 
 def _check_hub(source: TextSource) -> None:
-    """Refuse what the hub does not give. Under HF_HUB_OFFLINE `datasets` answers from its cache or refuses at once."""
+    """Check that the hub has the dataset. With HF_HUB_OFFLINE, `datasets` uses its cache or fails at once."""
     _, reason = hub.ask(lambda api: api.dataset_info(source.rest, revision=source.revision, timeout=hub.TIMEOUT_S))
     if reason not in ("", hub.OFFLINE):
         raise SaescopeError(
-            f"{source.source} cannot be read ({reason}); {OFFLINE}, and a dataset downloaded before is read with "
+            f"{source.source} cannot be read ({reason}); {OFFLINE}; to read a dataset downloaded before, set "
             f"HF_HUB_OFFLINE=1 and streaming: false."
         )

@@ -1,4 +1,4 @@
-"""From documents to sequences of n_ctx tokens, each wholly for training or wholly held out."""
+"""Pack documents into sequences of n_ctx tokens, each entirely for training or entirely held out."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,44 +12,44 @@ from sae.errors import SaescopeError
 from training.corpus.chat import encode_chat
 from training.corpus.document import Document
 
-# documents are tokenised in batches of about this size, and longer ones in parts: both bound what is in memory
+# documents are tokenised in batches of about this size, and longer ones in parts, to bound memory
 _BATCH_CHARS = 200_000
 _PART_CHARS = 500_000
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A corpus as tokens."""
+    """A tokenised corpus."""
 
     tokens: Int32[np.ndarray, "n_seqs n_ctx"]
     held_out: Bool[np.ndarray, " n_seqs"]
-    """True: no training or calibration sees this sequence."""
+    """True: the sequence isn't used for training or calibration."""
     eligible: Bool[np.ndarray, "n_seqs n_ctx"]
-    """False: BOS, special tokens, and what chat roles that were not chosen said."""
+    """False: BOS, special tokens, and messages of other chat roles."""
     segments: Int64[np.ndarray, "n_segments 3"]
-    """First row, number of tokens, number of the document; in row order. BOS belongs to no segment."""
+    """First row, number of tokens, document number; in row order. BOS belongs to no segment."""
     labels: list[dict[str, Any]]
-    """Per document its label, whether it is held out, and how many of its tokens are here."""
+    """Per document: its label, whether it is held out, and its number of tokens."""
 
 
 @dataclass(eq=False)
 class PackedDocument:
-    """A document on its way into sequences."""
+    """A document that is being packed."""
 
     label: str
     held_out: bool
     group: str = ""
-    """Goes into its label if there is one."""
+    """Written to its label line if not empty."""
     number: int | None = None
-    """In the order in which documents first complete a sequence."""
+    """Document number, in the order in which documents first complete a sequence."""
 
 
 @dataclass
 class Output:
-    """The sequences that are complete."""
+    """The completed sequences."""
 
     n_seqs: int
-    """How many there will be."""
+    """Target number of sequences."""
     n_ctx: int
     progress: Callable[[int], None] = lambda _: None
     n_done: int = 0
@@ -63,11 +63,11 @@ class Output:
 
     @property
     def full(self) -> bool:
-        """Whether all are."""
+        """Whether all sequences are complete."""
         return self.n_done == self.n_seqs
 
     def emit(self, packer: "Packer") -> None:
-        """Take over the sequence that a packer has filled."""
+        """Store the sequence that a packer has filled."""
         self.tokens[self.n_done], self.eligible[self.n_done] = packer.tokens, packer.eligible
         self.held_out[self.n_done] = packer.held_out
         for at, n_tokens, doc in packer.segments:
@@ -81,16 +81,16 @@ class Output:
         self.progress(self.n_ctx)
 
     def packed(self) -> Packed:
-        """What is complete."""
+        """The completed sequences."""
         done, segments = slice(self.n_done), np.array(self.segments, dtype=np.int64).reshape(-1, 3)
         return Packed(self.tokens[done], self.held_out[done], self.eligible[done], segments, self.labels)
 
 
 class Packer:
-    """Fills one sequence at a time, of one side of the split."""
+    """Fills one sequence at a time, for one side of the split."""
 
     def __init__(self, out: Output, held_out: bool, bos: int | None) -> None:
-        """`bos` opens sequences and documents; None for neither."""
+        """`bos` is inserted at the start of every sequence and document; None inserts nothing."""
         self.out, self.held_out, self.bos = out, held_out, bos
         self._open()
 
@@ -101,7 +101,7 @@ class Packer:
         self.at = 0
 
     def add(self, doc: PackedDocument, tokens: Int32[np.ndarray, " n"], eligible: Bool[np.ndarray, " n"]) -> None:
-        """Append a document, or a further part of the one added last; stops when the output is full."""
+        """Append a document, or the next part of the last one; stops when the output is full."""
         while len(tokens) and not self.out.full:
             continued = bool(self.segments) and self.segments[-1][2] is doc
             if self.bos is not None and not continued:
@@ -126,7 +126,7 @@ class Packer:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a document with this split key is held out: a function of its hash, whatever else the corpus holds."""
+    """Whether a document with this split key is held out; depends only on its hash, not on the rest of the corpus."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64 < share
 
 
@@ -135,33 +135,33 @@ def pack(
     special_ids: frozenset[int], held_out: float = 0.05, progress: Callable[[int], None] | None = None,
     finer: str | None = None,
 ) -> Packed:
-    """Tokenise documents and pack them into `n_tokens // n_ctx` sequences, in the order in which these fill up.
+    """Tokenise documents and pack them into `n_tokens // n_ctx` sequences, in the order in which they fill up.
 
-    Each side of the split has its own open sequence, so that none mixes both. With `prepend_bos`, BOS opens every
-    sequence and stands between the documents of one; without, documents follow each other directly. A document that
-    does not fit goes on in the next sequence of its side. Text that spells a special token does not become one.
+    Each side of the split has its own open sequence, so that no sequence mixes both. With `prepend_bos`, BOS starts every
+    sequence and every document; without, documents follow each other directly. A document that doesn't fit continues in
+    the next sequence of its side. Text that spells out a special token is tokenised as plain text.
 
     Args:
         documents: read only as far as needed.
-        tokenizer: of Hugging Face.
+        tokenizer: a Hugging Face tokenizer.
         n_ctx: tokens per sequence, BOS included.
-        n_tokens: tokens asked for, held-out ones included.
-        prepend_bos: the model's BOS policy.
+        n_tokens: total tokens, held-out ones included.
+        prepend_bos: whether the model expects BOS.
         bos_id: needed if `prepend_bos`.
         special_ids: tokens that are never trained on.
-        held_out: share of documents held out, by the hash of `Document.split_key`.
-        progress: told of every `n_ctx` tokens done.
-        finer: how the same text could be more and shorter documents, if it could: for the message where one side of
-            the split stays empty.
+        held_out: fraction of documents held out, by the hash of `Document.split_key`.
+        progress: called with `n_ctx` after every sequence.
+        finer: how to get more and shorter documents from the same text, for the error message if one side of the split
+            is empty.
 
     Raises:
-        SaescopeError: too little text, or one side of the split stays empty.
+        SaescopeError: too little text, or one side of the split is empty.
     """
     assert bos_id is not None or not prepend_bos
     if n_ctx < 2 or n_tokens < 2 * n_ctx:
         raise SaescopeError(
-            f"corpus.n_tokens = {n_tokens:,} with corpus.n_ctx = {n_ctx} makes fewer than two sequences, one to train "
-            f"on and one held out; raise corpus.n_tokens to {2 * n_ctx:,} or more."
+            f"corpus.n_tokens = {n_tokens:,} with corpus.n_ctx = {n_ctx} gives fewer than two sequences, one to train on "
+            f"and one held out; increase corpus.n_tokens to {2 * n_ctx:,} or more."
         )
     out = Output(n_tokens // n_ctx, n_ctx, progress or (lambda _: None))
     packers = [Packer(out, side, bos_id if prepend_bos else None) for side in (False, True)]
@@ -181,27 +181,26 @@ def _checked(out: Output, n_tokens: int, n_found: int, held_out: float, finer: s
     one_sided = _one_sided(out, held_out, finer)
     if not out.full:
         enough = f"set corpus.n_tokens={out.n_done * out.n_ctx}, or " if out.n_done > 1 else ""
-        also = f" Then too {one_sided}" if one_sided and out.n_done > 1 else ""
+        also = f" Even then, {one_sided}" if one_sided and out.n_done > 1 else ""
         raise SaescopeError(
             f"the corpus ends after {n_found:,} tokens, which fill {out.n_done:,} of {out.n_seqs:,} sequences of "
-            f"{out.n_ctx}; corpus.n_tokens asks for {n_tokens:,}: {enough}give more text.{also}"
+            f"{out.n_ctx}, but corpus.n_tokens = {n_tokens:,}: {enough}add more text.{also}"
         )
     if one_sided:
         raise SaescopeError(one_sided)
     if not out.eligible[~out.held_out].any():
-        raise SaescopeError("no token is left to train on: no message has a role of chat_roles, or all are special.")
+        raise SaescopeError("no tokens to train on: no message has a role in chat_roles, or all tokens are special.")
     return out.packed()
 
 
 def _one_sided(out: Output, held_out: float, finer: str | None) -> str | None:
-    """What to do about a split that has put all complete sequences on one side."""
+    """The error message if all completed sequences are on one side of the split, else None."""
     for side, name, move in ((True, "held out", "raise"), (False, "for training", "lower")):
         if not (out.held_out[: out.n_done] == side).any():
-            more = "raise corpus.n_tokens, " if out.full else ""
+            more = "increase corpus.n_tokens, " if out.full else ""
             return (
-                f"none of the {out.n_done:,} sequences ({_documents(len(out.labels))}) is {name}, for a document is held "
-                f"out as a whole or not at all; {more}{finer or 'give more and shorter documents'}, or {move} "
-                f"corpus.held_out = {held_out:g}."
+                f"none of the {out.n_done:,} sequences ({_documents(len(out.labels))}) is {name}, since documents are held "
+                f"out whole; {more}{finer or 'use more and shorter documents'}, or {move} corpus.held_out = {held_out:g}."
             )
     return None
 
@@ -213,7 +212,7 @@ def _documents(n: int) -> str:
 def encoded(
     documents: Iterable[Document], tokenizer: Any, bos: int | None
 ) -> Iterator[tuple[Document, Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]]:
-    """Documents as tokens, long ones in parts, with what their roles make eligible."""
+    """Tokenise documents, long ones in parts, with a mask of eligible tokens (by chat role)."""
     for batch in _batches(documents):
         plain = iter(_tokenise([text for document, text in batch if document.messages is None], tokenizer))
         for document, _ in batch:
@@ -242,7 +241,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[Document, str
 
 
 def parts(text: str, n_chars: int = _PART_CHARS) -> Iterator[str]:
-    """A text in parts of at most `n_chars`, cut behind a line's end where there is one."""
+    """Split a text into parts of at most `n_chars`, at line ends where possible."""
     start = 0
     while len(text) - start > n_chars:
         end = text.rfind("\n", start, start + n_chars) + 1 or start + n_chars

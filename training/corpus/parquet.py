@@ -1,4 +1,4 @@
-"""Rows of Parquet files: only the columns that are asked for, file by file, so that nothing else has to agree."""
+"""Read rows of Parquet files: only the needed columns, file by file, so that the files' schemas may otherwise differ."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def _rows(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
         try:
             file = ParquetFile(opened_file)
             there = file.schema_arrow.names
-            # dots lead inside, unless the whole is a name
+            # dots reach into nested fields, unless the whole string is a column
             columns = [name if name in there else name.partition(".")[0] for name in fields]
             if lacking := [name for name, column in zip(fields, columns, strict=True) if column not in there]:
                 raise SaescopeError(f"{path}: no field {lacking[0]!r}; it has {', '.join(there) or 'none'}.")

@@ -1,4 +1,4 @@
-"""Rows of a corpus, from JSON lines or a dataset: which field is the text, or the messages of a conversation."""
+"""Turn rows (JSON lines, Parquet, datasets) into documents, from a field with the text or the messages."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,16 +12,16 @@ from training.corpus.files import lines, names
 
 
 class Row(NamedTuple):
-    """One row, and what it is called."""
+    """One row with its label."""
 
     fields: dict[str, Any]
     where: str
-    """For errors: the file and line, or the row."""
+    """File and line, or row, for error messages."""
     label: str
 
 
 def jsonl_rows(files: Sequence[Path]) -> Iterator[Row]:
-    """The objects of JSON lines files, one a line."""
+    """The objects in JSON lines files, one per line."""
     for path, name in zip(files, names(files), strict=True):
         for number, line in lines(path):
             if line.strip():
@@ -33,20 +33,20 @@ def _object(line: str, path: Path, number: int) -> dict[str, Any]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise SaescopeError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, or as many brackets
-        raise SaescopeError(f"{path}, line {number}: more than is read as JSON ({first_line(error)}).") from None
+    except (ValueError, RecursionError) as error:  # an integer with thousands of digits, or deeply nested brackets
+        raise SaescopeError(f"{path}, line {number}: not readable as JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):
-        raise SaescopeError(f"{path}, line {number}: a JSON object was expected, found {type(value).__name__}.")
+        raise SaescopeError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}.")
     return value
 
 
 _ABSENT = object()
 _ROLES = {"human": "user", "gpt": "assistant"}
-"""Names of roles in ShareGPT's form, whose messages have `from` and `value`."""
+"""Role names in the ShareGPT format, whose messages have `from` and `value`."""
 
 
 def _value(row: Row, name: str) -> Any:
-    """The value of a field; dots lead into objects and lists, `turns.0.text`, unless the whole is a name.
+    """The value of a field; dots reach into objects and lists (`turns.0.text`), unless the whole string is a field.
 
     Raises:
         SaescopeError: there is no such field.
@@ -68,7 +68,7 @@ def _value(row: Row, name: str) -> Any:
 
 
 def from_rows(rows: Iterable[Row], source: TextSource) -> Iterator[Document]:
-    """The documents of rows; one whose text is null is passed over, and one whose label is null is called after its row."""
+    """Turn rows into documents; rows with null text are skipped, and a null label is replaced by the row's."""
     for row in rows:
         value = _value(row, source.field)
         named = None if source.label_field is None else _value(row, source.label_field)
@@ -82,21 +82,21 @@ def from_rows(rows: Iterable[Row], source: TextSource) -> Iterator[Document]:
             yield Document(value, label)
         elif value is not None:
             hint = "; for messages set chat_roles, such as [assistant]" if isinstance(value, list) else ""
-            raise SaescopeError(f"{row.where}: {source.field!r} is no text but a {type(value).__name__}{hint}.")
+            raise SaescopeError(f"{row.where}: {source.field!r} is not text but a {type(value).__name__}{hint}.")
 
 
 def _messages(value: Any, where: str, field: str) -> tuple[dict[str, str], ...]:
     messages = [_message(one) for one in value] if isinstance(value, list) else [None]
     if None in messages:
         raise SaescopeError(
-            f"{where}: {field!r} does not hold messages; chat_roles needs a list of objects with role and content (or "
-            f"from and value), both text."
+            f"{where}: {field!r} does not contain messages; chat_roles needs a list of objects with role and content (or "
+            f"from and value), both strings."
         )
     return tuple(message for message in messages if message is not None)
 
 
 def _message(value: Any) -> dict[str, str] | None:
-    """A message in either form; None if it is none."""
+    """Parse a message in either format; None if it isn't one."""
     for role, content in (("role", "content"), ("from", "value")):
         if isinstance(value, dict) and isinstance(value.get(role), str) and isinstance(value.get(content), str):
             return {"role": _ROLES.get(value[role], value[role]), "content": value[content]}

@@ -1,11 +1,11 @@
-"""Simple English sentences in the present and the past, from word lists of our own: text where subject and verb agree.
+"""Generate simple English sentences from word lists, in the present and past tense: text with subject–verb agreement.
 
-A model's activations on a prompt such as "The keys near the cabinet" are little like those on source code, and an SAE
-reconstructs what it was trained on. A document is one to three sentences,
+A model's activations on a prompt such as "The keys near the cabinet" differ a lot from those on source code, and an SAE
+reconstructs best what it was trained on. A document is one to three sentences,
 
     [determiner] [adjective] noun [of a place | that someone likes] verb …
 
-each with a singular or a plural subject. The nouns are listed here so that a task can use others.
+each with a singular or a plural subject. The nouns are public so that a task can avoid them.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ def _words(text: str) -> list[str]:
 
 
 def _nouns(text: str) -> list[tuple[str, str]]:
-    """(singular, plural) of nouns whose plural is regular, or is written behind a slash."""
+    """(singular, plural) of nouns whose plural is regular, or given after a slash."""
     pairs = (word.partition("/") for word in text.split())
     return [(singular, plural or _with_s(singular)) for singular, _, plural in pairs]
 
 
 def _with_s(word: str) -> str:
-    """A noun's plural, or a verb's third person."""
+    """The plural of a noun, or the third person of a verb."""
     if word.endswith(("s", "x", "sh", "ch")):
         return f"{word}es"
     return f"{word[:-1]}ies" if word.endswith("y") and word[-2] not in "aeiou" else f"{word}s"
@@ -77,7 +77,7 @@ _DETERMINERS = (
 
 
 def sentences(seed: int, n: int = N_DOCUMENTS) -> Iterator[str]:
-    """`n` documents of one to three sentences; equal seeds give equal documents."""
+    """Generate `n` documents of one to three sentences; deterministic in the seed."""
     rng = random.Random(seed)
     for _ in range(n):
         yield " ".join(_sentence(rng) for _ in range(rng.choice((1, 1, 1, 2, 3))))
@@ -85,7 +85,7 @@ def sentences(seed: int, n: int = N_DOCUMENTS) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def sentences_identity() -> dict[str, Any]:
-    """A hash of what seed 0 gives."""
+    """A hash of the output for seed 0."""
     return {"sha256": hashlib.sha256("\n".join(sentences(0)).encode()).hexdigest()}
 
 
@@ -101,7 +101,7 @@ def _subject(rng: random.Random, plural: bool) -> str:
 
 
 def _modifier(rng: random.Random) -> str:
-    """Nothing, a place or thing behind a preposition, or a relative clause."""
+    """Nothing, a prepositional phrase, or a relative clause."""
     kind = rng.random()
     if kind < 0.3:
         return ""

@@ -1,8 +1,7 @@
-"""The text that every machine has: sources and docstrings of the interpreter's own standard library.
+"""A corpus available on every machine: sources and docstrings of the running interpreter's standard library.
 
-Modules are cut into pieces and the pieces are put in an order that only their names and a seed decide, so that a small
-budget of tokens already sees a broad sample. Code and English alternate at random; all pieces of a module share a
-group.
+Modules are cut into pieces, which are shuffled by a hash of label, text and seed, so that even a small token budget gets a
+broad sample. Code and English are mixed at random; all pieces of a module share a group.
 """
 
 import ast
@@ -16,19 +15,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# tests and tables are not text; installed packages and build settings differ between machines
+# tests and data tables are not useful text; installed packages and build settings differ between machines
 _LEFT_OUT = {
     "test", "tests", "idlelib", "lib2to3", "encodings", "site-packages", "dist-packages", "__pycache__", "__phello__",
 }
 _LEFT_OUT_STEMS = ("_sysconfigdata", "config-", "sitecustomize", "usercustomize")
-# a dictionary of manual pages, written as escaped strings
+# a dictionary of manual pages as escaped strings
 _PROSE_ONLY = "pydoc_data/topics.py"
 _PIECE_CHARS = 6_000
 _MIN_CHARS = 1_000
 
 
 class Piece(NamedTuple):
-    """A stretch of one module: some of its source, or some of its docstrings."""
+    """A piece of a module's source or of its docstrings."""
 
     text: str
     label: str
@@ -36,8 +35,8 @@ class Piece(NamedTuple):
 
 
 def stdlib_pieces(seed: int) -> Iterator[Piece]:
-    """All pieces of the standard library in the order that `seed` gives."""
-    # a hash and not a shuffle: a module more or less leaves the order of the others as it was
+    """All pieces of the standard library, in the order given by `seed`."""
+    # sort by a hash instead of shuffling: adding or removing a module doesn't change the order of the others
     yield from sorted(_all_pieces(), key=lambda piece: _order(piece, seed))
 
 
@@ -56,11 +55,11 @@ def stdlib_identity() -> dict[str, Any]:
 
 
 def _modules() -> list[tuple[str, Path]]:
-    """The modules taken, by name."""
+    """The modules used, sorted by name."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []
     for folder, subfolders, names in os.walk(root):
-        # site-packages can be large: what is left out is not entered
+        # don't descend into excluded folders: site-packages can be large
         subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT and not name.startswith(_LEFT_OUT_STEMS)]
         found += [Path(folder, name) for name in names if name.endswith(".py") and not name.startswith(_LEFT_OUT_STEMS)]
     return sorted((path.relative_to(root).as_posix(), path) for path in found)
@@ -71,7 +70,7 @@ def _all_pieces() -> Iterator[Piece]:
         try:
             source = path.read_text(encoding="utf-8")
             tree = _parse(source)
-        except (UnicodeDecodeError, SyntaxError):  # templates and samples of other encodings lie among the modules
+        except (UnicodeDecodeError, SyntaxError):  # some modules are templates or samples in other encodings
             continue
         if name != _PROSE_ONLY:
             for line, text in cut(source, _PIECE_CHARS):
@@ -82,13 +81,13 @@ def _all_pieces() -> Iterator[Piece]:
 
 def _parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
-        # what the compiler thinks of the library's style is nobody's concern here
+        # warnings about the standard library's own code are irrelevant
         warnings.simplefilter("ignore")
         return ast.parse(source)
 
 
 def _prose(tree: ast.Module, *, all_strings: bool) -> str:
-    """The docstrings of a module in the order of its lines, or all its longer strings."""
+    """The docstrings of a module in source order, or all its multi-line strings."""
     if all_strings:
         values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
         return "\n\n".join(value.strip() for value in values if isinstance(value, str) and "\n" in value)
@@ -104,7 +103,7 @@ def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFun
 
 
 def cut(text: str, n_chars: int) -> list[tuple[int, str]]:
-    """Cut at blank lines into pieces of about `n_chars`, each with its first line's number; a short text gives none."""
+    """Cut at blank lines into pieces of about `n_chars`, each with its first line number; drops a short remainder."""
     pieces: list[tuple[int, str]] = []
     line, start = 1, 0
     while len(text) - start > 1.5 * n_chars:

@@ -1,12 +1,12 @@
-"""The tokens of a cache: made once, before any activation, and the same whatever is then done with them.
+"""The tokens of a cache: written once, before any activations are computed.
 
     cache/NAME/manifest.json     what it was made from, counts, sha256 of each file below
                tokens.npy        int32 [n_seqs, n_ctx]
                split.npy         bool  [n_seqs]           True: held out
                eligible.npy      bool  [n_seqs, n_ctx]    False: BOS, special, padding, roles not chosen
                segments.npy      int64 [n_segments, 3]    first row, tokens, document; in row order
-               documents.jsonl   one line a document: label, held_out, n_tokens
-               pixels.npy        uint8 [n_seqs, height, width, channels]   where sequences are images (`Images`), as are
+               documents.jsonl   one line per document: label, held_out, n_tokens
+               pixels.npy        uint8 [n_seqs, height, width, channels]   if sequences are images (`Images`), as are
                boxes.npy         fp32  [n_ctx, 4]
                names.npy         uint8 [n_seqs, n_bytes]
                batch_seqs.json   sequences per forward pass, if they were measured (`training.activations.batch_seqs`)
@@ -39,23 +39,23 @@ FORMAT, FORMAT_VERSION = "saescope-cache", 1
 
 
 class Units(NamedTuple):
-    """What rows are taken to be independent of one another by: the unit of the held-out split, and of every interval."""
+    """The units that are assumed independent: the unit of the held-out split and of the bootstrap intervals."""
 
     kind: Literal["document", "group", "sequence"]
-    """Groups where the split keeps documents together (the pieces of a module); sequences where there is no text."""
+    """Groups if the split keeps documents together (the pieces of a module); sequences if there is no text."""
     number: Int64[np.ndarray, "n_seqs n_ctx"]
     """The unit of each row."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Sequences that are images."""
+    """The images behind the sequences of an image model."""
 
     pixels: UInt8[np.ndarray, "n_seqs height width channels"]
     boxes: Float32[np.ndarray, "n_ctx 4"]
-    """The part that each position stands for: top, left, height, width, as shares of the whole."""
+    """The image patch of each position: top, left, height, width, as fractions of the image."""
     names: UInt8[np.ndarray, "n_seqs n_bytes"]
-    """What each is called, in UTF-8, filled up with zeros."""
+    """The name of each image, in UTF-8, padded with zeros."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class Tokens:
     held_out: Bool[np.ndarray, " n_seqs"]
     eligible: Bool[np.ndarray, "n_seqs n_ctx"]
     tokens: Int32[np.ndarray, "n_seqs n_ctx"] | None
-    """None for acts:DIR and modules of the user's own: rows without text."""
+    """None for rows without text: acts:DIR and user modules."""
     made_from: dict[str, Any]
     folder: Path | None = None
     row_documents: Int64[np.ndarray, "n_seqs n_ctx"] | None = None
-    """The document of each row, where rows without text came with them."""
+    """The document of each row, if rows without text have documents."""
     row_held_out: Bool[np.ndarray, "n_seqs n_ctx"] | None = None
-    """Where the split of rows without text cuts through sequences: the rows held out; `side` gives either side."""
+    """The held-out rows, if the split of rows without text cuts through sequences; use `side` to get one side."""
     images: Images | None = None
-    """Where sequences are images: those."""
+    """The images, if sequences are images."""
 
     @property
     def n_seqs(self) -> int:
@@ -86,8 +86,8 @@ class Tokens:
         return self.eligible.shape[1]
 
     def side(self, *, held_out: bool) -> "Tokens":
-        """The same sequences as one side of the split has them: where it cuts through one, it counts to both, and the
-        other side's rows are not eligible."""
+        """The sequences as seen from one side of the split: a sequence that is cut by the split belongs to both sides,
+        and the other side's rows are not eligible."""
         if self.row_held_out is None:
             return self
         mine = self.row_held_out == held_out
@@ -95,36 +95,36 @@ class Tokens:
         return replace(self, held_out=some == held_out, eligible=self.eligible & mine, row_held_out=None)
 
     def sequences(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
-        """The numbers of the training or of the held-out sequences, in corpus order."""
+        """Indices of the training or held-out sequences, in corpus order."""
         return np.flatnonzero(self.held_out == held_out)
 
     def sequences_with_rows(self, *, held_out: bool) -> Int64[np.ndarray, " n"]:
-        """Those of them with an eligible row, which alone tell something; all, if none has one."""
+        """The same, but only sequences with an eligible row; all, if none has one."""
         seqs = self.sequences(held_out=held_out)
         found = seqs[self.eligible[seqs].any(axis=1)]
         return found if len(found) else seqs
 
     def n_eligible(self) -> int:
-        """Training rows that the token mask lets through: one epoch."""
+        """Number of eligible training rows: one epoch."""
         return int(self.eligible[~self.held_out].sum())
 
     def documents(self) -> Int64[np.ndarray, "n_seqs n_ctx"]:
-        """The number of the document each token is of; BOS counts to what follows it.
+        """The document number of each token; BOS belongs to the document after it.
 
         Raises:
-            SaescopeError: rows that came without text and without documents.
+            SaescopeError: rows without text and without documents.
         """
         if self.row_documents is not None:
             return self.row_documents
         if self.folder is None:
-            raise SaescopeError("these rows are of no document; give corpus.documents, or a corpus with a model.")
+            raise SaescopeError("these rows have no documents; set corpus.documents, or use a corpus of text.")
         segments = np.load(self.folder / "segments.npy")
         ends = segments[:, 0] + segments[:, 1]
         found = np.searchsorted(ends, np.arange(self.eligible.size), side="right").clip(max=len(segments) - 1)
         return segments[found, 2].reshape(self.eligible.shape)
 
     def units(self) -> Units:
-        """The unit of the split that each row is of."""
+        """The unit of the split that each row belongs to."""
         if self.row_documents is not None:
             return Units("document", self.row_documents)
         if self.folder is None:
@@ -138,7 +138,7 @@ class Tokens:
 
 
 def made_from(config: Config, model: Model) -> dict[str, Any]:
-    """All that determines a cache's content, hooks apart."""
+    """Everything that determines the content of a cache, except the hooks."""
     from training.corpus.documents import identity
 
     corpus = config.corpus
@@ -154,9 +154,9 @@ def made_from(config: Config, model: Model) -> dict[str, Any]:
 
 
 def cache_folder(config: Config, facts: dict[str, Any]) -> Path:
-    """Where this cache lives: its given name, or one made of model, corpus and a hash of everything.
+    """The cache's folder: its given name, or one derived from model, corpus and a hash of everything.
 
-    Of one in a store it is the local folder of what is small (`training.storage.mirror`).
+    For a cache in an object store, its local mirror (`training.storage.mirror`).
     """
     name = config.cache.name or _name_of(config, facts)
     if is_url(config.cache.dir):
@@ -172,16 +172,16 @@ def _name_of(config: Config, facts: dict[str, Any]) -> str:
 
 
 def make_tokens(config: Config, model: Model) -> Tokens:
-    """Open the tokens of this config, making them first if they are not there."""
+    """Open the tokens of this config; create them first if they don't exist."""
     facts = made_from(config, model)
     folder = cache_folder(config, facts)
     fetch_tokens(folder)
     if not (folder / "manifest.json").exists():
         with locked(folder, wait=True):
             if not (folder / "manifest.json").exists():
-                if folder.exists():  # a cache gets its name when it is whole: this is something else, not to be replaced
+                if folder.exists():  # caches get their name when complete, so this is something else: don't overwrite it
                     raise SaescopeError(
-                        f"{folder} is there but is no cache (it holds no manifest.json); remove it, or choose another "
+                        f"{folder} exists but is not a cache (it has no manifest.json); remove it, or choose another "
                         f"cache.name."
                     )
                 _pack(config, model, facts, folder)
@@ -195,11 +195,11 @@ def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> 
 
     corpus = config.corpus
     if corpus.n_ctx > model.n_ctx_max:
-        raise SaescopeError(f"corpus.n_ctx = {corpus.n_ctx}, but {model.name} sees at most {model.n_ctx_max} tokens.")
+        raise SaescopeError(f"corpus.n_ctx = {corpus.n_ctx}, but {model.name} takes at most {model.n_ctx_max} tokens.")
     if only := only_document(corpus.sources):
         raise SaescopeError(
-            f"{only} is one document, and a document is held out as a whole or not at all, so that one side of the split "
-            f"would stay empty; {finer(corpus.sources)}, or give more files."
+            f"{only} is a single document, and documents are held out whole, so one side of the split would be empty; "
+            f"{finer(corpus.sources)}, or use more files."
         )
     packed = pack(
         documents(corpus.sources, corpus.seed), model.tokenizer, n_ctx=corpus.n_ctx, n_tokens=corpus.n_tokens,
@@ -211,7 +211,7 @@ def _pack(config: Config, model: Model, facts: dict[str, Any], folder: Path) -> 
 
 
 def spread(seqs: Int64[np.ndarray, " n"], n: int) -> Int64[np.ndarray, " n_chosen"]:
-    """`n` of these sequences at equal distances, which are of many documents; all, if there are fewer."""
+    """Choose `n` of these sequences, evenly spaced so that they cover many documents; all, if there are fewer."""
     return seqs if n >= len(seqs) else seqs[(2 * np.arange(n) + 1) * len(seqs) // (2 * n)]
 
 
@@ -222,7 +222,7 @@ def write_tokens(
 ) -> Tokens:
     """Write the tokens of a cache and open them.
 
-    `text` is whether tokens are those of a text, not the numbers of inputs; `images` are of sequences that are images.
+    `text`: whether tokens are text tokens rather than input numbers. `images`: the images, if sequences are images.
     """
     with atomic_dir(folder) as part:
         every: dict[str, np.ndarray] = {"tokens": tokens, "split": held_out, "eligible": eligible, "segments": segments}
@@ -240,29 +240,30 @@ def write_tokens(
 
 
 def read_manifest(folder: Path, *entries: str) -> dict[str, Any]:
-    """A manifest, refused if it is of another format or a later version, or lacks one of `entries`."""
+    """Read and check a manifest: format, version, and that it has all `entries`."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SaescopeError(f"{folder} holds no manifest.json: it is not a finished cache; make it again.") from None
+        raise SaescopeError(f"{folder} has no manifest.json: it is not a finished cache; build it again.") from None
     except (ValueError, RecursionError):
-        raise SaescopeError(f"{path} is not JSON: the file was altered; remove {folder} and make it again.") from None
+        raise SaescopeError(f"{path} is not JSON: the file was altered; remove {folder} and build it again.") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise SaescopeError(f"{path} is not the manifest of a Saescope cache; name another one, or remove {folder}.")
+        raise SaescopeError(f"{path} is not the manifest of a Saescope cache; choose another one, or remove {folder}.")
     if lacking := [entry for entry in ("format_version", *entries) if entry not in manifest]:
-        raise SaescopeError(f"{path} lacks {lacking[0]!r}: the file was altered; remove {folder} and make it again.")
+        raise SaescopeError(f"{path} lacks {lacking[0]!r}: the file was altered; remove {folder} and build it again.")
     if not isinstance(manifest["format_version"], int):
-        raise SaescopeError(f"{path}: format_version is no number; remove {folder} and make it again.")
+        raise SaescopeError(f"{path}: format_version is not an integer; remove {folder} and build it again.")
     if manifest["format_version"] > FORMAT_VERSION:
         raise SaescopeError(
-            f"{path} has format version {manifest['format_version']}, this code reads up to {FORMAT_VERSION}; update it."
+            f"{path} has format version {manifest['format_version']}, but this Saescope reads up to {FORMAT_VERSION}; "
+            f"update Saescope."
         )
     return manifest
 
 
 def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
-    """Read the tokens of a cache, checked against what the config says they were made from."""
+    """Read the tokens of a cache; check that they were made from `facts` and are intact."""
     manifest = read_manifest(folder, "made_from", "sha256")
     if facts is not None:
         check_made_from(folder, manifest["made_from"], facts)
@@ -270,8 +271,8 @@ def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
         file = folder / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise SaescopeError(
-                f"{file} is missing or altered (its checksum is not the manifest's); remove the cache with "
-                f"`sae cache rm {folder.name}` and make it again."
+                f"{file} is missing or altered (its checksum differs from the manifest's); remove the cache with "
+                f"`sae cache rm {folder.name}` and build it again."
             )
     images = None
     if "pixels.npy" in manifest["sha256"]:
@@ -284,9 +285,9 @@ def open_tokens(folder: Path, facts: dict[str, Any] | None = None) -> Tokens:
 
 
 def check_made_from(folder: Path, there: Any, asked: Any) -> None:
-    """Refuse a cache made from something else, naming the first difference."""
+    """Raise an error if the cache was made from something else, naming the first difference."""
     if (other := first_difference(there, asked)) is not None:
         raise SaescopeError(
-            f"cache {folder} was made from {other.path} = {other.was!r}, this config asks for {other.now!r}; choose "
-            f"another cache.name or leave it out."
+            f"cache {folder} was made with {other.path} = {other.was!r}, but this config has {other.now!r}; choose another "
+            f"cache.name, or remove it from the config."
         )

@@ -1,6 +1,6 @@
-"""One training on several processes: `torchrun --nproc-per-node N -m sae.cli train CONFIG`, and nothing else changes.
+"""Distributed training: `torchrun --nproc-per-node N -m sae.cli train CONFIG`, with unchanged configs.
 
-The ranks form a grid: `train.shards` neighbouring ones share the features of an SAE and see the same rows, and as many
-such groups as there are share the rows of each batch. A batch is `data.batch_rows` rows in all, so that losses, steps and
-checkpoints mean the same on any number of ranks.
+The ranks form a grid: groups of `train.shards` neighbouring ranks shard the features of an SAE and see the same rows, and
+each batch is split over the groups. A batch is `data.batch_rows` rows in total, so losses, steps and checkpoints don't
+depend on the number of ranks.
 """

@@ -1,4 +1,4 @@
-"""An SAE put together from the parts that ranks hold, as it is saved at the end of a training."""
+"""Gather an SAE from its shards, to save it at the end of a run."""
 
 import torch
 import torch.distributed as dist
@@ -12,9 +12,9 @@ from training.distributed.ranks import DistributedRanks
 
 @torch.no_grad()
 def gathered(sae: SAE, ranks: DistributedRanks) -> SAE | None:
-    """All features, in the memory of the first of the ranks that share them; None on the others.
+    """The SAE with all features, in host memory of the first shard's rank; None on the others.
 
-    One tensor at a time crosses the wire, from host to host, so that no device has to hold them all.
+    Tensors are sent one at a time, from host to host, so that no device has to hold the whole SAE.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in sae.state_dict().items():
@@ -34,7 +34,7 @@ def gathered(sae: SAE, ranks: DistributedRanks) -> SAE | None:
 
 
 def _pieces(piece: Tensor, ranks: DistributedRanks) -> list[Tensor] | None:
-    """Every rank's, on the first of them."""
+    """The pieces of all ranks, on the first rank of the group."""
     first, piece = ranks.shards.index == 0, piece.contiguous()
     pieces = [torch.empty_like(piece) for _ in range(ranks.shards.n)] if first else None
     dist.gather(piece, pieces, group=ranks.shards.ranks, group_dst=0)

@@ -1,9 +1,8 @@
-"""The sparse operations where ranks share the features, the rows, or both: those of one device, and what ranks tell others.
+"""Distributed sparse operations, with features, rows, or both split over ranks: local kernels plus collectives.
 
-Each rank encodes its rows with its features. For the largest of a row it tells the others how large its own k are; for
-those of a batch, how many it has above some bounds (`selection`). What its features reconstruct is summed over the ranks
-that hold the others. So values, gradients and reconstructions are those of one process that has all, up to the order of
-sums; codes are over the features that the rank holds.
+Each rank encodes its rows with its features. For TopK, ranks exchange the sizes of their k largest per row; for BatchTopK,
+counts of values above some thresholds (`selection`). Reconstructions are summed over the shards. So values, gradients and
+reconstructions equal those of a single process, up to the order of sums; a rank's codes only cover its own features.
 """
 
 from collections.abc import Callable
@@ -60,9 +59,9 @@ class DistributedKernels:
         self.local, self.wire, self.shards, self.rows, self.world = local, wire, shards, rows, world
         self.name = local.name
         self.last_route: Literal["sparse", "dense", "reference"] = local.last_route
-        """How this rank's part of the last pass ran."""
+        """The route of this rank's part of the last pass."""
         self.compact = local.name == "cpu"
-        """Its loops take no padding between entries."""
+        """Whether codes must be compact: the CPU loops don't support padding between entries."""
 
     def keeps_all(self, n_rows: int, d_sae: int) -> bool:
         """As on this rank."""
@@ -125,7 +124,7 @@ class DistributedKernels:
         return Autoencoded(out.code, x_hat, aux_hat)
 
     def _among_all(self, select: Select, n_rows: int, n_features: int, what: str = "candidates") -> Select:
-        """What this rank selects, and how it learns what is left of that."""
+        """This rank's local selection, with the callback that reduces it to the global one."""
         if select.mode == "topk" and self.shards.n > 1:
             def agree(code: SparseCode) -> SparseCode:
                 chosen = selection.of_rows(self.wire, self.shards, code, select.k, select.k, what)
@@ -145,7 +144,7 @@ class DistributedKernels:
     def _of_dead(
         self, auxk: Revival | None, n_rows: int
     ) -> tuple[Revival | None, Callable[[], object]]:
-        """What AuxK is of this rank's features; and what to do once the pass is over, if none of them is dead."""
+        """AuxK for this rank's features; and a callback for after the pass, which takes part if none of them is dead."""
         if auxk is None:
             return None, lambda: None
         k, width = auxk.k, auxk.k if auxk.room is None else min(auxk.k, auxk.room)
@@ -161,7 +160,7 @@ class DistributedKernels:
     def _without_features(
         self, x: Float[Tensor, "n_rows d_in"], b_dec: Float[Tensor, " d_out"], select: Select
     ) -> Autoencoded:
-        """This rank has nothing to add, and takes part."""
+        """The pass of a rank without features, which still takes part in the collectives."""
         code = empty(len(x), 0, x.device)
         if select.agree is not None:
             code = select.agree(code)
@@ -193,14 +192,14 @@ class DistributedKernels:
 
 
 def square(grad: Tensor) -> Float[Tensor, ""]:
-    """‖grad‖² in fp64, added up by features: a norm in fp32 adds up too many numbers to be exact."""
+    """‖grad‖² in fp64, summed by feature: a norm in fp32 would sum too many numbers to be exact."""
     by_feature = grad.t() if is_turned(grad) else grad
     norms = by_feature.norm(dim=1) if grad.dim() == 2 else by_feature
     return norms.double().square().sum()
 
 
 def empty(n_rows: int, n_features: int, device: torch.device) -> SparseCode:
-    """The code of a rank that has nothing to tell."""
+    """An empty code."""
     nothing = torch.empty(0, device=device)
     return SparseCode(nothing.int(), nothing, n_rows, n_features, k=0)
 
@@ -208,7 +207,7 @@ def empty(n_rows: int, n_features: int, device: torch.device) -> SparseCode:
 def by_prefix(
     x_hat: Float[Tensor, "n_here n_rows d"], ends: list[int], here: tuple[int, ...]
 ) -> Float[Tensor, "n n_rows d"]:
-    """What this rank's features add to each prefix of all: none of them to some, and the same ones to others."""
+    """This rank's contribution to each global prefix: zero for some, the same for several others."""
     if ends == list(here):
         return x_hat
     nothing = torch.zeros_like(x_hat[0])

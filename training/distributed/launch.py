@@ -1,7 +1,7 @@
-"""What torchrun tells a process, and the one sentence that several of them say of a fault.
+"""The process's place in a torchrun launch, and reporting an error only once for all ranks.
 
-Ranks talk through torchrun's own key-value store before, beside and after their collectives: so a fault is told even where
-no collective works. The first rank that tells of one is the one that speaks; the others end without a word.
+Ranks communicate through torchrun's key-value store besides their collectives, so an error is reported even if no
+collective works. The first rank to report an error prints it; the others exit silently.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ _POLL_S = 0.05
 
 
 class OtherRank(SaescopeError):
-    """Another rank is at fault, and has told so, or will be told of."""
+    """Another rank failed, and the error has been or will be reported."""
 
 
 def is_launched() -> bool:
-    """Whether torchrun began this process."""
+    """Whether torchrun started this process."""
     return "TORCHELASTIC_RESTART_COUNT" in os.environ and "RANK" in os.environ
 
 
@@ -32,12 +32,12 @@ def rank() -> int:
 
 
 def n_ranks() -> int:
-    """Processes in all."""
+    """Total number of processes."""
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
 def n_restarts() -> int:
-    """How often torchrun has begun them anew (--max-restarts)."""
+    """How often torchrun has restarted the ranks (--max-restarts)."""
     return int(os.environ["TORCHELASTIC_RESTART_COUNT"]) if is_launched() else 0
 
 
@@ -53,7 +53,7 @@ _trainings = 0
 
 
 def next_training() -> None:
-    """Another training of the same processes begins, whose keys are its own. All ranks call it."""
+    """Start another training with the same processes, under separate keys. Called by all ranks."""
     global _trainings
     _trainings += 1
 
@@ -66,7 +66,7 @@ def store() -> Any:
 
 
 def tell(sentence: str) -> bool:
-    """Tell the other ranks of a fault; False if one has been told of already, or nobody can be told."""
+    """Report an error to the other ranks; False if one was reported before, or the store is unreachable (except rank 0)."""
     mine = f"{rank()} {sentence}"
     try:
         found: bytes = store().compare_set(FAULT, "", mine)
@@ -76,10 +76,10 @@ def tell(sentence: str) -> bool:
 
 
 def wait_for(*keys: str) -> None:
-    """Until other ranks have set these keys.
+    """Wait until other ranks have set these keys.
 
     Raises:
-        OtherRank: a fault was told of meanwhile.
+        OtherRank: another rank reported an error meanwhile.
     """
     while not store().check(list(keys)):
         look()
@@ -87,10 +87,10 @@ def wait_for(*keys: str) -> None:
 
 
 def look() -> None:
-    """Whether another rank is at fault.
+    """Check for errors of other ranks.
 
     Raises:
-        OtherRank: it is.
+        OtherRank: another rank reported an error.
     """
     if store().check([FAULT]):
         raise OtherRank(store().get(FAULT).decode().partition(" ")[2])
@@ -98,7 +98,7 @@ def look() -> None:
 
 @contextlib.contextmanager
 def speaking_once() -> Iterator[None]:
-    """What a user can mend is raised on the rank that tells of it first; the others leave with code 2, silently."""
+    """Context that raises a SaescopeError only on the rank that reports it first; the others exit silently with code 2."""
     if not is_launched():
         yield
         return
@@ -108,6 +108,6 @@ def speaking_once() -> Iterator[None]:
         if isinstance(error, OtherRank) or not tell(str(error)):
             raise SystemExit(2) from None
         raise
-    except Exception as error:  # a defect keeps its traceback, on its own rank
+    except Exception as error:  # a bug keeps its traceback, on its own rank
         tell(f"rank {rank()} failed: {type(error).__name__}: {error}")
         raise

@@ -1,7 +1,7 @@
-"""How tensors of single features lie over ranks: as arrays [n_rounds, round, ...] cut along the second axis (`sae.part`).
+"""The layout of per-feature tensors over ranks: arrays [n_rounds, round, ...] sharded along the second axis (`sae.part`).
 
-That is one of DTensor's own layouts, so that torch.distributed.checkpoint writes each rank's piece and cuts them anew for
-another number of ranks.
+This is a standard DTensor layout, so torch.distributed.checkpoint can write each rank's piece and reshard for another
+number of ranks.
 """
 
 import torch
@@ -15,7 +15,7 @@ from sae.part import Part, round_of
 
 
 def feature_axis(sae: SAE, name: str) -> int | None:
-    """Along which axis the features of a tensor of a trainer's state lie (`training.trainer.Trainer.tensors`)."""
+    """The feature axis of a tensor in a trainer's state (`training.trainer.Trainer.tensors`)."""
     if name == "last_fired":
         return 0
     kind, _, rest = name.partition(".")
@@ -29,7 +29,7 @@ def in_rounds(tensor: Tensor, axis: int, part: Part) -> Tensor:
 
 
 def spread(tensor: Tensor, axis: int, part: Part, mesh: DeviceMesh) -> DTensor:
-    """The tensor over all features of which a rank holds this piece; in its memory, on a mesh [rows, shards]."""
+    """A DTensor over all features from this rank's piece, without copying, on a mesh [rows, shards]."""
     piece = in_rounds(tensor, axis, part)
     shape = torch.Size((piece.shape[0], round_of(part.d_sae), *piece.shape[2:]))
     stride = torch.empty(shape, device="meta").stride()
@@ -52,6 +52,6 @@ def joined(pieces: list[Tensor], axis: int, d_sae: int) -> Tensor:
 
 
 def empty_like(tensor: Tensor) -> Tensor:
-    """Host memory for a copy that lies as the tensor does."""
+    """Host memory with the same layout as the tensor."""
     out = torch.empty(as_it_lies(tensor).shape, dtype=tensor.dtype)
     return out.t() if is_turned(tensor) else out

@@ -1,4 +1,4 @@
-"""The ranks of a training as its parts see them: `sae.ranks.Ranks` over process groups."""
+"""`sae.ranks.Ranks` implemented with process groups."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from training.distributed.wire import Group, Wire
 
 
 class DistributedRanks:
-    """This rank among `world`: with `shards` it shares the features, with `rows` the rows."""
+    """This rank in `world`; features are split over `shards`, rows over `rows`."""
 
     def __init__(self, wire: Wire, world: Group, shards: Group, rows: Group) -> None:
         self.wire, self.world, self.shards, self.rows = wire, world, shards, rows
@@ -59,7 +59,7 @@ class DistributedRanks:
         return dict(zip(values, means.unbind(), strict=True))
 
     def reduce_gradients(self, own: Sequence[Tensor], common: Sequence[Tensor]) -> None:
-        """The mean over the rows; of what all ranks hold also over those that share the features, so that it stays one."""
+        """Average gradients over the rows; those of parameters that all ranks hold also over shards, to keep them equal."""
         for grads, group in ((own, self.rows), (common, self.world)):
             for grad in grads:
                 if group.n > 1:
@@ -67,12 +67,12 @@ class DistributedRanks:
                     lying.div_(group.n)
 
     def kernels(self, local: Backend) -> Backend:
-        """The operations on a part of the features and rows."""
+        """The distributed kernels."""
         return DistributedKernels(local, self.wire, self.shards, self.rows, self.world)
 
     @torch.no_grad()
     def broadcast_weights(self, sae: Any) -> None:
-        """Take the first rank's values of all that several ranks hold."""
+        """Overwrite all replicated values with those of the first rank."""
         for name, tensor in sae.state_dict().items():
             group = self.world if sae.feature_axis(name) is None else self.rows
             if group.n > 1:

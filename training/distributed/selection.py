@@ -1,8 +1,8 @@
-"""Which entries of each rank's code are among the largest of all ranks': of a row, or of the batch.
+"""Distributed TopK: which entries of each rank's code are among the largest over all ranks, per row or per batch.
 
-Exact, up to the order of equal values. Of a row each rank has selected its k largest, so that none of all ranks' k
-largest can be missing. Of a batch the value of the k · n_rows-th largest is found from counts: fp32 numbers above 0 are
-ordered as their bits are, so that three rounds of counting settle its 31 bits, 11 at a time, whatever k is.
+Exact, up to the order of ties. Per row, each rank has selected its own k largest, so none of the global k largest can be
+missing. Per batch, the k · n_rows-th largest value is found by radix select: positive fp32 numbers are ordered like their
+bits, so three rounds of counting determine its 31 bits, 11 at a time, for any k.
 """
 
 from dataclasses import replace
@@ -15,21 +15,21 @@ from sae.code import SparseCode, from_pairs
 from training.distributed.wire import Group, Wire
 
 BITS = (11, 10, 10)
-"""Bits of a positive fp32 number that each round of counting settles, from the top; its sign is none of them."""
+"""Bits of a positive fp32 number determined by each round of counting, from the top, without the sign."""
 
 
 def of_rows(
     wire: Wire, shards: Group, code: SparseCode, k: int, width: int, what: str
 ) -> Bool[Tensor, " nnz"]:
-    """Those of a fixed-k code that are among the k largest of their row over all features.
+    """Mask of the entries of a fixed-k code that are among the k largest of their row over all features.
 
     Args:
-        wire: counts what is sent.
-        shards: the ranks that hold the other features of the same rows.
-        code: this rank's largest of each row.
-        k: of each row in all.
-        width: how many of each row every rank tells of: no rank has more.
-        what: it is sent for.
+        wire: does and counts communication.
+        shards: the ranks with the other features of the same rows.
+        code: this rank's largest entries per row.
+        k: entries to keep per row.
+        width: number of entries per row that every rank sends; no rank has more.
+        what: purpose of the communication, for counting.
     """
     size = code.value.detach().abs().view(code.n_rows, code.k or 0)
     mine = torch.nn.functional.pad(size, (0, width - size.shape[1]))
@@ -41,7 +41,7 @@ def of_rows(
 
 
 def of_batch(wire: Wire, world: Group, code: SparseCode, n_kept: int, what: str) -> Bool[Tensor, " nnz"]:
-    """Those of a code that are among the n_kept largest of all rows and features.
+    """Mask of the entries of a code that are among the n_kept largest of all rows and features.
 
     `code` holds this rank's n_kept largest, or all that are not zero.
     """

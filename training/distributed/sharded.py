@@ -1,11 +1,11 @@
-"""Checkpoints of several ranks, through torch.distributed.checkpoint: each writes and reads what it holds.
+"""Sharded checkpoints with torch.distributed.checkpoint: each rank writes and reads its own shard.
 
     checkpoints/step-00000120/state.json              as of one process, with the number of ranks
-                              shard-R-….safetensors   what rank R has written, and where it lies in whole tensors
+                              shard-R-….safetensors   the shard of rank R, with its position in the whole tensors
                               shard-R-….sha256        its digest (`sae.io.chunks`)
 
-That is torch's safetensors format, without a pickle. Any number of ranks can go on from it, and from a checkpoint of one
-process.
+This is torch's safetensors format, without pickles. Any number of ranks can resume from it, or from a single-process
+checkpoint.
 """
 
 import json
@@ -36,7 +36,7 @@ from training.trainer import Trainer
 
 
 class Writer(dcp.HuggingFaceStorageWriter):
-    """torch's own, without its copies of all tensors in memory, and with a digest."""
+    """torch's writer, but without copying all tensors in memory, and with a digest."""
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """The file of this rank, and its digest."""
@@ -59,25 +59,25 @@ class Writer(dcp.HuggingFaceStorageWriter):
 
 @dataclass(frozen=True)
 class ShardedCheckpoints(Checkpoints):
-    """The checkpoints below a folder that all ranks see, of a training on data `made_from` these facts."""
+    """The checkpoints in a folder that all ranks can access, of a run on data described by `made_from`."""
 
     saes: Sequence[SAE]
-    """What is trained, or this rank's parts."""
+    """The SAEs in training (this rank's shards)."""
     mesh: DeviceMesh
     """[rows, shards], on the CPU."""
     group: dist.ProcessGroup
-    """All ranks, for nothing else: another thread writes while the training goes on."""
+    """All ranks; a separate group, since another thread writes while training continues."""
 
     def write(self, facts: dict[str, Any], snapshots: Sequence[Snapshot]) -> None:
-        """Write a checkpoint and drop all but the last two. A collective.
+        """Write a checkpoint and remove all but the last two. A collective.
 
         Raises:
-            SaescopeError: a rank could not write, so that there is no such checkpoint.
+            SaescopeError: a rank could not write, so the checkpoint was not saved.
         """
         if dist.get_rank():
             self._write_pieces(self._told(None), snapshots)
             return
-        remove_all_abandoned(self.folder, "step-*")  # a resumed training need not come by the same step again
+        remove_all_abandoned(self.folder, "step-*")  # a resumed run may not save at the same step again
         with ExitStack() as stack:
             try:
                 part = stack.enter_context(atomic_dir(self.folder / f"step-{facts['n_steps']:08d}"))
@@ -90,7 +90,7 @@ class ShardedCheckpoints(Checkpoints):
             shutil.rmtree(old)
 
     def tensors(self, place: Path, state: dict[str, Any], trainers: Sequence[Trainer]) -> list[dict[str, Tensor]]:
-        """What each trainer of this rank is to load. A collective.
+        """Read the tensors of each trainer of this rank. A collective.
 
         Raises:
             SaescopeError: a file is missing, damaged or altered.
@@ -109,7 +109,7 @@ class ShardedCheckpoints(Checkpoints):
         return found
 
     def _told(self, folder: Path | None) -> Path | None:
-        """The folder that the first rank has made; None: it could not."""
+        """Broadcast the folder created by the first rank; None if it could not create one."""
         told = [None if folder is None else str(folder)]
         dist.broadcast_object_list(told, group=self.group, group_src=0)
         return None if told[0] is None else Path(told[0])
@@ -122,7 +122,7 @@ class ShardedCheckpoints(Checkpoints):
             dcp.save(state, storage_writer=Writer(str(folder), save_distributed=True), process_group=self.group)
 
     def _spread(self, states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The state of all trainers in one, each tensor with all of its features, of which this rank has its piece."""
+        """The state of all trainers as one dict of DTensors over all features, from this rank's pieces."""
         out: dict[str, Tensor] = {}
         for i, (sae, tensors) in enumerate(zip(self.saes, states, strict=True)):
             for name, tensor in tensors.items():
@@ -136,7 +136,7 @@ class ShardedCheckpoints(Checkpoints):
         return tensor if axis is None else layout.cut(tensor, axis, sae.ranks.part(sae.config.d_sae))
 
     def _check_digests(self, place: Path) -> None:
-        """Each rank looks at some files."""
+        """Verify checksums; each rank reads some of the files."""
         altered: list[str | None] = [None] * dist.get_world_size()
         mine = sorted(place.glob("*.sha256"))[dist.get_rank() :: dist.get_world_size()]
         bad = [file.stem for file in mine if not _is_whole(file)]
@@ -152,7 +152,7 @@ def _is_whole(digest: Path) -> bool:
 
 @contextmanager
 def _failing(folder: Path) -> Iterator[None]:
-    """What torch raises where a rank could not read or write, as one sentence."""
+    """Turn torch's error about a rank that could not read or write into one message."""
     try:
         yield
     except CheckpointException as error:

@@ -1,13 +1,12 @@
-"""Rank that dies, hangs or runs out of memory: the others end, and one of them says which it was.
+"""Watchdog for ranks that die, hang or run out of memory: the others exit, and one of them reports which rank it was.
 
-A thread of each rank tells the others once a second that it is there, and how many collectives it has come to, and looks
-at what they tell:
+A thread in each rank sends a heartbeat with its number of collectives once a second, and checks those of the others:
 
-    died       its process is gone (seen at once on the same machine), or silent for SILENT_S
-    hangs      another rank has come to a later collective, and neither has gone on for `train.patience`
-    failed     it has told so itself (`launch.tell`)
+    died       its process is gone (noticed at once on the same machine), or silent for SILENT_S
+    hangs      another rank has reached a later collective, and neither has made progress for `train.patience`
+    failed     it has reported an error itself (`launch.tell`)
 
-Ranks that wait in a collective are not woken by any of that, so the thread ends the process, GRACE_S after the fault.
+Ranks that are blocked in a collective don't notice any of this, so the thread exits the process GRACE_S after the error.
 """
 
 import contextlib
@@ -26,16 +25,16 @@ from training.distributed.wire import Wire
 
 BEAT_S = 1.0
 SILENT_S = 30.0
-"""Without a word for so long, a rank of another machine counts as dead."""
+"""After this long without a heartbeat, a rank on another machine counts as dead."""
 GRACE_S = 3.0
-"""How long a process has to end by itself once a fault is known."""
+"""Time for a process to exit by itself after an error."""
 CODE = 2
-"""Its exit code otherwise."""
+"""Exit code if it doesn't."""
 
 
 @dataclass
 class Seen:
-    """What is known of another rank."""
+    """The last known state of another rank."""
 
     beat: str = ""
     since: float = field(default_factory=time.monotonic)
@@ -43,7 +42,7 @@ class Seen:
     moved: float = field(default_factory=time.monotonic)
 
     def hear(self, beat: str) -> None:
-        """What it tells."""
+        """Record a heartbeat."""
         now = time.monotonic()
         if beat != self.beat:
             self.beat, self.since = beat, now
@@ -54,12 +53,12 @@ class Seen:
 
 @final
 class Watch:
-    """The thread. Use it as a context manager."""
+    """The watchdog thread. Use as a context manager."""
 
     def __init__(self, wire: Wire, patience: float) -> None:
-        """`patience`: seconds that a rank may let the others wait."""
+        """`patience`: seconds that a rank may keep the others waiting."""
         self.wire, self.patience = wire, patience
-        self._store = launch.store().clone()  # waits of the other threads are not its own
+        self._store = launch.store().clone()  # separate connection: waits of other threads must not block it
         self._others = [r for r in range(launch.n_ranks()) if r != launch.rank()]
         self._seen = {r: Seen() for r in self._others}
         self._mine = Seen()
@@ -77,16 +76,16 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Others need not look at this rank any more."""
+        """Tell the others that this rank has finished."""
         self._over.set()
         with contextlib.suppress(RuntimeError):
             self._store.set(f"beat/{launch.rank()}", "over 0" if kind is None else f"ended {self.wire.n_begun}")
 
     def culprit(self, seconds: float = GRACE_S - 0.5) -> str | None:
-        """The sentence about the rank for which a collective has just failed, looked for during so many seconds.
+        """The message about the rank that made a collective fail, if one is found within `seconds`.
 
         Raises:
-            OtherRank: it has told so itself, or has been told of.
+            OtherRank: the error has already been reported.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -108,7 +107,7 @@ class Watch:
                     self._end()
             except RuntimeError:
                 if not self._over.wait(GRACE_S):
-                    say(f"torchrun's store does not answer rank {launch.rank()} any more; it ends. {GO_ON}")
+                    say(f"torchrun's store no longer answers rank {launch.rank()}, which exits. {GO_ON}")
                     os._exit(CODE)
 
     def _end(self) -> None:
@@ -132,12 +131,12 @@ class Watch:
                 continue
             name = f"rank {r} (process {pid} on {host})"
             if host == socket.gethostname() and not alive(pid):
-                return f"{name} died, perhaps killed because memory ran out; the others end. {GO_ON}"
+                return f"{name} died, perhaps because it ran out of memory; the others exit. {GO_ON}"
             if now - seen.since > silent:
-                return f"{name} has given no sign of life for {silent:.0f} s; the others end. {GO_ON}"
+                return f"{name} has not responded for {silent:.0f} s; the others exit. {GO_ON}"
             if self._mine.n_begun > seen.n_begun and min(now - seen.moved, now - self._mine.moved) > self.patience:
                 return (
-                    f"{name} hangs: others have waited for it for {self.patience:.0f} s (train.patience), and end. {GO_ON}"
+                    f"{name} hangs: the others waited {self.patience:.0f} s for it (train.patience), and exit. {GO_ON}"
                 )
         return None
 
@@ -146,13 +145,13 @@ GO_ON = "Continue from the last checkpoint with --resume, or let torchrun do so 
 
 
 def say(sentence: str) -> None:
-    """On stderr: the thread that trains may wait for ever."""
+    """Print to stderr directly: the training thread may be blocked."""
     sys.stderr.write(f"sae: {sentence}\n")
     sys.stderr.flush()
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine is running, or stopped."""
+    """Whether a process on this machine is running or stopped."""
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:

@@ -1,7 +1,7 @@
-"""Collectives between ranks, counted: what a rank sends, in bytes, and how many calls it has begun.
+"""Collectives between ranks, with counts of the bytes sent and the calls started.
 
-Bytes are those of a ring over n ranks, by which NCCL and gloo send large tensors: a sum of B bytes costs each rank
-2 B (n − 1) / n, gathering B bytes of each B (n − 1), and sending B bytes of one to all B (n − 1) / n on average.
+Bytes assume a ring over n ranks, as NCCL and gloo use for large tensors: an all-reduce of B bytes costs each rank
+2 B (n − 1) / n, an all-gather of B bytes per rank B (n − 1), and a broadcast of B bytes B (n − 1) / n on average.
 """
 
 from collections import Counter
@@ -15,10 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """Some ranks, and which of them this one is."""
+    """A process group, and this rank's index in it."""
 
     ranks: dist.ProcessGroup | None
-    """None: this rank alone."""
+    """None: only this rank."""
     n: int
     index: int
 
@@ -28,11 +28,11 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: Counter[str] = Counter()
-        """Bytes by what they were sent for."""
+        """Bytes sent, by purpose."""
         self.n_begun = 0
-        """Collectives that this rank has come to."""
+        """Collectives that this rank has started."""
         self.n_ended = 0
-        """Those that are behind it; a device may still be at work on the last."""
+        """Collectives that have returned; on a device the last one may still be running."""
 
     def sum_(self, x: Tensor, group: Group, what: str) -> Tensor:
         """Σ over the group, in place. `x` is contiguous."""
@@ -56,7 +56,7 @@ class Wire:
         return out
 
     def from_first_(self, x: Tensor, group: Group, what: str) -> Tensor:
-        """What the first rank of the group has, in place. `x` is contiguous."""
+        """Broadcast from the first rank of the group, in place. `x` is contiguous."""
         if group.n > 1:
             self._call(dist.broadcast, x, group=group.ranks, group_src=0)
             self.sent[what] += x.nbytes * (group.n - 1) // group.n

@@ -1,7 +1,7 @@
-"""One process among those of a training, or alone: what `training.run` asks of it.
+"""The interface between `training.run` and the processes of a run, whether one or many.
 
-Under torchrun the ranks agree, before anything is made, that they have the same config, code and packages, and then form
-a grid [rows, shards]: neighbours share features, for they tell each other most.
+Under torchrun the ranks first check that they have the same config, code and packages, and then form a grid [rows, shards]:
+neighbouring ranks share features, since they communicate most.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ from training.provenance import first_difference
 from training.trainer import Trainer
 
 VARIANTS = ("topk", "batchtopk", "abstopk", "absbatchtopk", "matryoshka", "jumprelu", "gated", "relu")
-"""Those whose sums over features and means over rows are known to be made over ranks."""
+"""Variants that support distributed training: their sums over features and means over rows are reduced over ranks."""
 
 
 class World:
-    """A process alone."""
+    """A single process."""
 
     ranks: Ranks = ALONE
     is_first = True
-    """Whether this rank writes and speaks for all."""
+    """Whether this rank writes and prints for all."""
     echo_seconds = 0.0
-    """How long a second signal counts as the first: torchrun passes on what the terminal has sent to all."""
+    """How long a second signal counts as the first one: torchrun forwards signals that the terminal also sends to all."""
     row_index, n_rows = 0, 1
-    """Which of the ranks that share the rows it is, and of how many."""
+    """This rank's index among the ranks that the rows are split over, and their number."""
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -79,7 +79,7 @@ class World:
         return {}
 
     def goes_on(self, folder: Path) -> bool:
-        """Whether this process continues, by itself, what an earlier attempt began in a run's folder."""
+        """Whether this process automatically continues a run started by an earlier attempt of the same launch."""
         del folder
         return False
 
@@ -96,7 +96,7 @@ class DistributedWorld(World):
         n, shards = launch.n_ranks(), members[0].train.shards
         self.wire = Wire()
         self.watch = Watch(self.wire, members[0].train.patience.seconds)
-        # later than the watch, which knows more
+        # longer than the watchdog's, whose message is more specific
         timeout = timedelta(seconds=2 * members[0].train.patience.seconds + 60)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=dist.PrefixStore("groups", launch.store()),
@@ -149,7 +149,7 @@ class DistributedWorld(World):
         return {"ranks": grid | {"sent_bytes": dict(sorted(self.wire.sent.items()))}}
 
     def goes_on(self, folder: Path) -> bool:
-        """Where torchrun has restarted the ranks, and an earlier attempt of the same launch had begun the run."""
+        """True if torchrun has restarted the ranks, and an earlier attempt of the same launch had started the run."""
         mark, mine = folder / "checkpoints" / "launched.json", {"host": socket.gethostname(), "launcher": os.getppid()}
         begun = self.is_first and launch.n_restarts() > 0 and mark.exists() and read_json(mark) == mine
         with self.in_turn():
@@ -159,7 +159,7 @@ class DistributedWorld(World):
 
 
 def mark_launch(folder: Path) -> None:
-    """Leave word in a run's folder which launch of torchrun began it, or went on with it."""
+    """Record in a run's folder which torchrun launch started or continued it."""
     if launch.is_launched():
         write_json(
             folder / "checkpoints" / "launched.json", {"host": socket.gethostname(), "launcher": os.getppid()}
@@ -168,15 +168,15 @@ def mark_launch(folder: Path) -> None:
 
 @contextlib.contextmanager
 def world_of(members: Sequence[Config]) -> Iterator[World]:
-    """This process as torchrun has begun it; while open, the ranks watch each other.
+    """Context with the world of this process; while open, the ranks watch each other.
 
     Raises:
-        SaescopeError: the ranks do not agree on what they train, or it cannot be shared by so many.
+        SaescopeError: the ranks have different configs or code, or the run cannot be split over that many ranks.
     """
     if not launch.is_launched():
         if (shards := members[0].train.shards) > 1:
             raise SaescopeError(
-                f"train.shards = {shards} shares the features among {shards} processes, and this is one alone; begin with "
+                f"train.shards = {shards} splits the features over {shards} processes, but there is only one; start with "
                 f"`torchrun --nproc-per-node {shards} -m sae.cli train CONFIG`, or set train.shards=1."
             )
         yield World()
@@ -191,7 +191,7 @@ def world_of(members: Sequence[Config]) -> Iterator[World]:
 
 @contextlib.contextmanager
 def _naming(watch: Watch) -> Iterator[None]:
-    """What torch raises where memory runs out, or where another rank has gone, as a sentence that names the rank."""
+    """Turn torch's errors for out-of-memory or a lost rank into a message that names the rank."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -219,7 +219,7 @@ def _device(member: Config) -> torch.device:
 
 
 def _agree_on(members: Sequence[Config], device: torch.device) -> None:
-    """Raise unless all ranks are about to do the same, with the same code, and it can be shared by so many."""
+    """Raise SaescopeError unless all ranks have the same config and code, and the run can be split over them."""
     facts = {
         "config": [m.plain() for m in members], "device": device.type, "saescope": code_version(),
         "code": _digest_of_code(), "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(),
@@ -229,7 +229,7 @@ def _agree_on(members: Sequence[Config], device: torch.device) -> None:
         for member in members:
             check_fits(member, launch.n_ranks())
         if len(different := {m.train.shards for m in members}) > 1:
-            raise SaescopeError(f"train.shards is {sorted(different)} in one sweep; give all members the same.")
+            raise SaescopeError(f"train.shards is {sorted(different)} in one sweep; all members need the same value.")
     store.set(f"facts/{me}", json_bytes(facts))
     launch.wait_for("facts/0")
     if (other := first_difference(json.loads(store.get("facts/0")), facts)) is not None:
@@ -255,23 +255,23 @@ def check_fits(member: Config, n: int) -> None:
         )
     if batch % (n // shards):
         raise SaescopeError(
-            f"data.batch_rows = {batch} rows cannot be shared by the {n // shards} ranks that share them ({n} ranks, "
+            f"data.batch_rows = {batch} rows cannot be split evenly over {n // shards} groups of ranks ({n} ranks, "
             f"train.shards = {shards}); make it a multiple of {n // shards}."
         )
     if member.sae.hide and n > shards:
         raise SaescopeError(
-            f"sae.hide = {member.sae.hide:g} hides entries of whole batches, and {n // shards} ranks would each hold a "
-            "part of one; let all ranks share the features (train.shards), or train with one process."
+            f"sae.hide = {member.sae.hide:g} masks entries of whole batches, which cannot be split over {n // shards} "
+            "groups of ranks; set train.shards to the number of ranks, or train with one process."
         )
     if member.sae.variant not in VARIANTS:
         raise SaescopeError(
-            f"sae.variant = {member.sae.variant} is trained by one process only; on several train one of "
+            f"sae.variant = {member.sae.variant} can only be trained with one process; with several, train one of "
             f"{', '.join(VARIANTS)}."
         )
 
 
 def _digest_of_code() -> str:
-    """The sha256 of every source file that a training runs."""
+    """The sha256 of all source files that training uses."""
     root, digest = Path(sae_package.__file__).parent.parent, hashlib.sha256()
     for file in sorted(f for package in ("sae", "training") for f in (root / package).rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\n".encode())

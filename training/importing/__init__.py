@@ -1,1 +1,1 @@
-"""SAEs of other libraries as runs."""
+"""Import SAEs from other libraries as runs."""

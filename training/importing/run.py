@@ -1,14 +1,14 @@
-"""A run directory from an SAE of elsewhere, with held-out figures measured here.
+"""Import an SAE from another library as a run, with held-out metrics measured here.
 
-    runs/NAME/config.yaml     model, site, corpus, mask and SAE; of a training, which is not known, nothing
-              final/          the SAE; its provenance says where it came from, by hash
-              cfg.json, sae_weights.safetensors    for SAELens, where it has the architecture
-              summary.json    held-out figures; `imported`: where from, and what was chosen here
+    runs/NAME/config.yaml     model, site, corpus, mask and SAE; no training settings, which are unknown
+              final/          the SAE; its provenance records the source, by hash
+              cfg.json, sae_weights.safetensors    for SAELens, if it supports the architecture
+              summary.json    held-out metrics; `imported`: the source, and choices made on import
 
-The SAE computes what it did. Its target's mean becomes that of the corpus' calibration rows, as in an SAE trained here:
-mean ablation and cosine are about it (`sae.recentre`). Which rows its training kept is not known; figures and index are
-over those that a training here would keep: no BOS, special or padding token, no norm above `data.outlier_multiple` × the
-median.
+The SAE computes the same function as before. The mean of its target is set to that of the corpus's calibration rows, as in
+an SAE trained here: mean ablation and cosine use it (`sae.recentre`). The rows that its training kept are unknown; metrics
+and index use those that a training here would keep: no BOS, special or padding token, no norm above
+`data.outlier_multiple` × the median.
 """
 
 from collections.abc import Sequence
@@ -44,16 +44,16 @@ from training.model.packaged import PACKAGED
 from training.run_folder import run_folder
 
 OVERRIDABLE = ("corpus", "cache", "data", "eval", "model")
-"""Sections that an import may set; the rest is the SAE's, or of a training."""
+"""Sections that an import may set; the others come from the SAE, or only matter for training."""
 _OF_A_TRAINING = {
     "data": set(DataConfig.model_fields) - {"n_calib", "outlier_multiple", "mask_hooks"},
     "eval": set(EvalConfig.model_fields) - {"n_rows", "n_tokens"},
 }
-"""Keys that mean nothing where nothing was trained."""
+"""Keys without meaning for an imported SAE, which wasn't trained here."""
 _OF_AN_SAE = (
     "variant", "d_sae", "apply_b_dec_to_input", "skip", "k", "architecture", "absolute", "row_norm", "denormalise",
 )
-"""Keys of an SAE's config that say what it computes."""
+"""Keys of an SAE's config that determine what it computes."""
 
 
 @own_torch_state()
@@ -62,18 +62,18 @@ def import_run(
     target: str | None = None, corpus: str = "python-stdlib", name: str | None = None, runs: str | Path = "runs",
     evaluate: bool = True, quiet: bool = False,
 ) -> Result:
-    """Make a run directory of an SAE or transcoder of SAELens or Gemma Scope.
+    """Import an SAE or transcoder from SAELens or Gemma Scope as a run.
 
     Args:
         path: a folder, or `hub:ORG/NAME/FOLDER[@REVISION]`.
-        overrides: dotted keys of a config, `corpus.n_tokens=1M`; sections `OVERRIDABLE`.
-        model: as for `load_model`; None for the one its files name.
-        hook: what it reads, by its TransformerLens name; None for the one its files name.
-        target: what a transcoder reconstructs; None for the one its files name.
-        corpus: the text it is evaluated on and indexed over.
-        name: of the run; None makes one of the path.
-        runs: the folder of all runs.
-        evaluate: measure held-out figures. Without a model on this machine they are left out anyhow, and it is said.
+        overrides: dotted config keys such as `corpus.n_tokens=1M`, in the sections `OVERRIDABLE`.
+        model: as for `load_model`; None uses the one named in its files.
+        hook: the TransformerLens name of the hook it reads; None uses the one named in its files.
+        target: the hook a transcoder reconstructs; None uses the one named in its files.
+        corpus: the text to evaluate and index it on.
+        name: the run's name; None derives one from the path.
+        runs: the folder that holds the runs.
+        evaluate: measure held-out metrics. If the model is unavailable they are skipped, with a message.
         quiet: no progress display.
 
     Raises:
@@ -89,44 +89,44 @@ def import_run(
     with locked(folder):
         if folder.exists():
             raise SaescopeError(f"{folder} exists; choose another --name, or remove it.")
-        loaded, reason = _model(config) if evaluate else (None, "no evaluation was asked for (--no-eval)")
+        loaded, reason = _model(config) if evaluate else (None, "the evaluation was switched off (--no-eval)")
         if loaded is not None:
             _check_width(source.sae, config, loaded)
         else:
-            display.say(f"no held-out figures: {reason}")
+            display.say(f"no held-out metrics: {reason}")
         return _write(source, config, folder, loaded, reason, display)
 
 
 def _config(source: ImportSource, overrides: Sequence[str], fields: dict[str, Any]) -> Config:
-    """The run's config; keys of a training have their defaults, and are not written."""
+    """The run's config; training keys keep their defaults and are not saved."""
     for override in overrides:
         section = override.split(".")[0].split("=")[0]
         if section not in OVERRIDABLE or override.startswith("model.name"):
             raise SaescopeError(
-                f"{override!r} cannot be set for an import: only {', '.join(OVERRIDABLE)} can (and not model.name), for "
+                f"{override!r} cannot be set for an import, only {', '.join(OVERRIDABLE)} can (except model.name), for "
                 "example corpus.n_tokens=1M."
             )
     fields = {**fields, "sae": _sae_fields(source.sae.config)}
     (config,) = configs.resolve(fields, overrides, "import")
     if not config.corpus.needs_model:
-        raise SaescopeError("an SAE from elsewhere reads a model's activations; give --corpus a text: python-stdlib.")
+        raise SaescopeError("an imported SAE reads a model's activations; set --corpus to a text, such as python-stdlib.")
     return config
 
 
 def _sae_fields(config: SAEConfig) -> dict[str, Any]:
-    """What the SAE computes, without what only a training needs."""
+    """The SAE's config without keys that only matter for training."""
     plain = config.model_dump(mode="json", by_alias=True)
     fields = {key: plain[key] for key in _OF_AN_SAE if key in plain}
     try:
         type(config).model_validate(fields)
     except ValidationError:
-        # the default penalty of a small SAE would ask for more features than there are
+        # the default target L0 can exceed the number of features of a small SAE
         fields["sparsity"] = plain["sparsity"]
     return fields
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """The config without what only a training needs; as YAML it reads back as the same."""
+    """The config without training keys; saved as YAML, it resolves to the same config."""
     plain = config.plain()
     del plain["optim"], plain["train"]
     for section, default in (("data", DataConfig()), ("eval", EvalConfig())):
@@ -139,7 +139,7 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _model(config: Config) -> tuple[Model | None, str]:
-    """The language model; None, and why, where it is not on this machine and cannot be fetched."""
+    """Load the language model; if it is unavailable, return None and the reason."""
     assert config.model is not None
     try:
         return load_model(config.model.name, device=config.model.device, dtype=config.model.dtype), ""
@@ -153,23 +153,23 @@ def _check_width(sae: SAE, config: Config, model: Model) -> None:
     for hook, width, does in ((config.site.input, sae.d_in, "reads"), (config.site.output, sae.d_out, "reconstructs")):
         if model.d_hook(hook) != width:
             raise SaescopeError(
-                f"the SAE {does} rows of width {width}, and {hook} of {model.name} has rows of width {model.d_hook(hook)}; "
-                "name another hook or model."
+                f"the SAE {does} rows of width {width}, but {hook} of {model.name} has rows of width {model.d_hook(hook)}; "
+                "choose another hook or model."
             )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The rows and tokens that figures of a run are of, and the mask over its corpus."""
+    """The rows and tokens that a run is evaluated on, with the mask over its corpus."""
 
     data: Data
     mask: KeepMask
     rows: HeldOut
     tokens: Spliced | None
-    """None where `eval.n_tokens` is 0."""
+    """None if `eval.n_tokens` is 0."""
 
     def measure(self, sae: SAE, config: Config, display: Display) -> dict[str, Any]:
-        """Held-out figures, as at the end of a training."""
+        """Held-out metrics, as at the end of a training run."""
         figures = self.rows.measure(sae, config.site)
         if self.tokens is None:
             return figures
@@ -180,9 +180,9 @@ class Judged:
 
 
 def judged(config: Config, model: Model, display: Display) -> Judged:
-    """Open what an import is judged on: the run's cache if it is there, else straight from the model.
+    """Open the data to evaluate an import on: the run's cache if it exists, else activations streamed from the model.
 
-    Held-out figures need few of the corpus' rows, so no cache is made for them; the first index makes it.
+    Held-out metrics need few rows of the corpus, so no cache is built for them; the first index builds it.
     """
     mask_hooks = config.data.mask_hooks or config.site.hooks
     hooks = tuple(dict.fromkeys((*config.site.hooks, *mask_hooks)))
@@ -200,7 +200,7 @@ def judged(config: Config, model: Model, display: Display) -> Judged:
 def _write(
     source: ImportSource, config: Config, folder: Path, model: Model | None, reason: str, display: Display
 ) -> Result:
-    """Measure, then write everything at once."""
+    """Evaluate the SAE, then write the whole run folder at once."""
     sae, facts = source.sae, _known(source, config)
     sae.config = config.sae
     found = None if model is None else judged(config, model, display)
@@ -230,7 +230,7 @@ def _limit(data: DataConfig) -> str:
 
 
 def _known(source: ImportSource, config: Config) -> dict[str, Any]:
-    """What is known of the SAE without the model: over what `provenance` says, which takes a training for granted."""
+    """Provenance that is known without the model; it overrides `provenance`, which assumes a training run."""
     metadata = source.cfg.get("metadata") or {}
     return {
         "site": config.site.model_dump(mode="json"),

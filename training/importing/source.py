@@ -1,6 +1,6 @@
-"""What lies at a path that is to be imported: an SAE of SAELens or of Gemma Scope, and what its files say of its site.
+"""Open an SAE to import, from SAELens or Gemma Scope, with the model and site that its files name.
 
-A path is a folder of this machine, or `hub:ORG/NAME/SUB/FOLDER[@REVISION]`.
+A path is a local folder, or `hub:ORG/NAME/SUB/FOLDER[@REVISION]`.
 """
 
 import re
@@ -21,42 +21,42 @@ from training.site import Site
 _FILES = (saelens.CONFIG, saelens.WEIGHTS, saelens.SCALER, gemma_scope.PARAMS)
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 _COPIES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3-270m": "google/gemma-3-270m"}
-"""Packaged models, which are quantised, by the hub's name of what they are copies of."""
+"""Packaged (quantised) models and the hub names of the originals."""
 
 
 @dataclass(frozen=True)
 class ImportSource:
-    """An SAE of elsewhere with what is known of it."""
+    """An SAE to import, with what is known about it."""
 
     sae: SAE
     format: str
     """`saelens` or `gemma-scope`."""
     place: str
-    """Where it was found: the folder's name, or the hub's address with its commit."""
+    """Its source: the folder's name, or the hub address with the commit."""
     files: dict[str, str]
     """sha256 of every file read, by name."""
     cfg: dict[str, Any]
-    """SAELens' config; empty for Gemma Scope."""
+    """SAELens's config; empty for Gemma Scope."""
     model: str | None
-    """The model its files name, as `load_model` calls it; None where they name none."""
+    """The model named in its files, in the form `load_model` takes; None if they name none."""
     site: Site | None
-    """The hooks its files name; None where they name none."""
+    """The hooks named in its files; None if they name none."""
     hint: str
-    """Options to try, where a path tells more than the files; else empty."""
+    """Options guessed from the path, if it says more than the files; else empty."""
     name: str
-    """What a run of it may be called."""
+    """Default name of the run."""
 
     @property
     def transcoder(self) -> bool:
-        """It must have a target of its own."""
+        """Whether it needs a target that differs from its input."""
         return self.sae.d_in != self.sae.d_out or "transcoder" in str(self.cfg.get("architecture"))
 
 
 def open_source(path: str) -> ImportSource:
-    """Read what lies at a path.
+    """Read the SAE at a path.
 
     Raises:
-        SaescopeError: nothing is there, it is not of a format that is read, or only a pickle.
+        SaescopeError: nothing there, an unsupported format, or only a pickle.
     """
     folder, place = _folder(path)
     present = {name: folder / name for name in _FILES if (folder / name).is_file()}
@@ -68,8 +68,8 @@ def open_source(path: str) -> ImportSource:
         present = {gemma_scope.PARAMS: present[gemma_scope.PARAMS]}
         if "embedding" in folder.parts[-4:]:
             raise SaescopeError(
-                f"{path}: an SAE of Gemma's embeddings before they are scaled by √d_model, which no hook here gives; name "
-                "the SAE of a block."
+                f"{path}: an SAE on Gemma's embeddings before scaling by √d_model, for which there is no hook; choose an "
+                "SAE on a block."
             )
     else:
         raise SaescopeError(f"{path}: {_nothing_to_import(folder)}")
@@ -82,15 +82,15 @@ def open_source(path: str) -> ImportSource:
 
 
 def decide(source: ImportSource, path: str, model: str | None, hook: str | None, target: str | None) -> tuple[str, Site]:
-    """Model and site: those that were asked for, or else those that the files name.
+    """Choose model and site: the given ones, or else those named in the files.
 
     Raises:
-        SaescopeError: neither names one, or the two differ.
+        SaescopeError: neither names one, or they disagree.
     """
     if model and source.model and not _same_model(model, source.model):
         raise SaescopeError(
-            f"{path}: --model {model} is not the model its {saelens.CONFIG} names, {source.model}; leave --model out, or "
-            "import an SAE of that model."
+            f"{path}: --model {model} is not the model in its {saelens.CONFIG}, {source.model}; remove --model, or import "
+            "an SAE of that model."
         )
     known = source.site
     for option, asked, there in (
@@ -98,7 +98,7 @@ def decide(source: ImportSource, path: str, model: str | None, hook: str | None,
     ):
         if asked and there and asked != there:
             raise SaescopeError(
-                f"{path}: --{option} {asked} is not the hook its {saelens.CONFIG} names, {there}; leave --{option} out, or "
+                f"{path}: --{option} {asked} is not the hook in its {saelens.CONFIG}, {there}; remove --{option}, or "
                 "import an SAE of that hook."
             )
     model = model or source.model
@@ -107,29 +107,29 @@ def decide(source: ImportSource, path: str, model: str | None, hook: str | None,
     try_ = f"; its path looks like {source.hint}" if source.hint else ""
     for option, value in (("model", model), ("hook", hook)):
         if not value:
-            raise SaescopeError(f"{path}: its files do not name the {option}: add --{option}{try_}.")
+            raise SaescopeError(f"{path}: its files don't name the {option}; add --{option}{try_}.")
     if source.transcoder and not target:
-        raise SaescopeError(f"{path}: a transcoder, whose output hook its files do not name: add --target{try_}.")
+        raise SaescopeError(f"{path}: a transcoder, but its files don't name the output hook; add --target{try_}.")
     if target and target != hook and source.format == "saelens" and not source.transcoder:
         raise SaescopeError(
-            f"{path}: --target {target}, but by its {saelens.CONFIG} this is an SAE ({source.cfg.get('architecture')}), "
-            f"which reconstructs what it reads, {hook}; leave --target out."
+            f"{path}: --target {target}, but according to its {saelens.CONFIG} this is an SAE "
+            f"({source.cfg.get('architecture')}), which reconstructs its input, {hook}; remove --target."
         )
     return str(model), Site(input=str(hook), target=target)
 
 
 def _folder(path: str) -> tuple[Path, str]:
-    """The folder with the files, and what to call the place."""
+    """The folder with the files, and the name of the source to record."""
     if not path.startswith("hub:"):
         folder = user_path(path)
         if not folder.is_dir():
-            why = "it is a file; give the folder that holds it" if folder.exists() else "there is no such folder"
+            why = "it is a file; give its folder" if folder.exists() else "there is no such folder; give another one"
             raise SaescopeError(f"{path}: {why}, or hub:ORG/NAME/FOLDER.")
         return folder, folder.resolve().name
     address, _, revision = path.removeprefix("hub:").partition("@")
     parts = address.strip("/").split("/")
     if len(parts) < 2 or not all(parts) or ".." in parts:
-        raise SaescopeError(f"{path} names no folder of the hub; write hub:ORG/NAME/FOLDER, and @REVISION behind it.")
+        raise SaescopeError(f"{path} is not a folder on the hub; use hub:ORG/NAME/FOLDER or hub:ORG/NAME/FOLDER@REVISION.")
     repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
     folder, commit = hub.folder(repo, inside, revision or None, _FILES)
     return folder, f"hub:{repo}{f'/{inside}' if inside else ''}@{commit}"
@@ -138,19 +138,19 @@ def _folder(path: str) -> tuple[Path, str]:
 def _nothing_to_import(folder: Path) -> str:
     """Why a folder cannot be imported."""
     if (folder / store.MANIFEST).exists() or (folder / "final").is_dir():
-        return "this is a run of Saescope already; index it with `sae index`."
+        return "this already is a Saescope run; index it with `sae index`."
     if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
         return (
-            f"{pickles[0]} is a pickle, which can run any code and is never opened; save the SAE as SAELens does "
+            f"{pickles[0]} is a pickle, which can run arbitrary code and is never opened; save the SAE in SAELens format "
             f"({saelens.CONFIG} and {saelens.WEIGHTS})."
         )
     inside = sorted(file.parent for name in (saelens.CONFIG, gemma_scope.PARAMS) for file in folder.glob(f"*/{name}"))
-    below = f"; below it lie {', '.join(place.name for place in inside[:5])}" if inside else ""
-    return f"no SAE lies here: neither SAELens' {saelens.CONFIG} nor Gemma Scope's {gemma_scope.PARAMS} was found{below}."
+    below = f"; its subfolders with one: {', '.join(place.name for place in inside[:5])}" if inside else ""
+    return f"no SAE here: found neither SAELens's {saelens.CONFIG} nor Gemma Scope's {gemma_scope.PARAMS}{below}."
 
 
 def _model(cfg: dict[str, Any]) -> str | None:
-    """The model a SAELens config names, as `load_model` calls it."""
+    """The model named in a SAELens config, in the form `load_model` takes."""
     name = (cfg.get("metadata") or {}).get("model_name")
     if not isinstance(name, str) or name in ("", "unknown", "none"):
         return None
@@ -160,7 +160,7 @@ def _model(cfg: dict[str, Any]) -> str | None:
 
 
 def _site(cfg: dict[str, Any]) -> Site | None:
-    """The hooks a SAELens config names; a head is `[h]` behind its hook."""
+    """The hooks named in a SAELens config; a head is appended to its hook as `[h]`."""
     metadata = cfg.get("metadata") or {}
     names: list[str | None] = []
     for suffix in ("", "_out"):
@@ -171,7 +171,7 @@ def _site(cfg: dict[str, Any]) -> Site | None:
 
 
 def _same_model(asked: str, there: str) -> bool:
-    """Whether two names are of one model, as far as names tell; a folder of this machine may hold any."""
+    """Whether two names may refer to the same model; a local folder can hold any model."""
     if asked.startswith("local:") or there.startswith("local:"):
         return True
 
@@ -182,7 +182,7 @@ def _same_model(asked: str, there: str) -> bool:
 
 
 def _name(path: str, form: str) -> str:
-    """A run's name, made of the end of a path."""
+    """A run name derived from the end of a path."""
     if path.startswith("hub:"):
         parts = path.removeprefix("hub:").partition("@")[0].strip("/").split("/")[1:]
     else:

@@ -1,1 +1,1 @@
-"""Language models with named hooks: loading them, reading activations and replacing them."""
+"""Language models with named hooks: loading, reading activations, replacing activations."""

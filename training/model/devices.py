@@ -1,4 +1,4 @@
-"""Which number format is for which device."""
+"""Choose a dtype for a device."""
 
 import torch
 
@@ -11,18 +11,18 @@ _DTYPES = {
 
 
 def fast_dtype(device: torch.device) -> str:
-    """`bfloat16` where the device multiplies it in hardware; elsewhere it would be emulated, ten times slower."""
+    """`bfloat16` if the device supports it in hardware; else `float32`, since emulated bfloat16 is ten times slower."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if device.type == "cpu" and bf16_is_fast() else "float32"
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a name.
+    """The torch dtype with this name.
 
     Raises:
-        SaescopeError: a model is not run in it.
+        SaescopeError: not a supported model dtype.
     """
     if name not in _DTYPES:
-        raise SaescopeError(f"The model dtype {name!r} is not known: use auto or one of {', '.join(_DTYPES)}.")
+        raise SaescopeError(f"Unknown model dtype {name!r}: use auto or one of {', '.join(_DTYPES)}.")
     return _DTYPES[name]

@@ -1,6 +1,6 @@
-"""What is done to features while a model runs: set to a value (0 ablates, a number clamps), scaled, added to, or patched.
+"""Edits of features during a forward pass: set (0 ablates, a number clamps), scale, add, or patch.
 
-Edits act on sparse codes and never write zeros out: what a code holds afterwards is what is active then.
+Edits act on sparse codes and never store zeros: the entries of the edited code are exactly the active features.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ Where = Sequence[int] | Bool[Tensor, "n_seqs n_ctx"] | None
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit of some features of one site.
+    """One edit of some features at one site.
 
-        set     v' = value     0 ablates, a number clamps, a code patches: the values that another run had there
+        set     v' = value     0 ablates, a number clamps, a code patches in the values of another run
         scale   v' = value · v
         add     v' = v + value
 
     Attributes:
-        site: whose features.
-        features: which.
-        value: a number or a tensor of one (gradients flow to it), or for `set` a code of the same rows.
+        site: the site.
+        features: indices of the features to edit.
+        value: a number or a scalar tensor (gradients flow to it), or for `set` a code with the same rows.
         mode: as above.
-        positions: positions of every sequence, or a mask `[n_seqs, n_ctx]`; None is all. Masked rows are never edited.
+        positions: positions in every sequence, or a mask `[n_seqs, n_ctx]`; None is all. Masked rows are never edited.
     """
 
     site: Site
@@ -40,7 +40,7 @@ class Edit:
     positions: Where = None
 
     def chosen(self, keep: Bool[Tensor, "n_seqs n_ctx"]) -> Bool[Tensor, " n_kept"]:
-        """Which of the kept rows are edited."""
+        """Mask of the kept rows that are edited."""
         if self.positions is None:
             return torch.ones(int(keep.sum()), dtype=torch.bool, device=keep.device)
         if isinstance(self.positions, Tensor):
@@ -50,7 +50,7 @@ class Edit:
         return columns.expand_as(keep)[keep]
 
     def apply(self, code: SparseCode, chosen: Bool[Tensor, " n_rows"]) -> SparseCode:
-        """The code with these features edited in the chosen rows; differentiable in its values and in `value`."""
+        """Edit these features in the chosen rows of a code; differentiable in the code's values and in `value`."""
         rows, value = code.rows(), code.value
         if self.mode == "scale":
             assert not isinstance(self.value, SparseCode)
@@ -66,7 +66,7 @@ class Edit:
         return chosen[code.rows()] & torch.isin(code.feature, features)
 
     def _put(self, code: SparseCode, chosen: Bool[Tensor, " n_rows"]) -> tuple[Int64[Tensor, " n"], Tensor, Tensor]:
-        """The entries (row, feature, value) that come in."""
+        """The new entries (row, feature, value)."""
         if isinstance(self.value, SparseCode):
             other = self.value.csr()
             mine = self._mine(other, chosen)
@@ -79,7 +79,7 @@ class Edit:
 
 
 def with_pairs(code: SparseCode, rows: Tensor, feature: Tensor, value: Tensor) -> SparseCode:
-    """A code of the same rows, and offsets, with these entries; equal pairs are summed, zeros dropped."""
+    """A code with the same rows and offsets, but these entries; duplicates are summed, zeros dropped."""
     keys, which = (rows * code.d_sae + feature).unique(return_inverse=True)
     total = value.new_zeros(len(keys)).index_add(0, which, value)
     stored = total.detach() != 0
@@ -89,7 +89,7 @@ def with_pairs(code: SparseCode, rows: Tensor, feature: Tensor, value: Tensor) -
 
 
 def difference(new: SparseCode, old: SparseCode) -> SparseCode:
-    """new − old, entry by entry."""
+    """new − old, elementwise."""
     return with_pairs(
         replace(new, offset=None) if isinstance(new, OffsetCode) else new, torch.cat([new.rows(), old.rows()]),
         torch.cat([new.feature, old.feature]), torch.cat([new.value, -old.value]),
@@ -97,6 +97,6 @@ def difference(new: SparseCode, old: SparseCode) -> SparseCode:
 
 
 def empty(n_rows: int, d_sae: int, like: Tensor) -> SparseCode:
-    """A code without an active feature, on the device and in the dtype of a tensor."""
+    """A code without active features, on the device and in the dtype of `like`."""
     none = torch.zeros(0, dtype=torch.int64, device=like.device)
     return from_pairs(none, none, like.new_zeros(0), n_rows, d_sae)

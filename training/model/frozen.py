@@ -1,12 +1,12 @@
-"""The linear forward: a model whose attention patterns, norm scales and MLP outputs are held at their clean values.
+"""The linear forward: a model with attention patterns, norm scales and MLP outputs frozen at their clean values.
 
-With all three held, everything between two points of the residual stream is linear: attention moves values by constant
-weights, norms divide by constants, MLPs add constants (or a spliced transcoder stands in their place). So a gradient is
-an effect, whatever its size: the setting of attribution graphs (Ameisen et al. 2025). It runs over the
-TransformerBridge, with eager attention and every hook that TransformerLens has.
+With all three frozen, everything between two points of the residual stream is linear: attention moves values with constant
+weights, norms divide by constants, MLPs add constants (or are replaced by a spliced transcoder). So a gradient is the exact
+effect of a change of any size: the setting of attribution graphs (Ameisen et al. 2025). It runs on the TransformerBridge,
+with eager attention and all TransformerLens hooks.
 
-    attention   hook_pattern; where an architecture computes attention in one piece (GPT-J), its queries and keys
-    norms       hook_scale of every norm, those after a sublayer and those of queries and keys too
+    attention   hook_pattern; for architectures with fused attention (GPT-J), queries and keys
+    norms       hook_scale of every norm, including norms after a sublayer and norms of queries and keys
     mlps        mlp.hook_out, before a norm that follows it
 """
 
@@ -27,17 +27,17 @@ from training.model.hooks import Replace, replaced
 from training.model.language_model import Model
 
 HELD = ("attention", "norms", "mlps")
-"""What can be held."""
+"""The parts that can be frozen."""
 _NORM_NOTE = r"A forward hook edited hook_scale|Backward hooks on hook_scale"
 _live: "weakref.WeakKeyDictionary[Model, dict[str, bool]]" = weakref.WeakKeyDictionary()
 
 
 class FrozenModel:
-    """A model run over its bridge with some of it held at recorded values; spliced and called as a `Model` is.
+    """A model run on its bridge with some activations frozen at recorded values; spliced and called like a `Model`.
 
     Attributes:
         model: the model.
-        held: hook → the value that every run has there, without gradient.
+        held: hook → its frozen value, without gradient.
         shape: (n_seqs, n_ctx) of the clean run.
     """
 
@@ -47,15 +47,15 @@ class FrozenModel:
 
     @classmethod
     def at(cls, model: Model, tokens: Int[Tensor, "n_seqs n_ctx"], freeze: Iterable[str] = HELD) -> "FrozenModel":
-        """The model as it is linear around a clean run of these tokens.
+        """Freeze a model at the values of a clean run on these tokens.
 
         Args:
             model: any model.
-            tokens: of the clean run; later runs have as many, or this is one sequence and they are its repeats.
+            tokens: tokens of the clean run. Later runs must have the same shape, or this is one sequence that they repeat.
             freeze: any of `HELD`; none gives the bridge's own forward.
 
         Raises:
-            SaescopeError: something else is to be held, or this architecture has no hook for it.
+            SaescopeError: an unknown part, or this architecture has no hook for it.
         """
         names = [name for part in freeze for name in _hooks_of(model, part)]
         found: dict[str, Tensor] = {}
@@ -66,34 +66,34 @@ class FrozenModel:
         return cls(model, found, (tokens.shape[0], tokens.shape[1]))
 
     def logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        """Next-token logits; a graph is kept only if a splice brings one.
+        """Next-token logits; an autograd graph is only built if a splice requires gradients.
 
         Raises:
-            SaescopeError: tokens of another shape than the values that are held.
+            SaescopeError: the tokens' shape differs from that of the frozen values.
         """
         if self.held and (self.shape[0] not in (1, len(tokens)) or tokens.shape[1] != self.shape[1]):
             raise SaescopeError(
-                f"Held values are those of tokens {list(self.shape)}, and this run has {list(tokens.shape)}: freeze the "
-                "model at tokens of this shape."
+                f"The model was frozen on tokens of shape {list(self.shape)}, but this run has {list(tokens.shape)}: "
+                "freeze it on tokens of this shape."
             )
         with ExitStack() as stack:
             for name, value in self.held.items():
-                # before whatever else hooks in there, so that a splice can take the held value's place
+                # before any other hook there, so that a splice can replace the frozen value
                 stack.enter_context(hooked(self.model.bridge, name, partial(_held, value), first=True))
             return _run(self.model, tokens)
 
     @contextmanager
     def splice(self, hook: str, fn: Replace) -> Iterator[None]:
-        """While open, the activation at `hook` is replaced by `fn` of it in every run: `Model.splice` over the bridge.
+        """Context in which `fn` replaces the activation at `hook` in every run: `Model.splice` for the bridge.
 
-        At `hook_resid_mid` the skip connection sees the replacement too, which the bridge by itself does not do.
+        At `hook_resid_mid` the skip connection sees the replacement too, unlike in the bridge itself.
 
         Args:
-            hook: a name from `model.hooks()`, or one head; or any other of the bridge, whose activation comes unflattened.
+            hook: a name from `model.hooks()`, or one head of it; or any other hook of the bridge, which isn't flattened.
             fn: activation → its replacement, of the same shape and dtype.
 
         Raises:
-            SaescopeError: there is no such hook, or what it shows takes no part in the forward.
+            SaescopeError: no such hook, or its value isn't used in the forward pass.
         """
         bridge = self.model.bridge
         name = re.sub(r"\[\d+\]$", "", hook)
@@ -102,7 +102,7 @@ class FrozenModel:
             with hooked(bridge, name, fn):
                 yield
             return
-        self.model.d_hook(hook)  # refuses a hook that there is not
+        self.model.d_hook(hook)  # raises if there is no such hook
         location, taken = self.model.location(hook)
         change: list[Tensor] = []
 
@@ -116,18 +116,18 @@ class FrozenModel:
             stack.enter_context(hooked(bridge, name, into_branch))
             if location.block is not None:
                 out = name.removesuffix("hook_resid_mid") + "hook_out"
-                # first: the block's output is not whole before
+                # first: the block's output is incomplete until then
                 stack.enter_context(hooked(bridge, out, lambda acts: acts + change.pop(), first=True))
             yield
 
 
     def _refuse_decoration(self, name: str) -> None:
-        """Patterns and scores that the bridge shows behind an attention that is computed in one piece."""
+        """Raise an error for patterns and scores that the bridge only computes for display, after fused attention."""
         block, _, end = name.rpartition(".")
         if end in ("hook_pattern", "hook_attn_scores") and not self._live.get(block):
             raise SaescopeError(
-                f"{name} of {self.model.name} takes no part in its forward: TransformerLens runs this attention in one "
-                f"piece; {block}.hook_q, hook_k, hook_v and hook_z do take part."
+                f"{name} of {self.model.name} is not used in the forward pass: TransformerLens runs this attention fused; "
+                f"use {block}.hook_q, hook_k, hook_v or hook_z."
             )
 
 
@@ -141,7 +141,7 @@ def _note_silence(silent: dict[str, bool], block: str, z: Tensor) -> None:
 
 @contextmanager
 def hooked(bridge: Any, name: str, fn: Callable[[Tensor], Tensor | None], *, first: bool = False) -> Iterator[None]:
-    """While open, `fn` is called with what the bridge has at a hook; a tensor that it returns replaces it."""
+    """Context in which `fn` is called with the value at a bridge hook; if it returns a tensor, that replaces the value."""
     point = bridge.hook_dict[name]
     handle = point.add_hook(lambda acts, hook: fn(acts), prepend=first)  # noqa: ARG005 (passed by name)
     try:
@@ -154,14 +154,14 @@ def hooked(bridge: Any, name: str, fn: Callable[[Tensor], Tensor | None], *, fir
 def _run(model: Model, tokens: Tensor) -> Tensor:
     model.check_length(tokens.shape[1])
     with warnings.catch_warnings():
-        # that a norm with a held scale is computed anew, and rounds differently, is what is asked for
+        # expected: a norm with a frozen scale is recomputed and rounds differently
         warnings.filterwarnings("ignore", message=_NORM_NOTE)
         logits: Tensor = model.bridge(tokens.to(model.device, torch.long), return_type="logits")
     return logits
 
 
 def _hooks_of(model: Model, part: str) -> Sequence[str]:
-    """The bridge's own names of the hooks at which a part is held."""
+    """The bridge's names of the hooks that freeze a part."""
     names = [name for name, point in model.bridge.hook_dict.items() if point.name == name]
     if part == "attention":
         return attention_hooks(model)
@@ -171,14 +171,14 @@ def _hooks_of(model: Model, part: str) -> Sequence[str]:
         found = [name for name in names if re.fullmatch(r"blocks\.\d+\.mlp\.hook_out", name)]
         if len(found) < model.n_layers:
             raise SaescopeError(
-                f"{model.name} has {model.n_layers} blocks and {len(found)} of them an MLP that can be held."
+                f"{model.name} has {model.n_layers} blocks, but only {len(found)} have an MLP that can be frozen."
             )
         return found
-    raise SaescopeError(f"freeze: {part!r} cannot be held; {', '.join(HELD)} can.")
+    raise SaescopeError(f"freeze: {part!r} cannot be frozen; choose from {', '.join(HELD)}.")
 
 
 def attention_hooks(model: Model) -> list[str]:
-    """The hooks that, held, make attention constant: patterns where they take part in the forward, else queries and keys.
+    """The hooks to freeze to make attention constant: patterns if the forward pass uses them, else queries and keys.
 
     Raises:
         SaescopeError: a block has neither.
@@ -187,15 +187,15 @@ def attention_hooks(model: Model) -> list[str]:
     for block, live in live_patterns(model).items():
         names = [f"{block}.hook_pattern"] if live else [f"{block}.hook_q", f"{block}.hook_k"]
         if not set(names) <= set(model.bridge.hook_dict):
-            raise SaescopeError(f"{model.name}: the attention patterns of {block} cannot be held.")
+            raise SaescopeError(f"{model.name}: the attention patterns of {block} cannot be frozen.")
         hooks += names
     return hooks
 
 
 def live_patterns(model: Model) -> dict[str, bool]:
-    """Each block's attention, and whether its pattern is read by what follows rather than only shown.
+    """For each block's attention, whether the forward pass uses its pattern or only displays it.
 
-    Found by value, once: a pattern set to zero must make the heads' outputs zero.
+    Tested once: if the pattern is set to zero, the heads' outputs must be zero.
     """
     if model not in _live:
         _live[model] = _find_live_patterns(model)

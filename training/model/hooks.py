@@ -1,7 +1,7 @@
-"""Where hooks live in a Hugging Face module tree, and reading and writing there.
+"""Map hooks to modules of a Hugging Face network, and read and write activations there.
 
-A location is found by asking the `TransformerBridge` which module stands behind a hook, and kept only if one short forward
-through each shows equal values: see `find_locations`.
+The `TransformerBridge` tells which module corresponds to a hook. The mapping is only used if a short forward pass through
+both gives equal values: see `find_locations`.
 """
 
 import warnings
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from training.model.native import root_of
 
 _PROBE_SEQS = 2
-# Two correct attention kernels in bf16 differ by far less than this, two different tensors by far more.
+# Two correct attention kernels in bf16 differ by far less than this, two unrelated tensors by far more.
 _PROBE_TOLERANCE = 0.1
 
 INPUTS = ("hidden_states", "input", "x", "inputs_embeds")
-"""Names under which modules take their input, where it comes as a keyword."""
+"""Argument names of modules' inputs, if passed by keyword."""
 
 Replace = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ModuleLocation:
-    """Where a hook lives in the Hugging Face module tree.
+    """The location of a hook in the Hugging Face module tree.
 
     Attributes:
         module: the module whose input or output it is.
-        is_input: the input, else the output.
-        shape: of one token's feature axes as TransformerLens shows them, (576,) or (9, 64).
-        block: for `hook_resid_mid` the block, whose skip connection carries the same tensor past the module.
+        is_input: whether it is the input; else the output.
+        shape: shape of one token's activation in TransformerLens, (576,) or (9, 64).
+        block: for `hook_resid_mid`, the block, whose skip connection carries the same tensor past the module.
     """
 
     module: nn.Module
@@ -43,9 +43,9 @@ class ModuleLocation:
 
 
 def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None], *, first: bool = False) -> Any:
-    """Call `fn` with the flattened activation of a location in each forward; a tensor it returns replaces it.
+    """Call `fn` with the flattened activation at a location in each forward pass; a returned tensor replaces it.
 
-    `first`: before what was attached there earlier.
+    `first`: call it before hooks that were attached earlier.
     """
 
     def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
@@ -69,7 +69,7 @@ def attach(location: ModuleLocation, fn: Callable[[Tensor], Tensor | None], *, f
 
 
 def replaced(acts: Tensor, taken: slice, fn: Replace) -> Tensor:
-    """`acts` with its columns `taken` replaced by `fn` of them."""
+    """Replace the columns `taken` of `acts` by `fn` of them."""
     new = fn(acts[..., taken])
     if taken == slice(None):
         return new
@@ -77,7 +77,7 @@ def replaced(acts: Tensor, taken: slice, fn: Replace) -> Tensor:
 
 
 def once(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's forward pass that gives its first result again for the first input; another input runs as ever."""
+    """Wrap a block's forward to cache the result for its first input; other inputs are computed as usual."""
     kept: list[Any] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -92,9 +92,9 @@ def once(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def find_locations(bridge: Any, network: nn.Module, device: torch.device) -> dict[str, ModuleLocation]:
-    """Every hook of the bridge that is the input or output of a module of `network`, checked by value.
+    """Find all bridge hooks that are the input or output of a module of `network`, verified by value.
 
-    One short forward through each; a hook stays if the module's value equals the bridge's up to rounding.
+    Runs one short forward pass through each; a hook is kept if the module's value equals the bridge's up to rounding.
     """
     root = root_of(network)
     n_ctx = _probe_length(bridge.cfg)
@@ -116,13 +116,13 @@ def find_locations(bridge: Any, network: nn.Module, device: torch.device) -> dic
 
 
 def _probe_length(cfg: Any) -> int:
-    """A sequence length unlike any number of heads or sequences, so that shapes tell the axes apart."""
+    """A sequence length that differs from the numbers of heads and sequences, so that axes can be told apart by size."""
     taken = {_PROBE_SEQS, cfg.n_heads, getattr(cfg, "n_key_value_heads", None), cfg.d_head}
     return next(n for n in range(5, 16) if n not in taken)
 
 
 def module_of(bridge: Any, root: nn.Module, hook: str) -> tuple[nn.Module, bool] | None:
-    """The module of the network whose input (True) or output (False) a canonical hook name means."""
+    """The network module of a canonical hook name, and whether the hook is its input (True) or output (False)."""
     owner, _, end = hook.rpartition(".")
     if end not in ("hook_in", "hook_out") or not owner:
         return None
@@ -133,7 +133,7 @@ def module_of(bridge: Any, root: nn.Module, hook: str) -> tuple[nn.Module, bool]
 
 @torch.no_grad()
 def _read_bridge(bridge: Any, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
-    """The floating point values `[n_seqs, n_ctx, ...]` that the bridge shows at its hooks."""
+    """The floating-point values `[n_seqs, n_ctx, ...]` at the bridge's hooks."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -167,14 +167,14 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
     if found.numel() != expected.numel():
         return False
     found, expected = found.float().flatten(), expected.float().flatten()
-    # NaN weights must not make hooks vanish: whoever reads the activations is told
+    # ignore NaN, so that broken weights don't hide hooks; reading the activations reports them
     finite = found.isfinite() & expected.isfinite()
     found, expected = found[finite], expected[finite]
     return bool((found - expected).norm() <= _PROBE_TOLERANCE * expected.norm())
 
 
 def _with_skip(name: str, location: ModuleLocation, bridge: Any, root: nn.Module) -> ModuleLocation:
-    """`hook_resid_mid` is read by the MLP branch and by the skip connection: name the block that adds the latter."""
+    """Add the block to `hook_resid_mid`, which is read by the MLP branch and by the block's skip connection."""
     if not name.endswith(".hook_resid_mid"):
         return location
     place = module_of(bridge, root, name.removesuffix("hook_resid_mid") + "hook_out")

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once and with a short limit: its own libraries would try for half a minute."""
+"""Query the Hugging Face hub once with a short timeout; its own libraries would retry for half a minute."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ OFFLINE = "HF_HUB_OFFLINE is set and it is not in the local cache"
 
 
 def ask(question: Callable[["HfApi"], T]) -> tuple[T | None, str]:
-    """What the hub answers and "", or None and why there is no answer; under HF_HUB_OFFLINE that is `OFFLINE`.
+    """Return the hub's answer and "", or None and the reason; with HF_HUB_OFFLINE the reason is `OFFLINE`.
 
     Args:
-        question: what is asked, with `timeout=TIMEOUT_S`.
+        question: the API call, with `timeout=TIMEOUT_S`.
     """
     from huggingface_hub import HfApi, errors
     from huggingface_hub.utils import HFValidationError
@@ -30,13 +30,13 @@ def ask(question: Callable[["HfApi"], T]) -> tuple[T | None, str]:
     except errors.GatedRepoError:
         return None, "it is gated: accept its terms on the hub and log in with `hf auth login`"
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, HFValidationError):
-        return None, "the hub has none of this name or revision"
+        return None, "the hub has nothing with this name or revision"
     except transport_errors() as error:
-        return None, f"the hub does not answer: {first_line(error)}"
+        return None, f"the hub doesn't answer: {first_line(error)}"
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What the hub client raises for an unreachable or refusing host: its HTTP library differs between versions."""
+    """Errors of the hub client for an unreachable or refusing host; its HTTP library differs between versions."""
     from huggingface_hub import errors
 
     http_error = next(base for base in errors.HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
@@ -44,19 +44,19 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 
 def folder(repo: str, inside: str, revision: str | None, names: Sequence[str]) -> tuple[Path, str]:
-    """A folder of a repository with those of these files that it has, and the commit they are of.
+    """Download the given files of a repository folder, as far as they exist; return the local folder and the commit.
 
-    The hub is asked once, with a short limit; without an answer the hub's local cache is looked into. Nothing but these
-    files is fetched.
+    The hub is queried once, with a short timeout; if it doesn't answer, the local hub cache is used. No other files are
+    downloaded.
 
     Args:
         repo: ORG/NAME.
-        inside: the folder in the repository; empty for its root.
+        inside: folder in the repository; empty for its root.
         revision: branch, tag or commit; None for `main`.
-        names: the files that are wanted.
+        names: names of the files.
 
     Raises:
-        SaescopeError: no such repository, revision or folder, and none in the local cache.
+        SaescopeError: no such repository, revision or folder, and not in the local cache.
     """
     from huggingface_hub import snapshot_download
 
@@ -68,11 +68,11 @@ def folder(repo: str, inside: str, revision: str | None, names: Sequence[str]) -
             etag_timeout=TIMEOUT_S,
         ))
     except _unavailable() as error:
-        raise SaescopeError(f"{repo} cannot be had from the Hugging Face hub ({reason or first_line(error)}).") from None
+        raise SaescopeError(f"cannot download {repo} from the Hugging Face hub ({reason or first_line(error)}).") from None
     if not any((snapshot / pattern).is_file() for pattern in patterns):
         raise SaescopeError(
             f"{repo} has none of {', '.join(names)} in {inside or 'its root'} at {snapshot.name}"
-            f"{f', as far as the local cache goes ({reason})' if reason else ''}; name the folder that holds the SAE."
+            f"{f', according to the local cache ({reason})' if reason else ''}; give the folder that contains the SAE."
         )
     return snapshot / inside, snapshot.name
 

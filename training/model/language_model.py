@@ -1,6 +1,6 @@
-"""A language model with named hooks: activations with early stop, and running with activations replaced.
+"""A language model with named hooks: reading activations with early stopping, and replacing activations.
 
-`training.model.load.load_model` makes one.
+Created by `training.model.load.load_model`.
 """
 
 import copy
@@ -23,32 +23,32 @@ from training.model.native import NativeNetwork, root_of
 
 
 class _Stop(Exception):
-    """Ends a forward once the last activation asked for is in hand."""
+    """Stops a forward pass after the last requested activation."""
 
 
 class Model:
-    """A language model with named hooks; made by `load_model`.
+    """A language model with named hooks; created by `load_model`.
 
-    BOS policy (`prepend_bos`): True if the tokenizer itself prepends BOS, else what the bridge's adapter says of the
-    architecture (`default_prepend_bos`), provided that there is a BOS token. SmolLM2 (whose BOS is `<|im_start|>`),
-    GPT-2 and Gemma come out True, Qwen and Pythia False. The reason is comparability: these are the positions that
-    TransformerLens and SAELens show the model. For Gemma BOS is indispensable; for SmolLM2 it decides little (on 762
-    tokens of Python source the cross-entropy is 2.47 with and 2.43 without it, and the first position's norm after
-    block 9 is an ordinary one), but the keep-mask then drops a special token there and not a word of the text.
+    BOS policy (`prepend_bos`): True if the tokenizer prepends BOS itself; else the default of the bridge's adapter for the
+    architecture (`default_prepend_bos`), provided that there is a BOS token. It is True for SmolLM2 (whose BOS is
+    `<|im_start|>`), GPT-2 and Gemma, and False for Qwen and Pythia. This matches the positions that TransformerLens and
+    SAELens feed the model. Gemma needs BOS. For SmolLM2 it matters little (on 762 tokens of Python source the cross-entropy
+    is 2.47 with and 2.43 without it, and the norm of the first position after block 9 is not an outlier), but the keep-mask
+    then drops a special token there and not a word of the text.
 
     Attributes:
         name: as given to `load_model`.
-        identity: JSON-able, names the weights by content, and the dtype they are run in.
+        identity: JSON-able; identifies the weights by content, and the dtype they are run in.
         tokenizer: the Hugging Face tokenizer, unchanged.
-        bridge: the `TransformerBridge` over the same weights (eager attention, every TransformerLens hook).
-        d_vocab: rows of the logits.
+        bridge: the `TransformerBridge` with the same weights (eager attention, all TransformerLens hooks).
+        d_vocab: size of the logits.
         n_layers: number of blocks.
-        n_ctx_max: longest sequence the model takes, in tokens.
-        prepend_bos: whether a sequence of this model begins with BOS.
+        n_ctx_max: maximum sequence length in tokens.
+        prepend_bos: whether sequences for this model start with BOS.
         bos_id: the BOS token, if there is one.
-        special_ids: all special tokens, BOS, EOS and padding included.
-        device: where it runs.
-        dtype: what it computes in.
+        special_ids: all special tokens, including BOS, EOS and padding.
+        device: its device.
+        dtype: its dtype.
     """
 
     def __init__(self, name: str, identity: dict[str, Any], network: nn.Module, tokenizer: Any, bridge: Any) -> None:
@@ -73,7 +73,7 @@ class Model:
         return {name: location.shape for name, location in self._locations.items()}
 
     def d_hook(self, hook: str) -> int:
-        """Width of a hook once its axes are flattened, or of the one head taken (`blocks.3.attn.hook_z[2]`).
+        """Width of a hook with its axes flattened, or of a single head (`blocks.3.attn.hook_z[2]`).
 
         Raises:
             SaescopeError: the model has no such hook, or the hook no such head.
@@ -85,14 +85,14 @@ class Model:
     def activations(
         self, tokens: Int[Tensor, "n_seqs n_ctx"], hooks: Sequence[str], *, n_seqs_per_forward: int | None = None
     ) -> dict[str, Float[Tensor, "n_seqs n_ctx _"]]:
-        """Raw activations at several hooks from one forward, which ends as soon as the last is known.
+        """Raw activations at several hooks from one forward pass, which stops after the last of them.
 
         Args:
             tokens: `[n_seqs, n_ctx]`, no padding.
-            hooks: names from `hooks()`, several axes flattened, or one head as `blocks.3.attn.hook_z[2]`.
-            n_seqs_per_forward: run exactly so many sequences at a time, the last group filled up. Matrix products on
-                some CPUs (bf16 with AMX) and on GPUs round differently for other batch sizes; with this set, a
-                sequence's activations do not depend on what it is batched with.
+            hooks: names from `hooks()`, flattened if they have several axes, or one head as `blocks.3.attn.hook_z[2]`.
+            n_seqs_per_forward: run exactly this many sequences at a time, padding the last group. On some CPUs (bf16 with
+                AMX) and on GPUs, matmuls round differently for other batch sizes; with this set, a sequence's activations
+                don't depend on the batch it is in.
 
         Returns:
             hook → `[n_seqs, n_ctx, d]` in the model's dtype, on its device.
@@ -109,7 +109,7 @@ class Model:
         return {hook: torch.cat([part[hook] for part in parts])[: len(tokens)] for hook in locations}
 
     def activation(self, tokens: Int[Tensor, "n_seqs n_ctx"], hook: str) -> Float[Tensor, "n_seqs n_ctx _"]:
-        """The activation at one hook, behind open splices, from a forward that ends there; under autograd with its graph.
+        """The activation at one hook, after active splices, from a forward pass that stops there; supports autograd.
 
         Raises:
             SaescopeError: unknown hook.
@@ -117,23 +117,23 @@ class Model:
         return self._run(tokens, {hook: self.location(hook)})[hook]
 
     def logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        """Next-token logits in the model's dtype. Weights are frozen: a graph is kept only if a splice brings one."""
+        """Next-token logits in the model's dtype. Weights are frozen: gradients exist only if a splice requires them."""
         return _logits(self._forward(tokens))
 
     def last_logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs 1 d_vocab"]:
-        """`logits` behind the last token alone; most networks then unembed no other."""
+        """The logits after the last token only; most networks then skip unembedding the others."""
         options = {"logits_to_keep": 1} if "logits_to_keep" in signature(self._network.forward).parameters else {}
         return _logits(self._forward(tokens, **options))[:, -1:]
 
     @torch.no_grad()
     def direct_logits(self, directions: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-        """What a direction of the residual stream adds to the logits if nothing but the unembedding reads it.
+        """The direct effect of residual-stream directions on the logits, through final norm and unembedding.
 
-        The direction alone passes the final norm and the unembedding; what these give for nothing (biases) is taken
-        off, and so is the mean over the vocabulary, which no softmax sees. In fp32; soft caps on logits are left out.
+        The direction alone is passed through final norm and unembedding. Their output for zero input (biases) and the mean
+        over the vocabulary, which softmax ignores, are subtracted. In fp32, without soft-capping of logits.
 
         Raises:
-            SaescopeError: the model has no final norm or unembedding that is known.
+            SaescopeError: the model's final norm or unembedding was not found.
         """
         norm, unembed = self._readout
         directions = directions.to(self.device, torch.float32)
@@ -158,16 +158,16 @@ class Model:
 
     @property
     def keeps_past(self) -> bool:
-        """Whether `extend` runs only the tokens it is given; else it runs the earlier ones again."""
+        """Whether `extend` has a KV cache and runs only the new tokens; else it runs the earlier ones again."""
         return not isinstance(self._network, NativeNetwork)
 
     @torch.no_grad()
     def extend(self, tokens: Int[Tensor, "n_seqs n_new"], past: Any = None) -> tuple[Float[Tensor, "n_seqs d_vocab"], Any]:
-        """The logits after the last of these tokens, which follow those that `past` stands for, and the new past.
+        """Append tokens to a text; return the logits after the last one, and the new past.
 
         Args:
             tokens: the next tokens.
-            past: what the last call returned; None at the beginning of a text. It is used up by the call.
+            past: the past returned by the last call; None at the start of a text. The call consumes it.
         """
         if not self.keeps_past:
             tokens = tokens if past is None else torch.cat([past, tokens], dim=1)
@@ -182,13 +182,13 @@ class Model:
 
     @contextmanager
     def splice(self, hook: str, fn: Replace) -> Iterator[None]:
-        """While open, the activation at `hook` is replaced by `fn` of it in every run of the model.
+        """Context in which `fn` replaces the activation at `hook` in every run of the model.
 
-        At `hook_resid_mid` both readers of the residual stream see the replacement, the MLP and the skip connection
-        (`bridge` replaces only what the MLP reads). Splices may be nested; the last opened sees what the others wrote.
+        At `hook_resid_mid` both the MLP and the skip connection see the replacement (in `bridge`, only the MLP does).
+        Splices may be nested; the innermost one sees the output of the others.
 
         Args:
-            hook: a name from `hooks()`, or one head of it, the other heads then pass unchanged.
+            hook: a name from `hooks()`, or one head of it; the other heads then pass unchanged.
             fn: `[n_seqs, n_ctx, d_hook]` → the same shape and dtype.
 
         Raises:
@@ -208,7 +208,7 @@ class Model:
 
             handles.append(attach(location, into_branch))
             out_of_block = ModuleLocation(location.block, is_input=False, shape=location.shape, block=None)
-            # first: the block's output is not whole before, and splices there are to see it whole
+            # first: the block's output is incomplete until then, and splices there must see it complete
             handles.append(attach(out_of_block, lambda acts: acts + change.pop(), first=True))
         try:
             yield
@@ -218,13 +218,13 @@ class Model:
 
     @contextmanager
     def replayed(self, hooks: Sequence[str]) -> Iterator[None]:
-        """While open, the blocks before these hooks run once on the first tokens they meet, and give the same again.
+        """Context that caches the output of the blocks before these hooks for the first tokens they are run on.
 
-        For many runs of the same tokens; others run as ever. Only what lies before every hook is replayed, so splices
-        at them, and behind them, mean what they always do.
+        For many runs on the same tokens; other tokens are computed as usual. Only blocks before all of the hooks are
+        cached, so splices at the hooks or after them work as usual.
 
         Args:
-            hooks: names from `hooks()`; where one lies in no block nothing is replayed.
+            hooks: names from `hooks()`; if one is not in a block, nothing is cached.
         """
         numbers = [re.match(r"blocks\.(\d+)\.", hook) for hook in hooks]
         n_before = min((int(found[1]) if found else 0 for found in numbers), default=0)
@@ -261,23 +261,23 @@ class Model:
         return self._network(input_ids=tokens.to(self.device, torch.long), use_cache=False, **options)
 
     def check_length(self, n: int) -> None:
-        """Refuse sequences of more tokens than the model takes."""
+        """Raise an error for sequences longer than the model's context."""
         if n > self.n_ctx_max:
             raise SaescopeError(
-                f"A sequence of {n} tokens is longer than {self.name} takes ({self.n_ctx_max}): lower n_ctx."
+                f"A sequence of {n} tokens is longer than the context of {self.name} ({self.n_ctx_max}): lower n_ctx."
             )
 
     def check_ids(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> None:
-        """Refuse tokens that the model does not know: its tokenizer is another model's."""
-        # those on an accelerator were made there, by the model itself, and to look at them would wait for it
+        """Raise an error for token ids outside the vocabulary: the tokenizer belongs to another model."""
+        # ids on an accelerator were generated by the model itself, and checking them would synchronise
         if tokens.numel() and tokens.device.type == "cpu" and (highest := int(tokens.max())) >= self.d_vocab:
             raise SaescopeError(
-                f"The tokenizer of {self.name} gives the token {highest}, but the model knows {self.d_vocab:,} (0 to "
-                f"{self.d_vocab - 1}): the two do not belong together."
+                f"The tokenizer of {self.name} produced token {highest}, but the model has {self.d_vocab:,} (0 to "
+                f"{self.d_vocab - 1}): tokenizer and model don't match."
             )
 
     def location(self, hook: str) -> tuple[ModuleLocation, slice]:
-        """The location of a hook, and the columns of it that are meant: one head's, or all.
+        """The location of a hook, and the columns selected: those of one head, or all.
 
         Raises:
             SaescopeError: unknown hook, or no such head.

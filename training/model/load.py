@@ -1,11 +1,10 @@
-"""Language models by name.
+"""Load language models by name.
 
-Every model is loaded through transformer_lens' `TransformerBridge`, which knows for each architecture what
-`blocks.9.hook_resid_post` or `blocks.3.attn.hook_z` is. The bridge is built over a twin of the module tree that shares
-its weights, and serves as the map from hook name to module; the forward itself is the untouched Hugging Face one, read
-and written by torch hooks on those modules. So the numerics are exactly those of the Hugging Face forward, with its
-fused attention, which in bf16 on a CPU is more than twice as fast as the eager attention that the bridge has to use.
-A hook is offered only if a probe finds the module's value equal to the bridge's own.
+Every model is loaded with the `TransformerBridge` of transformer_lens, which knows what `blocks.9.hook_resid_post` or
+`blocks.3.attn.hook_z` is in each architecture. The bridge is built on a twin of the module tree that shares its weights,
+and only maps hook names to modules. The forward pass is the unmodified Hugging Face one, with torch hooks on those modules.
+So the numerics are exactly those of Hugging Face, with its fused attention, which in bf16 on a CPU is more than twice as
+fast as the bridge's eager attention. A hook is available only if a probe finds that the module's value equals the bridge's.
 
 This is the only file that imports transformer_lens.
 """
@@ -39,14 +38,14 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
     Args:
         name: `smollm2-135m`, `gemma3-270m` (from the package index, kept in the user cache), `hub:org/name` or
             `hub:org/name@revision`, `local:DIR` (a transformers directory), `native:tiny` (random weights, for tests)
-            or `native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=0` with any of these left out. And
-            `random:NAME:SEED`: the model of any of these names with weights drawn by a seed, a control.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best there is.
-        dtype: `float32`, `bfloat16`, `float16`, `float64`, or `auto` for what the device is fast at: weights and
-            computation. In `float64` some Hugging Face models still normalise in fp32 (RMSNorm); native ones do not.
+            or `native:d_model=32,n_layers=2,n_heads=4,d_vocab=512,n_ctx=128,seed=0`, where each key is optional. Or
+            `random:NAME:SEED`: any of these models with random weights, as a control.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best available.
+        dtype: dtype of weights and computation: `float32`, `bfloat16`, `float16`, `float64`, or `auto` for a fast one on
+            this device. In `float64` some Hugging Face models still normalise in fp32 (RMSNorm); native ones don't.
 
     Raises:
-        SaescopeError: unknown name, device or dtype, or weights that cannot be had.
+        SaescopeError: unknown name, device or dtype, or weights that cannot be loaded.
     """
     torch_device = resolve_device(device)
     dtype = fast_dtype(torch_device) if dtype == "auto" else dtype
@@ -63,7 +62,7 @@ def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> Mod
 
 
 def _pretrained(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], nn.Module, Any]:
-    """Identity, network and tokenizer of a model that somebody trained."""
+    """Identity, network and tokenizer of a pretrained model."""
     kind, _, rest = name.partition(":")
     if kind == "hub" and rest:
         return from_hub(name, rest, dtype)
@@ -76,7 +75,7 @@ def _pretrained(name: str, dtype: torch.dtype) -> tuple[dict[str, Any], nn.Modul
 
 
 def official_name(name: str) -> str:
-    """The hub's name of a model that TransformerLens knows by an alias (`gpt2-small`: `gpt2`); other names as they are."""
+    """Resolve TransformerLens aliases to hub names (`gpt2-small` → `gpt2`); other names are returned unchanged."""
     from transformer_lens.supported_models import get_official_model_name
 
     try:
@@ -88,11 +87,11 @@ def official_name(name: str) -> str:
 def _unknown_model(name: str) -> str:
     near = difflib.get_close_matches(name, PACKAGED, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"There is no model {name!r}: {hint}Known are {', '.join(OFFLINE_MODELS)} and, with a hub, hub:org/name."
+    return f"There is no model {name!r}: {hint}Available: {', '.join(OFFLINE_MODELS)} and, with a hub, hub:org/name."
 
 
 def _load_native(name: str, text: str, device: torch.device, dtype: torch.dtype, seed: int | None) -> Model:
-    """A small TransformerLens model with random weights, a function of its spec alone; with `seed` other ones."""
+    """A small TransformerLens model with random weights, determined by its spec; `seed` redraws them (`random:`)."""
     spec = native_spec(text)
     spec = spec if seed is None else {**spec, "seed": spec["seed"] + 1 + seed}
     identity = {"name": "native", **spec, "dtype": str(dtype).removeprefix("torch.")}
@@ -105,14 +104,14 @@ def native_model(
     name: str, identity: dict[str, Any], sizes: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None, *,
     device: torch.device = _CPU, dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """A small TransformerLens model that reads bytes.
+    """Build a small byte-level TransformerLens model.
 
-    The steps of `TransformerBridge.boot_native`, taken one by one to keep the network free of bridge components.
+    Does the same as `TransformerBridge.boot_native`, step by step to keep bridge components out of the network.
 
     Args:
-        name, identity: of the `Model`.
-        sizes: fields of `TransformerBridgeConfig`, by which the network and, with `seed`, its random weights are made.
-        weights: by name in the network (`layers.0.attn.q.weight`); what is not named is zero. None is random weights.
+        name, identity: attributes of the `Model`.
+        sizes: fields of `TransformerBridgeConfig`, including the `seed` of random weights.
+        weights: by name in the network (`layers.0.attn.q.weight`); others are zero. None means random weights.
     """
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
@@ -142,7 +141,7 @@ def native_model(
 
 
 def bridged(name: str, identity: dict[str, Any], network: nn.Module, tokenizer: Any) -> Model:
-    """Boot a bridge over a twin of `network`."""
+    """Build a bridge on a twin of `network`."""
     from transformer_lens.model_bridge import TransformerBridge
 
     network.requires_grad_(False)
@@ -156,8 +155,8 @@ def bridged(name: str, identity: dict[str, Any], network: nn.Module, tokenizer: 
             device=first.device,
             dtype=first.dtype,
         )
-    except Exception as error:  # a network that it does not know fails anywhere in it
-        raise SaescopeError(f"TransformerLens cannot host the model {name} ({first_line(error)}).") from None
+    except Exception as error:  # an unsupported network can fail anywhere
+        raise SaescopeError(f"TransformerLens doesn't support the model {name} ({first_line(error)}).") from None
     for block in bridge.blocks:
         _show_rotated(getattr(block, "attn", None))
     _mark_paths(bridge, paths)
@@ -165,7 +164,7 @@ def bridged(name: str, identity: dict[str, Any], network: nn.Module, tokenizer: 
 
 
 def _show_rotated(attention: Any) -> None:
-    """Fire `hook_rot_q` and `hook_rot_k` in fused attention (GPT-NeoX), where TransformerLens has them and never does."""
+    """Fire `hook_rot_q` and `hook_rot_k` in fused attention (GPT-NeoX); TransformerLens defines but never fires them."""
     rotate = getattr(attention, "_apply_rotary_pos_emb", None)
     if rotate is None or not hasattr(attention, "hook_rot_q"):
         return
@@ -178,19 +177,19 @@ def _show_rotated(attention: Any) -> None:
 
 
 def _for_bridge(tokenizer: Any) -> Any:
-    """A copy that the bridge takes as it is: left unmarked, it would load the tokenizer anew, maybe from the hub."""
+    """A copy marked so that the bridge uses it as is, instead of reloading the tokenizer, possibly from the hub."""
     taken = copy.deepcopy(tokenizer)
     taken.init_kwargs.update(add_bos_token=True, name_or_path=tokenizer.name_or_path)
     return taken
 
 
 def _twin(network: nn.Module) -> tuple[nn.Module, dict[int, str]]:
-    """A second module tree over the same tensors, and the path of each module in it by its id."""
+    """A second module tree sharing the same tensors, and the path of each of its modules by id."""
     shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
     twin: nn.Module = copy.deepcopy(network, shared)
     return twin, {id(module): path for path, module in twin.named_modules()}
 
 
 def _mark_paths(bridge: Any, paths: dict[int, str]) -> None:
-    """Keep on the bridge which module of the network stands behind each of its components."""
+    """Store on the bridge which network module each of its components wraps."""
     bridge.saescope_paths = paths

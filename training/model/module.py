@@ -1,7 +1,7 @@
-"""A torch module with named hooks: activations as rows, and running with activations replaced.
+"""A user's torch module with named hooks: reading activations as rows, and replacing activations.
 
-It is to a module of the user's own what `training.model.language_model.Model` is to a language model: where that takes
-tokens, this takes the numbers of inputs (`training.model.feed`).
+The counterpart of `training.model.language_model.Model` for user modules: instead of tokens it takes indices of inputs
+(`training.model.feed`).
 """
 
 import difflib
@@ -24,61 +24,61 @@ from training.model.feed import Feed, Inputs, called, load_feed, picture
 from training.model.hooks import INPUTS, ModuleLocation, Replace, attach
 
 INPUT = ".hook_in"
-"""What is added to a module's path for its input."""
+"""Suffix of a module's path for its input."""
 MAX_SIDE = 96
-"""Pixels along a side of the pictures that are kept; larger ones are made smaller."""
+"""Maximum side of stored images in pixels; larger ones are downscaled."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a hook lies, and what a batch looks like there."""
+    """The location of a hook, and the shape of activations there."""
 
     location: ModuleLocation
     shape: tuple[int, ...]
-    """Without the axis of the batch."""
+    """Without the batch axis."""
 
     @property
     def d(self) -> int:
-        """Numbers of a row."""
+        """Width of a row."""
         return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
     @property
     def n_positions(self) -> int:
-        """Rows of an input."""
+        """Rows per input."""
         return math.prod(self.shape) // self.d
 
     def rows(self, acts: Tensor) -> Float[Tensor, "n n_positions d"]:
-        """A batch as rows."""
+        """Convert a batch of activations to rows."""
         if len(self.shape) == 3:
             return acts.flatten(2).transpose(1, 2)
         return acts[:, None] if len(self.shape) == 1 else acts
 
     def back(self, rows: Float[Tensor, "n n_positions d"]) -> Tensor:
-        """Rows as the batch that the module passes on."""
+        """Convert rows back to a batch of activations."""
         whole = (len(rows), *self.shape)
         return rows.transpose(1, 2).reshape(whole) if len(self.shape) == 3 else rows.reshape(whole)
 
 
 class HookedModule:
-    """A module of the user's own with named hooks; made by `load_module`.
+    """A user's module with named hooks; created by `load_module`.
 
     Attributes:
         name: `module:PACKAGE.FUNCTION`.
-        identity: JSON-able; names the weights and the inputs by content.
-        feed: what the function returned.
-        inputs: those that are used.
-        device: where it runs.
+        identity: JSON-able; identifies weights and inputs by content.
+        feed: the `Feed` returned by the function.
+        inputs: the inputs used.
+        device: its device.
     """
 
     def __init__(self, name: str, feed: Feed, device: torch.device, n_inputs: int) -> None:
-        """Take the first `n_inputs` inputs of the feed, or all."""
+        """Use the first `n_inputs` inputs of the feed, or all if there are fewer."""
         self.name, self.feed, self.device = name, feed, device
         self.inputs = Inputs(feed, n_inputs)
         self._module = feed.module.to(device).eval().requires_grad_(False)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Reads everything once."""
+        """Hashes of weights and inputs; reads everything once."""
         return {
             "name": "module", "n_inputs": self.inputs.n,
             "weights_sha256": digest(dict(self._module.state_dict())),
@@ -88,34 +88,34 @@ class HookedModule:
     # -- hooks --------------------------------------------------------------------------------------------------------
 
     def hooks(self) -> dict[str, tuple[int, int]]:
-        """Every hook name, with the positions of an input there and the width of a row."""
+        """Every hook name, with its positions per input and its row width."""
         return {name: (place.n_positions, place.d) for name, place in self._places.items()}
 
     def d_hook(self, hook: str) -> int:
-        """Width of a hook's rows. Raises as `place`."""
+        """Row width of a hook. Raises like `place`."""
         return self.place(hook).d
 
     def place(self, hook: str) -> Place:
-        """Where a hook lies.
+        """The place of a hook.
 
         Raises:
-            SaescopeError: the module has no such hook, or it is run several times for an input.
+            SaescopeError: the module has no such hook, or it cannot be used as one.
         """
         if hook in self._places:
             return self._places[hook]
         if hook in self._refused:
-            raise SaescopeError(f"{self.name}: {hook} cannot be a hook: {self._refused[hook]}.")
+            raise SaescopeError(f"{self.name}: {hook} cannot be used as a hook: {self._refused[hook]}.")
         near = difflib.get_close_matches(hook, self._places, n=3, cutoff=0.0)
         raise SaescopeError(
-            f"{self.name} has no hook {hook!r}; a hook is the path of a module, or the path and {INPUT} for its input: the "
+            f"{self.name} has no hook {hook!r}; a hook is a submodule's path, or the path with {INPUT} for its input; the "
             f"nearest are {', '.join(near) or 'none'}."
         )
 
     def boxes(self, hook: str) -> Float32[np.ndarray, "n_positions 4"]:
-        """The part of the image that each position stands for: top, left, height, width, as shares of the whole.
+        """The image patch of each position: top, left, height, width, as fractions of the image.
 
-        The grid is that of the activations `[c, h, w]`; else the feed's; else a square of the last positions, if they are
-        that many beside at most one. Without any, each position stands for the whole image.
+        The grid is taken from activations `[c, h, w]`; else from the feed; else it is a square of the last positions, if
+        there are that many or one more. Without a grid each position covers the whole image.
         """
         place = self.place(hook)
         n = place.n_positions
@@ -139,10 +139,10 @@ class HookedModule:
         """Activations at several hooks for these inputs, on the module's device.
 
         Args:
-            numbers: of the inputs.
+            numbers: indices of the inputs.
             hooks: names from `hooks()`.
-            n_seqs_per_forward: run exactly so many inputs at a time, the last group filled up, so that rounding does not
-                depend on an input's company.
+            n_seqs_per_forward: run exactly this many inputs at a time, padding the last group, so that rounding doesn't
+                depend on the batch an input is in.
 
         Raises:
             SaescopeError: unknown hook, or the module fails.
@@ -160,7 +160,7 @@ class HookedModule:
 
     @contextmanager
     def splice(self, hook: str, fn: Replace) -> Iterator[None]:
-        """While open, the activation at `hook` is replaced by `fn` of it in every run of the module.
+        """Context in which `fn` replaces the activation at `hook` in every run of the module.
 
         Args:
             hook: a name from `hooks()`.
@@ -178,7 +178,7 @@ class HookedModule:
 
     @torch.no_grad()
     def logits(self, numbers: Int64[Tensor, " n"]) -> Any:
-        """What the module returns for these inputs; called like a language model's output, for splices work on both."""
+        """The module's output for these inputs; named like a language model's output, since splices work on both."""
         return self._run(numbers.tolist())
 
     def _run(self, numbers: Sequence[int]) -> Any:
@@ -187,7 +187,7 @@ class HookedModule:
             return called(self._module, batch)
         except SaescopeError:
             raise
-        except Exception as error:  # the user's own module may raise anything
+        except Exception as error:  # a user's module may raise anything
             raise SaescopeError(
                 f"{self.name}: the module raised {type(error).__name__} on input {numbers[0]}: {first_line(error)}."
             ) from error
@@ -195,10 +195,10 @@ class HookedModule:
     # -- pictures -----------------------------------------------------------------------------------------------------
 
     def images(self) -> UInt8[np.ndarray, "n height width channels"] | None:
-        """The pictures of all inputs, their longer side at most `MAX_SIDE`; None where the feed draws none.
+        """The images of all inputs, with sides of at most `MAX_SIDE`; None if the feed has no images.
 
         Raises:
-            SaescopeError: what is drawn is no image, or images have different sizes.
+            SaescopeError: Feed.image doesn't return an image, or images have different sizes.
         """
         draw = self.feed.image
         if draw is None:
@@ -206,27 +206,27 @@ class HookedModule:
         what = f"{self.name}: Feed.image"
         drawn = [_small(picture(draw(self.inputs[i]), f"{what} of input {i}")) for i in range(self.inputs.n)]
         if len({one.shape for one in drawn}) > 1:
-            raise SaescopeError(f"{self.name}: Feed.image draws images of several sizes; draw all in one.")
+            raise SaescopeError(f"{self.name}: Feed.image returns images of different sizes; all must have the same.")
         return np.stack(drawn)
 
     def drawn(self, output: Any, what: str) -> UInt8[np.ndarray, "height width channels"] | dict[str, float]:
-        """One output of the module as the feed draws it.
+        """One output of the module, converted by `Feed.output` for display.
 
         Raises:
-            SaescopeError: neither an image nor numbers by name.
+            SaescopeError: the result is neither an image nor numbers by name.
         """
         value = output if self.feed.output is None else self.feed.output(output)
         if isinstance(value, Mapping):
             return {str(key): float(number) for key, number in value.items()}
         if self.feed.output is None and not (isinstance(value, Tensor) and value.ndim in (2, 3)):
-            raise SaescopeError(f"{self.name}: without Feed.output nobody knows how to show what the module returns.")
+            raise SaescopeError(f"{self.name}: set Feed.output to show the module's output, which is not an image.")
         return picture(value, what)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _probed(self) -> tuple[dict[str, Place], dict[str, str]]:
-        """The hooks, and why other modules are none; by one forward pass of two inputs."""
+        """The hooks, and why other submodules cannot be hooks; found by one forward pass on two inputs."""
         seen: dict[str, list[Any]] = {}
         paths = {path: module for path, module in self._module.named_modules() if path}
         with ExitStack() as stack:
@@ -239,11 +239,11 @@ class HookedModule:
         for hook in (name for path in paths for name in (path, path + INPUT)):
             found, module = seen.get(hook, []), paths[hook.removesuffix(INPUT)]
             if len(found) != 1:
-                refused[hook] = f"the module is run {len(found)} times for an input"
+                refused[hook] = f"the module is run {len(found)} times per input"
             elif not (isinstance(found[0], Tensor) and found[0].is_floating_point() and found[0].ndim in (2, 3, 4)):
-                refused[hook] = "there is no tensor of two, three or four axes"
+                refused[hook] = "it is not a float tensor with two, three or four axes"
             elif len(found[0]) != 2:
-                refused[hook] = "the first axis there is not the batch's"
+                refused[hook] = "its first axis is not the batch"
             else:
                 shape = tuple(found[0].shape[1:])
                 is_input = hook.endswith(INPUT)
@@ -260,12 +260,12 @@ class HookedModule:
 
 
 def load_module(source: str, *, device: str | torch.device = "cpu", n_inputs: int) -> HookedModule:
-    """Import the user's function, call it, and look at the module it returns.
+    """Import the user's function, call it, and wrap the module it returns.
 
     Args:
         source: `module:PACKAGE.FUNCTION`.
-        device: where the module runs.
-        n_inputs: how many inputs are taken at most.
+        device: device of the module.
+        n_inputs: maximum number of inputs to use.
 
     Raises:
         SaescopeError: as `training.model.feed.load_feed`.
@@ -277,8 +277,8 @@ def _keeper(found: list[Tensor], place: Place) -> Callable[[Tensor], None]:
     def keep(acts: Tensor) -> None:
         if tuple(acts.shape[1:]) != place.shape:
             raise SaescopeError(
-                f"Feed.inputs give activations of shape {list(acts.shape[1:])} and {list(place.shape)} at one hook; every "
-                "input must have the same shape."
+                f"Feed.inputs give activations of shapes {list(acts.shape[1:])} and {list(place.shape)} at the same hook; "
+                "all inputs must have the same shape."
             )
         found.append(place.rows(acts).clone())
 
@@ -301,7 +301,7 @@ def _seeing_output(seen: dict[str, list[Any]], hook: str) -> Callable[..., None]
 
 
 def _small(image: UInt8[np.ndarray, "_ _ channels"]) -> UInt8[np.ndarray, "_ _ channels"]:
-    """An image whose longer side is at most `MAX_SIDE`: means over areas."""
+    """Downscale an image to sides of at most `MAX_SIDE`, by area averaging."""
     high, wide, _ = image.shape
     if max(high, wide) <= MAX_SIDE:
         return image
@@ -311,7 +311,7 @@ def _small(image: UInt8[np.ndarray, "_ _ channels"]) -> UInt8[np.ndarray, "_ _ c
 
 
 def digest(value: Any) -> str:
-    """The sha256 of all tensors of a nest, with their types and shapes."""
+    """The sha256 of all tensors in nested containers, with their dtypes and shapes."""
     total = hashlib.sha256()
 
     def add(part: Any) -> None:

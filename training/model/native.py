@@ -1,4 +1,4 @@
-"""Small models with random weights, for tests: what `native:...` says, their network and their tokenizer."""
+"""Small models with random weights, for tests: parsing `native:...`, their network and their tokenizer."""
 
 import math
 from typing import Any
@@ -12,30 +12,30 @@ _N_SPECIAL, _N_BYTES, _MIN_CTX = 3, 256, 16
 
 
 class NativeNetwork(nn.Module):
-    """A native model called as Hugging Face models are."""
+    """A native model with the call signature of Hugging Face models."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
-        """Logits; `use_cache` has no meaning here and must be off."""
+        """Logits; `use_cache` is not supported and must be off."""
         assert not use_cache
         return self.network(input_ids)
 
 
 def root_of(network: nn.Module) -> nn.Module:
-    """The module tree that a bridge has a twin of."""
+    """The module tree whose twin the bridge wraps."""
     return network.network if isinstance(network, NativeNetwork) else network
 
 
 def show_scores(attention: Any) -> None:
-    """Make a native model's bridged attention show its scores before the softmax, and take them back edited.
+    """Make a native model's bridged attention fire `hook_attn_scores` before the softmax, so that edits take effect.
 
-    TransformerLens fires `hook_attn_scores` of native models behind the attention, with the pattern.
+    TransformerLens fires it after the attention in native models, with the pattern.
 
     Args:
-        attention: the bridge's attention of a block, causal and without rotary positions.
+        attention: the bridge's attention of a block, causal and without rotary embeddings.
     """
     inner = attention.original_component
     assert inner.causal and inner.rotary is None and inner.kv_repeats == 1
@@ -54,30 +54,30 @@ def show_scores(attention: Any) -> None:
 
 
 def native_spec(text: str) -> dict[str, int]:
-    """The sizes that `native:TEXT` asks for.
+    """Parse the sizes in `native:TEXT`.
 
     Raises:
-        SaescopeError: it is not understood, or nothing of this size can be built.
+        SaescopeError: it cannot be parsed, or the sizes are invalid.
     """
     spec = dict(TINY)
     for item in [] if text == "tiny" else text.split(","):
         key, _, value = item.partition("=")
         if key not in spec or not value.isdecimal():
             raise SaescopeError(
-                f"native:{text} is not understood at {item!r}: write native:tiny, or whole numbers for any of "
+                f"native:{text}: cannot read {item!r}; use native:tiny, or give integers for any of "
                 f"{', '.join(f'{k}={v}' for k, v in TINY.items())}."
             )
         spec[key] = int(value)
     least = {"d_vocab": _N_SPECIAL + _N_BYTES, "n_ctx": _MIN_CTX, "n_layers": 1, "n_heads": 1, "d_model": 1, "seed": 0}
     low = [key for key, value in least.items() if spec[key] < value]
     if low or spec["d_model"] % spec["n_heads"]:
-        why = f"{low[0]} is at least {least[low[0]]}" if low else "d_model is a multiple of n_heads"
+        why = f"{low[0]} must be at least {least[low[0]]}" if low else "d_model must be a multiple of n_heads"
         raise SaescopeError(f"native:{text} cannot be built: {why}.")
     return spec
 
 
 def byte_tokenizer(d_vocab: int, n_ctx: int) -> Any:
-    """A tokenizer made in memory: one token per byte, BOS, EOS and padding before them."""
+    """A tokenizer built in memory: BOS, EOS, padding, then one token per byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

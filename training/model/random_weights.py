@@ -1,7 +1,7 @@
-"""A model with weights that nothing was learnt by: `random:NAME:SEED`, a control for whatever is found in the model NAME.
+"""An untrained model with random weights, `random:NAME:SEED`: a control for findings in the model NAME.
 
-Every weight, embeddings included, is drawn anew as the architecture's own code draws it before training ("step 0" of Heap
-et al. 2501.17727). Tokenizer and architecture are those of NAME.
+All weights, embeddings included, are initialised by the architecture's own code, as before training ("step 0" of Heap et
+al. 2501.17727). Tokenizer and architecture are those of NAME.
 """
 
 import copy
@@ -14,25 +14,25 @@ from sae.errors import SaescopeError
 
 
 def base_and_seed(name: str, rest: str) -> tuple[str, int]:
-    """What `random:REST` names: the model, and the seed of its new weights.
+    """Parse `random:REST` into the model's name and the seed of the weights.
 
     Raises:
-        SaescopeError: it is not understood.
+        SaescopeError: it cannot be parsed.
     """
     base, _, seed = rest.rpartition(":")
     if not base or base.startswith("random:") or not seed.isdecimal() or int(seed) >= 2**31:
         raise SaescopeError(
-            f"{name} is not understood: write random:NAME:SEED with a model's name and a whole number below 2^31, for "
-            "example random:smollm2-135m:0."
+            f"{name} cannot be read: use random:NAME:SEED with a model's name and an integer below 2^31, for example "
+            "random:smollm2-135m:0."
         )
     return base, int(seed)
 
 
 def redrawn(network: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with weights drawn by `seed`, in the dtype of `network`, which is left alone.
+    """A network of the same architecture and dtype with random weights from `seed`; `network` is unchanged.
 
     Args:
-        network: of Hugging Face.
+        network: a Hugging Face network.
     """
     config: Any = copy.deepcopy(network.config)
     dtype = next(network.parameters()).dtype

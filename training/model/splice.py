@@ -1,24 +1,25 @@
-"""Running a model with SAEs, transcoders and update SAEs spliced in: the one mechanism behind CE recovered, steering,
-ablations and circuits.
+"""Run a model with SAEs, transcoders and update SAEs spliced in: the mechanism behind CE recovered, steering, ablations and
+circuits.
 
-At each site the target's activation is taken apart and put together again, row by row,
+At each site the target's activation is decomposed and reassembled, row by row,
 
     x' = Σ_f value_f · W_dec,f + bias + error          error = target − (Σ_f value_f · W_dec,f + bias)   as found
 
-(bias with the skip path's part; W_dec with unit rows; all in the model's units), and takes its place in the model through
-`Site`. Where nothing is edited and errors are kept, x' is what was there. Values may be edited (`Edit`) or given, errors
-kept, given or dropped. Rows outside the keep-mask pass unchanged. Only active features exist in memory.
+(the bias includes the skip path; W_dec has unit rows; all in the model's units), and put back into the model through
+`Site`. If nothing is edited and errors are kept, x' equals the original. Values may be edited (`Edit`) or given; errors may
+be kept, given or dropped. Rows outside the keep-mask pass unchanged. Only active features exist in memory.
 
-Gradients. With gradients enabled, `Run.at[site]` holds nodes of the graph, to be given to `torch.autograd.grad`: `x` as the
-SAE reads it, `code.value` as it is decoded, `error`. Weights take none. ∂/∂error is ∂/∂x', so that it also gives the
-gradient of features that are not active: `sae.feature_gradients(grad_error)`. Pre-activations of a later site, as what is
-to be explained, are `sae.frozen().pre_activations(part.x, part.code)`. What passes on to earlier layers is chosen:
+Gradients. With gradients enabled, `Run.at[site]` holds graph nodes to use with `torch.autograd.grad`: `x` as read by the
+SAE, `code.value` as decoded, and `error`. Weights have no gradients. ∂/∂error equals ∂/∂x', so it also gives the gradients
+of inactive features: `sae.feature_gradients(grad_error)`. To explain pre-activations at a later site, use
+`sae.frozen().pre_activations(part.x, part.code)`. `upstream` selects how gradients reach earlier layers:
 
-    upstream = "features"   through the values (an active one follows its encoder row) and the skip path; errors are fixed
-    upstream = "model"      as if nothing were spliced in: ∂x'/∂target = 1, and values and errors stand beside it
+    upstream = "features"   through the values (for active features, via their encoder rows) and the skip path; errors are
+                            constant
+    upstream = "model"      as if nothing were spliced in: ∂x'/∂target = 1, with values and errors as additional leaves
                             (the pass-through of Sparse Feature Circuits, 2403.19647, App. A)
-    upstream = "none"       values and errors are constants; only a skip path, or the block's input of an update site, goes
-                            on (direct effects: the edges of attribution graphs)
+    upstream = "none"       values and errors are constant; gradients only pass through a skip path, or to the block's input
+                            at an update site (direct effects: the edges of attribution graphs)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,8 +42,8 @@ from training.model.module import HookedModule
 from training.site import Site, SiteRows
 
 Forward = Model | FrozenModel | HookedModule
-"""What can be spliced: the fast forward or the linear one of a language model, or a module of the user's own, whose
-sequences are inputs by number."""
+"""What can be spliced: the fast or the linear forward of a language model, or a user's module, whose sequences are input
+indices."""
 Upstream = Literal["features", "model", "none"]
 Errors = Literal["kept", "dropped"] | Mapping[Site, Tensor]
 Reconstruct = Callable[[SiteRows, Bool[Tensor, "n_seqs n_ctx"]], Tensor]
@@ -51,12 +52,12 @@ Keep = Bool[Tensor, "n_seqs n_ctx"] | None
 
 @contextmanager
 def at_sites(forward: Forward, targets: Mapping[Site, Reconstruct], keep: Keep = None) -> Iterator[None]:
-    """While open, kept rows of each site's target become `fn` of the site's rows; all else passes unchanged.
+    """Context in which `fn` replaces the kept rows of each site's target; other rows pass unchanged.
 
     Args:
-        forward: what runs.
-        targets: site → fn of its raw rows `(x [n_kept, d_in], target [n_kept, d_out])`, in fp32 or wider, and of the
-            mask, giving the new target `[n_kept, d_out]` on any device; given back as it is, nothing is changed.
+        forward: the model.
+        targets: site → function of its raw rows `(x [n_kept, d_in], target [n_kept, d_out])`, in fp32 or wider, and of the
+            mask, that returns the new target `[n_kept, d_out]` on any device. Returning the same target changes nothing.
         keep: the mask; None keeps all rows.
     """
     with ExitStack() as stack:
@@ -66,7 +67,7 @@ def at_sites(forward: Forward, targets: Mapping[Site, Reconstruct], keep: Keep =
             stack.enter_context(forward.splice(site.output, partial(_write, site, fn, keep, seen)))
             if len(site.hooks) > 1:
                 reading.append((site.input, partial(_look, seen)))
-        # readers come last, so that they see what the others write at their hook
+        # readers come last, so that they see other splices at their hook
         for hook, look in reading:
             stack.enter_context(forward.splice(hook, look))
         yield
@@ -80,11 +81,11 @@ def _look(seen: list[Tensor], acts: Tensor) -> Tensor:
 def _write(site: Site, fn: Reconstruct, keep: Keep, seen: list[Tensor], acts: Tensor) -> Tensor:
     mine = torch.ones(acts.shape[:2], dtype=torch.bool, device=acts.device) if keep is None else keep.to(acts.device)
     if mine.shape != acts.shape[:2]:
-        raise SaescopeError(f"The mask has shape {list(mine.shape)}, and the run's tokens {list(acts.shape[:2])}.")
+        raise SaescopeError(f"The mask has shape {list(mine.shape)}, but the tokens have shape {list(acts.shape[:2])}.")
     wide = torch.promote_types(acts.dtype, torch.float32)
     after = acts[mine].to(wide)
     if len(site.hooks) > 1 and not seen:
-        raise SaescopeError(f"The model reaches {site.output} before {site.input}: a site's target lies behind its input.")
+        raise SaescopeError(f"The model reaches {site.output} before {site.input}: a site's target must follow its input.")
     before = seen.pop()[mine].to(wide) if len(site.hooks) > 1 else after
     both = {site.input: before, site.output: after}
     rows = site.rows(both)
@@ -98,14 +99,14 @@ def _write(site: Site, fn: Reconstruct, keep: Keep, seen: list[Tensor], acts: Te
 
 @dataclass(frozen=True)
 class Part:
-    """What ran at one site; rows are the kept ones, in the order of the mask.
+    """The values at one site of a run; rows are the kept ones, in the order of the mask.
 
     Attributes:
-        x: `[n_kept, d_in]` as the SAE read it; its gradient is what comes through the SAE, skip path included (with
-            upstream "model", and without a skip path "none", nothing does).
-        found: the code that the SAE gave, before edits.
-        code: the code that was decoded (CSR); an empty one where it was not asked for.
-        error: `[n_kept, d_out]` as it was added.
+        x: `[n_kept, d_in]`, the SAE's input; its gradient is the part that passes through the SAE, skip path included (none
+            with upstream "model", or with "none" and no skip path).
+        found: the SAE's code before edits.
+        code: the code that was decoded (CSR); empty if it wasn't needed.
+        error: `[n_kept, d_out]`, the error that was added.
     """
 
     x: Float[Tensor, "n_kept d_in"]
@@ -120,8 +121,8 @@ class Run:
 
     Attributes:
         logits: `[n_seqs, n_ctx, d_vocab]`.
-        at: what ran at each site.
-        watched: activations at the hooks asked for, as the forward shows them.
+        at: the values at each site.
+        watched: activations at the watched hooks.
         keep: the mask.
     """
 
@@ -132,12 +133,12 @@ class Run:
 
     @property
     def errors(self) -> dict[Site, Tensor]:
-        """Each site's error, to be given to another run."""
+        """Each site's error, to pass to another run."""
         return {site: part.error.detach() for site, part in self.at.items()}
 
     @property
     def codes(self) -> dict[Site, SparseCode]:
-        """Each site's code, to be given to another run or patched from."""
+        """Each site's code, to pass to another run or to patch from."""
         return {site: part.code.detach() for site, part in self.at.items()}
 
     @property
@@ -147,29 +148,29 @@ class Run:
 
 
 class SplicedModel:
-    """A language model with SAEs spliced in; see the head of this file."""
+    """A language model with SAEs spliced in; see the module docstring."""
 
     def __init__(self, model: Model | HookedModule, saes: Mapping[Site, SAE]) -> None:
-        """Load nothing, change nothing.
+        """Check that SAEs and model fit; the model is only modified during runs.
 
         Args:
-            model: any model, or a module of the user's own.
-            saes: site → its SAE; one for each hook that is written. Sites without one are left alone.
+            model: any model, or a user's module.
+            saes: site → its SAE, at most one per output hook. Other sites are left unchanged.
 
         Raises:
-            SaescopeError: widths that do not fit, or two SAEs that write at one hook.
+            SaescopeError: widths don't match, or two SAEs write to the same hook.
         """
         for site, sae in saes.items():
             widths = (model.d_hook(site.input), model.d_hook(site.output))
             if widths != (sae.d_in, sae.d_out):
                 raise SaescopeError(
-                    f"The SAE of {site.output} reads {sae.d_in} and writes {sae.d_out} numbers per row, and the model has "
+                    f"The SAE of {site.output} has d_in = {sae.d_in} and d_out = {sae.d_out}, but the model has width "
                     f"{widths[0]} at {site.input} and {widths[1]} at {site.output}."
                 )
         outputs = [site.output for site in saes]
         twice = sorted({hook for hook in outputs if outputs.count(hook) > 1})
         if twice:
-            raise SaescopeError(f"Two SAEs write at {twice[0]}; one hook takes one.")
+            raise SaescopeError(f"Two SAEs write to {twice[0]}; only one is allowed per hook.")
         self.model, self.saes = model, dict(saes)
         self._frozen = {site: sae.frozen() for site, sae in saes.items()}
 
@@ -178,26 +179,26 @@ class SplicedModel:
         values: Mapping[Site, SparseCode] | None = None, errors: Errors = "kept", upstream: Upstream = "features",
         freeze: Sequence[str] | FrozenModel | None = None, watch: Sequence[str] = (),
     ) -> Run:
-        """One run of the model.
+        """Run the spliced model once.
 
         Args:
             tokens: without padding.
-            keep: rows that are spliced, None for all.
-            edits: what is done to features, in this order.
-            values: sites whose values are given instead of found; edits act on these.
-            errors: `kept` as found in this run before edits: without edits that is the clean pass; with edits at an
-                earlier site the errors make up for what they changed here, so that all of it passes. Given by site
-                (`Run.errors` of the clean pass), later sites answer an edit with their features alone; sites not named
-                keep theirs. Or `dropped`.
-            upstream: what gradient passes on to earlier layers, see the head of this file.
-            freeze: None runs the fast forward. Otherwise the linear one: what is held, of `frozen.HELD`, at a clean
-                run of these tokens; or a `FrozenModel` that holds it already.
-            watch: hooks whose activations are wanted, as they are behind the splices. In the linear forward any of the
-                bridge's, such as `blocks.3.attn.hook_pattern`. With gradients enabled they are nodes of the graph.
+            keep: mask of the rows to splice; None splices all.
+            edits: edits of features, applied in order.
+            values: codes to use at some sites instead of the encoder's; edits apply to these.
+            errors: `kept` uses the errors found in this run before edits: without edits this is the clean pass; with edits
+                at an earlier site, the errors here absorb what the features miss of the change, so that all of it passes.
+                If given by site (`Run.errors` of the clean pass), later sites respond to an edit only through their
+                features; other sites keep theirs. Or `dropped`.
+            upstream: how gradients reach earlier layers, see the module docstring.
+            freeze: None runs the fast forward. Otherwise the linear one: the parts of `frozen.HELD` to freeze at a clean
+                run on these tokens, or an existing `FrozenModel`.
+            watch: hooks whose activations to record, after the splices. In the linear forward any hook of the bridge, such
+                as `blocks.3.attn.hook_pattern`. With gradients enabled they are graph nodes.
 
         Raises:
-            SaescopeError: an edit of a site that is not spliced, a hook that is not there or never ran, rows that do not
-                fit.
+            SaescopeError: an edit at a site without an SAE, a hook that doesn't exist or wasn't reached, or rows that don't
+                match.
         """
         keep = torch.ones(tokens.shape, dtype=torch.bool) if keep is None else keep
         forward = self._forward(tokens, freeze)
@@ -211,17 +212,17 @@ class SplicedModel:
             logits = forward.logits(tokens)
         silent = [*(hook for hook in watch if hook not in watched), *(s.output for s in self.saes if s not in at)]
         if silent:
-            raise SaescopeError(f"The forward of {self.model.name} that was run never reaches the hook {silent[0]}.")
+            raise SaescopeError(f"This forward pass of {self.model.name} never reaches the hook {silent[0]}.")
         return Run(logits, at, keep, watched)
 
     def _forward(self, tokens: Tensor, freeze: Sequence[str] | FrozenModel | None) -> Forward:
         if freeze is None:
             return self.model
         if isinstance(self.model, HookedModule):
-            raise SaescopeError(f"{self.model.name} has no linear forward; leave freeze out.")
+            raise SaescopeError(f"{self.model.name} has no linear forward; don't set freeze.")
         frozen = freeze if isinstance(freeze, FrozenModel) else FrozenModel.at(self.model, tokens, freeze)
         if frozen.model is not self.model:
-            raise SaescopeError(f"The frozen model is {frozen.model.name}, loaded apart from the one that is spliced.")
+            raise SaescopeError(f"The frozen model ({frozen.model.name}) is not the model object that is spliced.")
         return frozen
 
     @contextmanager
@@ -230,15 +231,15 @@ class SplicedModel:
         values: Mapping[Site, SparseCode] | None = None, errors: Errors = "kept", upstream: Upstream = "features",
         record: bool = True,
     ) -> Iterator[dict[Site, Part]]:
-        """While open, runs of the model are spliced; yields what ran last at each site. Arguments as in `run`.
+        """Context in which runs of the model are spliced; yields the values of the last run by site. Arguments as in `run`.
 
-        `record=False` computes no more than the splice needs, and no gradients: where errors are kept, no site that
-        nothing edits, and where all edits add, no code.
+        `record=False` computes only what the splice needs, without gradients: with errors kept, sites without edits are
+        skipped, and no code is computed if all edits add.
         """
         values = values or {}
         for site in [*(edit.site for edit in edits), *values, *(errors if isinstance(errors, Mapping) else ())]:
             if site not in self.saes:
-                raise SaescopeError(f"No SAE is spliced in at {site.output}: {site} names none of this model's sites.")
+                raise SaescopeError(f"No SAE is spliced in at {site.output}: {site} is not one of the spliced sites.")
         at: dict[Site, Part] = {}
         targets: dict[Site, Reconstruct] = {}
         for site in self.saes:
@@ -254,7 +255,7 @@ class SplicedModel:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be done at one site."""
+    """The settings for one site."""
 
     sae: SAE
     edits: Sequence[Edit]
@@ -264,7 +265,7 @@ class _Job:
     record: bool
 
     def edited(self, found: SparseCode, mask: Bool[Tensor, "n_seqs n_ctx"]) -> SparseCode:
-        """The code that is to be decoded: the one given or the one found, with the edits."""
+        """The code to decode: the given one, or the one found, with edits applied."""
         code = found if self.values is None else _with_offset(self.values.csr(), found)
         for edit in self.edits:
             code = edit.apply(code, edit.chosen(mask).to(code.feature.device))
@@ -274,10 +275,10 @@ class _Job:
 def _reconstruct(
     job: _Job, site: Site, at: dict[Site, Part], rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]
 ) -> Tensor:
-    """x' of a site's kept rows, computed where the SAE is."""
+    """x' of a site's kept rows, computed on the SAE's device."""
     for what, given in (("values", job.values and job.values.n_rows), ("errors", _length(job.error))):
         if given is not None and given != len(rows.x):
-            raise SaescopeError(f"The {what} given for {site.output} have {given} rows; this run keeps {len(rows.x)}.")
+            raise SaescopeError(f"The {what} given for {site.output} have {given} rows, but this run keeps {len(rows.x)}.")
     device = job.sae.W_dec.device
     moved = SiteRows(rows.x.to(device), rows.target.to(device))
     with_nodes = job.record and torch.is_grad_enabled()
@@ -292,7 +293,7 @@ def _length(error: Tensor | str) -> int | None:
 
 
 def _without_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> tuple[Tensor, Part | None]:
-    """Without gradients. With errors kept, x' = target + Σ (value' − value) · W_dec: the same without its rounding."""
+    """x' without gradients. With errors kept, x' = target + Σ (value' − value) · W_dec, which avoids rounding errors."""
     sae, x, kept = job.sae, rows.x, isinstance(job.error, str) and job.error == "kept"
     adds_only = kept and job.values is None and all(edit.mode == "add" for edit in job.edits)
     found = empty(len(x), sae.d_sae, sae.W_dec) if adds_only and not job.record else sae.encode(x)
@@ -307,7 +308,7 @@ def _without_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]
 
 
 def _with_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> tuple[Tensor, Part]:
-    """With gradients: x' = Σ value · W_dec + bias + error with nodes for values, error and x."""
+    """x' with gradients: Σ value · W_dec + bias + error, with graph nodes for values, error and x."""
     sae = job.sae
     x = rows.x.view_as(rows.x) if rows.x.requires_grad else rows.x.detach().requires_grad_()
     found = sae.encode_traced(x if job.upstream == "features" else x.detach())
@@ -331,7 +332,7 @@ def _with_nodes(job: _Job, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -
 
 
 def _with_offset(code: SparseCode, source: SparseCode) -> SparseCode:
-    """A code's entries around the points of another code."""
+    """A code's entries with the offset of another code."""
     offset = source.offset if isinstance(source, OffsetCode) else None
     plain = SparseCode(code.feature, code.value, code.n_rows, code.d_sae, code.indptr, code.k)
     return plain if offset is None else OffsetCode.around(plain, offset)

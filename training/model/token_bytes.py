@@ -1,4 +1,4 @@
-"""The bytes that each token of a vocabulary stands for, so that text can be put together without its tokenizer."""
+"""The bytes of each token in a vocabulary, so that text can be decoded without the tokenizer."""
 
 import json
 import re
@@ -9,10 +9,10 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """What each id adds to a text, in bytes: one token may hold a part of a character only.
+    """The bytes that each id adds to a text; a token may be only part of a character.
 
-    Byte-level vocabularies (GPT-2, Llama 3, SmolLM2), those with `▁` and byte fallback (Gemma, Llama 2) and any other
-    that decodes token by token; special tokens are spelt as they are.
+    Supports byte-level vocabularies (GPT-2, Llama 3, SmolLM2), those with `▁` and byte fallback (Gemma, Llama 2), and any
+    other that decodes token by token; special tokens are written out as their names.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -24,7 +24,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 
 
 def _reader(tokenizer: Any) -> Any:
-    """How a piece that is no added token is read: (id, piece) → bytes."""
+    """The decoder of pieces other than added tokens: (id, piece) → bytes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.dumps(json.loads(backend.to_str()).get("decoder")) if backend is not None else ""
     if '"ByteLevel"' in decoder:
@@ -40,16 +40,16 @@ def _from_metaspace(piece: str) -> bytes:
 
 
 def _from_byte_level(piece: str) -> bytes:
-    """A piece whose characters stand for bytes; one that has another character is taken literally."""
+    """Decode a piece whose characters encode bytes; a piece with any other character is taken literally."""
     table = _byte_level_table()
     return bytes(table[c] for c in piece) if all(c in table for c in piece) else piece.encode()
 
 
 @lru_cache(maxsize=1)
 def _byte_level_table() -> dict[str, int]:
-    """The byte of each character: printable Latin-1 stands for itself, the others for 256, 257, … in order.
+    """The byte of each character: printable Latin-1 bytes map to themselves, the others to characters 256, 257, … in order.
 
-    That is the alphabet of byte-level BPE (Radford et al. 2019, GPT-2).
+    This is the alphabet of byte-level BPE (Radford et al. 2019, GPT-2).
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printable]

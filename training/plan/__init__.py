@@ -1,1 +1,1 @@
-"""What a training would take on some number of GPUs, from its config alone: memory, bytes between ranks, disk, time."""
+"""Estimate what a run needs on N GPUs, from its config alone: memory, communication, disk, time."""

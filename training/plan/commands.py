@@ -1,4 +1,4 @@
-"""`sae plan`: a table of the grids, and what was assumed."""
+"""`sae plan`: a table of the possible grids, and the assumptions made."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ from training.plan.machine import GPUS, Machine, gpu_called
 def run(args: argparse.Namespace) -> int:
     """Print the plan of a config."""
     if args.gpus < 1:
-        raise SaescopeError(f"--gpus {args.gpus}: give 1 at least.")
+        raise SaescopeError(f"--gpus {args.gpus}: must be at least 1.")
     for key in ("wire", "disk"):
         if getattr(args, key) <= 0:
-            raise SaescopeError(f"--{key} {getattr(args, key)}: give a rate above 0, in GB/s.")
+            raise SaescopeError(f"--{key} {getattr(args, key)}: must be a rate above 0, in GB/s.")
     members = configs.read(args.config, args.overrides)
     machine = Machine(gpu_called(args.gpu), 1e9 * args.wire, 1e9 * args.disk)
     hooks = dict.fromkeys((hook for m in members for hook in (*m.site.hooks, *(m.data.mask_hooks or ()))), args.d_in)
@@ -31,20 +31,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Add the command's arguments to its parser."""
     parser.add_argument("config", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted keys that replace the file's")
-    parser.add_argument("--gpus", type=int, default=1, help="ranks, one on each (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override keys of the file: sae.k=64")
+    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs, one rank each (default: %(default)s)")
     parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)} (default: %(default)s)")
-    parser.add_argument("--wire", type=float, default=50.0, help="GB/s that a rank sends (default: %(default)s)")
-    parser.add_argument("--disk", type=float, default=2.0, help="GB/s that a rank reads or writes (default: %(default)s)")
-    parser.add_argument("--d-in", type=int, help="width of the rows, where no config of a model tells")
-    parser.add_argument("--model-params", type=float, help="parameters of a model whose config cannot be had: 2.6e9")
-    parser.add_argument("--json", action="store_true", help="all figures, by what for")
+    parser.add_argument("--wire", type=float, default=50.0, help="network GB/s per rank (default: %(default)s)")
+    parser.add_argument("--disk", type=float, default=2.0, help="disk GB/s per rank (default: %(default)s)")
+    parser.add_argument("--d-in", type=int, help="row width, if the model's config doesn't give it")
+    parser.add_argument("--model-params", type=float, help="model parameters, if its config is unavailable: 2.6e9")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def show(found: Plan, machine: Machine, name: str) -> None:
-    """The table, and what it is made of."""
+    """Print the table, a breakdown of one grid, and the assumptions."""
     display, best = Display(), found.best(machine.gpu.memory)
     header = ("grid", "GPU GB per rank", "host GB per rank", "MB sent per rank and step", "ms per step", "training")
     rows = [_row(one, fastest=one is best, fits=one.device_bytes <= machine.gpu.memory) for one in found.grids]

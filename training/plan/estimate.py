@@ -1,4 +1,4 @@
-"""Memory, wire, disk and time of a training on each grid of ranks that is possible."""
+"""Memory, communication, disk and time of a run on each possible grid of ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,38 +16,38 @@ from training.plan.sizes import Grid, Rows, SAESizes, rows_of, sae_sizes, share_
 from training.schedule import Clock
 
 CONTEXT = 1e9
-"""Bytes that CUDA and libraries take of each device."""
+"""Bytes per device taken by CUDA and libraries."""
 ROUND = 960
-"""Features are dealt out to ranks in rounds of gcd(d_sae, 960), which the number of ranks divides."""
+"""Features are dealt to shards in rounds of gcd(d_sae, 960); the number of shards must divide that."""
 
 
 class OnGrid(NamedTuple):
-    """What each rank takes on one grid."""
+    """What each rank needs on one grid."""
 
     grid: Grid
     device: dict[str, int]
-    """Bytes of device memory, by what for."""
+    """Bytes of device memory, by purpose."""
     host: dict[str, int]
-    """Bytes of the machine's memory."""
+    """Bytes of host memory, by purpose."""
     wire: dict[str, int]
-    """Bytes sent in a step."""
+    """Bytes sent per step, by purpose."""
     step_seconds: float
-    """Of a step, with what is sent, while rows come fast enough."""
+    """Seconds per step, including communication, if data loading keeps up."""
     training_seconds: float
 
     @property
     def device_bytes(self) -> int:
-        """In all."""
+        """Total bytes of device memory."""
         return sum(self.device.values())
 
     @property
     def wire_bytes(self) -> int:
-        """Sent in a step, while no feature is dead."""
+        """Total bytes sent per step while no feature is dead."""
         return sum(n for what, n in self.wire.items() if what != "revival")
 
 
 class Plan(NamedTuple):
-    """A training, before it is begun."""
+    """The estimate for a run."""
 
     rows: Rows
     saes: list[SAESizes]
@@ -55,11 +55,11 @@ class Plan(NamedTuple):
     cache_seconds: float
     disk: dict[str, int]
     grids: list[OnGrid]
-    """The fewest shards first."""
+    """By number of shards, ascending."""
     assumptions: list[str]
 
     def best(self, memory: float) -> OnGrid | None:
-        """The fastest of those that fit into a device of so many bytes."""
+        """The fastest grid that fits in `memory` bytes per device."""
         fitting = [one for one in self.grids if one.device_bytes <= memory]
         return min(fitting, key=lambda one: one.training_seconds, default=None)
 
@@ -68,10 +68,10 @@ def plan(
     members: Sequence[Config], n_gpus: int, machine: Machine, *, widths: Mapping[str, int] | None = None,
     n_params: int | None = None,
 ) -> Plan:
-    """What these trainings, which share one stream, would take on `n_gpus` ranks; see `sizes.rows_of`.
+    """Estimate what these runs, which share one stream, need on `n_gpus` ranks; see `sizes.rows_of`.
 
     Raises:
-        SaescopeError: sizes that cannot be known, or no grid of so many ranks that divides features and rows.
+        SaescopeError: unknown sizes, or no grid of that many ranks divides features and rows.
     """
     first = members[0]
     rows = rows_of(members, widths, n_params)
@@ -94,7 +94,7 @@ def _divides(grid: Grid, saes: Sequence[SAESizes], batch_rows: int) -> bool:
 
 
 def row_bytes(config: Config, rows: Rows) -> int:
-    """Of a row of all hooks, as it is stored, without its norms."""
+    """Bytes of one stored row, over all hooks, without norms."""
     return sum(rows.widths.values()) * np.dtype(STORED[config.cache.dtype]).itemsize
 
 
@@ -135,7 +135,7 @@ def _on_grid(
 
 
 def _wire(member: Config, sae: SAESizes, grid: Grid) -> dict[str, int]:
-    """Bytes that a rank sends in a step, by what for; `revival` is what comes on top while all features are dead."""
+    """Bytes that a rank sends per step, by purpose; `revival` is the extra while all features are dead."""
     train = member.train.model_copy(update={"shards": grid.shards})
     config = member.model_copy(update={"train": train})
     usual, dead = (bytes_per_step(config, sae.d_in, sae.d_out, grid.n, n) for n in (0, sae.d_sae // grid.shards))
@@ -171,26 +171,25 @@ def _assumptions(members: Sequence[Config], machine: Machine) -> list[str]:
         f"a {gpu.name} has {gpu.memory / 1e9:.0f} GB, {gpu.flops / 1e12:.0f} TFLOP/s of dense bf16 and "
         f"{gpu.memory_rate / 1e12:.2f} TB/s; a rank sends {machine.wire_rate / 1e9:.0f} GB/s and reads or writes "
         f"{machine.disk_rate / 1e9:.1f} GB/s",
-        "a step is 4.0 times its encoder's products at the peak, 1.4 passes over weights, gradients and averages, and "
-        "0.5 ms (fitted to four TopK steps on an H200, within 20 %)",
-        "nothing is sent while something else is computed, and collectives go round a ring "
-        "(training/distributed/traffic.py)",
-        "rows are read while steps are taken; every rank reads whole superblocks and takes its part of each batch",
-        "all ranks fill the cache, with 40 % of the peak in a model of 0.5 billion parameters and more, and 13 % in "
-        "smaller ones; attention scores are not counted",
-        "of text, a share corpus.held_out of all rows is held out, and no row is masked",
-        f"{CONTEXT / 1e9:.0f} GB of each device is CUDA's; the language model stays loaded, in 16 bits",
-        "three checkpoints are on disk while one is written; evaluation, and AuxK while features are dead, come on top",
+        "a step takes 4.0 times the encoder's matmul at peak FLOP/s, 1.4 passes over weights, gradients and Adam moments, "
+        "and 0.5 ms (fitted to four TopK steps on an H200, within 20 %)",
+        "communication doesn't overlap with compute, and collectives use a ring (training/distributed/traffic.py)",
+        "reading overlaps with training; every rank reads whole superblocks and takes its part of each batch",
+        "all ranks fill the cache, at 40 % of peak FLOP/s for models of 0.5 billion parameters or more, 13 % for smaller "
+        "ones; attention scores are not counted",
+        "for text, the fraction corpus.held_out of all rows is held out, and no row is masked",
+        f"CUDA takes {CONTEXT / 1e9:.0f} GB of each device; the language model stays loaded, in 16 bits",
+        "three checkpoints are on disk while one is written; evaluation, and AuxK while features are dead, are extra",
     ]
     if unknown := sorted({m.sae.variant for m in members} - set(MEASURED)):
-        said.append(f"steps of {', '.join(unknown)} were not measured at these sizes, and are taken to cost what TopK's do")
+        said.append(f"steps of {', '.join(unknown)} were not measured at these sizes; TopK's cost is used")
     if first.cache.mode == "stream":
-        said.append("cache.mode is stream: every rank computes all rows")
+        said.append("with cache.mode=stream every rank computes all rows")
     return said
 
 
 def facts(found: Plan) -> dict[str, Any]:
-    """As plain values."""
+    """The plan as plain values, for JSON."""
     return {
         "n_rows": found.rows.n, "widths": found.rows.widths, "n_steps": found.clock.n_steps,
         "model_params": found.rows.model.n_params if found.rows.model else None,

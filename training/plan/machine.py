@@ -1,4 +1,4 @@
-"""What a plan assumes of machines: peak figures of makers, and how much of them was reached where it was measured."""
+"""Hardware assumptions of a plan: vendors' peak figures, and the utilisation that was measured."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ from sae.errors import SaescopeError
 
 
 class GPU(NamedTuple):
-    """Peak figures of one device."""
+    """Peak performance of one device."""
 
     name: str
     flops: float
-    """Of dense bf16 products, per second."""
+    """Dense bf16 FLOP/s."""
     memory_rate: float
-    """Bytes per second."""
+    """Memory bandwidth, bytes per second."""
     memory: float
-    """Bytes."""
+    """Memory, bytes."""
 
 
 GPUS = {
@@ -25,46 +25,46 @@ GPUS = {
 
 
 class Machine(NamedTuple):
-    """What ranks run on."""
+    """The hardware of each rank."""
 
     gpu: GPU
     wire_rate: float
-    """Bytes that a rank sends in a second; 50 GB/s is a link of 400 Gb/s for each GPU."""
+    """Bytes per second that a rank sends; 50 GB/s is a 400 Gb/s link per GPU."""
     disk_rate: float
-    """Bytes that a rank reads or writes in a second, of a disk or a store."""
+    """Bytes per second that a rank reads from or writes to disk or an object store."""
 
     def step_seconds(self, products: float, weights: int, factor: float = 1.0) -> float:
-        """Of a step of training on one device, apart from what ranks wait for.
+        """Seconds of a training step on one device, without communication.
 
-        Fitted to four steps of TopK in bf16 on an H200, which it meets within 20 %: the encoder's products count four
-        times, passes over weights, gradients and averages 1.4 times, and half a millisecond is launches.
+        Fitted to four TopK steps in bf16 on an H200, within 20 %: 4 times the encoder's matmul, 1.4 passes over weights,
+        gradients and Adam moments, and half a millisecond of launches.
 
         Args:
             products: floating-point operations of the encoder.
-            weights: numbers that the optimiser steps.
-            factor: of other variants.
+            weights: number of weights that the optimiser updates.
+            factor: cost of the variant relative to TopK.
         """
         return factor * (4.0 * products / self.gpu.flops + 1.4 * 28 * weights / self.gpu.memory_rate) + 0.5e-3
 
     def rows_per_second(self, n_params: float) -> float:
-        """Tokens that one device takes through so many parameters of a language model.
+        """Tokens per second of a language model's forward pass on one device.
 
-        40 % of the peak was reached with 2.1 billion parameters, 13 % with 135 million.
+        Measured utilisation: 40 % of peak with 2.1 billion parameters, 13 % with 135 million.
         """
         return (0.40 if n_params >= 5e8 else 0.13) * self.gpu.flops / (2 * max(1.0, n_params))
 
 
 FACTORS = {"matryoshka": 1.13, "batchtopk": 1.35, "absbatchtopk": 1.35}
-"""Steps of these, measured, beside TopK's."""
+"""Measured cost of a step, relative to TopK."""
 MEASURED = ("topk", "abstopk", *FACTORS)
 
 
 def gpu_called(name: str) -> GPU:
-    """A device by name.
+    """Look up a device by name.
 
     Raises:
-        SaescopeError: nothing is known of it.
+        SaescopeError: unknown name.
     """
     if name not in GPUS:
-        raise SaescopeError(f"--gpu {name}: known are {', '.join(GPUS)}.")
+        raise SaescopeError(f"--gpu {name}: unknown; choose one of {', '.join(GPUS)}.")
     return GPUS[name]

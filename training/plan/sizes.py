@@ -1,4 +1,4 @@
-"""The sizes that a config implies: rows and their widths, the language model, the SAEs. No weights are loaded."""
+"""Sizes implied by a config: rows and their widths, the language model, the SAEs. No weights are loaded."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,65 +14,65 @@ from training.shared import all_hooks
 
 
 class ModelSize(NamedTuple):
-    """A language model, as far as a plan needs it."""
+    """The sizes of a language model that a plan needs."""
 
     n_params: int
     n_embedding: int
-    """Those of them that are looked up, or that make logits: no rows are computed with them."""
+    """Parameters of embedding and unembedding, which harvesting doesn't compute with."""
     n_layers: int
     shapes: Any
-    """What transformers knows of it."""
+    """Its transformers config, or the loaded model if it is small."""
 
 
 class Grid(NamedTuple):
-    """How ranks are arranged."""
+    """A grid of ranks: rows × shards."""
 
     n: int
-    """In all."""
+    """Total ranks."""
     shards: int
-    """Those that share the features."""
+    """Ranks that the features are split over."""
 
     @property
     def rows(self) -> int:
-        """Those that share the rows."""
+        """Ranks that the rows of a batch are split over."""
         return self.n // self.shards
 
 
 class SAESizes(NamedTuple):
-    """An SAE, as far as a plan needs it; parameters are numbers of them."""
+    """The sizes of an SAE that a plan needs."""
 
     d_sae: int
     d_in: int
     d_out: int
     own: int
-    """Parameters of single features."""
+    """Number of parameters that belong to single features."""
     common: int
-    """All others."""
+    """Number of all other parameters."""
     n_prefixes: int
     n_passes: int
 
 
 class Rows(NamedTuple):
-    """The rows of a training."""
+    """The rows of a run."""
 
     n: int
-    """All, held-out ones included."""
+    """Total, held-out rows included."""
     n_training: int
     widths: dict[str, int]
     model: ModelSize | None
-    """What computes them."""
+    """The model that computes them, if any."""
 
 
 def rows_of(members: Sequence[Config], widths: Mapping[str, int] | None = None, n_params: int | None = None) -> Rows:
-    """The rows that a training reads.
+    """The rows that a run reads.
 
     Args:
-        members: of a sweep, or the one training.
-        widths: of hooks whose width no config of a model tells.
-        n_params: of the model, where it cannot be asked for its config.
+        members: the configs of a sweep, or of one run.
+        widths: row width by hook, if the model's config doesn't give it.
+        n_params: the model's number of parameters, if its config is unavailable.
 
     Raises:
-        SaescopeError: a folder that is not there, a hook of unknown width, a model whose config cannot be had.
+        SaescopeError: a missing folder, a hook of unknown width, a model whose config is unavailable.
     """
     first, hooks = members[0], all_hooks(members)
     corpus = first.corpus
@@ -84,7 +84,7 @@ def rows_of(members: Sequence[Config], widths: Mapping[str, int] | None = None, 
         source, tokens = open_own_rows(first, hooks)
         return Rows(tokens.eligible.size, tokens.n_eligible(), {hook: source.widths[hook] for hook in hooks}, None)
     if first.model is None:
-        raise SaescopeError("rows that are given in Python are on no disk, and nobody knows how many there are.")
+        raise SaescopeError("sae plan cannot be used for rows passed in from Python: their number is unknown.")
     model = model_size(first.model.name, n_params)
     found = {hook: (widths or {}).get(hook) or width(hook, model, first.model.name) for hook in hooks}
     return _split(corpus.n_tokens, corpus.held_out, found, model)
@@ -95,10 +95,10 @@ def _split(n: int, held_out: float, widths: dict[str, int], model: ModelSize | N
 
 
 def model_size(name: str, n_params: int | None = None) -> ModelSize:
-    """Numbers of parameters and layers, from the model's config.
+    """Number of parameters and layers, from the model's config.
 
     Raises:
-        SaescopeError: there is no such model, or its config cannot be had from here.
+        SaescopeError: no such model, or its config is unavailable.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -125,9 +125,9 @@ def model_size(name: str, n_params: int | None = None) -> ModelSize:
         config = config.get_text_config()
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # over what it does not like transformers stumbles in every way there is
+    except Exception as error:  # transformers raises all kinds of errors for configs it doesn't support
         raise SaescopeError(
-            f"{name}: its config cannot be had ({first_line(error)}); give --d-in and --model-params."
+            f"{name}: cannot get its config ({first_line(error)}); give --d-in and --model-params."
         ) from None
     ends = (network.get_input_embeddings(), network.get_output_embeddings())
     tables = {id(end.weight): end.weight.numel() for end in ends if end is not None}
@@ -136,13 +136,13 @@ def model_size(name: str, n_params: int | None = None) -> ModelSize:
 
 
 def width(hook: str, model: ModelSize, name: str) -> int:
-    """Of the rows at a hook.
+    """Row width at a hook.
 
     Raises:
-        SaescopeError: that cannot be told from the model's config.
+        SaescopeError: the model's config doesn't determine it.
     """
     shapes = model.shapes
-    if hasattr(shapes, "d_hook"):  # it is small, and was loaded
+    if hasattr(shapes, "d_hook"):  # a small model, which was loaded
         return int(shapes.d_hook(hook))
     hidden = getattr(shapes, "hidden_size", None)
     if hidden is not None:
@@ -156,11 +156,11 @@ def width(hook: str, model: ModelSize, name: str) -> int:
         found = next((d for pattern, d in ends.items() if re.fullmatch(rf"blocks\.\d+\.{pattern}", hook)), None)
         if found:
             return int(found)
-    raise SaescopeError(f"how wide rows at {hook} of {name} are is not known before it is loaded; give --d-in.")
+    raise SaescopeError(f"the row width at {hook} of {name} is not known until the model is loaded; give --d-in.")
 
 
 def share_run(hooks: Sequence[str], n_layers: int) -> float:
-    """The share of the layers that a forward pass up to the last of these hooks takes."""
+    """The fraction of layers run by a forward pass up to the last of these hooks."""
     found = [re.match(r"blocks\.(\d+)\.(hook_resid_pre)?", hook) for hook in hooks]
     if not n_layers or not all(found):
         return 1.0
@@ -168,7 +168,7 @@ def share_run(hooks: Sequence[str], n_layers: int) -> float:
 
 
 def sae_sizes(config: Config, widths: Mapping[str, int]) -> SAESizes:
-    """Of the SAE that a config describes, counted over its parameters on no device."""
+    """Sizes of the SAE that a config describes, counted on the meta device."""
     fields = config.sae.model_copy(update={"apply_b_dec_to_input": False}) if config.site.cross else config.sae
     x, target = config.site.rows({hook: torch.empty(0, widths[hook]) for hook in config.site.hooks})
     with torch.device("meta"):

@@ -1,1 +1,1 @@
-"""Where caches lie, on disk or in an object store, and how several processes do one piece of work together."""
+"""Storage of caches, on disk or in an object store, and work shared by several processes."""

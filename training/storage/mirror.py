@@ -1,10 +1,10 @@
-"""The local folder of a cache that lies in an object store: what is small is kept here, rows are read from there.
+"""The local mirror of a cache in an object store: small files are kept locally, rows are read from the store.
 
     $SAESCOPE_HOME/stores/NAME-HASH.json          the URL
-                          NAME-HASH/              files of the cache: tokens, manifests, norms
-                                    heldout-N/    those of the cache's cache for evaluation
+                          NAME-HASH/              small files of the cache: tokens, manifests, norms
+                                    heldout-N/    the same for its cache of evaluation sequences
 
-All of it can be removed; it is fetched again.
+Everything here can be deleted; it is fetched again.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def _note(folder: Path) -> Path:
 
 
 def store_of(folder: Path) -> LocalStore | RemoteStore:
-    """Where the files of a cache's folder lie: in the folder itself, or in the store that it mirrors."""
+    """The store of a cache folder: the folder itself, or the object store that it mirrors."""
     for place, below in ((folder, ""), (folder.parent, f"/{folder.name}")):
         if place.parent == cache_home() / "stores" and _note(place).is_file():
             return remote_store(f"{read_json(_note(place))['url']}{below}")
@@ -43,7 +43,7 @@ def store_of(folder: Path) -> LocalStore | RemoteStore:
 
 
 def fetch_tokens(folder: Path) -> None:
-    """Make the tokens in a mirror those of its store, if there are any; does nothing elsewhere."""
+    """Update the tokens in a mirror from its store, if it has any; does nothing for local caches."""
     store = store_of(folder)
     if isinstance(store, LocalStore):
         return
@@ -57,7 +57,7 @@ def fetch_tokens(folder: Path) -> None:
 
 
 def store_tokens(folder: Path) -> None:
-    """Put the tokens of a mirror into its store, the manifest last, unless they are there; does nothing elsewhere."""
+    """Upload the tokens of a mirror to its store, manifest last, unless they are there; does nothing for local caches."""
     store = store_of(folder)
     if isinstance(store, LocalStore) or store.exists(MANIFEST):
         return
@@ -74,7 +74,7 @@ def _of_tokens(manifest: bytes, store: RemoteStore) -> list[str]:
 
 
 def fetch_hook(folder: Path, hook: str) -> None:
-    """Fetch the manifest and the norms of a finished hook; does nothing elsewhere or if it is not finished."""
+    """Fetch manifest and norms of a finished hook; does nothing for local caches or unfinished hooks."""
     store, acts = store_of(folder), f"acts/{hook}"
     if isinstance(store, LocalStore):
         return

@@ -1,7 +1,7 @@
-"""Files of an object store: S3 and whatever else fsspec knows, by URL. This is the only file that imports fsspec.
+"""Files in an object store (S3 or anything fsspec supports), by URL. The only file that imports fsspec.
 
-An object appears whole or not at all, and a conditional put makes one that must not be there. Keys and endpoints come from
-where a store's own tools look for them (for S3 `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ~/.aws); none is in a config.
+Objects are written atomically, and `create` is a conditional put. Keys and endpoints come from the store's usual settings
+(for S3 `AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ~/.aws), never from a config.
 """
 
 import errno
@@ -15,7 +15,7 @@ from training.storage.store import Bytes
 
 
 class Range(NamedTuple):
-    """Some bytes of a file."""
+    """A byte range of a file."""
 
     name: str
     start: int
@@ -23,25 +23,25 @@ class Range(NamedTuple):
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is in a store and not a path."""
+    """Whether a place is a URL rather than a path."""
     return "://" in place
 
 
 @lru_cache
 def remote_store(url: str) -> "RemoteStore":
-    """The store of a folder; nothing is asked of it yet.
+    """The store of a folder at a URL; doesn't connect yet.
 
     Raises:
-        SaescopeError: a kind of store that is not known, or whose library is not installed.
+        SaescopeError: unknown kind of store, or its library is not installed.
     """
     return RemoteStore(url)
 
 
 class RemoteStore:
-    """A folder of an object store. A `training.storage.store.Store`."""
+    """A folder in an object store. Implements `training.storage.store.Store`."""
 
     def __init__(self, url: str) -> None:
-        """Use `remote_store`, which opens each once."""
+        """Use `remote_store` instead, which opens each URL once."""
         import fsspec
 
         self.url = url.rstrip("/")
@@ -52,7 +52,7 @@ class RemoteStore:
             raise SaescopeError(f"{url} cannot be opened ({first_line(error)}); {what}.") from None
 
     def place(self, name: str = "") -> str:
-        """Its URL."""
+        """The URL of a file."""
         return f"{self.url}/{name}".rstrip("/")
 
     def names(self, folder: str) -> set[str]:
@@ -60,11 +60,11 @@ class RemoteStore:
         return set(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The same with their bytes."""
+        """The objects directly in a folder, with their sizes in bytes."""
         return {_last(entry): int(entry["size"]) for entry in self._listed(folder) if entry["type"] == "file"}
 
     def folders(self, folder: str) -> set[str]:
-        """What objects further down have in common."""
+        """The subfolders directly in a folder: common prefixes of objects."""
         return {_last(entry) for entry in self._listed(folder) if entry["type"] == "directory"}
 
     def _listed(self, folder: str) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ class RemoteStore:
                 return []
 
     def exists(self, name: str) -> bool:
-        """Whether there is such an object."""
+        """Whether the object exists."""
         with self._reached(name):
             try:
                 return self.fs.info(self._path(name))["type"] == "file"
@@ -83,7 +83,7 @@ class RemoteStore:
                 return False
 
     def read(self, name: str) -> bytes | None:
-        """Its bytes."""
+        """The bytes of an object, or None."""
         with self._reached(name):
             try:
                 return bytes(self.fs.cat_file(self._path(name)))
@@ -91,7 +91,7 @@ class RemoteStore:
                 return None
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """Some bytes of some objects, asked for side by side."""
+        """Read byte ranges of several objects concurrently."""
         with self._reached(ranges[0].name if ranges else ""):
             paths = [self._path(one.name) for one in ranges]
             found = self.fs.cat_ranges(
@@ -99,16 +99,16 @@ class RemoteStore:
             )
         for one, data in zip(ranges, found, strict=True):
             if len(data) != one.stop - one.start:
-                raise SaescopeError(f"{self.place(one.name)} has become shorter since it was opened; restore it.")
+                raise SaescopeError(f"{self.place(one.name)} is shorter than it was when opened; restore it.")
         return found
 
     def write(self, name: str, parts: Sequence[Bytes]) -> None:
-        """Put it."""
+        """Put an object."""
         with self._reached(name):
             self.fs.pipe_file(self._path(name), b"".join(parts))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put it if it is not there."""
+        """Put an object if it doesn't exist; False if it does."""
         with self._reached(name):
             try:
                 self.fs.pipe_file(self._path(name), data, mode="create")
@@ -117,34 +117,34 @@ class RemoteStore:
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EIO):
                     raise
-                # a store that says it otherwise, or that knows no conditions: to do a thing twice is harmless here
+                # a store that reports this differently, or has no conditional put: overwriting is harmless here
                 if self.exists(name):
                     return False
                 self.fs.pipe_file(self._path(name), data)
         return True
 
     def remove(self, name: str) -> None:
-        """Remove it."""
+        """Remove an object."""
         with self._reached(name), suppress(FileNotFoundError):
             self.fs.rm_file(self._path(name))
 
     def tidy(self, folder: str) -> None:
-        """Nothing is ever left of an object."""
+        """Does nothing: an object store keeps no partial objects."""
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
 
     @contextmanager
     def _reached(self, name: str) -> Iterator[None]:
-        """Turn what goes wrong on the way into one sentence; libraries have tried again by themselves before."""
+        """Turn a store's errors into one message; its library has already retried."""
         try:
             yield
         except (SaescopeError, FileNotFoundError):
             raise
-        except Exception as error:  # every store's library has errors of its own
+        except Exception as error:  # each store's library has its own error types
             raise SaescopeError(
-                f"{self.place(name)} cannot be reached ({_why(error)}); see that the store is up, and that its address and "
-                "keys are right, and start again: what is there stays."
+                f"{self.place(name)} cannot be reached ({_why(error)}); check that the store is up and its address and "
+                "keys are right, then start again: what was written is kept."
             ) from error
 
 

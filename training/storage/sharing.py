@@ -1,16 +1,16 @@
-"""Work that any number of processes do together, on one machine or many, without a coordinator.
+"""Share work between any number of processes, on one machine or many, without a coordinator.
 
-The work is cut into numbered pieces, and what a piece writes is a pure function of its number: so to do one twice does no
-harm, and nothing below has to be certain. A process that begins a piece leaves a claim, a small file that says which
-process it is, so that others begin with other pieces:
+The work is split into numbered pieces, and the output of a piece is a pure function of its number. So doing a piece twice
+is harmless, and the coordination below may be best-effort. A process that starts a piece writes a claim, a small file that
+identifies the process, so that other processes start with other pieces:
 
-    FOLDER/.claims/00012    machine, process, when it began
+    FOLDER/.claims/00012    machine, process, start time
 
-A claim counts for nothing once its piece is done, or where its process was one of this machine and has gone. Whoever has
-nothing else to do takes over a claim that it has seen unchanged for `PATIENCE` seconds, and for three times as long as its
-own longest piece took: of a process that died elsewhere, that hangs, or that is only slow. No clocks are compared.
+A claim is ignored once its piece is done, or if its process ran on this machine and has exited. An idle process takes over
+a claim that it has seen unchanged for `PATIENCE` seconds and for three times its own longest piece: the claiming process
+may have died on another machine, hang, or just be slow. Clocks of different machines are not compared.
 
-Ranks under torchrun and jobs that know nothing of each other are one and the same here.
+Ranks under torchrun and independent jobs are treated alike.
 """
 
 import json
@@ -31,16 +31,16 @@ from training.storage.store import Store
 
 CLAIMS = ".claims"
 PATIENCE = 60.0
-"""Seconds for which a claim is believed by a process that has nothing else to do."""
+"""Seconds for which an idle process respects a claim."""
 POLL = 0.5
-"""Seconds between two looks at what others have done."""
+"""Seconds between two checks of what others have done."""
 
 
 class SharedWork:
-    """The pieces 0 to n − 1 of one work, some of them done.
+    """Pieces 0 to n − 1 of a job, some of which may be done.
 
-    While it is open as a context, claims of this process stand; they are withdrawn when it is left, whatever for. When
-    `pieces` has come to its end, it must only be left when the outcome of all of them is there.
+    Use as a context manager: on exit, for whatever reason, the claims of this process are withdrawn. Once `pieces` is
+    exhausted, leave the context only when the output of all pieces has been written.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class SharedWork:
         """Nothing is claimed yet.
 
         Args:
-            store: that all processes see.
-            folder: of it, for the claims.
-            n: how many pieces.
-            done: all pieces whose outcome is there, whoever made it.
-            is_done: whether one piece's is.
-            say: told what is waited for.
-            found: told of pieces that others have done since this work was opened, once each.
+            store: a store that all processes see.
+            folder: folder in the store for the claims.
+            n: number of pieces.
+            done: returns all finished pieces, whichever process did them.
+            is_done: whether one piece is finished.
+            say: prints a message while waiting.
+            found: called with pieces that other processes have finished since the start, once for each.
         """
         self.store, self.folder, self.n, self.say = store, f"{folder}/{CLAIMS}".lstrip("/"), n, say
         self._look, self._is_done, self._found = done, is_done, found
         self.begun_with: set[int] = done()
-        """The pieces that were done before."""
+        """Pieces that were done at the start."""
         self._done = set(self.begun_with)
         self._left = list(range(n))
         self._next_look = 0.0
@@ -75,16 +75,16 @@ class SharedWork:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None and not self._left:
-            for name in self.store.names(self.folder):  # of processes that have gone, too: all is done
+            for name in self.store.names(self.folder):  # also those of processes that have exited: all is done
                 self.store.remove(f"{self.folder}/{name}")
             return
-        # what ended the work counts more than a claim that stays
+        # don't hide the original error behind a failure to remove claims
         with suppress(Exception):
             for i in list(self._standing):
                 self._withdraw(i)
 
     def pieces(self) -> Iterator[int]:
-        """The pieces that this process is to do, one after the other; ends when all others are done too."""
+        """Yield the pieces that this process should do; ends once all pieces are done, by whichever process."""
         self._left = [i for i in range(self.n) if i not in self._done]
         idle = False
         while self._left:
@@ -102,12 +102,12 @@ class SharedWork:
             nothing_taken = len(passed) == len(self._left)
             if nothing_taken:
                 if not idle:
-                    self.say(f"waiting for other processes, which are at {len(passed)} of {self.n} pieces")
+                    self.say(f"waiting for other processes, which are working on {len(passed)} of {self.n} pieces")
                 time.sleep(POLL)
             self._left, idle = passed, nothing_taken
 
     def _look_again(self) -> None:
-        """Look what has been done meanwhile, now and then: to look costs little beside what is looked for."""
+        """Check what other processes have done, rarely enough that checking takes at most 5 % of the time."""
         began = time.monotonic()
         if began < self._next_look:
             return
@@ -127,7 +127,7 @@ class SharedWork:
         self.store.remove(self._name(i))
 
     def _take(self, i: int, *, idle: bool) -> bool:
-        """Claim a piece; False if it is done, or another process is believed to be at it."""
+        """Claim a piece; False if it is done, or another process seems to be working on it."""
         mine = json_bytes(this_process())
         if not self.store.create(self._name(i), mine):
             claim = self.store.read(self._name(i))
@@ -140,7 +140,7 @@ class SharedWork:
                 return False
             self.store.write(self._name(i), [mine])
         self._standing.add(i)
-        if self._is_done(i):  # by the process that has just withdrawn its claim
+        if self._is_done(i):  # by a process that has just withdrawn its claim
             self._withdraw(i)
             return False
         self._mine.add(i)
@@ -148,7 +148,7 @@ class SharedWork:
 
 
 def claimants(store: Store, folder: str) -> list[str]:
-    """The processes that are at a work, as far as is known: those of this machine that have gone are left out."""
+    """The processes with claims, except those of this machine that have exited."""
     folder = f"{folder}/{CLAIMS}".lstrip("/")
     claims = [store.read(f"{folder}/{name}") for name in sorted(store.names(folder)) if name.isdecimal()]
     found = dict.fromkeys(_described(claim) for claim in claims if claim is not None and not has_gone(claim))
@@ -161,13 +161,13 @@ def _described(claim: bytes) -> str:
 
 
 def this_process() -> dict[str, Any]:
-    """What a claim says of the process that makes it."""
+    """The content of a claim: identifies this process."""
     pid = os.getpid()
     return {"machine": _machine(), "name": platform.node(), "pid": pid, "began": psutil.Process(pid).create_time()}
 
 
 def has_gone(claim: bytes) -> bool:
-    """Whether a claim is of a process of this machine that is no longer there; False where that cannot be known."""
+    """Whether a claim's process ran on this machine and has exited; False if that cannot be determined."""
     process = _read(claim)
     if process.get("machine") != _machine():
         return False
@@ -190,7 +190,7 @@ def _read(claim: bytes) -> dict[str, Any]:
 
 @cache
 def _machine() -> str:
-    """What two processes share that see each other's numbers: one start of one kernel, and one name space of processes."""
+    """Identify boot and PID namespace: two processes with the same value see each other's PIDs."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

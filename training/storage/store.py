@@ -1,7 +1,7 @@
-"""Files below one folder, by name: on a disk here, on one of a shared file system, in an object store.
+"""Files in one folder, by name: on a local disk, on a shared file system, or in an object store.
 
-What is asked of a place is little, so that every kind has it: a file appears whole or not at all, and a file can be made
-that must not be there yet. Nothing is renamed, locked or appended to.
+Only operations that every kind of storage has are needed: atomic writes, and exclusive creation. Nothing is renamed, locked
+or appended to.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ class Store(Protocol):
     """The files of one folder; names are relative to it, with slashes."""
 
     def place(self, name: str = "") -> str:
-        """Where a file lies, for a message."""
+        """The location of a file, for a message."""
         ...
 
     def names(self, folder: str) -> set[str]:
-        """The names of the files directly in `folder`, without it; none where there is no such folder."""
+        """The names of the files directly in `folder`, without its path; empty if there is no such folder."""
         ...
 
     def folders(self, folder: str) -> set[str]:
@@ -34,38 +34,38 @@ class Store(Protocol):
         ...
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None if it is not there."""
+        """Read a small file; None if it doesn't exist."""
         ...
 
     def write(self, name: str, parts: Sequence[Bytes]) -> None:
-        """Write a file, replacing what is there; it appears whole."""
+        """Write or replace a file atomically."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a small file that must not be there; False if it is."""
+        """Create a small file; False if it already exists."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         ...
 
     def tidy(self, folder: str) -> None:
-        """Remove what killed processes have left of files in a folder."""
+        """Remove partial files that killed processes left in a folder."""
         ...
 
 
 class LocalStore:
-    """A folder of this machine, or of a file system that several share."""
+    """A folder on a local disk or a shared file system."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def place(self, name: str = "") -> str:
-        """Its path."""
+        """The path of a file."""
         return str(self.folder / name if name else self.folder)
 
     def names(self, folder: str) -> set[str]:
@@ -83,39 +83,39 @@ class LocalStore:
             return set()
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         return (self.folder / name).is_file()
 
     def read(self, name: str) -> bytes | None:
-        """Its bytes."""
+        """The bytes of a file, or None."""
         try:
             return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, parts: Sequence[Bytes]) -> None:
-        """Write it beside and rename it."""
+        """Write to a temporary file and rename it."""
         with atomic_file(self.folder / name) as file:
             for part in parts:
                 file.write(part)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write it beside and link it, which fails where the name is taken, on network file systems too."""
+        """Write to a temporary file and hard-link it, which fails if the name is taken, even on network file systems."""
         path = self.folder / name
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with refusing_full_disk(path), contextlib.suppress(FileNotFoundError):  # the folder was empty, and removed
+            with refusing_full_disk(path), contextlib.suppress(FileNotFoundError):  # the empty folder was just removed
                 return _linked(path, data)
 
     def remove(self, name: str) -> None:
-        """Remove it, and its folder with the last file in it."""
+        """Remove a file, and its folder if that is empty then."""
         path = self.folder / name
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
     def tidy(self, folder: str) -> None:
-        """Remove files that were not renamed, and are held by nobody."""
+        """Remove temporary files that no process is writing."""
         remove_all_abandoned(self.folder / folder, "*")
 
 
@@ -129,7 +129,7 @@ def _linked(path: Path, data: bytes) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
-        return _create_in_place(path, data)  # a file system without links
+        return _create_in_place(path, data)  # a file system without hard links
     finally:
         beside.unlink(missing_ok=True)
     return True

@@ -62,7 +62,7 @@ def truncate(path: Path) -> None:
         (ACTS / "manifest.json", garble('{"format": "saescope-cache", "format_version": 1}'), r"lacks 'hook'.*remove"),
         (Path("cache/c/manifest.json"), garble("[]"), r"is not the manifest of a Saescope cache"),
         (Path("cache/c/manifest.json"), garble('{"format": "saescope-cache", "format_version": 2}'), r"lacks 'made_from'"),
-        (Path("cache/c/manifest.json"), Path.unlink, r"cache/c is there but is no cache.*remove it, or choose another"),
+        (Path("cache/c/manifest.json"), Path.unlink, r"cache/c exists but is not a cache.*remove it, or choose another"),
         (Path("cache/c/tokens.npy"), flip, r"tokens\.npy is missing or altered.*`sae cache rm c`"),
         (Path("cache/c/split.npy"), Path.unlink, r"split\.npy is missing or altered"),
     ],
@@ -81,18 +81,18 @@ def test_a_lost_manifest_of_a_hook_is_written_again(place: Path) -> None:
     assert train(place).code == 0 and tree(place / "cache") == before
     (place / ACTS / "manifest.json").unlink()
     (place / ACTS / "plan.json").unlink()
-    assert "holds shards but no plan.json" in refusal(train(place, "name=other"))
+    assert "has shards but no plan.json" in refusal(train(place, "name=other"))
 
 
 @pytest.mark.parametrize(("override", "facts"), [
-    ("cache.shard_rows=512", r"shard_rows = 1024, and this would go on with 512"),
-    ("model.batch_seqs=4", r"batch_seqs = 8, and this would go on with 4"),
+    ("cache.shard_rows=512", r"shard_rows = 1024, .* 512"),
+    ("model.batch_seqs=4", r"batch_seqs = 8, .* 4"),
 ])
 def test_a_cache_that_was_begun_otherwise(place: Path, override: str, facts: str) -> None:
     (place / ACTS / "manifest.json").unlink()
     before = tree(place / "cache")
     said = refusal(train(place, override))
-    assert re.search(rf"cache/c/acts/{HOOK} was begun with {facts}", said), said
+    assert re.search(rf"cache/c/acts/{HOOK} was started with {facts};", said), said
     assert tree(place / "cache") == before and not tree(place / "runs")
 
 
@@ -101,7 +101,7 @@ def test_a_cache_that_was_begun_by_other_versions_or_elsewhere(place: Path, key:
     (place / ACTS / "manifest.json").unlink()
     plan = json.loads((place / ACTS / "plan.json").read_text())
     (place / ACTS / "plan.json").write_text(json.dumps(plan | {key: "another"}))
-    assert f"was begun with {key} = 'another', and this would go on with {plan[key]!r}" in refusal(train(place))
+    assert f"was started with {key} = 'another', but now it is {plan[key]!r}" in refusal(train(place))
 
 
 def test_an_alteration_that_keeps_size_and_time_is_left_to_verify(place: Path) -> None:
@@ -121,18 +121,18 @@ def test_a_lost_note_of_what_was_checked_costs_a_check_and_no_more(place: Path) 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.name=native:d_model=16"], r"cache/c was made from model\.d_model = 32, this config asks for 16; choose"),
-        (["model.dtype=bfloat16"], r"made from model\.dtype = 'float32', this config asks for 'bfloat16'"),
-        (["corpus.n_ctx=64"], r"made from packing\.n_ctx = 32, this config asks for 64"),
-        (["cache.dtype=bfloat16"], r"made from rows_dtype = 'float32'"),
-        (["corpus.sources=text:other/*.txt"], r"made from corpus\.sources\.0\.sha256 = '\w+', this config asks for '\w+'"),
+        (["model.name=native:d_model=16"], r"cache/c was made with model\.d_model = 32, but this config has 16; choose"),
+        (["model.dtype=bfloat16"], r"model\.dtype = 'float32', but this config has 'bfloat16'"),
+        (["corpus.n_ctx=64"], r"packing\.n_ctx = 32, but this config has 64"),
+        (["cache.dtype=bfloat16"], r"rows_dtype = 'float32'"),
+        (["corpus.sources=text:other/*.txt"], r"corpus\.sources\.0\.sha256 = '\w+', but this config has '\w+'"),
     ],
 )
 def test_a_cache_of_another_model_or_corpus(place: Path, overrides: list[str], message: str) -> None:
     write_corpus(place / "other", seed=1)
     said = refusal(train(place, *overrides))
     assert re.search(message, said), said
-    assert "choose another cache.name or leave it out" in said
+    assert "choose another cache.name" in said
     assert not tree(place / "runs")
 
 
@@ -140,16 +140,16 @@ def test_a_cache_of_another_hook_or_of_other_tokens(place: Path) -> None:
     other = HOOK.replace("0", "1")
     shutil.copytree(place / ACTS, place / ACTS.with_name(other))
     said = refusal(train(place, f"site={other}"))
-    assert said == f"cache/c/acts/{other} holds activations of {HOOK}, not of {other}; remove it and make it again."
+    assert said == f"cache/c/acts/{other} has activations of {HOOK}, not of {other}; remove it and build it again."
     manifest = place / ACTS / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"tokens_sha256": "', '"tokens_sha256": "0'))
-    assert f"cache/c/acts/{HOOK} was made from other tokens than cache/c holds" in refusal(train(place))
+    assert f"cache/c/acts/{HOOK} was made from other tokens than those in cache/c" in refusal(train(place))
 
 
 def test_what_is_no_cache_is_not_replaced_by_one(tmp_path: Path) -> None:
     write_config(tmp_path, cache={"dir": ".", "name": "corpus"})
     before = tree(tmp_path)
-    assert "corpus is there but is no cache" in refusal(train(tmp_path))
+    assert "corpus exists but is not a cache" in refusal(train(tmp_path))
     assert tree(tmp_path) == before
 
 
@@ -263,7 +263,7 @@ def test_rows_of_ones_own_that_are_no_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
-        (1e-30, r"acts: the median norm of the calibration rows is 2\.6e-30.*norms may be 1e-15 to 1e\+15"),
+        (1e-30, r"acts: the median norm of the calibration rows is 2\.6e-30.*1e-15 to 1e\+15"),
         (1e25, r"acts: the median norm of the calibration rows is 2\.6e\+25"),
         (1e60, r"acts: NaN, infinite values or values beyond float32 \(3\.4e38\) in own/a\.npy, row 96 "),
         (0, r"acts: every calibration row is zero"),
@@ -295,15 +295,15 @@ def test_small_and_large_rows_train_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["site=act"], r"own has no hook 'act'; it has acts: set site\.input"),
+        (["site=act"], r"own has no hook 'act', only acts; set site\.input"),
         (["corpus.n_ctx=1024"], r"acts:own has 1280 rows, 1 sequences of n_ctx = 1024: too few .*lower corpus\.n_ctx"),
-        (["corpus.n_tokens=4096"], r"corpus\.n_tokens = 4,096 does not apply: all rows of acts:own are taken"),
-        (["corpus.seed=3"], r"corpus\.seed = 3 does not apply"),
+        (["corpus.n_tokens=4096"], r"corpus\.n_tokens = 4,096 has no effect: all rows of acts:own"),
+        (["corpus.seed=3"], r"corpus\.seed = 3 has no effect"),
         (["corpus.sources=acts:nowhere"], r"acts:nowhere: no such folder"),
-        (["corpus.sources=acts:empty"], r"empty holds no \.npy or \.safetensors file; put rows"),
-        (["corpus.sources=acts:rowless"], r"rowless: there is no row in any of its 2 arrays"),
-        (["corpus.sources=acts:widths"], r"a\.npy has rows of width 8, widths/c\.npy of 3; a hook has one width"),
-        (["corpus.sources=acts:short"], r"short/a\.npy is no array that can be read .*truncated file must be written"),
+        (["corpus.sources=acts:empty"], r"empty contains no \.npy or \.safetensors file"),
+        (["corpus.sources=acts:rowless"], r"rowless: all of its 2 arrays are empty"),
+        (["corpus.sources=acts:widths"], r"a\.npy has rows of width 8, widths/c\.npy of 3;"),
+        (["corpus.sources=acts:short"], r"short/a\.npy is not a readable array .*truncated file must be written"),
     ],
 )
 def test_rows_of_ones_own_that_do_not_fit(tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -81,7 +81,7 @@ def test_an_interrupted_cache_goes_on_behind_its_last_whole_shard(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         fill(tokens, failing, {"a": D, "b": D}, dtype="bfloat16", shard_rows=3 * N_CTX)
     assert missing_hooks(tmp_path / "cut", ["a", "b"]) == ["a", "b"], "half-written hooks have no manifest"
-    with pytest.raises(SaescopeError, match=r"half-written|has no activations"):
+    with pytest.raises(SaescopeError, match=r"incomplete|has no activations"):
         CacheSource(tmp_path / "cut", ["a"])
     seen.append(-1)
     fill(tokens, failing, {"a": D, "b": D}, dtype="bfloat16", shard_rows=3 * N_CTX)

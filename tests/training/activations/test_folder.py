@@ -78,12 +78,12 @@ def test_the_identity_is_of_contents(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no .npy or .safetensors"),
+        ({}, "no .npy or .safetensors"),
         ({"a.npy": values(4), "b.npy": values(4, d=2)}, r"a\.npy has rows of width 3, .*b\.npy of 2"),
-        ({"a.npy": np.arange(4.0)}, r"a\.npy has shape \[4\]; rows of activations are"),
+        ({"a.npy": np.arange(4.0)}, r"a\.npy has shape \[4\]; activations must be"),
         ({"a.npy": np.zeros((2, 2, 2, 2))}, r"shape \[2, 2, 2, 2\]"),
         ({"a.npy": np.zeros((4, 0))}, r"shape \[4, 0\]"),
-        ({"a.npy": np.zeros((4, 2), dtype=np.int64)}, "holds int64; rows are float16"),
+        ({"a.npy": np.zeros((4, 2), dtype=np.int64)}, "int64; rows must be float16"),
         ({"a.npy": np.array([[{}], [1]], dtype=object)}, "pickled objects are never opened"),
         ({"one/a.npy": values(4), "two/a.npy": values(5)}, "different numbers of rows.*one 4, two 5"),
     ],

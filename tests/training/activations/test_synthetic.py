@@ -123,7 +123,7 @@ def test_bad_configs(fields: dict, says: str) -> None:
 
 
 @pytest.mark.parametrize(("over", "says"), [
-    ({"model": "smollm2-135m"}, "write model: null"), ({"site": "blocks.0.hook_resid_post"}, "has one hook, acts"),
+    ({"model": "smollm2-135m"}, "set model: null"), ({"site": "blocks.0.hook_resid_post"}, "only has the hook acts"),
     ({"corpus": {"n_ctx": 32, "n_tokens": 32, "synthetic": {"d": 4}}}, "corpus.synthetic has 32 rows, 1 sequences"),
 ])
 def test_bad_trainings(over: dict, says: str, tmp_path: Path) -> None:

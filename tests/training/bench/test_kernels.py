@@ -107,7 +107,7 @@ def test_a_file_of_figures_names_the_device() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"device": "abacus"}, "no device"), ({"device": "mps"}, "not for mps"), ({"variants": ("relu",)}, "not of relu")],
+    [({"device": "abacus"}, "abacus"), ({"device": "mps"}, "not for mps"), ({"variants": ("relu",)}, "relu")],
 )
 def test_what_cannot_be_measured_is_named(settings: dict, message: str) -> None:
     with pytest.raises(SaescopeError, match=message):

@@ -73,7 +73,7 @@ def test_compressed_files_that_are_damaged(tmp_path, suffix):
     whole = compress(tmp_path / f"a.txt{suffix}", b"some text\n" * 50)
     for data in (b"no such thing", whole.read_bytes()[:-6]):
         whole.write_bytes(data)
-        with pytest.raises(SaescopeError, match=rf"a\.txt{suffix} cannot be read \(.*fetch or compress it anew"):
+        with pytest.raises(SaescopeError, match=rf"a\.txt{suffix} cannot be read \(.*download or compress it again"):
             read(f"text:{whole}")
         with pytest.raises(SaescopeError, match="cannot be read"):
             identity([TextSource(source=f"text:{whole}")])
@@ -108,11 +108,11 @@ def test_bad_text_files(tmp_path):
     with pytest.raises(SaescopeError, match=r"latin\.txt, line 2: not UTF-8.*0xef"):
         read(f"text:{tmp_path}/latin.txt")
     (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(SaescopeError, match="holds no text"):
+    with pytest.raises(SaescopeError, match="contains no text"):
         read(f"text:{tmp_path}/empty.txt")
     with pytest.raises(SaescopeError, match="no such file"):
         read(f"text:{tmp_path}/missing.txt")
-    with pytest.raises(SaescopeError, match=r"is a folder; name its files"):
+    with pytest.raises(SaescopeError, match=r"is a folder; give its files"):
         read(f"text:{tmp_path}")
 
 
@@ -307,7 +307,7 @@ def test_messages_and_roles(tmp_path):
 @pytest.mark.parametrize("value", ["hi", [{"role": "user"}], [{"role": "user", "content": [{"image": 1}]}], ["hi"]])
 def test_what_is_not_messages_is_refused(tmp_path, value):
     path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": value}])
-    with pytest.raises(SaescopeError, match="line 1: 'messages' does not hold messages"):
+    with pytest.raises(SaescopeError, match="line 1: 'messages' does not contain messages"):
         read(TextSource(source=f"jsonl:{path}", field="messages", chat_roles=("assistant",)))
 
 
@@ -428,12 +428,12 @@ def test_identity_of_the_standard_library_and_the_hub():
     [
         ({"source": "jsnl:a"}, "did you mean jsonl:"),
         ({"source": "python-stdlb"}, "did you mean python-stdlib"),
-        ({"source": "text:"}, "is no source"),
-        ({"source": "text:a", "subset": "en"}, "subset and revision belong to datasets:NAME"),
-        ({"source": "jsonl:a", "split": "test"}, "split belongs to text: and datasets:"),
+        ({"source": "text:"}, "is not a source"),
+        ({"source": "text:a", "subset": "en"}, "subset and revision only apply to datasets:NAME"),
+        ({"source": "jsonl:a", "split": "test"}, "split only applies to text: and datasets:"),
         ({"source": "text:a", "split": "words"}, "file, blank-line or line"),
-        ({"source": "text:a", "chat_roles": ["user"]}, "chat_roles names"),
-        ({"source": "jsonl:a", "chat_roles": []}, "chat_roles names at least one role"),
+        ({"source": "text:a", "chat_roles": ["user"]}, "chat_roles .*only applies to jsonl:"),
+        ({"source": "jsonl:a", "chat_roles": []}, "chat_roles needs at least one role"),
         ({"source": "jsonl:a", "weight": 0}, "greater than 0"),
         ({"source": "jsonl:a", "feild": "x"}, "Extra inputs"),
     ],
@@ -444,7 +444,7 @@ def test_bad_sources_are_refused_with_a_hint(fields, message):
 
 
 def test_activations_are_no_text():
-    with pytest.raises(SaescopeError, match="holds activations, not text"):
+    with pytest.raises(SaescopeError, match="activations, not text"):
         read("acts:somewhere")
 
 

@@ -162,11 +162,11 @@ def test_progress_counts_tokens_and_reading_stops_when_full():
 @pytest.mark.parametrize(
     ("documents", "options", "message"),
     [
-        (filler(3), {"n_ctx": 4, "n_tokens": 4000}, r"corpus ends after \d+ tokens.*asks for 4,000.*corpus\.n_tokens=\d+"),
-        ([], {"n_ctx": 4, "n_tokens": 4000}, "corpus ends after 0 tokens.*give more text"),
-        (filler(50), {"n_ctx": 64, "n_tokens": 100}, r"fewer than two sequences.*raise corpus.n_tokens to 128"),
+        (filler(3), {"n_ctx": 4, "n_tokens": 4000}, r"corpus ends after \d+ tokens.* = 4,000.*corpus\.n_tokens=\d+"),
+        ([], {"n_ctx": 4, "n_tokens": 4000}, "corpus ends after 0 tokens.*add more text"),
+        (filler(50), {"n_ctx": 64, "n_tokens": 100}, r"fewer than two sequences.*increase corpus.n_tokens to 128"),
         (filler(50), {"n_ctx": 1, "n_tokens": 100}, "fewer than two sequences"),
-        (filler(50), {"n_ctx": 4, "n_tokens": 40, "held_out": 1e-6}, "none of the 10 sequences.*is held out, for.*; raise"),
+        (filler(50), {"n_ctx": 4, "n_tokens": 40, "held_out": 1e-6}, "none of the 10 sequences.*is held out, .*; increase"),
         (filler(50), {"n_ctx": 4, "n_tokens": 40, "held_out": 1 - 1e-6}, "is for training.*lower corpus.held_out"),
     ],
 )
@@ -180,7 +180,7 @@ def test_one_file_is_refused_with_a_split_that_works(tmp_path):
     (tmp_path / "notes.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(200)))
     whole = (TextSource(source=f"text:{tmp_path}/notes.txt"),)
     options = {"n_ctx": 8, "bos": True, "held_out": 0.1}
-    with pytest.raises(SaescopeError, match=r"Then too none of the \d+ sequences \(1 document\) is held out") as refusal:
+    with pytest.raises(SaescopeError, match=r"Even then, none of the \d+ sequences \(1 document\) is held out") as refusal:
         packed(list(corpus.documents(whole)), n_tokens=100_000, finer=corpus.finer(whole), **options)
     source = re.search(r"'(corpus\.sources=\{.*\})'", str(refusal.value))[1]
     (config,) = resolve(
@@ -286,5 +286,5 @@ def test_bad_conversations_are_explained():
     strict = make_tokenizer("{{ raise_exception('roles must alternate') }}")
     with pytest.raises(SaescopeError, match=r"chat 0: .*roles must alternate.*user, assistant"):
         packed(chats(3), n_ctx=4, n_tokens=100, bos=False, tokenizer=strict)
-    with pytest.raises(SaescopeError, match="no token is left to train on"):
+    with pytest.raises(SaescopeError, match="no tokens to train on"):
         packed(chats(60, roles=("tool",)), n_ctx=32, n_tokens=800, bos=False, held_out=0.3, tokenizer=CHAT)

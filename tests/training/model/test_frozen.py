@@ -203,7 +203,7 @@ def test_attention_in_one_piece_shows_no_patterns(tmp_path: Path) -> None:
     model = load_model(f"local:{tmp_path}")
     assert attention_hooks(model)[:2] == ["blocks.0.attn.hook_q", "blocks.0.attn.hook_k"]
     spliced = SplicedModel(model, {PLAIN: random_sae(0).float()})
-    with pytest.raises(SaescopeError, match="takes no part"):
+    with pytest.raises(SaescopeError, match=r"hook_attn_scores .*not used"):
         spliced.run(tokens(), freeze=(), watch=["blocks.0.attn.hook_attn_scores"])
     watched = spliced.run(tokens(), freeze=HELD, watch=["blocks.1.attn.hook_z"]).watched
     assert watched["blocks.1.attn.hook_z"].shape == (2, 12, 32)

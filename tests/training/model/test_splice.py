@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_refused(model: Model, saes: dict[Site, SAE]) -> No
         spliced.run(tokens(2, 10), errors=clean.errors)
     with pytest.raises(SaescopeError, match=r"\[2, 5\].*\[2, 12\]"), spliced.spliced(keep=mask(2, 5)):
         model.logits(tokens())
-    with pytest.raises(SaescopeError, match=r"reads 32.*128 at"):
+    with pytest.raises(SaescopeError, match=r"d_in = 32.*128 at"):
         SplicedModel(model, {Site(input="blocks.0.mlp.hook_post"): saes[PLAIN]})
     with pytest.raises(SaescopeError, match=r"blocks\.2\.hook_mlp_out"):
         SplicedModel(model, {CODER: saes[CODER], Site(input="blocks.2.hook_mlp_out"): saes[PLAIN]})
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused(model: Model, saes: dict[Site, SAE]) -> No
         SplicedModel(model, {backwards: saes[CODER]}).run(tokens())
     with pytest.raises(SaescopeError, match="native:tiny"):
         spliced.run(tokens(), freeze=FrozenModel.at(load_model("native:tiny"), tokens()))
-    with pytest.raises(SaescopeError, match="'heads' cannot be held"):
+    with pytest.raises(SaescopeError, match="'heads' cannot be frozen"):
         spliced.run(tokens(), freeze=("heads",))
     with pytest.raises(SaescopeError, match="hook_nothing"):
         spliced.run(tokens(), freeze=(), watch=["blocks.0.hook_nothing"])

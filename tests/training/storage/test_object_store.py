@@ -88,7 +88,7 @@ def test_a_training_from_a_store_equals_one_from_disk(
     assert outcome.code == 0 and "caching" not in outcome.err and results(store) == results(disk)
     write_config(store, model=None, corpus={"sources": f"acts:{bucket}/caches/c"}, cache={"dir": "cache"})
     assert train(store, "name=rows").code == 0
-    assert "is no cache" in refusal(train(store, "name=none", f"corpus.sources=acts:{bucket}/caches"))
+    assert "is not a cache" in refusal(train(store, "name=none", f"corpus.sources=acts:{bucket}/caches"))
     write_config(store, cache={"dir": f"{bucket}/caches", "name": "c", "shard_rows": 320})
     # a shard that was altered, and one of another size
     data = remote.read(f"acts/{HOOK}/shard-00001.npy")
@@ -96,7 +96,7 @@ def test_a_training_from_a_store_equals_one_from_disk(
     remote.write(f"acts/{HOOK}/shard-00001.npy", [data[:-1], b"x"])
     assert "shard-00001.npy is missing, truncated or altered" in refusal(run_sae(store, *verify), "cache")
     remote.remove(f"acts/{HOOK}/shard-00002.npy")
-    assert "shard-00002.npy is missing or has another size" in refusal(train(store, "name=third"))
+    assert "shard-00002.npy is missing or has the wrong size" in refusal(train(store, "name=third"))
     assert not (store / "runs/third").exists()
 
 
@@ -155,7 +155,7 @@ def test_blocks_of_rows_are_read_from_wherever_they_lie(bucket: str) -> None:
             source.read(blocks, block_rows, out)
             assert torch.equal(out, rows.reshape(-1, block_rows, d)[torch.from_numpy(blocks)].flatten(0, 1))
     store.write("1", [b"short"])
-    with pytest.raises(SaescopeError, match="/rows/1 has become shorter"):
+    with pytest.raises(SaescopeError, match="/rows/1 is shorter"):
         source.read(np.array([2]), 4, torch.empty(4, d))
 
 
