@@ -1,8 +1,8 @@
 """Which entries of each rank's code are among the largest of all ranks': of a row, or of the batch.
 
 Exact, up to the order of equal values. Of a row each rank has selected its k largest, so that none of all ranks' k
-largest can be missing. Of a batch the value of the k · n_rows-th largest is found from counts: fp32 numbers above 0 are
-ordered as their bits are, so that three rounds of counting settle its 31 bits, 11 at a time, whatever k is.
+largest can be missing. Of a batch the value of the k · n_rows-th largest is found from counts: numbers above 0 are ordered
+as their bits are, so that three rounds of counting settle the 31 bits of fp32, 11 at a time, whatever k is; fp64 takes six.
 """
 
 from dataclasses import replace
@@ -16,6 +16,8 @@ from training.distributed.wire import Group, Wire
 
 BITS = (11, 10, 10)
 """Bits of a positive fp32 number that each round of counting settles, from the top; its sign is none of them."""
+DOUBLE_BITS = (11, 11, 11, 10, 10, 10)
+"""Those of a positive fp64 number."""
 
 
 def of_rows(
@@ -45,11 +47,12 @@ def of_batch(wire: Wire, world: Group, code: SparseCode, n_kept: int, what: str)
 
     `code` holds this rank's n_kept largest, or all that are not zero.
     """
-    size = code.value.detach().abs().float()
-    bits = size.view(torch.int32).long()
+    size = code.value.detach().abs()
+    double = size.dtype == torch.float64
+    bits, rounds = (size.view(torch.int64), DOUBLE_BITS) if double else (size.float().view(torch.int32).long(), BITS)
     known, left = torch.zeros((), dtype=torch.int64, device=bits.device), n_kept
-    inside, below = size > 0, 31
-    for n_bits in BITS:
+    inside, below = size > 0, sum(rounds)
+    for n_bits in rounds:
         below -= n_bits
         # counted among the numbers that agree in the bits settled so far
         digit = (bits >> below) & ((1 << n_bits) - 1)
