@@ -7,6 +7,7 @@ no collective works. The first rank that tells of one is the one that speaks; th
 import contextlib
 import functools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +68,8 @@ def store() -> Any:
 
 def tell(sentence: str) -> bool:
     """Tell the other ranks of a fault; False if one has been told of already, or nobody can be told."""
-    mine = f"{rank()} {sentence}"
+    # two threads of a rank may find the same fault
+    mine = f"{rank()}/{threading.get_ident()} {sentence}"
     try:
         found: bytes = store().compare_set(FAULT, "", mine)
     except RuntimeError:

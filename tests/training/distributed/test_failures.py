@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from sae.errors import SaescopeError
 from tests.training.distributed.configs import config, resolved
-from tests.training.distributed.ranks import Ended, on_ranks
+from tests.training.distributed.ranks import Ended, on_ranks, results
+from training.distributed import launch
 from training.distributed.world import check_fits, world_of
 from training.run import train
 from training.trainer import Trainer
@@ -63,6 +65,17 @@ def test_one_sentence_names_the_rank(tmp_path: Path, trouble: Callable[[], None]
     assert time.monotonic() - began < 30
     # one that was being written is abandoned, or whole
     assert all((there / "state.json").exists() for there in (tmp_path / "runs" / "topk" / "checkpoints").glob("step-*"))
+
+
+def test_of_two_threads_that_find_a_fault_one_tells_of_it(tmp_path: Path) -> None:
+    def work() -> list[bool]:
+        told = [launch.tell("rank 1 died")]
+        other = threading.Thread(target=lambda: told.append(launch.tell("rank 1 died")))
+        other.start()
+        other.join()
+        return told
+
+    assert results(1, work, tmp_path / "ranks") == [[True, False]]
 
 
 def test_ranks_that_are_about_to_do_different_things_do_nothing(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_store_that_dies_while_it_is_trained_from(tmp_path: Path, monkeypatch:
     with s3_server(free_port()) as other:
         for key, value in (other.variables | {"SAESCOPE_HOME": str(tmp_path / "home")}).items():
             monkeypatch.setenv(key, value)
-        bucket = other.make_bucket("dies")
+        bucket = other.make_bucket("falls")  # stores are opened once, by URL
         data, budget = {"superblock_rows": 512, "prefetch": 0}, {"budget": "2 epochs"}
         write_config(tmp_path, cache={"dir": f"{bucket}/caches", "name": "c"}, data=data, train=budget)
         assert train(tmp_path, "name=before").code == 0
