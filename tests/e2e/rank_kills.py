@@ -136,14 +136,16 @@ def fewer(root: Path, rng: random.Random) -> None:
     rng.choice(begun.ranks()).send_signal(signal.SIGKILL)
     code, said = begun.end()
     assert code != 0 and len(sentences(said)) == 1, said
-    killed_at = done(begun.run)
+    killed_at, saved = done(begun.run), sorted(begun.run.glob("checkpoints/step-*"))
+    assert saved, "there was nothing to go on from"
     code, said = Launch(root / "fewer", 2, 2, "--resume").end()
     assert code == 0, said
     pairs = list(zip(metrics(root / "four" / "run"), metrics(begun.run), strict=True))
     worst = max(abs(a["loss/reconstruction"] / b["loss/reconstruction"] - 1) for a, b in pairs if "l0" in a)
     a, b = (sae.load(root / name / "run") for name in ("four", "fewer"))
-    turned = float(torch.nn.functional.cosine_similarity(a.W_dec, b.W_dec).min())
-    tell(f"4 ranks, killed after step {killed_at}, then 2: losses within {worst:.1e}, cosines of decoder rows {turned:.6f}")
+    turned = float(torch.nn.functional.cosine_similarity(a.W_dec.detach(), b.W_dec.detach()).min())
+    tell(f"4 ranks, killed after step {killed_at}, then 2 from {saved[-1].name}: losses within {worst:.1e}, cosines of "
+         f"decoder rows {turned:.6f} at least")
 
 
 def tell(line: str) -> None:

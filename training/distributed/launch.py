@@ -7,6 +7,7 @@ collective works. The first rank to report an error prints it; the others exit s
 import contextlib
 import functools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +68,8 @@ def store() -> Any:
 
 def tell(sentence: str) -> bool:
     """Report an error to the other ranks; False if one was reported before, or the store is unreachable (except rank 0)."""
-    mine = f"{rank()} {sentence}"
+    # two threads of a rank may find the same error
+    mine = f"{rank()}/{threading.get_ident()} {sentence}"
     try:
         found: bytes = store().compare_set(FAULT, "", mine)
     except RuntimeError:

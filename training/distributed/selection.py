@@ -2,7 +2,7 @@
 
 Exact, up to the order of ties. Per row, each rank has selected its own k largest, so none of the global k largest can be
 missing. Per batch, the k · n_rows-th largest value is found by radix select: positive fp32 numbers are ordered like their
-bits, so three rounds of counting determine its 31 bits, 11 at a time, for any k.
+bits, so three rounds of counting determine its 31 bits, 11 at a time, for any k; fp64 takes six rounds.
 """
 
 from dataclasses import replace
@@ -16,6 +16,8 @@ from training.distributed.wire import Group, Wire
 
 BITS = (11, 10, 10)
 """Bits of a positive fp32 number determined by each round of counting, from the top, without the sign."""
+DOUBLE_BITS = (11, 11, 11, 10, 10, 10)
+"""The same for a positive fp64 number."""
 
 
 def of_rows(
@@ -45,11 +47,12 @@ def of_batch(wire: Wire, world: Group, code: SparseCode, n_kept: int, what: str)
 
     `code` holds this rank's n_kept largest, or all that are not zero.
     """
-    size = code.value.detach().abs().float()
-    bits = size.view(torch.int32).long()
+    size = code.value.detach().abs()
+    double = size.dtype == torch.float64
+    bits, rounds = (size.view(torch.int64), DOUBLE_BITS) if double else (size.float().view(torch.int32).long(), BITS)
     known, left = torch.zeros((), dtype=torch.int64, device=bits.device), n_kept
-    inside, below = size > 0, 31
-    for n_bits in BITS:
+    inside, below = size > 0, sum(rounds)
+    for n_bits in rounds:
         below -= n_bits
         # counted among the numbers that agree in the bits settled so far
         digit = (bits >> below) & ((1 << n_bits) - 1)

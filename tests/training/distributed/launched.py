@@ -35,12 +35,12 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def train_all(configs: Sequence[dict[str, Any]], n: int, folder: Path) -> Path:
+def train_all(configs: Sequence[dict[str, Any]], n: int, folder: Path, worker: str = "worker") -> Path:
     """Train some configs on n ranks, or without torchrun where n is 0; the folder of their runs."""
     folder.mkdir(parents=True, exist_ok=True)
     plan = folder / "configs.json"
     plan.write_text(json.dumps(configs))
-    arguments = ("tests.training.distributed.worker", str(plan), str(folder))
+    arguments = (f"tests.training.distributed.{worker}", str(plan), str(folder))
     line = command(n, *arguments) if n else [sys.executable, "-m", *arguments]
     done = subprocess.run(line, env=environment(), cwd=ROOT, capture_output=True, text=True, check=False, timeout=3600)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from sae.errors import SaescopeError
 from tests.training.distributed.configs import config, resolved
-from tests.training.distributed.ranks import Ended, on_ranks
+from tests.training.distributed.ranks import Ended, on_ranks, results
+from training.distributed import launch
 from training.distributed.world import check_fits, world_of
 from training.run import train
 from training.trainer import Trainer
@@ -65,6 +67,17 @@ def test_one_sentence_names_the_rank(tmp_path: Path, trouble: Callable[[], None]
     assert all((there / "state.json").exists() for there in (tmp_path / "runs" / "topk" / "checkpoints").glob("step-*"))
 
 
+def test_of_two_threads_that_find_a_fault_one_tells_of_it(tmp_path: Path) -> None:
+    def work() -> list[bool]:
+        told = [launch.tell("rank 1 died")]
+        other = threading.Thread(target=lambda: told.append(launch.tell("rank 1 died")))
+        other.start()
+        other.join()
+        return told
+
+    assert results(1, work, tmp_path / "ranks") == [[True, False]]
+
+
 def test_ranks_that_are_about_to_do_different_things_do_nothing(tmp_path: Path) -> None:
     def work() -> None:
         rank = int(os.environ["RANK"])
@@ -75,15 +88,32 @@ def test_ranks_that_are_about_to_do_different_things_do_nothing(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_another_code_or_package_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy
-
+@pytest.mark.parametrize(("target", "value", "facts"), [
+    ("numpy.__version__", "0.1", ("numpy", "0.1")), ("torch.__version__", "0.2", ("torch", "0.2")),
+    ("training.distributed.world._digest_of_code", lambda: "abc", ("code", "abc")),
+    ("training.distributed.world.code_version", lambda: "0.3", ("saescope", "0.3")),
+])
+def test_another_code_or_package_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, value: Any, facts: tuple[str, str]
+) -> None:
     def work() -> None:
         if os.environ["RANK"] == "1":
-            monkeypatch.setattr(numpy, "__version__", "0.1")
+            monkeypatch.setattr(target, value)
         train(config("topk", shards=2), runs=tmp_path / "runs", quiet=True)
 
-    sentence(on_ranks(2, work, tmp_path / "ranks"), "rank 1", "numpy", "0.1")
+    sentence(on_ranks(2, work, tmp_path / "ranks"), "rank 1", *facts)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("n", "options", "fact"), [
+    (3, {"shards": 2}, "train.shards = 2 does not divide the 3 ranks"),
+    pytest.param(3, {"shards": 1}, "data.batch_rows = 64", marks=pytest.mark.slow),
+])
+def test_ranks_that_cannot_share_it_say_so_once(tmp_path: Path, n: int, options: dict[str, Any], fact: str) -> None:
+    def work() -> None:
+        train(config("topk", **options), runs=tmp_path / "runs", quiet=True)
+
+    sentence(on_ranks(n, work, tmp_path / "ranks"), fact)
     assert not (tmp_path / "runs").exists()
 
 

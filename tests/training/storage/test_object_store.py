@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,6 +215,30 @@ def test_a_store_that_dies_while_it_is_filled(tmp_path: Path, monkeypatch: pytes
         said = refusal(train(tmp_path))
         assert "cannot be reached" in said and not tree(tmp_path / "runs")
         assert store.place() in said
+
+
+def test_a_store_that_dies_while_it_is_trained_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence; what was saved stays whole, and there is no SAE."""
+    with s3_server(free_port()) as other:
+        for key, value in (other.variables | {"SAESCOPE_HOME": str(tmp_path / "home")}).items():
+            monkeypatch.setenv(key, value)
+        bucket = other.make_bucket("falls")  # stores are opened once, by URL
+        data, budget = {"superblock_rows": 512, "prefetch": 0}, {"budget": "2 epochs"}
+        write_config(tmp_path, cache={"dir": f"{bucket}/caches", "name": "c"}, data=data, train=budget)
+        assert train(tmp_path, "name=before").code == 0
+        real = RemoteRows.read
+        saved = tmp_path / "runs/quick/checkpoints"
+
+        def dying(self: RemoteRows, *arguments: Any) -> None:
+            if list(saved.glob("step-*")):
+                other.process.kill()
+            real(self, *arguments)
+
+        monkeypatch.setattr(RemoteRows, "read", dying)
+        said = refusal(train(tmp_path))
+        assert f"{bucket}/caches/c" in said and "cannot be reached" in said, said
+        assert not (tmp_path / "runs/quick/final").exists()
+        assert all((step / "state.json").exists() for step in saved.glob("step-*"))
 
 
 def test_an_unknown_kind_of_store_is_refused(tmp_path: Path) -> None:
