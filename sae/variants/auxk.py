@@ -26,7 +26,7 @@ class AuxK(Section):
     def revival(self, dead: Bool[Tensor, " d_sae"], d_in: int, room: int | None = None) -> Revival | None:
         """The AuxK request for the forward pass; None if no feature is dead or the term is off.
 
-        With `room` (an upper bound on the number of dead features) there is no device sync, and possibly no feature is dead.
+        With `room` (an upper bound on the number of dead features) there is no device sync, and maybe no dead feature.
         """
         if self.coefficient == 0 or room == 0 or (room is None and not bool(torch.any(dead))):
             return None

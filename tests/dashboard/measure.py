@@ -113,7 +113,8 @@ async def other_acts(page: Page, url: str, run: str, n: int, seed: int) -> dict[
         took["prompt"] += [1000 * (time.perf_counter() - begun)] if i >= 0 else []
     for i in range(min(n, 5)):
         begun = time.perf_counter()
-        await page.goto(f"{url}/?page=feature&run={run}&f=12&tab=steer&prompt=The+function&tokens=16&strength=20&seed={seed + i}")
+        asked = f"prompt=The+function&tokens=16&strength=20&seed={seed + i}"
+        await page.goto(f"{url}/?page=feature&run={run}&f=12&tab=steer&{asked}")
         await page.locator("[data-steered]").wait_for(timeout=120_000)
         took["first_steered_token"].append(1000 * (time.perf_counter() - begun))
         await page.locator("[data-steered=done]").wait_for(timeout=120_000)

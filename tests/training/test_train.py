@@ -136,7 +136,8 @@ VARIED: list[dict[str, Any]] = [
 def test_a_signal_saves_and_resuming_goes_on_bit_for_bit(base: dict[str, Any], tmp_path: Path) -> None:
     """Every variant, and the masked objective, on one stream that SIGTERM stops after step 70."""
     names = [one.get("name", one["variant"]) for one in VARIED]
-    config = base | {"sae": {"d_sae": 96}, "train": base["train"] | {"budget": "110 steps", "log_every": "3 steps"}, "sweep": [
+    paced = base["train"] | {"budget": "110 steps", "log_every": "3 steps"}
+    config = base | {"sae": {"d_sae": 96}, "train": paced, "sweep": [
         {"name": name, "sae": {k: v for k, v in one.items() if k not in ("name", "optim")}, "optim": one.get("optim", {})}
         for name, one in zip(names, VARIED, strict=True)
     ]}

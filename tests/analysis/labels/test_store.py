@@ -110,7 +110,7 @@ def test_quoting_cannot_reach_the_database(labels: Labels) -> None:
 
 
 def test_too_much_too_little_and_too_far(labels: Labels) -> None:
-    with pytest.raises(SaescopeError, match="1,001 characters.*1,000"):
+    with pytest.raises(SaescopeError, match=r"1,001 characters.*1,000"):
         labels.set_label(1, "x" * 1001)
     with pytest.raises(SaescopeError, match="tag is empty"):
         labels.add_tag(1, " ")
