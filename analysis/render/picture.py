@@ -29,10 +29,11 @@ def marked(picture: "Picture", marks: Sequence[tuple[str, str]], *, peak: int | 
         for i, ((classes, said), box) in enumerate(zip(marks, picture.boxes.tolist(), strict=True)) if classes or i == peak
     )
     name, size = attribute(picture.name), f"aspect-ratio:{picture.pixels.shape[1]}/{picture.pixels.shape[0]}"
+    role = ' role="list"' if cells else ""
     return (
-        f'<div class="sx-heat sx-pictures" role="list" style="{background(picture.pixels)}">'
+        f'<div class="sx-heat sx-pictures" style="{background(picture.pixels)}">'
         f'<span class="sx-picture" role="img" aria-label="{name}" style="{size}"></span>'
-        f'<span class="sx-picture" style="{size}">{cells}</span></div>'
+        f'<span class="sx-picture"{role} style="{size}">{cells}</span></div>'
     )
 
 

@@ -92,7 +92,7 @@ def _verdict(automatic: Label) -> str:
 
 def _side(place: CurrentFeature, feature: Feature, value: float | None) -> str:
     """Left column: top tokens, histogram (with the tried text's value), neighbours, promoted tokens."""
-    parts = [drawn.firing(feature, place.index.fires_on(place.feature))]
+    parts = ['<h2 class="sx-hidden">Overview</h2>', drawn.firing(feature, place.index.fires_on(place.feature))]
     if not feature.dead:
         kinds = [(log_x, log_y) for log_y in (False, True) for log_x in (True, False)]
         drawn_each = [histogram.svg(feature, log_x=log_x, log_y=log_y, mark=value, marked="your text")
