@@ -61,7 +61,8 @@ nav.sx-pages strong {font-size: 1.05rem; padding-right: 0.8rem}
 .sx-list.sx-features .sx-num {padding-right: 0.9rem}
 .sx-list.sx-features .sx-name {white-space: normal; min-width: 8rem; max-width: 22rem}
 .sx-features td.sx-num small {display: block; font-size: 0.75rem; opacity: 0.8}
-.sx-features tr.sx-control th {padding-left: 1rem; opacity: 0.8}
+.sx-features tbody th {padding-left: 0.4rem}
+.sx-features tbody tr.sx-control th {padding-left: 1.2rem; opacity: 0.8}
 .sx-features .sx-word {white-space: normal; min-width: 5.5rem; max-width: 11rem}
 .sx-features tbody tr[aria-current] {box-shadow: inset 3px 0 0 currentColor}
 .sx-features tbody tr:hover, .sx-features tbody tr[aria-current], .sx-ex[data-at]:hover {background: var(--sx-soft)}
