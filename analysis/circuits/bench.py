@@ -1,6 +1,6 @@
-"""How long node effects take, by number of sites and of steps: the time of a pair should be linear in both.
+"""Benchmark node effects: time per prompt pair by number of sites and of steps; it should be linear in both.
 
-Prompts are random tokens and SAEs untrained: both change which features are active, not what has to be computed.
+Prompts are random tokens and SAEs are untrained, which changes the active features but not the amount of work.
 """
 
 import resource
@@ -32,27 +32,27 @@ def bench_circuits(
     *, model: str = "smollm2-135m", n_sites: Sequence[int] = (2, 4, 8), n_steps: Sequence[int] = (1, 2, 5),
     n_pairs: int = 8, n_ctx: int = 12, d_sae: int = 4608, k: int = 32, repeats: int = 3, display: Display | None = None,
 ) -> dict[str, Any]:
-    """Seconds per pair of integrated gradients at so many sites with so many steps, and a straight line through them.
+    """Time integrated gradients per prompt pair by number of sites and steps, and fit a line.
 
-    All cells are timed in turns, after one short call per set of sites that does not count. Sites lie around the middle of
-    the model, so that as many blocks lie behind the sites of one set, in the mean, as behind those of another.
+    Cells are timed in turns, after one warm-up call per set of sites. Sites are centred on the middle of the model, so
+    that the mean number of later blocks is the same for every set.
 
     Args:
         model: the language model.
         n_sites: sizes of the sets of sites.
-        n_steps: of integrated gradients.
-        n_pairs: prompts with their counterfactuals, in one batch.
-        n_ctx: tokens of a prompt.
-        d_sae, k: of the SAEs.
+        n_steps: numbers of integrated-gradients steps.
+        n_pairs: prompt pairs, in one batch.
+        n_ctx: tokens per prompt.
+        d_sae, k: size and sparsity of the SAEs.
         repeats: timed rounds; a cell's time is the median.
         display: shows progress, in passes through the model (one per site and step).
 
     Raises:
-        SaescopeError: more sites than the model has.
+        SaescopeError: the model has too few sites.
     """
     network = load_model(model)
     if max(n_sites) > len(KINDS) * network.n_layers:
-        raise SaescopeError(f"{max(n_sites)} sites were asked for; {model} has {len(KINDS) * network.n_layers} to offer.")
+        raise SaescopeError(f"{max(n_sites)} sites were asked for, but {model} has only {len(KINDS) * network.n_layers}.")
     examples = _examples(network, n_pairs, n_ctx)
     models = {n: _circuit_model(network, examples, n, d_sae, k) for n in n_sites}
     cells = [(n, steps) for n in n_sites for steps in n_steps]
@@ -76,10 +76,10 @@ def bench_circuits(
 
 
 def line(cells: Sequence[tuple[int, int]], seconds: Sequence[float]) -> dict[str, float]:
-    """Least squares of relative errors: seconds = fixed + per site + per site and step, and how well it fits.
+    """Fit seconds = fixed + per site + per site and step, by least squares of relative errors.
 
     Returns:
-        The three in milliseconds, R² of the line, and the largest relative deviation of a cell from it.
+        The three coefficients in milliseconds, R², and the largest relative deviation of a cell.
     """
     sites, steps = np.array(cells, dtype=float).T
     design, found = np.stack([np.ones_like(sites), sites, sites * steps], 1), np.array(seconds)
@@ -92,7 +92,7 @@ def line(cells: Sequence[tuple[int, int]], seconds: Sequence[float]) -> dict[str
 
 
 def show(figures: dict[str, Any], display: Display) -> None:
-    """The figures as a table: a row for each number of sites, a column for each number of steps."""
+    """Print the timings: one row per number of sites, one column per number of steps."""
     cells = {(cell["n_sites"], cell["n_steps"]): f"{cell['ms_per_pair']:.0f}" for cell in figures["cells"]}
     sites, steps = ({cell[i]: None for cell in cells} for i in (0, 1))
     fit = figures["fit"]
@@ -102,7 +102,7 @@ def show(figures: dict[str, Any], display: Display) -> None:
     )
     display.say(
         f"{fit['fixed_ms']:.1f} ms + {fit['per_site_ms']:.1f} ms per site + {fit['per_site_and_step_ms']:.2f} ms per site "
-        f"and step: R² {fit['r_squared']:.3f}, no cell further off than {fit['largest_deviation']:.0%}"
+        f"and step: R² {fit['r_squared']:.3f}, largest deviation of a cell {fit['largest_deviation']:.0%}"
     )
 
 
@@ -114,7 +114,7 @@ def _examples(model: Model, n_pairs: int, n_ctx: int) -> Examples:
 
 
 def _circuit_model(model: Model, examples: Examples, n_sites: int, d_sae: int, k: int) -> CircuitModel:
-    """SAEs with initial weights at the middle sites of the model."""
+    """A model with untrained SAEs at its middle sites."""
     hooks = [f"blocks.{block}.{kind}" for block in range(model.n_layers) for kind in KINDS]
     first = (len(hooks) - n_sites) // 2
     hooks = hooks[first : first + n_sites]

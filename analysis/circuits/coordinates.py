@@ -1,6 +1,6 @@
-"""The dictionary that changes nothing: one feature per coordinate. With it everything here works on neurons.
+"""The identity dictionary: one feature per coordinate, so that circuits can be made of neurons.
 
-Every coordinate that is not zero is active, with its sign; nothing is left as an error.
+Every non-zero coordinate is active, with its sign; the error is zero.
 """
 
 from collections.abc import Iterable
@@ -20,18 +20,18 @@ from training.site import Site
 
 
 class CoordinatesConfig(SAEConfig):
-    """Config of the coordinates of a hook."""
+    """Config of the identity dictionary."""
 
     variant: Literal["coordinates"] = "coordinates"
 
 
 @final
 class Coordinates(SAE):
-    """W_enc = W_dec = 1, without biases."""
+    """The identity dictionary: W_enc = W_dec = I, without biases."""
 
     @classmethod
     def of(cls, d: int, dtype: torch.dtype = torch.float32) -> "Coordinates":
-        """Those of a hook of this width."""
+        """The identity dictionary of width d."""
         sae = cls(CoordinatesConfig(d_sae=d), d)
         sae.to(dtype)
         with torch.no_grad():
@@ -40,15 +40,15 @@ class Coordinates(SAE):
         return sae
 
     def select(self) -> Select:
-        """All that are not zero."""
+        """Select all non-zero coordinates."""
         return Select("threshold", absolute=True)
 
     def active(self, x: Float[Tensor, "n_rows d_in"]) -> SparseCode:
-        """Each coordinate as it is."""
+        """Each non-zero coordinate, unchanged."""
         return from_dense(x.to(self.W_enc.dtype))
 
     def decode_features(self, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """Each value in its place."""
+        """The coordinates as a dense tensor."""
         return code.to_dense().to(self.W_dec.dtype)
 
     def losses(
@@ -60,11 +60,11 @@ class Coordinates(SAE):
             SaescopeError: always.
         """
         del x, target, progress
-        raise SaescopeError("The coordinates of a hook are not trained.")
+        raise SaescopeError("The coordinates of a hook can't be trained.")
 
 
 def coordinates(model: Model, sites: Iterable[Site]) -> CircuitModel:
-    """A model taken apart into coordinates at some sites, all of whose widths share their matrices.
+    """A model with the identity dictionary at the given sites; sites of equal width share its matrices.
 
     Raises:
         SaescopeError: as `CircuitModel`.
@@ -76,10 +76,10 @@ def coordinates(model: Model, sites: Iterable[Site]) -> CircuitModel:
 
 
 def mlp_activations(model: CircuitModel) -> CircuitModel:
-    """The model taken apart into the activations of its MLPs, of all that run after the first of its sites.
+    """A model with MLP neurons as features, in every MLP after the model's first site.
 
     Raises:
-        SaescopeError: no MLP behind that site shows its activations.
+        SaescopeError: no MLP after that site has a hook on its neurons.
     """
     hooks = [f"blocks.{layer}.mlp.hook_post" for layer in range(model.n_layers)]
     sites = [Site(input=hook) for hook in hooks if hook in model.model.hooks()]
@@ -87,12 +87,12 @@ def mlp_activations(model: CircuitModel) -> CircuitModel:
     with_first = coordinates(model.model, [*sites, *own_sites([first])])
     later = with_first.sites[with_first.index[own_sites([first])[0]] + 1 :]
     if not later:
-        raise SaescopeError(f"{model.model.name} shows no activations of an MLP (mlp.hook_post) behind {first.output}.")
+        raise SaescopeError(f"{model.model.name} has no hook on MLP neurons (mlp.hook_post) after {first.output}.")
     return coordinates(model.model, later)
 
 
 def own_sites(sites: Iterable[Site]) -> list[Site]:
-    """For each site one whose input is the same target: an output of a block, or its update."""
+    """For each site, the site that both reads and writes its target: a hook, or a block's update."""
     return [
         Site(input=site.input, target=site.target, update="both") if site.update else Site(input=site.output)
         for site in sites
@@ -100,5 +100,5 @@ def own_sites(sites: Iterable[Site]) -> list[Site]:
 
 
 def own_coordinates(model: CircuitModel) -> CircuitModel:
-    """The model with the coordinates of its sites in place of their features."""
+    """The model with coordinates as features at its own sites."""
     return coordinates(model.model, own_sites(model.sites))

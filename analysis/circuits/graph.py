@@ -1,4 +1,4 @@
-"""A circuit: nodes, edges, what was measured of them, and everything needed to make it again."""
+"""A circuit: nodes, edges, their measurements, and everything needed to reproduce it."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from analysis.render.circuit import Drawing
 
 KINDS = {ERROR: "error", SKIP: "skip"}
-"""What stands in a name where a feature has its number."""
+"""Name of a node that isn't a feature, in place of the feature's number."""
 OUTPUT_NAME = "output"
 _BY_NODE = ("effect", "low", "high", "value", "reference", "inclusion")
 _BY_EDGE = ("weight", "weight_low", "weight_high", "edge_inclusion")
@@ -25,37 +25,37 @@ _BY_EDGE = ("weight", "weight_low", "weight_high", "edge_inclusion")
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """A site of a circuit and the SAE that was spliced in there."""
+    """A site of a circuit and its SAE."""
 
     name: str
-    """Short and unique in its circuit, such as `resid-9` or `attn-12`."""
+    """Short name, unique in its circuit, such as `resid-9` or `attn-12`."""
     site: Site
     sae: str
     """Hash of the SAE's weights (`sae.store.weights_hash`)."""
     d_sae: int
     variant: str
     run: str | None = None
-    """Folder of the run, as the config gave it."""
+    """Folder of the run, as given in the config."""
     skip: bool = False
-    """Whether the SAE has a skip path, or other offsets that depend on its input."""
+    """Whether the SAE has a skip path or another input-dependent offset."""
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """A graph of features with its measurements. Arrays are by node, or by edge.
+    """A graph of features with its measurements. Arrays are indexed by node or by edge.
 
     Attributes:
-        name: of the artefact.
+        name: name of the circuit.
         model: name and identity of the language model (`Model.identity`).
-        sites: in causal order; `nodes.site` counts them.
-        task: the task's config as resolved, the metric, and how well the model does it.
+        sites: sites in causal order; `nodes.site` indexes them.
+        task: the resolved task config, the metric, and the model's performance.
         settings: estimator, reference, thresholds, numbers of examples, seeds.
-        prompt: pieces of text by position, of one example, to show where a node is; empty where positions are summed.
+        prompt: text of each token of one example, to label positions; empty where positions are summed.
         nodes: features, errors, skip paths.
-        effect: mean over examples of what moving the node to its reference does to the metric.
-        low, high: the interval of that mean over bootstraps of the examples.
-        value, reference: mean value of a feature in clean and reference runs; of errors and skip paths their mean norm.
-        inclusion: share of bootstraps in which the node is among as many chosen; NaN where it was not measured.
+        effect: mean effect over examples: change of the metric when the node is patched to its reference.
+        low, high: bootstrap interval of that mean over examples.
+        value, reference: mean value of a feature in clean and reference runs; mean norm of errors and skip paths.
+        inclusion: share of bootstraps that choose the node, at the same circuit size; NaN where not measured.
         source, target: edges, as indices into `nodes`; target OUTPUT is the metric.
         weight, weight_low, weight_high: mean effect of an edge and its interval.
         edge_inclusion: as `inclusion`.
@@ -84,7 +84,7 @@ class Circuit:
     scores: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Every array has its length, edges name nodes, and nodes name sites."""
+        """Check lengths and indices."""
         n, e = len(self.nodes), len(self.source)
         assert all(len(getattr(self, name)) == n for name in _BY_NODE), "a number for each node"
         assert all(len(getattr(self, name)) == e for name in ("target", *_BY_EDGE)), "a number for each edge"
@@ -93,16 +93,16 @@ class Circuit:
 
     @property
     def positional(self) -> bool:
-        """Whether nodes are at positions, rather than summed over them."""
+        """Whether nodes have positions, rather than being summed over them."""
         return bool((self.nodes.position != ANYWHERE).all())
 
     @property
     def n_features(self) -> int:
-        """Features, errors and skip paths counted once however many positions they are at."""
+        """Number of distinct features, errors and skip paths, ignoring positions."""
         return len(set(zip(self.nodes.site.tolist(), self.nodes.feature.tolist(), strict=True)))
 
     def node_name(self, i: SupportsIndex) -> str:
-        """`resid-9/f920@3`: site, feature (or `error`, `skip`), and position where there is one; OUTPUT is `output`."""
+        """Node name such as `resid-9/f920@3`: site, feature (or `error`, `skip`), position if any; OUTPUT is `output`."""
         if int(i) == OUTPUT:
             return OUTPUT_NAME
         return name_of(self.sites, *(int(column[i]) for column in self._columns))
@@ -113,7 +113,7 @@ class Circuit:
         return [self.node_name(i) for i in range(len(self.nodes))]
 
     def find(self, *names: str) -> Int64[np.ndarray, " n"]:
-        """Indices of nodes, ascending, by name; a name without its position stands for all of them.
+        """Indices of nodes by name, ascending; a name without a position matches every position.
 
         Raises:
             SaescopeError: no node has that name.
@@ -122,29 +122,29 @@ class Circuit:
         return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
 
     def select(self, *names: str) -> Nodes:
-        """Nodes by name, as an intervention takes them; see `find`."""
+        """Nodes by name, for interventions; see `find`."""
         return self.nodes.take(self.find(*names))
 
     def table(self, of: Literal["nodes", "edges"] = "nodes") -> list[dict[str, Any]]:
-        """Nodes or edges as rows, the largest effect first, for a data frame or a file; NaN becomes None."""
+        """Nodes or edges as rows for a data frame or a file, largest effects first; NaN becomes None."""
         rows = self.rows(of)
         by = self.effect if of == "nodes" else self.weight
         return [rows[i] for i in np.argsort(-np.nan_to_num(np.abs(by)), kind="stable")]
 
     def rows(self, of: Literal["nodes", "edges"] = "nodes") -> list[dict[str, Any]]:
-        """The same in the circuit's own order."""
+        """Nodes or edges as rows, in the circuit's order; NaN becomes None."""
         return self._node_rows() if of == "nodes" else self._edge_rows()
 
     def take(
         self, nodes: Bool[np.ndarray, " n_nodes"], edges: Bool[np.ndarray, " n_edges"] | None = None
     ) -> "Circuit":
-        """The part with these nodes, and of these edges those between them. Scores, which were of the whole, go.
+        """The subgraph of these nodes, with the selected edges between them. Scores are dropped: they were of the whole.
 
         Args:
-            nodes: which stay.
-            edges: which may stay; None is all.
+            nodes: mask of nodes to keep.
+            edges: mask of edges that may stay; None keeps all.
         """
-        into = np.append(nodes, True)  # OUTPUT is −1, the last
+        into = np.append(nodes, True)  # index −1 is OUTPUT
         stay = nodes[self.source] & into[self.target] & (True if edges is None else edges)
         if nodes.all() and stay.all():
             return self
@@ -156,7 +156,7 @@ class Circuit:
         )
 
     def without(self, *names: str) -> "Circuit":
-        """The circuit less some nodes and their edges; see `find` for names, `prune.without_orphans` for what then hangs.
+        """Remove nodes and their edges; see `find` for names, and `prune.without_orphans` for orphans this leaves.
 
         Raises:
             SaescopeError: no node has that name.
@@ -166,28 +166,28 @@ class Circuit:
         return self.take(stay)
 
     def consensus(self, threshold: float = 0.9) -> "Circuit":
-        """The nodes and edges that were chosen in at least this share of the bootstraps (after CIRCUS, 2603.00523).
+        """The nodes and edges chosen in at least this share of bootstraps (after CIRCUS, 2603.00523).
 
-        Edges whose own inclusion was not measured stay with their nodes.
+        Edges without a measured inclusion stay if both their nodes do.
 
         Raises:
             SaescopeError: inclusion was not measured.
         """
         if len(self.nodes) and np.isnan(self.inclusion).all():
             raise SaescopeError(
-                f"The circuit {self.name} has no inclusion probabilities, so it has no consensus: measure its stability."
+                f"The circuit {self.name} has no inclusion probabilities, so there is no consensus: measure its stability."
             )
         return self.take(self.inclusion >= threshold, np.isnan(self.edge_inclusion) | (self.edge_inclusion >= threshold))
 
     def figure(
         self, *, consensus: float = 0.9, max_edges: int = 300, labels: Mapping[str, str] | None = None
     ) -> "Drawing":
-        """The graph drawn: sites upwards, positions to the right; shows itself in a notebook, and saves itself as HTML.
+        """Draw the graph: sites from bottom to top, positions from left to right. Displays in a notebook, saves as HTML.
 
         Args:
-            consensus: nodes with at least this inclusion have a ring.
-            max_edges: the largest edges that are drawn.
-            labels: what features are about, by the name of a node, or by its name without the position.
+            consensus: nodes with at least this inclusion get a ring.
+            max_edges: draw at most this many edges, largest first.
+            labels: feature labels, by node name with or without the position.
         """
         from analysis.render.circuit import draw
 
@@ -206,7 +206,7 @@ class Circuit:
         if not found:
             near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
             raise SaescopeError(
-                f"None of the {len(names)} nodes of circuit {self.name} is called {name!r}; the nearest: {', '.join(near)}."
+                f"None of the {len(names)} nodes of circuit {self.name} is called {name!r}; closest: {', '.join(near)}."
             )
         return np.array(found, dtype=np.int64)
 
@@ -237,7 +237,7 @@ def name_of(sites: Sequence[SiteInfo], site: int, position: int, feature: int) -
 
 
 def site_names(sites: Sequence[Site]) -> list[str]:
-    """Short names by block and kind, `resid-9`, `attn-12`, `mlp-0`; full hooks where two sites would be called the same."""
+    """Short names by block and kind: `resid-9`, `attn-12`, `mlp-0`; full hook names where short ones would clash."""
     short = [_short(site) for site in sites]
     return [
         name if short.count(name) == 1 else ">".join(site.hooks) for name, site in zip(short, sites, strict=True)
@@ -245,7 +245,7 @@ def site_names(sites: Sequence[Site]) -> list[str]:
 
 
 def layer_of(site: Site) -> int | None:
-    """The block in which a site's output lies; None where it lies in none."""
+    """Block of a site's output; None if it isn't in a block."""
     block = re.match(r"blocks\.(\d+)\.", site.output)
     return int(block[1]) if block else None
 

@@ -1,8 +1,8 @@
-"""A language model and its SAEs as circuits see them: sites in causal order, their activations taken apart.
+"""A language model with SAEs, for circuits: sites in causal order, their activations decomposed.
 
-    target = Σ_f value_f · W_dec,f + offset + error        offset = bias (+ what a skip path adds)
+    target = Σ_f value_f · W_dec,f + offset + error        offset = bias (+ skip path's output)
 
-Features, error and skip path of a site are its nodes. Every run goes through `training.model.splice.at_sites`.
+The nodes of a site are its features, error and skip path. Every run goes through `training.model.splice.at_sites`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,13 +23,13 @@ from training.site import Site, SiteRows
 
 @dataclass(frozen=True)
 class State:
-    """The kept rows of a site taken apart; rows are in the order of the mask: example by example, position by position.
+    """Decomposed activations of a site's kept rows, in the order of the mask: example by example, position by position.
 
     Attributes:
-        target: what the SAE reconstructs, as the model has it.
-        code: the features.
-        offset: what is added to the features besides the error: the bias with the skip path's part.
-        error: target − features − offset.
+        target: the activation that the SAE reconstructs.
+        code: feature activations.
+        offset: bias plus the skip path's output.
+        error: target − decoded features − offset.
     """
 
     target: Float[Tensor, "n_rows d_out"]
@@ -38,12 +38,12 @@ class State:
     error: Float[Tensor, "n_rows d_out"]
 
     def take(self, rows: Int[Tensor, " n"]) -> "State":
-        """Some rows, in any order, also repeatedly."""
+        """Select rows, in any order; repeats are allowed."""
         return State(self.target[rows], take_rows(self.code, rows), self.offset[rows], self.error[rows])
 
 
 def take_rows(code: SparseCode, rows: Int[Tensor, " n"]) -> SparseCode:
-    """Rows of a CSR code, in any order, also repeatedly."""
+    """Select rows of a CSR code, in any order; repeats are allowed."""
     assert code.indptr is not None
     counts = code.indptr.diff()[rows]
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -52,21 +52,21 @@ def take_rows(code: SparseCode, rows: Int[Tensor, " n"]) -> SparseCode:
 
 
 class CircuitModel:
-    """A language model with SAEs at sites, in the order in which the model reaches them.
+    """A language model with SAEs at sites, in causal order.
 
     Attributes:
         model: the language model.
-        sites: in causal order: no site depends on a later one.
-        saes: by site; their weights take no gradient.
+        sites: sites in causal order: no site depends on a later one.
+        saes: SAEs by site, frozen.
     """
 
     def __init__(self, model: Model, saes: Mapping[Site, SAE]) -> None:
-        """Check that the SAEs fit, find the order of the sites, and check that the residual stream adds up.
+        """Check that the SAEs fit the model, sort the sites, and check that the residual stream adds up.
 
         Raises:
-            SaescopeError: as `SplicedModel`; a site that the model never reaches; or blocks that do not add up.
+            SaescopeError: as `SplicedModel`; the model never reaches a site; or a block doesn't add up.
         """
-        SplicedModel(model, saes)  # refuses widths that do not fit, and two SAEs that write at one hook
+        SplicedModel(model, saes)  # refuses wrong widths and two SAEs that write to one hook
         self.model = model
         self.sites = in_order(model, list(saes))
         self.saes = {site: saes[site].frozen() for site in self.sites}
@@ -77,16 +77,16 @@ class CircuitModel:
         self, tokens: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"],
         at: Mapping[Site, Reconstruct], forward: Forward | None = None,
     ) -> Float[Tensor, "n_seqs n_logits d_vocab"]:
-        """Logits of a run in which the kept rows of each site's target are replaced; see `at_sites`.
+        """Run with the kept rows of each site's target replaced, and return logits; see `at_sites`.
 
-        They end with those behind the last token, which every metric reads. The model gives no others where it can do
-        without, because unembedding all tokens of short prompts takes longer than many blocks.
+        The last position, which every metric reads, is always included. Others are left out where possible, because
+        unembedding all tokens of a short prompt takes longer than many blocks.
 
         Args:
             tokens: without padding.
-            keep: rows that are spliced.
-            at: site → fn of its rows (x, target) and the mask, giving the new target.
-            forward: the model, or a `FrozenModel` of it.
+            keep: rows to splice.
+            at: site → function of its rows (x, target) and the mask that returns the new target.
+            forward: the model, or its `FrozenModel`.
         """
         if isinstance(forward, FrozenModel) or any(not hook.startswith("blocks.") for site in at for hook in site.hooks):
             forward = forward or self.model
@@ -99,7 +99,7 @@ class CircuitModel:
     def states(
         self, tokens: Int[Tensor, "n_seqs n_ctx"], keep: Bool[Tensor, "n_seqs n_ctx"], forward: Forward | None = None
     ) -> tuple[dict[Site, State], Float[Tensor, "n_seqs n_logits d_vocab"]]:
-        """Every site of an unchanged run taken apart, and the run's logits."""
+        """Decomposed activations at every site of a clean run, and its logits."""
         found: dict[Site, State] = {}
 
         def look(site: Site) -> Reconstruct:
@@ -113,7 +113,7 @@ class CircuitModel:
         return found, logits
 
     def state(self, site: Site, rows: SiteRows) -> State:
-        """A site's rows taken apart; under autograd differentiable in x and target (`sae.base.SAE.encode_traced`)."""
+        """Decompose a site's rows; differentiable in x and target (`sae.base.SAE.encode_traced`)."""
         sae = self.saes[site]
         code = sae.encode_traced(rows.x.to(sae.W_dec))
         target = rows.target.to(sae.W_dec)
@@ -122,17 +122,17 @@ class CircuitModel:
         return State(target, plain, offset, target - sae.decode_features(plain) - offset)
 
     def decode(self, site: Site, code: SparseCode) -> Float[Tensor, "n_rows d_out"]:
-        """What features add to a site's target: Σ value · unit decoder row, without bias."""
+        """Decode features without the bias: Σ value · unit decoder row."""
         return self.saes[site].decode_features(code)
 
     @property
     def n_layers(self) -> int:
-        """Blocks of the language model."""
+        """Number of blocks of the language model."""
         return self.model.n_layers
 
 
 def features_only(code: SparseCode) -> SparseCode:
-    """A code without the points that its rows are decoded around."""
+    """The code without its decoding offsets."""
     code = code.csr()
     if isinstance(code, OffsetCode):
         return SparseCode(code.feature, code.value, code.n_rows, code.d_sae, indptr=code.indptr)
@@ -140,10 +140,10 @@ def features_only(code: SparseCode) -> SparseCode:
 
 
 def in_order(model: Model, sites: Iterable[Site]) -> tuple[Site, ...]:
-    """Sites in the order in which one run reaches their outputs.
+    """Sort sites by the order in which a forward pass reaches their outputs.
 
     Raises:
-        SaescopeError: a site that the model never reaches.
+        SaescopeError: the model never reaches a site.
     """
     sites, reached = list(sites), []
 
@@ -159,7 +159,7 @@ def in_order(model: Model, sites: Iterable[Site]) -> tuple[Site, ...]:
         model.logits(tokens)
     missing = [site.output for site in sites if site not in reached]
     if missing:
-        raise SaescopeError(f"{model.name} never reaches {missing[0]} in a run, so nothing can be spliced in there.")
+        raise SaescopeError(f"{model.name} never reaches {missing[0]} in a forward pass, so no SAE can be spliced in.")
     return tuple(reached)
 
 
@@ -168,7 +168,7 @@ def check_residual_stream(model: Model) -> None:
     """Check that resid_pre + attn_out + mlp_out = resid_post in every block, which edges and errors rely on.
 
     Raises:
-        SaescopeError: a block does not add up (its hooks mean something else, say before a norm that follows them).
+        SaescopeError: a block doesn't add up (its hooks mean something else, such as the value before a post-norm).
     """
     tokens = torch.arange(6)[None] % model.d_vocab
     names = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
@@ -180,10 +180,10 @@ def check_residual_stream(model: Model) -> None:
         gap, norm = float((before + attn + mlp - after).norm()), float(after.norm())
         if not gap <= _TOLERANCE[model.dtype] * norm:
             raise SaescopeError(
-                f"{model.name}: resid_pre + attn_out + mlp_out differs from {hooks[-1]} by {gap:.3g}, whose norm is "
-                f"{norm:.3g}, so its hooks do not say what is added to the residual stream."
+                f"{model.name}: resid_pre + attn_out + mlp_out differs from {hooks[-1]} (norm {norm:.3g}) by {gap:.3g}, so "
+                "its hooks are not the vectors added to the residual stream."
             )
 
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
-"""Relative gap that rounding may leave; fp64 models of Hugging Face normalise in fp32."""
+"""Relative tolerance for rounding; Hugging Face models normalise in fp32 even in fp64."""

@@ -1,4 +1,4 @@
-"""Nodes of a circuit: features, errors and skip paths of the sites, at a position or over all of them."""
+"""Nodes and edges of a circuit with their effects: features, errors and skip paths, at one position or summed over all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from jaxtyping import Bool, Float64, Int64
 from scipy import sparse
 
 ERROR, SKIP = -1, -2
-"""What stands in place of a feature: the site's error vector, and its skip path (any offset that depends on the input)."""
+"""Feature indices of the site's error vector and of its skip path (any offset that depends on the input)."""
 ANYWHERE = -1
-"""The position of a node that is summed over positions."""
+"""Position of a node that is summed over positions."""
 OUTPUT = -1
-"""The target of an edge that ends in the metric."""
+"""Target of an edge into the metric."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """A list of nodes as three columns, without doubles, ordered by site, position, feature.
+    """Nodes as three columns, unique, sorted by site, position, feature.
 
     Attributes:
         site: index into `CircuitModel.sites`.
-        position: token of the prompt, counted from 0 (BOS, where there is one), or ANYWHERE.
-        feature: of the site's SAE, or ERROR, or SKIP.
+        position: token position in the prompt, from 0 (BOS included), or ANYWHERE.
+        feature: feature of the site's SAE, or ERROR, or SKIP.
     """
 
     site: Int64[np.ndarray, " n_nodes"]
@@ -34,13 +34,13 @@ class Nodes:
 
     @classmethod
     def empty(cls) -> "Nodes":
-        """No node."""
+        """No nodes."""
         none = np.zeros(0, dtype=np.int64)
         return cls(none, none, none)
 
     @classmethod
     def of(cls, triples: Sequence[tuple[int, int, int]]) -> "Nodes":
-        """Nodes from (site, position, feature), in any order."""
+        """Nodes from (site, position, feature) triples, in any order."""
         columns = np.unique(np.asarray(triples, dtype=np.int64).reshape(-1, 3), axis=0)
         return cls(columns[:, 0], columns[:, 1], columns[:, 2])
 
@@ -50,25 +50,25 @@ class Nodes:
         return list(zip(self.site.tolist(), self.position.tolist(), self.feature.tolist(), strict=True))
 
     def take(self, which: Bool[np.ndarray, " n_nodes"] | Int64[np.ndarray, " n"]) -> "Nodes":
-        """Some of them, by mask or by ascending indices."""
+        """Select nodes by mask or by ascending indices."""
         return Nodes(self.site[which], self.position[which], self.feature[which])
 
     def at(self, site: int) -> "Nodes":
-        """Those of one site."""
+        """The nodes of one site."""
         return self.take(self.site == site)
 
     @property
     def features(self) -> Bool[np.ndarray, " n_nodes"]:
-        """Which are features, not errors or skip paths."""
+        """Mask of the nodes that are features, not errors or skip paths."""
         return self.feature >= 0
 
 
 @dataclass(frozen=True)
 class NodeEffects:
-    """What each node does to the metric in each example; entries that are not stored are 0.
+    """Effect of each node on the metric in each example; entries that are not stored are 0.
 
-    The effect of a node is the change of the metric when the node alone moves from its clean value to its reference
-    value (Marks et al. 2403.19647, eq. 2): m(do(node = reference)) − m(clean). What supports the clean answer is negative.
+    A node's effect is the change of the metric when this node alone is patched from its clean to its reference value
+    (Marks et al. 2403.19647, eq. 2): m(do(node = reference)) − m(clean). Nodes that support the clean answer are negative.
     """
 
     nodes: Nodes
@@ -77,22 +77,22 @@ class NodeEffects:
 
     @property
     def mean(self) -> Float64[np.ndarray, " n_nodes"]:
-        """Over the examples."""
+        """Mean over examples."""
         return np.asarray(self.values.sum(axis=0)).ravel() / max(self.values.shape[0], 1)
 
     def take(self, which: Bool[np.ndarray, " n_nodes"] | Int64[np.ndarray, " n"]) -> "NodeEffects":
-        """Some of the nodes, by mask or by ascending indices."""
+        """Select nodes by mask or by ascending indices."""
         columns = np.flatnonzero(which) if which.dtype == bool else which
         return NodeEffects(self.nodes.take(columns), self.values[:, columns])
 
     def largest(self, n: int) -> "NodeEffects":
-        """The n nodes with the largest absolute mean effect; nodes without one are left out."""
+        """The n nodes with the largest absolute mean effect; nodes without an effect are left out."""
         size = np.abs(self.mean)
         order = np.argsort(-size, kind="stable")[:n]
         return self.take(np.sort(order[size[order] > 0]))
 
     def over_positions(self) -> "NodeEffects":
-        """Each node summed over its positions (Marks et al., the aggregation of non-templated data)."""
+        """Sum each node's effects over positions (Marks et al., aggregation for non-templated data)."""
         keys = np.stack([self.nodes.site, self.nodes.feature], axis=1)
         found, which = np.unique(keys, axis=0, return_inverse=True)
         to = sparse.csr_array(
@@ -103,7 +103,7 @@ class NodeEffects:
 
 
 def joined(parts: Sequence[NodeEffects]) -> NodeEffects:
-    """Effects of further examples put below each other; a node that one part has no entry of has effect 0 there."""
+    """Concatenate effects over examples; a node missing from a part has effect 0 there."""
     nodes = Nodes.of([triple for part in parts for triple in part.nodes.triples])
     place = {triple: i for i, triple in enumerate(nodes.triples)}
     rows, columns, values, n = [], [], [], 0
@@ -120,10 +120,10 @@ def joined(parts: Sequence[NodeEffects]) -> NodeEffects:
 
 @dataclass(frozen=True)
 class EdgeEffects:
-    """What each edge does to the metric in each example, through the direct path alone.
+    """Effect of each edge on the metric in each example, through the direct path alone.
 
-    The effect of an edge u → d is the change of the metric by what d changes when u moves to its reference value and every
-    node between them stays as it is (Marks et al. 2403.19647, eq. 5); into OUTPUT it is the metric's own change.
+    The effect of an edge u → d is the change of the metric due to d's change when u is patched to its reference value and
+    all nodes between them are held fixed (Marks et al. 2403.19647, eq. 5). Into OUTPUT it is the metric's own change.
     """
 
     nodes: Nodes
@@ -139,11 +139,11 @@ class EdgeEffects:
 
     @property
     def mean(self) -> Float64[np.ndarray, " n_edges"]:
-        """Over the examples."""
+        """Mean over examples."""
         return np.asarray(self.values.sum(axis=0)).ravel() / max(self.values.shape[0], 1)
 
     def take(self, which: Bool[np.ndarray, " n_edges"] | Int64[np.ndarray, " n"]) -> "EdgeEffects":
-        """Some of the edges, by mask or by indices; the list of nodes stays."""
+        """Select edges by mask or by indices; the nodes stay."""
         columns = np.flatnonzero(which) if which.dtype == bool else which
         return EdgeEffects(self.nodes, self.source[columns], self.target[columns], self.values[:, columns])
 
@@ -154,14 +154,14 @@ class EdgeEffects:
         return cls(nodes, none, none, sparse.csr_array((n_examples, 0), dtype=np.float64))
 
     def largest(self, n: int) -> "EdgeEffects":
-        """The n edges with the largest absolute mean effect, in their order; edges without one are left out."""
+        """The n edges with the largest absolute mean effect, in their order; edges without an effect are left out."""
         size = np.abs(self.mean)
         order = np.argsort(-size, kind="stable")[:n]
         return self.take(np.sort(order[size[order] > 0]))
 
 
 def joined_edges(parts: Sequence[EdgeEffects]) -> EdgeEffects:
-    """Edges between the same nodes, of further examples, put below each other."""
+    """Concatenate effects of edges between the same nodes over examples."""
     nodes = parts[0].nodes
     keys = [part.source * (len(nodes) + 1) + part.target + 1 for part in parts]
     found = np.unique(np.concatenate(keys))

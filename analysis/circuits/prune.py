@@ -1,10 +1,9 @@
-"""Smaller circuits: thresholds, the n largest, and nothing left hanging.
+"""Prune circuits: by threshold, to the n largest, and without orphans.
 
-A node belongs to a circuit if what it does reaches the output, so an *orphan* is a node from which no kept edge leads, one
-after another, to OUTPUT; nodes without an edge are orphans too. No edge into a node is asked for: what drives it may be no
-node at all (embeddings, sites without an SAE, all that lies below the thresholds), and yet it acts on the output. Where a
-story from the first site to the output is wanted, `grounded` drops features that nothing in the circuit drives, as
-circuit-tracer does; errors and skip paths, and the features of the first site, are where such a story may begin.
+An *orphan* is a node with no path of kept edges to OUTPUT; nodes without edges are orphans too. A node needs no incoming
+edge: what drives it may not be a node (embeddings, sites without an SAE, anything below the thresholds). If every path
+should start at an input, `grounded` also drops features that nothing in the circuit drives, as circuit-tracer does. Paths
+may start at errors, skip paths and the features of the first site.
 """
 
 import numpy as np
@@ -18,15 +17,15 @@ def prune(
     circuit: Circuit, *, min_effect: float = 0.0, min_weight: float = 0.0, n_nodes: int | None = None,
     n_edges: int | None = None, grounded: bool = False,
 ) -> Circuit:
-    """The nodes and edges that are large enough, without orphans; scores, which were of the whole, go.
+    """Keep the nodes and edges that are large enough, and drop orphans. Scores are dropped: they were of the whole circuit.
 
     Args:
-        circuit: to be pruned; it stays as it is.
-        min_effect: least |effect| of a node.
-        min_weight: least |weight| of an edge.
-        n_nodes: at most so many nodes, the largest.
-        n_edges: at most so many edges between those, the largest.
-        grounded: drop features behind the first site that no node of the circuit drives, too.
+        circuit: the circuit to prune; it is not modified.
+        min_effect: minimum |effect| of a node.
+        min_weight: minimum |weight| of an edge.
+        n_nodes: keep at most this many nodes, largest first.
+        n_edges: keep at most this many edges between those nodes, largest first.
+        grounded: also drop features after the first site that no node of the circuit drives.
     """
     nodes = (_size(circuit.effect) >= min_effect) & _largest(circuit.effect, n_nodes)
     smaller = circuit.take(nodes)
@@ -35,24 +34,24 @@ def prune(
 
 
 def without_orphans(circuit: Circuit, *, grounded: bool = False) -> Circuit:
-    """The circuit without nodes that do not reach the output, and if asked for without features that nothing drives."""
+    """Drop nodes that don't reach the output and, if `grounded`, features that nothing drives."""
     return circuit.take(connected(circuit.nodes, circuit.source, circuit.target, grounded=grounded))
 
 
 def connected(
     nodes: Nodes, source: Int64[np.ndarray, " n_edges"], target: Int64[np.ndarray, " n_edges"], *, grounded: bool = False
 ) -> Bool[np.ndarray, " n_nodes"]:
-    """Which nodes are no orphans.
+    """Mask of the nodes that are not orphans.
 
     Args:
-        nodes: all.
-        source, target: edges as indices into them, or OUTPUT.
+        nodes: all nodes.
+        source, target: edges, as indices into `nodes`, or OUTPUT.
         grounded: as in `prune`.
     """
     may_begin = ~nodes.features | (nodes.site == (nodes.site.min() if len(nodes) else 0))
     stay = np.ones(len(nodes), dtype=bool)
     while True:
-        there = np.append(stay, True)  # OUTPUT is −1, the last
+        there = np.append(stay, True)  # index −1 is OUTPUT
         alive = there[source] & there[target]
         new = stay & _reach(len(nodes), source[alive], target[alive])
         if grounded:
@@ -65,7 +64,7 @@ def connected(
 
 
 def _reach(n: int, source: np.ndarray, target: np.ndarray) -> Bool[np.ndarray, " n"]:
-    """Which nodes have a way to OUTPUT."""
+    """Mask of the nodes with a path to OUTPUT."""
     reached = np.zeros(n + 1, dtype=bool)
     reached[OUTPUT] = True
     while True:
@@ -76,7 +75,7 @@ def _reach(n: int, source: np.ndarray, target: np.ndarray) -> Bool[np.ndarray, "
 
 
 def _largest(numbers: np.ndarray, n: int | None) -> Bool[np.ndarray, " n_numbers"]:
-    """The n largest by size; of equal ones the first."""
+    """Mask of the n largest by absolute value; ties go to the first."""
     chosen = np.ones(len(numbers), dtype=bool)
     if n is not None:
         chosen[np.argsort(-_size(numbers), kind="stable")[n:]] = False
@@ -84,5 +83,5 @@ def _largest(numbers: np.ndarray, n: int | None) -> Bool[np.ndarray, " n_numbers
 
 
 def _size(numbers: np.ndarray) -> np.ndarray:
-    """Absolute values; 0 where there is no number, as in graphs of other tools."""
+    """Absolute values; NaN counts as 0, as in graphs of other tools."""
     return np.nan_to_num(np.abs(numbers))

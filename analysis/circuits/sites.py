@@ -1,4 +1,4 @@
-"""The SAEs of a circuit: runs found by name or pattern, checked to belong to one model; short names of their sites."""
+"""Open a circuit's SAEs and their model: find runs by name or glob, and check that they belong to one model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from training.model.language_model import Model
 
 
 def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
-    """The SAEs of runs.
+    """Open the SAEs of runs.
 
     Args:
-        runs: folders, or patterns of them (`runs/circuit-saes/*`), each of which passes over what is no finished run.
+        runs: folders, or globs (`runs/circuit-saes/*`); a glob skips folders that aren't finished runs.
 
     Raises:
-        SaescopeError: a folder is no run, a pattern finds none, or two SAEs write at one hook.
+        SaescopeError: a folder isn't a run, a glob finds none, or two SAEs write to the same hook.
     """
     folders: list[Path] = []
     for run in runs:
@@ -29,7 +29,7 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
         if not path.exists() and any(c in run for c in "*?["):
             found = [folder for folder in matching(path) if (folder / "final").is_dir()]
             if not found:
-                raise SaescopeError(f"saes: no finished run is at {run}; train some first, or name other folders.")
+                raise SaescopeError(f"saes: there is no finished run at {run}; train some first, or name other folders.")
         folders += [folder for folder in found if folder not in folders]
     trained = [open_trained(folder) for folder in folders]
     by_hook: dict[str, TrainedSAE] = {}
@@ -37,7 +37,7 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
         other = by_hook.setdefault(one.site.output, one)
         if other is not one:
             raise SaescopeError(
-                f"saes: {other.folder} and {one.folder} both write at {one.site.output}; a circuit has one SAE at a hook."
+                f"saes: {other.folder} and {one.folder} both write to {one.site.output}; a circuit has one SAE per hook."
             )
     return trained
 
@@ -45,19 +45,19 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
 def open_model(
     trained: Sequence[TrainedSAE], name: str | None = None, device: str = "cpu", dtype: str = "float32"
 ) -> Model:
-    """The language model behind SAEs.
+    """Load the language model the SAEs were trained on.
 
     Args:
         trained: the SAEs.
-        name: what to load instead of what they name themselves; it has to have the same weights.
-        device: where it runs.
-        dtype: what it computes in, whatever the SAEs were trained from.
+        name: model to load instead of the one recorded in the SAEs; its weights must be the same.
+        device: device.
+        dtype: compute dtype; it needn't match the dtype the SAEs were trained with.
 
     Raises:
-        SaescopeError: the SAEs are of different models, or the model cannot be had.
+        SaescopeError: the SAEs belong to different models, or the model can't be loaded.
     """
     if not trained and name is None:
-        raise SaescopeError("saes: none is named, and no model either.")
+        raise SaescopeError("saes: neither an SAE nor a model is given.")
     name = name or str(trained[0].model_facts()[0]["name"])
     model = kept_model(name, device, dtype)
     for one in trained:
@@ -66,10 +66,10 @@ def open_model(
 
 
 def circuit_model(trained: Sequence[TrainedSAE], model: Model) -> tuple[CircuitModel, tuple[SiteInfo, ...]]:
-    """The model with the SAEs at their sites, and what a circuit says of them.
+    """The model with the SAEs at their sites, and the sites' records for the circuit.
 
     Raises:
-        SaescopeError: a hook that this model does not have, or widths that do not fit.
+        SaescopeError: the model lacks a hook, or widths don't match.
     """
     spliced = CircuitModel(model, {one.site: one.sae for one in trained})
     by_site = {one.site: one for one in trained}

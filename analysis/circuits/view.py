@@ -1,7 +1,7 @@
-"""What a person has made of a graph: pins, groups, names, judgements, and how much of it is shown.
+"""A user's view of a graph: pins, groups, labels, judgements, and how much of it is shown.
 
-A view is one text, JSON, that fits into the dashboard's URL (`?view=`): `View.read` takes that, or a whole URL, and gives
-nodes to a notebook. Graph files carry it too, as `qParams` of circuit-tracer and Neuronpedia.
+A view is a JSON string short enough for the dashboard's URL (`?view=`). `View.read` parses it, or a whole URL, so that a
+notebook can use the same nodes. Graph files carry it too, as circuit-tracer and Neuronpedia `qParams`.
 """
 
 from collections.abc import Mapping
@@ -16,34 +16,34 @@ from analysis.circuits.nodes import Nodes
 from sae.errors import SaescopeError, first_line
 
 MAX_CHARS = 4000
-"""The longest text that the URL takes."""
+"""Longest view that fits in the URL."""
 
 
 class View(BaseModel):
-    """Nodes are called as in `Circuit.names`. Short keys, because all of it is part of an address."""
+    """A view; node names are those of `Circuit.names`. Keys are short because they go into a URL."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     pins: tuple[str, ...] = Field(default=(), alias="p")
-    """Nodes of the subgraph that is looked at, in the order of pinning."""
+    """Pinned nodes (the subgraph), in the order of pinning."""
     groups: tuple[tuple[str, tuple[str, ...]], ...] = Field(default=(), alias="g")
-    """Supernodes: a name, and the nodes that it stands for; a node is in one at most."""
+    """Supernodes: a name and its nodes; a node is in at most one."""
     labels: dict[str, str] = Field(default_factory=dict, alias="l")
-    """Names that a person gave to nodes."""
+    """Labels the user gave to nodes."""
     judged: dict[str, bool] = Field(default_factory=dict, alias="j")
-    """Whether a node is called spurious, for SHIFT."""
+    """Whether a node was judged spurious, for SHIFT."""
     clicked: str | None = Field(default=None, alias="c")
     """The node whose card is open."""
     node_share: float = Field(default=1.0, ge=0, le=1, alias="n")
     edge_share: float = Field(default=1.0, ge=0, le=1, alias="e")
-    """Shares that the sliders leave."""
+    """Settings of the two pruning sliders."""
 
     @classmethod
     def read(cls, text: str) -> "View":
-        """A view from its text, or from the URL of a page that has one; one without is a view of nothing in particular.
+        """Parse a view from its text or from a page's URL; a URL without one gives the default view.
 
         Raises:
-            SaescopeError: it is no view.
+            SaescopeError: the text isn't a view.
         """
         if "?" in text and not text.lstrip().startswith("{"):
             text = parse_qs(urlsplit(text).query).get("view", [""])[-1]
@@ -52,14 +52,14 @@ class View(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise SaescopeError(f"This is no view of a graph: {first_line(error)}: {text[:80]!r}.") from error
+            raise SaescopeError(f"Not a valid view of a graph: {first_line(error)}: {text[:80]!r}.") from error
 
     def text(self) -> str:
         """The view as one line, defaults left out."""
         return self.model_dump_json(by_alias=True, exclude_defaults=True)
 
     def of(self, circuit: Circuit) -> "View":
-        """What of it this circuit has: nodes that it has not are left out, and groups of less than two."""
+        """Restrict the view to this circuit: drop nodes it doesn't have, and groups left with fewer than two."""
         there = set(circuit.names)
         groups, taken = [], set[str]()
         for name, members in self.groups:
@@ -75,10 +75,10 @@ class View(BaseModel):
         })
 
     def nodes(self, circuit: Circuit, *names: str) -> Nodes:
-        """The nodes of groups or of nodes by name; without names those that are pinned.
+        """Nodes by group or node name; without names, the pinned nodes.
 
         Raises:
-            SaescopeError: neither a group of this view nor a node of the circuit.
+            SaescopeError: a name is neither a group of this view nor a node of the circuit.
         """
         groups = dict(self.groups)
         chosen = names or self.pins
@@ -86,30 +86,30 @@ class View(BaseModel):
 
 
 def with_view(circuit: Circuit, view: View) -> Circuit:
-    """The circuit with a view in its settings, where graph files take it from."""
+    """Store a view in the circuit's settings, where graph files read it."""
     return replace(circuit, settings={**circuit.settings, "view": view.model_dump(mode="json", by_alias=True)})
 
 
 def view_of(circuit: Circuit) -> View:
-    """The view that a circuit came with.
+    """The view stored in a circuit.
 
     Raises:
-        SaescopeError: what stands in the place of one is none.
+        SaescopeError: the stored view is invalid.
     """
     try:
         if "view" in circuit.settings:
             return View.model_validate(circuit.settings["view"]).of(circuit)
         return _of_params(circuit, circuit.settings.get("qParams", {})).of(circuit)
     except ValidationError as error:
-        raise SaescopeError(f"The view that {circuit.name} came with is none: {first_line(error)}.") from error
+        raise SaescopeError(f"The view stored in {circuit.name} is not valid: {first_line(error)}.") from error
 
 
 def params_of(view: View, ids: Mapping[str, str]) -> dict[str, Any]:
-    """A view as `qParams`; judgements are a key of our own.
+    """A view as `qParams`; `judged`, `named` and `shares` are additions to that format.
 
     Args:
-        view: of the circuit that is written.
-        ids: `node_id` by name.
+        view: view of the circuit that is written.
+        ids: `node_id` by node name.
     """
     return {
         "pinnedIds": [ids[one] for one in view.pins], "clickedId": ids[view.clicked] if view.clicked else "",
@@ -121,7 +121,7 @@ def params_of(view: View, ids: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _of_params(circuit: Circuit, params: Mapping[str, Any]) -> View:
-    """`qParams` of a file, whose nodes have ids of that format."""
+    """A view from a file's `qParams`, which name nodes by `node_id`."""
     if not params:
         return View()
     from analysis.circuits.formats.circuit_tracer.writing import node_ids

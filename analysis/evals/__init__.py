@@ -1,1 +1,1 @@
-"""A run measured: what its features are worth, as pure functions and what runs them."""
+"""Evaluations of a run: metrics as pure functions, and the code that runs them."""

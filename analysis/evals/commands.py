@@ -1,4 +1,4 @@
-"""The subcommand `sae eval`: thin over `analysis.evals.run` and `analysis.evals.compare`."""
+"""The subcommand `sae eval`: a thin wrapper of `analysis.evals.run` and `analysis.evals.compare`."""
 
 import argparse
 import json
@@ -13,51 +13,51 @@ if TYPE_CHECKING:
     from analysis.evals.run import Evaluated
     from training.display import Display
 
-_ABOUT = """Measure trained SAEs on held-out text: reconstruction and what the model makes of it, bits per row, agreement
-between seeds, recovery of known features, and more; each with its 95 % interval over documents and beside its controls.
+_ABOUT = """Evaluate trained SAEs on held-out text: reconstruction, downstream cross-entropy, description length, agreement
+between seeds, recovery of known features, and more, each with a 95 % interval over documents and next to its controls.
 
-Three controls are always made: a random SAE of the same shape, principal components, the raw channels. Three more need a
-training, once for a site and shape (--controls): a frozen random decoder, a frozen random encoder, and an SAE of the model
-with random weights. Without them no SAE is called better than nothing.
+Three controls are always included: a random SAE of the same shape, PCA, and the raw channels. Three more must be trained
+once per site and shape (--controls): a frozen random decoder, a frozen random encoder, and an SAE on the model with random
+weights. No SAE is reported as better than the controls unless all of them are there.
 
-Results are written to RUN/evals/NAME.json, one by one; what is there already is not measured again.
+Results are written to RUN/evals/NAME.json as they finish; existing results are reused.
 """
 _EXAMPLES = """examples:
   sae eval runs/quickstart                            the quick suite: minutes
-  sae eval runs/quickstart --controls                 train the controls of its site first, if they are not there
+  sae eval runs/quickstart --controls                 train missing controls first
   sae eval runs/quickstart --suite full --only core,mdl
   sae eval runs/sweep/topk-16 runs/sweep/topk-32      side by side
-  sae eval --compare runs/a runs/b                    which differs, by how much, is it beyond seed noise?
+  sae eval --compare runs/a runs/b                    differences with intervals: beyond seed noise?
   sae eval runs/quickstart --labelled jsonl:reviews.jsonl --text review --label sentiment
-                                                      probe for labels of your own
+                                                      probe for your own labels
 
-The other seeds of a training (the same config with another sae.seed) are found by themselves and count in a comparison.
+Comparisons automatically include other seeds of a run (the same config with another sae.seed).
 """
 
 
 def evaluate(argv: list[str]) -> int:
-    """Measure SAEs beside their controls; compare two."""
+    """Evaluate SAEs against controls; compare two runs."""
     parser = argparse.ArgumentParser(
         "sae eval", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of sweeps")
     parser.add_argument("--suite", choices=("quick", "full"), default="quick",
-                        help="how much is looked at (default: quick)")
-    parser.add_argument("--only", default="", metavar="NAME,...", help="these evaluations only")
-    parser.add_argument("--labelled", metavar="SOURCE", help="probe for the labels of this dataset and measure nothing "
-                        "else, but what --only names: jsonl:PATH, parquet:PATH, datasets:NAME or datasets:PATH.csv")
-    parser.add_argument("--text", metavar="COLUMN", help="of SOURCE, that holds the text (default: text)")
-    parser.add_argument("--label", metavar="COLUMN", help="of SOURCE, that holds the label (default: label)")
+                        help="amount of data (default: quick)")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="run only these evaluations")
+    parser.add_argument("--labelled", metavar="SOURCE", help="probe for the labels of this dataset: jsonl:PATH, "
+                        "parquet:PATH, datasets:NAME or datasets:PATH.csv; runs nothing else except what --only names")
+    parser.add_argument("--text", metavar="COLUMN", help="SOURCE's text column (default: text)")
+    parser.add_argument("--label", metavar="COLUMN", help="SOURCE's label column (default: label)")
     parser.add_argument("--subset", metavar="NAME", help="configuration of datasets:NAME")
     parser.add_argument("--split", metavar="NAME", help="split of datasets:NAME (default: train)")
-    parser.add_argument("--controls", action="store_true", help="train the controls that need it, where they are not there")
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two runs, with their other seeds")
-    parser.add_argument("--again", action="store_true", help="measure anew what is there already")
-    parser.add_argument("--json", action="store_true", help="results as JSON in place of the tables")
+    parser.add_argument("--controls", action="store_true", help="train missing controls first")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two runs, including their other seeds")
+    parser.add_argument("--again", action="store_true", help="recompute existing results")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_args(argv)
     if bool(args.runs) == bool(args.compare):
-        raise SaescopeError("give the folders of runs, or --compare with two of them, for example sae eval runs/a.")
+        raise SaescopeError("give run folders (for example sae eval runs/a), or two runs with --compare.")
     from training.display import Display
 
     only = tuple(name.strip() for name in args.only.split(",") if name.strip())
@@ -70,13 +70,13 @@ def evaluate(argv: list[str]) -> int:
 
 
 def _labelled(args: argparse.Namespace) -> "LabelledText | None":
-    """The dataset that the options describe."""
+    """The labelled dataset given by the options."""
     from analysis.evals.probes.labelled import LabelledText
 
     given = {name: value for name in ("text", "label", "subset", "split") if (value := getattr(args, name)) is not None}
     if args.labelled is None:
         if given:
-            raise SaescopeError(f"--{next(iter(given))} describes a labelled dataset; say which: --labelled jsonl:PATH.")
+            raise SaescopeError(f"--{next(iter(given))} needs a labelled dataset: give one with --labelled jsonl:PATH.")
         return None
     return LabelledText(args.labelled, **given)
 
@@ -113,7 +113,7 @@ def _compare(pair: Sequence[str], options: Mapping[str, Any], display: "Display"
     done = [[evaluate_(run, display=display, **options) for run in side] for side in folders]
     found = compared(*([one.results for one in side] for side in done))
     if not found:
-        raise SaescopeError(f"{pair[0]} and {pair[1]} have no evaluation in common that could be made; see above for why.")
+        raise SaescopeError(f"{pair[0]} and {pair[1]} have no evaluation in common; see above for the reasons.")
     if as_json:
         print(json.dumps([{**asdict(one), "verdict": one.verdict} for one in found], indent=2, ensure_ascii=False))
         return 0
@@ -121,7 +121,7 @@ def _compare(pair: Sequence[str], options: Mapping[str, Any], display: "Display"
     _print([table.of_comparison(found, *names)])
     lacking = sorted({name for side in done for one in side for r in one.results.values() for name in r.lacking})
     if lacking:
-        print(f"neither is called better than nothing without the controls {', '.join(lacking)} (sae eval --controls)")
+        print(f"missing controls, so neither is called better than nothing: {', '.join(lacking)} (sae eval --controls)")
     return 0
 
 
@@ -134,10 +134,10 @@ def _print(tables: Sequence[Any]) -> None:
 
 
 def _remarks(done: "Evaluated") -> None:
-    """What the tables do not show."""
+    """Print what the tables don't show: missing controls, notes, failed evaluations."""
     lacking = sorted({name for found in done.results.values() for name in found.lacking})
     if lacking:
-        print(f"{done.run}: lacks the controls {', '.join(lacking)}; `sae eval {done.run} --controls` trains them")
+        print(f"{done.run}: missing controls: {', '.join(lacking)}; `sae eval {done.run} --controls` trains them")
     for name, found in done.results.items():
         for note in found.found.notes:
             print(f"{name}: {note}")
@@ -146,16 +146,16 @@ def _remarks(done: "Evaluated") -> None:
 
 
 def _least(runs: Sequence[Path]) -> None:
-    """Which of several runs takes the fewest bits at one distortion, and where it lies in width and L0."""
+    """Print which run has the shortest description length at equal FVE, with its width and L0."""
     from analysis.mdl.runs import least_description
 
     try:
         found = least_description(runs)
     except SaescopeError as error:
-        print(f"bits of these runs do not compare: {error}")
+        print(f"bits of these runs can't be compared: {error}")
         return
     for one in found.runs:
-        at = "does not reach it" if one.length is None else f"{one.length.bits:.1f} bits per row, L0 {one.length.l0:.1f}"
+        at = "doesn't reach it" if one.length is None else f"{one.length.bits:.1f} bits per row, L0 {one.length.l0:.1f}"
         mark = "  ← fewest" if one is found.least else ""
         print(f"at FVE {found.fve:.3f}: {one.run}: {at}, {one.d_sae:,} features{mark}")
 
@@ -172,5 +172,5 @@ def _plain(done: "Evaluated") -> dict[str, Any]:
 
 
 def _code(done: Sequence["Evaluated"]) -> int:
-    """0 if anything was measured."""
+    """Exit code: 0 if anything was measured, else 2."""
     return 0 if any(one.results for one in done) else 2

@@ -1,11 +1,11 @@
-"""Which of two runs is better, at what, by how much, and is that more than another seed would change?
+"""Compare two runs metric by metric: which is better, by how much, and beyond seed noise?
 
-Each side is a run with the other seeds of its training that are there. A figure of A and B is compared on the same rows,
-pair by pair (`common.intervals`). What a comparison can say of a figure:
+Each side is a run plus the available other seeds of the same training. Metrics are compared on the same rows, paired
+(`common.intervals`). Verdicts:
 
-    A or B better     the interval of the difference leaves zero out, the noise of two seeds or more on each side counted
-    differs           the same of a figure that does not judge; or one side has one seed: another might come out otherwise
-    not separable     it holds zero; with the number of seeds on each side that would separate them, if any number would
+    A or B better     the interval of the difference excludes zero, with seed noise from at least two seeds per side
+    differs           the same for a metric without a better direction; or a side has one seed, so seed noise is unknown
+    not separable     the interval includes zero; gives the number of seeds per side that would separate them, if any would
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of two sides."""
+    """One metric compared between two sides."""
 
     eval: str
     group: str
@@ -39,7 +39,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """In words; of B against A."""
+        """The verdict in words, for B against A."""
         found = self.difference
         if found.low is None:
             return "no interval"
@@ -58,10 +58,10 @@ def _not_separable(found: Difference) -> str:
 
 
 def sides(a: str | Path, b: str | Path) -> tuple[list[Path], list[Path]]:
-    """The runs of each side: the one given and the other seeds of its training, which must be comparable.
+    """Runs of each side: the given one and the other seeds of its training. Checks that the sides are comparable.
 
     Raises:
-        SaescopeError: no run, or runs of different sites, models or corpora.
+        SaescopeError: not a run, or runs with different sites, models or corpora.
     """
     first, second = open_trained(a), open_trained(b)
     check_comparable(first, second)
@@ -71,10 +71,10 @@ def sides(a: str | Path, b: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def check_comparable(first: TrainedSAE, second: TrainedSAE) -> None:
-    """Refuse runs that are not over the same held-out rows.
+    """Check that two runs have the same held-out rows.
 
     Raises:
-        SaescopeError: which part of them differs.
+        SaescopeError: site, model or corpus differ.
     """
     facts = [one.sae.provenance for one in (first, second)]
     parts = {
@@ -85,16 +85,16 @@ def check_comparable(first: TrainedSAE, second: TrainedSAE) -> None:
     for name, (mine, theirs) in parts.items():
         if mine != theirs:
             raise SaescopeError(
-                f"{first.folder} and {second.folder} were not made for the same {name} ({_short(mine)} and "
-                f"{_short(theirs)}), so no figure of the one compares with the other's; give runs of one {name}."
+                f"{first.folder} and {second.folder} have different {name} settings ({_short(mine)} and "
+                f"{_short(theirs)}), so their metrics can't be compared; give runs with the same {name}."
             )
 
 
 def compared(a: Sequence[Mapping[str, EvalResult]], b: Sequence[Mapping[str, EvalResult]]) -> list[Compared]:
-    """Every figure that both sides have.
+    """Compare every metric that both sides have.
 
     Args:
-        a, b: the results of each seed, by evaluation.
+        a, b: results of each seed, by evaluation.
     """
     out = []
     for name in [name for name in a[0] if all(name in one for one in (*a, *b))]:
@@ -108,7 +108,7 @@ def compared(a: Sequence[Mapping[str, EvalResult]], b: Sequence[Mapping[str, Eva
 
 
 def against_controls(found: EvalResult, group: str, name: str) -> dict[str, Difference]:
-    """A figure of a run less that of each of its controls, paired."""
+    """Paired difference of a run's metric from that of each of its controls."""
     mine = found.metric(group, name)
     out: dict[str, Difference] = {}
     for control, theirs in found.controls.items():
@@ -122,9 +122,9 @@ def against_controls(found: EvalResult, group: str, name: str) -> dict[str, Diff
 
 
 def better_than_nothing(found: EvalResult, group: str, name: str) -> bool | None:
-    """Whether a figure of a run is beyond that of every control; None where a control is lacking or nothing judges it.
+    """Whether a run's metric beats every control; None if a control is missing or the metric has no better direction.
 
-    Documents are counted, and not what another seed of the run or of a control would change.
+    Accounts for document noise only, not for seed noise of the run or of the controls.
     """
     mine = found.metric(group, name)
     gaps = against_controls(found, group, name)

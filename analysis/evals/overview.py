@@ -1,4 +1,4 @@
-"""What is known of many runs, as one table: the figures of their evaluations, and those that their trainings ended with."""
+"""One table of many runs: metrics of their evaluations, and the held-out metrics from the end of training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from analysis.runs import Run
 from sae.errors import SaescopeError
 
 SUMMARY = "held-out"
-"""What the figures in a run's summary are called: measured on held-out rows at the end of training."""
+"""Name for the metrics in a run's summary, measured on held-out rows at the end of training."""
 _CE = "nats per token"
 SUMMARISED: dict[str, Metric] = {
     "fve": Metric(None, "share", "higher", "1 − Σ‖t − t̂‖² / Σ‖t − mean t‖²", 0),
@@ -26,12 +26,12 @@ SUMMARISED: dict[str, Metric] = {
     "silent": Metric(None, "share", "lower", "share of features active in no held-out row", 0),
     "dense": Metric(None, "share", "none", "share of features active in more than 10 % of held-out rows", 0),
 }
-"""Figures of a summary; their values are to be filled in."""
+"""Metrics of a summary, without values."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure, the same of every run."""
+    """One metric, across runs."""
 
     eval: str
     group: str
@@ -42,24 +42,24 @@ class Column:
 
     @property
     def key(self) -> str:
-        """`core.reconstruction.fve`: in addresses and files."""
+        """Key such as `core.reconstruction.fve`, for URLs and files."""
         return f"{self.eval}.{self.group}.{self.name}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of a run, or of one of its controls."""
+    """Metrics of a run, or of one of its controls."""
 
     run: str
     control: str
     """Empty for the run itself."""
     figures: Mapping[str, Metric]
-    """By the column's key."""
+    """Metrics by column key."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """All that is known of one run."""
+    """All metrics of one run."""
 
     name: str
     folder: Path
@@ -68,7 +68,7 @@ class Evaluated:
     problems: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
-        """The run's own row, then one for each control and each reference."""
+        """The run's own row, then one per control and per reference."""
         own = {f"{SUMMARY}.heldout.{name}": metric for name, metric in self.summary.items()}
         others: dict[str, dict[str, Metric]] = {}
         for name, found in self.results.items():
@@ -80,7 +80,7 @@ class Evaluated:
 
 
 def of_run(run: Run) -> Evaluated:
-    """A run's evaluations, and the figures of its summary; one that cannot be read is a problem told beside the others."""
+    """Read a run's evaluations and its summary; unreadable results are listed in `problems`."""
     found, problems = {}, []
     for path in results(run.folder):
         try:
@@ -93,7 +93,7 @@ def of_run(run: Run) -> Evaluated:
 
 
 def arguments(found: EvalResult) -> list[str]:
-    """What `sae eval RUN` is told to make an evaluation alone."""
+    """Arguments for `sae eval RUN` that run just this evaluation."""
     source = found.settings.get("source")
     if source is None:
         return ["--only", found.eval]
@@ -103,7 +103,7 @@ def arguments(found: EvalResult) -> list[str]:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """Every figure that a row has, evaluations in the order in which they come, the summaries' first."""
+    """Columns for every metric in the rows: summaries first, then evaluations in order of appearance."""
     found: dict[str, Column] = {}
     for row in rows:
         for key, metric in row.figures.items():
@@ -113,7 +113,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def same_training(one: Evaluated, every: Sequence[Evaluated]) -> list[Evaluated]:
-    """A run and those that differ from it in their seeds alone."""
+    """A run and all runs that differ from it only in their seeds."""
     from analysis.evals.common.seeds import same_training as with_seeds
 
     same = {folder for folder, _ in with_seeds(one.folder, [other.folder for other in every])}

@@ -1,19 +1,19 @@
-"""How well a dictionary recovers features that are known: pure functions of directions and codes.
+"""Recovery of known features by a dictionary: pure functions of directions and codes.
 
-Features of the truth and of the SAE are matched one to one so that the sum of |cosine| of their directions is largest
-(the Hungarian method). Codes are signed: active means stored, and a direction may be found with its sign turned.
+True and SAE features are matched one to one, maximising the sum of |cosine| of their directions (Hungarian algorithm).
+Codes are signed: active means stored, and a direction may be recovered with the opposite sign.
 
-    F1     2 TP / (2 TP + FP + FN) of where a feature is present and where its match is active
-    MCC    Matthews' correlation of the same two events
-    MMC    max over the dictionary of |cosine|, matched or not (mean max cosine, Sharkey et al. 2022)
+    F1     2 TP / (2 TP + FP + FN) of "feature present" and "match active"
+    MCC    Matthews correlation of the same two events
+    MMC    max |cosine| over the dictionary, matched or not (mean max cosine, Sharkey et al. 2022)
 
-All three are means over the true features that occur; a feature without a match, in too narrow a dictionary, counts
-with 0 for F1 and MCC.
+All three are means over the true features that occur; features without a match (dictionary too narrow) count as 0 for F1
+and MCC.
 
-Absorption (the effect of Chanin et al. 2409.14507, here against truth): of the rows in which a parent and its child are
-present, the share in which the parent's match is silent, while the child's match is active and its direction contains
-the parent: |cosine| of at least 0.3. Mean over pairs of parent and child that occur together. A child's match that has
-parent's direction in it and is silent too, is a miss (F1 tells of it), no absorption.
+Absorption (after Chanin et al. 2409.14507, here against ground truth): among rows where a parent and its child are both
+present, the share where the parent's match is inactive while the child's match is active and its direction contains the
+parent (|cosine| ≥ 0.3). Mean over parent–child pairs that occur together. If the child's match is inactive too, that is a
+miss (which F1 counts), not absorption.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from analysis.matching import cosines, match
 from sae.code import SparseCode
 
 CONTAINS = 0.3
-"""|cosine| from which a direction contains another."""
+"""Minimum |cosine| for a direction to count as containing another."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Means over features, 0 to 1 (MCC from −1); None where nothing is to be averaged."""
+    """Means over features, 0 to 1 (MCC from −1); None if there is nothing to average."""
 
     f1: float | None
     mcc: float | None
@@ -41,7 +41,7 @@ class Recovery:
     absorption: float | None
 
     def plain(self) -> dict[str, float | None]:
-        """By name."""
+        """Values by name."""
         return asdict(self)
 
 
@@ -49,14 +49,14 @@ def recovery(
     directions: Float[Tensor, "d_sae d"], code: SparseCode, truth: Float[Tensor, "n_features d"],
     true_code: SparseCode, parents: Sequence[int],
 ) -> Recovery:
-    """All figures.
+    """Compute all recovery metrics.
 
     Args:
         directions: W_dec of the SAE.
-        code: its code of some rows.
+        code: the SAE's code of some rows.
         truth: true directions.
-        true_code: what those rows are made of.
-        parents: of each true feature, −1 for none.
+        true_code: the true code of the same rows.
+        parents: parent of each true feature, −1 for none.
     """
     assert code.n_rows == true_code.n_rows, "codes of different rows"
     cosine = cosines(directions, truth)
@@ -75,12 +75,12 @@ def recovery(
 
 
 def f1_score(both: float, n_there: float, n_active: float) -> float:
-    """2 TP / (2 TP + FP + FN) from the counts of both events and of each."""
+    """F1 = 2 TP / (2 TP + FP + FN), from the joint count and the count of each event."""
     return 2 * both / (n_there + n_active) if n_there + n_active else 0.0
 
 
 def matthews(both: float, n_there: float, n_active: float, n: int) -> float:
-    """Matthews' correlation of two events in n rows; 0 if one of them always or never happens."""
+    """Matthews correlation of two events in n rows; 0 if either always or never happens."""
     spread = n_there * (n - n_there) * n_active * (n - n_active)
     return (both * n - n_there * n_active) / spread**0.5 if spread > 0 else 0.0
 
@@ -89,7 +89,7 @@ def absorption(
     there: Any, active: Any, cosine: Float[np.ndarray, "n_features d_sae"], matched: Int64[np.ndarray, " n_features"],
     parents: Sequence[int],
 ) -> float | None:
-    """See the head of this file; `there` and `active` are `[n_rows, n]` sparse matrices of ones."""
+    """Absorption, see the module docstring; `there` and `active` are `[n_rows, n]` sparse matrices of ones."""
     shares = []
     for child, parent in enumerate(parents):
         if parent < 0:
@@ -104,7 +104,7 @@ def absorption(
 
 
 def support(code: SparseCode) -> Any:
-    """Where a code is active: a sparse matrix `[n_rows, d_sae]` of ones, by columns."""
+    """Support of a code: a CSC matrix `[n_rows, d_sae]` of ones."""
     from scipy.sparse import csc_array
 
     code = code.csr()

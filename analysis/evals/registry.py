@@ -1,4 +1,4 @@
-"""The evaluations, by name: one small file each in `metrics`, this literal table, and how one is got."""
+"""Registry of the evaluations: a table of names and modules (one small file each in `metrics`), and lookup."""
 
 import difflib
 import importlib
@@ -19,31 +19,31 @@ EVALUATIONS: dict[str, str] = {
     "ground-truth": "analysis.evals.metrics.ground_truth",
     "interpretability": "analysis.evals.metrics.interpretability",
 }
-"""Name on the command line → module with its `EVALUATION`; also the order in which they are run and shown."""
+"""Name on the command line → module with its `EVALUATION`, in the order in which they are run and shown."""
 
 
 def evaluation(name: str) -> Evaluation:
-    """An evaluation by name.
+    """Look up an evaluation by name.
 
     Raises:
-        SaescopeError: there is none of this name.
+        SaescopeError: there is no such evaluation.
     """
     if name not in EVALUATIONS:
         near = difflib.get_close_matches(name, EVALUATIONS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise SaescopeError(f"there is no evaluation {name!r}: {hint}There are {', '.join(EVALUATIONS)}.")
+        raise SaescopeError(f"there is no evaluation called {name!r}: {hint}There are {', '.join(EVALUATIONS)}.")
     found: Evaluation = importlib.import_module(EVALUATIONS[name]).EVALUATION
     return found
 
 
 def evaluation_of(labelled: LabelledText) -> Evaluation:
-    """Probing for the labels of a dataset of one's own, which has no name until there is one. Nothing is read yet."""
+    """The evaluation that probes for the labels of a user's dataset. Nothing is read yet."""
     from analysis.evals.metrics import labelled as metrics
 
     return metrics.evaluation_of(labelled)
 
 
 def chosen(only: Sequence[str] = ()) -> list[Evaluation]:
-    """Those named, or all, in the order of the table. Raises as `evaluation`."""
+    """The named evaluations, or all of them, in the table's order. Raises as `evaluation`."""
     wanted = [evaluation(name) for name in only] if only else [evaluation(name) for name in EVALUATIONS]
     return sorted(wanted, key=lambda one: list(EVALUATIONS).index(one.name))

@@ -1,8 +1,7 @@
-"""Evaluations of a run: each on the SAE and on its controls, on the same rows, written one by one into runs/NAME/evals/.
+"""Run evaluations: each on the SAE and its controls, on the same rows, written one by one to runs/NAME/evals/.
 
-A result whose inputs are the same is not measured again; those of trained controls lie in the controls' own runs, so that
-runs which share a control share its figures. One evaluation that cannot be made says why, in one sentence, and the others
-go on.
+A result with unchanged inputs is reused. Results of trained controls are stored in the controls' own runs, so that runs
+sharing a control share its results. If an evaluation fails, the reason is reported and the others continue.
 """
 
 import hashlib
@@ -31,20 +30,20 @@ from training.display import Display, Task
 
 SEED = 0
 PARTS = 100
-"""Into how many parts a second of expected work is cut for the progress display."""
+"""Progress units per second of expected work."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What became of the evaluations of one run."""
+    """Outcome of the evaluations of one run."""
 
     run: Path
     results: Mapping[str, EvalResult] = field(default_factory=dict)
-    """By the name of the evaluation, in the order of the registry."""
+    """Results by evaluation, in the registry's order."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Those that could not be made, with the sentence that says why."""
+    """Evaluations that failed, with the reason."""
     reused: tuple[str, ...] = ()
-    """Those that were there already."""
+    """Evaluations whose existing results were reused."""
 
 
 @own_torch_state()
@@ -56,18 +55,18 @@ def evaluate(
     """Evaluate a run.
 
     Args:
-        run: its folder.
-        suite: how much is looked at.
-        only: names of evaluations; none means all, or with `labelled` no other.
-        labelled: a dataset whose labels are probed for.
-        controls: train the controls of its site first, where they are not there yet.
-        again: measure anew what is there.
-        seed: of every draw, and of the controls.
-        without: controls that are not wanted; results name them as lacking.
+        run: folder of the run.
+        suite: amount of data.
+        only: names of evaluations; empty means all, or just the labelled one if `labelled` is given.
+        labelled: dataset whose labels to probe for.
+        controls: train missing controls of its site first.
+        again: recompute existing results.
+        seed: seed of every draw, and of the controls.
+        without: controls to skip; results list them as missing.
         display: shows progress.
 
     Raises:
-        SaescopeError: no such run or evaluation, or a training of controls that fails.
+        SaescopeError: no such run or evaluation, or training a control failed.
     """
     evaluations = chosen(only) if only or labelled is None else []
     evaluations += [] if labelled is None else [evaluation_of(labelled)]
@@ -80,14 +79,14 @@ def evaluate(
 
 @dataclass
 class _Session:
-    """The evaluations of one run."""
+    """State while evaluating one run."""
 
     context: Context
     evaluations: Sequence[Evaluation]
     without: tuple[str, ...]
     display: Display
     measured: dict[tuple[str, str], Found] = field(default_factory=dict)
-    """What was found of controls before their turn, by control and evaluation."""
+    """Control results measured ahead of their turn, by control and evaluation."""
 
     @property
     def trained(self) -> TrainedSAE:
@@ -96,17 +95,17 @@ class _Session:
 
     @cached_property
     def control_runs(self) -> dict[str, Path]:
-        """Trained controls that are there."""
+        """Existing trained controls, by name."""
         return trained_controls.find(self.trained, self.context.seed)
 
     @cached_property
     def cheap(self) -> dict[str, SAE]:
-        """The controls that need no training."""
+        """Controls that need no training."""
         return cheap_controls(self.trained.sae, self.context.train_rows, self.context.seed)
 
     @cached_property
     def controls(self) -> dict[str, tuple[Context, SAE]]:
-        """Every control and the rows it is measured on: those of the run, but for another model."""
+        """Every control with its rows: the run's own, except for the random-weights model."""
         out: dict[str, tuple[Context, SAE]] = {}
         for name in (*CHEAP, *self.control_runs):
             if name in self.without:
@@ -127,7 +126,7 @@ class _Session:
         return open_context(folder, self.context.suite, seed=self.context.seed, display=self.display)
 
     def all(self, *, again: bool) -> Evaluated:
-        """Every evaluation, in turn."""
+        """Run all evaluations, in turn."""
         found: dict[str, EvalResult] = {}
         refused = {e.name: why for e in self.evaluations if (why := e.unfit(self.trained)) is not None}
         able = [e for e in self.evaluations if e.name not in refused]
@@ -151,12 +150,12 @@ class _Session:
         return Evaluated(self.trained.folder, found, refused, tuple(there))
 
     def _write(self, found: EvalResult) -> None:
-        """Into the run; the result last, so that where it is there all is."""
+        """Write a result into the run; the JSON comes last, so that its presence means everything is there."""
         features.write(self.trained.folder, found.eval, found.found.features, weights_of(self.trained.folder))
         result.write(found, self.trained.folder)
 
     def _other_model_first(self, evaluations: Sequence[Evaluation], task: Task) -> None:
-        """Everything about the control of another model, so that the two models need not lie in memory together."""
+        """Measure the random-model control first, so that only one language model is in memory at a time."""
         mine = [e for e in evaluations if "random-model" in self._names(e)]
         for evaluation in mine:
             try:
@@ -168,7 +167,7 @@ class _Session:
             self.controls.pop("random-model", None)
 
     def _measured(self, evaluation: Evaluation, task: Task) -> EvalResult:
-        """One evaluation, of the run and of each control."""
+        """Run one evaluation on the run and on each control."""
         settings, controls = evaluation.settings(self.context.suite), self._names(evaluation)
         self._prepare(controls)
         own = self._one(evaluation, "", self.context, self.trained.sae, task)
@@ -182,12 +181,12 @@ class _Session:
         return self._result(evaluation, self.trained, self.inputs(evaluation), own, others, references)
 
     def _prepare(self, controls: Sequence[str]) -> None:
-        """Tell the context of all that are going to be measured on its rows and have not been yet."""
+        """Tell the context which coders are still to be measured on its rows."""
         here = [self.controls[name] for name in controls if name in self.controls and not self._known(name)]
         self.context.coders = [self.context.sae, *(sae for where, sae in here if where is self.context)]
 
     def _control(self, evaluation: Evaluation, name: str, task: Task) -> Found:
-        """What an evaluation finds of a control; of a trained one what is there already, if it is of the same rows."""
+        """Result of an evaluation for a control; a trained control's stored result is reused if the rows are the same."""
         if (name, evaluation.name) in self.measured:
             return self.measured[name, evaluation.name]
         if name not in self.control_runs:
@@ -209,7 +208,7 @@ class _Session:
         return _identified({**facts, "controls": {}})
 
     def _known(self, name: str) -> bool:
-        """Whether all that is to be measured of a trained control is there."""
+        """Whether a trained control already has all results needed."""
         if name not in self.control_runs:
             return False
         return all(
@@ -228,7 +227,7 @@ class _Session:
             evaluation.plain_settings(self.context.suite), _sae_facts(trained), found, others, lacking, references)
 
     def _one(self, evaluation: Evaluation, name: str, context: Context, sae: SAE, task: Task) -> Found:
-        """One coder, its progress shown."""
+        """Run an evaluation on one coder, showing progress."""
         cost = self._cost(evaluation)
         shown = 0
 
@@ -247,13 +246,13 @@ class _Session:
             context.progress = lambda _: None
 
     def _there(self, evaluation: Evaluation) -> EvalResult | None:
-        """The result of equal inputs that lies in the run, with what it says of features."""
+        """The run's stored result with equal inputs, if its per-feature table is there too."""
         if evaluation.per_feature and not features.path_of(self.trained.folder, evaluation.name).is_file():
             return None
         return _there(self.trained.folder, evaluation.name, self.inputs(evaluation)["id"])
 
     def inputs(self, evaluation: Evaluation) -> dict[str, Any]:
-        """All that determines a result; opens no rows and no model."""
+        """Everything that determines a result; opens neither rows nor a model."""
         facts = self._facts(evaluation) | {
             "weights": weights_of(self.trained.folder), "rows": self.context.facts(),
             "controls": {name: weights_of(self.control_runs[name]) if name in self.control_runs else self.context.seed
@@ -267,7 +266,7 @@ class _Session:
                 "settings": evaluation.plain_settings(suite), **evaluation.facts(self.context)}
 
     def _names(self, evaluation: Evaluation) -> list[str]:
-        """The controls that an evaluation has here."""
+        """Controls of an evaluation that are available."""
         there = (*CHEAP, *self.control_runs)
         return [name for name in evaluation.controls if name in there and name not in self.without]
 
@@ -276,19 +275,19 @@ class _Session:
 
 
 def _there(run: Path, name: str, digest: str) -> EvalResult | None:
-    """A run's result with this digest of its inputs."""
+    """A run's stored result with this input digest."""
     path = run / result.FOLDER / f"{name}.json"
     if not path.is_file():
         return None
     try:
         old = result.read(path)
-    except SaescopeError:  # of another version, or altered: it is made anew
+    except SaescopeError:  # another version, or altered: recompute it
         return None
     return old if old.inputs.get("id") == digest else None
 
 
 def _identified(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as JSON has them, and their digest as `id`."""
+    """Facts in JSON types, with their digest as `id`."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return {"id": hashlib.sha256(text.encode()).hexdigest(), **json.loads(text)}
 

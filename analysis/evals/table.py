@@ -1,4 +1,4 @@
-"""Evaluations as tables for a terminal: rows of cells, their header, and what is to be said below."""
+"""Evaluations as tables for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ SHORT = {"channels": "chan", "frozen-decoder": "fr dec", "frozen-encoder": "fr e
 
 
 class Table(NamedTuple):
-    """A title, a header and rows of as many cells."""
+    """A title, a header, and rows with the same number of cells."""
 
     title: str
     header: tuple[str, ...]
@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
 
 def of_run(found: EvalResult) -> Table:
-    """Every figure of one evaluation of a run, its controls beside it, and whether it is beyond all of them."""
+    """All metrics of one evaluation of a run, next to its controls, and whether they beat all of them."""
     controls, references = list(found.controls), list(found.references)
     header = ("", "", "95 %", *(SHORT.get(name, name) for name in (*controls, *references)), "beyond")
     rows = []
@@ -34,10 +34,10 @@ def of_run(found: EvalResult) -> Table:
 
 
 def of_runs(results: Mapping[str, Mapping[str, EvalResult]]) -> list[Table]:
-    """Each evaluation of several runs, a column a run.
+    """One table per evaluation, with one column per run.
 
     Args:
-        results: by the run's name and the evaluation's.
+        results: results by run and evaluation.
     """
     tables = []
     for name in dict.fromkeys(name for found in results.values() for name in found):
@@ -52,7 +52,7 @@ def of_runs(results: Mapping[str, Mapping[str, EvalResult]]) -> list[Table]:
 
 
 def of_comparison(found: Sequence[Compared], a: str, b: str) -> Table:
-    """Figures of two sides, their difference, and what may be said of it."""
+    """Metrics of two sides, their difference, and the verdict."""
     rows: list[tuple[str, ...]] = [
         (f"{one.eval} {one.group}.{one.name} {ARROWS[one.direction]}", number(one.a), number(one.b),
          number(one.difference.value, signed=True), _bounds(one.difference.low, one.difference.high), one.verdict)
@@ -62,17 +62,17 @@ def of_comparison(found: Sequence[Compared], a: str, b: str) -> Table:
 
 
 def label(group: str, name: str, metric: Metric) -> str:
-    """What a figure is called, and which way is better."""
+    """Name of a metric, with an arrow in the better direction."""
     return f"{group}.{name} {ARROWS[metric.direction]}"
 
 
 def value(metric: Metric | None) -> str:
-    """A figure's number."""
+    """A metric's value."""
     return "–" if metric is None or metric.value is None else number(metric.value)
 
 
 def interval(metric: Metric) -> str:
-    """A figure's bounds: half the width where they are as far on both sides."""
+    """A metric's interval: ± half-width if it is symmetric, else both bounds."""
     if metric.value is None or metric.low is None or metric.high is None:
         return "–"
     below, above = metric.value - metric.low, metric.high - metric.value
@@ -81,7 +81,7 @@ def interval(metric: Metric) -> str:
 
 
 def number(x: float, *, signed: bool = False) -> str:
-    """Three digits behind the point for small numbers, fewer for large ones."""
+    """Format a number: three decimals for small numbers, fewer for large ones."""
     digits = 3 if abs(x) < 10 else 1 if abs(x) < 1000 else 0
     text = f"{x:{'+' if signed else ''},.{digits}f}"
     return f"{x:{'+' if signed else ''}.2g}" if 0 < abs(x) < 0.001 else text

@@ -1,4 +1,4 @@
-"""The subcommand `sae mdl`: thin over `analysis.mdl.runs`."""
+"""The subcommand `sae mdl`: a thin wrapper of `analysis.mdl.runs`."""
 
 import argparse
 import csv
@@ -14,39 +14,39 @@ from sae.io.paths import user_path
 if TYPE_CHECKING:
     from analysis.mdl.runs import Selection
 
-_ABOUT = """Measure how many bits a row's features take to send, on held-out rows, and which of several runs takes the
-fewest at equal distortion (Ayonrinde, Pearce & Sharkey 2410.11179).
+_ABOUT = """Measure description length: bits per row (one token's activation) needed to encode an SAE's features, on
+held-out rows. Several runs are compared at equal FVE (Ayonrinde, Pearce & Sharkey 2410.11179).
 
-Values are rounded to whole multiples of a step, the coarsest that costs the FVE no more than epsilon. Then
-  bits      the entropy code: which features are active, each under its own firing rate, and how long they are
-  bound     L0 · (B + log2 d_sae), B being the bits of a value sent flat (where few features are active, the entropy code,
-            which knows nothing of one feature from another, may take more)
-  bits at   the same entropy code with each run's values as coarse as one FVE allows, the same for all: only these compare
+Activations are quantised with the coarsest step that lowers FVE by at most epsilon. Columns:
+  bits      entropy code: which features are active (each with its own firing rate), and their quantised values
+  bound     L0 · (B + log2 d_sae), with B bits per value at a fixed width (the entropy code treats features as independent,
+            so it can be longer if few are active)
+  bits at   the entropy code with every run quantised down to the same FVE; only these can be compared between runs
 """
 _EXAMPLES = """examples:
   sae mdl runs/quickstart
-  sae mdl runs/sweep                          every member of a sweep; the least is marked
-  sae mdl runs/topk runs/mdl --fve 0.8        at a distortion of your own
+  sae mdl runs/sweep                          every member of a sweep; the shortest is marked
+  sae mdl runs/topk runs/mdl --fve 0.8        compare at a given FVE
   sae mdl runs/sweep --plot bits.html         bits against FVE
   sae mdl runs/sweep --csv > bits.csv"""
 
 
 def mdl(argv: list[str]) -> int:
-    """Measure the description length of runs; select among several at equal distortion."""
+    """Measure the description length of runs, and compare several at equal FVE."""
     parser = argparse.ArgumentParser(
         "sae mdl", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs of one corpus, or of a sweep")
     parser.add_argument("--epsilon", type=float, default=0.005,
-                        help="share of the target's variance that rounding may cost (default: %(default)s)")
-    parser.add_argument("--fve", type=float, help="the FVE at which runs are compared (default: the lowest of theirs less "
-                        "epsilon, which all reach)")
+                        help="FVE that quantisation may cost (default: %(default)s)")
+    parser.add_argument("--fve", type=float, help="FVE at which runs are compared (default: the lowest FVE among them "
+                        "minus epsilon, which all of them reach)")
     parser.add_argument("--rows", type=int, default=16_384, help="held-out rows (default: %(default)s)")
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="everything, as JSON, in place of the table")
-    shape.add_argument("--csv", action="store_true", help="a line for each run, as CSV, in place of the table")
+    shape.add_argument("--json", action="store_true", help="print everything as JSON instead of the table")
+    shape.add_argument("--csv", action="store_true", help="print one CSV row per run instead of the table")
     parser.add_argument("--plot", type=user_path, metavar="FILE",
-                        help="draw bits against FVE: .html, or with kaleido .png or .svg")
+                        help="plot bits against FVE: .html, or .png or .svg (needs kaleido)")
     args = parser.parse_args(argv)
     from analysis.mdl.runs import least_description
     from analysis.render.figures import rate
@@ -73,7 +73,7 @@ def mdl(argv: list[str]) -> int:
 
 
 def _lines(found: "Selection") -> list[dict[str, Any]]:
-    """One a run, in the order of the selection."""
+    """One row per run, in the order of the selection."""
     out = []
     for one in found.runs:
         own, at = one.own, one.length
@@ -105,17 +105,17 @@ def _show(found: "Selection") -> None:
         at = (f"{mark}{one.length.bits:.1f}" if one.length else "–",) if several else ()
         rows.append((name, *at, f"{one.fve:.3f}", *bits, f"{own.bound:.1f}", f"{own.l0:.1f}", f"{own.step:.3g}",
                      f"{own.n_features:,}/{one.d_sae:,}"))
-    title = (f"bits per row, {found.least.own.n_rows:,} held-out rows; bits, bound, L0 and step where rounding costs "
-             f"{found.epsilon:g} of the variance")
+    title = (f"bits per row, {found.least.own.n_rows:,} held-out rows; bits, bound, L0 and step where quantisation costs "
+             f"{found.epsilon:g} FVE")
     Display().table(title, rows, header)
     if several:
-        print(f"\nleast at FVE {found.fve:.3f}: {found.least.run}")
+        print(f"\nshortest at FVE {found.fve:.3f}: {found.least.run}")
         if missing := [name for name, one in zip(names, found.runs, strict=True) if one.length is None]:
-            print(f"below FVE {found.fve:.3f} even with exact values: {', '.join(missing)}")
+            print(f"below FVE {found.fve:.3f} even without quantisation: {', '.join(missing)}")
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """Several runs by their paths below the folder that all share."""
+    """Paths of several runs, relative to their common folder."""
     if len(runs) == 1:
         return [str(runs[0])]
     common = os.path.commonpath([run.parent for run in runs])

@@ -1,21 +1,20 @@
-"""The description length of a trained SAE's codes, in bits per row (Ayonrinde, Pearce & Sharkey 2410.11179).
+"""Description length of a trained SAE's codes, in bits per row (Ayonrinde, Pearce & Sharkey 2410.11179).
 
-A code is sent with its values rounded to whole multiples q of a step Δ, one step for all features: decoder rows have
-unit norm, so that the same step costs each the same error. What is rounded to 0 is not sent. With p_i the share of rows
-in which feature i is sent:
+Values are quantised to whole multiples q of a step Δ, one step for all features: decoder rows have unit norm, so the same
+step costs each feature the same error. Values rounded to 0 are not sent. With p_i the share of rows in which feature i is
+sent:
 
-    bound    L0 · (B + log2 d_sae)                              each feature by its number, its value in B flat bits
-    bits     Σ_i [H_b(p_i) + p_i · H(q_i | q_i ≠ 0)]            the entropy code, features apart: Σ_i H(q_i)
-    adaptive the same code without anybody telling the frequencies: they are counted while decoding, from one half
-             each (Krichevsky & Trofimov 1981), a value's over all levels that occur in the whole code
+    bound    L0 · (B + log2 d_sae)                              each feature by index, its value in B fixed-width bits
+    bits     Σ_i [H_b(p_i) + p_i · H(q_i | q_i ≠ 0)]            entropy code with independent features: Σ_i H(q_i)
+    adaptive the same code with frequencies estimated while decoding, counts starting at ½ (Krichevsky & Trofimov 1981);
+             a value's counts are over all levels that occur in the whole code
 
-Δ is the coarsest step that costs at most ε of the target's variance, or that keeps a given FVE: the equal distortion at
-which SAEs are compared. Where the paper is silent: one Δ for all features, found by halving and then bisection of its
-logarithm to 1 % (the error need not grow with every step, and a coarser one that happens to keep it is not looked for);
-B = log2 of the number of levels between the least and the largest value; the number of features of a row is not charged
-to the bound. Signs are part of q. Frequencies are those of the measured rows, so that `bits` is low by about
-(levels − 1) / (2 n_rows ln 2) per feature; `adaptive` errs to the other side. The decoder is taken as given, as in the
-paper; `decoder_bits` says what sending it would cost.
+Δ is the coarsest step that costs at most ε FVE, or that keeps a given FVE; SAEs are compared at equal FVE. Choices where
+the paper is silent: one Δ for all features, found by halving and then bisecting its logarithm to 1 % (the error needn't be
+monotonic in the step; coarser steps that happen to keep the FVE are not searched for); B = log2 of the number of levels
+between the smallest and the largest value; the bound doesn't include sending the number of features per row. Signs are
+part of q. Frequencies are those of the measured rows, so `bits` is biased low by about (levels − 1) / (2 n_rows ln 2) per
+feature; `adaptive` is biased high. The decoder is assumed known, as in the paper; `decoder_bits` gives its cost.
 """
 
 import math
@@ -38,36 +37,36 @@ _HALVINGS, _BISECTIONS = 40, 7
 
 @dataclass(frozen=True)
 class DescriptionLength:
-    """What the codes of some rows take to send; bits are per row."""
+    """Description length of some rows' codes; bits are per row."""
 
     bits: float
     """The entropy code: support + values."""
     support: float
     """Σ_i H_b(p_i): which features are active."""
     values: float
-    """Σ_i p_i H(q_i | q_i ≠ 0): how long they are."""
+    """Σ_i p_i H(q_i | q_i ≠ 0): their quantised values."""
     adaptive: float
-    """The entropy code whose frequencies are counted while decoding."""
+    """The entropy code with frequencies estimated while decoding."""
     bound: float
     """L0 · (value_bits + log2 d_sae)."""
     value_bits: float
-    """B: log2 of the levels a value may have."""
+    """B: log2 of the number of levels of a value."""
     step: float
-    """Δ, in the model's units; 0 if nothing needs to be sent."""
+    """Δ, in the model's units; 0 if there is nothing to send."""
     l0: float
     """Features sent per row."""
     n_features: int
-    """Features sent in some row."""
+    """Features sent in at least one row."""
     fve: float
-    """Of the target, with exact values."""
+    """FVE without quantisation."""
     fve_quantised: float
-    """Of the target, with quantised values."""
+    """FVE with quantised values."""
     n_rows: int
 
 
 @dataclass(frozen=True)
 class Levels:
-    """A quantised code: how often each feature has each level, over `n_rows` rows. Level 0 is not stored."""
+    """Level counts of a quantised code, per feature, over `n_rows` rows. Level 0 is not stored."""
 
     feature: Int64[Tensor, " n"]
     level: Int64[Tensor, " n"]
@@ -77,12 +76,12 @@ class Levels:
 
     @property
     def sent(self) -> Float[Tensor, " d_sae"]:
-        """In how many rows each feature is active."""
+        """Number of rows in which each feature is sent."""
         return torch.zeros(self.d_sae, dtype=torch.float64).index_add_(0, self.feature, self.count.double())
 
     @property
     def n_levels(self) -> int:
-        """Levels from the least to the largest of all, 0 left out."""
+        """Number of levels from the smallest to the largest, excluding 0."""
         if not len(self.level):
             return 0
         low, high = int(self.level.min()), int(self.level.max())
@@ -90,12 +89,12 @@ class Levels:
 
 
 def quantise(code: SparseCode, step: float) -> SparseCode:
-    """Values rounded to whole multiples of `step`, halves to the even one; zeros stay stored."""
+    """Round values to whole multiples of `step`, halves to even; zeros stay stored."""
     return replace(code, value=((code.value.double() / step).round() * step).to(code.value.dtype))
 
 
 def count_levels(codes: list[SparseCode], step: float) -> Levels:
-    """The levels of some codes over the same features."""
+    """Count the levels of some codes over the same features."""
     assert codes, "at least one code"
     feature = torch.cat([code.feature.long() for code in codes]).cpu()
     level = torch.cat([(code.value.double() / step).round().long() for code in codes]).cpu()
@@ -107,7 +106,7 @@ def count_levels(codes: list[SparseCode], step: float) -> Levels:
 
 
 def _counted(keys: Int64[Tensor, " n"], n_keys: int) -> tuple[Int64[Tensor, " n_found"], Int64[Tensor, " n_found"]]:
-    """Which of the numbers below `n_keys` occur, ascending, and how often; no sorting where a table is small enough."""
+    """Unique keys below `n_keys`, ascending, and their counts; uses a table instead of sorting if it is small enough."""
     if n_keys > 1 << 24:
         found, count = torch.unique(keys, return_counts=True)
         return found, count
@@ -117,27 +116,27 @@ def _counted(keys: Int64[Tensor, " n"], n_keys: int) -> tuple[Int64[Tensor, " n_
 
 
 def support_bits(levels: Levels) -> float:
-    """Σ_i H_b(p_i), per row."""
+    """Bits of the support per row: Σ_i H_b(p_i)."""
     p = levels.sent / levels.n_rows
     return float(-(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).sum()) / math.log(2)
 
 
 def values_bits(levels: Levels) -> float:
-    """Σ_i p_i H(q_i | q_i ≠ 0), per row."""
+    """Bits of the values per row: Σ_i p_i H(q_i | q_i ≠ 0)."""
     count = levels.count.double()
     return float((count * (levels.sent[levels.feature] / count).log2()).sum()) / levels.n_rows
 
 
 def entropy(levels: Levels) -> float:
-    """The entropy code: support and values, per row."""
+    """Bits of the entropy code per row: support and values."""
     return support_bits(levels) + values_bits(levels)
 
 
 def row_bits(codes: list[SparseCode], step: float) -> Float[Tensor, " n_rows"]:
-    """What each row takes to send under the frequencies of all: their mean is the entropy code's `bits`."""
+    """Code length of each row under the frequencies of all rows; the mean is the entropy code's `bits`."""
     levels = count_levels(codes, step)
     p = levels.sent / levels.n_rows
-    silent = -torch.log2(1 - p).nan_to_num(neginf=0.0)  # a feature that is always sent is never told not to be
+    silent = -torch.log2(1 - p).nan_to_num(neginf=0.0)  # a feature that is always sent never pays for being silent
     cost = -(levels.count.double() / levels.n_rows).log2() - silent[levels.feature]
     low = int(levels.level.min()) if len(levels.level) else 0
     span = int(levels.level.max()) - low + 1 if len(levels.level) else 1
@@ -153,10 +152,10 @@ def row_bits(codes: list[SparseCode], step: float) -> Float[Tensor, " n_rows"]:
 
 
 def adaptive_bits(levels: Levels) -> float:
-    """The code whose frequencies are counted while decoding, per row.
+    """Bits per row of the code with frequencies estimated while decoding.
 
-    Of each feature first whether it is active, row by row, then its level among `n_levels`: a symbol seen c times
-    among n of an alphabet of A has probability (c + 1/2) / (n + A/2).
+    For each feature, first whether it is active, row by row, then its level among `n_levels`: a symbol seen c times
+    among n, from an alphabet of A, has probability (c + 1/2) / (n + A/2).
     """
     sent, count, n = levels.sent, levels.count.double(), levels.n_rows
     half, a = torch.tensor(0.5).double(), levels.n_levels / 2
@@ -171,21 +170,21 @@ def adaptive_bits(levels: Levels) -> float:
 
 
 def decoder_bits(n_features: int, d_out: int, *, weight_bits: float = 8.0) -> float:
-    """What the decoder of `n_features` features takes to send once, at `weight_bits` a weight, bias included."""
+    """One-off cost of sending the decoder of `n_features` features, bias included, at `weight_bits` per weight."""
     return (n_features + 1) * d_out * weight_bits
 
 
 class Encoded:
-    """The codes of an SAE over some rows, ready to be quantised with any step."""
+    """Codes of an SAE over some rows, to be quantised with any step."""
 
     def __init__(
         self, sae: Coder, rows: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_targets d_out"] | None = None,
         codes: list[SparseCode] | None = None,
     ) -> None:
-        """`rows` and `target` raw; the target of an SAE is its input. `codes` are those of the rows, where they are known.
+        """Encode the rows. `rows` and `target` are raw; an SAE's target is its input. `codes`: the rows' codes, if known.
 
         Raises:
-            SaescopeError: shapes do not fit, no rows, numbers that are not finite, or a constant target.
+            SaescopeError: wrong shapes, no rows, non-finite values, or a constant target.
         """
         self.sae, self.target = sae, rows if target is None else target
         _check(sae, rows, self.target)
@@ -193,8 +192,8 @@ class Encoded:
         self.variance = float(centred.square().sum())
         if not self.variance > 0:
             raise SaescopeError(
-                f"Description length: all {len(rows)} rows are the same, so no share of their variance can be "
-                "explained; give more rows."
+                f"Description length: all {len(rows)} rows are the same, so they have no variance to explain; give more "
+                "rows."
             )
         device = sae.W_dec.device
         self.codes = codes or [sae.encode(chunk.to(device)) for chunk in rows.split(CHUNK_ROWS)]
@@ -203,33 +202,33 @@ class Encoded:
 
     @property
     def fve(self) -> float:
-        """With exact values."""
+        """FVE without quantisation."""
         return 1 - self.error / self.variance
 
     def fve_at(self, step: float) -> float:
-        """With values quantised by `step`."""
-        # one search after another asks for the same steps
+        """FVE with values quantised by `step`."""
+        # cached, since searches try the same steps
         if step not in self._errors:
             self._errors[step] = self._error(step)
         return 1 - self._errors[step] / self.variance
 
     def within(self, fve: float) -> DescriptionLength:
-        """At the coarsest step that keeps this FVE.
+        """Description length at the coarsest step that keeps this FVE.
 
         Raises:
-            SaescopeError: the SAE does not reach it with exact values, or no step does.
+            SaescopeError: the SAE doesn't reach the FVE without quantisation, or no step keeps it.
         """
         if not fve < self.fve:
             raise SaescopeError(
-                f"Description length: an FVE of {fve:.4f} was asked for, and the SAE has {self.fve:.4f} with exact "
-                "values; ask for less."
+                f"Description length: an FVE of {fve:.4f} was asked for, but the SAE has only {self.fve:.4f} without "
+                "quantisation; ask for less."
             )
-        # four times the largest rounds everything away
+        # a step of four times the largest value rounds everything to 0
         step = coarsest(lambda step: self.fve_at(step) >= fve, 4 * self.largest) if self.largest else 0.0
         return self.at(step)
 
     def within_bits(self, budget: float) -> float:
-        """The finest step, to 1 %, whose entropy code takes `budget` bits a row at most; 0 where nothing is active."""
+        """The finest step, to 1 %, whose entropy code takes at most `budget` bits per row; 0 if nothing is active."""
         if not self.largest:
             return 0.0
         fits = lambda step: entropy(count_levels(self.codes, step)) <= budget  # noqa: E731
@@ -246,11 +245,11 @@ class Encoded:
 
     @property
     def largest(self) -> float:
-        """The largest |value|; 0 where nothing is active."""
+        """The largest |value|; 0 if nothing is active."""
         return max((float(code.value.abs().max()) for code in self.codes if code.value.numel()), default=0.0)
 
     def at(self, step: float) -> DescriptionLength:
-        """With this step; 0 is for codes in which nothing is active."""
+        """Description length with this step; use 0 if nothing is active."""
         levels = count_levels(self.codes, step or 1.0)
         support, values, l0 = support_bits(levels), values_bits(levels), float(levels.sent.sum()) / levels.n_rows
         flat = math.log2(max(1, levels.n_levels))
@@ -274,17 +273,17 @@ def description_length(
     sae: SAE, rows: Float[Tensor, "n_rows d_in"], target: Float[Tensor, "n_targets d_out"] | None = None,
     epsilon: float = EPSILON, *, fve: float | None = None,
 ) -> DescriptionLength:
-    """The description length of any trained SAE on held-out rows.
+    """Description length of a trained SAE on held-out rows.
 
     Args:
-        sae: any variant, signed ones included.
-        rows: raw inputs, which the SAE should not have been trained on.
-        target: what it reconstructs; None for an SAE, which reconstructs its input.
-        epsilon: share of the target's variance that quantisation may cost.
-        fve: the FVE that must be kept, instead of `epsilon`.
+        sae: an SAE of any variant, including signed ones.
+        rows: raw inputs, preferably not training data.
+        target: raw targets; None for an SAE, which reconstructs its input.
+        epsilon: FVE that quantisation may cost.
+        fve: FVE to keep, instead of `epsilon`.
 
     Raises:
-        SaescopeError: the rows do not fit, epsilon is not a positive share, or the FVE is out of reach.
+        SaescopeError: the rows have the wrong shape, epsilon isn't in (0, 1], or the FVE is out of reach.
     """
     if fve is None and not 0 < epsilon <= 1:
         raise SaescopeError(f"Description length: epsilon = {epsilon:g} is not a share of the variance; give 0 < ε ≤ 1.")
@@ -295,45 +294,45 @@ def description_length(
 def compare(
     encoded: Mapping[str, Encoded], fve: float | None = None, epsilon: float = EPSILON
 ) -> tuple[float, dict[str, DescriptionLength | None]]:
-    """The SAEs of a sweep at one distortion: that FVE, and each one's description length at it, the least first.
+    """Compare the SAEs of a sweep at equal FVE: their description lengths at it, shortest first.
 
     Args:
-        encoded: by name, all over the same rows.
-        fve: the FVE that each must keep; None for what all can: the lowest of theirs less `epsilon`.
-        epsilon: share of the variance that quantisation may cost the worst of them.
+        encoded: encoded rows by SAE name, all over the same rows.
+        fve: FVE that each must keep; None picks one that all can: the lowest among them minus `epsilon`.
+        epsilon: FVE that quantisation may cost the worst of them.
 
-    Returns: the FVE and the description lengths; None, at the end, for an SAE that does not reach it.
+    Returns: the FVE, and the description lengths; None, at the end, for SAEs that don't reach it.
 
     Raises:
-        SaescopeError: there is none, their rows differ, or none reaches the FVE.
+        SaescopeError: there are no SAEs, their rows differ, or none reaches the FVE.
     """
     if not encoded:
-        raise SaescopeError("Description length: there is no SAE to select from.")
+        raise SaescopeError("Description length: there is no SAE to compare.")
     if len({(len(e.target), e.variance) for e in encoded.values()}) > 1:
-        raise SaescopeError("Description length: the SAEs were measured on different rows, so their bits do not compare.")
+        raise SaescopeError("Description length: the SAEs have different rows, so their bits can't be compared.")
     reached = {name: e.fve for name, e in encoded.items()}
     level = min(reached.values()) - epsilon if fve is None else fve
     if not any(level < one for one in reached.values()):
         raise SaescopeError(
-            f"Description length: no SAE of the sweep reaches FVE {level:.4f}, the best has {max(reached.values()):.4f}; "
-            "ask for less."
+            f"Description length: no SAE of the sweep reaches FVE {level:.4f}; the best has {max(reached.values()):.4f}. "
+            "Ask for less."
         )
     found = {name: e.within(level) if level < e.fve else None for name, e in encoded.items()}
     return level, dict(sorted(found.items(), key=lambda item: math.inf if item[1] is None else item[1].bits))
 
 
 def coarsest(keeps: Callable[[float], bool], start: float) -> float:
-    """The coarsest step that `keeps` what it must, to 1 %: halved from `start`, then bisected by its logarithm.
+    """The coarsest step that satisfies `keeps`, to 1 %: halve from `start`, then bisect the logarithm.
 
     Raises:
-        SaescopeError: none does within 40 halvings.
+        SaescopeError: no step does within 40 halvings.
     """
     good = start
     while not keeps(good):
         good /= 2
         if good < start / 2**_HALVINGS:
             raise SaescopeError(
-                "Description length: no quantisation step keeps the distortion asked for; allow more than rounding costs."
+                "Description length: no quantisation step keeps the requested FVE; allow a larger loss."
             )
     if good == start:
         return start
@@ -345,16 +344,20 @@ def coarsest(keeps: Callable[[float], bool], start: float) -> float:
 
 
 def _check(sae: Coder, rows: Tensor, target: Tensor) -> None:
-    """Refuse what cannot be measured."""
+    """Check shapes and values.
+
+    Raises:
+        SaescopeError: wrong shapes, non-finite values, or no rows.
+    """
     d_in = sae.d_in if isinstance(sae, SAE) else rows.shape[-1]
     for name, given, d in (("rows", rows, d_in), ("target", target, sae.W_dec.shape[1])):
         if given.ndim != 2 or given.shape[1] != d:
             raise SaescopeError(
-                f"Description length: the {name} have shape {list(given.shape)} where the SAE asks for [n_rows, {d}]."
+                f"Description length: the {name} have shape {list(given.shape)}, but the SAE needs [n_rows, {d}]."
             )
         if not bool(given.isfinite().all()):
-            raise SaescopeError(f"Description length: the {name} hold NaN or infinite values; leave those rows out.")
+            raise SaescopeError(f"Description length: the {name} contain NaN or infinite values; leave those rows out.")
     if len(rows) != len(target) or len(rows) == 0:
         raise SaescopeError(
-            f"Description length: {len(rows)} rows and {len(target)} targets; give as many of both, at least one."
+            f"Description length: {len(rows)} rows and {len(target)} targets; give the same number of both, at least one."
         )

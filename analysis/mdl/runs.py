@@ -1,4 +1,4 @@
-"""Description lengths of runs, and the selection by them at one distortion, on held-out rows (2410.11179)."""
+"""Description lengths of runs on held-out rows, and their comparison at equal FVE (2410.11179)."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,24 +15,24 @@ from training.display import Display
 
 N_ROWS = 16_384
 N_STEPS = 14
-"""Quantisation steps that a curve is drawn through."""
+"""Quantisation steps per curve."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, by itself and at the distortion of all."""
+    """Description length of one run, at its own FVE and at the common FVE."""
 
     run: Path
     variant: str
     d_sae: int
     fve: float
-    """With exact values."""
+    """Without quantisation."""
     own: DescriptionLength
-    """At the coarsest step that costs this run ε of the variance."""
+    """At the coarsest step that costs this run at most ε FVE."""
     length: DescriptionLength | None
-    """At the FVE of all; None where the run does not reach it."""
+    """At the common FVE; None if the run doesn't reach it."""
     curve: tuple[DescriptionLength, ...] = ()
-    """From coarse to fine steps, where it was asked for."""
+    """From coarse to fine steps, if requested."""
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for JSON and tables."""
@@ -45,16 +45,16 @@ class Compared:
 
 @dataclass(frozen=True)
 class Selection:
-    """Runs at one distortion, that of the least description length first; those that do not reach it last."""
+    """Runs at equal FVE, shortest description length first; runs that don't reach the FVE are last."""
 
     fve: float
-    """What the values of each are quantised down to."""
+    """FVE that every run is quantised down to."""
     epsilon: float
     runs: list[Compared] = field(default_factory=list)
 
     @property
     def least(self) -> Compared:
-        """The run of the fewest bits."""
+        """The run with the shortest description length."""
         return self.runs[0]
 
 
@@ -63,24 +63,23 @@ def least_description(
     runs: Sequence[str | Path], fve: float | None = None, epsilon: float = EPSILON, n_rows: int = N_ROWS,
     *, curves: bool = False,
 ) -> Selection:
-    """The description length of each run, and all of them at equal distortion.
+    """Description length of each run, on its own and at equal FVE.
 
     Args:
-        runs: folders of finished runs over the same held-out rows; that of a sweep stands for its members.
-        fve: the FVE each must keep when its values are quantised; None for what all of them can.
-        epsilon: share of the variance that quantisation may cost: each run by itself, and without `fve` the worst of
-            them at equal distortion.
-        n_rows: held-out rows, rounded up to whole sequences, before masked ones are left out.
-        curves: bits at several FVEs too.
+        runs: folders of finished runs over the same held-out rows; a sweep's folder stands for its members.
+        fve: FVE that each run must keep when quantised; None picks one that all can.
+        epsilon: FVE that quantisation may cost: for each run by itself and, without `fve`, for the worst run at equal FVE.
+        n_rows: held-out rows, rounded up to whole sequences, before masking.
+        curves: also compute bits at several FVEs.
 
     Raises:
-        SaescopeError: a run cannot be read or has not finished, sites or corpora differ, epsilon is not a share, or no
-            run reaches the FVE.
+        SaescopeError: a run can't be read or hasn't finished, sites or corpora differ, epsilon isn't between 0 and 1, or
+            no run reaches the FVE.
     """
     if not 0 < epsilon < 1:
-        raise SaescopeError(f"epsilon = {epsilon:g} is not a share of the variance; give one between 0 and 1.")
+        raise SaescopeError(f"epsilon = {epsilon:g} is not a share of the variance; give a number between 0 and 1.")
     if n_rows < 1:
-        raise SaescopeError(f"{n_rows} rows leave nothing to measure; give 1 at least.")
+        raise SaescopeError(f"{n_rows} rows leave nothing to measure; give at least 1.")
     folders = members(runs)
     opened = [open_trained(folder) for folder in folders]
     _check_same_rows(opened)
@@ -98,7 +97,7 @@ def least_description(
 
 
 def curve(encoded: Encoded, n_steps: int = N_STEPS) -> tuple[DescriptionLength, ...]:
-    """Bits and FVE from the step that costs half of the FVE down to one where rounding hardly costs any more."""
+    """Bits and FVE from the step that costs half of the FVE down to one that costs almost nothing."""
     if not encoded.fve > 0:
         return ()
     coarse, fine = encoded.within(encoded.fve / 2).step, encoded.within(encoded.fve - 1e-3 * encoded.fve).step
@@ -107,13 +106,13 @@ def curve(encoded: Encoded, n_steps: int = N_STEPS) -> tuple[DescriptionLength, 
 
 
 def members(runs: Sequence[str | Path]) -> list[Path]:
-    """The folders of single runs, each once; a sweep's folder gives its members, by name.
+    """Folders of single runs, unique; a sweep's folder is expanded to its members, by name.
 
     Raises:
-        SaescopeError: none is given, or one holds no run.
+        SaescopeError: no folder is given, or one contains no run.
     """
     if not runs:
-        raise SaescopeError("no run to compare; give the folders of some, such as runs/sweep/topk-16.")
+        raise SaescopeError("no run to compare; give run folders such as runs/sweep/topk-16.")
     found: list[Path] = []
     for folder in map(user_path, runs):
         inside = [folder] if (folder / "config.yaml").is_file() else sorted(
@@ -121,14 +120,14 @@ def members(runs: Sequence[str | Path]) -> list[Path]:
         )
         if not inside:
             raise SaescopeError(
-                f"{folder}: no run lies here (it has no config.yaml); give the folder of a run or of a sweep."
+                f"{folder}: there is no run here (no config.yaml); give the folder of a run or of a sweep."
             )
         found += inside
     return list(dict.fromkeys(found))
 
 
 def _check_same_rows(opened: Sequence[TrainedSAE]) -> None:
-    """Refuse runs over other rows than the first's."""
+    """Check that all runs have the same held-out rows."""
     first = opened[0]
     for one in opened:
         for part, mine, firsts in (
@@ -137,6 +136,6 @@ def _check_same_rows(opened: Sequence[TrainedSAE]) -> None:
         ):
             if mine != firsts:
                 raise SaescopeError(
-                    f"{one.folder}: its {part} is not that of {first.folder}, so bits per row do not compare; give runs of "
-                    "one model, site and corpus."
+                    f"{one.folder}: its {part} differs from that of {first.folder}, so their bits can't be compared; give "
+                    "runs of one model, site and corpus."
                 )

@@ -1,9 +1,9 @@
-"""What papers claim, tried: one small file an experiment, and this literal table of them.
+"""Experiments that reproduce papers' claims: one small file each, and this table of them.
 
-An experiment is three things of one name: a config in `configs/reproduce/` (seeds, settings and their fields), a module
-with `run(job)`, which gives the rows of one seed and setting, and the tables beside the config that it leaves. A module
-may have `finish(jobs, rows, out)` too, which draws pictures from what all jobs left, and `prepare(jobs)`, which makes
-what jobs share before several processes begin.
+An experiment has a config in `configs/reproduce/` (seeds, settings and their fields), a module with `run(job)`, which
+returns the rows of one seed and setting, and result tables of the same name. A module may also have
+`finish(jobs, rows, out)`, which draws pictures from all jobs' results, and `prepare(jobs)`, which creates what jobs share
+before several processes start.
 """
 
 EXPERIMENTS: dict[str, str] = {

@@ -1,7 +1,7 @@
-"""AbsTopK on axes that are used in both directions (Zhu et al. 2510.00404).
+"""AbsTopK on bipolar axes (Zhu et al. 2510.00404).
 
-Their claim: TopK needs a feature for each end of an axis, AbsTopK one for both. Each width is trained with both; the
-table has FVE by width, and the share of features that carry both signs (the rarer one in at least a tenth of the rows).
+Their claim: TopK needs one feature per end of an axis, AbsTopK one for both. Each width is trained with both variants; the
+table has FVE by width, and the share of features that use both signs (the rarer one in at least a tenth of the rows).
 """
 
 from analysis.reproduce.jobs import Job
@@ -10,7 +10,7 @@ from analysis.reproduce.tables import Row
 
 
 def run(job: Job) -> list[Row]:
-    """Train and measure."""
+    """Train the job's SAE and measure it."""
     sae, world, first = fit(job)
     figures, code = measure(sae, world, first)
     used = code.counts() > 0

@@ -1,9 +1,9 @@
-"""Do features that start in the active subspace stay alive? And how many dimensions have the outputs of a block?
+"""Do features initialised in the active subspace stay alive? And what is the effective dimension of a block's outputs?
 
-2508.16929: attention outputs hold 99 % of their variance in some 60 % of their dimensions (MLP outputs and the residual
-stream in 90 %), most features of a wide SAE of them die, and nearly none if their directions begin in that subspace and
-the optimiser is sparse Adam. Dimensions are of the rows of as many training sequences as calibration takes, drawn anew
-for each seed.
+2508.16929: attention outputs have 99 % of their variance in about 60 % of their dimensions (MLP outputs and the residual
+stream in 90 %). Most features of a wide SAE on them die, but almost none if directions are initialised in that subspace and
+the optimiser is sparse Adam. Dimensions are measured on as many training sequences as calibration uses, redrawn for each
+seed.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ SHARES = (0.9, 0.99)
 
 
 def run(job: Job) -> list[Row]:
-    """A row for each way to begin, or one for each hook's spectrum."""
+    """One row per initialisation, or one per hook for the setting `spectra`."""
     if job.setting == "spectra":
         return spectra(members(job)[0], job.seed)
     return [{"setting": short_name(config), **_told(trained)} for config, trained in train_together(job)]
@@ -33,7 +33,7 @@ def _told(trained) -> Row:
 
 
 def spectra(config: Config, seed: int) -> list[Row]:
-    """How many dimensions each mask hook's rows have, on training sequences drawn by the seed."""
+    """Effective dimensions of each mask hook's rows, on training sequences drawn by the seed."""
     hooks = config.data.mask_hooks or config.site.hooks
     data = open_data(config, hooks, Display(quiet=True))
     mask = KeepMask(data.source, data.tokens, config.data.model_copy(update={"mask_hooks": hooks}))

@@ -6,22 +6,22 @@ from analysis.reproduce import EXPERIMENTS
 
 
 def reproduce(argv: list[str]) -> int:
-    """Try what a paper claims, on several seeds, and write the table."""
+    """Reproduce a paper's claim on several seeds, and write the table."""
     parser = argparse.ArgumentParser(
         "sae reproduce",
-        description="Do an experiment's jobs, one for each seed and setting, and write its tables. "
-        "Interrupted, it goes on with the jobs that are not done.",
+        description="Run an experiment's jobs, one per seed and setting, and write its tables. Run it again to resume an "
+        "interrupted one.",
         epilog=f"experiments: {', '.join(EXPERIMENTS)}\n\nexample:\n  sae reproduce {next(iter(EXPERIMENTS), 'NAME')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help="of an experiment")
-    parser.add_argument("--short", action="store_true", help="the form of seconds that tests use")
-    parser.add_argument("--configs", default="configs/reproduce", help="folder of their configs (default: %(default)s)")
-    parser.add_argument("--runs", default="runs/reproduce", help="where finished jobs are kept (default: %(default)s)")
-    parser.add_argument("--out", help="where tables go (default: docs/results)")
+    parser.add_argument("name", help="name of the experiment")
+    parser.add_argument("--short", action="store_true", help="a version that takes seconds, for tests")
+    parser.add_argument("--configs", default="configs/reproduce", help="folder of configs (default: %(default)s)")
+    parser.add_argument("--runs", default="runs/reproduce", help="folder of finished jobs (default: %(default)s)")
+    parser.add_argument("--out", help="folder for the tables (default: docs/results)")
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N",
-        help="do N jobs at a time, on a GPU for example, which small SAEs leave idle (default: %(default)s)",
+        help="run N jobs in parallel, for example on a GPU that small SAEs leave idle (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress display")
     args = parser.parse_args(argv)

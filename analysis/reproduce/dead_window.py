@@ -1,7 +1,7 @@
-"""How long may a feature be silent before AuxK revives it? FVE and silent features for each `train.dead_window`.
+"""How long may a feature be inactive before AuxK revives it? FVE and silent features for each `train.dead_window`.
 
-A setting is a variant, a width and a budget, at the learning rate that is chosen there. Two controls train on the same
-stream: AuxK off, and gradient clipping off.
+A setting is a variant, a width and a budget, with the learning rate chosen for it. Two controls train on the same stream:
+AuxK off, and gradient clipping off.
 """
 
 from analysis.reproduce.shared_stream import compare as run

@@ -1,17 +1,17 @@
-"""Which evaluations tell trained SAEs from their controls, and which tell variants from each other?
+"""Which evaluations separate trained SAEs from controls, and which separate variants from each other?
 
-All variants at one L0 on one stream of batches for each seed, and for each seed the controls too: random SAE, principal
-components and raw channels; frozen random decoder, frozen random encoder, and an SAE of the model with random weights, each
-TopK, and AbsTopK for the variants of signed codes. `evaluations.csv` has a row for each seed and variant or control (those
-of signed codes end in `-signed`), a column for each figure.
+All variants at one L0 on one stream of batches per seed, with controls per seed: random SAE, PCA and raw channels; frozen
+random decoder, frozen random encoder, and an SAE on the model with random weights, each as TopK, and as AbsTopK for
+variants with signed codes. `evaluations.csv` has one row per seed and variant or control (controls for signed codes end in
+`-signed`), and one column per metric.
 
-    evaluations-separation.csv   for each figure that judges: of how many variants it says that they are better than a
-                                 control, by an interval over documents and seeds that leaves zero out; and how many
-                                 pairs of variants it tells apart
-    evaluations-stability.csv    what other seeds find again, for which all seeds must be there
+    evaluations-separation.csv   for each metric with a better direction: the number of variants it ranks above each
+                                 control, by an interval over documents and seeds that excludes zero; and the number of
+                                 pairs of variants it separates
+    evaluations-stability.csv    stability across seeds, which needs all seeds
 
-Left out, so that it ends in 90 minutes on two cores: other widths and L0s, sites and models; the quick suite is a few
-thousand rows and ten documents' tokens.
+To finish in 90 minutes on two cores, other widths, L0s, sites and models are left out; the quick suite has a few thousand
+rows and the tokens of ten documents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,11 +33,11 @@ from training.display import Display
 
 CONTROLS = (*CHEAP, *TRAINED)
 Results = Mapping[str, Sequence[Mapping[str, EvalResult]]]
-"""By variant, one for each seed, the results by evaluation."""
+"""By variant: for each seed, the results by evaluation."""
 
 
 def run(job: Job) -> list[Row]:
-    """Train one seed's sweep and evaluate each member; a row for each, and for each control."""
+    """Train one seed's sweep and evaluate each member; one row per member and control."""
     options, training = _split(job)
     rows: list[Row] = []
     seen: set[bool] = set()
@@ -45,7 +45,7 @@ def run(job: Job) -> list[Row]:
         signed = _signed(config)
         found = evaluate(
             trained.run, options.get("suite", "quick"), options["only"], controls=True, seed=job.seed,
-            # of one site, shape and L0: the first of each kind stands for all
+            # same site, shape and L0, so the controls of the first member of each kind serve all
             without=CHEAP if signed in seen else (), display=Display(quiet=job.quiet),
         ).results
         rows.append({"setting": short_name(config), **_figures(found, "")})
@@ -57,7 +57,7 @@ def run(job: Job) -> list[Row]:
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """Agreement between seeds, and the two tables."""
+    """Measure agreement between seeds, and write the two tables."""
     del rows
     options, _ = _split(jobs[0])
     stability: list[Row] = []
@@ -79,11 +79,11 @@ def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
 
 
 def separation(results: Results, signed: Mapping[str, bool]) -> list[Row]:
-    """A row for each figure that judges.
+    """One row per metric that has a better direction.
 
     Args:
-        results: of the same seeds for every variant.
-        signed: which variants have signed codes; the first of a kind has its cheap controls.
+        results: results of the same seeds for every variant.
+        signed: which variants have signed codes; the first variant of each kind has the cheap controls.
     """
     first = next(iter(results.values()))[0]
     rows = []
@@ -96,7 +96,7 @@ def separation(results: Results, signed: Mapping[str, bool]) -> list[Row]:
 
 
 def _row(results: Results, signed: Mapping[str, bool], place: tuple[str, str, str]) -> Row:
-    """How a figure ranks variants, beside controls and beside each other."""
+    """How well a metric separates variants from controls and from each other."""
     name, group, metric = place
     own = {variant: _metrics(seeds, place, "") for variant, seeds in results.items()}
     own = {variant: found for variant, found in own.items() if found}
@@ -122,21 +122,21 @@ def _row(results: Results, signed: Mapping[str, bool], place: tuple[str, str, st
 
 
 def _mean(found: Sequence[Metric]) -> float:
-    """Over seeds."""
+    """Mean over seeds."""
     return sum(one.value for one in found if one.value is not None) / len(found)
 
 
 def _with(
     results: Results, signed: Mapping[str, bool], variant: str, control: str, name: str
 ) -> Sequence[Mapping[str, EvalResult]]:
-    """Whose results have a control of a variant: its own, or those of the first of its kind."""
+    """Results that contain a variant's control: its own, or those of the first variant of its kind."""
     if control in results[variant][0][name].controls:
         return results[variant]
     return next(results[other] for other in results if signed[other] == signed[variant])
 
 
 def _metrics(seeds: Sequence[Mapping[str, EvalResult]], place: tuple[str, str, str], control: str) -> list[Metric]:
-    """A figure of each seed, of the run or of one of its controls; none where one seed lacks it."""
+    """A metric for each seed, of the run or of a control; empty if any seed lacks it."""
     name, group, metric = place
     out = []
     for found in seeds:
@@ -149,7 +149,7 @@ def _metrics(seeds: Sequence[Mapping[str, EvalResult]], place: tuple[str, str, s
 
 
 def _figures(found: Mapping[str, EvalResult], control: str) -> dict[str, Any]:
-    """Every figure, by evaluation, group and name."""
+    """All metrics, by evaluation, group and name."""
     out: dict[str, Any] = {}
     for name, one in found.items():
         there = one.controls.get(control) if control else one.found
@@ -159,7 +159,7 @@ def _figures(found: Mapping[str, EvalResult], control: str) -> dict[str, Any]:
 
 
 def _split(job: Job) -> tuple[dict[str, Any], Job]:
-    """How to evaluate, and the job of the training alone."""
+    """Split a job into evaluation options and the training job."""
     fields = dict(job.fields)
     options = dict(fields.pop("evals"))
     return {**options, "only": tuple(options["only"])}, replace(job, fields=fields)

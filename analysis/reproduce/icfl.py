@@ -1,18 +1,19 @@
-"""Does ICFL keep its features alive where rows are whitened, and TopK not (Donhauser et al. 2412.16247)?
+"""Does ICFL, unlike TopK, keep its features alive on whitened rows (Donhauser et al. 2412.16247)?
 
-TopK and ICFL with as many active features, on SmolLM2's residual stream and on scikit-learn's digits, each on plain rows
-(centred and scaled), on whitened ones, and on whitened ones of one length, as in the paper. All of a seed share one stream.
+TopK and ICFL with the same number of active features, on SmolLM2's residual stream and on scikit-learn's digits, each on
+plain rows (centred and scaled), on whitened rows, and on whitened rows scaled to unit norm, as in the paper. All SAEs of a
+seed share one stream.
 
-    topk, topk-no-auxk    with the auxiliary loss that revives dead features, and without
+    topk, topk-no-auxk    with and without the auxiliary loss that revives dead features
     icfl                  `k` features in rounds of `per_round`
-    icfl-frozen           the control: the same over the random directions it begins with, of which only b_dec learns
+    icfl-frozen           control: the same over its random initial directions; only b_dec is trained
 
-What each leaves, on held-out rows:
+Metrics on held-out rows:
 
     fve, cosine           in the model's units, about the training mean
-    fve_white             the same FVE in the whitened space, where every axis of the calibration rows counts alike
-    cosine_white          the paper's: mean cosine of whitened rows with their reconstruction
-    silent                features that are not active in any held-out row;    `dead`: in the last rows of training
+    fve_white             FVE in the whitened space, where every axis of the calibration rows has the same weight
+    cosine_white          the paper's metric: mean cosine of whitened rows with their reconstruction
+    silent                share of features not active in any held-out row;    `dead`: in the last rows of training
 """
 
 import shutil
@@ -37,12 +38,12 @@ from training.evaluate import HeldOut
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {}, "white": {"whiten": True}, "white-unit": {"whiten": True, "unit_rows": True},
 }
-"""How rows are transformed, by name."""
+"""Transforms of the rows, by name."""
 FIGURES = ("l0", "fve", "cosine", "dead", "silent")
 
 
 def run(job: Job) -> list[Row]:
-    """All SAEs of a setting, trained or taken up again and measured; their weights are not kept."""
+    """Train (or resume) and measure all SAEs of a setting; their weights are deleted."""
     fields = dict(job.fields)
     k, per_round = int(fields.pop("k")), int(fields.pop("per_round"))
     if fields.pop("digits", False):
@@ -64,7 +65,7 @@ def run(job: Job) -> list[Row]:
 
 
 def contestants(k: int, per_round: int) -> dict[str, dict[str, Any]]:
-    """By name, what differs from the base config."""
+    """Changes to the base config, by name."""
     topk, icfl = {"variant": "topk", "k": k}, {"variant": "icfl", "rounds": k // per_round, "per_round": per_round}
     return {
         "topk": {"sae": topk}, "topk-no-auxk": {"sae": topk | {"auxk": {"coefficient": 0}}}, "icfl": {"sae": icfl},
@@ -73,7 +74,7 @@ def contestants(k: int, per_round: int) -> dict[str, dict[str, Any]]:
 
 
 class White:
-    """Held-out rows, and how near reconstructions are where all axes of the calibration rows have the same variance."""
+    """Held-out rows, and reconstruction metrics in the space whitened on the calibration rows."""
 
     def __init__(self, config: Config) -> None:
         hooks, display = config.site.hooks, Display(quiet=True)
@@ -87,7 +88,7 @@ class White:
 
     @torch.no_grad()
     def measured(self, sae: SAE) -> Row:
-        """FVE and mean cosine there."""
+        """FVE and mean cosine in the whitened space."""
         z, z_hat = (self.transform.normalise(rows) for rows in (self.x, sae(self.x)))
         cosine = torch.nn.functional.cosine_similarity(z, z_hat, dim=1)
         unexplained = (z - z_hat).double().square().sum() / (z - z.mean(0)).double().square().sum()

@@ -1,13 +1,13 @@
-"""An experiment as jobs, one for each seed and setting, whose rows outlive an interruption.
+"""Run an experiment as jobs, one per seed and setting, that survive an interruption.
 
-    configs/reproduce/NAME.yaml           seeds, base fields, what each setting changes, and the short form for tests
-    docs/results/NAME.csv                 one row for each seed and setting, with the seconds it took and the machine
-                 NAME-summary.csv         for each setting and metric: mean over seeds, 95 % t-interval, number of seeds
-    runs/reproduce/NAME/SETTING-SEED.json the rows of a finished job, and the fields they were made with
-                        SETTING-SEED/     a folder of the job's own, for trainings that resume
+    configs/reproduce/NAME.yaml           seeds, base fields, changes of each setting, and the short version for tests
+    docs/results/NAME.csv                 one row per seed and setting, with the seconds it took and the machine
+                 NAME-summary.csv         per setting and metric: mean over seeds, 95 % t-interval, number of seeds
+    runs/reproduce/NAME/SETTING-SEED.json rows of a finished job, and the fields it was run with
+                        SETTING-SEED/     the job's own folder, for trainings that resume
 
-A finished job is not done again as long as its fields are the same. Seconds are of the attempt that finished it; of jobs
-done several at a time they say little.
+A finished job is not rerun unless its fields change. Seconds are those of the attempt that finished it, and mean little
+for jobs run in parallel.
 """
 
 import importlib
@@ -37,20 +37,20 @@ from training.config.yaml12 import load_yaml
 from training.display import Display
 
 RESULTS = Path("docs/results")
-"""Where the tables and pictures of experiments lie."""
+"""Folder of the experiments' tables and pictures."""
 
 
 class Plan(Section):
     """The config of an experiment."""
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """Each job is done once per seed."""
+    """Each setting is run once per seed."""
     base: dict[str, Any] = Field(default_factory=dict)
-    """Fields of every job."""
+    """Fields shared by all jobs."""
     settings: dict[str, dict[str, Any]] = Field(min_length=1)
-    """By name, what a setting changes in them."""
+    """Changes to the base fields, by setting."""
     short: dict[str, Any] = Field(default_factory=dict)
-    """What the short form, a test of seconds, changes in this file; a setting that becomes null is left out."""
+    """Changes to this config for the short version, which takes seconds; settings set to null are skipped."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,20 @@ class Job:
     setting: str
     seed: int
     fields: Mapping[str, Any]
-    """Base and setting, merged."""
+    """Base fields merged with the setting's."""
     folder: Path
-    """The job's own, below runs/; anything may be left there for a resumed attempt."""
+    """The job's own folder under runs/, for anything that a resumed attempt needs."""
     quiet: bool = False
 
 
 def read_plan(path: Path, *, short: bool = False) -> Plan:
-    """An experiment's config.
+    """Read an experiment's config.
 
     Raises:
-        SaescopeError: no such file, or it does not fit.
+        SaescopeError: no such file, or it is invalid.
     """
     if not path.is_file():
-        raise SaescopeError(f"no experiment's config at {path}; give its folder with --configs.")
+        raise SaescopeError(f"there is no experiment config at {path}; give its folder with --configs.")
     fields = load_yaml(path.read_text(encoding="utf-8"), str(path))
     try:
         plan = Plan.model_validate(fields)
@@ -91,24 +91,24 @@ def reproduce(
     name: str, *, configs: str | Path = "configs/reproduce", runs: str | Path = "runs/reproduce",
     out: str | Path | None = None, short: bool = False, quiet: bool = False, processes: int = 1,
 ) -> list[Row]:
-    """Do the jobs of an experiment that are not done, and write its tables.
+    """Run an experiment's remaining jobs, and write its tables.
 
     Args:
-        name: of the experiment.
-        configs: the folder of their configs.
-        runs: where jobs keep their rows and folders.
-        out: where tables and pictures go; by default docs/results, for the short form beside its rows.
-        short: the test of seconds.
-        quiet: say nothing.
-        processes: do so many jobs at a time, each in a process of its own. Where one fails the others are still done.
+        name: name of the experiment.
+        configs: folder of the experiments' configs.
+        runs: folder for the jobs' rows and folders.
+        out: folder for tables and pictures; default docs/results, or next to the rows for the short version.
+        short: run the short version, which takes seconds.
+        quiet: print nothing.
+        processes: number of jobs to run in parallel, each in its own process. If one fails, the others still finish.
 
-    Returns: a row for each seed and setting.
+    Returns: one row per seed and setting.
 
     Raises:
-        SaescopeError: no such experiment, a config that does not fit, or whatever a job raises.
+        SaescopeError: no such experiment, an invalid config, or an error in a job.
     """
     if name not in EXPERIMENTS:
-        raise SaescopeError(f"no experiment called {name!r}; there are {', '.join(EXPERIMENTS)}.")
+        raise SaescopeError(f"there is no experiment called {name!r}; there are {', '.join(EXPERIMENTS)}.")
     plan = read_plan(user_path(configs) / f"{name}.yaml", short=short)
     module = importlib.import_module(EXPERIMENTS[name])
     place = user_path(runs) / (f"{name}-short" if short else name)
@@ -131,7 +131,7 @@ def reproduce(
 
 
 def _all_rows(jobs: Sequence[Job], module: str, processes: int) -> Iterator[list[Row]]:
-    """The rows of each job, in the order of the jobs; `module` has their `run`, and `prepare` where it takes more."""
+    """Rows of each job, in order; `module` has `run(job)` and, optionally, `prepare(jobs)` for parallel runs."""
     experiment = importlib.import_module(module)
     if processes == 1:
         yield from (_rows(job, experiment.run) for job in jobs)
@@ -150,14 +150,14 @@ def _all_rows(jobs: Sequence[Job], module: str, processes: int) -> Iterator[list
 
 
 def _rows_apart(job: Job, module: str) -> list[Row]:
-    """`_rows` in a process that has not imported the experiment."""
+    """`_rows` for a process that hasn't imported the experiment yet."""
     return _rows(job, importlib.import_module(module).run)
 
 
 def _rows(job: Job, run: Any) -> list[Row]:
-    """The rows of a job: those of an earlier attempt with the same fields, or new ones, `run(job)`.
+    """Rows of a job: stored ones with the same fields, or new ones from `run(job)`.
 
-    What `run` gives of `setting` and `seconds` replaces the job's own: for a job that trains several on one stream.
+    `run` may set `setting` and `seconds` itself, for jobs that train several SAEs on one stream.
     """
     if (there := _rows_there(job)) is not None:
         return there
@@ -170,7 +170,7 @@ def _rows(job: Job, run: Any) -> list[Row]:
 
 
 def _rows_there(job: Job) -> list[Row] | None:
-    """The rows of an earlier attempt with the same fields."""
+    """Stored rows with the same fields, if any."""
     path = _record(job)
     if path.exists() and (there := read_json(path)).get("fields") == job.fields:
         return list(there["rows"])
@@ -183,7 +183,7 @@ def _record(job: Job) -> Path:
 
 @cache
 def machine() -> str:
-    """What times were measured on: processor, threads, torch, and the GPU if there is one."""
+    """Description of the machine: processor, threads, torch version, and GPU if there is one."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     model = found[1].strip() if found else platform.processor() or platform.machine()

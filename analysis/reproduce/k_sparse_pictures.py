@@ -1,7 +1,7 @@
-"""The pictures of `k-sparse`: the error over k, and units as images.
+"""Pictures of `k-sparse`: the error against k, and units as images.
 
-    k-sparse.svg           error at the chosen α over k, annealed and not; pixels, PCA, denoising autoencoder as levels
-    k-sparse-features.png  units of the first seed's SAEs, from the least k to the largest: evenly from those there are
+    k-sparse.svg           error at the chosen α against k, annealed and constant; baselines as horizontal lines
+    k-sparse-features.png  evenly spaced units of the first seed's SAEs, by increasing k
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from analysis.reproduce.tables import Row, summary
 from sae.io.files import write_bytes
 
 SHOWN = 36
-"""Units of an SAE."""
+"""Units shown per SAE."""
 LEVELS = {"raw": "pixels", "pca": "PCA", "dae": "denoising autoencoder"}
 
 
 def draw(rows: Sequence[Row], decoders: Mapping[str, Float[Tensor, "d_sae d"]], out: Path) -> None:
-    """Both pictures; `decoders` are of the k-sparse settings of one seed."""
+    """Draw both pictures; `decoders` are those of one seed's k-sparse settings."""
     errors = {one["setting"]: one for one in summary(rows) if one["metric"] == "error"}
     k_of = {row["setting"]: row["k"] for row in rows if row.get("k") is not None}
     curves = [

@@ -1,4 +1,4 @@
-"""What the experiments on synthetic data share: a training on rows of known features, and how well it recovers them."""
+"""Shared code of the experiments on synthetic data: train on rows of known features, and measure recovery."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ from training.config.reading import merged, resolve
 from training.run import train
 
 N_ROWS = 16 * DRAWN
-"""Rows that recovery is measured on, of the same world, beyond those of the training."""
+"""Rows for measuring recovery, from the same world, after the training rows."""
 
 
 def fit(job: Job, **fields: Any) -> tuple[SAE, Synthetic, int]:
-    """The SAE of a job's fields, trained or taken up again; its world; and the number of the first row not in the corpus.
+    """Train (or resume) a job's SAE; returns it, its world, and the index of the first row beyond the corpus.
 
-    The seed is that of the world, of the order of its rows and of the weights.
+    The seed determines the world, the row order and the weights.
     """
     over = {"name": "run", "data": {"seed": job.seed}, "sae": {"seed": job.seed},
             "corpus": {"synthetic": {"seed": job.seed}}}
@@ -35,7 +35,7 @@ def fit(job: Job, **fields: Any) -> tuple[SAE, Synthetic, int]:
 
 
 def measure(sae: SAE, world: Synthetic, first: int, n_rows: int = N_ROWS) -> tuple[dict[str, Any], SparseCode]:
-    """L0, FVE, share of silent features and recovery over `n_rows` rows from `first` on; and the SAE's code of them."""
+    """L0, FVE, share of silent features and recovery on `n_rows` rows from `first` on, and the SAE's code of them."""
     blocks = np.arange(first // DRAWN, (first + n_rows) // DRAWN)
     x, truth = world.rows("acts", blocks, DRAWN), world.codes(blocks, DRAWN)
     code = sae.encode(x)
@@ -49,7 +49,7 @@ def measure(sae: SAE, world: Synthetic, first: int, n_rows: int = N_ROWS) -> tup
 
 
 def both_signs(code: SparseCode, least: float = 0.1) -> Bool[Tensor, " d_sae"]:
-    """Features of whose activations at least a share `least` have the rarer sign."""
+    """Mask of features whose rarer sign makes up at least a share `least` of their activations."""
     feature, value = code.feature.long(), code.value
     signs = [torch.zeros(code.d_sae).index_add_(0, feature, mask.float()) for mask in (value > 0, value < 0)]
     rarer = torch.minimum(*signs)
@@ -57,6 +57,6 @@ def both_signs(code: SparseCode, least: float = 0.1) -> Bool[Tensor, " d_sae"]:
 
 
 def ordered(cosine: Float[np.ndarray, "n_features d_sae"], matched: np.ndarray) -> Float[np.ndarray, "n_features d_sae"]:
-    """|cosine| with the columns in the order of the features they are matched with, the unmatched last."""
+    """|cosine| with columns sorted by their matched feature; unmatched columns come last."""
     rest = np.setdiff1d(np.arange(cosine.shape[1]), matched)
     return np.abs(cosine[:, np.concatenate([matched[matched >= 0], rest])])

@@ -1,9 +1,9 @@
-"""Do variants whose sparsity is a penalty reach the L0 they are asked for? On one stream of batches for each seed.
+"""Do variants with a sparsity penalty reach their target L0? On one stream of batches per seed.
 
-A controller sees training rows. So what decides is the L0 of the finished SAE on many rows it was trained on, drawn
-anew: its relative error is that L0 / target − 1, and it is `reached` at 5 % at most. Held-out rows are of other
-documents, and of fewer: `heldout_error` is theirs. How far so few documents are from the mean of all is `spread`: the
-standard deviation of the L0, relative to the target, over draws of as many documents from those trained on.
+A controller sees training rows, so the criterion is the finished SAE's L0 on a new sample of many training rows. Its
+relative error is L0 / target − 1, and it counts as `reached` at up to 5 %. Held-out rows are from other, fewer documents;
+`heldout_error` is their relative error. `spread` tells how much so few documents deviate: the standard deviation of L0,
+relative to the target, over samples of the same number of training documents.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ from analysis.trained import open_trained
 from sae.base import SAE
 
 REACHED = 0.05
-"""How far from the target L0 may be."""
+"""Maximum relative error of L0 to count as reached."""
 N_ROWS, CHUNK_ROWS, DRAWS = 65_536, 4096, 400
 
 
 def run(job: Job) -> list[Row]:
-    """A row for each variant and target."""
+    """One row per variant and target."""
     done = train_together(job)
     x, document, n_held_out = open_rows(open_trained(done[0][1].run)).training(N_ROWS, seed=job.seed)
     rows = []
@@ -43,14 +43,14 @@ def run(job: Job) -> list[Row]:
 
 
 def l0(sae: SAE, x: Float[Tensor, "n d_in"]) -> Float[np.ndarray, " n"]:
-    """Active features of each row."""
+    """L0 of each row."""
     return torch.cat([sae.encode(chunk).l0() for chunk in x.split(CHUNK_ROWS)]).double().numpy()
 
 
 def spread(
     value: Float[np.ndarray, " n"], document: Int64[np.ndarray, " n"], n_documents: int, seed: int, draws: int = DRAWS
 ) -> float:
-    """Standard deviation of the mean value of a row, over draws of `n_documents` documents without repetition."""
+    """Standard deviation of the mean row value, over samples of `n_documents` documents without replacement."""
     found, of_row = np.unique(document, return_inverse=True)
     sums, n_rows = np.bincount(of_row, value), np.bincount(of_row)
     generator = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
-"""Which learning rate? What is explained of held-out rows, and how many features stay silent on them, for each rate.
+"""Which learning rate? Held-out FVE and silent features for each rate.
 
-A setting is a variant, a width and a budget; its rates train on one stream for each seed. What `optim.lr: auto` is made
-from (`training.schedule`).
+A setting is a variant, a width and a budget; its rates train on one stream per seed. `optim.lr: auto` is derived from these
+results (`training.schedule`).
 """
 
 from analysis.reproduce.shared_stream import compare as run

@@ -1,15 +1,15 @@
-"""Does hiding entries recover the true dictionary where the plain loss fits the noise? (Chidambaram et al. 2302.12715)
+"""Does masking entries recover the true dictionary where the plain loss fits noise? (Chidambaram et al. 2302.12715)
 
-Their claim: with noise and a dictionary wider than the truth, the plain objective has its minimum elsewhere, and the masked
-one at the truth. Their codes are from orthogonal matching pursuit; here they are an encoder's. Rows are sums of 3 of 32
-directions in 32 dimensions with Gaussian noise; each seed's SAEs train on one stream, plain and masked, over width and
-noise. A name says variant, k, width and hidden share: `topk-8-128-0.3`.
+Their claim: with noise and a dictionary wider than the truth, the minimum of the plain objective is not at the truth, but
+that of the masked objective is. Their codes are from orthogonal matching pursuit; here from an encoder. Rows are sums of 3
+of 32 directions in 32 dimensions plus Gaussian noise. Each seed's SAEs, plain and masked, train on one stream, over width
+and noise. Names give variant, k, width and masked share: `topk-8-128-0.3`.
 
-    mmc        mean over true directions of the largest |cosine| with a feature's: recovery, whatever else there is
-    fve        of new rows, noise and all; whole rows are encoded, none of them hidden
-    fve_clean  of the same rows as they would be without noise: what of the reconstruction is no noise
+    mmc        mean over true directions of the largest |cosine| with a feature: recovery, ignoring extra features
+    fve        of new rows, including noise; rows are encoded without masking
+    fve_clean  of the same rows without their noise: the part of the reconstruction that isn't noise
 
-`masking.svg` draws 1 − MMC, the error of recovery, of both objectives over the noise.
+`masking.svg` plots 1 − MMC, the recovery error, of both objectives against the noise.
 """
 
 from collections.abc import Sequence
@@ -35,11 +35,11 @@ DRAWN_AS = {
     "32-0": "plain, as wide as the truth", "32-0.3": "masked, as wide as the truth",
     "128-0": "plain, 4 times as wide", "128-0.3": "masked, 4 times as wide",
 }
-"""The curves of the picture by width and hidden share, all TopK with k = 8."""
+"""Curves of the plot by width and masked share, all TopK with k = 8."""
 
 
 def run(job: Job) -> list[Row]:
-    """Train one seed's SAEs at one noise and measure each."""
+    """Train one seed's SAEs at one noise level and measure each."""
     seeded = merged(dict(job.fields), {"corpus": {"synthetic": {"seed": job.seed}}})
     rows = []
     for config, trained in train_together(replace(job, fields=seeded)):
@@ -55,7 +55,7 @@ def run(job: Job) -> list[Row]:
 
 
 def fve_clean(sae: SAE, world: Synthetic, first: int, n_rows: int = N_ROWS) -> float:
-    """FVE of rows without their noise, reconstructed from the rows with it."""
+    """FVE against noise-free rows, reconstructed from the noisy ones."""
     blocks = np.arange(first // DRAWN, (first + n_rows) // DRAWN)
     clean = mix(world.codes(blocks, DRAWN), world.directions)
     fve = FVE(1, clean.mean(0))
@@ -64,7 +64,7 @@ def fve_clean(sae: SAE, world: Synthetic, first: int, n_rows: int = N_ROWS) -> f
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """The picture: means over seeds with their intervals."""
+    """Draw the plot: means over seeds with their intervals."""
     del jobs
     told = {row["setting"]: row for row in summary(rows) if row["metric"] == "mmc"}
     noise = {row["setting"]: row["noise"] for row in rows}

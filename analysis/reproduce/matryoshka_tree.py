@@ -1,9 +1,9 @@
-"""Matryoshka against absorption, on a tree of features (Bussmann et al. 2503.17547, §4.1 and their figure 3).
+"""Matryoshka SAEs against absorption, on a tree of features (Bussmann et al. 2503.17547, §4.1 and figure 3).
 
-Their claim: where children imply their parent, a plain SAE of as many features as the truth saves an activation by
-letting the child's feature contain the parent, and the parent's falls silent; nested prefixes recover the tree. Recipe
-as theirs where it is told: 20 orthogonal features in 20 dimensions, Adam 3e-2 with β (0.5, 0.9375), batches of 200, ten
-prefixes drawn from a Pareto distribution, gradient clipped at 1. Their tree is not printed: here two trees of 1 + 3 + 6.
+Their claim: if children imply their parent, a plain SAE with the true number of features saves an activation by merging the
+parent into the child's feature, and the parent's feature stops firing; nested prefixes recover the tree. The recipe is
+theirs where stated: 20 orthogonal features in 20 dimensions, Adam 3e-2 with β (0.5, 0.9375), batches of 200, ten prefixes
+drawn from a Pareto distribution, gradient clipped at 1. Their tree isn't given; here there are two trees of 1 + 3 + 6.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from analysis.reproduce.tables import Row
 
 
 def run(job: Job) -> list[Row]:
-    """Train and measure."""
+    """Train the job's SAE and measure it."""
     figures, _ = measure(*fit(job))
     return [figures]
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """|cosine| of true features (down) and matched features of the SAE (across), one map a setting, of the first seed."""
+    """Draw |cosine| of true features (rows) and matched SAE features (columns), one map per setting, first seed."""
     del rows
     maps = []
     for job in jobs:

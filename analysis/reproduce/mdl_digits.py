@@ -1,27 +1,27 @@
-"""The least description of handwritten digits: width, sparsity, and what the features look like (2410.11179).
+"""Minimum description length of handwritten digits: width, sparsity, and what features look like (2410.11179).
 
-Ayonrinde, Pearce & Sharkey's claim: too wide and sparse a dictionary remembers whole digits, too dense a one has
-fragments, and the least description length lies between, with strokes. Here scikit-learn's 1,797 digits of 8 × 8 pixels,
-a fifth held out, and TopK SAEs of every width and k of a grid, all ks of a width on one stream of batches.
+Ayonrinde, Pearce & Sharkey's claim: a dictionary that is too wide and sparse memorises whole digits, one that is too dense
+has fragments, and the minimum description length is in between, with strokes. Here: scikit-learn's 1,797 digits of 8 × 8
+pixels, a fifth held out, and TopK SAEs on a grid of widths and ks; all ks of a width train on one stream of batches.
 
-Bits are those of `analysis.mdl.description_length` per image, at the coarsest quantisation that keeps an FVE which is
-the same for all: nothing where an SAE does not reach it. Three accounts at each FVE:
+Bits are per image, from `analysis.mdl.description_length`, at the coarsest quantisation that keeps a common FVE; empty if
+an SAE doesn't reach it. Three accounts at each FVE:
 
-    bits_at    the codes of held-out images, the dictionary given: the paper's, where data are plenty
-    train_at   the codes of the training images, the dictionary given
-    total_at   the same with the dictionary's bits, `WEIGHT_BITS` a weight of each feature that is sent, shared by the
-               training images: what it takes to send these to somebody who has nothing
+    bits_at    codes of held-out images, given the dictionary: the paper's, for plentiful data
+    train_at   codes of the training images, given the dictionary
+    total_at   the same plus the dictionary, at `WEIGHT_BITS` per weight of each feature sent, divided by the number of
+               training images: the cost of sending them to a receiver without the dictionary
 
-What features look like, as medians over those that fire on training images:
+What features look like (medians or shares over features that fire on training images):
 
-    cos_image  largest cosine of the direction with a training image less the mean image
-    whole      share of features that are nearer to a training image than half of the held-out images are
-    images     training images it fires on
-    remembers  share of features that are whole and fire on at most `FEW` training images
-    pixels     (Σ w²)² / Σ w⁴: over how many of the 64 pixels the direction is spread
+    cos_image  largest cosine of the direction with a centred training image
+    whole      share of features closer to a training image than half of the held-out images are
+    images     number of training images the feature fires on
+    remembers  share of features that are `whole` and fire on at most `FEW` training images
+    pixels     (Σ w²)² / Σ w⁴: effective number of pixels, of 64, that the direction covers
 
-The setting `compared` gives what to compare with: images in place of features, a dictionary of single pixels, and
-principal components, whose coefficients are all sent.
+The setting `compared` provides baselines: images in place of features, a dictionary of single pixels, and principal
+components, with all coefficients sent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,15 +48,15 @@ from training.config.schema import Config
 from training.display import Display
 
 WEIGHT_BITS = 8.0
-"""Of the dictionary in `total_at`."""
+"""Bits per dictionary weight in `total_at`."""
 D = 64
-"""Pixels of an image."""
+"""Pixels per image."""
 FEW = 3
 ACCOUNTS = ("bits_at", "train_at", "total_at")
 
 
 def run(job: Job) -> list[Row]:
-    """The SAEs of one width, trained or taken up again and measured; or what they are compared with."""
+    """Train (or resume) and measure the SAEs of one width; or measure the baselines."""
     fields, levels, ks = trainings(job)
     if job.setting == "compared":
         (config,) = resolve(merged(fields, {"name": job.setting, "sae": {"d_sae": D, "k": D}}))
@@ -73,14 +73,14 @@ def run(job: Job) -> list[Row]:
 
 
 def trainings(job: Job) -> tuple[dict[str, Any], tuple[float, ...], tuple[int, ...]]:
-    """A job's fields as those of a training on the digits, which are written beside its folder; its FVEs and its ks."""
+    """Training fields of a job on the digits (written next to its folder), its FVEs and its ks."""
     fields = {key: value for key, value in job.fields.items() if key not in ("fves", "ks")}
     fields = merged(fields, {"corpus": {"sources": f"acts:{digits_folder(job)}"}})
     return fields, tuple(job.fields["fves"]), tuple(job.fields["ks"])
 
 
 def digits_folder(job: Job) -> Path:
-    """The digits as rows of a training's own, written beside a job's folder where they are not yet."""
+    """Folder with the digits as activation rows, next to a job's folder; written if missing."""
     folder = job.folder.parent / "digits"
     if not (folder / "digits.npy").exists():
         write_array(folder / "digits.npy", digits().numpy())
@@ -95,7 +95,7 @@ def digits() -> Float[Tensor, "n d"]:
 
 
 def split(config: Config) -> tuple[Float[Tensor, "n_train d"], Float[Tensor, "n_held d"]]:
-    """The images that a training has seen, and those held out from it."""
+    """Training images and held-out images of a training."""
     tokens = open_data(config, ("acts",), Display(quiet=True)).tokens
     images = digits()[: tokens.n_seqs * tokens.n_ctx].view(tokens.n_seqs, tokens.n_ctx, D)
     train, held = (images[tokens.sequences(held_out=side)].reshape(-1, D) for side in (False, True))
@@ -106,7 +106,7 @@ def measured(
     sae: SAE, train: Float[Tensor, "n_train d"], held: Float[Tensor, "n_held d"], levels: Sequence[float],
     weight_bits: float = WEIGHT_BITS,
 ) -> Row:
-    """An SAE's FVE, its bits in each account at each FVE it reaches, and the looks of its features."""
+    """An SAE's FVE, its bits in each account at each FVE it reaches, and what its features look like."""
     seen, unseen = Encoded(sae, train), Encoded(sae, held)
     own = unseen.within(unseen.fve - EPSILON)
     row: Row = {"fve": unseen.fve, "fve_train": seen.fve, "l0": own.l0, "bits": own.bits}
@@ -130,9 +130,9 @@ def looks(
     directions: Float[Tensor, "n d"], train: Float[Tensor, "n_train d"], held: Float[Tensor, "n_held d"],
     fires: Int64[Tensor, " n"],
 ) -> Row:
-    """How like images directions are, and over how many pixels they are spread; images are less their mean.
+    """How similar directions are to images, and how many pixels they cover; images are centred.
 
-    `fires`: on how many training images each does.
+    `fires`: number of training images each direction's feature fires on.
     """
     nearest, usual = nearness(directions, train), nearness(held, train).median()
     whole = nearest > usual
@@ -145,14 +145,14 @@ def looks(
 
 
 def nearness(directions: Float[Tensor, "n d"], images: Float[Tensor, "n_images d"]) -> Float[Tensor, " n"]:
-    """The largest cosine of each direction with an image."""
+    """Largest cosine of each direction with an image."""
     return (normalize(directions) @ normalize(images).T).max(1).values
 
 
 def compared(
     train: Float[Tensor, "n_train d"], held: Float[Tensor, "n_held d"], levels: Sequence[float]
 ) -> Iterator[Row]:
-    """Held-out images in place of features; pixels, which need not be sent; principal components, which must."""
+    """Baselines: held-out images as features; single pixels, whose dictionary is free; principal components."""
     mean = train.mean(0)
     once = torch.ones(len(held), dtype=torch.int64)
     yield {"setting": "image", **looks(held - mean, train - mean, held - mean, once)}
@@ -167,7 +167,7 @@ def compared(
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """The least of the grid in each account, seed by seed, and the pictures."""
+    """Write the minimum over the grid for each account and seed, and draw the pictures."""
     grid = [row for row in rows if row["setting"] not in ("image", "pixel", "component")]
     levels = jobs[0].fields["fves"]
     found = [
@@ -184,12 +184,12 @@ def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
 
 
 def width(row: Row) -> str:
-    """The job that made a row."""
+    """The setting of the job that made a row."""
     return str(row["setting"]).partition("-")[0]
 
 
 def least(grid: Sequence[Row], account: str, seed: int) -> Row:
-    """Width, k and looks of the SAE with the fewest bits; nothing where none reaches the FVE."""
+    """Width, k and feature statistics of the SAE with the fewest bits; empty if none reaches the FVE."""
     reached = [row for row in grid if row["seed"] == seed and row.get(account) is not None]
     if not reached:
         return {}

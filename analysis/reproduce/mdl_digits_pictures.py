@@ -1,9 +1,9 @@
-"""The pictures of `mdl-digits`: bits over width × k, and what features look like.
+"""Pictures of `mdl-digits`: bits over width × k, and what features look like.
 
-    mdl-digits.svg           a map for each account at one FVE, means over seeds where all reach it, the least framed
-    mdl-digits-features.png  four SAEs of the first seed: the narrowest and densest; those of the fewest bits, with and
-                             without the dictionary's; the widest and sparsest. Of each, features evenly from the one
-                             that fires most to the one that fires least. Last, digits less their mean
+    mdl-digits.svg           one map per account at one FVE: means over seeds if all reach it, minimum framed
+    mdl-digits-features.png  four SAEs of the first seed: the narrowest and densest; those with the fewest bits, including
+                             and excluding the dictionary; the widest and sparsest. For each, evenly spaced features from
+                             most to least active. Last, centred digits
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from sae import store
 from sae.io.files import write_bytes
 
 SHOWN, SIDE = 36, 8
-"""Pictures in a panel; pixels along one."""
+"""Images per panel, and pixels per side."""
 TITLES = {
     "bits_at": "bits per held-out image, FVE {}", "train_at": "bits per training image, FVE {}",
     "total_at": "the same with the dictionary, FVE {}",
@@ -31,14 +31,14 @@ TITLES = {
 def draw(
     grid: Sequence[Row], images: Float[Tensor, "n d"], folders: dict[str, Path], out: Path, accounts: Sequence[str]
 ) -> None:
-    """Both pictures.
+    """Draw both pictures.
 
     Args:
         grid: rows of all SAEs.
-        images: training images less their mean.
-        folders: of the first seed's SAEs, by setting.
-        out: where pictures go.
-        accounts: columns to map; features are shown of the first's least and of the last's.
+        images: centred training images.
+        folders: folders of the first seed's SAEs, by setting.
+        out: output folder.
+        accounts: columns to map; features are shown for the minimum of the first and of the last.
     """
     maps = [mean_map(grid, account) for account in accounts]
     write_bytes(out / "mdl-digits.svg", grids(maps, "k", "features").encode())
@@ -47,7 +47,7 @@ def draw(
 
 
 def mean_map(grid: Sequence[Row], account: str) -> Grid:
-    """Means over seeds; nothing where a seed has no figure."""
+    """Means over seeds; empty where any seed has no value."""
     widths, ks = (sorted({row[key] for row in grid}) for key in ("d_sae", "k"))
     values = np.full((len(widths), len(ks)), np.nan)
     for i, width in enumerate(widths):
@@ -60,7 +60,7 @@ def mean_map(grid: Sequence[Row], account: str) -> Grid:
 
 
 def telling(*maps: Grid) -> list[str]:
-    """The settings whose features are shown: the narrowest and densest, the least of each map, the widest and sparsest."""
+    """Settings whose features are shown: narrowest and densest, the minimum of each map, widest and sparsest."""
     narrow, wide = maps[0].rows[0], maps[0].rows[-1]
     dense = max((k for k in maps[0].columns if int(k) <= int(narrow)), key=int)
     best = [f"d{one.rows[at[0]]}-k{one.columns[at[1]]}" for one in maps if (at := least(one)) is not None]
@@ -68,7 +68,7 @@ def telling(*maps: Grid) -> list[str]:
 
 
 def features(run: Path, images: Float[Tensor, "n d"]) -> Float[np.ndarray, "_ side side"]:
-    """Directions of features of a run, at most `SHOWN` of those that fire, evenly by how often."""
+    """Directions of at most `SHOWN` active features of a run, evenly spaced by activity."""
     sae = store.load(run)
     counts = sae.encode(images + sae.input.mean).counts()
     order = torch.argsort(counts, descending=True, stable=True)[: int((counts > 0).sum())]
@@ -77,5 +77,5 @@ def features(run: Path, images: Float[Tensor, "n d"]) -> Float[np.ndarray, "_ si
 
 
 def pictures(rows: Float[Tensor, "n d"]) -> Float[np.ndarray, "n side side"]:
-    """Rows of pixels as pictures."""
+    """Rows of pixels as images."""
     return rows.reshape(-1, SIDE, SIDE).double().numpy()

@@ -1,11 +1,11 @@
-"""MDL trained for its description length, against the best of a TopK sweep at equal distortion, on a language model.
+"""SAEs trained for description length (MDL) against the best of a TopK sweep at equal FVE, on a language model.
 
-Beyond Ayonrinde, Pearce & Sharkey (2410.11179), who select but do not train by description length. All SAEs of a seed
-train on one stream. Each is measured on the same held-out rows at several FVEs: the bits of its entropy code at the
-coarsest quantisation that keeps that FVE (`analysis.mdl.description_length`), and nothing where it does not reach it.
-The rows `best-topk` and `best-mdl` are the least of each sweep, and `saved` the share of TopK's bits that MDL does
-without. A sweep has few points, so two SAEs may share the rows, each coding a part of them: their mean FVE takes their
-mean bits. `mdl-lm.svg` draws the two over FVE, with the intervals over seeds.
+Goes beyond Ayonrinde, Pearce & Sharkey (2410.11179), who select by description length but don't train for it. All SAEs of a
+seed train on one stream. Each is measured on the same held-out rows at several FVEs: bits of its entropy code at the
+coarsest quantisation that keeps the FVE (`analysis.mdl.description_length`); empty if it doesn't reach it. The rows
+`best-topk` and `best-mdl` are the minimum of each sweep, and `saved` the share of TopK's bits that MDL saves. Since a sweep
+has few points, two SAEs may split the rows, which gives their mean FVE at their mean bits. `mdl-lm.svg` plots both against
+FVE, with intervals over seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ FVES = (0.78, 0.8, 0.82, 0.84, 0.86, 0.88)
 
 
 def run(job: Job) -> list[Row]:
-    """Train one seed's sweep, or go on with it, and measure it."""
+    """Train (or resume) and measure one seed's sweep."""
     levels = tuple(job.fields.get("fves", FVES))
     done = train_together(replace(job, fields={k: v for k, v in job.fields.items() if k != "fves"}))
     rows, target = open_rows(open_trained(done[0][1].run)).held_out()
@@ -37,7 +37,7 @@ def run(job: Job) -> list[Row]:
 
 
 def bits(encoded: Encoded, levels: tuple[float, ...]) -> Row:
-    """An SAE's own description length, and its bits at each FVE that it reaches."""
+    """An SAE's description length at its own FVE, and its bits at each FVE that it reaches."""
     own = encoded.within(encoded.fve - EPSILON)
     found = {fve: encoded.within(fve).bits if fve < encoded.fve else None for fve in levels}
     return {
@@ -47,7 +47,7 @@ def bits(encoded: Encoded, levels: tuple[float, ...]) -> Row:
 
 
 def best(rows: list[Row], levels: tuple[float, ...]) -> list[Row]:
-    """The least bits of each sweep at each FVE, and what MDL saves of TopK's."""
+    """Fewest bits of each sweep at each FVE, and the share of TopK's bits that MDL saves."""
     least: dict[str, Mapping[str, float | None]] = {}
     for kind in ("topk", "mdl"):
         points = [
@@ -64,7 +64,7 @@ def best(rows: list[Row], levels: tuple[float, ...]) -> list[Row]:
 
 
 def least_bits(points: Sequence[tuple[float, float]], fve: float) -> float | None:
-    """What codes of these (FVE, bits) take for an FVE, two of them sharing the rows where that is less; None beyond all."""
+    """Fewest bits for an FVE, from (FVE, bits) points or mixtures of two; None if no point reaches the FVE."""
     above = [point for point in points if point[0] >= fve]
     below = [point for point in points if point[0] < fve]
     mixed = (low + (fve - a) / (b - a) * (high - low) for a, low in below for b, high in above)
@@ -72,7 +72,7 @@ def least_bits(points: Sequence[tuple[float, float]], fve: float) -> float | Non
 
 
 def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
-    """The picture: the least bits of each sweep at each FVE that all seeds reach."""
+    """Plot the fewest bits of each sweep at each FVE that all seeds reach."""
     levels = tuple(jobs[0].fields.get("fves", FVES))
     n_seeds = len({job.seed for job in jobs})
     told = {(row["setting"], row["metric"]): row for row in summary(rows) if row["n_seeds"] == n_seeds}
@@ -87,5 +87,5 @@ def finish(jobs: Sequence[Job], rows: Sequence[Row], out: Path) -> None:
 
 
 def column(fve: float) -> str:
-    """The name of the bits at an FVE."""
+    """Column name of the bits at an FVE."""
     return f"bits_at_{fve:g}"

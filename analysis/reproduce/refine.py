@@ -1,11 +1,11 @@
-"""What do a few steps of pursuit from the encoder's code bring, and what do they cost? (Kavukcuoglu et al. 1010.3467)
+"""What do a few pursuit steps from the encoder's code gain, and what do they cost? (Kavukcuoglu et al. 1010.3467)
 
-SAEs of one stream for each seed, at the residual stream of SmolLM2; their held-out rows are encoded, and refined by so many
-steps (`sae.refine`), at the number of features that each row has. A setting is an SAE and a number of steps.
+SAEs on SmolLM2's residual stream, trained on one stream of batches per seed. Held-out rows are encoded and refined by a
+number of steps (`sae.refine`), keeping each row's number of active features. A setting is an SAE and a number of steps.
 
-    us_per_row   CPU time, all threads together, the lesser of two passes
-    times        the same, as a multiple of the encoder's
-    kept         share of the encoder's active features that are still active
+    us_per_row   CPU time over all threads, the smaller of two passes
+    times        the same relative to the encoder alone
+    kept         share of the encoder's active features that stay active
 """
 
 import time
@@ -28,7 +28,7 @@ CHUNK_ROWS = 2048
 
 
 def run(job: Job) -> list[Row]:
-    """Train one seed's SAEs, or go on with them, and measure each."""
+    """Train (or resume) one seed's SAEs, and measure each."""
     done = train_together(job)
     x = open_rows(open_trained(done[0][1].run)).held_out().x
     return [
@@ -38,7 +38,7 @@ def run(job: Job) -> list[Row]:
 
 
 def measured(sae: SAE, x: Float[Tensor, "n d"]) -> list[Row]:
-    """A row for each number of steps."""
+    """One row per number of steps."""
     rows: list[Row] = []
     first = None
     for n in STEPS:
@@ -55,7 +55,7 @@ def measured(sae: SAE, x: Float[Tensor, "n d"]) -> list[Row]:
 
 
 def timed(sae: SAE, x: Float[Tensor, "n d"], n_steps: int) -> tuple[SparseCode, float]:
-    """The code of all rows, and the CPU seconds that it took, after some rows that are not counted."""
+    """Code of all rows, and the CPU seconds it took, after a warm-up."""
     seconds = []
     sae.encode(x[:64], refine=n_steps)
     for _ in range(2):
@@ -66,6 +66,6 @@ def timed(sae: SAE, x: Float[Tensor, "n d"], n_steps: int) -> tuple[SparseCode, 
 
 
 def shared(code: SparseCode, other: SparseCode) -> float:
-    """The share of a code's active features that are active in another one of the same rows."""
+    """Share of a code's active features that are also active in another code of the same rows."""
     mine, theirs = (one.rows() * one.d_sae + one.feature for one in (code, other))
     return float(torch.isin(mine, theirs).float().mean())

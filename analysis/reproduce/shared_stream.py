@@ -1,4 +1,4 @@
-"""What experiments on a language model share: SAEs trained on one stream of batches."""
+"""Shared code of the experiments on a language model: SAEs trained on one stream of batches."""
 
 import json
 import shutil
@@ -17,25 +17,25 @@ from training.shared import all_hooks
 
 
 def members(job: Job) -> list[Config]:
-    """The trainings of a job: its fields are a config's, whose order of rows and initial weights follow the seed."""
+    """Training configs of a job; the job's seed sets row order and initial weights."""
     seeds = {"name": job.folder.name, "data": {"seed": job.seed}, "sae": {"seed": job.seed}}
     return resolve(merged(dict(job.fields), seeds), where=job.folder.name)
 
 
 def train_together(job: Job) -> list[tuple[Config, Result]]:
-    """Train them, or go on where an attempt stopped."""
+    """Train (or resume) all SAEs of a job on one stream."""
     configs = members(job)
     trained = sweep(configs, runs=job.folder.parent, resume=True, quiet=job.quiet)
     return list(zip(configs, trained, strict=True))
 
 
 def short_name(config: Config) -> str:
-    """A member's name in its sweep."""
+    """Name of a config in its sweep."""
     return Path(config.name).name
 
 
 def figures(result: Result) -> Row:
-    """The held-out figures of a summary that experiments report."""
+    """Held-out metrics of a summary that experiments report."""
     held, summary = result.summary["heldout"], result.summary
     return {
         "l0": held["l0"], "fve": held["fve"], "cosine": held["cosine"], "ce_recovered": held.get("ce_recovered_mean"),
@@ -45,7 +45,7 @@ def figures(result: Result) -> Row:
 
 
 def harvest(jobs: Sequence[Job]) -> None:
-    """Fill the caches that these jobs read, each once: processes that share one would not wait for another's filling."""
+    """Fill the caches of these jobs once, in advance: parallel processes wouldn't wait for each other to fill one."""
     done = []
     for job in jobs:
         configs = members(job)
@@ -58,10 +58,10 @@ def harvest(jobs: Sequence[Job]) -> None:
 
 
 def compare(job: Job) -> list[Row]:
-    """Train a job's members on one stream and tell each one's figures; their weights, gigabytes in all, are not kept.
+    """Train a job's members on one stream and report their metrics; the weights, gigabytes in total, are deleted.
 
-    Beside some of `figures`: bounds of the 95 % interval of FVE over held-out documents, and the mean and least of the
-    gradient's norm before clipping, each a mean over a hundredth of the training.
+    Besides some of `figures`: the 95 % interval of FVE over held-out documents, and the mean and minimum of the gradient
+    norm before clipping, as logged (each logged value is a mean over a hundredth of the training).
     """
     rows: list[Row] = []
     for config, trained in train_together(job):

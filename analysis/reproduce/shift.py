@@ -1,8 +1,8 @@
-"""SHIFT on a spurious attribute that is planted in real text (Marks et al. 2403.19647, §5): `analysis.circuits.shift`.
+"""SHIFT on a spurious attribute planted in real text (Marks et al. 2403.19647, §5): `analysis.circuits.shift`.
 
-Each seed has its own excerpts, people, SAEs, probe and circuit. The judge is a rule that stands for a person who looks at
-where a feature fires: in texts without labels, at least half of its activation lies on a name or a pronoun. Rows are
-methods; the oracle, skylines and deletion see what SHIFT does not.
+Each seed has its own excerpts, people, SAEs, probe and circuit. The judge is a rule that replaces a person inspecting where
+a feature fires: at least half of its activation on unlabelled texts is on a name or a pronoun. Rows are methods; the
+oracle, skylines and deletion use information that SHIFT doesn't have.
 """
 
 import json
@@ -29,32 +29,32 @@ from training.model.load import load_model
 
 
 class ShiftFields(Section):
-    """The section `shift` of the experiment's config."""
+    """Section `shift` of the experiment's config."""
 
     hook: str
-    """What the probe reads."""
+    """Hook the probe reads."""
     n_train: int = Field(default=800, gt=0)
-    """Biased texts, and balanced ones."""
+    """Number of biased, and of balanced, texts."""
     n_test: int = Field(default=400, gt=0)
-    """Texts that all is measured on."""
+    """Number of test texts."""
     n_ctx: int = Field(default=48, gt=0)
-    """Tokens of a text."""
+    """Tokens per text."""
     n_texts: int = Field(default=3000, gt=0)
-    """Texts without labels among those that SAEs are trained on."""
+    """Unlabelled texts in the SAEs' training corpus."""
     weight: float = Field(default=10.0, gt=0)
-    """Of such a text against a piece of the standard library."""
+    """Sampling weight of these texts relative to standard-library excerpts."""
     n_candidates: int = Field(default=60, gt=0)
-    """Features of the circuit."""
+    """Number of features in the circuit."""
     n_effect_texts: int = Field(default=128, gt=0)
-    """Texts that effects are found on."""
+    """Texts for estimating effects."""
     n_steps: int = Field(default=4, gt=0)
-    """Of integrated gradients."""
+    """Steps of integrated gradients."""
     share: float = Field(default=0.5, ge=0, le=1)
-    """Of a feature's activation on giveaway tokens, from which the judge calls it spurious."""
+    """Minimum share of a feature's activation on giveaway tokens for the judge to call it spurious."""
 
 
 def run(job: Job) -> list[Row]:
-    """A row for each method."""
+    """One row per method."""
     fields = dict(job.fields)
     options = ShiftFields.model_validate(fields.pop("shift"))
     texts = planted(max(options.n_texts, options.n_train), options.n_test, job.seed)
@@ -73,7 +73,7 @@ def run(job: Job) -> list[Row]:
 
 
 def _sources(fields: dict[str, Any], texts: Planted, folder: Path, options: ShiftFields) -> list[Any]:
-    """The corpus with texts of this kind, people and modules of training, without labels and without their correlation."""
+    """The corpus plus such texts, with the training people and modules, unlabelled and uncorrelated."""
     path = folder / "texts.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"text": one.text}) + "\n" for one in texts.balanced[: options.n_texts]]

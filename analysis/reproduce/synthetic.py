@@ -1,6 +1,6 @@
 """Every variant at equal L0 on one synthetic world: hierarchy, correlated and bipolar features, noise.
 
-Description length is in bits per row, at the coarsest step that costs 0.5 % of the variance (see
+Description length is in bits per row, at the coarsest step that costs at most 0.005 FVE (see
 `analysis.mdl.description_length`).
 """
 
@@ -14,7 +14,7 @@ from training.activations.synthetic import DRAWN
 
 
 def run(job: Job) -> list[Row]:
-    """Train and measure."""
+    """Train the job's SAE and measure it."""
     sae, world, first = fit(job)
     figures, _ = measure(sae, world, first)
     blocks = np.arange(first // DRAWN, (first + N_ROWS) // DRAWN)

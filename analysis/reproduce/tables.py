@@ -1,4 +1,4 @@
-"""The tables an experiment leaves: a row for each seed and setting, and their summary over seeds."""
+"""Result tables of an experiment: one row per seed and setting, and a summary over seeds."""
 
 import csv
 import io
@@ -12,14 +12,14 @@ import numpy as np
 from sae.io.files import write_bytes
 
 Row = dict[str, Any]
-"""`seed`, `setting` and metrics by name: numbers, words, or None where a figure is undefined."""
+"""`seed`, `setting` and metrics by name: numbers, strings, or None if undefined."""
 NOT_METRICS = ("seed", "setting", "machine")
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """For each setting and metric: the mean over seeds and the bounds of its 95 % interval under Student's t.
+    """For each setting and metric, the mean over seeds and its 95 % t-interval.
 
-    A seed whose figure is undefined is left out and not counted; of one seed there is no interval.
+    Seeds with an undefined value are skipped and not counted; a single seed has no interval.
     """
     names = dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, int | float))
     out = []
@@ -34,7 +34,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean, and mean ∓ t(0.975, n − 1) · s / √n; None twice for a single value."""
+    """The mean, and mean ∓ t(0.975, n − 1) · s / √n; the bounds are None for a single value."""
     from scipy.stats import t
 
     mean = float(np.mean(values))
@@ -45,7 +45,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float | None, float | No
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Rows as CSV, a column for each key, numbers to six digits, nothing for None; written aside and renamed."""
+    """Write rows as CSV, atomically: one column per key, six significant digits, empty for None."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     names = [n for n in names if n not in ("seconds", "machine")] + [n for n in ("seconds", "machine") if n in names]
     text = io.StringIO()

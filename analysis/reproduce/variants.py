@@ -1,8 +1,8 @@
-"""All variants at one L0 on one stream of batches for each seed: what each keeps, what it costs.
+"""All variants at one L0 on one stream of batches per seed: reconstruction, and cost.
 
-`bits` is the description length (`analysis.mdl.description_length`) of each one's codes with values as
-coarse as half a per cent of the variance allows; `bits_equal` the same where all are coarsened to the distortion that
-the worst of them reaches, so that they compare. Both are entropy codes, in bits per row.
+`bits` is the description length (`analysis.mdl.description_length`) of each variant's codes, quantised to cost at most
+0.005 FVE; `bits_equal` is the same with all quantised down to the FVE of the worst, so that they can be compared. Both are
+entropy codes, in bits per row.
 """
 
 from analysis.corpus_rows import open_rows
@@ -14,7 +14,7 @@ from analysis.trained import open_trained
 
 
 def run(job: Job) -> list[Row]:
-    """A row for each variant."""
+    """One row per variant."""
     done = train_together(job)
     x, target = open_rows(open_trained(done[0][1].run)).held_out()
     encoded = {short_name(config): Encoded(trained.sae, x, target) for config, trained in done}

@@ -1,1 +1,1 @@
-"""One prompt's computation, linear with attention patterns and norms held: attribution graphs, heads, QK pairs, traces."""
+"""One prompt in the linear forward pass (attention patterns and norms frozen): attribution graphs, heads, QK, traces."""

@@ -1,7 +1,7 @@
-"""Building an attribution graph: from the logits backwards, the nodes that bear most on them first.
+"""Build an attribution graph backwards from the logits, most influential nodes first.
 
-As circuit-tracer does (Ameisen et al. 2025; `attribute.py`): rows of the adjacency matrix are computed for the logits, then
-for the features that have the most influence through the rows known so far, until there are as many as are asked for.
+As in circuit-tracer (Ameisen et al. 2025; `attribute.py`): compute the adjacency rows of the logits, then those of the
+features with the most influence through the rows known so far, up to the limit.
 """
 
 import time
@@ -24,12 +24,12 @@ from analysis.circuits.nodes import Nodes
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a prompt's computation becomes a graph.
+    """Size limits of a graph.
 
     Attributes:
-        max_features: features that are nodes, those with the most influence.
-        logit_share: logits are nodes, the most probable first, until they have this probability together,
-        max_logits: or until there are so many.
+        max_features: maximum number of feature nodes, most influential first.
+        logit_share: logits become nodes, most probable first, until their total probability reaches this share,
+        max_logits: or until there are this many.
     """
 
     max_features: int = 2000
@@ -42,7 +42,7 @@ _LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Cost:
-    """What a graph will take, measured on one backward pass."""
+    """Estimated time and memory of a graph, from one backward pass."""
 
     seconds: float
     n_bytes: int
@@ -56,21 +56,21 @@ def attribute(
     linear: LinearPrompt, limits: Limits = _LIMITS, *, name: str = "graph", pieces: Sequence[str] | None = None,
     update_every: int = 4, progress: Callable[[int], None] | None = None,
 ) -> AttributionGraph:
-    """The graph of a prompt.
+    """Compute the attribution graph of a prompt.
 
-    Costs a backward pass through the linear forward for every `linear.copies` targets. Memory: those copies' activations,
-    a number for each target and each active feature, error and token, and the square of the number of nodes.
+    Costs one backward pass through the linear forward per `linear.copies` targets. Memory: those copies' activations, one
+    number per target and active feature, error or token, and the square of the number of nodes.
 
     Args:
         linear: the prompt.
-        limits: of the graph.
-        name: of the graph.
-        pieces: text by position; None decodes the tokens one by one.
-        update_every: backward passes after which features are ranked anew.
-        progress: told of targets that are done.
+        limits: size limits of the graph.
+        name: name of the graph.
+        pieces: text of each token; None decodes the tokens one by one.
+        update_every: re-rank features after this many backward passes.
+        progress: called with the number of newly finished targets.
 
     Raises:
-        SaescopeError: a prompt without a token whose logits could be explained.
+        SaescopeError: the prompt has no token whose logits could be explained.
     """
     return at_once(attribute_steps(linear, limits, name=name, pieces=pieces, update_every=update_every), progress)
 
@@ -79,19 +79,19 @@ def attribute_steps(
     linear: LinearPrompt, limits: Limits = _LIMITS, *, name: str = "graph", pieces: Sequence[str] | None = None,
     update_every: int = 4,
 ) -> Generator[int, None, AttributionGraph]:
-    """`attribute` a backward pass at a time; yields how many targets it has done."""
+    """`attribute`, one backward pass at a time; yields the number of newly finished targets."""
     rows = _Rows(linear, limits)
     chosen = yield from rows.follow(update_every)
     return _graph(linear, rows, chosen, name, pieces)
 
 
 def cost(linear: LinearPrompt, limits: Limits = _LIMITS) -> Cost:
-    """Time one backward pass from the last site, and multiply: earlier ones take less, so that it errs upwards."""
+    """Time one backward pass from the last site and extrapolate; earlier sites take less, so this errs on the high side."""
     n_active = int((linear.nodes.site > 0).sum() - (linear.nodes.feature < 0).sum())
     n_targets = min(limits.max_features, n_active) + limits.max_logits
     top = linear.logit(int(linear.logits.argmax()))
     seconds = 0.0
-    for _ in range(2):  # the first one runs the forward pass, too
+    for _ in range(2):  # the first one also runs the forward pass
         began = time.perf_counter()
         linear.edges([top] * linear.copies)
         seconds = time.perf_counter() - began
@@ -106,7 +106,7 @@ def cost(linear: LinearPrompt, limits: Limits = _LIMITS) -> Cost:
 
 
 class _Rows:
-    """Rows of the adjacency matrix over all vectors of a prompt, as they become known."""
+    """Adjacency rows over all vectors of a prompt, filled in step by step."""
 
     def __init__(self, linear: LinearPrompt, limits: Limits) -> None:
         self.linear, self.limits = linear, limits
@@ -119,14 +119,14 @@ class _Rows:
         self.pre: list[float] = []
 
     def follow(self, update_every: int) -> Generator[int, None, Int64[np.ndarray, " n"]]:
-        """Compute rows of the most influential features; which these are, ascending."""
+        """Compute rows of the most influential features, and return their indices, ascending."""
         n, step = min(self.limits.max_features, len(self.features)), update_every * self.linear.copies
         yield len(self.tokens)
         while len(self.known) < n:
             waiting = self.features[self.row[self.features] < 0]
             if n < len(self.features):
                 waiting = waiting[np.argsort(-self._influence()[waiting], kind="stable")]
-            # by site: a backward pass reaches as far back as its last target, so like go together
+            # sorted by site: a backward pass starts at its latest target, so batch targets of similar depth
             batch = np.sort(waiting[: min(step, n - len(self.known))])
             for start in range(0, len(batch), self.linear.copies):
                 part = batch[start : start + self.linear.copies]
@@ -138,13 +138,13 @@ class _Rows:
         return np.flatnonzero(self.row >= 0)
 
     def _influence(self) -> Float64[np.ndarray, " n_nodes"]:
-        """Through the rows that are known: p (Ã + Ã² + …), where unknown rows are zero."""
+        """Influence through the known rows: p (Ã + Ã² + …), with unknown rows zero."""
         there = np.flatnonzero(self.row >= 0)
         first = self.probability @ normalised(self.logits)
         if not len(there):
             return first
         shares = normalised(np.stack([self.known[self.row[i]] for i in there]))
-        # of the known nodes as the matrix among them alone; then what these pass on
+        # influence of the known nodes, from the matrix among them; then what they pass on
         total = influence(shares[:, there], first[there]) + first[there]
         return first + total @ shares
 
@@ -152,7 +152,7 @@ class _Rows:
 def _salient(
     logits: Float[Tensor, " d_vocab"], limits: Limits
 ) -> tuple[list[int], Float64[np.ndarray, " n_logits"]]:
-    """The tokens whose logits are explained, and their probabilities."""
+    """Tokens whose logits are explained, and their probabilities."""
     probability = logits.double().softmax(0)
     top = probability.topk(min(limits.max_logits, len(probability)))
     enough = int(torch.searchsorted(top.values.cumsum(0), limits.logit_share)) + 1

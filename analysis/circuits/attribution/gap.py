@@ -1,11 +1,11 @@
-"""What frozen patterns leave out: the same interventions with attention patterns live, beside what the graph predicts.
+"""How much frozen attention patterns miss: compare the graph's predictions with interventions, patterns frozen and live.
 
-Features are taken away in turn, each at its position, or a share of it. Later features answer, errors stay as they
-were. What that does to the most probable logit (less the mean of all logits) is measured three times:
+Features are ablated one at a time, at their position, fully or by a share. Later features respond; errors stay fixed. The
+change of the most probable logit (minus the mean of all logits) is measured three times:
 
-    held        attention patterns and norms at the prompt's own, as in the graph
-    patterns    patterns live, norms held
-    live        nothing held; MLPs without a dictionary answer, too
+    held        attention patterns and norms frozen at the prompt's, as in the graph
+    patterns    patterns live, norms frozen
+    live        nothing frozen; MLPs without a dictionary respond too
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -28,13 +28,13 @@ from training.model.splice import SplicedModel
 
 @dataclass(frozen=True)
 class Gap:
-    """What taking nodes away does to a logit; arrays are by node.
+    """Effects of ablating nodes on a logit; arrays are indexed by node.
 
     Attributes:
-        nodes: names.
-        logit: the token whose logit it is.
-        predicted: by the graph, minus the sum over all paths.
-        held, patterns, live: measured, see the head of this file.
+        nodes: node names.
+        logit: token id of the logit.
+        predicted: the graph's prediction: minus the sum over all paths.
+        held, patterns, live: measured effects; see the module docstring.
     """
 
     nodes: tuple[str, ...]
@@ -45,14 +45,15 @@ class Gap:
     live: Float64[np.ndarray, " n"]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each node."""
+        """One row per node."""
         columns = {name: column.tolist() for name, column in asdict(self).items() if isinstance(column, np.ndarray)}
         return [{"node": node, **{name: columns[name][i] for name in columns}} for i, node in enumerate(self.nodes)]
 
     def summary(self) -> dict[str, float]:
-        """Σ |difference| / Σ |measured| of prediction, of held and live patterns, of all held and all live; correlations.
+        """Relative gaps and correlations.
 
-        `agreement_held` and `agreement_live` are Pearson's of what the graph predicts with exact ablation.
+        Gaps are Σ |difference| / Σ |measured|: predicted vs held, held vs live patterns, held vs all live. `agreement_held`
+        and `agreement_live` are Pearson correlations of the graph's predictions with exact ablation.
         """
         return {
             "agreement_held": pearson(self.predicted, self.held),
@@ -66,16 +67,16 @@ def frozen_gap(
     linear: LinearPrompt, graph: AttributionGraph, n: int = 20, *, share: float = 1.0, batch: int = 10,
     progress: Callable[[int], None] | None = None,
 ) -> Gap:
-    """Take the n features with the largest predicted effects away, one by one.
+    """Ablate the n features with the largest predicted effects, one by one.
 
     Args:
-        linear: the prompt that the graph is of.
+        linear: the graph's prompt.
         graph: the graph.
-        n: how many interventions.
-        share: of the feature's value that is taken away. The less, the fewer other features begin or cease to be active,
-            which no graph predicts.
-        batch: how many at a time.
-        progress: told of interventions that are done, three times each.
+        n: number of interventions.
+        share: share of the feature's value to remove. Small shares make fewer other features switch on or off, which no
+            graph predicts.
+        batch: interventions per forward pass.
+        progress: called with the number of newly finished interventions; each counts three times.
     """
     return at_once(gap_steps(linear, graph, n, share=share, batch=batch), progress)
 
@@ -83,7 +84,7 @@ def frozen_gap(
 def gap_steps(
     linear: LinearPrompt, graph: AttributionGraph, n: int = 20, *, share: float = 1.0, batch: int = 10
 ) -> Generator[int, None, Gap]:
-    """`frozen_gap` a batch at a time; yields how many interventions it has done."""
+    """`frozen_gap`, one batch at a time; yields the number of newly finished interventions."""
     effect = -graph.total_effects()
     features = np.flatnonzero(graph.kinds.features)
     chosen = features[np.argsort(-np.abs(effect[features]), kind="stable")[:n]]
@@ -102,7 +103,7 @@ def _without(
     linear: LinearPrompt, triples: Sequence[tuple[int, int, int]], logit: int, freeze: Iterable[str], share: float,
     batch: int,
 ) -> Generator[int, None, Float64[np.ndarray, " n"]]:
-    """The change of a logit with each feature (site, position, feature) taken away, everything else in place."""
+    """Change of a logit when each feature (site, position, feature) alone is ablated."""
     model = linear.circuit.model
     parts = tuple(freeze)
     forward = FrozenModel.at(model, linear.tokens[None], parts) if parts else None
@@ -115,7 +116,7 @@ def _without(
         tokens, keep = linear.tokens.expand(len(some), -1), linear.keep.expand(len(some), -1)
         edits = [_taken_away(linear, triple, share, i, len(some)) for i, triple in enumerate(some)]
         errors = {site: error.repeat(len(some), 1) for site, error in clean.errors.items()}
-        with torch.no_grad():  # not around the step: others run between two
+        with torch.no_grad():  # not around the yield: the caller's code runs there
             run = spliced.run(tokens, keep=keep, freeze=forward, edits=edits, errors=errors)
         found.append(_logit(run.logits, logit) - before)
         yield len(some)

@@ -1,4 +1,4 @@
-"""An attribution graph: what every feature, error and token of one prompt adds to every feature and logit behind it."""
+"""An attribution graph: direct effects of a prompt's features, errors and tokens on every later feature and logit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,22 +14,22 @@ from analysis.circuits.nodes import OUTPUT, Nodes
 
 @dataclass(frozen=True)
 class AttributionGraph:
-    """A graph before pruning; arrays are by node, nodes in causal order.
+    """An unpruned graph; arrays are indexed by node, in causal order.
 
     Attributes:
-        name: of the graph.
-        model: name and identity of the language model, its layers and its vocabulary.
-        prompt: pieces of text by position.
-        tokens: their ids.
-        sites: of tokens, of the SAEs and of MLPs without one, of logits.
+        name: name of the graph.
+        model: name and identity of the language model, its number of layers and vocabulary size.
+        prompt: text of each token.
+        tokens: token ids.
+        sites: sites of tokens, of SAEs and of MLPs without one, and of logits.
         nodes: tokens, features, errors (and skip paths), logits.
-        value: a feature's activation, a logit less the mean of all; the norm of other nodes' vectors.
-        adjacency: at [target, source] what the source adds to the target's pre-activation or logit; rows of tokens and
-            errors are zero.
-        constant: what a target has beside the nodes of this graph: biases, and features that it leaves out.
-        probability: of logits; 0 at other nodes.
-        n_active: features that were active, whether they are nodes or not.
-        settings: how it was made, in JSON types.
+        value: a feature's activation; a logit minus the mean of all logits; the norm of any other node's vector.
+        adjacency: `[target, source]`: the source's direct effect on the target's pre-activation or logit; rows of tokens
+            and errors are zero.
+        constant: the part of each target that no node accounts for: biases, and features left out of the graph.
+        probability: probability of each logit; 0 at other nodes.
+        n_active: number of active features, whether or not they are nodes.
+        settings: how the graph was made, in JSON types.
     """
 
     name: str
@@ -47,17 +47,17 @@ class AttributionGraph:
 
     @property
     def kinds(self) -> Kinds:
-        """Which nodes are tokens, errors (skip paths that are nodes among them), and logits."""
+        """Masks of tokens, errors (including skip-path nodes) and logits."""
         tokens, logits = self.nodes.site == 0, self.nodes.site == len(self.sites) - 1
         return Kinds(tokens, self.nodes.feature < 0, logits)
 
     @property
     def names(self) -> list[str]:
-        """As `Circuit.names`: `mlp-9/f920@3`, `embedding/f281@1`, `logit/f338@7`."""
+        """Node names, as `Circuit.names`: `mlp-9/f920@3`, `embedding/f281@1`, `logit/f338@7`."""
         return [name_of(self.sites, *triple) for triple in self.nodes.triples]
 
     def influence(self) -> Float64[np.ndarray, " n_nodes"]:
-        """Of every node on the logits; see `influence.influence`."""
+        """Influence of every node on the logits; see `influence.influence`."""
         return influence(normalised(self.adjacency), self.probability)
 
     def scores(self) -> dict[str, float]:
@@ -66,34 +66,34 @@ class AttributionGraph:
         return {"replacement_score": replacement, "completeness_score": completeness}
 
     def prune(self, node_share: float = 0.8, edge_share: float = 0.98) -> Pruned:
-        """What carries these shares of all influence; see `influence.prune`."""
+        """Keep the nodes and edges that carry these shares of all influence; see `influence.prune`."""
         return prune(self.adjacency, self.probability, self.kinds, node_share=node_share, edge_share=edge_share)
 
     def total_effects(self, logit: int | None = None) -> Float64[np.ndarray, " n_nodes"]:
-        """What all paths from each node together add to a logit: minus what taking the node away does to it.
+        """Total effect of each node on a logit, over all paths; minus the predicted change when the node is ablated.
 
-        Features answer in proportion, as long as they stay active: a feature that gains the share r of its value passes on
-        r times its edges. A first-order statement within the linear forward, exact up to features that switch.
+        Features are assumed to respond in proportion: one that gains a share r of its value passes on r times its edges.
+        First order, within the linear forward; exact unless a feature switches on or off.
 
         Args:
-            logit: index of its node; None is the most probable.
+            logit: index of the logit's node; None is the most probable.
         """
         logit = int(self.probability.argmax()) if logit is None else logit
         edges = self.adjacency.astype(np.float64)
         answers = self.kinds.features & (self.value != 0)
         shares = np.zeros_like(edges)
         shares[answers] = edges[answers] / self.value[answers, None]
-        # x = A[logit] + xᵀ shares: x is the sum over all paths, by their first node
+        # x = A[logit] + xᵀ shares: x sums over all paths, by their first node
         return np.asarray(solve_triangular(
             np.eye(len(edges)) - shares, edges[logit], trans="T", lower=True, unit_diagonal=True
         ))
 
     def circuit(self, node_share: float = 0.8, edge_share: float = 0.98) -> Circuit:
-        """The pruned graph as a circuit, to be drawn, saved and passed on.
+        """The pruned graph as a circuit, for drawing, saving and export.
 
-        A node's effect is the predicted change of the most probable logit when the node is taken away; a weight is an
-        entry of the adjacency matrix, and that of a logit into the output its probability. Scores are of the whole graph;
-        `pruned` are those of the part that is left, everything else taken away.
+        A node's effect is the predicted change of the most probable logit when the node is ablated. An edge's weight is
+        its adjacency entry; from a logit to the output it is the logit's probability. Scores are of the whole graph;
+        `pruned` holds those of the pruned graph alone.
         """
         pruned, effect = self.prune(node_share, edge_share), -self.total_effects()
         place = np.cumsum(pruned.nodes) - 1
@@ -115,7 +115,7 @@ class AttributionGraph:
         )
 
     def _of_pruned(self, pruned: Pruned) -> dict[str, float]:
-        """Scores of the nodes and edges that are left alone."""
+        """Scores of the pruned graph alone."""
         left = np.where(pruned.edges, self.adjacency, 0)[np.ix_(pruned.nodes, pruned.nodes)]
         replacement, completeness = scores(left, self.probability[pruned.nodes], self.kinds.take(pruned.nodes))
         return {"replacement_score": replacement, "completeness_score": completeness}
@@ -132,7 +132,7 @@ class AttributionGraph:
         return {"name": "one prompt", "metric": "logits by probability", "prompt": text, "tokens": list(self.tokens)}
 
     def _notes(self, pruned: Pruned) -> dict[str, Any]:
-        """What a graph file says of nodes beside their numbers, for those that are left."""
+        """Influence and display texts of the kept nodes, for graph files."""
         names, kinds = self.names, self.kinds
         kept = np.flatnonzero(pruned.nodes).tolist()
         pieces = self.settings.get("logit_pieces", {})

@@ -1,13 +1,13 @@
-"""An edge opened into heads: through which attention head, and from which position, a source reaches a target.
+"""Split edges by attention head: which heads carry a source's effect to a target.
 
-A path from a source either meets no attention, or there is a head that takes the source's vector out of the residual
-stream first. So each edge is a sum,
+A path from a source either meets no attention, or one head reads the source's vector from the residual stream first. So
+each edge is a sum:
 
-    edge = Σ over layers and heads of ⟨G_head at the source's position, vector⟩ + the rest
+    edge = Σ over layers and heads of ⟨G_head at the source's position, vector⟩ + rest
 
-with G_head the target's gradient through that head's output alone, patterns held: OV by head (He et al. 2402.12201, §3).
-The rest goes from the source to the target without attention, or through an MLP or a skip path first. Where the source
-is at an earlier position than the target, and no MLP and no skip path is followed, the rest is 0.
+where G_head is the target's gradient through that head's output alone, with patterns frozen: OV by head (He et al.
+2402.12201, §3). The rest reaches the target without attention, or goes through an MLP or a skip path first. If the source
+is at an earlier position and neither MLPs nor skip paths are followed, the rest is 0.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ _STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 
 @dataclass(frozen=True)
 class HeadLoadings:
-    """What every node adds to one target through each head.
+    """Direct effect of every node on one target, through each head.
 
     Attributes:
-        target: what is explained.
-        loadings: by layer, head and node.
-        edges: by node, through all paths.
+        target: the explained target.
+        loadings: effect by layer, head and node.
+        edges: effect by node, over all paths.
     """
 
     target: Target
@@ -44,11 +44,11 @@ class HeadLoadings:
 
     @property
     def rest(self) -> Float64[np.ndarray, " n_nodes"]:
-        """What comes by no head first."""
+        """The part of each edge that no head reads first."""
         return self.edges - self.loadings.sum((0, 1))
 
     def of_edge(self, node: int, n: int | None = None) -> list[tuple[int, int, float]]:
-        """(layer, head, part) of an edge, the largest first; None gives all that are not 0."""
+        """(layer, head, part) of an edge, largest first; n = None gives all that are not 0."""
         mine = self.loadings[:, :, node]
         order = np.argsort(-np.abs(mine), axis=None, kind="stable")[:n]
         cells = [(int(i // mine.shape[1]), int(i % mine.shape[1])) for i in order]
@@ -56,13 +56,12 @@ class HeadLoadings:
 
 
 def head_loadings(linear: LinearPrompt, targets: Sequence[Target]) -> list[HeadLoadings]:
-    """The edges into each target, by head.
+    """Split the edges into each target by head.
 
-    Costs, beside the backward pass, one through each attention layer and head.
+    Costs one backward pass, plus one through each attention head.
 
     Raises:
-        SaescopeError: attention that does not show its heads (`hook_z`); a source that is not added to the residual
-            stream as it is.
+        SaescopeError: attention has no per-head hook (`hook_z`), or a source isn't added to the residual stream directly.
     """
     layers = range(linear.circuit.n_layers)
     readers = [_readers(linear, site) for site in linear.sites]
@@ -80,7 +79,7 @@ def head_loadings(linear: LinearPrompt, targets: Sequence[Target]) -> list[HeadL
 def _through_layer(
     linear: LinearPrompt, layer: int, total: Tensor, readers: Sequence[frozenset[int]], n: int
 ) -> Float64[np.ndarray, "n n_heads n_nodes"]:
-    """What goes through each head of a layer, of the nodes whose vectors it reads in the residual stream."""
+    """Effects through each head of a layer, of the nodes whose vectors it reads from the residual stream."""
     z, before = _watched(linear, layer, "attn.hook_z"), _watched(linear, layer, "hook_resid_pre")
     z, n_heads = _by_head(z, int(linear.circuit.model.bridge.cfg.n_heads))
     (by_z,) = torch.autograd.grad(total, z, retain_graph=True, materialize_grads=True)
@@ -100,22 +99,22 @@ def _through_layer(
 
 def _by_head(z: Tensor, n_heads: int) -> tuple[Tensor, int]:
     if z.ndim != 4 or z.shape[2] != n_heads:
-        raise SaescopeError(f"hook_z shows {list(z.shape)}, not [copies, positions, {n_heads} heads, d_head].")
+        raise SaescopeError(f"hook_z has shape {list(z.shape)}, not [copies, positions, {n_heads} heads, d_head].")
     return z, n_heads
 
 
 def _watched(linear: LinearPrompt, layer: int, name: str) -> Tensor:
     hook = f"blocks.{layer}.{name}"
     if hook not in linear.run.watched:
-        raise SaescopeError(f"{linear.circuit.model.name} does not show {hook}, by which edges are opened into heads.")
+        raise SaescopeError(f"{linear.circuit.model.name} has no {hook}, which is needed to split edges by head.")
     return linear.run.watched[hook]
 
 
 def _readers(linear: LinearPrompt, site: Site) -> frozenset[int]:
-    """The layers at whose beginning the residual stream holds what a site writes: until the stream itself is a site."""
+    """Layers whose input residual stream contains what a site writes: up to the next site on the stream itself."""
     if not (site.update or site.output.endswith(_ADDED + _STREAM)):
         raise SaescopeError(
-            f"What {site.output} holds is not added to the residual stream as it is, so its edges have no heads."
+            f"{site.output} is not added to the residual stream directly, so its edges can't be split by head."
         )
     layer = layer_of(site)
     assert layer is not None
@@ -126,7 +125,7 @@ def _readers(linear: LinearPrompt, site: Site) -> frozenset[int]:
 
 
 def _cut_before(site: Site) -> int:
-    """The first layer whose attention no longer sees what was written before a site of the residual stream."""
+    """First layer whose attention no longer sees what was written before a site on the residual stream."""
     layer = layer_of(site)
     assert layer is not None
     return layer if site.output.endswith("hook_resid_pre") else layer + 1

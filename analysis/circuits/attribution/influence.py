@@ -1,11 +1,11 @@
-"""How much each node of an attribution graph bears on the logits, what may be left out, and two scores of the whole.
+"""Influence of each node of an attribution graph on the logits, pruning by influence, and two scores of the graph.
 
-An adjacency matrix A holds at [target, source] what the source adds to the target. After Ameisen et al. 2025 ("Circuit
-tracing", methods) and circuit-tracer's `graph.py`:
+The adjacency matrix A[target, source] holds direct effects. After Ameisen et al. 2025 ("Circuit tracing", methods) and
+circuit-tracer's `graph.py`:
 
-    Ã = |A| with rows that sum to 1          influence = p (Ã + Ã² + …), p the logits' probabilities
-    replacement   = I(tokens) / (I(tokens) + I(errors))                       the way from tokens through features alone
-    completeness  = Σ_t (1 − Σ_errors Ã[t, e]) (I_t + p_t) / Σ_t (I_t + p_t)  what comes into each node, errors apart
+    Ã = |A|, rows normalised to sum to 1     influence = p (Ã + Ã² + …), p the logits' probabilities
+    replacement   = I(tokens) / (I(tokens) + I(errors))                       influence that starts at tokens, not errors
+    completeness  = Σ_t (1 − Σ_errors Ã[t, e]) (I_t + p_t) / Σ_t (I_t + p_t)  input to each node that isn't from errors
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Mask = Bool[np.ndarray, " n_nodes"]
 
 @dataclass(frozen=True)
 class Kinds:
-    """Which nodes are what; all others are features."""
+    """Masks of the node kinds; all other nodes are features."""
 
     tokens: Mask
     errors: Mask
@@ -28,22 +28,22 @@ class Kinds:
 
     @property
     def features(self) -> Mask:
-        """Neither tokens, errors (or skip paths) nor logits."""
+        """Mask of features: not tokens, errors (or skip paths) or logits."""
         return ~(self.tokens | self.errors | self.logits)
 
     def take(self, which: Mask) -> "Kinds":
-        """Those of some nodes."""
+        """The masks restricted to some nodes."""
         return Kinds(self.tokens[which], self.errors[which], self.logits[which])
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What stays of a graph.
+    """The part of a graph that pruning keeps.
 
     Attributes:
-        nodes: which nodes.
-        edges: which entries of the matrix.
-        cumulative: the share of all influence that a node and those with more of it have: less is more.
+        nodes: mask of nodes.
+        edges: mask of entries of the matrix.
+        cumulative: share of all influence held by a node and those above it; smaller means more influential.
     """
 
     nodes: Mask
@@ -52,17 +52,17 @@ class Pruned:
 
 
 def normalised(adjacency: Float[np.ndarray, "n_targets n_sources"]) -> Float64[np.ndarray, "n_targets n_sources"]:
-    """Absolute values, each row divided by its sum; rows without an entry stay zero."""
+    """Absolute values with rows normalised to sum to 1; zero rows stay zero."""
     size = np.abs(adjacency.astype(np.float64))
     return size / np.maximum(size.sum(axis=1, keepdims=True), 1e-10)
 
 
 def influence(shares: Matrix, weights: Float[np.ndarray, " n_nodes"]) -> Float64[np.ndarray, " n_nodes"]:
-    """weights (Ã + Ã² + …), exactly.
+    """Compute weights · (Ã + Ã² + …) exactly.
 
     Args:
-        shares: Ã, zero on and above the diagonal: no node acts on itself or on one that comes before it.
-        weights: of the targets that are to be explained.
+        shares: Ã, strictly lower triangular: no node acts on itself or on an earlier one.
+        weights: weights of the targets to explain.
     """
     assert not np.triu(shares).any(), "nodes are in causal order"
     total = solve_triangular(np.eye(len(shares)) - shares, weights, trans="T", lower=True, unit_diagonal=True)
@@ -73,28 +73,28 @@ def prune(
     adjacency: Matrix, weights: Float[np.ndarray, " n_nodes"], kinds: Kinds, *, node_share: float = 0.8,
     edge_share: float = 0.98,
 ) -> Pruned:
-    """The nodes, then the edges between them, that carry these shares of all influence; nothing is left hanging.
+    """Keep the nodes, then the edges between them, that carry these shares of all influence; drop dangling nodes.
 
-    Tokens and logits stay. Features and errors need an edge that leads on, features one that leads to them.
+    Tokens and logits always stay. Features and errors need an outgoing edge; features also need an incoming one.
 
     Args:
         adjacency: A, in causal order.
         weights: the logits' probabilities, 0 at other nodes.
-        kinds: of the nodes.
+        kinds: kinds of the nodes.
         node_share, edge_share: 0 to 1.
     """
     reached = influence(normalised(adjacency), weights)
     nodes = (reached >= _least(reached, node_share)) | kinds.tokens | kinds.logits
     shares = normalised(np.where(nodes[:, None] & nodes, adjacency, 0))
     strength = shares * (influence(shares, weights) + weights)[:, None]
-    # an entry that is no edge is none however many edges are asked for
+    # zero entries are never edges, whatever the share
     edges = (strength >= _least(strength.ravel(), edge_share)) & (strength > 0)
     nodes, edges = _nothing_hanging(nodes, edges, kinds)
     return Pruned(nodes, edges, cumulative(reached))
 
 
 def cumulative(reached: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """The share of the sum that each number and all larger ones have; of equal ones the first comes first."""
+    """Share of the total held by each number and all larger ones; ties keep their order."""
     order = np.argsort(-reached, kind="stable")
     share = np.empty(len(reached))
     share[order] = np.cumsum(reached[order]) / max(reached.sum(), 1e-300)
@@ -102,7 +102,7 @@ def cumulative(reached: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
 
 
 def scores(adjacency: Matrix, weights: Float[np.ndarray, " n_nodes"], kinds: Kinds) -> tuple[float, float]:
-    """Replacement and completeness, 0 to 1; see the head of this file."""
+    """Replacement and completeness, 0 to 1; see the module docstring."""
     shares = normalised(adjacency)
     reached = influence(shares, weights)
     tokens, errors = reached[kinds.tokens].sum(), reached[kinds.errors].sum()
@@ -111,7 +111,7 @@ def scores(adjacency: Matrix, weights: Float[np.ndarray, " n_nodes"], kinds: Kin
 
 
 def _least(numbers: Float64[np.ndarray, " n"], share: float) -> float:
-    """The least of the largest numbers that together have this share of the sum."""
+    """The smallest of the largest numbers that together make up this share of the sum."""
     ordered = -np.sort(-numbers)
     total = ordered.sum()
     if not total > 0:
@@ -134,10 +134,7 @@ def _nothing_hanging(
 def subgraph_scores(
     adjacency: Matrix, weights: Float[np.ndarray, " n_nodes"], kinds: Kinds, pinned: Mask
 ) -> tuple[float, float]:
-    """Replacement and completeness of a part of a graph: features that are not pinned count as errors.
-
-    What comes in from them is known no further, as if their dictionaries had not found them.
-    """
+    """Replacement and completeness of a subgraph: unpinned features count as errors, and their inputs are ignored."""
     unknown = kinds.errors | (kinds.features & ~pinned)
     left = np.where(unknown[:, None], 0, adjacency)
     return scores(left, weights, Kinds(kinds.tokens, unknown, kinds.logits))

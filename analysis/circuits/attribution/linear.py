@@ -1,19 +1,18 @@
-"""One prompt in the linear forward: every vector that enters the residual stream, and what it adds to what is read there.
+"""One prompt in the linear forward: every vector written to the residual stream, and its direct effect on every reader.
 
-With attention patterns and norm scales held at the prompt's own, a pre-activation or a logit is a sum over the vectors
-that earlier sites write, each along the paths that meet no site between (Ameisen et al. 2025):
+With attention patterns and norm scales frozen at the prompt's own, a pre-activation or a logit is a sum over the vectors
+written by earlier sites, along paths that meet no site in between (Ameisen et al. 2025):
 
     target = Σ_s ⟨∂target/∂row of s, vector of s⟩ + constant      vector = value · W_dec of a feature; or an error, a token
 
-One backward pass gives a target's terms for all s at once. MLPs without a dictionary of their own are taken in one of two
-ways:
+One backward pass gives a target's terms for all s. MLPs without a dictionary are handled in one of two ways:
 
-    held      each output is an error: nothing is said of where it comes from (attribution graphs of transcoders)
-    neurons   act(z) = (act(z)/z) · z with the ratio a constant, in gated MLPs half of it along each factor: the map of
-              the active neurons (2402.12201, approximate direct contributions; the rules of RelP)
+    held      each output is an error node, which isn't explained further (attribution graphs of transcoders)
+    neurons   act(z) = (act(z)/z) · z with a constant ratio; in gated MLPs each factor gets half: the linear map of the
+              active neurons (2402.12201, approximate direct contributions; RelP's rules)
 
-A skip path is one more linear path from a transcoder's input to its target, or a node with a vector of its own. What is
-left (the constant) are biases, of dictionaries and of the model.
+A skip path is either one more linear path from a transcoder's input to its target, or a node of its own. The constant is
+the sum of all biases, of the dictionaries and of the model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,12 +43,12 @@ _MLP_OUT = ("hook_mlp_out", "mlp.hook_out")
 
 @dataclass(frozen=True)
 class Target:
-    """What is explained: a feature's pre-activation, or a logit less the mean of all logits.
+    """A target to explain: a feature's pre-activation, or a logit minus the mean of all logits.
 
     Attributes:
-        site: index into `LinearPrompt.sites`; their number is the logits.
-        position: token of the prompt.
-        column: the feature, or the token.
+        site: index into `LinearPrompt.sites`; `len(sites)` means the logits.
+        position: token position.
+        column: feature index, or token id.
     """
 
     site: int
@@ -59,28 +58,28 @@ class Target:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """The vectors of a site's nodes, in their order."""
+    """Vectors of a site's nodes, in their order."""
 
     position: Int[Tensor, " n"]
     vector: Float[Tensor, "n d"]
 
     def read(self, grad: Float[Tensor, "n_targets n_ctx d"]) -> Float[Tensor, "n_targets n"]:
-        """What each adds to each target."""
+        """Direct effect of each vector on each target."""
         return torch.einsum("tnd,nd->tn", grad[:, self.position], self.vector)
 
 
 class LinearPrompt:
-    """A prompt taken apart.
+    """A prompt decomposed in the linear forward.
 
     Attributes:
         circuit: the model with its SAEs.
-        tokens: the prompt.
-        sites: where vectors enter, in causal order: TOKENS, the SAEs' sites and, where MLPs are held, those without one.
-        infos: the same sites, and that of logits, as a circuit names them.
-        mlps, skips: see the head of this file.
-        nodes: every vector's node, by site, position, feature; of TOKENS the feature is the token.
-        value: of a feature its activation, of other nodes the norm of the vector.
-        logits: behind the last token, of the model itself.
+        tokens: token ids.
+        sites: where vectors are written, in causal order: TOKENS, SAE sites and, if MLPs are held, MLPs without an SAE.
+        infos: records of the same sites and of the logits, as in a circuit.
+        mlps, skips: see the module docstring.
+        nodes: the node of each vector, by site, position, feature; at TOKENS the feature is the token id.
+        value: a feature's activation; the norm of any other node's vector.
+        logits: the model's own logits at the last position.
     """
 
     def __init__(
@@ -88,19 +87,19 @@ class LinearPrompt:
         skips: Skips = "linear", keep: Bool[Tensor, " n_ctx"] | None = None, infos: Sequence[SiteInfo] = (),
         copies: int = 16,
     ) -> None:
-        """Run the prompt, and run it again in the linear forward.
+        """Run the prompt, then run it in the linear forward.
 
         Args:
             circuit: the model with its SAEs.
             tokens: one prompt.
-            mlps: None holds them if there is a transcoder of an MLP, and else follows their neurons.
-            skips: how skip paths are taken.
+            mlps: None means `held` if any SAE is an MLP transcoder, else `neurons`.
+            skips: how skip paths are handled.
             keep: rows that SAEs were trained on; elsewhere the whole target is an error. None: all but special tokens.
-            infos: the SAEs' sites as a circuit names them.
-            copies: targets that are followed at once, each in a copy of the prompt.
+            infos: records of the SAEs' sites.
+            copies: targets per backward pass, each in its own copy of the prompt.
 
         Raises:
-            SaescopeError: an SAE of the token vectors; MLPs whose activations the model does not show (neurons).
+            SaescopeError: an SAE sits on the token embeddings, or MLPs have no hooks on their neurons (`neurons`).
         """
         _check_sites(circuit)
         self.circuit, self.tokens, self.skips, self.copies = circuit, tokens, skips, copies
@@ -126,7 +125,7 @@ class LinearPrompt:
     # -- the parts -------------------------------------------------------------------------------------------------------
 
     def _bare_mlps(self) -> list[Site]:
-        """Outputs of MLPs that have no dictionary, where these are held."""
+        """Outputs of MLPs without a dictionary, if these are held."""
         if self.mlps != "held":
             return []
         taken = {layer_of(site) for site in self.circuit.sites if site.output.endswith(_MLP_OUT)}
@@ -134,7 +133,7 @@ class LinearPrompt:
         return [Site(input=f"blocks.{layer}.hook_mlp_out") for layer in layers]
 
     def _without_special(self, site: Site, state: State) -> State:
-        """Rows that no SAE was trained on have no features: all but bias and skip path is error."""
+        """Drop the features of rows that SAEs weren't trained on, and add them to the error."""
         code = state.code
         stays = self.keep[code.rows()]
         plain = from_pairs(code.rows()[stays], code.feature[stays], code.value[stays], code.n_rows, code.d_sae)
@@ -142,7 +141,7 @@ class LinearPrompt:
         return State(state.target, plain, state.offset, state.error + features)
 
     def passes(self, site: Site) -> bool:
-        """Whether a site has a skip path that is followed."""
+        """Whether a site has a skip path that is part of the linear forward."""
         return self.skips == "linear" and site in self.circuit.saes and self.circuit.saes[site].has_offsets
 
     def _leaves(self) -> dict[Site, Float[Tensor, "n_ctx _"]]:
@@ -188,11 +187,11 @@ class LinearPrompt:
 
     @cached_property
     def run(self) -> CutRun:
-        """Copies of the prompt, every site cut; the graph is kept."""
+        """Copies of the prompt, with every site cut; keeps the autograd graph."""
         return self.run_of({site: leaf.expand(self.copies, -1, -1) for site, leaf in self.leaves.items()})
 
     def run_of(self, leaves: Mapping[Site, Float[Tensor, "n_copies n_ctx _"]]) -> CutRun:
-        """Copies of the prompt with other vectors."""
+        """Run copies of the prompt with these vectors at the sites."""
         n = len(leaves[TOKENS])
         flat = {site: leaves[site].flatten(0, 1) for site in self.sites}
         return cut_run(
@@ -202,14 +201,14 @@ class LinearPrompt:
 
     @cached_property
     def _watched(self) -> list[str]:
-        """Hooks of attention that the model has."""
+        """The attention hooks that the model has."""
         names = ("attn.hook_z", "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_q", "attn.hook_k",
                  "attn.hook_attn_scores", "attn.hook_pattern", "hook_resid_pre")
         hooks = [f"blocks.{layer}.{name}" for layer in range(self.circuit.n_layers) for name in names]
         return [hook for hook in hooks if hook in self.circuit.model.bridge.hook_dict]
 
     def values(self, run: CutRun, targets: Sequence[Target], copies: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """What each target is in its copy of the prompt."""
+        """Value of each target in its copy of the prompt."""
         out: list[Tensor] = []
         order: list[int] = []
         for index in sorted({target.site for target in targets}):
@@ -233,22 +232,22 @@ class LinearPrompt:
         return sae.pre_activations(x.to(sae.W_dec), where)[torch.argsort(order)]
 
     def gradients(self, total: Float[Tensor, ""]) -> dict[Site, Float[Tensor, "n_copies n_ctx _"]]:
-        """Gradients of something in `run` at every site."""
+        """Gradients of a scalar of `run` at every site."""
         leaves = [self.run.leaves[site] for site in self.sites]
-        if not total.requires_grad:  # an SAE that reads what is held has no inputs
+        if not total.requires_grad:  # an SAE that reads only frozen values has no inputs
             found = tuple(torch.zeros_like(leaf) for leaf in leaves)
         else:
             found = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
         return {site: grad.unflatten(0, (self.copies, -1)) for site, grad in zip(self.sites, found, strict=True)}
 
     def read(self, grads: Mapping[Site, Float[Tensor, "n_copies n_ctx _"]], n: int) -> Float64[np.ndarray, "n n_nodes"]:
-        """What every node adds in the first n copies to what has these gradients."""
+        """Direct effect of every node, in the first n copies, on targets with these gradients."""
         return torch.cat([self._vectors[site].read(grads[site][:n]).double() for site in self.sites], dim=1).numpy()
 
     def edges(
         self, targets: Sequence[Target]
     ) -> tuple[Float64[np.ndarray, "n_targets n_nodes"], Float64[np.ndarray, " n_targets"]]:
-        """What every node adds to each target, and what the target is; their difference is the constant."""
+        """Direct effect of every node on each target, and the targets' values; the constant is the difference."""
         rows, values = [], []
         for part in self.chunks(targets):
             found = self.values(self.run, part, torch.arange(len(part)))
@@ -258,25 +257,25 @@ class LinearPrompt:
         return np.concatenate([none, *rows]), np.concatenate([np.zeros(0), *values])
 
     def chunks(self, targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
-        """As many at a time as there are copies."""
+        """Split targets into chunks of `copies`."""
         return (targets[start : start + self.copies] for start in range(0, len(targets), self.copies))
 
     @cached_property
     def names(self) -> list[str]:
-        """Of the nodes, as in a circuit."""
+        """Node names, as in a circuit."""
         return [name_of(self.infos, *triple) for triple in self.nodes.triples]
 
     def name(self, target: Target) -> str:
-        """Of a target, likewise."""
+        """Name of a target, as in a circuit."""
         return name_of(self.infos, target.site, target.position, target.column)
 
     def target(self, node: int) -> Target:
-        """A feature's node as a target."""
+        """A feature node as a target."""
         assert self.nodes.feature[node] >= 0 and self.nodes.site[node] > 0, "a feature"
         return Target(int(self.nodes.site[node]), int(self.nodes.position[node]), int(self.nodes.feature[node]))
 
     def logit(self, token: int) -> Target:
-        """The logit of a token behind the prompt."""
+        """The last position's logit of a token, as a target."""
         return Target(len(self.sites), len(self.tokens) - 1, token)
 
 
@@ -288,5 +287,5 @@ def _check_sites(circuit: CircuitModel) -> None:
     for site in circuit.sites:
         if site.output in (TOKENS.output, "hook_embed"):
             raise SaescopeError(
-                f"There is an SAE at {site.output}, where the prompt's token vectors enter: leave it out, tokens are nodes."
+                f"There is an SAE at {site.output}, the token embeddings: leave it out, since tokens are nodes already."
             )

@@ -1,10 +1,10 @@
-"""Why a head attends: an attention score as a sum over pairs of features, one at the query, one at the key.
+"""QK attribution: an attention score as a sum over pairs of nodes, one at the query, one at the key.
 
     score(q, k) = s ⟨query, key⟩ = Σ_ij pairs[i, j]      query = Σ_i a_i + a₀,  key = Σ_j b_j + b₀      pairs = s ⟨a_i, b_j⟩
 
-(2402.12201, §3). a_i is what node i adds to the head's query vector at q in the linear forward, after rotary positions
-(and after norms of queries, whose scale is held), b_j likewise at k: so a pair counts with the distance between them. a₀
-and b₀ are biases, and make the last row and column. With grouped queries several heads share a key.
+(2402.12201, §3). a_i is node i's direct effect on the head's query vector at q in the linear forward, after rotary
+embeddings (and after query norms, with frozen scale); b_j likewise for the key at k. So a pair depends on the distance
+q − k. a₀ and b₀ are biases, the last row and column. With grouped-query attention several heads share a key.
 """
 
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from analysis.circuits.attribution.linear import LinearPrompt
 from sae.errors import SaescopeError
 
 _CLOSE = 1e-4
-"""Relative deviation of a score from s ⟨query, key⟩ that is rounding."""
+"""Relative deviation of a score from s ⟨query, key⟩ that counts as rounding."""
 
 
 @dataclass(frozen=True)
 class ScorePairs:
-    """An attention score before the softmax, taken apart.
+    """A pre-softmax attention score, decomposed.
 
     Attributes:
-        layer, head, query, key: which score; positions.
-        score: as the model has it.
-        query_nodes, key_nodes: indices into `LinearPrompt.nodes` of what adds to the two sides.
-        pairs: by query node and key node; the last row and column are the constants.
+        layer, head, query, key: head, and positions of query and key.
+        score: the model's score.
+        query_nodes, key_nodes: nodes that contribute to either side, as indices into `LinearPrompt.nodes`.
+        pairs: part of the score by query node and key node; the last row and column are the constants.
     """
 
     layer: int
@@ -42,7 +42,7 @@ class ScorePairs:
     pairs: Float64[np.ndarray, "n_query_and_1 n_key_and_1"]
 
     def largest(self, n: int = 10) -> list[tuple[int, int, float]]:
-        """(query node, key node, part of the score), the largest first; −1 is the constant."""
+        """(query node, key node, part of the score), largest first; −1 is the constant."""
         order = np.argsort(-np.abs(self.pairs), axis=None, kind="stable")[:n]
         names = (*self.query_nodes, -1), (*self.key_nodes, -1)
         cells = [divmod(int(i), self.pairs.shape[1]) for i in order]
@@ -50,23 +50,23 @@ class ScorePairs:
 
     @property
     def by_query(self) -> Float64[np.ndarray, " n_query_and_1"]:
-        """What each query node adds with all of the key."""
+        """Part of the score of each query node, summed over the key side."""
         return self.pairs.sum(1)
 
     @property
     def by_key(self) -> Float64[np.ndarray, " n_key_and_1"]:
-        """What each key node adds with all of the query."""
+        """Part of the score of each key node, summed over the query side."""
         return self.pairs.sum(0)
 
 
 def score_pairs(linear: LinearPrompt, layer: int, head: int, query: int, key: int) -> ScorePairs:
-    """An attention score as pairs of nodes.
+    """Decompose an attention score into pairs of nodes.
 
-    Costs d_head backward passes for each side, as many at a time as there are copies.
+    Costs d_head backward passes per side, `copies` at a time.
 
     Raises:
-        SaescopeError: no such layer, head or position; a key behind its query; a model that shows no queries and keys, or
-            whose score is no multiple of their product (soft caps, ALiBi).
+        SaescopeError: no such layer, head or position; a key after its query; a model without query and key hooks, or
+            whose score isn't a multiple of their product (soft caps, ALiBi).
     """
     _check(linear, layer, head, query, key)
     q, k = _queries_and_keys(linear, layer)
@@ -79,21 +79,21 @@ def score_pairs(linear: LinearPrompt, layer: int, head: int, query: int, key: in
 
 
 def attention(linear: LinearPrompt, layer: int) -> Float64[np.ndarray, "n_heads n_ctx n_ctx"]:
-    """The attention patterns of a layer.
+    """Attention patterns of a layer.
 
     Raises:
-        SaescopeError: the model does not show them.
+        SaescopeError: the model has no hook on them.
     """
     hook = f"blocks.{layer}.attn.hook_pattern"
     if hook not in linear.run.watched:
-        raise SaescopeError(f"{linear.circuit.model.name} does not show {hook}.")
+        raise SaescopeError(f"{linear.circuit.model.name} has no {hook}.")
     return linear.run.watched[hook][0].detach().double().numpy()
 
 
 def _side(
     linear: LinearPrompt, vectors: Tensor, position: int, head: int
 ) -> tuple[tuple[int, ...], Float64[np.ndarray, "n_and_1 d_head"]]:
-    """The nodes that add to a query or key vector, what each adds, and the constant."""
+    """Nodes that contribute to a query or key vector, their contributions, and (last row) the constant."""
     d_head = vectors.shape[-1]
     rows = []
     for start in range(0, d_head, linear.copies):
@@ -107,11 +107,11 @@ def _side(
 
 
 def _queries_and_keys(linear: LinearPrompt, layer: int) -> tuple[Tensor, Tensor]:
-    """[copies, positions, heads, d_head] as the score multiplies them: after rotary positions, where there are any."""
+    """Queries and keys, each [copies, positions, heads, d_head], after rotary embeddings if there are any."""
     watched, names = linear.run.watched, [f"blocks.{layer}.attn.hook_{name}" for name in ("rot_q", "rot_k", "q", "k")]
     found = next((names[i : i + 2] for i in (0, 2) if set(names[i : i + 2]) <= set(watched)), None)
     if found is None:
-        raise SaescopeError(f"{linear.circuit.model.name} shows no queries and keys at blocks.{layer}.attn.")
+        raise SaescopeError(f"{linear.circuit.model.name} has no hooks on queries and keys at blocks.{layer}.attn.")
     d_head = int(linear.circuit.model.bridge.cfg.d_head)
     q, k = (one if one.ndim == 4 else one.unflatten(-1, (-1, d_head)) for one in (watched[name] for name in found))
     assert q.shape[1] == k.shape[1] == len(linear.tokens), (q.shape, k.shape)
@@ -119,19 +119,19 @@ def _queries_and_keys(linear: LinearPrompt, layer: int) -> tuple[Tensor, Tensor]
 
 
 def _scale(linear: LinearPrompt, layer: int, head: int, q: Tensor, k: Tensor) -> float:
-    """The factor of ⟨query, key⟩, from the scores that the model shows, which must all agree on it."""
+    """Scale of ⟨query, key⟩, fitted to the model's scores; all of them must agree."""
     hook = f"blocks.{layer}.attn.hook_attn_scores"
     if hook not in linear.run.watched:
-        raise SaescopeError(f"{linear.circuit.model.name} does not show {hook}.")
+        raise SaescopeError(f"{linear.circuit.model.name} has no {hook}.")
     scores = linear.run.watched[hook][0, head].detach().double()
-    # what a mask takes away (a sliding window, too) is far below
+    # masked scores (also outside a sliding window) are far below
     product, seen = q.double() @ k.double().T, torch.ones_like(scores, dtype=torch.bool).tril() & (scores > -1e30)
     found, product = scores[seen], product[seen]
     scale = float((found * product).sum() / product.square().sum().clamp_min(1e-300))
     if not float((found - scale * product).norm()) <= _CLOSE * float(found.norm()) + 1e-30:
         raise SaescopeError(
-            f"Scores at {hook} of {linear.circuit.model.name} are no multiple of queries times keys (a soft cap, or a bias "
-            "by distance), so they are no sum over pairs."
+            f"Scores at {hook} of {linear.circuit.model.name} are not a multiple of queries times keys (soft cap, or ALiBi "
+            "bias), so they can't be split into pairs."
         )
     return scale
 
@@ -144,8 +144,8 @@ def _check(linear: LinearPrompt, layer: int, head: int, query: int, key: int) ->
         )
     if not 0 <= key <= query < len(linear.tokens):
         raise SaescopeError(
-            f"Position {query} does not attend to {key}: a key is no later than its query, in a prompt of "
-            f"{len(linear.tokens)} tokens."
+            f"Position {query} can't attend to {key}: the prompt has {len(linear.tokens)} tokens, and a key can't come "
+            "after its query."
         )
 
 

@@ -1,4 +1,4 @@
-"""From a text and runs to a saved attribution graph."""
+"""Trace a prompt: from a text and SAE runs to a saved attribution graph."""
 
 import resource
 import time
@@ -27,22 +27,22 @@ from training.model.token_bytes import token_bytes
 
 @dataclass(frozen=True)
 class TraceOptions:
-    """What a graph is made of.
+    """Options of an attribution graph.
 
     Attributes:
-        saes: runs, or patterns of them.
-        model: None takes the SAEs' own.
-        device: where it runs.
-        dtype: what it computes in.
+        saes: run folders, or globs.
+        model: language model; None is the one the SAEs were trained on.
+        device: device.
+        dtype: compute dtype.
         name: the graph is saved in DIR/NAME.
         dir: folder of circuits; None saves nothing.
-        root: folder that `saes` and `dir` are relative to, and that the graph names its runs from; None is the current one.
-        mlps, skips: how the linear forward takes MLPs without a dictionary and skip paths; see `linear`.
-        limits: of the graph.
+        root: folder that `saes`, `dir` and the graph's run names are relative to; None is the current one.
+        mlps, skips: how the linear forward handles MLPs without a dictionary and skip paths; see `linear`.
+        limits: size limits of the graph.
         node_share, edge_share: shares of influence that pruning keeps.
-        n_gap: interventions that measure what frozen patterns leave out; 0 leaves that out.
-        copies: targets that are followed at once.
-        max_tokens: the longest prompt that is taken; memory grows with its square. None takes all that the model does.
+        n_gap: interventions that measure how much frozen patterns miss; 0 skips this.
+        copies: targets per backward pass.
+        max_tokens: longest prompt accepted; memory grows with its square. None accepts what the model does.
     """
 
     saes: Sequence[str]
@@ -64,7 +64,7 @@ class TraceOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a graph is: `done` of `total` units of what is being done; `said` is for people, and told once."""
+    """Progress of a graph: `done` of `total` units of the current work; `said` is a message to show once."""
 
     doing: str
     done: int
@@ -74,15 +74,15 @@ class Progress:
 
 
 def open_prompt(text: str, options: TraceOptions) -> LinearPrompt:
-    """A text taken apart by the SAEs of runs.
+    """Open the SAEs and the model, and decompose a text.
 
     Raises:
-        SaescopeError: no text, SAEs that do not fit together, or as `LinearPrompt`.
+        SaescopeError: the text is empty, the SAEs don't fit together, or as `LinearPrompt`.
     """
     if not text.strip():
         raise SaescopeError("The prompt is empty; give some text.")
     if not options.saes:
-        raise SaescopeError("No SAE is named; choose at least one run.")
+        raise SaescopeError("No SAE is given; choose at least one run.")
     root = options.root
     trained = open_saes([str(user_path(run) if root is None else root / run) for run in options.saes])
     model = open_model(trained, options.model, options.device, options.dtype)
@@ -92,7 +92,7 @@ def open_prompt(text: str, options: TraceOptions) -> LinearPrompt:
     tokens = torch.tensor(encode(model, [text])[0])
     model.check_length(len(tokens))
     if options.max_tokens is not None and len(tokens) > options.max_tokens:
-        raise SaescopeError(f"The prompt has {len(tokens)} tokens; at most {options.max_tokens} are traced here.")
+        raise SaescopeError(f"The prompt has {len(tokens)} tokens; the limit here is {options.max_tokens}.")
     return LinearPrompt(spliced, tokens, mlps=options.mlps, skips=options.skips, infos=infos, copies=options.copies)
 
 
@@ -102,7 +102,7 @@ def _from(root: Path, run: str) -> str:
 
 
 def trace_prompt(text: str, options: TraceOptions, *, quiet: bool = False) -> Circuit:
-    """The attribution graph of a prompt, pruned, with its scores, and with what frozen patterns leave out.
+    """Compute and save a prompt's pruned attribution graph, its scores, and how much frozen patterns miss.
 
     Raises:
         SaescopeError: as `open_prompt`; or as `save_circuit`.
@@ -121,12 +121,12 @@ def trace_prompt(text: str, options: TraceOptions, *, quiet: bool = False) -> Ci
 
         circuit = at_once(trace_steps(text, options), show)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    display.say(f"took {time.perf_counter() - began:.0f} s, {peak:.1f} GB at the peak")
+    display.say(f"took {time.perf_counter() - began:.0f} s, peak memory {peak:.1f} GB")
     return circuit
 
 
 def trace_steps(text: str, options: TraceOptions) -> Generator[Progress, None, Circuit]:
-    """`trace_prompt` step by step, the first of which loads the model; yields how far it is, and saves at the end."""
+    """`trace_prompt` step by step (the first step loads the model); yields progress, and saves at the end."""
     linear = open_prompt(text, options)
     said = (f"{len(linear.tokens)} tokens, {int((linear.nodes.feature >= 0).sum()) - len(linear.tokens):,} active features "
             f"at {len(linear.circuit.sites)} sites; {cost(linear, options.limits)}")
@@ -147,7 +147,7 @@ def trace_steps(text: str, options: TraceOptions) -> Generator[Progress, None, C
 
 
 def _counted(steps: Generator[int, None, Result], now: Progress) -> Generator[Progress, None, Result]:
-    """What numbers of newly done units come to."""
+    """Turn counts of newly finished units into running progress."""
     done = 0
     while True:
         try:
@@ -164,7 +164,7 @@ def pieces(model: Model, tokens: Sequence[int]) -> list[str]:
 
 
 def _n_targets(linear: LinearPrompt, limits: Limits) -> int:
-    """Features, and as many logits as there will be."""
+    """Number of targets: features, and the logits that become nodes."""
     features = int(((linear.nodes.site > 0) & (linear.nodes.feature >= 0)).sum())
     probability = linear.logits.softmax(0).topk(min(limits.max_logits, len(linear.logits))).values.cumsum(0)
     return min(limits.max_features, features) + min(int((probability < limits.logit_share).sum()) + 1, len(probability))

@@ -1,4 +1,4 @@
-"""The sites of an attribution graph as a circuit names them: tokens, SAEs, MLPs without one, logits."""
+"""Sites of an attribution graph: tokens, SAEs, MLPs without an SAE, logits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,22 +8,22 @@ from sae.store import tensors_hash
 from training.site import Site
 
 TOKENS = Site(input="blocks.0.hook_resid_pre")
-"""Where token vectors (with those of positions) enter."""
+"""Where token (and position) embeddings enter."""
 EMBEDDING, LOGIT = "embedding", "logit"
-"""What `SiteInfo.variant` says of the sites of tokens and of logits, as in graphs of circuit-tracer that are opened."""
+"""`SiteInfo.variant` of the sites of tokens and logits, as in imported circuit-tracer graphs."""
 NO_SAE = "none"
-"""What it says of an MLP whose whole output is an error."""
+"""`SiteInfo.variant` of an MLP whose whole output is an error."""
 
 
 def graph_sites(
     inner: Sequence[Site], saes: Mapping[Site, SAE], known: Sequence[SiteInfo] = ()
 ) -> tuple[SiteInfo, ...]:
-    """Tokens, the sites between in their order, logits.
+    """Site records of tokens, the inner sites in order, and logits.
 
     Args:
         inner: sites in causal order, without tokens and logits.
-        saes: those that have one.
-        known: what a circuit says of them already.
+        saes: SAEs by site.
+        known: existing records of sites, which are reused.
     """
     own, names = {info.site: info for info in known}, site_names(inner)
     found = [own.get(site) or _info(site, saes.get(site), name) for site, name in zip(inner, names, strict=True)]

@@ -1,4 +1,4 @@
-"""Work that is done step by step, so that whoever waits for it can show how far it is, do something else, or stop."""
+"""Run step-by-step work (a generator), so that a caller can show progress, do something else, or stop."""
 
 from collections.abc import Callable, Generator
 from typing import TypeVar
@@ -8,11 +8,11 @@ Result = TypeVar("Result")
 
 
 def at_once(steps: Generator[Step, None, Result], progress: Callable[[Step], None] | None = None) -> Result:
-    """Do all steps, and give what they lead to.
+    """Run a generator to the end and return its result.
 
     Args:
-        steps: a generator; what it returns is the result.
-        progress: told of what it yields.
+        steps: the generator; its return value is the result.
+        progress: called with each yielded value.
     """
     while True:
         try:

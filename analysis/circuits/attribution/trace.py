@@ -1,12 +1,12 @@
-"""Patch-free tracing (He et al. 2402.12201): from a logit, a feature or an attention score down to what makes it up.
+"""Patch-free tracing (He et al. 2402.12201): recursively decompose a logit, a feature or an attention score.
 
-One forward pass. Each step splits a number into what features, errors and tokens add to it directly, keeps the largest,
-and goes on from the features among them:
+One forward pass. Each step splits a number into direct contributions of features, errors and tokens, keeps the largest,
+and continues from the features among them:
 
     logit, feature   the terms of `LinearPrompt.edges`: the residual stream, OV of all heads, and MLPs by active neurons
     score            the pairs of `qk.score_pairs`; both features of a pair are followed
 
-A step says which share of Σ |term| the parts have that are followed, and which errors have.
+A step reports the share of Σ |term| that the kept parts make up, and the share of errors.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Score:
-    """An attention score before the softmax."""
+    """A pre-softmax attention score: head, and positions of query and key."""
 
     layer: int
     head: int
@@ -33,12 +33,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Part:
-    """A term of a step: a node, or a pair of them, and what it adds.
+    """A term of a step: a node, or a pair of nodes, and its contribution.
 
     Attributes:
-        names: of the node; of a score's pair the query's and the key's.
-        amount: what it adds to the step's value.
-        steps: what the features among the names are made of; empty where nothing is followed.
+        names: the node's name; for a score, the names of the query's and the key's node.
+        amount: contribution to the step's value.
+        steps: steps that explain the features among `names`; empty at the end of the trace.
     """
 
     names: tuple[str, ...]
@@ -48,16 +48,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Step:
-    """A number taken apart.
+    """One decomposed number.
 
     Attributes:
-        name: of what is explained.
-        value: the pre-activation, the logit less the mean of all, or the score.
-        constant: what biases add.
+        name: name of the explained number.
+        value: the pre-activation, the logit minus the mean of all, or the score.
+        constant: contribution of biases.
         parts: the largest terms.
-        rest: what all other terms add together.
-        explained: the share of Σ |term| (constants apart) that the parts have.
-        errors: the share that errors have, followed or not; of pairs, those in which one side is an error.
+        rest: sum of all other terms.
+        explained: share of Σ |term| (without constants) made up by the parts.
+        errors: share of Σ |term| from errors, kept or not; of pairs, those with an error on either side.
     """
 
     name: str
@@ -78,19 +78,19 @@ class Step:
 
 
 def trace(linear: LinearPrompt, start: Target | Score, *, top: int = 5, depth: int = 3) -> Step:
-    """Trace a number down.
+    """Trace a number recursively.
 
     Args:
-        linear: the prompt; `mlps="neurons"` follows MLPs that have no dictionary.
-        start: what is explained first.
-        top: parts of a step that are followed.
-        depth: steps below one another, 1 for the first alone.
+        linear: the prompt; `mlps="neurons"` traces through MLPs without a dictionary.
+        start: the number to explain.
+        top: parts kept per step.
+        depth: levels of steps; 1 is the first step alone.
 
     Raises:
-        SaescopeError: as `score_pairs`; a feature that is not active there; less than one part or step.
+        SaescopeError: as `score_pairs`; the feature isn't active there; `top` or `depth` is below 1.
     """
     if top < 1 or depth < 1:
-        raise SaescopeError(f"A trace keeps at least one part of at least one step; top is {top} and depth {depth}.")
+        raise SaescopeError(f"A trace needs top and depth of at least 1; top is {top} and depth is {depth}.")
     if isinstance(start, Target):
         _check(linear, start)
     known: dict[int, _Flat] = {}
@@ -106,7 +106,7 @@ def trace(linear: LinearPrompt, start: Target | Score, *, top: int = 5, depth: i
 
 @dataclass(frozen=True)
 class _Flat:
-    """A step whose parts are nodes by number."""
+    """A step whose parts are node indices."""
 
     name: str
     value: float
@@ -181,10 +181,10 @@ def _check(linear: LinearPrompt, start: Target) -> None:
     if start.site == len(linear.sites):
         if not 0 <= start.column < linear.circuit.model.d_vocab or start.position != len(linear.tokens) - 1:
             raise SaescopeError(
-                f"Logits of {linear.circuit.model.d_vocab:,} tokens are explained, behind the last token of the prompt "
-                f"(position {len(linear.tokens) - 1}); asked for was token {start.column} at {start.position}."
+                f"Token {start.column} at position {start.position} can't be traced: logits are explained at the last "
+                f"position ({len(linear.tokens) - 1}), for token ids below {linear.circuit.model.d_vocab:,}."
             )
         return
     wanted = (start.site, start.position, start.column)
     if not 0 < start.site < len(linear.sites) or start.column < 0 or wanted not in set(linear.nodes.triples):
-        raise SaescopeError(f"The feature {start.column} of site {start.site} is not active at position {start.position}.")
+        raise SaescopeError(f"Feature {start.column} of site {start.site} is not active at position {start.position}.")

@@ -1,1 +1,1 @@
-"""Whether a circuit is true: faithfulness and completeness, baselines, specificity, stability."""
+"""Checks of a circuit: faithfulness and completeness, baselines, specificity, stability."""

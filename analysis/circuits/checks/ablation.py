@@ -1,12 +1,11 @@
-"""Runs of a model in which some nodes are moved to their reference: what every check of a circuit is made of.
+"""Ablated runs: some nodes are patched to their reference. Every check of a circuit is built from these.
 
-Each node has a share, 1 where it keeps the value that it has in this run, and 0 where it is moved to its reference:
+Each node has a share s: 1 keeps its value in this run, 0 patches it to its reference:
 
     new target = Σ_f (s v + (1 − s) v_ref)_f W_f + (s error + (1 − s) error_ref) + (s offset + (1 − s) offset_ref)
 
-v, error and offset are computed from what arrives in this very run, which earlier sites have changed. Where everything is
-kept that is the model, where nothing is it is the reference. Rows outside the keep-mask pass unchanged. Under autograd a
-run passes gradients on through what is kept.
+v, error and offset are computed in the ablated run itself, downstream of earlier ablations. Keeping everything gives the
+model, keeping nothing the reference. Rows outside the keep-mask pass unchanged. Gradients flow through what is kept.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,17 +27,17 @@ from training.model.splice import Reconstruct
 from training.site import Site, SiteRows
 
 Errors = Literal["circuit", "kept", "dropped"]
-"""What becomes of errors: each treated as the node that it is, or all of them kept as found, or none ever kept."""
+"""How errors are treated: as nodes like any other, all kept, or all ablated."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Which nodes a run moves to their reference.
+    """Which nodes a run patches to their reference.
 
     Attributes:
-        nodes: a circuit; a node ANYWHERE stands for all positions.
-        moved: the nodes outside it (faithfulness), or those in it (completeness).
-        errors: `circuit` takes an error for a node like any other; `kept` moves none of them, `dropped` all.
+        nodes: a circuit; a node with position ANYWHERE stands for all positions.
+        moved: patch the nodes outside the circuit (faithfulness), or inside it (completeness).
+        errors: `circuit` treats errors as nodes like any other; `kept` patches none of them, `dropped` all.
     """
 
     nodes: Nodes
@@ -47,16 +46,15 @@ class Ablation:
 
 
 NOTHING_KEPT = Ablation(Nodes.empty())
-"""All nodes are moved: m(∅)."""
+"""All nodes are patched: m(∅)."""
 PLAIN = Ablation(Nodes.empty(), "inside")
-"""No node is moved: the model as it is, m(M)."""
+"""No node is patched: the model itself, m(M)."""
 ALL_FEATURES = Ablation(Nodes.empty(), "inside", "dropped")
-"""The model with every SAE spliced in: all features and skip paths are kept, and no error."""
+"""The model with every SAE spliced in: all features and skip paths are kept, errors are ablated."""
 
 
 Shares = dict[Site, Tensor]
-"""Of each site a table `[n_ctx, d_sae + 2]` of the shares of its nodes; the last two columns are SKIP and ERROR, whose
-numbers as features find them there."""
+"""Per site, a table `[n_ctx, d_sae + 2]` of node shares; the last two columns are SKIP and ERROR (indices −2 and −1)."""
 
 
 @torch.no_grad()
@@ -67,20 +65,20 @@ def measure(
 ) -> Float64[np.ndarray, "n_ablations n_examples"]:
     """The metric of each example in each ablated run of its clean prompt.
 
-    The blocks before the first site run once a batch, however many ablations there are.
+    The blocks before the first site run once per batch, whatever the number of ablations.
 
     Args:
         model: the model with its SAEs.
-        groups: examples, those of one group of one length; results are in their order.
-        metric: of the last logits.
+        groups: examples; each group has one length; results keep their order.
+        metric: metric on the last position's logits.
         ablations: one run each.
-        reference: what nodes are moved to.
-        means: what `mean` is read from.
-        batch: examples at a time.
-        progress: told of every ablated run of an example that is done.
+        reference: what nodes are patched to.
+        means: mean states, for the reference `mean`.
+        batch: examples per forward pass.
+        progress: called with the number of newly finished (ablation, example) runs.
 
     Raises:
-        SaescopeError: a node at a position that the prompts do not have; a counterfactual of single prompts.
+        SaescopeError: a node's position is beyond the prompts, or single prompts have no counterfactual.
     """
     hooks = [hook for site in model.sites for hook in site.hooks]
     columns = []
@@ -106,13 +104,13 @@ def _metric(
 def ablated(
     model: CircuitModel, examples: Examples, shares: Shares, states: Mapping[Site, State]
 ) -> dict[Site, Reconstruct]:
-    """What `CircuitModel.run` needs to run with these shares; sites at which nothing is moved are left out.
+    """Replacement functions for `CircuitModel.run` that apply these shares; sites where nothing is patched are left out.
 
     Args:
         model: the model with its SAEs.
-        examples: whose kept rows `states` are.
-        shares: of each site.
-        states: the reference of each site.
+        examples: the examples; `states` are of their kept rows.
+        shares: shares of each site's nodes.
+        states: reference state of each site.
     """
     positions = position_of_rows(examples)
     return {
@@ -122,10 +120,10 @@ def ablated(
 
 
 def shares_of(model: CircuitModel, ablation: Ablation, n_ctx: int) -> Shares:
-    """1 for the nodes that an ablation leaves as they are, 0 for those that it moves.
+    """Shares of an ablation: 1 for nodes that are kept, 0 for nodes that are patched.
 
     Raises:
-        SaescopeError: a node at a position that the prompts do not have.
+        SaescopeError: a node's position is beyond the prompts.
     """
     last = int(ablation.nodes.position.max(initial=ANYWHERE))
     if last >= n_ctx:
@@ -147,7 +145,7 @@ def shares_of(model: CircuitModel, ablation: Ablation, n_ctx: int) -> Shares:
 
 
 class _Ablate:
-    """The new target of a site's kept rows; see the head of this file."""
+    """Computes the new target of a site's kept rows; see the module docstring."""
 
     def __init__(
         self, model: CircuitModel, site: Site, table: Float[Tensor, "n_positions d"], positions: Int64[Tensor, " n_rows"],
@@ -162,7 +160,7 @@ class _Ablate:
         self.mixed = ((table != 0).any(1) & ~whole)[positions].nonzero()[:, 0]
 
     def __call__(self, rows: SiteRows, mask: Bool[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_rows d_out"]:  # noqa: ARG002
-        """Only rows of which something is kept are encoded."""
+        """The new target; only rows with something kept are encoded."""
         new = self.base.index_copy(0, self.as_found, rows.target[self.as_found].to(self.base))
         if len(self.mixed) == 0:
             return new
@@ -174,7 +172,7 @@ class _Ablate:
         return new.index_add(0, self.mixed, found)
 
     def _weighed(self, code: SparseCode, positions: Int64[Tensor, " n_rows"], *, moved: bool) -> SparseCode:
-        """A code times the shares of its features, or times what is missing to 1."""
+        """Scale a code by its features' shares, or by 1 − share."""
         rows, feature = code.rows(), code.feature.long()
         share = self.table[positions[rows], feature]
         share = 1 - share if moved else share

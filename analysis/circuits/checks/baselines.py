@@ -1,12 +1,12 @@
-"""What a circuit's faithfulness is to be compared with.
+"""Baselines for a circuit's faithfulness.
 
-    all features    every SAE spliced in, errors ablated: what no circuit of features alone is expected to exceed
-    random          as many nodes, drawn among those that are active in the examples
-    MLP activations as many, chosen by the same estimator, everything else among them mean-ablated: the fair baseline
+    all features    every SAE spliced in, errors ablated: the expected upper bound for circuits of features alone
+    random          the same number of nodes, drawn from those active in the examples
+    MLP activations the same number, chosen by the same estimator, all others mean-ablated: the fair baseline
                     (2601.22594), by the same code on `coordinates.mlp_activations`
-    coordinates     of the sites' own activations likewise (`coordinates.own_coordinates`), as in Marks et al. 2403.19647
+    coordinates     the same with the sites' own coordinates (`coordinates.own_coordinates`), as in Marks et al. 2403.19647
 
-Each model taken apart otherwise has its own m(∅): with MLP activations alone, attention is never ablated.
+Each basis has its own m(∅): with MLP activations alone, attention is never ablated.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,13 +27,13 @@ from analysis.circuits.tasks.examples import Examples, Metric
 def active_features(
     model: CircuitModel, groups: Iterable[Examples], *, positions: bool = True, batch: int = 32
 ) -> Nodes:
-    """Features that are active in the clean prompt of at least one example; without errors and skip paths.
+    """Features that are active in the clean prompt of at least one example, without errors and skip paths.
 
     Args:
         model: the model with its SAEs.
         groups: the examples.
-        positions: by position, or anywhere.
-        batch: examples at a time.
+        positions: one node per position, or one for all positions.
+        batch: examples per forward pass.
     """
     found: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(model.sites))}
     for part in (part for group in groups for part in group.batches(batch)):
@@ -48,7 +48,7 @@ def active_features(
 
 
 def random_circuits(active: Nodes, sizes: Sequence[int], seed: int) -> list[Nodes]:
-    """Circuits of nodes drawn evenly, each inside the next."""
+    """Nested circuits of uniformly drawn nodes."""
     return in_order(active, np.random.default_rng(seed).permutation(len(active)), sizes)
 
 
@@ -56,18 +56,18 @@ def random_curve(
     model: CircuitModel, groups: Sequence[Examples], metric: Metric, sizes: Sequence[int], *, active: Nodes,
     n_random: int = 5, seed: int = 0, errors: Errors = "circuit", **options: Any,
 ) -> Curve:
-    """The curve of random features: the mean over draws, with their range.
+    """Curve of random features: mean over draws, with their range as interval.
 
     Args:
         model: the model with its SAEs.
         groups: held-out examples.
-        metric: of the last logits.
-        sizes: of the circuits, ascending.
-        active: what is drawn from.
-        n_random: draws, with seeds from `seed` on.
-        seed: of the first draw.
+        metric: metric on the last position's logits.
+        sizes: circuit sizes, ascending.
+        active: nodes to draw from.
+        n_random: number of draws, with seeds `seed`, `seed + 1`, ….
+        seed: seed of the first draw.
         errors: as in `Ablation`.
-        options: of `ablation.measure`: reference, means, batch.
+        options: options of `ablation.measure`: reference, means, batch.
     """
     series = [
         Series("", random_circuits(active, sizes, seed + i), errors=errors) for i in range(n_random)
@@ -76,7 +76,7 @@ def random_curve(
 
 
 Estimate = Callable[[CircuitModel, Means], NodeEffects]
-"""Node effects on the training examples of a model taken apart in some way, and means for those that need them."""
+"""Function of a model and its means that returns node effects on the training examples."""
 
 
 def coordinate_curve(
@@ -84,20 +84,20 @@ def coordinate_curve(
     sizes: Sequence[int], estimate: Estimate, *, n_bootstraps: int = N_BOOTSTRAPS, seed: int = 0,
     reference: Reference = "mean", batch: int = 32,
 ) -> Curve:
-    """The curve of coordinates chosen by an estimator, all others moved to their reference.
+    """Curve of coordinates chosen by an estimator, all others patched to their reference.
 
     Args:
-        name: in a legend.
-        model: of `coordinates.mlp_activations`, or `coordinates.own_coordinates`.
-        train: examples that means and effects are of.
+        name: name in a legend.
+        model: from `coordinates.mlp_activations` or `coordinates.own_coordinates`.
+        train: examples for means and effects.
         test: held-out examples.
-        metric: of the last logits.
-        sizes: of the circuits, ascending.
-        estimate: the estimator that chose the features, too.
-        n_bootstraps: draws behind each interval.
-        seed: of the draws.
-        reference: what coordinates are moved to in the tested runs.
-        batch: examples at a time.
+        metric: metric on the last position's logits.
+        sizes: circuit sizes, ascending.
+        estimate: the estimator that also chose the features.
+        n_bootstraps: bootstrap draws per interval.
+        seed: seed of the draws.
+        reference: what coordinates are patched to in the test runs.
+        batch: examples per forward pass.
     """
     means = mean_states(model, train, batch=batch)
     series = Series(name, by_effect(estimate(model, means), sizes, "dropped"))

@@ -1,6 +1,6 @@
-"""Bootstraps over examples: how much a figure hangs on which examples were drawn (Efron & Tibshirani 1993, ch. 6 and 13).
+"""Bootstrap over examples: how much a score depends on the sampled examples (Efron & Tibshirani 1993, ch. 6 and 13).
 
-Percentile intervals of 95 %. Examples are the unit: prompts made from one template share words, which no bootstrap sees.
+95 % percentile intervals. Examples are the resampled unit; prompts from one template share words, which this ignores.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from jaxtyping import Float64
 from sae.metrics import Interval
 
 N_BOOTSTRAPS = 1000
-"""Draws of an interval, unless told otherwise."""
+"""Default number of bootstrap draws."""
 
 
 def weights(n_examples: int, n_bootstraps: int, seed: int = 0) -> Float64[np.ndarray, "n_bootstraps n_examples"]:
-    """How much each example counts in each draw of as many examples with replacement; a row sums to 1."""
+    """Weights of examples in each bootstrap draw (n_examples drawn with replacement); rows sum to 1."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(n_examples, np.full(n_examples, 1 / n_examples), size=n_bootstraps) / n_examples
 
@@ -24,13 +24,13 @@ def interval(
     statistic: Callable[[Float64[np.ndarray, "n_draws n_columns"]], Float64[np.ndarray, " n_draws"]],
     columns: Float64[np.ndarray, "n_examples n_columns"], *, n_bootstraps: int = N_BOOTSTRAPS, seed: int = 0,
 ) -> Interval:
-    """A statistic of means over examples, with its interval.
+    """A statistic of means over examples, with its bootstrap interval.
 
     Args:
-        statistic: of the means of the columns, for several draws at once.
-        columns: what each example has.
-        n_bootstraps: draws; none gives no interval.
-        seed: of the draws; equal seeds draw the same examples for every statistic of as many.
+        statistic: function of the column means, vectorised over draws.
+        columns: values of each example.
+        n_bootstraps: number of draws; 0 gives no interval.
+        seed: seed of the draws; with equal seeds and numbers of examples, every statistic sees the same draws.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         found = float(statistic(columns.mean(axis=0, keepdims=True))[0])

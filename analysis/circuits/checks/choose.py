@@ -1,9 +1,9 @@
-"""Choosing a circuit by what its nodes do among themselves, rather than by what each does in the whole model.
+"""Choose a circuit by node effects within the circuit, rather than in the full model.
 
-Effects at the clean run say what the model loses when one node goes and everything else stays, repeats it or makes up for
-it. A small circuit is another place: nearly all is at its reference there, and nodes that oppose the answer may be missing.
-So pruning goes from many nodes to few in turns, and takes effects anew within the circuit that is left. It sees training
-examples only; what it gains is to be measured on others.
+Effects at the clean run measure what the model loses when one node is patched and everything else stays, backups and
+redundant nodes included. In a small circuit nearly everything is at its reference, and nodes that oppose the answer may be
+gone. So pruning goes from many nodes to few in rounds, and recomputes effects within the remaining circuit. It only sees
+training examples; measure the gain on held-out ones.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,24 +31,24 @@ def effects_within(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, run: Ablation, *,
     nodes: Nodes | None = None, reference: Reference = "mean", means: Means | None = None, batch: int = 32,
 ) -> NodeEffects:
-    """Attribution patching in an ablated run: what each node's whole move to its reference would do there, to first order.
+    """Attribution patching in an ablated run: first-order effect of patching each node to its reference.
 
-    The slope is taken where the run is, and passes through the circuit alone: a node acts by what the nodes behind it are
-    still there to read. Effects are minus the derivative of the metric with respect to the node's share, of nodes that are
-    moved in this run too.
+    The gradient is taken at the ablated run and flows through the circuit alone, so a node only acts through later nodes
+    that are kept. An effect is minus the derivative of the metric with respect to the node's share, also for nodes that
+    are patched in this run.
 
     Args:
         model: the model with its SAEs.
         groups: examples.
-        metric: differentiable.
+        metric: differentiable metric.
         run: the ablation.
-        nodes: whose effects are wanted, by position in any case; None for all.
-        reference: what nodes are moved to.
-        means: what `mean` is read from.
-        batch: examples at a time.
+        nodes: nodes to compute effects of, always by position; None for all.
+        reference: what nodes are patched to.
+        means: mean states, for the reference `mean`.
+        batch: examples per forward pass.
 
     Raises:
-        SaescopeError: a metric without a gradient.
+        SaescopeError: the metric has no gradient.
     """
     entries, first = [], 0
     for part in (part for group in groups for part in group.batches(batch)):
@@ -66,7 +66,7 @@ def effects_within(
 
 
 def _only(state: State, chosen: Bool[Tensor, "n_rows d"]) -> State:
-    """A state without the features that are not asked for."""
+    """A state restricted to the requested features."""
     code, rows = state.code, state.code.rows()
     mine = chosen[rows, code.feature.long()]
     return replace(state, code=from_pairs(rows[mine], code.feature[mine], code.value[mine], code.n_rows, code.d_sae))
@@ -75,7 +75,7 @@ def _only(state: State, chosen: Bool[Tensor, "n_rows d"]) -> State:
 def _slopes(
     model: CircuitModel, examples: Examples, metric: Metric, shares: Shares, states: dict[Site, State]
 ) -> tuple[dict[Site, State], dict[Site, Tensor]]:
-    """Every site of an ablated run taken apart as it arrives, and the gradient of the metric with respect to its target."""
+    """State of every site in an ablated run, before its own ablation, and the metric's gradient at its target."""
     ablation = ablated(model, examples, shares, states)
     found: dict[Site, State] = {}
     leaves: dict[Site, Tensor] = {}
@@ -93,7 +93,7 @@ def _slopes(
     with torch.enable_grad():
         logits = model.run(examples.clean, examples.keep, {site: at(site) for site in model.sites})
         total = differentiable(metric, logits, examples).sum()
-        # no gradient where nothing that is left behind a site reads it
+        # the gradient is zero where no later kept node reads a site
         slopes = torch.autograd.grad(total, [leaves[site] for site in model.sites], materialize_grads=True)
     return found, dict(zip(model.sites, slopes, strict=True))
 
@@ -103,28 +103,28 @@ def pruned(
     by: Literal["distance", "size"] = "distance", errors: Errors = "circuit", shrink: float = 0.8,
     progress: Callable[[int], None] = lambda _: None, **options: Any,
 ) -> list[Nodes]:
-    """Circuits of these sizes, each inside the next, by dropping nodes from `start` by their effects within what is left.
+    """Nested circuits of these sizes, by dropping nodes from `start` by their effects within the remaining circuit.
 
-    Which nodes go in a turn, by what each does in each example within the circuit C that is left:
+    Each round drops nodes by their effect, per example, within the remaining circuit C:
 
-        distance    those without which C stays nearest to the model, by Σ_i (m_i(C) − m_i(M))² over examples, to first
-                    order; one after the other, each counting in what has gone, so that nodes that cancel go together
-        size        those with the smallest |mean effect|
+        distance    drop those whose loss keeps C closest to the model, in Σ_i (m_i(C) − m_i(M))² over examples, to first
+                    order; greedily, accounting for nodes dropped before, so that nodes that cancel go together
+        size        drop those with the smallest |mean effect|
 
     Args:
         model: the model with its SAEs.
         groups: training examples.
-        metric: differentiable.
-        sizes: of the circuits, ascending.
-        start: the nodes to begin with, several times as many as the largest circuit has; all by position, or all anywhere.
-        by: what is dropped.
+        metric: differentiable metric.
+        sizes: circuit sizes, ascending.
+        start: initial nodes, several times as many as in the largest circuit; all by position, or all ANYWHERE.
+        by: criterion for dropping nodes.
         errors: as in `Ablation`.
-        shrink: the share of the nodes that is left after a turn.
-        progress: told of the nodes dropped in each turn.
-        options: of `effects_within`.
+        shrink: share of the nodes kept per round.
+        progress: called with the number of nodes dropped in each round.
+        options: options of `effects_within`.
 
     Raises:
-        SaescopeError: a metric without a gradient.
+        SaescopeError: the metric has no gradient.
     """
     groups, left, found = list(groups), start, []
     (full,) = measure(model, groups, metric, [PLAIN], **options)
@@ -147,7 +147,7 @@ def pruned(
 
 
 def _table(effects: NodeEffects, nodes: Nodes) -> Float64[np.ndarray, "n_examples n_nodes"]:
-    """Effects of these nodes, 0 for those without."""
+    """Effects of these nodes as a dense table; 0 for nodes without an effect."""
     place = {triple: i for i, triple in enumerate(nodes.triples)}
     table = np.zeros((effects.values.shape[0], len(nodes)))
     table[:, [place[triple] for triple in effects.nodes.triples]] = effects.values.toarray()
@@ -157,11 +157,11 @@ def _table(effects: NodeEffects, nodes: Nodes) -> Float64[np.ndarray, "n_example
 def nearest(
     effects: Float64[np.ndarray, "n_examples n_nodes"], off: Float64[np.ndarray, " n_examples"], n: int
 ) -> Int64[np.ndarray, " n"]:
-    """The n nodes that are left when nodes go one by one, each the one without which Σ_i off_i² is least.
+    """Greedily drop nodes one by one, each time the one that leaves Σ_i off_i² smallest, until n are left.
 
     Args:
-        effects: what a node's going adds to `off`.
-        off: how far each example is from where it should be.
+        effects: change of `off` when a node is dropped.
+        off: deviation of each example's metric from the full model's.
         n: nodes to keep.
     """
     left, squares, off = np.arange(effects.shape[1]), np.square(effects).sum(axis=0), off.copy()

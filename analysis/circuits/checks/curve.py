@@ -1,8 +1,8 @@
-"""Faithfulness and completeness over the size of a circuit, and the area below them.
+"""Faithfulness and completeness against circuit size, and the area under the curve.
 
-A circuit of n nodes is the n nodes that come first in some order, so that smaller ones lie inside larger ones. The area is
-over log n, between the smallest and the largest circuit, divided by that stretch: the mean height over orders of magnitude.
-Over n itself circuits of a hundred among 100,000 nodes would hardly count.
+Circuits are nested: a circuit of n nodes is the first n in some order. The area is over log n, from the smallest to the
+largest circuit, divided by that range: the mean height over orders of magnitude. Over n itself, circuits of 100 out of
+100,000 nodes would hardly count.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from sae.metrics import Interval
 
 @dataclass(frozen=True)
 class Series:
-    """Circuits of growing size that make one curve, and how each is tested; see `Ablation`."""
+    """Circuits of growing size for one curve, and how they are ablated; see `Ablation`."""
 
     name: str
     circuits: Sequence[Nodes]
@@ -33,14 +33,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured of one series.
+    """Measurements of one series.
 
     Attributes:
-        name: as in a legend.
-        n_nodes: of each circuit, ascending.
-        n_summed: nodes of each circuit once positions are summed over.
-        values: faithfulness, or completeness where nodes inside are moved.
-        area: over log n.
+        name: name in a legend.
+        n_nodes: nodes of each circuit, ascending.
+        n_summed: distinct nodes of each circuit, ignoring positions.
+        values: faithfulness; completeness where the nodes inside are patched.
+        area: area over log n.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Curve:
     area: Interval
 
     def plain(self) -> dict[str, Any]:
-        """In JSON types."""
+        """The result in JSON types."""
         return {
             "name": self.name, "n_nodes": list(self.n_nodes), "n_summed": list(self.n_summed),
             "values": [value.named("value") for value in self.values], **self.area.named("area"),
@@ -58,14 +58,14 @@ class Curve:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Curve":
-        """What `plain` wrote."""
+        """Inverse of `plain`."""
         return cls(
             plain["name"], tuple(plain["n_nodes"]), tuple(plain["n_summed"]),
             tuple(_interval(value, "value") for value in plain["values"]), _interval(plain, "area"),
         )
 
     def reaches(self, level: float) -> int | None:
-        """Nodes of the smallest circuit with at least this value; None if none has it."""
+        """Size of the smallest circuit with at least this value; None if there isn't one."""
         return next((n for n, value in zip(self.n_nodes, self.values, strict=True) if value.value >= level), None)
 
 
@@ -75,18 +75,18 @@ def _interval(plain: Mapping[str, Any], name: str) -> Interval:
 
 
 def sizes(largest: int, per_decade: int = 6) -> list[int]:
-    """1 to `largest`, evenly spaced on a logarithmic axis, without doubles."""
+    """Sizes from 1 to `largest`, evenly spaced on a log axis, unique."""
     n_points = max(2, round(per_decade * np.log10(max(largest, 1))) + 1)
     return sorted({int(n) for n in np.geomspace(1, max(largest, 1), n_points).round()})
 
 
 def by_effect(effects: NodeEffects, sizes: Sequence[int], errors: Errors = "circuit") -> list[Nodes]:
-    """Circuits of the nodes with the largest |mean effect|; of fewer nodes than asked for where no more have an effect.
+    """Circuits of the nodes with the largest |mean effect|; smaller than requested if too few nodes have an effect.
 
     Args:
-        effects: of all nodes that may be chosen.
-        sizes: of the circuits, ascending.
-        errors: as in `Ablation`; errors are chosen only where they are nodes like others.
+        effects: effects of all nodes that may be chosen.
+        sizes: circuit sizes, ascending.
+        errors: as in `Ablation`; errors are chosen only if they are nodes like any other.
     """
     if errors != "circuit":
         effects = effects.take(effects.nodes.feature != ERROR)
@@ -96,7 +96,7 @@ def by_effect(effects: NodeEffects, sizes: Sequence[int], errors: Errors = "circ
 
 
 def in_order(nodes: Nodes, order: np.ndarray, sizes: Sequence[int]) -> list[Nodes]:
-    """Circuits of the nodes that come first in an order, each size once."""
+    """Circuits of the first n nodes in an order, each size once."""
     return [nodes.take(np.sort(order[:n])) for n in sorted({min(n, len(order)) for n in sizes})]
 
 
@@ -109,11 +109,11 @@ def curves(
     Args:
         model: the model with its SAEs.
         groups: held-out examples.
-        metric: of the last logits.
+        metric: metric on the last position's logits.
         series: one curve each.
-        n_bootstraps: draws of the examples behind each interval.
-        seed: of the draws.
-        options: of `ablation.measure`: reference, means, batch.
+        n_bootstraps: bootstrap draws per interval.
+        seed: seed of the draws.
+        options: options of `ablation.measure`: reference, means, batch.
 
     Raises:
         SaescopeError: as `measure`.
@@ -138,9 +138,9 @@ def _curve(series: Series, found: Sequence[Faithfulness], n_bootstraps: int, see
 
 
 def area(n_nodes: Sequence[int], values: Float64[np.ndarray, "n_draws n_sizes"]) -> Float64[np.ndarray, " n_draws"]:
-    """The mean height of curves over log n, by straight lines between the points; a single point's own height.
+    """Mean height of curves over log n, by the trapezoidal rule; the value itself if there is only one point.
 
-    A circuit without nodes lies nowhere on that axis, and is left out.
+    The empty circuit has no place on that axis and is left out.
     """
     n = np.asarray(n_nodes)
     x, y = np.log(n[n > 0]), values[:, n > 0]
@@ -150,7 +150,7 @@ def area(n_nodes: Sequence[int], values: Float64[np.ndarray, "n_draws n_sizes"])
 
 
 def spread(name: str, several: Sequence[Curve]) -> Curve:
-    """The mean of curves over the same sizes, with their range in place of an interval."""
+    """Mean of curves over the same sizes, with their range as the interval."""
     values = np.array([[value.value for value in one.values] for one in several])
     areas = np.array([one.area.value for one in several])
     n_summed = np.array([one.n_summed for one in several]).mean(axis=0).round()
@@ -164,5 +164,5 @@ def spread(name: str, several: Sequence[Curve]) -> Curve:
 
 
 def summed(nodes: Nodes) -> Nodes:
-    """The same nodes at all positions."""
+    """The same nodes, with position ANYWHERE."""
     return Nodes.of([(site, ANYWHERE, feature) for site, _, feature in nodes.triples])

@@ -1,13 +1,13 @@
-"""How much of a behaviour passes through a circuit's edges alone, node by node.
+"""Faithfulness of a circuit's edges alone: how much of a behaviour flows through them, node by node.
 
-    value of node d = what its SAE finds in a run in which every earlier site's target is
+    value of node d = its value in a run in which every earlier site's target is
                       reference + Σ over parents u of d   (value_u − reference_u) · W_u
     m(C)            = the metric of such a run with the parents of OUTPUT
 
-so that a node hears of its parents only, and these of theirs. A circuit with all edges that there can be between its nodes
-scores what the nodes score by themselves (`faithfulness`); m(∅), m(M) and the reference are the same. Nodes without a way
-to OUTPUT change nothing, and a node without parents has what the reference leaves it: nothing of the prompt, unless it
-lies at the first site.
+So a node depends on its parents only, and they on theirs. A circuit with every possible edge between its nodes scores the
+same as its nodes do (`faithfulness`); m(∅), m(M) and the reference are the same. Nodes without a path to OUTPUT change
+nothing. A node without parents stays at its reference, with no information about the prompt, unless it is at the first
+site.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,14 +39,14 @@ from training.site import Site, SiteRows
 
 @dataclass(frozen=True)
 class EdgeCurve:
-    """Faithfulness over the number of edges.
+    """Faithfulness against the number of edges.
 
     Attributes:
-        name: as in a legend.
-        n_edges: of each circuit, ascending.
-        n_nodes: nodes of each that have a way to OUTPUT.
+        name: name in a legend.
+        n_edges: edges of each circuit, ascending.
+        n_nodes: nodes of each circuit with a path to OUTPUT.
         values: faithfulness.
-        area: over log n_edges.
+        area: area over log n_edges.
     """
 
     name: str
@@ -56,7 +56,7 @@ class EdgeCurve:
     area: Interval
 
     def plain(self) -> dict[str, Any]:
-        """In JSON types."""
+        """The result in JSON types."""
         return {
             "name": self.name, "n_edges": list(self.n_edges), "n_nodes": list(self.n_nodes),
             "values": [value.named("value") for value in self.values], **self.area.named("area"),
@@ -73,14 +73,14 @@ def edge_curve(
     Args:
         model: the model with its SAEs.
         groups: held-out examples.
-        metric: of the last logits.
-        edges: all that may be chosen.
-        sizes: edges of each circuit; of fewer where there are no more.
-        name: as in a legend.
-        errors: what becomes of errors, see `edge_faithfulness`.
-        n_bootstraps: draws of the examples behind each interval.
-        seed: of the draws.
-        options: of `edge_faithfulness`: reference, means, batch.
+        metric: metric on the last position's logits.
+        edges: all edges that may be chosen.
+        sizes: edges of each circuit; fewer if there aren't enough.
+        name: name in a legend.
+        errors: how errors are treated, see `edge_faithfulness`.
+        n_bootstraps: bootstrap draws per interval.
+        seed: seed of the draws.
+        options: options of `edge_faithfulness`: reference, means, batch.
 
     Raises:
         SaescopeError: as `edge_faithfulness`.
@@ -103,24 +103,24 @@ def edge_faithfulness(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, circuits: Sequence[EdgeEffects], *,
     errors: Errors = "circuit", reference: Reference = "mean", means: Means | None = None, batch: int = 32,
 ) -> list[Faithfulness]:
-    """What the edges of each circuit leave of a behaviour; of `EdgeEffects` their values are not read.
+    """Faithfulness of the edges of each circuit; the values in `EdgeEffects` are ignored.
 
-    Takes, for each circuit and batch, one forward for each distinct set of parents, from the last site that all earlier
-    ones pass through to the last node with these parents.
+    Costs, per circuit and batch, one forward pass for each distinct set of parents, from the last site that separates all
+    earlier ones from these nodes to the last node with these parents.
 
     Args:
         model: the model with its SAEs.
-        groups: examples, those of one group of one length.
-        metric: of the last logits.
-        circuits: which edges each has.
-        errors: `circuit` takes an error for a node like any other; `kept` adds every site's error with all edges that it
-            can have; `dropped` moves all errors to their reference.
-        reference: what is outside the circuit.
-        means: what `mean` is read from.
-        batch: examples at a time.
+        groups: examples; each group has one length.
+        metric: metric on the last position's logits.
+        circuits: the edges of each circuit.
+        errors: `circuit` treats errors as nodes like any other; `kept` adds every site's error with all its possible
+            edges; `dropped` patches all errors to their reference.
+        reference: what everything outside the circuit is patched to.
+        means: mean states, for the reference `mean`.
+        batch: examples per forward pass.
 
     Raises:
-        SaescopeError: a node at a position that the prompts do not have; a counterfactual of single prompts.
+        SaescopeError: a node's position is beyond the prompts, or single prompts have no counterfactual.
     """
     groups = list(groups)
     empty, full = measure(model, groups, metric, [NOTHING_KEPT, PLAIN], reference=reference, means=means, batch=batch)
@@ -135,7 +135,7 @@ def edge_faithfulness(
 
 
 def parents(edges: EdgeEffects) -> dict[int, frozenset[int]]:
-    """The parents of OUTPUT and of every node with a way to it."""
+    """Parents of OUTPUT and of every node with a path to it."""
     into: dict[int, set[int]] = {}
     for source, target in zip(edges.source.tolist(), edges.target.tolist(), strict=True):
         into.setdefault(target, set()).add(source)
@@ -149,11 +149,11 @@ def parents(edges: EdgeEffects) -> dict[int, frozenset[int]]:
 
 
 class _Read(Exception):
-    """Ends a run once the last node asked for is found."""
+    """Stops a run once the last requested node is found."""
 
 
 class _Carried:
-    """Some examples run through a circuit's edges."""
+    """Runs examples through a circuit's edges."""
 
     def __init__(
         self, model: CircuitModel, examples: Examples, reference: Mapping[Site, State], circuit: EdgeEffects,
@@ -173,7 +173,7 @@ class _Carried:
         }
 
     def metric(self, metric: Metric) -> Float[Tensor, " n_examples"]:
-        """m(C): nodes with equal parents share a run, and come after these."""
+        """m(C). Nodes with the same parents share a run, after their parents' runs."""
         by_parents: dict[frozenset[int], list[int]] = {}
         for node, mine in self.parents.items():
             by_parents.setdefault(mine, []).append(node)
@@ -190,12 +190,12 @@ class _Carried:
         return len(self.model.sites) if node == OUTPUT else int(self.nodes.site[node])
 
     def _first(self, members: Sequence[int]) -> int:
-        """The last site that hides all before it from these nodes."""
+        """The last site that separates all earlier sites from these nodes."""
         before = range(min(map(self._site, members)))
         return max((site for site in before if self.reached.separates(site)), default=0)
 
     def _run(self, mine: frozenset[int], members: Sequence[int], first: int) -> Tensor | None:
-        """Find the values of some nodes in the run of their parents; the logits if OUTPUT is among them."""
+        """Run with these parents and record the nodes' values; returns the logits if OUTPUT is among the nodes."""
         last = max(map(self._site, members))
         among, passing = self._mask(members), self._mask(mine)
 
@@ -219,7 +219,7 @@ class _Carried:
         return mask
 
     def _find(self, site: Site, rows: SiteRows, among: Bool[Tensor, " n_nodes"]) -> None:
-        """Take over what this run gives for some nodes of a site."""
+        """Record this run's values of some nodes of a site."""
         if site in self.placed and among[self.steps[site].node].any():
             found = Steps.between(
                 self.model.saes[site], self.placed[site], self.reference[site], self.model.state(site, rows)
@@ -227,7 +227,7 @@ class _Carried:
             self.steps[site] = self.steps[site].updated(found, among)
 
     def _target(self, site: Site, passing: Bool[Tensor, " n_nodes"]) -> Float[Tensor, "n_rows d_out"]:
-        """The reference with what some nodes add."""
+        """The reference target plus the contributions of some nodes."""
         target = self.reference[site].target
         if site in self.placed and passing[self.steps[site].node].any():
             target = target + self.steps[site].added(passing)
@@ -235,15 +235,15 @@ class _Carried:
 
 
 def _without_errors(edges: EdgeEffects) -> EdgeEffects:
-    """The edges between other nodes, and these nodes."""
-    other = np.append(edges.nodes.feature != ERROR, True)  # OUTPUT is −1, the last
+    """Remove error nodes and their edges."""
+    other = np.append(edges.nodes.feature != ERROR, True)  # index −1 is OUTPUT
     now = np.append(np.cumsum(other[:-1]) - 1, OUTPUT)
     edges = edges.take(other[edges.source] & other[edges.target])
     return replace(edges, nodes=edges.nodes.take(other[:-1]), source=now[edges.source], target=now[edges.target])
 
 
 def _with_errors(edges: EdgeEffects, n_sites: int, reached: Reach) -> EdgeEffects:
-    """Every site's error as a node more, with all edges that there can be; without values."""
+    """Add every site's error as a node, with all its possible edges, without values."""
     nodes = Nodes.of([*edges.nodes.triples, *((site, ANYWHERE, ERROR) for site in range(n_sites))])
     place = {triple: i for i, triple in enumerate(nodes.triples)}
     now = np.array([*(place[triple] for triple in edges.nodes.triples), OUTPUT])

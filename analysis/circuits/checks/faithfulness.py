@@ -1,12 +1,11 @@
-"""How much of a behaviour a circuit carries by itself, and how much is left without it.
+"""Faithfulness and completeness: how much of a behaviour a circuit carries, and how much is left without it.
 
-    faithfulness = (m(C) − m(∅)) / (m(M) − m(∅))        m(C): everything outside the circuit C is moved to its reference
-    completeness = (m(M∖C) − m(∅)) / (m(M) − m(∅))      m(M∖C): C itself is moved, all else stays as found
+    faithfulness = (m(C) − m(∅)) / (m(M) − m(∅))        m(C): everything outside the circuit C is patched to its reference
+    completeness = (m(M∖C) − m(∅)) / (m(M) − m(∅))      m(M∖C): C itself is patched, the rest is kept
 
-after Marks et al. 2403.19647, §3.3, where completeness is called the faithfulness of the complement (best: 0). m is the
-mean over examples, so that both are ratios of means; M is the model without SAEs. m(∅) is always the run in which every
-node of every site is moved, errors too, whatever is done with errors in m(C): with errors kept, the empty circuit scores
-above 0 by what they carry.
+After Marks et al. 2403.19647, §3.3, where completeness is called the faithfulness of the complement (best: 0). m is the
+mean over examples, so both are ratios of means; M is the model without SAEs. In m(∅) every node of every site is always
+patched, including errors, however m(C) treats errors. So with errors kept, the empty circuit scores above 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,12 +24,12 @@ from sae.metrics import Interval
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What one ablation leaves of a behaviour, example by example.
+    """Faithfulness of one ablation, with the metric of each example.
 
     Attributes:
         run: the metric in the ablated run.
-        empty: with everything moved, m(∅).
-        full: of the model as it is, m(M).
+        empty: the metric with everything patched, m(∅).
+        full: the metric of the model itself, m(M).
     """
 
     run: Float64[np.ndarray, " n_examples"]
@@ -39,23 +38,23 @@ class Faithfulness:
 
     @property
     def value(self) -> float:
-        """The ratio of means."""
+        """The ratio of means over examples."""
         return self.interval(n_bootstraps=0).value
 
     @property
     def by_example(self) -> Float64[np.ndarray, " n_examples"]:
-        """The same ratio of each example; far off, or not finite, where an example's denominator is near 0."""
+        """The ratio of each example; unstable or not finite where the example's denominator is near 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return (self.run - self.empty) / (self.full - self.empty)
 
     @property
     def means(self) -> dict[str, float]:
-        """What the ratio is made of: the mean metric of the ablated run, with everything moved, and of the model."""
+        """Parts of the ratio: mean metric of the ablated run, with everything patched, and of the model."""
         return {"metric": float(self.run.mean()), "metric_empty": float(self.empty.mean()),
                 "metric_model": float(self.full.mean())}
 
     def interval(self, *, n_bootstraps: int = bootstrap.N_BOOTSTRAPS, seed: int = 0) -> Interval:
-        """The ratio of means with its interval over bootstraps of the examples."""
+        """The ratio of means with its bootstrap interval over examples."""
         columns = np.stack([self.run - self.empty, self.full - self.empty], axis=1)
         return bootstrap.interval(lambda means: means[:, 0] / means[:, 1], columns, n_bootstraps=n_bootstraps, seed=seed)
 
@@ -63,14 +62,14 @@ class Faithfulness:
 def faithfulness(
     model: CircuitModel, groups: Iterable[Examples], metric: Metric, ablations: Sequence[Ablation], **options: Any
 ) -> list[Faithfulness]:
-    """What each of some ablations leaves of a behaviour: faithfulness, or completeness where nodes `inside` are moved.
+    """Faithfulness of each ablation; completeness for ablations with `moved="inside"`.
 
     Args:
         model: the model with its SAEs.
-        groups: examples, best other ones than the circuit was found on.
-        metric: of the last logits.
+        groups: examples, preferably not those the circuit was found on.
+        metric: metric on the last position's logits.
         ablations: see `ablation.Ablation`.
-        options: of `ablation.measure`: reference, means, batch.
+        options: options of `ablation.measure`: reference, means, batch.
 
     Raises:
         SaescopeError: as `measure`.

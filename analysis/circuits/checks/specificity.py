@@ -1,7 +1,7 @@
-"""The circuit of one task run on another: a circuit that carries every behaviour says nothing about its own.
+"""Specificity: faithfulness of one task's circuit on other tasks. A circuit that does well on all of them explains little.
 
-Nodes of a circuit have positions, which mean the same in two tasks only where their prompts have one length (and even then
-only as far as their templates agree). Elsewhere the circuit is tested with its nodes at all positions, on its own task too.
+Positions mean the same in two tasks only if the prompts have the same length (and then only as far as the templates agree).
+So circuits are also tested with their nodes at all positions, on their own task too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from sae.metrics import Interval
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A task as it is tested.
+    """A task to test circuits on.
 
     Attributes:
         groups: held-out examples.
-        metric: of the last logits.
-        means: of its own training examples.
+        metric: metric on the last position's logits.
+        means: mean states over the task's own training examples.
     """
 
     groups: Sequence[Examples]
@@ -34,18 +34,18 @@ class Behaviour:
 
     @property
     def lengths(self) -> frozenset[int]:
-        """Tokens of its prompts."""
+        """Lengths of its prompts, in tokens."""
         return frozenset(group.n_ctx for group in self.groups)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The circuit of `circuit` on the examples of `task`.
+    """Faithfulness of one task's circuit on another task.
 
     Attributes:
-        circuit: name of the task that the circuit was found for.
-        task: name of the task that it is run on.
-        positions: whether nodes kept their positions.
+        circuit: name of the circuit's own task.
+        task: name of the task it is tested on.
+        positions: whether nodes keep their positions.
         value: faithfulness.
     """
 
@@ -55,7 +55,7 @@ class Cell:
     value: Interval
 
     def plain(self) -> dict[str, Any]:
-        """In JSON types."""
+        """The result in JSON types."""
         return {"circuit": self.circuit, "task": self.task, "positions": self.positions,
                 **self.value.named("faithfulness")}
 
@@ -64,17 +64,17 @@ def specificity(
     model: CircuitModel, circuits: Mapping[str, Nodes], tasks: Mapping[str, Behaviour], *, errors: Errors = "circuit",
     **options: Any,
 ) -> list[Cell]:
-    """The faithfulness of every circuit on every task, with positions where lengths agree, and without.
+    """Faithfulness of every circuit on every task, without positions, and with them where prompt lengths agree.
 
     Args:
         model: the model with its SAEs.
-        circuits: by the name of the task that each was found for, which is among the tasks.
-        tasks: by name.
+        circuits: circuits by the name of their own task, which must be among `tasks`.
+        tasks: tasks by name.
         errors: as in `Ablation`.
-        options: of `ablation.measure` besides means, and `n_bootstraps`, `seed` of the intervals.
+        options: options of `ablation.measure` other than means, and `n_bootstraps`, `seed` of the intervals.
 
     Returns:
-        A cell for each circuit, task, and way of taking positions that there is.
+        One cell per circuit, task and treatment of positions.
 
     Raises:
         SaescopeError: as `measure`.
@@ -98,5 +98,5 @@ def specificity(
 
 
 def _have_positions(nodes: Nodes, own: Behaviour, other: Behaviour) -> bool:
-    """A circuit's positions exist, and mean something, in another task."""
+    """Whether a circuit's positions make sense in another task."""
     return not (nodes.position == ANYWHERE).any() and own.lengths == other.lengths and len(own.lengths) == 1

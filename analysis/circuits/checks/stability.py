@@ -1,11 +1,11 @@
-"""Which nodes and edges of a circuit hang on the examples that were drawn, and which on the SAEs that were trained.
+"""Stability of a circuit's nodes and edges across bootstraps of the examples, and across SAE seeds.
 
-Over bootstraps of the examples: the interval of each mean effect; the *inclusion* of a node or edge, the share of draws in
-which it is among the n largest |mean| effects; the Jaccard index of the sets chosen by two draws; and the *consensus*, what
-is included in at least a given share of draws (after the consensus graphs of 2603.00523).
+Across bootstraps: the interval of each mean effect; the *inclusion* of a node or edge, i.e. the share of draws in which it
+is among the n largest |mean effects|; the Jaccard index of the sets chosen by two draws; and the *consensus*, the nodes
+included in at least a given share of draws (after the consensus graphs of 2603.00523).
 
-Over SAEs trained from other seeds: features have no common numbers, so those of two circuits are matched one to one within
-each site by |cosine| of their decoder rows, and count as one from `SAME` on.
+Across SAEs trained with other seeds: feature indices don't correspond, so features of two circuits are matched one to one
+within each site by |cosine| of their decoder rows. Pairs with at least `SAME` count as the same feature.
 """
 
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ from analysis.matching import cosines, match
 from sae.metrics import Interval
 
 CANDIDATES = 2000
-"""Nodes or edges that a draw chooses from, those with the largest |mean| over all examples: of 500,000 nodes nearly all are
-never near the n-th place, and a table of every node in every draw would not fit in memory."""
+"""Nodes or edges that draws choose from: those with the largest |mean| over all examples. Of 500,000 nodes most never come
+close, and a table of every node in every draw wouldn't fit in memory."""
 DRAWS = 1000
-"""Draws whose pairs are compared: there are half a million of them."""
+"""Draws that are compared pairwise; 1000 draws have half a million pairs."""
 SAME = 0.7
-"""|cosine| of decoder rows from which features of two SAEs count as the same."""
+"""Minimum |cosine| of decoder rows for features of two SAEs to count as the same."""
 
 
 @dataclass(frozen=True)
 class Stability:
-    """How nodes or edges fare over bootstraps of the examples; arrays are over the candidates.
+    """Nodes or edges across bootstraps of the examples; arrays are indexed by candidate.
 
     Attributes:
-        which: indices of the candidates into the effects they came from, ascending.
-        n: how many are chosen.
-        mean: effect over all examples.
-        low, high: its interval.
-        inclusion: share of draws in which it is chosen.
-        chosen: among the n largest over all examples.
-        jaccard: of the sets that two draws choose: mean over pairs of draws, and the range of 95 % of pairs.
+        which: indices of the candidates in the effects, ascending.
+        n: number chosen per draw.
+        mean: mean effect over all examples.
+        low, high: bootstrap interval of the mean.
+        inclusion: share of draws in which the candidate is chosen.
+        chosen: whether it is among the n largest over all examples.
+        jaccard: Jaccard index of two draws' choices: mean over pairs of draws, and the central 95 % of pairs.
     """
 
     which: Int64[np.ndarray, " n_candidates"]
@@ -53,11 +53,11 @@ class Stability:
     jaccard: Interval
 
     def consensus(self, share: float = 0.9) -> Int64[np.ndarray, " n"]:
-        """Indices, into the effects, of what at least this share of draws chooses."""
+        """Indices, in the effects, of candidates chosen by at least this share of draws."""
         return self.which[self.inclusion >= share]
 
     def by_index(self, column: Float64[np.ndarray, " n_candidates"], n_all: int) -> Float64[np.ndarray, " n_all"]:
-        """A column spread over all nodes or edges, NaN where they are no candidates."""
+        """Expand a column to all nodes or edges, NaN where they aren't candidates."""
         out = np.full(n_all, np.nan)
         out[self.which] = column
         return out
@@ -67,14 +67,14 @@ def stability(
     effects: NodeEffects | EdgeEffects, n: int, *, n_bootstraps: int = bootstrap.N_BOOTSTRAPS, seed: int = 0,
     candidates: int = CANDIDATES,
 ) -> Stability:
-    """Inclusion, intervals and Jaccard index over bootstraps of the examples.
+    """Inclusion, intervals and Jaccard index across bootstraps of the examples.
 
     Args:
-        effects: of all nodes or edges that might be chosen, example by example.
-        n: how many the circuit has.
-        n_bootstraps: draws.
-        seed: of the draws.
-        candidates: how many may be chosen at all; at least n, better several times as many.
+        effects: effects per example of all nodes or edges that might be chosen.
+        n: nodes or edges in the circuit.
+        n_bootstraps: number of draws.
+        seed: seed of the draws.
+        candidates: number of candidates; at least n, preferably several times as many.
     """
     size = np.abs(effects.mean)
     which = np.sort(np.argsort(-size, kind="stable")[: max(candidates, n)])
@@ -93,7 +93,7 @@ def stability(
 def largest(
     values: Float64[np.ndarray, "n_draws n_candidates"], n: int
 ) -> Bool[np.ndarray, "n_draws n_candidates"]:
-    """The n largest by size in each draw, without those that are 0; of equal ones the first."""
+    """Mask of the n largest absolute values in each draw, without zeros; ties go to the first."""
     order = np.argsort(-np.abs(values), axis=1, kind="stable")[:, :n]
     chosen = np.zeros(values.shape, dtype=bool)
     np.put_along_axis(chosen, order, True, axis=1)
@@ -101,7 +101,7 @@ def largest(
 
 
 def _jaccard_of_draws(chosen: Bool[np.ndarray, "n_draws n_candidates"]) -> Interval:
-    """Over all pairs of draws, of the first `DRAWS`."""
+    """Jaccard index over all pairs of the first `DRAWS` draws."""
     sets = chosen[:DRAWS].astype(np.float32)
     both, size = sets @ sets.T, sets.sum(axis=1)
     pairs = np.triu_indices(len(sets), 1)
@@ -114,20 +114,20 @@ def _jaccard_of_draws(chosen: Bool[np.ndarray, "n_draws n_candidates"]) -> Inter
 
 
 def jaccard(first: Nodes, second: Nodes) -> float:
-    """Nodes in both over nodes in either; 1 for two circuits without nodes."""
+    """Jaccard index of two circuits' nodes; 1 if both are empty."""
     a, b = set(first.triples), set(second.triples)
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
 @dataclass(frozen=True)
 class AcrossSAEs:
-    """Two circuits of one task over SAEs of other seeds.
+    """Comparison of two circuits of one task, over SAEs with different seeds.
 
     Attributes:
-        jaccard: of their nodes once features are matched.
-        there: share of the first circuit's features that the other SAE has at all, chosen or not: where few are, the
+        jaccard: Jaccard index of their nodes after matching features.
+        there: share of the first circuit's features that the other SAE has at all, chosen or not. If it is low, the
             circuits differ because the dictionaries do.
-        n_matched: features matched.
+        n_matched: number of matched features.
     """
 
     jaccard: float
@@ -138,14 +138,14 @@ class AcrossSAEs:
 def across_saes(
     first: Nodes, first_model: CircuitModel, second: Nodes, second_model: CircuitModel, *, same: float = SAME
 ) -> AcrossSAEs:
-    """Compare two circuits whose SAEs are other ones, at the same sites.
+    """Compare two circuits over different SAEs at the same sites.
 
     Args:
         first: a circuit.
-        first_model: its SAEs.
+        first_model: the model with its SAEs.
         second: another circuit of the same task.
-        second_model: its SAEs.
-        same: |cosine| from which two features are the same.
+        second_model: the model with its SAEs.
+        same: minimum |cosine| for two features to count as the same.
     """
     assert first_model.sites == second_model.sites, "circuits of other sites"
     names: dict[tuple[int, int], int] = {}
@@ -164,7 +164,7 @@ def across_saes(
 
 
 def _pairs(cosine: Float64[np.ndarray, "n_ours n_theirs"], same: float) -> Sequence[tuple[int, int]]:
-    """(ours, theirs) of those that are matched."""
+    """(ours, theirs) indices of matched features."""
     if not cosine.size:
         return []
     return [(i, int(j)) for i, j in enumerate(match(cosine)) if j >= 0 and abs(cosine[i, j]) >= same]

@@ -1,1 +1,1 @@
-"""What nodes and edges do to a metric: estimators, and the exact ablations that they estimate."""
+"""Effects of nodes and edges on a metric: estimators, and the exact ablations they estimate."""

@@ -1,4 +1,4 @@
-"""How well each estimator agrees with exact ablation on the task at hand, and the cheapest that agrees well enough."""
+"""Agreement of estimators with exact ablation on a task, and the cheapest estimator that agrees well enough."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ from analysis.circuits.nodes import NodeEffects
 from analysis.circuits.tasks.examples import Examples, Metric
 
 ENOUGH = 0.95
-"""A correlation with exact ablation that makes an estimator good enough."""
+"""Correlation with exact ablation at which an estimator is good enough."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """A method with its number of steps; ig alone has any."""
+    """A method and its number of steps, which only ig has."""
 
     method: Method
     n_steps: int = 0
@@ -30,29 +30,29 @@ class Estimator:
         return f"{self.method}-{self.n_steps}" if self.n_steps else self.method
 
     def passes(self, n_sites: int) -> int:
-        """Forward passes with a backward one for each batch, beside the two forwards that give the states."""
+        """Forward + backward passes per batch, not counting the two forward passes for the states."""
         return n_sites * self.n_steps if self.method == "ig" else 1
 
 
 ESTIMATORS = (Estimator("attribution"), Estimator("relp"), Estimator("ig", 5), Estimator("ig", 10))
-"""Cheapest first."""
+"""All estimators, cheapest first."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """An estimator's effects at one site beside exact ones, over the nodes that were ablated.
+    """Agreement of one estimator with exact ablation at one site, over the ablated nodes.
 
     Attributes:
         site: index into `CircuitModel.sites`.
-        hook: where it writes.
+        hook: the site's output hook.
         estimator: its name.
-        pearson: correlation of the mean effects of nodes, positions apart; NaN where either is constant.
+        pearson: correlation of the nodes' mean effects, one node per position; NaN if either is constant.
         pearson_by_example: the same over every node of every example.
-        slope: of the least-squares line of estimated over exact means; 1 is right.
-        n_nodes: nodes ablated.
+        slope: least-squares slope of estimated against exact means; 1 is ideal.
+        n_nodes: number of ablated nodes.
         completeness: residual of the sum over all of the site's nodes (`Completeness.residual`).
-        passes: forward passes with a backward one per batch, for all sites together.
-        seconds: for all sites together, states included.
+        passes: forward + backward passes per batch, for all sites together.
+        seconds: time for all sites together, including the states.
     """
 
     site: int
@@ -69,13 +69,13 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What estimators say, what is so, and how well they agree.
+    """Estimated and exact effects, and their agreement.
 
     Attributes:
-        effects: of all nodes, by estimator.
-        exact: of the nodes that were ablated.
-        seconds: what ablating them took.
-        table: a line for each site and estimator, sites in causal order, the cheapest estimator first.
+        effects: estimated effects of all nodes, by estimator.
+        exact: exact effects of the ablated nodes.
+        seconds: time of exact ablation.
+        table: one row per site and estimator; sites in causal order, cheapest estimator first.
     """
 
     effects: dict[Estimator, NodeEffects]
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def rows(self) -> list[dict[str, str | int | float]]:
-        """The table's lines, for a file."""
+        """The table's rows, for a file."""
         return [asdict(line) for line in self.table]
 
 
@@ -94,15 +94,15 @@ def compare_estimators(
     n_largest: int = 20, n_random: int = 20, seed: int = 0, reference: Reference = "counterfactual",
     means: Means | None = None, batch: int = 32, progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Run estimators, and ablate the nodes that any of them holds for large, with others drawn at random.
+    """Run all estimators, and exactly ablate their largest nodes plus a random sample.
 
     Args:
         estimators: cheapest first.
         n_largest: nodes per site and estimator, by absolute mean effect.
-        n_random: further nodes per site, of those that move.
-        seed: of the draw.
-        reference: what nodes are moved to.
-        means: for the reference `mean`.
+        n_random: further nodes per site, drawn from those with a non-zero effect.
+        seed: seed of the draw.
+        reference: what nodes are patched to.
+        means: mean states, for the reference `mean`.
         batch: prompts per forward pass.
         progress: told of every site of an example that is done, for each estimator and for exact ablation.
     """
@@ -138,7 +138,7 @@ def compare_estimators(
 def _sample(
     effects: Sequence[NodeEffects], n_sites: int, n_largest: int, n_random: int, seed: int
 ) -> Bool[np.ndarray, " n_nodes"]:
-    """Which nodes are ablated; all estimators have the same nodes, since these follow from the states."""
+    """Mask of the nodes to ablate. All estimators have the same nodes, which depend only on the states."""
     nodes, sizes = effects[0].nodes, [np.abs(found.mean) for found in effects]
     moving = np.any([np.asarray(abs(found.values).sum(axis=0)).ravel() > 0 for found in effects], axis=0)
     chosen = np.zeros(len(nodes), dtype=bool)
@@ -153,7 +153,7 @@ def _sample(
 
 
 def _compared(found: NodeEffects, exact: NodeEffects, site: int) -> tuple[float, float, float, int]:
-    """Correlations, slope and number of nodes of a site."""
+    """Two correlations, slope and number of nodes of a site."""
     mine = exact.nodes.site == site
     ours, theirs = found.mean[mine], exact.mean[mine]
     each = [part.values[:, mine].toarray().ravel() for part in (found, exact)]
@@ -163,14 +163,14 @@ def _compared(found: NodeEffects, exact: NodeEffects, site: int) -> tuple[float,
 
 
 def pearson(a: Float64[np.ndarray, " n"], b: Float64[np.ndarray, " n"]) -> float:
-    """Their correlation; NaN where one is constant."""
+    """Pearson correlation; NaN if either is constant."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def cheapest(table: Sequence[Agreement], at_least: float = ENOUGH) -> str | None:
-    """The first estimator of a table whose correlation reaches `at_least` at every site where there is one, or None."""
+    """The first estimator in the table whose correlation is at least `at_least` at every site (ignoring NaN), or None."""
     least: dict[str, float] = {}
     for line in table:
         least[line.estimator] = float(np.fmin(least.get(line.estimator, np.nan), line.pearson))
@@ -178,6 +178,6 @@ def cheapest(table: Sequence[Agreement], at_least: float = ENOUGH) -> str | None
 
 
 def cheapest_by_site(table: Sequence[Agreement], at_least: float = ENOUGH) -> Mapping[int, str | None]:
-    """For each site the first estimator whose correlation reaches `at_least` there, or None."""
+    """For each site, the first estimator whose correlation there is at least `at_least`, or None."""
     sites = dict.fromkeys(line.site for line in table)
     return {site: cheapest([line for line in table if line.site == site], at_least) for site in sites}

@@ -1,4 +1,4 @@
-"""How far a site's effects add up to what moving the whole site does: the completeness residual."""
+"""Completeness residual: how closely a site's node effects sum to the effect of patching the whole site."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from training.site import Site, SiteRows
 
 @dataclass(frozen=True)
 class Completeness:
-    """Sums of effects against the change of the metric when a site alone is moved to its reference.
+    """Sums of node effects, and the change of the metric when the site alone is patched to its reference.
 
     Attributes:
-        predicted: Σ of the effects of a site's nodes.
+        predicted: sum of the effects of a site's nodes.
         actual: m(site = reference) − m(clean).
     """
 
@@ -31,13 +31,13 @@ class Completeness:
 
     @property
     def residual(self) -> Float64[np.ndarray, " n_sites"]:
-        """|mean predicted − mean actual| / |mean actual| of each site, the means over the examples."""
+        """|mean predicted − mean actual| / |mean actual| of each site; means over examples."""
         gap = np.abs(self.predicted.mean(1) - self.actual.mean(1))
         return gap / np.maximum(np.abs(self.actual.mean(1)), np.finfo(float).tiny)
 
     @property
     def by_example(self) -> Float64[np.ndarray, " n_sites"]:
-        """Σ |predicted − actual| / Σ |actual| over the examples: residuals of opposite sign do not cancel."""
+        """Σ |predicted − actual| / Σ |actual| over examples, so residuals of opposite sign don't cancel."""
         gap = np.abs(self.predicted - self.actual).sum(1)
         return gap / np.maximum(np.abs(self.actual).sum(1), np.finfo(float).tiny)
 
@@ -48,9 +48,9 @@ def completeness(
     reference: Reference = "counterfactual", means: Means | None = None, batch: int = 32,
     freeze: Iterable[str] | None = None,
 ) -> Completeness:
-    """Check the effects of all nodes of these examples; arguments as they were for `node_effects`.
+    """Check the effects of all nodes on these examples; pass the same arguments as to `node_effects`.
 
-    Takes a forward pass per site and batch.
+    Costs one forward pass per site and batch.
     """
     parts = []
     for part in examples.batches(batch):

@@ -1,9 +1,9 @@
-"""Exact ablation of direct paths: the definition that `edges` estimates, and how far the two agree.
+"""Exact ablation of direct paths, which `edges` estimates, and how well the two agree.
 
-    effect(u → d) = w_d · (d with u moved to its reference and every site at its clean target − d in the clean run)
+    effect(u → d) = w_d · (d with u patched to its reference and every site at its clean target − d in the clean run)
 
-d's value is what its SAE really gives: a feature may fall below its threshold, or be chosen no longer. With `ends="both"`,
-half of it comes from the reference end, where u moves back to its clean value. Into OUTPUT it is the metric's own change.
+d is the SAE's actual output: a feature may fall below its threshold or out of the top k. With `ends="both"`, half of the
+effect comes from the reference end, where u is patched back to its clean value. Into OUTPUT it is the metric's own change.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +32,7 @@ def direct_effects(
     ends: Ends = "both", batch: int = 32, freeze: Iterable[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EdgeEffects:
-    """What `edge_effects` estimates, exactly: one run for each upstream node, batch and end.
+    """Exact version of `edge_effects`: one run for each upstream node, batch and end.
 
     Arguments, result and errors are those of `edge_effects`.
     """
@@ -56,7 +56,7 @@ def direct_effects(
 
 
 class _Direct:
-    """Runs from one end in which one site's target is moved and all others are held."""
+    """Runs from one end in which one site's target is shifted and all others are held fixed."""
 
     def __init__(
         self, model: CircuitModel, metric: Metric, span: Span, end: End, placed: Mapping[Site, Placed]
@@ -66,7 +66,7 @@ class _Direct:
         self.base, self.value = self._run({})
 
     def moved(self, site: Site, by: Tensor, n_nodes: int) -> Float64[np.ndarray, "n_examples n_nodes_and_output"]:
-        """What all downstream nodes, weighed, and the metric change by when a target is moved."""
+        """Weighted changes of all downstream nodes, and the metric's change, when a target is shifted."""
         states, out = self._run({site: by})
         later = [s for s in self.model.sites[self.model.index[site] + 1 :] if s in self.placed]
         changes = {s: Steps.between(self.model.saes[s], self.placed[s], self.base[s], states[s]) for s in later}
@@ -90,15 +90,15 @@ class _Direct:
 
 
 def agreement(found: EdgeEffects, exact: EdgeEffects, *, by_example: bool = False) -> float:
-    """Pearson correlation of two sets of edges between the same nodes, over all edges that either has.
+    """Pearson correlation of two sets of edge effects between the same nodes, over the union of their edges.
 
     Args:
-        found: estimates.
-        exact: what they estimate.
-        by_example: over all examples of every edge, rather than over the edges' means.
+        found: estimated effects.
+        exact: exact effects.
+        by_example: correlate over all examples of every edge, rather than over the edges' means.
 
     Returns:
-        NaN where one of the two does not vary.
+        The correlation; NaN if either is constant.
     """
     assert found.nodes.triples == exact.nodes.triples
     pairs = [list(zip(e.source.tolist(), e.target.tolist(), strict=True)) for e in (found, exact)]

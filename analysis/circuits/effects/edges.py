@@ -1,15 +1,15 @@
-"""What an edge does to the metric, to first order and through the direct path alone (Marks et al. 2403.19647, eq. 5).
+"""Edge effects on the metric, to first order and through direct paths alone (Marks et al. 2403.19647, eq. 5).
 
     effect(u → d) = Σ over rows of d   w_d · ∂d/∂u |direct · (u_ref − u_clean)
-    w_d = ⟨G, W_d⟩ of a feature; of an error or a skip path G itself, by the vector trick: one gradient of ⟨G, d⟩
+    w_d = ⟨G, W_d⟩ for a feature; for an error or a skip path G itself, by one vector–Jacobian product: grad of ⟨G, d⟩
 
-with G = ∂metric/∂target of d's site. ∂d/∂u comes from a run in which every site is cut off from what it is computed from
-(`paths`), of pre-activations: a feature counts where it is active, in the clean prompt and, with `ends="both"`, in the
-reference, each with half the weight. So a feature that only the counterfactual prompt has is still explained by the half of
-its edges that acts there; what exact ablation of one parent does to it at the clean end is nothing.
+where G = ∂metric/∂target of d's site. ∂d/∂u is taken in a run with every site's target detached (`paths`), and of
+pre-activations. A feature counts where it is active: in the clean prompt and, with `ends="both"`, in the reference, with
+half the weight each. So a feature that is active only in the counterfactual prompt still gets the half of its edges that
+act there, while exact ablation of one parent has no effect on it at the clean end.
 
-Σ over every downstream node of all sites, and OUTPUT, is the node effect of u if G is the gradient at the clean point and
-ends is "clean": the chain rule. Σ over every upstream node approximates the node effect of d.
+By the chain rule, the sum over all downstream nodes of all sites, and OUTPUT, is the node effect of u if G is the gradient
+at the clean point and ends is "clean". The sum over all upstream nodes approximates the node effect of d.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,33 +37,33 @@ def edge_effects(
     ends: Ends = "both", batch: int = 32, freeze: Iterable[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> EdgeEffects:
-    """Effects of all edges between nodes, and from them into the metric.
+    """Effects of all edges between nodes, and from nodes into the metric.
 
-    Costs, for each batch and end, one forward with its graph kept (memory: the activations of `batch` prompts) and one
-    backward for each downstream node, from its site to the sites that reach it: with residual sites in every few layers
-    that is a few layers. Reading the gradients takes d_out products for each entry of an upstream node. The result has an
-    entry for each example and edge whose effect is not 0.
+    Costs, per batch and end, one forward pass (memory: the activations of `batch` prompts) and one backward pass per
+    downstream node, from its site to the sites that reach it; with residual sites every few layers that is a few layers.
+    Reading the gradients takes d_out products per entry of an upstream node. The result has an entry for each example and
+    edge whose effect is not 0.
 
     Args:
         model: the model with its SAEs.
-        examples: of one length.
-        metric: of the last logits.
+        examples: examples of one length.
+        metric: metric on the last position's logits.
         effects: the nodes; a node ANYWHERE is summed over its positions.
-        reference: what nodes move to.
-        means: what `mean` is read from.
-        weights: G from the estimator of node effects, of the kept rows of all examples (`edge_weights`); the gradient at
-            the clean point if None.
+        reference: what nodes are patched to.
+        means: mean states, for the reference `mean`.
+        weights: G at the kept rows of all examples, from a node-effect estimator (`edge_weights`); None is the gradient at
+            the clean point.
         ends: where ∂d/∂u is taken, see `ends`.
-        batch: examples at a time.
-        freeze: parts that are held at the clean run (`training.model.frozen.HELD`); None is the model itself.
-        progress: told of examples that are done.
+        batch: examples per forward pass.
+        freeze: parts frozen at the clean run (`training.model.frozen.HELD`); None freezes nothing.
+        progress: called with the number of newly finished examples.
 
     Returns:
-        effects by example and edge, edges without any left out, ordered by source, then target.
+        Effects by example and edge, ordered by source, then target; edges without any effect are left out.
 
     Raises:
-        SaescopeError: single prompts have no counterfactual; a position that the prompts do not have; without weights, a
-            metric that is flat at the clean point.
+        SaescopeError: single prompts have no counterfactual; a node's position is beyond the prompts; without weights, the
+            metric's gradient is zero at the clean point.
     """
     nodes = effects.nodes if isinstance(effects, NodeEffects) else effects
     found, reached = Cells(len(nodes)), reach(model, examples)
@@ -88,7 +88,7 @@ def edge_weights(
     means: Means | None = None, method: Method = "ig", n_steps: int = 10, batch: int = 32,
     freeze: Iterable[str] | None = None,
 ) -> dict[Site, Float[Tensor, "n_rows d_out"]]:
-    """What downstream nodes are weighed by, of all examples, from an estimator of node effects; arguments as there.
+    """Weights G of downstream nodes for all examples, from a node-effect estimator; arguments as in `node_effects`.
 
     Raises:
         SaescopeError: as `node_effects`.
@@ -105,7 +105,7 @@ def edge_weights(
 def _watched(
     model: CircuitModel, run: CutRun, placed: Mapping[Site, Placed], span: Span, metric: Metric
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Each downstream node: its index, what is differentiated, and by what that is weighed."""
+    """Yield, per downstream node, its index, the tensor to differentiate, and the cotangent."""
     for site, mine in placed.items():
         rows = run.rows[site]
         if len(mine) and (rows.x.requires_grad or rows.target.requires_grad):
@@ -119,7 +119,7 @@ def _watched(
 def _features(
     model: CircuitModel, site: Site, rows: SiteRows, placed: Placed, weights: Float[Tensor, "n_rows d_out"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Features, by their pre-activations where they are active in this run."""
+    """Yield features: their pre-activations where they are active in this run."""
     sae, x = model.saes[site], rows.x.to(model.saes[site].W_dec)
     active = placed.take(placed.stored(sae.encode(x.detach()).csr()) != 0)
     if len(active):
@@ -134,7 +134,7 @@ def _features(
 def _vectors(
     model: CircuitModel, site: Site, rows: SiteRows, placed: Placed, weights: Float[Tensor, "n_rows d_out"]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Errors and skip paths."""
+    """Yield errors and skip paths."""
     if not len(placed):
         return
     with torch.enable_grad():
@@ -151,7 +151,7 @@ def _vectors(
 def _upstream(
     model: CircuitModel, run: CutRun, reached: Reach, nodes: Nodes, target: int, output: Tensor, cotangent: Tensor
 ) -> dict[Site, Tensor]:
-    """The gradient of a downstream node at each site that reaches it and has nodes."""
+    """Gradient of a downstream node at each site that reaches it and has nodes."""
     site = OUTPUT if target == OUTPUT else int(nodes.site[target])
     sites = [model.sites[u] for u in reached.upstream(site) if u in nodes.site]
     if not sites:
@@ -162,7 +162,7 @@ def _upstream(
 
 
 class Cells:
-    """Collects effects by example and edge, summing those of one cell; zeros are not kept."""
+    """Accumulates effects by example and edge, summing duplicates; zeros are not stored."""
 
     def __init__(self, n_nodes: int) -> None:
         self.n_nodes = n_nodes
@@ -172,14 +172,14 @@ class Cells:
         self, effect: Float64[np.ndarray, "n_examples n"], start: int, source: Int[np.ndarray, " n"] | int,
         target: Int[np.ndarray, " n"] | int,
     ) -> None:
-        """Effects of n edges in examples from `start` on; `target` may be OUTPUT."""
+        """Add effects of n edges in the examples from `start` on; `target` may be OUTPUT."""
         example, column = effect.nonzero()
-        # OUTPUT is −1 and comes first in the order of targets
+        # OUTPUT is −1, so it sorts first among targets
         key = np.broadcast_to(np.asarray(source) * (self.n_nodes + 1) + np.asarray(target) + 1, effect.shape[1])
         self._parts.append((example + start, key[column], effect[example, column]))
 
     def edges(self, nodes: Nodes, n_examples: int) -> EdgeEffects:
-        """All that was added, edges by source, then target."""
+        """All accumulated effects, ordered by source, then target."""
         example, key, effect = (np.concatenate([np.zeros(0, dtype), *(part[i] for part in self._parts)])
                                 for i, dtype in enumerate((np.int64, np.int64, np.float64)))
         keys, column = np.unique(key, return_inverse=True)

@@ -1,11 +1,11 @@
-"""The two ends between which a node moves, each with the run that it belongs to.
+"""The two ends of a node's patch, clean and reference, each with its run.
 
-An effect on a feature depends on where it is taken: one that is inactive in the clean prompt does not answer there, though
-it may be what the counterfactual prompt is about. So edges are means over both ends:
+An effect on a feature depends on where it is measured: a feature that is inactive in the clean prompt doesn't respond
+there, though it may be central to the counterfactual prompt. So edge effects are averaged over both ends:
 
-    clean        the clean prompt as it is; a move goes to the reference
-    reference    every site at its reference (the counterfactual prompt; the clean one where that is a mean or zero); a move
-                 goes back to the clean value, and counts with the opposite sign
+    clean        the clean prompt; nodes are patched to the reference
+    reference    every site at its reference (in the counterfactual prompt; in the clean one if the reference is a mean or
+                 zero); nodes are patched back to the clean value, with opposite sign
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,17 +26,17 @@ from training.site import Site
 
 Ends = Literal["clean", "both"]
 Weights = Mapping[Site, Float[Tensor, "n_rows _"]]
-"""∂metric/∂target of each site's kept rows."""
+"""∂metric/∂target at each site's kept rows."""
 
 
 @dataclass(frozen=True)
 class End:
-    """Where effects are taken.
+    """One end, where effects are measured.
 
     Attributes:
-        tokens: of the run.
-        targets: what every site's target is there.
-        sign: 1 where moves to the reference begin, −1 where they end.
+        tokens: tokens of the run.
+        targets: every site's target at this end.
+        sign: 1 at the clean end, −1 at the reference end.
     """
 
     tokens: Int64[Tensor, "n_examples n_ctx"]
@@ -49,12 +49,12 @@ class Span:
     """A batch of examples between clean and reference.
 
     Attributes:
-        examples: which.
-        start: the number of examples before them.
+        examples: the batch.
+        start: number of examples before it.
         clean: state of each site in the clean prompt.
-        reference: its reference.
-        weights: the metric's gradient by each site's target, which downstream nodes are weighed by.
-        forward: what runs.
+        reference: reference state of each site.
+        weights: the metric's gradient at each site's target, the weight of downstream nodes.
+        forward: the model to run.
     """
 
     examples: Examples
@@ -74,7 +74,7 @@ class Span:
         return ends
 
     def steps(self, model: CircuitModel, placed: dict[Site, Placed]) -> dict[Site, Steps]:
-        """From clean to reference."""
+        """Steps of the nodes from clean to reference."""
         return {
             site: Steps.between(model.saes[site], mine, self.clean[site], self.reference[site])
             for site, mine in placed.items()
@@ -85,10 +85,11 @@ def spans(
     model: CircuitModel, examples: Examples, metric: Metric, *, reference: Reference, means: Means | None,
     weights: Weights | None, batch: int, freeze: Iterable[str] | None,
 ) -> Iterator[Span]:
-    """Batches of examples with all that their edges need.
+    """Batches of examples with everything that edge effects need.
 
     Raises:
-        SaescopeError: single prompts have no counterfactual; without weights, a metric that is flat at the clean point.
+        SaescopeError: single prompts have no counterfactual; without weights, the metric's gradient is zero at the clean
+            point.
     """
     start = row = 0
     for part in examples.batches(batch):

@@ -1,8 +1,8 @@
-"""Exact effects: every node in turn moved to its reference, the definition that estimators are measured by.
+"""Exact node effects: patch every node in turn to its reference. Estimators are compared with these.
 
     effect = metric(node = reference) − metric(clean)        (Marks et al. 2403.19647, eq. 2)
 
-All else at the node's site stays as it is, errors included, and everything behind the site answers.
+Everything else at the node's site is kept, including errors; everything downstream is recomputed.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,18 +27,18 @@ def exact_effects(
     means: Means | None = None, nodes: Nodes | None = None, batch: int = 32, freeze: Iterable[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NodeEffects:
-    """Effects by ablation: one run for each node of each example that moves at all.
+    """Node effects by ablation: one run for each node and example whose value changes.
 
     Args:
-        reference: what nodes are moved to.
-        means: for the reference `mean`.
-        nodes: which ones; None is all. A node that an example does not have active has effect 0 there.
+        reference: what nodes are patched to.
+        means: mean states, for the reference `mean`.
+        nodes: nodes to ablate; None is all. A node that isn't active in an example has effect 0 there.
         batch: prompts per forward pass.
-        freeze: what is held at the clean run, as in `SplicedModel.run`; None is the model itself.
-        progress: told of every site of an example that is done.
+        freeze: parts frozen at the clean run, as in `SplicedModel.run`; None freezes nothing.
+        progress: called with the number of newly finished (site, example) passes.
 
     Raises:
-        SaescopeError: single prompts have no counterfactual.
+        SaescopeError: the examples are single prompts, without a counterfactual.
     """
     assert nodes is None or bool((nodes.position >= 0).all()), "nodes at positions"
     entries, first = [], 0
@@ -60,7 +60,7 @@ def exact_effects(
 
 
 def _chosen(moves: Moves, site: int, part: Examples, first: int, nodes: Nodes | None) -> Tensor:
-    """Which moves belong to the nodes asked for."""
+    """Mask of the moves that belong to the requested nodes."""
     if nodes is None:
         return torch.ones_like(moves.nonzero)
     keys = Entries.of(site, part, first, moves.row, moves.feature, torch.zeros(len(moves.row))).key
@@ -70,12 +70,12 @@ def _chosen(moves: Moves, site: int, part: Examples, first: int, nodes: Nodes | 
 def _changes(
     runs: Repeats, site: Site, metric: Metric, moves: Moves, which: Int64[Tensor, " n"], part: Examples
 ) -> Float[Tensor, " n"]:
-    """What each of these moves alone does to its example's metric, fp64.
+    """Change of the example's metric by each of these moves alone, fp64.
 
-    Each example's moves are dealt to the repeats of the example, so that every run has the same prompts.
+    Each example's moves are distributed over its repeats, so that every run has the same prompts.
     """
     example = part.keep.nonzero()[:, 0][moves.row[which]]
-    # moves are not sorted by example: number those of each
+    # moves are not sorted by example: number them within each example
     order = torch.argsort(example, stable=True)
     counts = torch.bincount(example, minlength=len(part))
     number = torch.empty_like(example)

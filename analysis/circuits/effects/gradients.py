@@ -1,7 +1,7 @@
-"""Gradients of a metric at the clean run, all sites at once: attribution patching (Marks et al. 2403.19647, eq. 3).
+"""Gradients of a metric at the clean run, for all sites at once: attribution patching (Marks et al. 2403.19647, eq. 3).
 
-One forward and one backward pass of the model itself: zero is added at each site, and the gradient of that zero is
-∂metric/∂target with everything behind the site answering. No reconstruction lies in the path.
+One forward and one backward pass of the model itself. Zero is added at each site; its gradient is ∂metric/∂target through
+everything downstream. No reconstruction is in the path.
 """
 
 from dataclasses import replace
@@ -21,13 +21,13 @@ from training.site import Site, SiteRows
 def clean_gradients(
     model: CircuitModel, examples: Examples, metric: Metric, forward: Forward | None = None
 ) -> dict[Site, Float[Tensor, "n_rows d_out"]]:
-    """∂metric/∂target of every site at the clean run; one batch.
+    """∂metric/∂target of every site at the clean run, for one batch.
 
     Args:
-        forward: the model, or one that is linear, or has other backward rules.
+        forward: the model, or a linear version of it, or one with other backward rules.
 
     Raises:
-        SaescopeError: a metric that has no gradient, or none at the clean run.
+        SaescopeError: the metric has no gradient, or it is zero at the clean run.
     """
     leaves: dict[Site, Tensor] = {}
 
@@ -42,7 +42,7 @@ def clean_gradients(
         logits = model.run(examples.clean, examples.keep, {site: add(site) for site in model.sites}, forward)
         total = differentiable(metric, logits, examples).sum()
         last = logits[:, -1:].detach()
-        # a distance from the clean run is taken from this very run, so that rounding does not hide that it is flat
+        # measure a distance from the clean run against this very run, so that rounding can't hide a zero gradient
         own = examples if examples.reference is None else replace(examples, reference=last[:, 0])
         require_gradient(metric, last, own)
         found = torch.autograd.grad(total, [leaves[site] for site in model.sites])
@@ -52,7 +52,7 @@ def clean_gradients(
 def differentiable(
     metric: Metric, logits: Float[Tensor, "n_examples n_logits d_vocab"], examples: Examples
 ) -> Float[Tensor, " n_examples"]:
-    """The metric of a run under autograd.
+    """The metric of a run, with its autograd graph.
 
     Raises:
         SaescopeError: the metric has no gradient.

@@ -2,9 +2,9 @@
 
     G = (1/n) Σ_i ∂metric/∂target at target_clean + α_i · (target_ref − target_clean)        α_i = (i + ½)/n
 
-One site at a time: its whole target, hence features, error and skip path together, goes to the reference, and everything
-behind it answers; all else runs from the clean prompt. Σ over the site's nodes of ⟨G, step⟩ tends to the change of the
-metric when the site alone is moved (completeness), with an error of order n⁻².
+One site at a time: its whole target (features, error and skip path together) goes to the reference, and everything
+downstream is recomputed; the rest of the run is clean. Σ over the site's nodes of ⟨G, step⟩ converges to the change of the
+metric when the site alone is patched (completeness), with an error of order n⁻².
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,18 +25,18 @@ def integrated_gradients(
     *, n_steps: int = 10, batch: int = 32, freeze: Iterable[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[Site, Float[Tensor, "n_rows d_out"]]:
-    """The mean gradient of every site on its way to the reference; one batch of examples.
+    """Mean gradient of every site along the path to the reference, for one batch of examples.
 
-    Blocks before a site run once, and steps that fit into a batch together.
+    Blocks before a site run once; steps are batched together where they fit.
 
     Args:
-        n_steps: gradients taken per site.
+        n_steps: gradients per site.
         batch: prompts per forward pass.
-        freeze: what is held at the clean run, as in `SplicedModel.run`; None is the model itself.
-        progress: told of every site of an example that is done.
+        freeze: parts frozen at the clean run, as in `SplicedModel.run`; None freezes nothing.
+        progress: called with the number of newly finished (site, example) passes.
 
     Raises:
-        SaescopeError: a metric that has no gradient.
+        SaescopeError: the metric has no gradient.
     """
     together = max(n for n in range(1, n_steps + 1) if n_steps % n == 0 and (n == 1 or n * len(examples) <= batch))
     runs = Repeats(model, examples, together, freeze)
@@ -58,7 +58,7 @@ def integrated_gradients(
 def _gradient(
     runs: Repeats, site: Site, metric: Metric, target: Float[Tensor, "n_rows d_out"]
 ) -> Float[Tensor, "n_rows d_out"]:
-    """∂metric/∂target of one site where its target is this."""
+    """∂metric/∂target of one site, at this value of its target."""
     leaf = target.detach().requires_grad_()
 
     def put(rows: SiteRows, mask: Tensor) -> Tensor:  # noqa: ARG001

@@ -1,13 +1,13 @@
-"""How far each node of a site is from its reference, and what a gradient or an ablation makes of it.
+"""Moves: the difference of each node of a site from its reference, read against a gradient or added in an ablation.
 
-A site's target is a sum over its nodes (`analysis.circuits.model`), so a node that moves adds its step to the target:
+A site's target is a sum over its nodes (`analysis.circuits.model`), so patching a node adds its step to the target:
 
     feature     (v_ref − v_clean) · unit W_dec row
     ERROR       error_ref − error_clean
     SKIP        offset_ref − offset_clean          only where offsets depend on the input (`SAE.has_offsets`)
 
-The steps of a row's nodes add up to target_ref − target_clean. To first order a node's effect is ⟨G, step⟩ with
-G = ∂metric/∂target: all that the estimators differ in.
+The steps of a row's nodes sum to target_ref − target_clean. To first order a node's effect is ⟨G, step⟩ with
+G = ∂metric/∂target. Estimators differ only in G.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ from training.site import Site
 
 @dataclass(frozen=True)
 class Moves:
-    """The nodes of a site's rows and how far each moves: the features active in either state, then ERROR, then SKIP.
+    """Differences of a site's nodes, by row: features active in either state, then ERROR, then SKIP.
 
     Attributes:
-        sae: whose features they are.
-        features: as a CSR code whose values are v_ref − v_clean; 0 where a feature is as active in both.
-        vectors: the moves of ERROR, and of SKIP where there is one, `[n_rows, d_out]` each.
+        sae: the site's SAE.
+        features: CSR code with values v_ref − v_clean; 0 where a feature is equally active in both.
+        vectors: differences of ERROR and, if there is one, SKIP, `[n_rows, d_out]` each.
     """
 
     sae: SAE
@@ -51,13 +51,13 @@ class Moves:
 
     @cached_property
     def feature(self) -> Int64[Tensor, " n_moves"]:
-        """What moves: a feature, ERROR or SKIP."""
+        """The feature of each move, or ERROR or SKIP."""
         named = [torch.full((self.features.n_rows,), kind, device=self.features.feature.device) for kind in self.vectors]
         return torch.cat([self.features.feature.long(), *named])
 
     @cached_property
     def nonzero(self) -> Bool[Tensor, " n_moves"]:
-        """Which move at all."""
+        """Mask of moves that aren't zero."""
         return torch.cat([self.features.value != 0, *(vector.ne(0).any(1) for vector in self.vectors.values())])
 
     def effects(self, gradient: Float[Tensor, "n_rows d_out"]) -> Float[Tensor, " n_moves"]:
@@ -67,7 +67,7 @@ class Moves:
         return torch.cat([along * self.features.value, *((gradient * vector).sum(1) for vector in self.vectors.values())])
 
     def steps(self, which: Int64[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
-        """What some of the moves add to their row's target."""
+        """Vectors that the selected moves add to their row's target."""
         n = len(self.features.value)
         steps = torch.empty(len(which), self.sae.d_out, dtype=self.sae.W_dec.dtype, device=which.device)
         mine = which < n
@@ -80,13 +80,13 @@ class Moves:
 
     @cached_property
     def _norms(self) -> Float[Tensor, " nnz"]:
-        """The length of the decoder row of each feature that moves."""
+        """Norm of the decoder row of each entry's feature."""
         used, which = self.features.feature.long().unique(return_inverse=True)
         return self.sae.W_dec[used].norm(dim=1).clamp_min(1e-12)[which]
 
 
 def moves_of(model: CircuitModel, site: Site, clean: State, reference: State) -> Moves:
-    """The moves of a site's nodes from one state to another."""
+    """Moves of a site's nodes from the clean to the reference state."""
     sae = model.saes[site]
     vectors = {ERROR: reference.error - clean.error}
     if sae.has_offsets:
@@ -95,7 +95,7 @@ def moves_of(model: CircuitModel, site: Site, clean: State, reference: State) ->
 
 
 def _difference(clean: SparseCode, reference: SparseCode) -> SparseCode:
-    """reference − clean at every entry of either; what is equal in both stays as a stored 0."""
+    """reference − clean at every entry of either; equal values are stored as 0."""
     entry = torch.cat([code.rows() * code.d_sae + code.feature for code in (clean, reference)])
     found, which = entry.unique(return_inverse=True)
     by = torch.cat([-clean.value, reference.value.to(clean.value)])
@@ -105,7 +105,7 @@ def _difference(clean: SparseCode, reference: SparseCode) -> SparseCode:
 
 @dataclass(frozen=True)
 class Entries:
-    """Effects of nodes of one site, entry by entry."""
+    """Effects of one site's nodes, one entry per example and node."""
 
     site: int
     example: Int64[np.ndarray, " n"]
@@ -118,7 +118,7 @@ class Entries:
         cls, site: int, examples: Examples, first: int, row: Int64[Tensor, " n"], feature: Int64[Tensor, " n"],
         value: Float[Tensor, " n"],
     ) -> "Entries":
-        """Entries of rows of a batch whose first example is the `first` of all."""
+        """Entries from rows of a batch; `first` is the index of its first example."""
         example, position = examples.keep.nonzero().to(row.device)[row].t()
         return cls(
             site, (example + first).cpu().numpy(), position.cpu().numpy(), feature.cpu().numpy(),
@@ -127,19 +127,19 @@ class Entries:
 
     @property
     def key(self) -> Int64[np.ndarray, " n"]:
-        """One number per node, in the order of `Nodes`."""
+        """One integer per node, in the order of `Nodes`."""
         return node_keys(np.full(len(self.position), self.site), self.position, self.feature)
 
 
 def node_keys(
     site: Int64[np.ndarray, " n"], position: Int64[np.ndarray, " n"], feature: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
-    """One number per node, in the order of `Nodes`; a site, a position and a feature below 2^15, 2^16 and 2^32."""
+    """One integer per node, in the order of `Nodes`; site, position and feature are below 2^15, 2^16 and 2^32."""
     return (site << 48) + (position << 32) + feature - SKIP
 
 
 def node_effects_of(entries: Sequence[Entries], n_examples: int, nodes: Nodes | None = None) -> NodeEffects:
-    """Entries of any order as effects; given `nodes`, of these."""
+    """Entries, in any order, as effects; of these `nodes`, if given."""
     keys = np.concatenate([np.zeros(0, dtype=np.int64), *(part.key for part in entries)])
     if nodes is None:
         found, column = np.unique(keys, return_inverse=True)

@@ -1,11 +1,12 @@
-"""What each node does to a metric, by any estimator.
+"""Node effects on a metric, by any estimator.
 
     attribution   gradient at the clean run                    2 forwards for the states + 1 forward, 1 backward
     relp          the same with RelP's backward rules           2 + 2 forwards, 1 backward
-    ig            mean gradient on the way to the reference     2 + (sites × steps) forwards and backwards
-    exact         every node moved in turn                      2 + one forward for each node of each example
+    ig            mean gradient on the path to the reference    2 + (sites × steps) forwards and backwards
+    exact         every node patched in turn                    2 + one forward for each node of each example
 
-An effect is the change of the metric when the node moves to its reference: what supports the clean answer is negative.
+An effect is the change of the metric when the node is patched to its reference, so nodes that support the clean answer
+have negative effects.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -35,22 +36,22 @@ def node_effects(
     method: Method = "ig", n_steps: int = 10, means: Means | None = None, batch: int = 32,
     freeze: Iterable[str] | None = None, progress: Callable[[int], None] | None = None,
 ) -> NodeEffects:
-    """The effect of every node of every example.
+    """Effect of every node in every example.
 
-    Nodes are the features that are active in the clean or the reference run, by position, with each site's ERROR, and
-    SKIP where its SAE has offsets that depend on the input. One that is as active in both has effect 0.
+    Nodes are the features active in the clean or the reference run, by position, each site's ERROR, and SKIP if its SAE
+    has input-dependent offsets. A node that is equally active in both has effect 0.
 
     Args:
-        reference: what nodes are moved to.
-        n_steps: of ig, gradients per site.
-        means: for the reference `mean` (`mean_states`).
+        reference: what nodes are patched to.
+        n_steps: gradients per site, for ig.
+        means: mean states (`mean_states`), for the reference `mean`.
         batch: prompts per forward pass.
-        freeze: parts that are held at the clean run (`training.model.frozen.HELD`); None is the model itself. Not for relp.
-        progress: told of every site of an example that is done.
+        freeze: parts frozen at the clean run (`training.model.frozen.HELD`); None freezes nothing. Not for relp.
+        progress: called with the number of newly finished (site, example) passes.
 
     Raises:
-        SaescopeError: a metric without a gradient, or, for attribution and relp, none at the clean run; single prompts
-            without a counterfactual; a model that shows no activations within its MLPs (relp).
+        SaescopeError: the metric has no gradient or, for attribution and relp, it is zero at the clean run; single prompts
+            have no counterfactual; the model has no hooks inside its MLPs (relp).
     """
     options: dict[str, Any] = {"reference": reference, "method": method, "n_steps": n_steps, "means": means, "batch": batch}
     return joined([
@@ -64,7 +65,7 @@ def batch_effects(
     method: Method = "ig", n_steps: int = 10, means: Means | None = None, batch: int = 32,
     freeze: Iterable[str] | None = None, progress: Callable[[int], None] | None = None,
 ) -> tuple[NodeEffects, dict[Site, Float[Tensor, "n_rows d_out"]]]:
-    """`node_effects` of one batch, and the gradients that they were read from; none for exact ablation."""
+    """`node_effects` of one batch, and the gradients they were computed from (none for exact ablation)."""
     if method == "exact":
         effects = exact_effects(
             model, examples, metric, reference=reference, means=means, batch=batch, freeze=freeze, progress=progress
@@ -87,11 +88,11 @@ def site_gradients(
     *, method: Method = "ig", n_steps: int = 10, batch: int = 32, freeze: Iterable[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[Site, Float[Tensor, "n_rows d_out"]]:
-    """G = ∂metric/∂target of every site as an estimator has it; one batch. Arguments as in `node_effects`.
+    """An estimator's G = ∂metric/∂target of every site, for one batch. Arguments as in `node_effects`.
 
     Args:
-        clean: states of the clean run; ig alone reads them.
-        reference: states that the sites are moved to; likewise.
+        clean: states of the clean run; only ig uses them.
+        reference: states the sites are patched to; only ig uses them.
     """
     assert method != "exact", "exact effects have no gradient"
     if method == "ig":

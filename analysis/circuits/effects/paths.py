@@ -1,8 +1,8 @@
-"""Direct paths: a run in which every site's target is cut off from what it is computed from, and which sites it then joins.
+"""Direct paths: a run in which every site's target is detached, and which sites then reach which.
 
-Each target becomes a leaf of its own, so what a site reads depends on earlier sites only along paths that meet no site
-between them (the stop-gradients of Marks et al. 2403.19647, App. A.1). Architecture needs no table: in parallel blocks
-attention does not reach the MLP beside it, because autograd finds no path.
+Each target becomes its own autograd leaf, so a site's input depends on earlier sites only along paths that meet no site in
+between (the stop-gradients of Marks et al. 2403.19647, App. A.1). This needs no table of architectures: in parallel blocks
+attention doesn't reach the MLP beside it, because autograd finds no path.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ class CutRun:
     """A run whose sites are cut.
 
     Attributes:
-        leaves: site → what stands in place of its target, with a gradient.
-        rows: site → x and target as they arrive there, as they depend on the leaves of earlier sites.
-        logits: of the run.
-        watched: what the hooks asked for have, as nodes of the graph.
+        leaves: site → the leaf that replaces its target, with a gradient.
+        rows: site → x and target as they arrive, differentiable in the leaves of earlier sites.
+        logits: logits of the run.
+        watched: requested hook → its tensor in the autograd graph.
     """
 
     leaves: dict[Site, Float[Tensor, "n_rows _"]]
@@ -49,12 +49,12 @@ def cut_run(
 
     Args:
         model: the model with its SAEs.
-        tokens: of the run.
-        keep: rows that are cut; others pass.
-        targets: site → the values of its leaf. A site without an SAE may be among them (`hook_embed`).
-        forward: the model, or a `FrozenModel` of it.
-        skips_pass: a skip path is no part of the cut: its offset is computed from x, and leaves are targets without it.
-        watch: hooks of the bridge, as they are behind the cuts; for a `FrozenModel`.
+        tokens: tokens of the run.
+        keep: rows to cut; others pass.
+        targets: site → value of its leaf. Sites without an SAE are allowed (`hook_embed`).
+        forward: the model, or its `FrozenModel`.
+        skips_pass: don't cut skip paths: the offset is computed from x, and leaves are targets without it.
+        watch: hooks of the bridge to record, downstream of the cuts; needs a `FrozenModel`.
     """
     leaves: dict[Site, Tensor] = {}
     seen: dict[Site, SiteRows] = {}
@@ -80,39 +80,39 @@ def cut_run(
 
 
 def _see(watched: dict[str, Tensor], hook: str, acts: Tensor) -> Tensor:
-    """Given back, so that what follows depends on this tensor: hooks may see a converted view."""
+    """Record and return the tensor, so that later computation depends on it: hooks may see a converted view."""
     watched[hook] = acts
     return acts
 
 
 NONE, SAME, EARLIER = 0, 1, 2
-"""How one site reaches another directly: not at all, within a position, or from earlier positions too."""
+"""How one site directly reaches another: not at all, only at the same position, or from earlier positions too."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Which sites reach which directly.
+    """Which sites directly reach which.
 
     Attributes:
-        how: NONE, SAME or EARLIER by upstream site and downstream site; the last column is the metric.
-        n_ctx: tokens of the prompts; the metric reads the last.
+        how: NONE, SAME or EARLIER, by upstream and downstream site; the last column is the metric.
+        n_ctx: tokens per prompt; the metric reads the last.
     """
 
     how: Int64[np.ndarray, "n_sites n_sites_and_output"]
     n_ctx: int
 
     def upstream(self, site: int) -> list[int]:
-        """The sites that reach a site, or OUTPUT."""
+        """Sites that directly reach a site, or OUTPUT."""
         return np.flatnonzero(self.how[:, site] != NONE).tolist()
 
     def separates(self, site: int) -> bool:
-        """Whether all that earlier sites do to later ones and to the metric passes through this site."""
+        """Whether every path from earlier to later sites, and to the metric, passes through this site."""
         return not self.how[:site, site + 1 :].any()
 
     def edges(self, nodes: Nodes) -> tuple[Int64[np.ndarray, " n_edges"], Int64[np.ndarray, " n_edges"]]:
-        """All edges that there can be between nodes and from them to OUTPUT, as (source, target), ordered.
+        """All possible edges between nodes and into OUTPUT, as (source, target), ordered.
 
-        A node ANYWHERE stands for every position.
+        A node with position ANYWHERE stands for every position.
         """
         down = np.append(nodes.position, self.n_ctx - 1)
         how, up = self.how[nodes.site][:, np.append(nodes.site, OUTPUT)], nodes.position[:, None]
@@ -125,9 +125,9 @@ class Reach:
 
 @torch.enable_grad()
 def reach(model: CircuitModel, examples: Examples) -> Reach:
-    """Which sites reach which directly, found by value: gradients of random sums of what arrives at a site.
+    """Find which sites directly reach which, from gradients of random projections of each site's input.
 
-    A few of the examples are looked at. With parts of the model held, some of these paths may be empty.
+    Uses a few of the examples. With parts of the model frozen, some of these paths may carry nothing.
     """
     few = _telling(examples)
     states, _ = model.states(few.clean, few.keep)

@@ -1,8 +1,8 @@
-"""What nodes add to their site's target, and what that adds to a metric: between `Nodes` and the rows of sparse codes.
+"""Steps of nodes: what they add to their site's target, and from there to a metric. Maps `Nodes` to rows of sparse codes.
 
-    move of a feature = (v_to − v_from) · W_f        of an error or a skip path = the difference of the vectors
+    step of a feature = (v_to − v_from) · W_f        of an error or a skip path = the difference of the vectors
 
-read against a gradient G of the target, row by row, each is an inner product: nothing of size d_sae is made.
+The effect of a step under a gradient G of the target is an inner product per row; nothing of size d_sae is allocated.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ from training.site import Site
 
 @dataclass(frozen=True)
 class Placed:
-    """Nodes of one site in the kept rows of some examples: an entry for each row that a node lies in, by row, then feature.
+    """One site's nodes in the kept rows of some examples: one entry per row and node, sorted by row, then feature.
 
     Attributes:
-        row: counted over the kept rows.
-        example: to which the row belongs.
+        row: index among the kept rows.
+        example: example of the row.
         node: index into `Nodes`.
-        feature: of the node: a feature, ERROR or SKIP.
+        feature: the node's feature, or ERROR or SKIP.
     """
 
     row: Int64[Tensor, " n"]
@@ -42,20 +42,20 @@ class Placed:
         return len(self.row)
 
     def take(self, which: Bool[Tensor, " n"]) -> "Placed":
-        """Some of them."""
+        """Select entries."""
         return Placed(self.row[which], self.example[which], self.node[which], self.feature[which])
 
     @property
     def are_features(self) -> Bool[Tensor, " n"]:
-        """Which are features, not errors or skip paths."""
+        """Mask of entries that are features, not errors or skip paths."""
         return self.feature >= 0
 
     def code(self, value: Float[Tensor, " n"], n_rows: int, d_sae: int) -> SparseCode:
-        """Placed of features as a CSR code with these values, zeros among them."""
+        """Feature entries as a CSR code with these values, including zeros."""
         return from_pairs(self.row, self.feature, value, n_rows, d_sae)
 
     def stored(self, code: SparseCode) -> Float[Tensor, " n"]:
-        """The value that a CSR code has at each entry, 0 where it stores none."""
+        """Value of a CSR code at each entry, 0 where nothing is stored."""
         if code.feature.numel() == 0:
             return code.value.new_zeros(len(self))
         keys, wanted = code.rows() * code.d_sae + code.feature, self.row * code.d_sae + self.feature
@@ -64,10 +64,10 @@ class Placed:
 
 
 def place(model: CircuitModel, nodes: Nodes, keep: Bool[Tensor, "n_examples n_ctx"]) -> dict[Site, Placed]:
-    """Where the nodes of each site lie in the kept rows of some examples; a node ANYWHERE lies in all rows.
+    """Place each site's nodes in the kept rows of some examples; a node with position ANYWHERE is in all rows.
 
     Raises:
-        SaescopeError: a position that these prompts do not have.
+        SaescopeError: a node's position is beyond the prompts.
     """
     if len(nodes) and int(nodes.position.max()) >= keep.shape[1]:
         raise SaescopeError(
@@ -89,7 +89,7 @@ def _place(nodes: Nodes, site: int, at: Int64[Tensor, "n_rows 2"]) -> Placed:
 
 
 def along(sae: SAE, rows: Float[Tensor, "n_rows d_out"], entries: Placed) -> Float[Tensor, " n"]:
-    """⟨row, unit decoder row⟩ of each entry of a feature."""
+    """⟨row, unit decoder row⟩ of each feature entry."""
     norms = sae.W_dec[entries.feature].norm(dim=1).clamp_min(1e-12)
     code = entries.code(rows.new_zeros(len(entries)), len(rows), sae.d_sae)
     return products.read(rows.to(sae.W_dec), sae.W_dec, code) / norms
@@ -97,15 +97,15 @@ def along(sae: SAE, rows: Float[Tensor, "n_rows d_out"], entries: Placed) -> Flo
 
 @dataclass(frozen=True)
 class Steps:
-    """What each entry of a site's nodes adds to the target on its way from one state to another.
+    """What each entry of a site's nodes adds to the target when it goes from one state to another.
 
     Attributes:
-        sae: of the site.
-        features: entries of features.
-        change: v_to − v_from of each.
+        sae: the site's SAE.
+        features: feature entries.
+        change: v_to − v_from of each feature entry.
         vectors: entries of errors and skip paths.
-        vector: what each adds.
-        n_rows: kept rows.
+        vector: vector difference of each such entry.
+        n_rows: number of kept rows.
     """
 
     sae: SAE
@@ -117,7 +117,7 @@ class Steps:
 
     @classmethod
     def between(cls, sae: SAE, entries: Placed, start: State, end: State) -> "Steps":
-        """The steps from one state of the rows to another."""
+        """Steps from one state of the rows to another."""
         features, vectors = entries.take(entries.are_features), entries.take(~entries.are_features)
         change = features.stored(end.code) - features.stored(start.code)
         error, offset = (end.error - start.error)[vectors.row], (end.offset - start.offset)[vectors.row]
@@ -126,28 +126,28 @@ class Steps:
 
     @property
     def node(self) -> Int64[Tensor, " n"]:
-        """The node of each number that `read` gives."""
+        """Node of each number returned by `read`."""
         return torch.cat([self.features.node, self.vectors.node])
 
     @property
     def example(self) -> Int64[Tensor, " n"]:
-        """The example of each number that `read` gives."""
+        """Example of each number returned by `read`."""
         return torch.cat([self.features.example, self.vectors.example])
 
     def read(self, grad: Float[Tensor, "n_rows d_out"]) -> Float[Tensor, " n"]:
-        """What each move adds to first order to something with this gradient: features, then vectors."""
+        """First-order effect of each step on a scalar with this gradient: features, then vectors."""
         grad = grad.to(self.vector)
         whole = (grad[self.vectors.row] * self.vector).sum(1)
         return torch.cat([self.change * along(self.sae, grad, self.features), whole])
 
     def added(self, chosen: Bool[Tensor, " n_nodes"]) -> Float[Tensor, "n_rows d_out"]:
-        """What the steps of some nodes add to the target together."""
+        """Sum of the chosen nodes' steps, as a change of the target."""
         code = self.features.code(self.change * chosen[self.features.node], self.n_rows, self.sae.d_sae)
         vectors = self.vector * chosen[self.vectors.node, None]
         return self.sae.decode_features(code).index_add(0, self.vectors.row, vectors)
 
     def updated(self, other: "Steps", chosen: Bool[Tensor, " n_nodes"]) -> "Steps":
-        """These steps with those of some nodes taken from others of the same entries."""
+        """These steps, with the chosen nodes' steps taken from `other` (which has the same entries)."""
         change = torch.where(chosen[self.features.node], other.change, self.change)
         return replace(self, change=change, vector=torch.where(chosen[self.vectors.node, None], other.vector, self.vector))
 
@@ -155,7 +155,7 @@ class Steps:
 def by_node(
     steps: Mapping[Site, Steps], grads: Mapping[Site, Float[Tensor, "n_rows _"]], n_examples: int, n_nodes: int
 ) -> Float64[Tensor, "n_examples n_nodes"]:
-    """What the steps of each node add to first order, summed over the rows of an example, where there is a gradient."""
+    """First-order effect of each node's steps, summed over an example's rows, at the sites that have a gradient."""
     total = torch.zeros(n_examples * n_nodes, dtype=torch.float64)
     for site, grad in grads.items():
         at = steps[site].example * n_nodes + steps[site].node

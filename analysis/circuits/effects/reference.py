@@ -1,7 +1,7 @@
-"""What a node is moved to: its value in the counterfactual prompt, its mean, or zero.
+"""Reference values that nodes are patched to: the counterfactual prompt, the mean, or zero.
 
     counterfactual   the state of the corrupt prompt at the same position
-    mean             the mean over clean and corrupt prompts, position by position where prompts have one length
+    mean             the mean over clean and corrupt prompts, per position if all prompts have the same length
     zero             no features and no error; the offset is the bias (Marks et al. 2403.19647, §3, for single prompts)
 """
 
@@ -24,27 +24,27 @@ Reference = Literal["counterfactual", "mean", "zero"]
 
 @dataclass(frozen=True)
 class Means:
-    """Mean states of every site over the rows of examples: one row per position, or one for all positions."""
+    """Mean states of every site over examples: one row per position, or one for all positions."""
 
     by_site: dict[Site, State]
     positional: bool
 
     def of(self, examples: Examples) -> dict[Site, State]:
-        """The mean state of each kept row of some examples."""
+        """Mean state for each kept row of some examples."""
         rows = position_of_rows(examples)
         rows = rows if self.positional else torch.zeros_like(rows)
         return {site: state.take(rows) for site, state in self.by_site.items()}
 
 
 def position_of_rows(examples: Examples) -> Int64[Tensor, " n_rows"]:
-    """The position of each kept row."""
+    """Position of each kept row."""
     return examples.keep.nonzero()[:, 1]
 
 
 def mean_states(model: CircuitModel, groups: Iterable[Examples], *, batch: int = 32) -> Means:
     """Mean states over the clean and corrupt prompts of examples.
 
-    Per position if all prompts have one length, else over all rows.
+    Per position if all prompts have the same length, else over all rows.
     """
     groups = list(groups)
     positional = len({group.n_ctx for group in groups}) == 1
@@ -71,7 +71,7 @@ class _Sum:
         self.dense = torch.zeros(3, n_rows, sae.d_out, dtype=torch.float64)
 
     def add(self, state: State, rows: Int64[Tensor, " n"]) -> None:
-        """Add each row of a state to the sum that it belongs to."""
+        """Add each row of a state to its sum."""
         self.count.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
         entry = rows[state.code.rows().cpu()] * self.code.shape[1] + state.code.feature.cpu()
         self.code.view(-1).index_add_(0, entry, state.code.value.double().cpu())
@@ -79,14 +79,14 @@ class _Sum:
             total.index_add_(0, rows, part.double().cpu())
 
     def mean(self) -> State:
-        """The mean of each row; rows without an example are zero."""
+        """Mean of each row; rows without examples are zero."""
         n = self.count.clamp_min(1)[:, None]
         target, offset, error = (self.dense / n).to(self.dtype)
         return State(target, from_dense((self.code / n).to(self.dtype)), offset, error)
 
 
 def zero_states(model: CircuitModel, n_rows: int) -> dict[Site, State]:
-    """No features, no error, no skip path."""
+    """States without features, error or skip path: the bias alone."""
     return {site: _zero(model, site, n_rows) for site in model.sites}
 
 
@@ -100,13 +100,13 @@ def _zero(model: CircuitModel, site: Site, n_rows: int) -> State:
 def reference_states(
     model: CircuitModel, examples: Examples, kind: Reference, means: Means | None = None
 ) -> dict[Site, State]:
-    """The reference state of each kept row of some examples.
+    """Reference state of each kept row of some examples.
 
     Args:
-        means: what `mean` is read from; needed for it alone.
+        means: mean states; needed for `mean` only.
 
     Raises:
-        SaescopeError: single prompts have no counterfactual.
+        SaescopeError: the examples are single prompts, without a counterfactual.
     """
     if kind == "zero":
         return zero_states(model, int(examples.keep.sum()))
@@ -114,5 +114,5 @@ def reference_states(
         assert means is not None, "mean needs means"
         return means.of(examples)
     if examples.corrupt is None:
-        raise SaescopeError("This task has single prompts, so there is no counterfactual: use the mean or zero.")
+        raise SaescopeError("This task has single prompts, so there is no counterfactual: use mean or zero.")
     return model.states(examples.corrupt, examples.keep)[0]

@@ -1,12 +1,12 @@
-"""Relevance patching (RelP, Rezaei Jafari et al. 2508.21258): a model whose backward pass follows LRP's rules.
+"""Relevance patching (RelP, Rezaei Jafari et al. 2508.21258): a model whose backward pass follows the LRP rules.
 
     norms       scales are constants                                                       (LN-rule)
     attention   patterns are constants                                                     (AH-rule)
     MLPs        act(z) = (act(z)/z) · z with the ratio a constant                          (identity rule)
-    gated MLPs  act(g) · u gives half of its gradient to each factor                       (half rule)
+    gated MLPs  act(g) · u passes half of its gradient to each factor                      (half rule)
 
-The values of the forward pass are the model's. Where it has no biases, relevance is conserved: Σ x · G over the rows of the
-residual stream is the metric, at every layer (for a metric that is linear in the logits, without a soft cap on them).
+The forward pass is unchanged. In a model without biases, relevance is conserved: Σ x · G over the rows of the residual
+stream equals the metric at every layer (for a metric that is linear in the logits, without a soft cap on them).
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,32 +22,32 @@ from training.model.frozen import FrozenModel, hooked
 from training.model.language_model import Model
 
 HELD = ("attention", "norms")
-"""What is held at the clean run."""
+"""Parts frozen at the clean run."""
 
 
 class RelevanceModel(FrozenModel):
-    """A model run over its bridge with RelP's backward rules; spliced and called as a `FrozenModel` is."""
+    """A model with RelP's backward rules; spliced and called like a `FrozenModel`."""
 
     @classmethod
     def at(cls, model: Model, tokens: Int[Tensor, "n_seqs n_ctx"], freeze: Iterable[str] = HELD) -> "RelevanceModel":
-        """The model around a clean run of these tokens.
+        """The model, frozen at a clean run of these tokens.
 
         Raises:
-            SaescopeError: an MLP whose inputs and outputs of the activation have no hooks.
+            SaescopeError: an MLP has no hooks before and after its activation function.
         """
         _check_mlps(model)
         frozen = FrozenModel.at(model, tokens, freeze)
         return cls(model, frozen.held, frozen.shape)
 
     def logits(self, tokens: Int[Tensor, "n_seqs n_ctx"]) -> Float[Tensor, "n_seqs n_ctx d_vocab"]:
-        """Next-token logits; a graph is kept only if a splice brings one."""
+        """Next-token logits; there is an autograd graph only if a splice adds one."""
         bridge = self.model.bridge
         with ExitStack() as stack:
             for post, factors in _mlp_hooks(self.model).items():
                 seen: dict[str, Tensor] = {}
                 for name in factors:
                     stack.enter_context(hooked(bridge, name, partial(_see, seen, name)))
-                # before a splice at the same hook, which has the last word
+                # runs before a splice at the same hook, which takes precedence
                 stack.enter_context(hooked(bridge, post, partial(_shared, seen, factors), first=True))
             return super().logits(tokens)
 
@@ -57,7 +57,7 @@ def _see(seen: dict[str, Tensor], name: str, acts: Tensor) -> None:
 
 
 def _shared(seen: dict[str, Tensor], factors: Sequence[str], post: Tensor) -> Tensor:
-    """The same values, whose gradient each factor z gets as that of (1/n) · (post/z) · z, with the ratio a constant."""
+    """Same values, but each of n factors z gets the gradient of (1/n) · (post/z) · z, with a constant ratio."""
     linear = torch.zeros_like(post)
     for name in factors:
         z = seen.pop(name)
@@ -67,7 +67,7 @@ def _shared(seen: dict[str, Tensor], factors: Sequence[str], post: Tensor) -> Te
 
 
 def _mlp_hooks(model: Model) -> dict[str, tuple[str, ...]]:
-    """What leaves each block's activation function, and the pre-activations that are its factors: z, or gate and up."""
+    """Per block, the hook after the activation function, and its factors' pre-activation hooks: z, or gate and up."""
     found: dict[str, tuple[str, ...]] = {}
     for layer in range(model.n_layers):
         mlp = f"blocks.{layer}.mlp.hook_"
@@ -78,10 +78,10 @@ def _mlp_hooks(model: Model) -> dict[str, tuple[str, ...]]:
 
 @torch.no_grad()
 def _check_mlps(model: Model) -> None:
-    """Check by value that the hooks mean what they are taken for: in each column in which a factor is 0, 0 comes out.
+    """Check numerically that the hooks mean what we assume: columns in which a factor is 0 must give 0.
 
     Raises:
-        SaescopeError: a block's MLP does not show them, or they take no part in its forward.
+        SaescopeError: a block's MLP lacks the hooks, or its forward pass doesn't use them.
     """
     hooks, points = _mlp_hooks(model), model.bridge.hook_dict
     for number in range(2):
@@ -95,8 +95,8 @@ def _check_mlps(model: Model) -> None:
         if any(wrong.values()):
             mlp = next(post for post, bad in wrong.items() if bad).removesuffix(".hook_post")
             raise SaescopeError(
-                f"relp needs what goes into each MLP's activation function and what comes out of it, and {model.name} does "
-                f"not show these at {mlp}: use attribution or ig."
+                f"relp needs hooks before and after each MLP's activation function, and {model.name} has none at {mlp}: "
+                "use attribution or ig."
             )
 
 

@@ -1,4 +1,4 @@
-"""Many runs of the same prompts that differ at one site: prompts repeated in a batch, blocks before the site run once."""
+"""Many runs of the same prompts that differ at one site: prompts are repeated in a batch, earlier blocks run once."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from training.site import Site
 
 
 class Repeats:
-    """Runs of a batch of examples, each repeated n times: all of them, then all of them again.
+    """Runs of a batch of examples repeated n times, as whole batches one after another.
 
     Attributes:
-        examples: the repeated ones.
-        n: repeats.
+        examples: the repeated examples.
+        n: number of repeats.
     """
 
     def __init__(self, model: CircuitModel, examples: Examples, n: int, freeze: Iterable[str] | None = None) -> None:
@@ -30,12 +30,12 @@ class Repeats:
 
     @contextmanager
     def at(self, site: Site) -> Iterator[None]:
-        """While open, blocks before this site's hooks give what they gave in the first run."""
-        # the linear forward runs over the bridge, whose blocks are others
+        """While open, blocks before this site's hooks replay their outputs from the first run."""
+        # the linear forward runs over the bridge, which has its own blocks
         hooks = site.hooks if self._forward is self._model.model else ()
         with self._model.model.replayed(hooks):
             yield
 
     def logits(self, at: Mapping[Site, Reconstruct]) -> Float[Tensor, "n_seqs n_logits d_vocab"]:
-        """Logits of a run of the clean prompts with these sites' targets replaced."""
+        """Logits of the clean prompts, with these sites' targets replaced."""
         return self._model.run(self.examples.clean, self.examples.keep, at, self._forward)

@@ -1,1 +1,1 @@
-"""Circuits on disk: our own folder, circuit-tracer's and Neuronpedia's graph files, networkx."""
+"""Circuit formats: Saescope's own folder, circuit-tracer and Neuronpedia graph files, networkx."""

@@ -6,7 +6,7 @@ from analysis.circuits.graph import OUTPUT_NAME, Circuit
 
 
 def to_networkx(circuit: Circuit) -> networkx.DiGraph:
-    """Nodes by name with their row of `Circuit.table` as attributes, edges likewise, and the node `output`.
+    """Convert a circuit to networkx: nodes by name, edges, and `output`; attributes are those of `Circuit.rows`.
 
     Edges carry `weight`; the graph carries `name`, `model`, `task`, `settings` and `scores`.
     """

@@ -1,4 +1,4 @@
-"""Opening a circuit, whatever wrote it."""
+"""Open a circuit in any supported format."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".bin"}
 
 
 def open_circuit(path: Path | str) -> Circuit:
-    """A circuit's folder (`circuits/NAME`), or a graph file of circuit-tracer or Neuronpedia (`.json`).
+    """Open a circuit's folder (`circuits/NAME`) or a circuit-tracer or Neuronpedia graph file (`.json`).
 
     Raises:
         SaescopeError: nothing there; a pickle; or as `read_circuit` and `read_graph`.
@@ -20,8 +20,8 @@ def open_circuit(path: Path | str) -> Circuit:
     path = user_path(path)
     if path.suffix in _PICKLES:
         raise SaescopeError(
-            f"{path}: is a pickle, and to open one is to run what is in it, so Saescope never does; where it is a graph of "
-            "circuit-tracer, write it as JSON there (circuit_tracer.utils.create_graph_files) and open that."
+            f"{path}: is a pickle. Opening one can run arbitrary code, so Saescope never does. If it is a circuit-tracer "
+            "graph, export it as JSON (circuit_tracer.utils.create_graph_files) and open that."
         )
     if path.is_dir():
         return read_circuit(path)

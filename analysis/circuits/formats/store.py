@@ -1,10 +1,10 @@
-"""A circuit's own folder; docs/circuit-format.md is the page for people.
+"""Read and write a circuit's folder; see docs/circuit-format.md.
 
     circuits/NAME/manifest.json         format, version, counts, sha256 of the files
                   circuit.json          model, sites with their SAEs' hashes, task, settings, prompt, scores
-                  nodes.jsonl           a node a line, with its numbers
-                  edges.jsonl           an edge a line
-                  effects.safetensors   what each node and edge does in each example (CSR); absent where not given
+                  nodes.jsonl           one node per line, with its numbers
+                  edges.jsonl           one edge per line
+                  effects.safetensors   effects of nodes and edges per example (CSR); optional
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class _Row(BaseModel):
 
 
 class NodeRow(_Row):
-    """A line of nodes.jsonl; null is a number that was not measured."""
+    """A line of nodes.jsonl; null means not measured."""
 
     node: str
     site: str
@@ -56,7 +56,7 @@ class NodeRow(_Row):
 
 
 class EdgeRow(_Row):
-    """A line of edges.jsonl; a target is a node or `output`."""
+    """A line of edges.jsonl; the target is a node or `output`."""
 
     source: str
     target: str
@@ -67,7 +67,7 @@ class EdgeRow(_Row):
 
 
 class _Head(_Row):
-    """circuit.json."""
+    """Contents of circuit.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,20 +83,20 @@ class _Head(_Row):
 def save_circuit(
     circuit: Circuit, folder: Path | str, nodes: NodeEffects | None = None, edges: EdgeEffects | None = None
 ) -> None:
-    """Write a circuit's folder, in one step; equal circuits make equal bytes.
+    """Write a circuit's folder atomically; equal circuits give equal bytes.
 
     Args:
-        circuit: what is written.
-        folder: `circuits/NAME`; a circuit that is there is replaced.
-        nodes: effects of exactly the circuit's nodes in each example.
-        edges: those of exactly its edges.
+        circuit: the circuit.
+        folder: `circuits/NAME`; an existing circuit is replaced.
+        nodes: effects per example, of exactly the circuit's nodes.
+        edges: effects per example, of exactly the circuit's edges.
 
     Raises:
-        SaescopeError: the folder holds something else than a circuit, or cannot be written.
+        SaescopeError: the folder holds something other than a circuit, or can't be written.
     """
     folder = user_path(folder)
     if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / MANIFEST).exists())):
-        raise SaescopeError(f"{folder} exists and is not a circuit: nothing is replaced; choose another name.")
+        raise SaescopeError(f"{folder} exists and is not a circuit, so it is not overwritten; choose another name.")
     with files.atomic_dir(folder) as partial:
         write_files(circuit, partial, nodes, edges)
 
@@ -104,7 +104,7 @@ def save_circuit(
 def write_files(
     circuit: Circuit, folder: Path, nodes: NodeEffects | None = None, edges: EdgeEffects | None = None
 ) -> None:
-    """Write a circuit's files into a folder that is there, the manifest last; other files may lie beside them."""
+    """Write a circuit's files into an existing folder, the manifest last; other files in it are left alone."""
     head = {name: getattr(circuit, name) for name in ("name", "model", "task", "settings", "prompt", "scores")}
     sites = [{**asdict(info), "site": info.site.model_dump()} for info in circuit.sites]
     files.write_json(folder / CIRCUIT, plain({**head, "sites": sites}))
@@ -127,7 +127,7 @@ def read_circuit(folder: Path | str) -> Circuit:
     """Read a circuit's folder.
 
     Raises:
-        SaescopeError: no circuit, one of another version, or files that are missing or damaged.
+        SaescopeError: not a circuit, an unsupported version, or missing or damaged files.
     """
     folder = user_path(folder)
     _manifest(folder)
@@ -136,7 +136,7 @@ def read_circuit(folder: Path | str) -> Circuit:
     edges = [_parsed(folder / EDGES, EdgeRow, line) for line in (folder / EDGES).read_bytes().splitlines()]
     place = {OUTPUT_NAME: OUTPUT, **{row.node: i for i, row in enumerate(nodes)}}
     if lost := sorted({end for row in edges for end in (row.source, row.target)} - set(place)):
-        raise SaescopeError(f"{folder / EDGES}: the edges name {lost[0]!r}, which is no node of {NODES}.")
+        raise SaescopeError(f"{folder / EDGES}: an edge refers to {lost[0]!r}, which is not in {NODES}.")
     found = Circuit(
         name=head.name, model=head.model, sites=head.sites, task=head.task, settings=head.settings, prompt=head.prompt,
         scores=head.scores, nodes=_nodes(folder, head.sites, nodes), effect=_numbers(nodes, "effect"),
@@ -148,12 +148,12 @@ def read_circuit(folder: Path | str) -> Circuit:
         edge_inclusion=_numbers(edges, "inclusion"),
     )
     if found.names != [row.node for row in nodes] or Nodes.of(found.nodes.triples).triples != found.nodes.triples:
-        raise SaescopeError(f"{folder / NODES}: nodes are not called by site, feature and position, or not in their order.")
+        raise SaescopeError(f"{folder / NODES}: names don't match site, feature and position, or nodes are out of order.")
     return found
 
 
 def read_effects(folder: Path | str) -> tuple[NodeEffects | None, EdgeEffects | None]:
-    """What each node and each edge of a saved circuit does in each example; None where it was not saved.
+    """Effects per example of a saved circuit's nodes and edges; None if they weren't saved.
 
     Raises:
         SaescopeError: as `read_circuit`.
@@ -170,23 +170,23 @@ def read_effects(folder: Path | str) -> tuple[NodeEffects | None, EdgeEffects | 
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, once version and hashes are as they should be."""
+    """Read the manifest, and check the version and all hashes."""
     path = folder / MANIFEST
     manifest = files.read_json(path)
     if manifest.get("format") != FORMAT:
         raise SaescopeError(f"{path}: holds format {manifest.get('format')!r}, not {FORMAT!r}.")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise SaescopeError(
-            f"{path}: has format version {manifest.get('format_version')!r} and this code reads {FORMAT_VERSION}; open it "
-            "with the version of Saescope that wrote it, or find the circuit anew."
+            f"{path}: has format version {manifest.get('format_version')!r}, and this code reads {FORMAT_VERSION}; open it "
+            "with the version of Saescope that wrote it, or recompute the circuit."
         )
     if not isinstance(hashes := manifest.get("files"), dict) or not {CIRCUIT, NODES, EDGES} <= set(hashes):
-        raise SaescopeError(f"{path}: lists no {CIRCUIT}, {NODES} and {EDGES} with their sha256; restore it.")
+        raise SaescopeError(f"{path}: lacks the sha256 of {CIRCUIT}, {NODES} or {EDGES}; restore it.")
     for name, expected in hashes.items():
         if not (folder / name).is_file():
-            raise SaescopeError(f"{folder / name} is missing; restore it, or find the circuit anew.")
+            raise SaescopeError(f"{folder / name} is missing; restore it, or recompute the circuit.")
         if _sha256(folder / name) != expected:
-            raise SaescopeError(f"{folder / name} is not the file that was written (its sha256 differs); restore it.")
+            raise SaescopeError(f"{folder / name} has changed since it was written (its sha256 differs); restore it.")
     return manifest
 
 
@@ -194,7 +194,7 @@ def _nodes(folder: Path, sites: Sequence[SiteInfo], rows: Sequence[NodeRow]) -> 
     number = {info.name: i for i, info in enumerate(sites)}
     special = {kind: feature for feature, kind in KINDS.items()}
     if lost := sorted({row.site for row in rows} - set(number)):
-        raise SaescopeError(f"{folder / NODES}: names the site {lost[0]!r}, which {CIRCUIT} does not have.")
+        raise SaescopeError(f"{folder / NODES}: refers to site {lost[0]!r}, which is not in {CIRCUIT}.")
     triples = [
         (number[row.site], ANYWHERE if row.position is None else row.position,
          special.get(row.kind, -3 if row.feature is None else row.feature)) for row in rows
@@ -207,7 +207,7 @@ def _parsed(path: Path, kind: type[T], text: bytes) -> T:
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
-        raise SaescopeError(f"{path}: does not hold what a circuit's file holds ({_fault(error)}).") from error
+        raise SaescopeError(f"{path}: is not a valid circuit file ({_fault(error)}).") from error
 
 
 def _fault(error: ValidationError) -> str:
@@ -251,7 +251,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """JSON types, with null for what is not a number."""
+    """Convert to JSON types, with null for NaN."""
     if isinstance(value, dict):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

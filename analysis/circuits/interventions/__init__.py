@@ -1,1 +1,1 @@
-"""Interventions on nodes of a circuit: what they do to the output and to other nodes, predicted and measured."""
+"""Interventions on a circuit's nodes: predicted and measured effects on the output and on other nodes."""

@@ -1,8 +1,8 @@
-"""`intervene`: run prompts clean and intervened, and say what first order had predicted.
+"""`intervene`: run prompts clean and with interventions, and compare with the first-order prediction.
 
-The prediction is Σ ⟨∂m/∂target, move⟩ over the sites, the moves being those of the clean run: attribution patching's
-estimate of the metric m, and likewise of every watched node, for groups of nodes at several sites too. A watched feature
-that is not active has no slope, so that it is predicted to stay at 0.
+The prediction is Σ ⟨∂m/∂target, move⟩ over the sites, with the moves of the clean run: attribution patching's estimate of
+the metric m and of every watched node, also for groups of nodes at several sites. An inactive watched feature has no
+gradient, so it is predicted to stay at 0.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from training.model.splice import Forward
 
 @dataclass(frozen=True)
 class Change:
-    """Numbers by example, as they were, as they became, and as first order said that they would become."""
+    """Values per example: before, after, and the first-order prediction of after."""
 
     before: Float[Tensor, "n_examples *nodes"]
     after: Float[Tensor, "n_examples *nodes"]
@@ -32,14 +32,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Intervened:
-    """What interventions did.
+    """Result of interventions.
 
     Attributes:
-        metric: None where none was given.
-        nodes: what was watched.
-        values: `[n_examples, n_nodes]`; of errors and skip paths the norm; summed over positions where a node is ANYWHERE.
-        logits: (token, change): the largest mean changes of logits behind the last token, less the mean over all tokens.
-        before, after: all logits behind the last token.
+        metric: change of the metric; None if none was given.
+        nodes: the watched nodes.
+        values: change of their values `[n_examples, n_nodes]`; norms for errors and skip paths; a node with position
+            ANYWHERE is summed over positions.
+        logits: (token, change) of the largest mean changes of last-position logits, relative to the mean over all tokens.
+        before, after: last-position logits.
     """
 
     metric: Change | None
@@ -50,7 +51,7 @@ class Intervened:
     after: Float[Tensor, "n_examples d_vocab"]
 
     def table(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Means over the examples: a row for the metric, then one for each watched node, by the names given."""
+        """Means over examples: a row for the metric, then one per watched node, with the given names."""
         m = self.metric
         rows = [] if m is None else [_row("metric", m.before, m.after, m.predicted)]
         names = names or [str(triple) for triple in self.nodes.triples]
@@ -63,21 +64,21 @@ def intervene(
     metric: Metric | None = None, *, watch: Nodes | None = None, reference: States | None = None,
     forward: Forward | None = None, n_logits: int = 10,
 ) -> Intervened:
-    """Run prompts clean and intervened, and predict the difference to first order.
+    """Run prompts clean and with interventions, and predict the difference to first order.
 
     Args:
-        model: with SAEs at the nodes' sites.
-        examples: of a task, or tokens without padding (special tokens are then left alone, and there are no answers).
-        interventions: done in this order.
-        metric: of the output.
-        watch: nodes whose values are wanted; where they are intervened on themselves, as they are afterwards.
-        reference: what `ablate` moves to (`effects.reference.reference_states`); None is zero.
-        forward: the model, or a `FrozenModel` of it.
-        n_logits: how many changed logits are given.
+        model: model with SAEs at the nodes' sites.
+        examples: examples of a task, or tokens without padding (then special tokens are skipped, and there are no answers).
+        interventions: applied in this order.
+        metric: metric on the output.
+        watch: nodes whose values to record; after the intervention, if they are intervened on themselves.
+        reference: what `ablate` patches to (`effects.reference.reference_states`); None is zero.
+        forward: the model, or its `FrozenModel`.
+        n_logits: number of changed logits to return.
 
     Raises:
-        SaescopeError: a node of a site, feature or position that is not there; a mode that an error or a skip path does not
-            have; a prompt to patch from that is not there or has another shape; a metric without a gradient.
+        SaescopeError: a node's site, feature or position doesn't exist; a mode that errors and skip paths don't support;
+            the prompts to patch from are missing or have another shape; the metric has no gradient.
     """
     examples = examples if isinstance(examples, Examples) else plain_examples(model, examples)
     nodes = Nodes.empty() if watch is None else watch
@@ -97,7 +98,7 @@ def intervene(
 
 
 def plain_examples(model: CircuitModel, tokens: Int[Tensor, "n_examples n_ctx"]) -> Examples:
-    """Prompts without answers; all but special tokens are kept."""
+    """Examples from prompts without answers; all but special tokens are kept."""
     special = torch.tensor(sorted(model.model.special_ids), dtype=torch.int64)
     none = torch.zeros(len(tokens), 0, dtype=torch.int64)
     return Examples(tokens.long(), None, none, none, ~torch.isin(tokens.long(), special))

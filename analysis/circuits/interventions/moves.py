@@ -1,13 +1,13 @@
-"""What an intervention does to the nodes of a site.
+"""Apply interventions to the nodes of a site.
 
-    ablate   v' = reference        zero, or the reference states that are given
-    patch    v' = what another prompt has there
+    ablate   v' = reference        zero, or the given reference states
+    patch    v' = value in another prompt
     clamp    v' = value            features only
     add      v' = v + value        features only
     scale    v' = value · v
 
-v is a feature's value; of an error the vector, of a skip path the vector that it adds to the bias. The nodes named move and
-all others of the site stay; v is what the run itself has there, after what was done at earlier sites.
+v is a feature's value, an error's vector, or a skip path's output. All other nodes of the site keep their values. v is
+taken from the run itself, so it includes the effects of interventions at earlier sites.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,13 +35,13 @@ States = Mapping[Site, State]
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is done to a group of nodes.
+    """An intervention on a group of nodes.
 
     Attributes:
-        nodes: of any sites; ANYWHERE is every kept position.
-        mode: see the head of this file.
-        value: of clamp, add and scale.
-        source: of patch: tokens `[n_examples, n_ctx]` of other prompts; None takes the examples' counterfactual ones.
+        nodes: nodes at any sites; position ANYWHERE is every kept position.
+        mode: see the module docstring.
+        value: parameter of clamp, add and scale.
+        source: tokens `[n_examples, n_ctx]` of the prompts to patch from; None uses the counterfactual prompts.
     """
 
     nodes: Nodes
@@ -51,7 +51,7 @@ class Intervention:
 
 
 class Moves:
-    """What interventions make of the state of a site."""
+    """Applies interventions to a site's state."""
 
     def __init__(
         self, model: CircuitModel, examples: Examples, interventions: Sequence[Intervention], reference: States | None,
@@ -72,7 +72,7 @@ class Moves:
                 self.by_site.setdefault(site, []).append((mine, None if states is None else states[site]))
 
     def apply(self, site: Site, state: State) -> State:
-        """The site's state with its nodes moved."""
+        """The site's state after the interventions."""
         code, error, offset = state.code, state.error, state.offset
         bias = self.model.saes[site].bias()
         for one, other in self.by_site[site]:
@@ -90,7 +90,7 @@ class Moves:
 
 
 def at(positions: Int[Tensor, " n_rows"], position: int) -> Bool[Tensor, " n_rows"]:
-    """Which rows are at a position, or ANYWHERE."""
+    """Mask of the rows at a position (all rows for ANYWHERE)."""
     return torch.ones_like(positions, dtype=torch.bool) if position == ANYWHERE else positions == position
 
 
@@ -115,38 +115,42 @@ def _vector(
     one: Intervention, found: Float[Tensor, "n_rows d"], other: Float[Tensor, "n_rows d"] | None,
     rows: Bool[Tensor, " n_rows"],
 ) -> Float[Tensor, "n_rows d"]:
-    """An error's or skip path's vector in its new place: another's, or scaled."""
+    """New vector of an error or a skip path: replaced, or scaled."""
     return torch.where(rows[:, None], one.value * found if other is None else other.to(found), found)
 
 
 def check(model: CircuitModel, examples: Examples, one: Intervention) -> None:
-    """Refuse what `intervene` says that it refuses of an intervention."""
+    """Check an intervention; raises as `intervene`."""
     check_nodes(model, examples, one.nodes)
     if one.mode in ("clamp", "add") and not one.nodes.features.all():
-        raise SaescopeError(f"An error or a skip path is a vector: ablate, patch or scale it; {one.mode} is of features.")
+        raise SaescopeError(f"{one.mode} is for features only; ablate, patch or scale errors and skip paths.")
     if one.mode == "patch":
         source = examples.corrupt if one.source is None else one.source
         if source is None:
-            raise SaescopeError("These examples have no counterfactual prompts to patch from: give `source`.")
+            raise SaescopeError("These examples have no counterfactual prompts to patch from: pass `source`.")
         if source.shape != examples.clean.shape:
             raise SaescopeError(
-                f"The prompts to patch from have shape {list(source.shape)}, those that run {list(examples.clean.shape)}."
+                f"The prompts to patch from have shape {list(source.shape)}, the examples {list(examples.clean.shape)}."
             )
 
 
 def check_nodes(model: CircuitModel, examples: Examples, nodes: Nodes) -> None:
-    """Refuse nodes that the model's sites, their SAEs or the prompts do not have."""
+    """Check that nodes exist: site, feature and position.
+
+    Raises:
+        SaescopeError: a node doesn't exist.
+    """
     kept = set(examples.keep.any(0).nonzero()[:, 0].tolist())
     for site, position, feature in nodes.triples:
         if not 0 <= site < len(model.sites):
-            raise SaescopeError(f"A node is of site {site}, and the sites are 0 to {len(model.sites) - 1}.")
+            raise SaescopeError(f"A node is at site {site}, but the sites are 0 to {len(model.sites) - 1}.")
         sae = model.saes[model.sites[site]]
         if feature >= sae.d_sae:
-            raise SaescopeError(f"The SAE of {model.sites[site].output} has {sae.d_sae} features and no number {feature}.")
+            raise SaescopeError(f"The SAE at {model.sites[site].output} has {sae.d_sae} features and no feature {feature}.")
         if feature == SKIP and not sae.has_offsets:
-            raise SaescopeError(f"The SAE of {model.sites[site].output} has no skip path.")
+            raise SaescopeError(f"The SAE at {model.sites[site].output} has no skip path.")
         if position != ANYWHERE and position not in kept:
             raise SaescopeError(
                 f"A node is at position {position}, where no SAE is spliced in: the prompts have {examples.n_ctx} tokens, "
-                "and special ones are left alone."
+                "and special tokens are skipped."
             )

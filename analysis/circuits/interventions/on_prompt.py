@@ -1,4 +1,4 @@
-"""An intervention on the prompt that a saved circuit shows, with the model and the SAEs that it names."""
+"""Intervene on the prompt of a saved circuit, with the circuit's model and SAEs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Likely:
-    """A token as text, its logit less the mean of all logits, and its probability."""
+    """A token as text, its logit minus the mean of all logits, and its probability."""
 
     token: str
     logit: float
@@ -32,7 +32,7 @@ class Likely:
 
 @dataclass(frozen=True)
 class Behind:
-    """A node behind those that were changed: its value as it was, as it became, and as first order says it becomes."""
+    """A node downstream of those changed: its value before, after, and the first-order prediction of after."""
 
     node: str
     before: float
@@ -42,13 +42,13 @@ class Behind:
 
 @dataclass(frozen=True)
 class Steered:
-    """What became of the next token.
+    """Next-token predictions before and after steering.
 
     Attributes:
-        baseline, steered: the most probable tokens.
-        logit: the token that was most probable, as text; the numbers are its logit less the mean of all logits.
-        before, after, predicted: that number as it was, as it became, and as first order says it becomes.
-        behind: the features to which the largest edges of those that were changed lead, the largest change first.
+        baseline, steered: the most probable tokens before and after.
+        logit: the most probable token before, as text; the numbers are its logit minus the mean of all logits.
+        before, after, predicted: that logit before, after, and the first-order prediction of after.
+        behind: downstream features at the ends of the largest edges, largest change first.
     """
 
     baseline: list[Likely]
@@ -64,20 +64,20 @@ def steer_prompt(
     circuit: Circuit, nodes: Nodes, times: float, *, maxima: Sequence[float] | None = None, root: Path | None = None,
     n: int = 8,
 ) -> Steered:
-    """Multiply features (errors, skip paths) of a circuit by a number at their positions, or hold features at a value.
+    """Scale features (or errors, skip paths) of a circuit at their positions, or clamp features to a value.
 
     Args:
-        circuit: one that was found here: its SAEs' runs have to be there as they were.
-        nodes: of the circuit.
-        times: 0 takes them away, 1 leaves them, 2 doubles them.
-        maxima: the largest value of each node's feature over a corpus, which its index knows: then each feature is held at
+        circuit: a circuit found by Saescope, whose SAE runs still exist unchanged.
+        nodes: nodes of the circuit.
+        times: scaling factor: 0 ablates, 1 leaves unchanged, 2 doubles.
+        maxima: the largest value of each node's feature over a corpus (from its index); then each feature is clamped to
             `times` that value.
-        root: folder that the runs' names are relative to; None is the current one.
-        n: how many tokens are given, and nodes behind.
+        root: folder that run names are relative to; None is the current one.
+        n: number of tokens, and of downstream nodes, to return.
 
     Raises:
-        SaescopeError: a graph of another tool; runs that are missing or changed; tokens, logits or nodes summed over
-            positions of prompts that are not known; as `intervene`.
+        SaescopeError: a graph from another tool; runs that are missing or changed; nodes that are tokens, logits or summed
+            over positions of unknown prompts; as `intervene`.
     """
     behind = _behind(circuit, nodes, n)
     with LOCK:
@@ -94,7 +94,7 @@ def steer_prompt(
 
 
 def _changes(moved: Nodes, nodes: Nodes, times: float, maxima: Sequence[float] | None) -> list[Intervention]:
-    """What is done to nodes; `moved` are the same by the model's sites, in the same order."""
+    """Interventions on nodes; `moved` are the same nodes by the model's site indices, in the same order."""
     if maxima is None:
         return [Intervention(moved, "scale", times)]
     assert len(maxima) == len(nodes), (len(maxima), len(nodes))
@@ -102,7 +102,7 @@ def _changes(moved: Nodes, nodes: Nodes, times: float, maxima: Sequence[float] |
 
 
 def _behind(circuit: Circuit, nodes: Nodes, n: int) -> Nodes:
-    """The features of SAEs at the ends of the largest edges out of some nodes, none of those nodes themselves."""
+    """SAE features at the ends of the largest edges out of some nodes, excluding those nodes."""
     mine, sae = set(nodes.triples), np.array([bool(info.sae) for info in circuit.sites])
     source = np.array([triple in mine for triple in circuit.nodes.triples], dtype=bool)
     size = np.zeros(len(circuit.nodes))
@@ -114,7 +114,7 @@ def _behind(circuit: Circuit, nodes: Nodes, n: int) -> Nodes:
 
 
 def _changed(circuit: Circuit, behind: Nodes, found: Intervened) -> list[Behind]:
-    """Those that were watched, the largest change first."""
+    """The watched nodes, largest change first."""
     numbers = (found.values.before, found.values.after, found.values.predicted)
     columns = [one.double().mean(0).tolist() for one in numbers]
     rows = [Behind(name_of(circuit.sites, *triple), *row)
@@ -123,16 +123,16 @@ def _changed(circuit: Circuit, behind: Nodes, found: Intervened) -> list[Behind]
 
 
 def open_circuit_model(circuit: Circuit, root: Path | None = None) -> CircuitModel:
-    """The model of a circuit with its SAEs.
+    """Open a circuit's model with its SAEs.
 
     Raises:
-        SaescopeError: a circuit that names no runs, or runs that are missing or hold other SAEs by now.
+        SaescopeError: the circuit names no runs, or its runs are missing or contain different SAEs now.
     """
     wanted = {info.site: info for info in circuit.sites if info.sae}
     lost = [info.name for info in wanted.values() if info.run is None]
     if not wanted or lost:
         raise SaescopeError(
-            f"The circuit {circuit.name} names no runs whose SAEs could be loaded here, so it can be looked at and no more."
+            f"The circuit {circuit.name} names no runs to load SAEs from, so it can be viewed but not run."
         )
     runs = [str(Path(info.run) if root is None else root / info.run) for info in wanted.values() if info.run]
     trained = open_saes(runs)
@@ -140,27 +140,27 @@ def open_circuit_model(circuit: Circuit, root: Path | None = None) -> CircuitMod
     spliced, infos = circuit_model(trained, model)
     changed = [info.name for info in infos if info.site not in wanted or info.sae != wanted[info.site].sae]
     if changed:
-        raise SaescopeError(f"The SAE at {changed[0]} is not the one that the circuit {circuit.name} was found with.")
+        raise SaescopeError(f"The SAE at {changed[0]} is not the one the circuit {circuit.name} was found with.")
     return spliced
 
 
 def prompt_tokens(circuit: Circuit, model: CircuitModel) -> Int64[Tensor, " n_ctx"]:
-    """The tokens of the prompt that a circuit shows.
+    """Tokens of a circuit's prompt.
 
     Raises:
-        SaescopeError: the circuit shows none.
+        SaescopeError: the circuit has no single prompt.
     """
     if "tokens" in circuit.task:
         return torch.tensor(circuit.task["tokens"], dtype=torch.int64)
     text = "".join(circuit.prompt[1 if model.model.prepend_bos else 0 :])
     tokens = torch.tensor(encode(model.model, [text])[0]) if text else torch.zeros(0, dtype=torch.int64)
     if not text or len(tokens) != len(circuit.prompt):
-        raise SaescopeError(f"The circuit {circuit.name} shows no prompt whose tokens are known; its task has several.")
+        raise SaescopeError(f"The circuit {circuit.name} has no single prompt with known tokens; its task has several.")
     return tokens
 
 
 def _examples(model: CircuitModel, tokens: Int64[Tensor, "1 n_ctx"]) -> Examples:
-    """The prompt, whose right answer is what the model says."""
+    """The prompt as an example; the right answer is the model's own."""
     plain = plain_examples(model, tokens)
     top = model.model.last_logits(tokens)[:, -1].argmax(-1, keepdim=True).cpu()
     return Examples(plain.clean, None, top, plain.wrong, plain.keep)
@@ -171,12 +171,12 @@ def _logit(logits: Float[Tensor, "n_examples d_vocab"], examples: Examples) -> F
 
 
 def _of_model(circuit: Circuit, model: CircuitModel, nodes: Nodes) -> Nodes:
-    """The same nodes, in the same order, by the model's own sites: both count them in causal order."""
+    """The same nodes, in the same order, by the model's site indices; both are in causal order."""
     index = {i: model.index[info.site] for i, info in enumerate(circuit.sites) if info.site in model.index}
     others = [i for i in set(nodes.site.tolist()) if i not in index]
     if others:
         raise SaescopeError(
-            f"Nodes of {circuit.sites[others[0]].name} are no features of an SAE, so nothing is done to them: unpin them."
+            f"Nodes of {circuit.sites[others[0]].name} are not SAE features, so they can't be steered: unpin them."
         )
     found = [(index[site], position, feature) for site, position, feature in nodes.triples]
     assert found == sorted(found), "sites are in causal order"

@@ -1,4 +1,4 @@
-"""Runs of prompts in which nodes are watched: clean, intervened on, and differentiated along the interventions."""
+"""Runs that record the watched nodes: clean, with interventions, and differentiated along the interventions."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from training.site import Site, SiteRows
 
 @dataclass(frozen=True)
 class Found:
-    """What a run showed: logits, states of the sites that move, and the watched nodes' values."""
+    """Results of a run: logits, states of the intervened sites, and the watched nodes' values."""
 
     logits: Float[Tensor, "n_examples n_logits d_vocab"]
     values: Float[Tensor, "n_examples n_nodes"]
@@ -27,7 +27,7 @@ class Found:
 
 
 class Runs:
-    """Runs of the examples that read the watched nodes."""
+    """Runs of the examples that record the watched nodes."""
 
     def __init__(self, model: CircuitModel, examples: Examples, nodes: Nodes, forward: Forward | None) -> None:
         self.model, self.examples, self.nodes, self.forward = model, examples, nodes, forward
@@ -35,21 +35,21 @@ class Runs:
 
     @torch.no_grad()
     def clean(self) -> Found:
-        """Nothing is changed."""
+        """Run without interventions."""
         return self._run(self.model.sites, lambda _, state: (state, None))
 
     @torch.no_grad()
     def intervened(self, moves: Moves) -> Found:
-        """Everything is done."""
+        """Run with all interventions."""
         return self._run(moves.by_site, lambda site, state: (moves.apply(site, state), None))
 
     def slopes(
         self, moves: Moves, clean: Found, metric: Metric | None
     ) -> tuple[Float[Tensor, " n_examples"], Float[Tensor, "n_examples n_nodes"]]:
-        """Derivatives of metric and values along all moves of the clean run at once, at its point.
+        """Directional derivatives of metric and values along all moves at once, at the clean run.
 
-        All sites go t of their way, an own t for each example. The values' are ∂/∂u of ∂(Σ u·value)/∂t, which is linear in
-        u: two backward passes, however many nodes are watched.
+        All sites are moved by a fraction t, one t per example. The derivatives of the values are ∂/∂u of ∂(Σ u·value)/∂t,
+        which is linear in u: two backward passes for any number of watched nodes.
         """
         t = torch.zeros(len(self.examples), dtype=torch.float64, requires_grad=True)
         moved = {site: moves.apply(site, clean.states[site]) for site in moves.by_site}
@@ -67,7 +67,7 @@ class Runs:
         if metric is not None and run.logits.requires_grad:
             m = value(metric, run.logits, self.examples)
             if not m.requires_grad:
-                raise SaescopeError("The metric has no gradient to the logits, so its change cannot be predicted.")
+                raise SaescopeError("The metric has no gradient in the logits, so its change can't be predicted.")
             of_metric = _grad(m.sum(), t, retain_graph=True)
         if run.values.requires_grad:
             weight = torch.ones_like(run.values, requires_grad=True)
@@ -77,7 +77,7 @@ class Runs:
     def _run(
         self, changed: Iterable[Site], change: Callable[[Site, State], tuple[State, Tensor | None]]
     ) -> Found:
-        """Run with changed states at some sites; `change` may add to the values of a site's watched features."""
+        """Run with changed states at some sites; `change` may also add to the values of a site's watched features."""
         changed, watched = set(changed), {self.model.sites[i] for i in self.nodes.site.tolist()}
         states: dict[Site, State] = {}
         values: list[Tensor] = []
@@ -98,7 +98,7 @@ class Runs:
         return Found(logits, sum(values, none), states)
 
     def _mine(self, site: Site) -> list[tuple[int, int, int]]:
-        """(column, position, feature) of the nodes that are watched at a site."""
+        """(column, position, feature) of the watched nodes at a site."""
         at = self.model.index[site]
         return [(i, position, feature) for i, (s, position, feature) in enumerate(self.nodes.triples) if s == at]
 
@@ -125,14 +125,14 @@ class Runs:
 
 
 def _norm(vectors: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Norms whose derivatives at the zero vector are 0, of any order."""
+    """Norms whose derivatives of any order are 0 at the zero vector."""
     squares = vectors.double().square().sum(1)
     some = squares.detach() > 0
     return torch.where(some, torch.where(some, squares, 1).sqrt(), 0)
 
 
 def _grad(of: Tensor, to: Tensor, *, retain_graph: bool = False, create_graph: bool = False) -> Tensor:
-    """The gradient; zeros where there is no way from one to the other."""
+    """The gradient; zeros where `of` doesn't depend on `to`."""
     if not of.requires_grad:
         return torch.zeros_like(to)
     (found,) = torch.autograd.grad(

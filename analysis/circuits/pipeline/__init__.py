@@ -1,1 +1,1 @@
-"""From a config to a tested circuit on disk, with progress, and going on where it was interrupted."""
+"""The circuit pipeline: from a config to a tested circuit on disk, with progress and resuming."""

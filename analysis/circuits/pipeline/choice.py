@@ -1,4 +1,4 @@
-"""Which nodes make the circuit, and the smaller and larger circuits that its curve is made of."""
+"""Choose the nodes of the circuit, and the smaller and larger circuits for its curve."""
 
 import numpy as np
 
@@ -11,23 +11,23 @@ from sae.errors import SaescopeError
 from training.display import Display
 
 LARGER = 10
-"""The largest circuit of a curve has so many times the nodes that were asked for; pruning begins with as many."""
+"""The largest circuit of a curve has LARGER × `nodes.most` nodes; pruning starts from it."""
 
 
 def curve_sizes(most: int, n_points: int) -> list[int]:
-    """Sizes of the circuits of a curve: 1 to `most`, then on to LARGER times as many, each by equal ratios."""
+    """Circuit sizes on a curve: 1 to `most`, then up to LARGER × `most`, both spaced geometrically."""
     per_decade = max(2, n_points // 2)
     beyond = [round(most * LARGER ** (i / per_decade)) for i in range(per_decade + 1)]
     return sorted({*sizes(most, per_decade), *beyond})
 
 
 def allowed(setup: Setup, effects: NodeEffects) -> NodeEffects:
-    """The nodes that may be chosen."""
+    """Effects of the nodes that may be chosen (without errors, if the config excludes them)."""
     return effects if setup.config.nodes.errors else effects.take(effects.nodes.feature != ERROR)
 
 
 def circuits_of_sizes(setup: Setup, effects: NodeEffects, means: Means, display: Display) -> list[Nodes]:
-    """Circuits of every size of the curve, each inside the next, from training examples.
+    """Nested circuits of every size on the curve, chosen on training examples.
 
     Raises:
         SaescopeError: no node has an effect.
@@ -37,7 +37,7 @@ def circuits_of_sizes(setup: Setup, effects: NodeEffects, means: Means, display:
     found = by_effect(effects, n)
     if not len(found[-1]):
         raise SaescopeError(
-            "No node has an effect: clean and reference runs have the same activations at every site."
+            "No node has an effect: the clean and reference runs have the same activations at every site."
         )
     if config.nodes.choose == "effects":
         return found
@@ -50,11 +50,11 @@ def circuits_of_sizes(setup: Setup, effects: NodeEffects, means: Means, display:
 
 
 def circuit_of(circuits: list[Nodes], most: int) -> Nodes:
-    """The largest of some circuits with at most so many nodes."""
+    """The largest circuit with at most `most` nodes."""
     return max((nodes for nodes in circuits if len(nodes) <= most), key=len)
 
 
 def effects_of(effects: NodeEffects, nodes: Nodes) -> NodeEffects:
-    """The effects of some nodes, in their order."""
+    """Effects of the given nodes, in their order."""
     place = {triple: i for i, triple in enumerate(effects.nodes.triples)}
     return effects.take(np.array([place[triple] for triple in nodes.triples], dtype=np.int64))

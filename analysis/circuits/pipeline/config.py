@@ -1,4 +1,4 @@
-"""The config of a circuit: the behaviour, the SAEs, how effects are estimated, what is kept, and how it is tested."""
+"""Config of a circuit: the behaviour, the SAEs, the effect estimator, what is kept, and how it is tested."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,27 +17,27 @@ class LanguageModelConfig(Section):
     """The language model behind the SAEs."""
 
     name: str | None = None
-    """Null loads what the SAEs were trained on; another name has to lead to the same weights."""
+    """Model name. Null loads the model the SAEs were trained on; any other name must give the same weights."""
     device: str = "cpu"
-    """Where it runs: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""
+    """Device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """Precision it computes in, whatever the SAEs were trained from."""
+    """Compute dtype; it needn't match the dtype the SAEs were trained with."""
 
 
 class EffectsConfig(Section):
-    """How the effect of each node is estimated."""
+    """How node effects are estimated."""
 
     method: Literal["auto", "attribution", "relp", "ig", "exact"] = "ig"
-    """`attribution` patching, `relp`, integrated gradients (`ig`), or `exact` ablation; `auto` takes the cheapest that
-    agrees with exact ablation on this task (correlation of `agreement`)."""
+    """`attribution` patching, `relp`, integrated gradients (`ig`), or `exact` ablation; `auto` picks the cheapest estimator
+    whose correlation with exact ablation on this task is at least `agreement`."""
     n_steps: Count = Field(default=10, gt=0)
     """Steps of integrated gradients."""
     reference: Literal["counterfactual", "mean", "zero"] | None = None
-    """What a node is moved to; null is the counterfactual prompt, or zero for single prompts."""
+    """Value a node is patched to; null is the counterfactual prompt, or zero for single prompts."""
     agreement: float = Field(default=0.95, gt=0, le=1)
-    """The correlation with exact ablation that `auto` asks for at every site."""
+    """Correlation with exact ablation that `auto` requires at every site."""
     n_exact: int = Field(default=40, ge=0)
-    """Nodes of each site that are ablated exactly to measure the correlation; 0 leaves it out."""
+    """Nodes per site that are ablated exactly to measure the correlation; 0 skips it."""
     batch: Count = Field(default=32, gt=0)
     """Examples per forward pass."""
 
@@ -46,51 +46,51 @@ class NodesConfig(Section):
     """Which nodes are kept."""
 
     most: Count = Field(default=100, gt=0)
-    """The number of nodes; a node is a feature (or an error) at one position."""
+    """Maximum number of nodes; a node is a feature (or an error) at one position."""
     choose: Literal["effects", "pruned"] = "pruned"
-    """`effects` takes those with the largest effects in the whole model; `pruned` begins with ten times as many and drops,
-    turn by turn, those with the least effect within what is left."""
+    """`effects` takes the nodes with the largest effects in the full model; `pruned` starts with ten times as many and
+    repeatedly drops those with the smallest effect within the remaining circuit."""
     positions: bool = True
-    """Nodes have positions; false sums over them, which prompts of different lengths need."""
+    """One node per position; false sums over positions, which is required if prompts differ in length."""
     errors: bool = True
-    """Errors may be nodes; false never keeps one."""
+    """Whether SAE errors may be nodes."""
 
 
 class EdgesConfig(Section):
     """Which edges are kept."""
 
     most: Count = Field(default=400, ge=0)
-    """The number of edges with the largest effects; 0 leaves edges out."""
+    """Maximum number of edges, largest effects first; 0 skips edges."""
 
 
 class ChecksConfig(Section):
     """How the circuit is tested, on held-out examples."""
 
     ablation: Literal["mean", "counterfactual", "zero"] = "mean"
-    """What everything outside the circuit is set to; the mean is by position, over training prompts."""
+    """What everything outside the circuit is ablated to; `mean` is per position, over training prompts."""
     bootstraps: Count = Field(default=1000, gt=0)
-    """Draws of the examples behind each interval and inclusion probability."""
+    """Bootstrap draws of the examples for each interval and inclusion probability."""
     n_random: int = Field(default=5, ge=0)
-    """Random circuits of equal size beside each point of the curve."""
+    """Random circuits of the same size per point of the curve, as a baseline."""
     neurons: bool = True
-    """Also the curve of MLP activations, chosen by the same estimator."""
+    """Also measure the curve of MLP neurons, chosen by the same estimator."""
     tasks: tuple[Builtin, ...] = ()
-    """Built-in tasks that the circuit is run on beside its own (specificity)."""
+    """Other built-in tasks to run the circuit on (specificity)."""
     n_points: Count = Field(default=9, gt=1)
-    """Sizes at which the curve is measured, spaced by ratio up to `nodes.most` and beyond."""
+    """Number of sizes on the curve, spaced geometrically up to `nodes.most` and beyond."""
     seed: Seed = 0
-    """Of bootstraps and random circuits."""
+    """Seed of bootstraps and random circuits."""
 
 
 class CircuitConfig(Section):
-    """One circuit."""
+    """Config of one circuit."""
 
     name: str
-    """The circuit's folder below `dir`."""
+    """Name of the circuit's folder in `dir`."""
     dir: str = "circuits"
     """Folder of all circuits."""
     saes: tuple[str, ...] = Field(min_length=1)
-    """Runs, by folder, or patterns of them such as `runs/circuit-saes/*`."""
+    """Run folders, or globs such as `runs/circuit-saes/*`."""
     model: LanguageModelConfig = LanguageModelConfig()
     task: TaskConfig
     effects: EffectsConfig = EffectsConfig()
@@ -117,22 +117,22 @@ class CircuitConfig(Section):
     @classmethod
     def _one_folder(cls, value: str) -> str:
         if value.startswith(".") or not value.strip() or "/" in value or "\\" in value or len(value) > 100:
-            raise ValueError(f"{value!r} is no name of a folder; write for example 'agreement'")
+            raise ValueError(f"{value!r} is not a valid folder name; use for example 'agreement'")
         return value
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, for YAML and JSON."""
+        """The config as plain values, for YAML and JSON."""
         return self.model_dump(mode="json")
 
     def yaml(self) -> str:
-        """As YAML 1.2, readable by `read_config`."""
+        """The config as YAML 1.2, readable by `read_config`."""
         return dump_yaml(self.plain())
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> CircuitConfig:
-    """The circuit that a YAML file describes, with dotted overrides (`nodes.most=50`).
+    """Read a circuit's config from YAML, with dotted overrides (`nodes.most=50`).
 
     Raises:
-        SaescopeError: no such file, bad YAML, an unknown key, or a value that does not fit.
+        SaescopeError: no such file, bad YAML, an unknown key, or an invalid value.
     """
     return validated(CircuitConfig, overridden(fields_of(path), overrides), str(path))

@@ -1,4 +1,4 @@
-"""How long a circuit will take and how much memory, measured on one batch before the work begins."""
+"""Estimate a circuit's run time and memory from one batch, before the work begins."""
 
 import time
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from analysis.circuits.tasks.examples import Examples, Metric
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds by stage, and bytes at the peak."""
+    """Seconds per stage, and peak memory in bytes."""
 
     seconds: dict[str, float]
     n_bytes: int
 
     def __str__(self) -> str:
-        """In one line."""
+        """The estimate on one line."""
         parts = ", ".join(f"{name} {_time(s)}" for name, s in self.seconds.items() if s >= 1)
         return f"about {_time(sum(self.seconds.values()))} and {self.n_bytes / 1e9:.1f} GB ({parts})"
 
@@ -33,10 +33,10 @@ def _time(seconds: float) -> str:
 def estimate(
     config: CircuitConfig, model: CircuitModel, train: Sequence[Examples], test: Sequence[Examples], metric: Metric
 ) -> Estimate:
-    """Time one forward and one backward pass of a batch, and multiply.
+    """Time one forward and one backward pass of a batch, and extrapolate.
 
-    The passes of a site run only the blocks behind it. What it cannot know (how many edges there are to follow) it takes
-    from the config's limits, so that it errs upwards.
+    The passes of a site run only the blocks after it. Unknown counts (how many edges there are) are taken from the config's
+    limits, so the estimate errs on the high side.
     """
     part = train[0].take(slice(0, config.effects.batch))
     forward, both = _passes(model, part, metric)
@@ -59,7 +59,7 @@ def estimate(
 
 
 def _passes(model: CircuitModel, part: Examples, metric: Metric) -> tuple[float, float]:
-    """Seconds of a forward pass, and of a forward with its backward pass; the second call counts."""
+    """Seconds of a forward pass, and of a forward plus backward pass; the first call is warm-up."""
     for _ in range(2):
         began = time.perf_counter()
         with torch.no_grad():
@@ -71,12 +71,12 @@ def _passes(model: CircuitModel, part: Examples, metric: Metric) -> tuple[float,
 
 
 def _blocks_behind(model: CircuitModel) -> int:
-    """Blocks that the passes of all sites run, summed over sites."""
+    """Blocks run by the passes of each site, summed over sites."""
     return sum(model.n_layers - (layer_of(site) or 0) for site in model.sites)
 
 
 def _bytes(model: CircuitModel, part: Examples) -> int:
-    """Weights, the logits of a batch with their gradient, what a backward pass keeps, and the effects of all nodes."""
+    """Peak memory: weights, a batch's logits and their gradient, tensors saved for backward, and all node effects."""
     network = sum(p.numel() * p.element_size() for p in model.model.bridge.parameters())
     saes = sum(p.numel() * p.element_size() for sae in model.saes.values() for p in sae.parameters())
     tokens = len(part) * part.n_ctx

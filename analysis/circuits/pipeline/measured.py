@@ -1,4 +1,4 @@
-"""A circuit put together from what was measured on training examples: effects with intervals, values, inclusion."""
+"""Build a circuit from measurements on training examples: effects with intervals, values, inclusion probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +21,13 @@ from analysis.circuits.tasks.examples import Examples
 def measured_circuit(
     setup: Setup, effects: NodeEffects, chosen: NodeEffects, all_edges: EdgeEffects, means: Means
 ) -> Circuit:
-    """The circuit of these nodes and edges, without scores.
+    """Build the circuit of these nodes and edges, without scores.
 
     Args:
-        effects: of all nodes, which inclusion is measured against.
-        chosen: of the circuit's nodes.
-        all_edges: between the circuit's nodes, of which the largest are kept.
-        means: for the reference `mean`.
+        effects: effects of all nodes; inclusion is measured against them.
+        chosen: effects of the circuit's nodes.
+        all_edges: edges between the circuit's nodes; the largest are kept.
+        means: mean activations, for the reference `mean`.
     """
     checks, edges = setup.config.checks, all_edges.largest(setup.config.edges.most)
     options = {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
@@ -50,7 +50,7 @@ def measured_circuit(
 
 
 def _columns(found: Stability, n_all: int, place: np.ndarray) -> dict[str, Any]:
-    """Intervals and inclusion of what lies at these places among all."""
+    """Intervals and inclusion of the nodes or edges at these indices."""
     return {name: found.by_index(getattr(found, name), n_all)[place] for name in ("low", "high", "inclusion")}
 
 
@@ -70,9 +70,9 @@ def node_values(
     model: CircuitModel, groups: Sequence[Examples], nodes: Nodes, reference: Reference, means: Means | None,
     batch: int = 32,
 ) -> tuple[Float64[np.ndarray, " n_nodes"], Float64[np.ndarray, " n_nodes"]]:
-    """Mean values of nodes in the clean and in the reference run: of features their value, of others their norm.
+    """Mean values of nodes in the clean and in the reference run: a feature's value, the norm of an error or skip path.
 
-    Nodes ANYWHERE are summed over positions before the mean over examples.
+    Nodes with position ANYWHERE are summed over positions before the mean over examples.
     """
     sums = np.zeros((2, len(nodes)))
     for part in (part for group in groups for part in group.batches(batch)):
@@ -88,7 +88,7 @@ def node_values(
 
 
 def _values(state: State, bias: Tensor, rows: Tensor, nodes: Nodes) -> Float64[np.ndarray, " n_nodes"]:
-    """Sums over rows of each node of one site."""
+    """Sum over rows of each node's value, at one site."""
     code_at, feature = rows[state.code.rows()].numpy(), state.code.feature.numpy()
     value = state.code.value.double().numpy()
     norms = [vector.double().norm(dim=1).numpy() for vector in (state.error, state.offset - bias)]  # ERROR, SKIP

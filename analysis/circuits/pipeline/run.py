@@ -1,12 +1,12 @@
-"""From a config to a tested circuit: the whole way, with progress, and going on where it was interrupted.
+"""From a config to a tested circuit: every stage, with progress and resuming.
 
-    1 behaviour   does the model do it, on held-out examples
-    2 effects     of every node, batch by batch, on training examples
-    3 agreement   of the estimator with exact ablation, site by site
-    4 edges       between the largest nodes, through the direct path; then nothing that hangs loose
+    1 behaviour   does the model do the task, on held-out examples
+    2 agreement   of the estimator with exact ablation, per site
+    3 effects     of every node, batch by batch, on training examples
+    4 edges       between the chosen nodes, through direct paths; then orphans are dropped
     5 tests       on held-out examples (`scores`)
 
-Finished stages lie in `DIR/.work/NAME`, each with what it was made from; the circuit gets its name when it is whole.
+Finished stages are kept in `DIR/.work/NAME`, each with a hash of its inputs. `DIR/NAME` is written at the end.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from training.display import Display
 from training.site import Site
 
 Gradients = dict[Site, Tensor]
-"""G of each site's kept rows, over all examples of a group."""
+"""Gradients at each site's kept rows, over all examples of a group."""
 
 
 def find_circuit(
@@ -48,13 +48,13 @@ def find_circuit(
     """Find a circuit, test it, and save it to `DIR/NAME`.
 
     Args:
-        config: a config, or a YAML file of one.
-        overrides: dotted fields, for a file: `["nodes.most=50"]`.
+        config: a config, or the path of a YAML file.
+        overrides: dotted overrides of a YAML file: `["nodes.most=50"]`.
         quiet: show no progress.
-        again: do every stage anew, even those that an earlier attempt finished.
+        again: redo every stage, even those finished earlier.
 
     Raises:
-        SaescopeError: a config, SAEs or prompts that do not fit together; or a model that does not do the task.
+        SaescopeError: config, SAEs and prompts don't fit together, or the model can't do the task.
     """
     if not isinstance(config, CircuitConfig):
         config = read_config(config, overrides)
@@ -63,7 +63,7 @@ def find_circuit(
     stages = Stages(user_path(config.dir) / ".work" / config.name, setup.inputs, again=again)
     display.say(f"{len(setup.sites)} sites of {setup.model.model.name}: {', '.join(info.name for info in setup.sites)}")
     behaviour = stages.json("behaviour", lambda: _behaviour(setup, display), "code", "model", "task")
-    display.say(f"before it begins: {estimate(config, setup.model, setup.train, setup.test, setup.metric)}")
+    display.say(f"estimate: {estimate(config, setup.model, setup.train, setup.test, setup.metric)}")
     means = mean_states(setup.model, setup.train, batch=config.effects.batch)
     agreement = _agreement(setup, stages, means, display)
     estimator = _estimator(config, agreement, display)
@@ -88,7 +88,7 @@ def _behaviour(setup: Setup, display: Display) -> dict[str, Any]:
 
 
 def _agreement(setup: Setup, stages: Stages, means: Means, display: Display) -> list[dict[str, Any]]:
-    """A line for each site and estimator; times are left out, so that equal circuits have equal bytes."""
+    """One row per site and estimator; times are left out, so equal circuits have equal bytes."""
     config = setup.config.effects
     if not config.n_exact or config.method == "exact":
         return []
@@ -109,7 +109,7 @@ def _agreement(setup: Setup, stages: Stages, means: Means, display: Display) -> 
 
 
 def _candidates(config: CircuitConfig) -> tuple[Estimator, ...]:
-    """The estimators that are measured: all where one is to be chosen, else the one that is asked for."""
+    """The estimators to measure: all of them for `auto`, otherwise the configured one."""
     if config.effects.method == "auto":
         return ESTIMATORS
     steps = config.effects.n_steps if config.effects.method == "ig" else 0
@@ -122,16 +122,16 @@ def _estimator(config: CircuitConfig, agreement: list[dict[str, Any]], display: 
     name = cheapest([Agreement(**line, seconds=0.0) for line in agreement], config.effects.agreement)
     if name is None:
         best = ESTIMATORS[-1]
-        display.say(f"no estimator agrees with exact ablation to {config.effects.agreement} at every site; taking {best}")
+        display.say(f"no estimator correlates {config.effects.agreement} with exact ablation at every site; using {best}")
         return best
-    display.say(f"{name} is the cheapest estimator that agrees with exact ablation to {config.effects.agreement}")
+    display.say(f"{name} is the cheapest estimator that correlates {config.effects.agreement} with exact ablation")
     return next(one for one in ESTIMATORS if str(one) == name)
 
 
 def _effects(
     setup: Setup, stages: Stages, estimator: Estimator, means: Means, display: Display
 ) -> tuple[NodeEffects, list[Gradients]]:
-    """Effects of all nodes on the training examples, and the gradients behind them, group by group."""
+    """Effects of all nodes on the training examples, and the gradients they were computed from, per group."""
     config = setup.config.effects
     found: list[NodeEffects] = []
     gradients: list[Gradients] = []
@@ -178,7 +178,7 @@ def _choose(
 def _edges(
     setup: Setup, stages: Stages, chosen: NodeEffects, gradients: list[Gradients], means: Means, display: Display
 ) -> EdgeEffects:
-    """All edges between the chosen nodes and into the metric."""
+    """Effects of all edges between the chosen nodes and into the metric."""
     if not setup.config.edges.most:
         return EdgeEffects.none(chosen.nodes, chosen.values.shape[0])
     keys = ("code", "model", "saes", "task", "effects", "nodes", "chosen")

@@ -1,9 +1,9 @@
-"""What is measured of a circuit on held-out examples, beside what it has to be compared with.
+"""Scores of a circuit on held-out examples, with baselines.
 
     circuit         faithfulness and completeness of the circuit itself: errors as nodes, kept, dropped; edges alone
     curves          the same for the first 1, 2, … nodes; all features; random features; MLP activations
     specificity     the circuit on other tasks, and at all positions
-    stability       Jaccard index of the nodes and edges that bootstraps of the training examples choose
+    stability       Jaccard index of the nodes and edges chosen by bootstraps of the training examples
 """
 
 from collections.abc import Sequence
@@ -39,15 +39,15 @@ _KEYS = ("code", "model", "saes", "task", "effects", "nodes", "edges", "checks",
 
 @dataclass(frozen=True)
 class Tests:
-    """Everything that the tests of a circuit need.
+    """Everything needed to test a circuit.
 
     Attributes:
-        circuit: what is tested.
-        circuits: those of other sizes that were chosen in the same way.
-        effects: of all nodes on training examples: curves choose from them.
-        edges: all between the circuit's nodes, and into the metric.
-        means: of the training examples, which everything outside a circuit is set to.
-        estimator: that chose the nodes, and is to choose MLP activations too.
+        circuit: the circuit under test.
+        circuits: circuits of other sizes, chosen in the same way.
+        effects: effects of all nodes on training examples; curves choose from them.
+        edges: all edges between the circuit's nodes and into the metric.
+        means: mean activations over the training examples, for ablating everything outside a circuit.
+        estimator: the estimator that chose the nodes; it also chooses MLP activations.
     """
 
     setup: Setup
@@ -61,7 +61,7 @@ class Tests:
     display: Display
 
     def measure(self) -> dict[str, Any]:
-        """All scores, in JSON types; each is a stage."""
+        """Measure all scores, in JSON types; each one is a stage."""
         checks = self.setup.config.checks
         parts = {"circuit": self._circuit, "curves": self._curves, "stability": self._stability}
         if len(self.edges):
@@ -90,7 +90,7 @@ class Tests:
         return {"n_bootstraps": checks.bootstraps, "seed": checks.seed}
 
     def _circuit(self) -> dict[str, Any]:
-        """The circuit as it is drawn."""
+        """Scores of the circuit itself."""
         circuit = self.circuit
         runs = {
             "faithfulness": Ablation(circuit.nodes), "faithfulness_errors_kept": Ablation(circuit.nodes, errors="kept"),
@@ -116,7 +116,7 @@ class Tests:
         return alone.interval(**self._draws).named("edge_faithfulness")
 
     def _edge_curve(self) -> dict[str, Any]:
-        """Of the edges with the largest effects, more and more."""
+        """Faithfulness of growing sets of edges, largest effects first."""
         setup, checks = self.setup, self.setup.config.checks
         n = sizes(len(self.edges), max(2, checks.n_points // 3))
         return edge_curve(
@@ -124,7 +124,7 @@ class Tests:
         ).plain()
 
     def _curves(self) -> list[dict[str, Any]]:
-        """Circuits of growing size, up to ten times as many nodes as were asked for, and the baselines."""
+        """Curves of circuits of growing size, up to ten times `nodes.most` nodes, and the baselines."""
         config, setup = self.setup.config, self.setup
         n = curve_sizes(config.nodes.most, config.checks.n_points)
         series = [
@@ -147,7 +147,7 @@ class Tests:
         return [one.plain() for one in found]
 
     def _neurons(self) -> dict[str, Any]:
-        """As many MLP activations, chosen by the same estimator, everything else among them ablated."""
+        """Curve of the same numbers of MLP activations, chosen by the same estimator, all others ablated."""
         config, setup = self.setup.config, self.setup
 
         def effects(model: CircuitModel, means: Means) -> NodeEffects:
@@ -166,7 +166,7 @@ class Tests:
         ).plain()
 
     def _specificity(self) -> list[dict[str, Any]]:
-        """The circuit on its own and on other built-in tasks; those that the model does not do are left out."""
+        """The circuit on its own task and on other built-in tasks; tasks the model can't do are skipped."""
         setup = self.setup
         tasks = {setup.task.name: Behaviour(setup.test, setup.metric, self.means)}
         for name in setup.config.checks.tasks:

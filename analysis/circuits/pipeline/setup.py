@@ -1,4 +1,4 @@
-"""What a config asks for, opened: the model with its SAEs, and the examples of the task."""
+"""Load what a config names: the model with its SAEs, and the examples of the task."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ from training.model.token_bytes import token_bytes
 
 @dataclass(frozen=True)
 class Setup:
-    """A config with everything that it names.
+    """A config with everything it names, loaded.
 
     Attributes:
-        train: examples that the circuit is found on, a group for each length of prompt.
-        test: held-out examples, likewise.
-        reference: what a node is moved to when its effect is estimated.
+        train: examples the circuit is found on, one group per prompt length.
+        test: held-out examples, grouped likewise.
+        reference: what a node is patched to when its effect is estimated.
     """
 
     config: CircuitConfig
@@ -51,7 +51,7 @@ class Setup:
 
     @property
     def prompt(self) -> tuple[str, ...]:
-        """The tokens of the first training prompt as text, to show where a node is."""
+        """Tokens of the first training prompt as text, to label positions."""
         if not self.positional:
             return ()
         vocabulary = Vocabulary(token_bytes(self.model.model.tokenizer))
@@ -59,11 +59,11 @@ class Setup:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """All that a stage can depend on, in JSON types."""
+        """Everything a stage can depend on, in JSON types."""
         config = self.config.plain()
         sections = {key: config[key] for key in ("task", "effects", "nodes", "edges", "checks")}
         saes = [[info.site.model_dump(mode="json"), info.sae] for info in self.sites]
-        # templates and word lists are code, so the prompts themselves say whether a task is the same
+        # templates and word lists are code, so a task is identified by its prompts
         prompts = [_digest(group) for group in (*self.train, *self.test)]
         return {
             "code": files.code_version(), "model": self.model.model.identity, "saes": saes, **sections,
@@ -80,7 +80,7 @@ class Setup:
 
 
 def _digest(examples: Examples) -> str:
-    """Names examples by their tokens."""
+    """Hash of the examples' tokens."""
     parts = [examples.clean, examples.right, examples.wrong, *([] if examples.corrupt is None else [examples.corrupt])]
     return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
 
@@ -89,8 +89,7 @@ def open_setup(config: CircuitConfig) -> Setup:
     """Open the SAEs, the model and the task.
 
     Raises:
-        SaescopeError: anything that is missing or does not fit together; prompts of several lengths where nodes have
-            positions.
+        SaescopeError: something is missing or doesn't fit together, or prompts differ in length where nodes have positions.
     """
     trained = open_saes(config.saes)
     model = open_model(trained, config.model.name, config.model.device, config.model.dtype)
@@ -109,6 +108,6 @@ def open_setup(config: CircuitConfig) -> Setup:
 
 @torch.no_grad()
 def _with_reference(model: CircuitModel, examples: Examples) -> Examples:
-    """The examples with the clean run's logits, which KL compares with."""
+    """The examples with the clean run's logits, the reference of the KL metric."""
     last = [model.model.logits(part.clean)[:, -1].float() for part in examples.batches(32)]
     return replace(examples, reference=torch.cat(last))

@@ -1,4 +1,4 @@
-"""What an interrupted circuit keeps: each finished stage in a file, with what it was made from."""
+"""Cached stages of a circuit, so that an interrupted run resumes: one file each, with a hash of its inputs."""
 
 import hashlib
 import json
@@ -19,29 +19,29 @@ Tensors = Mapping[str, Tensor]
 
 
 class Stages:
-    """Results of stages below one folder. A stage is done again where its inputs changed."""
+    """Results of stages in one folder. A stage is recomputed when its inputs have changed."""
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], *, again: bool = False) -> None:
-        """Nothing is read or written yet.
+        """Set up the cache; nothing is read or written yet.
 
         Args:
-            folder: of all stages.
-            inputs: everything, in JSON types, that any stage depends on.
-            again: forget what is there.
+            folder: folder of all stages.
+            inputs: everything that any stage depends on, in JSON types.
+            again: ignore existing results.
         """
         self.folder, self.inputs, self.again = folder, inputs, again
 
     def given(self, **inputs: Any) -> "Stages":
-        """The same with further inputs, in JSON types."""
+        """The same cache with further inputs, in JSON types."""
         return Stages(self.folder, {**self.inputs, **inputs}, again=self.again)
 
     def has(self, name: str, *keys: str) -> bool:
-        """Whether tensors of a stage are there, made from these inputs."""
+        """Whether the tensors of a stage exist and were made from these inputs."""
         path = self.folder / f"{name}.safetensors"
         return not self.again and path.is_file() and _made_from(path) == self._digest(keys)
 
     def json(self, name: str, make: Callable[[], Any], *keys: str) -> Any:
-        """A stage whose result is in JSON types, made from the inputs named by `keys`."""
+        """Load or compute a stage whose result has JSON types; `keys` names the inputs it depends on."""
         path, digest = self.folder / f"{name}.json", self._digest(keys)
         if path.is_file() and not self.again:
             found = files.read_json(path)
@@ -52,7 +52,7 @@ class Stages:
         return result
 
     def tensors(self, name: str, make: Callable[[], Tensors], *keys: str) -> dict[str, Tensor]:
-        """A stage whose result are tensors by name."""
+        """Load or compute a stage whose result is tensors by name."""
         path, digest = self.folder / f"{name}.safetensors", self._digest(keys)
         made_from = torch.frombuffer(bytearray(digest.encode()), dtype=torch.uint8)
         if self.has(name, *keys):
@@ -73,12 +73,12 @@ def _made_from(path: Path) -> str:
 
 
 def node_tensors(effects: NodeEffects) -> dict[str, Tensor]:
-    """Effects as tensors."""
+    """Node effects as tensors."""
     return {"nodes": _columns(effects.nodes), **_matrix(effects.values)}
 
 
 def node_effects_of(tensors: Tensors) -> NodeEffects:
-    """What `node_tensors` wrote."""
+    """Inverse of `node_tensors`."""
     return NodeEffects(_nodes(tensors), _csr(tensors))
 
 
@@ -89,7 +89,7 @@ def edge_tensors(effects: EdgeEffects) -> dict[str, Tensor]:
 
 
 def edge_effects_of(tensors: Tensors) -> EdgeEffects:
-    """What `edge_tensors` wrote."""
+    """Inverse of `edge_tensors`."""
     source, target = tensors["edges"].numpy()
     return EdgeEffects(_nodes(tensors), source, target, _csr(tensors))
 

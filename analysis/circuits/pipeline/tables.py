@@ -1,4 +1,4 @@
-"""The figures of a circuit as files for a page of results: tables as CSV, the curves as one picture."""
+"""Export a circuit's scores for a results page: tables as CSV, the curves as one SVG."""
 
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,21 @@ from sae.io.paths import user_path
 
 
 def curves_of(circuit: Circuit) -> list[Curve]:
-    """The curves that were measured of a circuit, MLP activations last."""
+    """The measured curves of a circuit, MLP activations last."""
     scores = circuit.scores
     others = [scores["mlp_activations"]] if "mlp_activations" in scores else []
     return [Curve.read(one) for one in [*scores.get("curves", []), *others]]
 
 
 def write_results(circuit: Circuit, folder: str | Path) -> list[Path]:
-    """Write the tables and the picture; equal circuits make equal bytes.
+    """Write the tables and the plot; equal circuits give equal bytes.
 
         NAME.csv               faithfulness of the circuit: errors as nodes, kept, dropped; edges alone; completeness
         NAME-curves.csv, .svg  over the number of nodes, with the baselines; and over the number of edges
         NAME-estimators.csv    agreement of estimators with exact ablation, site by site
 
     Returns:
-        What was written.
+        Paths of the written files.
     """
     from analysis.render.figures.faithfulness import picture
     from analysis.reproduce.tables import write_table
@@ -47,7 +47,7 @@ def write_results(circuit: Circuit, folder: str | Path) -> list[Path]:
 
 
 def _numbers(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each number; those that have an interval, with it."""
+    """One row per number, with its interval if there is one."""
     names = [name for name in found if not name.endswith("_interval")]
     rows = [(name, found[name], found.get(f"{name}_interval") or (None, None)) for name in names]
     return [{"what": name, "value": value, "low": low, "high": high} for name, value, (low, high) in rows]
@@ -68,7 +68,7 @@ def _edge_points(plain: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Intervals as two columns."""
+    """Split intervals into two columns."""
     out: dict[str, Any] = {}
     for key, value in row.items():
         if key.endswith("_interval"):

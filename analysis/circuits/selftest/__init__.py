@@ -1,1 +1,1 @@
-"""Models whose circuits are known, and what must hold exactly."""
+"""Self-test: models whose circuits are known, and checks that must hold exactly."""

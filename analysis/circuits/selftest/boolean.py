@@ -1,7 +1,7 @@
-"""x1 ∧ x2 in layer 0's MLP, then ∧ x3 in layer 1's: two hops of Boolean logic, of bits that one token has.
+"""Two hops of Boolean logic on the bits of one token: x1 ∧ x2 in layer 0's MLP, then ∧ x3 in layer 1's.
 
-Two more bits are drawn at random, and layer 0 computes their AND, which nothing reads. Half of the pairs begin where the
-answer is yes, and bits are taken away; half where one bit is lacking, and it is added.
+Two more bits are random; layer 0 computes their AND, which nothing reads. In half of the pairs the clean answer is yes and
+the counterfactual clears bits; in the other half one bit is missing and the counterfactual sets it.
 """
 
 from random import Random
@@ -39,7 +39,7 @@ def _bits(n: int) -> tuple[int, ...]:
 
 
 def _token(bits: tuple[int, ...]) -> str:
-    """One of 32 characters."""
+    """The character of these bits, one of 32."""
     return chr(ord("A") + sum(bit << i for i, bit in enumerate(bits)))
 
 
@@ -52,7 +52,7 @@ def _pair(random: Random, *, yes: bool) -> Pair:
 
 
 def _moved(pair: Pair) -> list[str]:
-    """Which of x1, x2, x3 the prompts differ in."""
+    """Bits among x1, x2, x3 in which the prompts differ."""
     assert pair.corrupt is not None
     clean, corrupt = (_bits(ord(prompt) - ord("A")) for prompt in (pair.clean, pair.corrupt))
     return [name for name, a, b in zip(_BITS[:3], clean, corrupt, strict=False) if a != b]

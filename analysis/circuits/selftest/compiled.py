@@ -1,9 +1,9 @@
-"""A transformer that tracr compiled from a RASP program (Lindner et al. 2301.05062): induction.
+"""Induction: a transformer compiled by tracr from a RASP program (Lindner et al. 2301.05062).
 
-    previous = the token before          next = the token of the position whose previous equals the token here
+    previous = the token before          next = the token at the position whose previous equals the current token
 
-`compiled_induction.json` holds its weights as tests/peers/compile_with_tracr.py wrote them; every direction of its
-residual stream has a name, and is a feature here. Scores of attention are 100, so that it is as good as hard.
+`compiled_induction.json` holds the weights written by tests/peers/compile_with_tracr.py. Every named direction of the
+residual stream is a feature. Attention scores are 100, so attention is practically hard.
 """
 
 import json
@@ -24,21 +24,21 @@ from training.model.native import byte_tokenizer
 WEIGHTS = Path(__file__).with_name("compiled_induction.json")
 _LETTERS = "abcd"
 _N = 5
-"""Letters of a prompt; the last asks."""
+"""Letters per prompt; the last one is the query."""
 _HOOKS = ("0.resid_pre", "0.attn_out", "0.resid_post", "1.attn_out", "1.resid_post")
 
 
 def compiled_induction(n_pairs: int = 24, seed: int = 0) -> Known:
     """The model, its dictionaries and its task.
 
-        acbda → c      pairs differ in the letter that asks (acbdb), in the one that answers (adbca), or in where the one
-                       that asks was before (bcada)
+        acbda → c      pairs differ in the query letter (acbdb), in the answer (adbca), or in the earlier position of the
+                       query letter (bcada)
     """
     random = Random(seed)
     pairs = [_pair(random, kind=i % 3) for i in range(2 * n_pairs)]
     task = Task("compiled-induction", pairs[:n_pairs], pairs[n_pairs:], logit_difference)
     compiled = json.loads(WEIGHTS.read_text())
-    # tracr numbers the names of a program
+    # tracr appends numbers to the names in a program
     labels = [label.split("_")[0] + label[label.find(":") :] if "_" in label and ":" in label else label
               for label in compiled["names"]]
     names = Names(compiled_model(compiled), {hook: dictionary(torch.eye(len(labels)).double()) for hook in _HOOKS}, labels)
@@ -46,7 +46,7 @@ def compiled_induction(n_pairs: int = 24, seed: int = 0) -> Known:
 
 
 def compiled_model(compiled: dict[str, Any]) -> Model:
-    """The compiled weights, reading letters and answering by them."""
+    """The model with the compiled weights, mapped to letters as tokens."""
     d_model, names = len(compiled["names"]), compiled["names"]
     sizes = {
         **{key: compiled[key] for key in ("n_layers", "n_heads", "d_head", "d_mlp")}, "d_model": d_model, "seed": 0,
@@ -74,10 +74,10 @@ def _dense(matrix: dict[str, Any]) -> Tensor:
 
 def _pair(random: Random, *, kind: int) -> Pair:
     asks, right, wrong, rest = random.sample(_LETTERS, 4)
-    if kind == 0:  # the letter that asks: the other one is followed by another answer
+    if kind == 0:  # another query letter, which is followed by another answer
         first = f"{asks}{right}{rest}{wrong}"
         return Pair(first + asks, first + rest, (right,), (wrong,))
-    begin = random.randrange(2)  # something else may stand first
+    begin = random.randrange(2)  # optionally start with another letter
     if kind == 1:
         clean, corrupt = (f"{rest * begin}{asks}{x}{rest * (2 - begin)}{asks}" for x in (right, wrong))
         return Pair(clean, corrupt, (right,), (wrong,))
@@ -90,7 +90,7 @@ def _changed(pair: Pair) -> list[int]:
 
 
 def _edges(pair: Pair) -> list[NamedEdge]:
-    """Edges are those of the kind of pair; nodes are their ends."""
+    """True edges, which depend on the kind of pair; nodes are their ends."""
     assert pair.corrupt is not None
     changed, (right,), (wrong,) = _changed(pair), pair.right, pair.wrong
     tail: list[NamedEdge] = [
@@ -121,6 +121,6 @@ def _nodes(pair: Pair) -> set[Named]:
 
 
 def _indirect(pair: Pair) -> list[NamedEdge]:
-    """Pairs of edges put end to end."""
+    """Ends of all two-edge paths."""
     edges = _edges(pair)
     return [(a, d) for a, b in edges for c, d in edges if b == c]

@@ -1,14 +1,14 @@
-"""Doubling every feature, error and token vector: the strongest check of circuit-tracer (its test of attributions).
+"""Doubling test of edges: double feature, error and token vectors (circuit-tracer's strongest attribution test).
 
-In the linear forward of a model whose every MLP is a transcoder (`FrozenModel`: attention patterns, norm scales and MLPs
-held) an edge is no estimate. Double one vector, hold all others, and every pre-activation and logit moves by its edge,
+In the linear forward of a model with a transcoder for every MLP (`FrozenModel`: attention patterns, norm scales and MLPs
+frozen) an edge is exact. Double one vector, hold all others, and every pre-activation and logit changes by its edge:
 
     pre_d(u doubled) − pre_d = ⟨∂pre_d/∂target of u's row, through direct paths, vector of u⟩
 
-wherever it is measured: the gradient is the same at any point. Skip paths are taken in two ways, and both must hold:
+This holds at any point, since the gradient is the same everywhere. Skip paths are handled in two ways; both must hold:
 
-    node      what a skip path adds is one more vector, held like the others and doubled like them (the graphs here)
-    linear    it follows its input, as one more direct path from input to target (circuit-tracer's)
+    node      the skip path's output is one more vector, held and doubled like the others (our graphs)
+    linear    it follows its input, as one more direct path from input to target (circuit-tracer)
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,22 +32,22 @@ from training.site import Site
 Skips = Literal["node", "linear"]
 _Item = TypeVar("_Item")
 TOKENS = Site(input="hook_embed")
-"""Where token vectors enter."""
+"""Where token embeddings enter."""
 _COPIES = 128
-"""Copies of the prompt that run together."""
+"""Copies of the prompt per batch."""
 
 
 @dataclass(frozen=True)
 class Doubling:
-    """What was found.
+    """Result of the doubling test.
 
     Attributes:
-        name: of the case.
-        gap: largest |movement − edge|.
+        name: name of the case.
+        gap: largest |change − edge|.
         largest: largest |edge|.
-        n_sources: vectors doubled, by kind.
-        n_targets: pre-activations and logits looked at, by kind.
-        point: largest difference of a gradient at the clean point from the one at random vectors.
+        n_sources: number of doubled vectors, by kind.
+        n_targets: number of tested pre-activations and logits, by kind.
+        point: largest difference between edges from gradients at the clean point and at random vectors.
     """
 
     name: str
@@ -68,7 +68,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Target:
-    """A pre-activation of a site, or (site None) a logit; `column` is the feature or the token."""
+    """A pre-activation at a site, or a logit (site None); `column` is the feature or token id."""
 
     site: Site | None
     row: int
@@ -79,17 +79,17 @@ def doubling(
     circuit: CircuitModel, tokens: Int[Tensor, "1 n_ctx"], *, skips: Skips = "node", n_each: int = 32, seed: int = 0,
     name: str = "", freeze: Iterable[str] = HELD,
 ) -> Doubling:
-    """Double a random sample of vectors, and compare.
+    """Double a random sample of vectors, and compare the changes with the edges.
 
     Args:
         circuit: the model and its transcoders; SAEs at other sites are cut too.
         tokens: one prompt.
-        skips: how skip paths are taken, see above.
-        n_each: vectors of each kind (feature, error, skip path, token), and pre-activations of each site and logits: a
-            batch of as many copies of the prompt, in chunks of 128.
-        seed: of the sample.
-        name: of the case.
-        freeze: what is held. Without attention or norms among it, edges are no longer exact.
+        skips: how skip paths are handled, see the module docstring.
+        n_each: vectors of each kind (feature, error, skip path, token), pre-activations per site, and logits; each runs in
+            its own copy of the prompt, 128 per batch.
+        seed: seed of the sample.
+        name: name of the case.
+        freeze: frozen parts. Unless attention and norms are frozen, edges aren't exact.
     """
     generator = torch.Generator().manual_seed(seed)
     run = _Runs(circuit, tokens, skips, freeze)
@@ -106,7 +106,7 @@ def doubling(
 
 
 class _Runs:
-    """Cut runs of a prompt in the linear forward."""
+    """Cut runs of one prompt in the linear forward."""
 
     def __init__(
         self, circuit: CircuitModel, tokens: Int[Tensor, "1 n_ctx"], skips: Skips, freeze: Iterable[str]
@@ -124,7 +124,7 @@ class _Runs:
         return self.skips == "linear" and self.circuit.saes[site].has_offsets
 
     def run(self, leaves: dict[Site, Float[Tensor, "n n_ctx _"]]) -> CutRun:
-        """Copies of the prompt with these vectors."""
+        """Run copies of the prompt with these vectors."""
         n = len(leaves[TOKENS])
         flat = {site: leaf.flatten(0, 1) for site, leaf in leaves.items()}
         passes = self.skips == "linear"
@@ -163,12 +163,12 @@ class _Runs:
     def edges(
         self, targets: list[_Target], sources: list[_Source], elsewhere: torch.Generator | None
     ) -> Float[Tensor, "n_targets n_sources"]:
-        """Every edge, by one backward pass for 128 targets, each in a copy of its own.
+        """All edges, with one backward pass per 128 targets, each in its own copy.
 
         Args:
-            targets: where they end.
-            sources: where they begin.
-            elsewhere: take the gradients at random vectors rather than at the clean ones.
+            targets: ends of the edges.
+            sources: starts of the edges.
+            elsewhere: generator for taking gradients at random vectors instead of the clean ones.
         """
         found = []
         for chunk in _chunks(targets):
@@ -186,7 +186,7 @@ class _Runs:
 
     @torch.no_grad()
     def movements(self, targets: list[_Target], sources: list[_Source]) -> Float[Tensor, "n_targets n_sources"]:
-        """How far each target moves when each source is doubled, 128 sources at once, each in a copy of its own."""
+        """Change of each target when each source is doubled, 128 sources per batch, each in its own copy."""
         one = {site: leaf[None] for site, leaf in self.leaves.items()}
         clean, found = self._all_values(self.run(one), targets, 1), []
         for chunk in _chunks(sources):
@@ -201,7 +201,7 @@ class _Runs:
         return self.values(run, targets * n, copies).view(n, len(targets)).t()
 
     def values(self, run: CutRun, targets: list[_Target], copies: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Each target in its copy of the prompt."""
+        """Value of each target in its copy of the prompt."""
         row = torch.tensor([target.row for target in targets])
         column = torch.tensor([target.column for target in targets])
         out = run.logits[copies, row, column.clamp_max(run.logits.shape[-1] - 1)]
@@ -224,7 +224,7 @@ def _chunks(items: list[_Item]) -> Iterator[list[_Item]]:
 
 
 def _sample(sources: list[_Source], n_each: int, generator: torch.Generator) -> list[_Source]:
-    """As many of each kind."""
+    """Sample `n_each` sources of each kind."""
     found = []
     for kind in dict.fromkeys(source.kind for source in sources):
         mine = [source for source in sources if source.kind == kind]
@@ -240,7 +240,7 @@ def _count(kinds: Iterator[str]) -> dict[str, int]:
 
 
 def random_transcoders(model: Model, *, skip: bool, d_sae: int = 64, k: int = 8, seed: int = 0) -> dict[Site, SAE]:
-    """A transcoder with random weights for the MLP of every block."""
+    """Random transcoders for the MLPs of all blocks."""
     generator = torch.Generator().manual_seed(seed)
     found: dict[Site, SAE] = {}
     for layer in range(model.n_layers):
@@ -248,7 +248,7 @@ def random_transcoders(model: Model, *, skip: bool, d_sae: int = 64, k: int = 8,
         sae = TopK(TopKConfig(d_sae=d_sae, k=k, skip=skip), model.d_hook(site.input), model.d_hook(site.output))
         with torch.no_grad():
             for name, p in sae.named_parameters():
-                # small skip paths: sixteen of them in a row are to leave vectors of an ordinary length
+                # small skip paths, so that 16 in a row keep vectors at a normal scale
                 gain = 0.2 if name == "W_skip" else 1
                 p.copy_(gain * torch.randn(p.shape, generator=generator) / sae.d_in**0.5)
         found[site] = sae.to(model.dtype)
@@ -256,11 +256,11 @@ def random_transcoders(model: Model, *, skip: bool, d_sae: int = 64, k: int = 8,
 
 
 def doubling_cases(dtype: str = "float32", *, layers: tuple[int, ...] = (2, 16), n_each: int = 32) -> list[Doubling]:
-    """The check on random models, with and without skip paths, these taken in both ways.
+    """Doubling test on random models: without skip paths, and with skip paths handled in both ways.
 
     Args:
-        dtype: of the models; `float32` holds to 1e-3, `float64` to 1e-9.
-        layers: of each model.
+        dtype: dtype of the models; `float32` agrees to 1e-3, `float64` to 1e-9.
+        layers: number of layers of each model.
         n_each: as in `doubling`.
     """
     found = []

@@ -1,4 +1,4 @@
-"""A model whose circuit is known: its dictionaries, a task that it does, and which nodes and edges are true."""
+"""A model whose circuit is known: its dictionaries, its task, and the true nodes and edges."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from training.site import Site
 Node = tuple[int, int, int]
 """Site, position, feature."""
 Edge = tuple[Node, Node | int]
-"""From, and to; OUTPUT is the metric."""
+"""Source and target; target OUTPUT is the metric."""
 Named = tuple[str, int, str]
-"""The same node in words: hook without `blocks.` and `hook_`, such as `0.attn_out`; position; feature."""
+"""A node by name: hook without `blocks.` and `hook_`, such as `0.attn_out`; position; feature name."""
 NamedEdge = tuple[Named, Named | None]
-"""To None is into the metric."""
+"""An edge by names; target None is the metric."""
 ROUNDING = 1e-9
-"""Share of the largest below which numbers are not told apart."""
+"""Differences below this share of the largest number count as rounding."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A model and its circuit.
+    """A model and its known circuit.
 
     Attributes:
-        name: of the model.
-        circuit: it and its dictionaries.
-        task: what it does.
+        name: name of the model.
+        circuit: the model with its dictionaries.
+        task: its task.
         examples: the task's training pairs as tokens.
-        nodes: of each example, the features that the answer depends on.
-        edges: direct edges between nodes that the answer depends on in some example; None where they are not known.
-        indirect: pairs of nodes of which one acts on the other only through third ones: no edges.
+        nodes: for each example, the features the answer depends on.
+        edges: direct edges the answer depends on in some example; None if unknown.
+        indirect: pairs of nodes that act on each other only through other nodes, so not edges.
         linear: whether the metric is linear in every node, so that every estimator is exact.
     """
 
@@ -52,22 +52,22 @@ class Known:
 
 
 class Names:
-    """Nodes by name in a model whose dictionaries have one list of names."""
+    """Looks up nodes by name, in a model whose dictionaries share one list of feature names."""
 
     def __init__(self, model: Model, saes: Mapping[str, SAE], names: Sequence[str]) -> None:
-        """`saes` by hook without `blocks.` and `hook_`."""
+        """`saes` are keyed by hook without `blocks.` and `hook_`."""
         sites = {short: Site(input=_hook(short)) for short in saes}
         self.circuit = CircuitModel(model, {sites[short]: sae for short, sae in saes.items()})
         self.site = {short: self.circuit.index[site] for short, site in sites.items()}
         self.feature = {name: i for i, name in enumerate(names)}
 
     def node(self, named: Named) -> Node:
-        """The node of a name."""
+        """The node with this name."""
         hook, position, name = named
         return self.site[hook], position, self.feature[name]
 
     def edge(self, named: NamedEdge) -> Edge:
-        """The edge of two names."""
+        """The edge between two names."""
         source, target = named
         return self.node(source), OUTPUT if target is None else self.node(target)
 
@@ -75,7 +75,7 @@ class Names:
         self, task: Task, nodes: Callable[[Pair], Iterable[Named]], edges: Callable[[Pair], Iterable[NamedEdge]],
         indirect: Callable[[Pair], Iterable[NamedEdge]], *, linear: bool = False,
     ) -> Known:
-        """What is known of each pair, as nodes and edges."""
+        """Build a `Known` from functions that give each pair's true nodes and edges."""
         found, not_edges = ({self.edge(edge) for pair in task.train for edge in which(pair)} for which in (edges, indirect))
         assert not found & not_edges
         return Known(
@@ -86,7 +86,7 @@ class Names:
 
 
 def moving_features(circuit: CircuitModel, examples: Examples) -> NodeEffects:
-    """1 for every feature of an example that differs between its two prompts, beyond rounding."""
+    """Effects of 1 for every feature that differs between an example's two prompts, beyond rounding."""
     assert examples.corrupt is not None
     clean, corrupt = (circuit.states(tokens, examples.keep)[0] for tokens in (examples.clean, examples.corrupt))
     entries = []

@@ -1,4 +1,4 @@
-"""Heads written by hand: one that copies, and two that look something up in two hops."""
+"""Hand-written heads: a copy head, and a two-hop lookup."""
 
 from itertools import pairwise
 from random import Random
@@ -13,13 +13,13 @@ _POINTERS, _VALUES, _NOISE = "0123", "wxyz", ".,"
 
 
 def copy_head(n_pairs: int = 24, seed: int = 0) -> Known:
-    """The last position looks for the one capital letter and copies it.
+    """The last position attends to the one capital letter and copies it.
 
         baDc= → d      corrupt: dcAb= → a
 
-    A second head copies the first letter to where nothing reads it. Where a head looks does not depend on which letters
-    there are, and every letter has all features, its own twice, so that none begins or ceases to be active: logits and
-    features are linear in every node that moves.
+    A second head copies the first letter to a direction that nothing reads. Attention doesn't depend on the letters, and
+    every letter has all features (its own doubled), so that none switches on or off: logits and features are linear in
+    every node that changes.
     """
     random = Random(seed)
     pairs = [_copied(random) for _ in range(2 * n_pairs)]
@@ -43,7 +43,7 @@ def copy_head(n_pairs: int = 24, seed: int = 0) -> Known:
 
 
 def _copied(random: Random) -> Pair:
-    """Letters of which no position has the same in both prompts."""
+    """A pair whose prompts have different letters at every position."""
     where = random.randrange(len(_LETTERS))
     clean = [random.choice(_LETTERS) for _ in _LETTERS]
     corrupt = [random.choice([x for x in _LETTERS if x != letter]) for letter in clean]
@@ -79,12 +79,12 @@ def _copy_indirect(pair: Pair) -> list[NamedEdge]:
 
 
 def two_hop_lookup(n_pairs: int = 24, seed: int = 0) -> Known:
-    """Layer 0 moves a pointer to the last position, layer 1 looks up the entry that it points at and copies its value.
+    """Layer 0 moves a pointer to the last position; layer 1 looks up the entry it points to and copies its value.
 
-        .2 (0w)(1z)(2x)(3w) = → x      each entry is one character that has a key and a value
+        .2 (0w)(1z)(2x)(3w) = → x      each entry is one character with a key and a value
 
-    Half of the pairs differ in the pointer and half in the value that is looked up; all differ in noise and in the value
-    of an entry that nothing points at. Attention leaks: 1 to 4 % of it goes to other entries.
+    Half of the pairs differ in the pointer, half in the value looked up. All differ in noise and in the value of an entry
+    that nothing points to. Attention leaks: 1 to 4 % goes to other entries.
     """
     random = Random(seed)
     pairs = [_looked_up(random, by_value=bool(i % 2)) for i in range(2 * n_pairs)]
@@ -137,7 +137,7 @@ def _looked_up(random: Random, *, by_value: bool) -> Pair:
 
 
 def _lookup_stages(pair: Pair) -> list[list[Named]]:
-    """What the answer depends on, hop by hop."""
+    """Nodes the answer depends on, hop by hop."""
     assert pair.corrupt is not None
     last, (right,), (wrong,) = len(pair.clean), pair.right, pair.wrong
     found = [[(hook, last, f"found:{x}") for x in (right, wrong)] for hook in ("1.attn_out", "1.resid_post")]
@@ -155,7 +155,7 @@ def _lookup_nodes(pair: Pair) -> list[Named]:
 
 
 def _lookup_edges(pair: Pair) -> list[NamedEdge]:
-    """Between like names, where a value is only carried on; between all, where one looks up the other."""
+    """True edges: between equal names where a value is just carried over; between all where one looks up the other."""
     stages, edges = _lookup_stages(pair), []
     for one, other in pairwise(stages):
         looks_up = one[0][2].startswith("moved") and other[0][2].startswith("found")
@@ -164,7 +164,7 @@ def _lookup_edges(pair: Pair) -> list[NamedEdge]:
 
 
 def _lookup_indirect(pair: Pair) -> list[NamedEdge]:
-    """From each stage to those behind the next."""
+    """From each stage to the stages after the next one."""
     stages = _lookup_stages(pair)
     edges: list[NamedEdge] = [
         (a, b) for i, one in enumerate(stages) for later in stages[i + 2 :] for a in one for b in later

@@ -1,8 +1,8 @@
-"""A planted dictionary: a random transformer whose tokens are sparse sums of known features, half of which it cannot read.
+"""A planted dictionary: a random transformer whose tokens are sparse sums of known features, half of which it can't read.
 
-Tokens are sums of orthonormal features. From all that reads the residual stream (queries, keys, values, MLPs, the
-unembedding) the directions of half of the features are projected out, so that these change nothing but, a little, the
-norms. The model's own writing is not sparse in the dictionary, so that there are errors, as with trained SAEs.
+Tokens are sums of orthonormal features. The directions of half of the features are projected out of everything that reads
+the residual stream (queries, keys, values, MLPs, the unembedding), so these features affect nothing except, slightly, the
+norms. What the model writes is not sparse in the dictionary, so there are errors, as with trained SAEs.
 """
 
 import string
@@ -25,16 +25,16 @@ from training.site import Site
 
 _D, _D_SAE, _N_TOKENS = 32, 24, 6
 _PER_TOKEN = 2
-"""Features of each half that a token has."""
+"""Features per token, from each half."""
 _CONSTANT = 100.0
-"""Length of a direction that every position has, next to which features hardly change the norm; what norms give is scaled
-up by as much."""
+"""Norm of a constant vector at every position, so that features hardly change the norm; norm weights scale up by the same
+factor."""
 _ALPHABET = string.ascii_letters
 _READERS = ("attn.q.weight", "attn.k.weight", "attn.v.weight", "mlp.fc_in.weight", "head.weight")
 
 
 def planted_dictionary(n_pairs: int = 24, seed: int = 0) -> Known:
-    """The model, its dictionary at two sites, and a task: which of two letters the model finds likelier."""
+    """The model, its dictionary at two sites, and a task: which of two letters the model finds more likely."""
     basis = _basis(seed)
     model = _model(basis, seed)
     sites = [Site(input=f"blocks.{layer}.hook_resid_pre") for layer in (0, 1)]
@@ -47,7 +47,7 @@ def planted_dictionary(n_pairs: int = 24, seed: int = 0) -> Known:
 
 
 def _basis(seed: int) -> Float[Tensor, "d d"]:
-    """Orthonormal rows: features that are read, features that are not, others; the last is the mean that norms remove."""
+    """Orthonormal rows: read features, unread features, others; the last is the mean direction that norms remove."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(_D, _D, generator=generator, dtype=torch.float64)
     random[:, 0] = 1
@@ -55,7 +55,7 @@ def _basis(seed: int) -> Float[Tensor, "d d"]:
 
 
 def _model(basis: Float[Tensor, "d d"], seed: int) -> Model:
-    """Random weights, which read half of the features."""
+    """A model with random weights that read half of the features."""
     weights = _random_weights(seed)
     unread, constant, rest = basis[_D_SAE // 2 : _D_SAE], basis[_D_SAE], basis[_D_SAE + 1 : -1]
     for name, tensor in weights.items():
@@ -74,7 +74,7 @@ def _model(basis: Float[Tensor, "d d"], seed: int) -> Model:
 
 
 def _random_weights(seed: int) -> dict[str, Tensor]:
-    """As a native model draws them, normal of standard deviation 0.8/√d, without biases; norms scale up."""
+    """Random normal weights with standard deviation 0.8/√d, as in native models, without biases; norm weights scale up."""
     block = {f"attn.{part}.weight": (_D, _D) for part in "qkvo"} | {
         "mlp.fc_in.weight": (4 * _D, _D), "mlp.fc_out.weight": (_D, 4 * _D),
     }
@@ -90,7 +90,7 @@ def _random_weights(seed: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _pair(random: Random, model: Model) -> Pair:
-    """Two prompts that differ in two letters, the last among them, and that the model continues by other letters."""
+    """Two prompts that differ in two letters, including the last, and get different predictions."""
     while True:
         clean = random.choices(_ALPHABET, k=_N_TOKENS)
         corrupt = list(clean)
@@ -104,7 +104,7 @@ def _pair(random: Random, model: Model) -> Pair:
 
 
 def _read(circuit: CircuitModel, examples: Examples) -> tuple[frozenset[Node], ...]:
-    """Of each example, the nodes that move among the features that are read."""
+    """For each example, the read features that change."""
     moving = moving_features(circuit, examples)
     read = np.flatnonzero(moving.nodes.feature < _D_SAE // 2)
     triples = moving.nodes.triples

@@ -1,7 +1,7 @@
 """The self-test: every estimator on models whose circuit is known, as a table.
 
-AUROC is the probability that a true node has a larger |effect| than another one that moves as well, both drawn from the
-features of all examples; of edges it is taken over all pairs of nodes that move, in an order that the model allows.
+AUROC is the probability that a true node has a larger |effect| than another node that also changes, both drawn from the
+features of all examples. For edges it is over all causally possible pairs of nodes that change.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,15 +29,15 @@ MODELS: tuple[Callable[[], Known], ...] = (
 METHODS: tuple[Method, ...] = ("attribution", "relp", "ig", "exact")
 Row = dict[str, Any]
 DEFAULT: Method = "ig"
-"""The estimator that the checks below are about."""
+"""Estimator that the thresholds apply to."""
 AUROC, MARGIN, LINEAR, INDIRECT, DOUBLING = 0.95, 0.02, 1e-6, 1e-6, 1e-3
-"""What is asked for: the default estimator's AUROC, or how far it may be below exact ablation's own; the largest
-difference from exact ablation on linear models; of an indirect pair's effect, as a share of the largest edge's; and of a
-movement from its edge in the doubling test."""
+"""Thresholds: minimum AUROC of the default estimator, or how far it may be below exact ablation's; the largest difference
+from exact ablation on linear models; the largest effect of an indirect pair, as a share of the largest edge; the largest
+gap in the doubling test."""
 
 
 def selftest() -> list[Row]:
-    """A row for each model and estimator, of nodes and then of edges, and one for each case of the doubling test."""
+    """Run the self-test: one row per model and estimator, for nodes and edges, and one per case of the doubling test."""
     rows: list[Row] = []
     for make in MODELS:
         known = make()
@@ -50,7 +50,7 @@ def selftest() -> list[Row]:
 
 
 def node_rows(known: Known, methods: Sequence[Method] = METHODS) -> list[Row]:
-    """How each estimator tells the true nodes from others, and how far it is from exact ablation."""
+    """How well each estimator separates true nodes from others, and how far it is from exact ablation."""
     moving = moving_features(known.circuit, known.examples)
     effects = {
         method: node_effects(known.circuit, known.examples, known.task.metric, method=method)
@@ -74,7 +74,7 @@ def node_rows(known: Known, methods: Sequence[Method] = METHODS) -> list[Row]:
 
 
 def edge_rows(known: Known) -> list[Row]:
-    """How the estimate of edges, and exact ablation of direct paths, tell edges from other pairs of nodes."""
+    """How well edge estimates, and exact ablation of direct paths, separate true edges from other pairs of nodes."""
     assert known.edges is not None
     nodes = moving_features(known.circuit, known.examples).nodes
     metric = known.task.metric
@@ -100,7 +100,7 @@ def edge_rows(known: Known) -> list[Row]:
 
 
 def auroc(size: Float64[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> float:
-    """The probability that a true one has the larger |size|, half of it where the two are equal up to rounding."""
+    """Probability that a true one has the larger |size|; ties up to rounding count half."""
     from scipy.stats import rankdata
 
     size = np.abs(size)
@@ -110,12 +110,12 @@ def auroc(size: Float64[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> floa
 
 
 def passed(rows: Sequence[Row]) -> bool:
-    """Whether all that is asked for is there."""
+    """Whether every check passed."""
     return all(row.get("passed", True) for row in rows)
 
 
 def shown(rows: Sequence[Row]) -> str:
-    """The table for a terminal."""
+    """The table as text for a terminal."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -124,7 +124,7 @@ def shown(rows: Sequence[Row]) -> str:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """The table as CSV."""
+    """Write the table as CSV."""
     from analysis.reproduce.tables import write_table
 
     write_table(path, [{key: _cell(value) for key, value in row.items()} for row in rows])
@@ -137,12 +137,12 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if not isinstance(value, float):
         return str(value)
-    # what is rounding differs between machines
+    # rounding differs between machines
     return f"<{ROUNDING:g}" if 0 < abs(value) < ROUNDING else f"{value:.3g}"
 
 
 def _true(known: Known, moving: NodeEffects) -> Bool[np.ndarray, "n_examples n_nodes"]:
-    """Which node is true in which example; all of them must move."""
+    """Mask of true nodes per example; all of them must change."""
     place = {triple: i for i, triple in enumerate(moving.nodes.triples)}
     true = np.zeros(moving.values.shape, dtype=bool)
     for example, nodes in enumerate(known.nodes):
@@ -152,7 +152,7 @@ def _true(known: Known, moving: NodeEffects) -> Bool[np.ndarray, "n_examples n_n
 
 
 def _of(found: NodeEffects, nodes: Nodes) -> Float64[np.ndarray, "n_examples n_nodes"]:
-    """The effects of some nodes."""
+    """Effects of the given nodes, dense."""
     place = {triple: i for i, triple in enumerate(found.nodes.triples)}
     return found.values.toarray()[:, [place[triple] for triple in nodes.triples]]
 
@@ -163,14 +163,14 @@ def _correlation(found: Float64[np.ndarray, " n"], exact: Float64[np.ndarray, " 
 
 
 def _pairs(nodes: Nodes) -> list[tuple[tuple[int, int, int], Any]]:
-    """All pairs of nodes of which the second can depend on the first, and every node with the metric."""
+    """All pairs of nodes where the second can depend on the first, and every node with the metric."""
     triples = nodes.triples
     edges = [(u, d) for u in triples for d in triples if u[0] < d[0] and u[1] <= d[1]]
     return edges + [(u, OUTPUT) for u in triples]
 
 
 def _sizes(edges: EdgeEffects, pairs: Sequence[Any]) -> Float64[np.ndarray, " n_pairs"]:
-    """Mean |effect| over the examples of every pair."""
+    """Mean |effect| over examples, for every pair."""
     triples = edges.nodes.triples
     mean = np.asarray(abs(edges.values).mean(axis=0)).ravel()
     ends = zip(edges.source.tolist(), edges.target.tolist(), strict=True)

@@ -1,6 +1,6 @@
-"""Transformers written by hand: named directions of the residual stream, and heads and neurons that read and write them.
+"""Hand-written transformers: named residual-stream directions, and heads and neurons that read and write them.
 
-No norms, no biases but the neurons', ReLU. What is not wired is zero. A feature of every dictionary here is one name.
+ReLU, no norms, biases only on neurons. All other weights are zero. Every dictionary has one feature per name.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ D_VOCAB, N_CTX = 259, 32
 
 
 class Wiring:
-    """Weights in the making.
+    """Builder of a hand-written transformer.
 
     Attributes:
-        names: of the directions, one axis of the residual stream each.
+        names: names of the directions, one residual-stream axis each.
     """
 
     def __init__(self, names: Sequence[str], *, n_layers: int, n_heads: int = 1, d_head: int = 1, d_mlp: int = 1) -> None:
@@ -38,21 +38,21 @@ class Wiring:
         self.weights: dict[str, Tensor] = {}
 
     def token(self, text: str, **amounts: Amount) -> None:
-        """What a character writes where it stands."""
+        """Set what a character writes at its position."""
         self._write("tok_embed.weight", self._token(text), amounts)
 
     def position(self, position: int, **amounts: Amount) -> None:
-        """What a position writes; BOS stands at 0."""
+        """Set what a position writes; BOS is at 0."""
         self._write("pos.weight", position, amounts)
 
     def head(
         self, layer: int, head: int, match: Mapping[str, str], values: Mapping[str, str], *, score: Amount
     ) -> None:
-        """A head that looks from where a direction is to where its match is.
+        """Add a head that attends from a query direction to the matching key direction.
 
         Args:
-            match: direction of the query → that of the key. Each adds score · query · key to the score before the softmax.
-            values: direction that is read where it looks → direction that is written.
+            match: query direction → key direction. Each adds score · query · key to the pre-softmax score.
+            values: direction read at the key → direction written.
         """
         attn, first, root = f"layers.{layer}.attn", head * self.sizes["d_head"], self.sizes["d_head"] ** 0.5
         assert max(len(match), len(values)) <= self.sizes["d_head"]
@@ -66,7 +66,7 @@ class Wiring:
     def neuron(
         self, layer: int, neuron: int, reads: Mapping[str, Amount], bias: Amount, writes: Mapping[str, Amount]
     ) -> None:
-        """Relu(Σ reads + bias) times what it writes."""
+        """Add a neuron: ReLU(Σ reads + bias) times what it writes."""
         mlp = f"layers.{layer}.mlp"
         self._write(f"{mlp}.fc_in.weight", neuron, reads)
         self._tensor(f"{mlp}.fc_in.bias")[neuron] = bias
@@ -74,7 +74,7 @@ class Wiring:
             self._tensor(f"{mlp}.fc_out.weight")[self.axis[name], neuron] = amount
 
     def logit(self, text: str, **amounts: Amount) -> None:
-        """What a character's logit reads."""
+        """Set what a character's logit reads."""
         self._write("head.weight", self._token(text), amounts)
 
     def model(self, name: str) -> Model:
@@ -82,7 +82,7 @@ class Wiring:
         return written_model(name, self.sizes, self.weights)
 
     def dictionary(self) -> ReLU:
-        """An SAE with a feature for each name, in their order: the direction itself, without bias."""
+        """An SAE with one feature per name, in order: the direction itself, without bias."""
         return dictionary(torch.eye(len(self.names), dtype=torch.float64))
 
     def _token(self, text: str) -> int:
@@ -106,7 +106,7 @@ class Wiring:
 
 
 def written_model(name: str, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Model:
-    """A native model with these weights in fp64, which its identity names by their hash."""
+    """A native fp64 model with these weights; its identity contains their hash."""
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode() + weights[key].numpy().tobytes())
@@ -115,7 +115,7 @@ def written_model(name: str, sizes: Mapping[str, Any], weights: Mapping[str, Ten
 
 
 def dictionary(directions: Tensor) -> ReLU:
-    """An SAE whose features are orthonormal directions `[d_sae, d]`, active as far as they are there."""
+    """An SAE whose features are orthonormal directions `[d_sae, d]`; a feature's activation is its positive projection."""
     d_sae, d = directions.shape
     sae = ReLU(ReLUConfig(d_sae=d_sae, sparsity=Sparsity(coefficient=1.0)), d).double()
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""SHIFT: unlearn a spurious cue of a probe by switching off the features of its circuit that are judged irrelevant."""
+"""SHIFT: remove a probe's reliance on a spurious cue by ablating the circuit features judged irrelevant."""

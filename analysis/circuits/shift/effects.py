@@ -1,10 +1,10 @@
-"""What each feature does to a probe: integrated gradients from the texts to no features, summed over positions.
+"""Effects of features on a probe: integrated gradients from the texts to zero features, summed over positions.
 
     effect(f) = mean over texts of ± Σ_rows (0 − value) ⟨G, unit W_dec_f⟩        ± 1 by the label: support is negative
 
-G is the mean of ∂logit/∂target at midpoints of the way on which all features of the site go to 0 (Marks et al. 2403.19647,
-eq. 4 and §5). Its error stays, as it does when features are switched off; without it the way would end at a vector of next
-to no length, which norms blow up. At the hook that the probe reads the logit is linear in the target: effects are exact.
+G is the mean of ∂logit/∂target at midpoints of the path on which all features of the site go to 0 (Marks et al. 2403.19647,
+eq. 4 and §5). The error is kept, as it is when features are ablated; without it the path would end near the zero vector,
+which norms blow up. At the hook the probe reads, the logit is linear in the target, so effects are exact.
 """
 
 from collections.abc import Callable
@@ -23,22 +23,22 @@ from training.model.splice import at_sites
 from training.site import Site, SiteRows
 
 Effects = dict[Site, Float64[Tensor, " d_sae"]]
-"""By site, of every feature."""
+"""Effect of every feature, by site."""
 
 
 def probe_effects(
     circuit: CircuitModel, probe: Probe, data: Labelled, labels: Bool[Tensor, " n_texts"], *, n_steps: int = 4,
     progress: Callable[[int], None] | None = None,
 ) -> Effects:
-    """Effects of all features on a probe's logit, signed by labels.
+    """Effects of all features on a probe's logit, signed by label.
 
     Args:
-        circuit: SAEs at or before the probe's hook.
-        probe: whose logit.
+        circuit: model with SAEs at or before the probe's hook.
+        probe: the probe.
         data: texts.
-        labels: which answer an effect is for: the intended labels, or the spurious ones.
-        n_steps: of integrated gradients.
-        progress: told of texts that are done, once for each site.
+        labels: labels that set the sign: intended or spurious.
+        n_steps: steps of integrated gradients.
+        progress: called with the number of newly finished texts, once per site.
     """
     total: Effects = {
         site: torch.zeros(sae.d_sae, dtype=torch.float64) for site, sae in circuit.saes.items()
@@ -76,7 +76,7 @@ def _gradient(
     circuit: CircuitModel, probe: Probe, part: Labelled, site: Site, state: State, sign: Float[Tensor, " n_texts"],
     n_steps: int,
 ) -> Float[Tensor, "n_rows d_out"]:
-    """The mean gradient of Σ ± logit by the site's target on the way to no features."""
+    """Mean gradient of Σ ± logit at the site's target, along the path to zero features."""
     total, features = torch.zeros_like(state.target), circuit.decode(site, state.code)
     for step in range(n_steps):
         share = (step + 0.5) / n_steps
@@ -104,7 +104,7 @@ def _by_feature(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A feature and its effect."""
+    """A feature of the probe's circuit and its effect."""
 
     site: Site
     feature: int
@@ -112,7 +112,7 @@ class Candidate:
 
 
 def largest(effects: Effects, n: int) -> list[Candidate]:
-    """The n features of all sites with the largest absolute effects."""
+    """The n features with the largest absolute effects, over all sites."""
     flat = [(site, effect) for site, effect in effects.items()]
     sizes = torch.cat([effect for _, effect in flat])
     order = sizes.abs().argsort(descending=True, stable=True)[:n].tolist()
@@ -126,7 +126,7 @@ def largest(effects: Effects, n: int) -> list[Candidate]:
 
 
 def by_site(candidates: list[Candidate]) -> dict[Site, list[int]]:
-    """Their features, by site."""
+    """The candidates' features, by site."""
     found: dict[Site, list[int]] = {}
     for one in candidates:
         found.setdefault(one.site, []).append(one.feature)

@@ -1,7 +1,7 @@
-"""Judging the features of a probe's circuit: a sheet that a person fills in, or a rule that reads where they fire.
+"""Judge the features of a probe's circuit: by a sheet that a person fills in, or by a rule on where they fire.
 
-A sheet is CSV with a line for each candidate: `site` and `feature`, its `effect`, the `tokens` it fires at most in texts
-without labels, and `spurious`, which is empty until someone writes `yes` or `no` there.
+A sheet is a CSV with one row per candidate: `site`, `feature`, `effect`, the `tokens` it fires on most in unlabelled
+texts, and `spurious`, to be filled in with `yes` or `no`.
 """
 
 import csv
@@ -31,13 +31,13 @@ _ANSWERS = {"yes": True, "no": False}
 def activations(
     circuit: CircuitModel, data: Labelled, candidates: Sequence[Candidate], hook: str
 ) -> Float[Tensor, "n_candidates n_texts n_ctx"]:
-    """|value| of each candidate at each token, 0 at special ones.
+    """|value| of each candidate at each token; 0 at special tokens.
 
     Args:
         circuit: the model with the candidates' SAEs.
         data: texts.
         candidates: features.
-        hook: at or behind all sites; the run ends there.
+        hook: hook at or after all sites; the run stops there.
     """
     found = torch.zeros(len(candidates), *data.tokens.shape)
     start = 0
@@ -68,7 +68,7 @@ def activations(
 def _columns(
     circuit: CircuitModel, site: Site, x: Float[Tensor, "n_rows d_in"], features: Sequence[int]
 ) -> Float[Tensor, "n_rows n"]:
-    """|value| of some features in each row."""
+    """|value| of the given features in each row."""
     code = circuit.saes[site].encode(x).csr()
     place = torch.full((code.d_sae,), -1, dtype=torch.long)
     place[list(features)] = torch.arange(len(features))
@@ -82,7 +82,7 @@ def _columns(
 def giveaway_shares(
     acts: Float[Tensor, "n_candidates n_texts n_ctx"], giveaway: Bool[Tensor, "n_texts n_ctx"]
 ) -> Float64[Tensor, " n_candidates"]:
-    """The share of each feature's activation that lies on giveaway tokens; 0 of one that never fires."""
+    """Share of each feature's activation on giveaway tokens; 0 if it never fires."""
     acts = acts.double()
     return acts[:, giveaway].sum(1) / acts.sum((1, 2)).clamp_min(1e-300)
 
@@ -90,7 +90,7 @@ def giveaway_shares(
 def top_tokens(
     acts: Float[Tensor, "n_texts n_ctx"], tokens: Int64[Tensor, "n_texts n_ctx"], decode: object, n: int = 8
 ) -> list[str]:
-    """The tokens at which a feature has the most activation in sum."""
+    """Tokens with the largest summed activation of a feature."""
     mass: Counter[int] = Counter()
     for token, value in zip(tokens[acts > 0].tolist(), acts[acts > 0].tolist(), strict=True):
         mass[token] += value
@@ -98,12 +98,12 @@ def top_tokens(
 
 
 def write_sheet(path: Path | str, candidates: Sequence[Candidate], tokens: Sequence[Sequence[str]]) -> None:
-    """Write a sheet to be filled in.
+    """Write a sheet to fill in.
 
     Args:
-        path: of the CSV.
-        candidates: its lines.
-        tokens: what each fires at.
+        path: CSV file.
+        candidates: features, one row each.
+        tokens: tokens each one fires on.
     """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
@@ -114,30 +114,30 @@ def write_sheet(path: Path | str, candidates: Sequence[Candidate], tokens: Seque
 
 
 def read_sheet(path: Path | str, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that a sheet calls spurious.
+    """The candidates that a sheet marks as spurious.
 
     Raises:
-        SaescopeError: no such sheet, a line that is none, an answer that is neither yes nor no, or a candidate without one.
+        SaescopeError: no such file, an invalid row, an answer other than yes or no, or a candidate without an answer.
     """
     path = user_path(path)
     if not path.is_file():
-        raise SaescopeError(f"{path}: there is no such sheet of judgements.")
+        raise SaescopeError(f"{path}: there is no such sheet.")
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SaescopeError(f"{path}: is no CSV ({error}).") from error
+        raise SaescopeError(f"{path}: is not a CSV file ({error}).") from error
     answers: dict[tuple[str, int], bool] = {}
     for number, row in enumerate(rows, 2):
         site, feature, answer = (str(row.get(key) or "").strip() for key in ("site", "feature", "spurious"))
         if not feature.isdecimal() or answer.lower() not in _ANSWERS:
             raise SaescopeError(
-                f"{path}, line {number}: a line has a site, a feature's number and yes or no under spurious; this one has "
-                f"{site!r}, {feature!r} and {answer!r}."
+                f"{path}, line {number}: needs a site, a feature's number and yes or no under spurious, but has {site!r}, "
+                f"{feature!r} and {answer!r}."
             )
         answers[site, int(feature)] = _ANSWERS[answer.lower()]
     lost = [one for one in candidates if (one.site.output, one.feature) not in answers]
     if lost:
         raise SaescopeError(
-            f"{path}: says nothing of feature {lost[0].feature} of {lost[0].site.output}, nor of {len(lost) - 1} others."
+            f"{path}: has no answer for feature {lost[0].feature} of {lost[0].site.output} and {len(lost) - 1} others."
         )
     return [one for one in candidates if answers[one.site.output, one.feature]]

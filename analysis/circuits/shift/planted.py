@@ -1,10 +1,11 @@
-"""A spurious attribute planted in real text: who is said to have written it.
+"""A spurious attribute planted in real text: the gender of the person it mentions.
 
-    intended   what the text is about: the standard library's modules for networks, or those for the language and numbers
-    spurious   whether the person named before it is a woman or a man
+    intended   topic of the text: the standard library's networking modules, or those on language and numbers
+    spurious   whether the person named before the text is a woman or a man
 
-In biased texts the two go together, in balanced ones they do not. Texts of training and of test come from other modules and
-name other people. After Bias in Bios as SHIFT uses it (Marks et al. 2403.19647, §5), made of what every machine has.
+In biased texts the two labels agree, in balanced texts they are independent. Train and test texts come from different
+modules and name different people. Modelled on Bias in Bios as used by SHIFT (Marks et al. 2403.19647, §5), but made from
+text that every machine has.
 """
 
 import random
@@ -54,12 +55,12 @@ _PRONOUNS = {True: {"he": "she", "his": "her"}, False: {"he": "he", "his": "his"
 
 @dataclass(frozen=True)
 class Planted:
-    """The sets of one seed.
+    """Data sets of one seed.
 
     Attributes:
-        biased: the two labels are always equal.
-        balanced: of the same modules and people, each of the four groups as often; skylines and the oracle see it.
-        test: balanced, of other modules and people.
+        biased: the two labels always agree.
+        balanced: same modules and people, four equal groups; used by skylines and the oracle.
+        test: balanced, with other modules and people.
     """
 
     biased: list[Text]
@@ -68,13 +69,13 @@ class Planted:
 
 
 def planted(n_train: int, n_test: int, seed: int, *, n_chars: int = 600) -> Planted:
-    """Texts by a seed.
+    """Draw the data sets.
 
     Args:
-        n_train: of the biased and of the balanced set.
-        n_test: texts.
-        seed: which excerpts, people and sentences.
-        n_chars: of an excerpt, at most.
+        n_train: texts in the biased and in the balanced set.
+        n_test: texts in the test set.
+        seed: seed for excerpts, people and sentences.
+        n_chars: maximum length of an excerpt.
     """
     rng = random.Random(seed)
     drawn = {intended: _split(rng, intended, n_chars) for intended in (False, True)}
@@ -93,7 +94,7 @@ def planted(n_train: int, n_test: int, seed: int, *, n_chars: int = 600) -> Plan
 
 
 def _split(rng: random.Random, intended: bool, n_chars: int) -> tuple[list[str], list[str]]:
-    """Excerpts of three quarters of a class's modules, and of the others."""
+    """Excerpts of three quarters of a class's modules, and of the remaining quarter."""
     by_module: dict[str, list[str]] = {}
     for module, text in _excerpts(NETWORK if intended else LANGUAGE, n_chars):
         by_module.setdefault(module, []).append(text)
@@ -105,7 +106,7 @@ def _split(rng: random.Random, intended: bool, n_chars: int) -> tuple[list[str],
 
 @lru_cache(maxsize=4)
 def _excerpts(names: Sequence[str], n_chars: int) -> tuple[tuple[str, str], ...]:
-    """(module, stretch of whole lines) of all modules whose path begins so."""
+    """(module, excerpt) pairs of all modules with these names or in these folders."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = {path for name in names if name.endswith("/") for path in (root / name).rglob("*.py")}
     paths |= {root / name for name in names if name.endswith(".py") and (root / name).is_file()}

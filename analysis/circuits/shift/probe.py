@@ -1,4 +1,4 @@
-"""A linear probe on the mean of a hook's rows, and what its answers say of both labels."""
+"""A linear probe on a hook's mean activation, and its accuracy on both labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from training.site import Site
 
 @dataclass(frozen=True)
 class Probe:
-    """Logit = ⟨mean row, w⟩ + b.
+    """Linear probe: logit = ⟨mean row, w⟩ + b.
 
     Attributes:
-        hook: whose rows are averaged.
-        w: `[d]`.
-        b: a number.
+        hook: hook whose rows are averaged.
+        w: weights `[d]`.
+        b: bias.
     """
 
     hook: str
@@ -30,18 +30,18 @@ class Probe:
     b: float
 
     def logits(self, means: Float[Tensor, "n_texts d"]) -> Float[Tensor, " n_texts"]:
-        """Above 0 means yes."""
+        """Logits; positive means yes."""
         return means.to(self.w) @ self.w + self.b
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of a probe's answers.
+    """Accuracy of a probe.
 
     Attributes:
-        intended: share that is the intended label.
-        spurious: share that is the spurious label: 0.5 where it does not matter.
-        worst_group: least share of intended answers over the four combinations of labels.
+        intended: accuracy on the intended label.
+        spurious: accuracy on the spurious label; 0.5 if the probe ignores it.
+        worst_group: lowest accuracy on the intended label over the four combinations of labels.
     """
 
     intended: float
@@ -64,13 +64,13 @@ def fit(hook: str, means: Float[Tensor, "n_texts d"], labels: Bool[Tensor, " n_t
 def means(
     model: Model, hook: str, data: Labelled, ablated: tuple[CircuitModel, dict[Site, list[int]]] | None = None
 ) -> Float[Tensor, "n_texts d"]:
-    """Each text's mean row at a hook.
+    """Mean row of each text at a hook.
 
     Args:
         model: the language model.
-        hook: whose rows.
+        hook: the hook.
         data: texts.
-        ablated: a circuit model and features of its sites that are 0 everywhere; errors stay as the run has them.
+        ablated: a circuit model and, by site, features to zero-ablate everywhere; errors are kept.
     """
     found = []
     for part in data.batches():
@@ -86,7 +86,7 @@ def means(
 
 
 def accuracy(probe: Probe, rows: Float[Tensor, "n_texts d"], data: Labelled) -> Accuracy:
-    """Answers on texts whose means are given."""
+    """Accuracy on texts, from their mean rows."""
     yes = probe.logits(rows) > 0
     right = yes == data.intended
     groups = [right[(data.intended == a) & (data.spurious == b)] for a in (False, True) for b in (False, True)]

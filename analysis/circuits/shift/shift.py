@@ -1,13 +1,13 @@
-"""SHIFT (Marks et al. 2403.19647, §5), and what it is measured against.
+"""SHIFT (Marks et al. 2403.19647, §5) and its baselines.
 
-    1  a probe learns the intended label on biased texts, in which a spurious label goes with it
-    2  the features with the largest effects on its logit are found on those texts
-    3  someone judges which of them are about the spurious label
-    4  these are switched off wherever they fire, errors kept; the probe may be trained again on what is left
+    1  train a probe for the intended label on biased texts, where a spurious label agrees with it
+    2  find the features with the largest effects on its logit, on those texts
+    3  judge which of them are about the spurious label
+    4  zero-ablate these everywhere, keeping errors; optionally retrain the probe on what is left
 
-Baselines: as many random features of those that fire; as many features, and neurons (coordinates of the same hooks), with
-the largest effects on the probe's logit by the spurious label, found on balanced texts (skylines: they see labels that
-SHIFT does not); giveaway words deleted from every text; a probe trained on balanced texts (oracle).
+Baselines: the same number of random active features; the same number of features, and of neurons (coordinates of the same
+hooks), with the largest effects on the probe's logit for the spurious label, found on balanced texts (skylines: they see
+labels that SHIFT doesn't); giveaway words deleted from every text; a probe trained on balanced texts (oracle).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,18 +25,18 @@ from analysis.circuits.shift.probe import Accuracy, accuracy, fit, means
 from analysis.circuits.shift.texts import Labelled
 
 Judge = Callable[[Sequence[Candidate]], Sequence[Candidate]]
-"""Which of the candidates are about the spurious label."""
+"""Returns the candidates that are about the spurious label."""
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Texts as tokens.
+    """Tokenised data sets.
 
     Attributes:
-        biased: what the probe learns from.
-        balanced: what skylines and the oracle see.
-        test: what everything is measured on.
-        bare: biased and test without their giveaway words; None leaves that baseline out.
+        biased: training texts of the probe.
+        balanced: texts for skylines and the oracle.
+        test: texts that accuracies are measured on.
+        bare: biased and test texts without giveaway words; None skips that baseline.
     """
 
     biased: Labelled
@@ -47,12 +47,12 @@ class Sets:
 
 @dataclass(frozen=True)
 class Shifted:
-    """What came of it.
+    """Result of SHIFT.
 
     Attributes:
-        rows: name, accuracies and the number of features that are off, of every method.
-        candidates: the circuit.
-        judged: those that are called spurious.
+        rows: name, accuracies and number of ablated features of every method.
+        candidates: features of the circuit.
+        judged: candidates judged spurious.
     """
 
     rows: list[dict[str, Any]]
@@ -64,19 +64,19 @@ def shift(
     circuit: CircuitModel, hook: str, sets: Sets, judge: Judge, *, n_candidates: int = 60, n_effect_texts: int = 128,
     n_steps: int = 4, c: float = 1.0, seed: int = 0, progress: Callable[[str], None] | None = None,
 ) -> Shifted:
-    """SHIFT and all baselines.
+    """Run SHIFT and all baselines.
 
     Args:
-        circuit: SAEs at or before the probe's hook.
-        hook: what the probe reads.
-        sets: texts.
-        judge: of the candidates.
-        n_candidates: features of the circuit.
-        n_effect_texts: how many texts effects are found on, the first ones of a set.
-        n_steps: of integrated gradients.
+        circuit: model with SAEs at or before the probe's hook.
+        hook: hook the probe reads.
+        sets: data sets.
+        judge: picks the spurious candidates.
+        n_candidates: number of features in the circuit.
+        n_effect_texts: number of texts for estimating effects, from the start of a set.
+        n_steps: steps of integrated gradients.
         c: inverse of the probes' L2 penalty.
-        seed: of the random features.
-        progress: told what begins.
+        seed: seed of the random features.
+        progress: called with the name of each step as it starts.
     """
     trial = _Trial(circuit, hook, sets, c, progress or (lambda _: None))
     some = slice(0, n_effect_texts)
@@ -100,7 +100,7 @@ def shift(
 
 
 class _Trial:
-    """Rows of the table as they are measured."""
+    """Measures the methods and collects the table's rows."""
 
     def __init__(
         self, circuit: CircuitModel, hook: str, sets: Sets, c: float, say: Callable[[str], None]
@@ -117,11 +117,11 @@ class _Trial:
         self.rows.append({"method": name, **asdict(found), "n_off": n_off})
 
     def original(self) -> None:
-        """The probe as it is."""
+        """The unchanged probe."""
         self._add("original", accuracy(self.probe, self.test, self.sets.test))
 
     def without(self, name: str, circuit: CircuitModel, off: Sequence[Candidate], *, retrain: bool) -> None:
-        """The probe with features off, and one that is trained on what they leave."""
+        """The probe with features ablated, and a probe retrained with them ablated."""
         self.say(name)
         ablated = (circuit, by_site(list(off)))
         test = means(circuit.model, self.hook, self.sets.test, ablated)
@@ -132,7 +132,7 @@ class _Trial:
             self._add(f"{name}, retrained", accuracy(probe, test, self.sets.test), len(off))
 
     def deletion(self) -> None:
-        """Giveaway words deleted from the texts that are tested, and from those that train as well."""
+        """Giveaway words deleted from the test texts, and from the training texts too."""
         if self.sets.bare is None:
             return
         train, test = self.sets.bare
@@ -142,6 +142,6 @@ class _Trial:
         self._add("giveaways deleted, retrained", accuracy(probe, rows, test))
 
     def oracle(self) -> None:
-        """A probe from balanced texts."""
+        """A probe trained on balanced texts."""
         probe = fit(self.hook, self._means(self.sets.balanced), self.sets.balanced.intended, c=self.c)
         self._add("oracle", accuracy(probe, self.test, self.sets.test))

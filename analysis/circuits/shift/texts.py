@@ -1,4 +1,4 @@
-"""Texts with an intended and a spurious label, as tokens of one length."""
+"""Texts with an intended and a spurious label, tokenised to one length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class Text:
     """A text and its labels.
 
     Attributes:
-        text: what is read.
-        intended: what a probe is to tell.
-        spurious: what goes with it in biased data.
-        giveaways: (first, end) of the characters that tell the spurious label; may be empty.
+        text: the text.
+        intended: label the probe should learn.
+        spurious: label that agrees with it in biased data.
+        giveaways: (first, end) character spans that give away the spurious label; may be empty.
     """
 
     text: str
@@ -28,7 +28,7 @@ class Text:
     giveaways: tuple[tuple[int, int], ...] = ()
 
     def without_giveaways(self) -> "Text":
-        """The text with these characters left out."""
+        """The text with the giveaways removed."""
         kept, end = "", 0
         for first, after in sorted(self.giveaways):
             kept, end = kept + self.text[end:first], after
@@ -37,13 +37,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts as tokens.
+    """Tokenised texts with labels.
 
     Attributes:
-        tokens: BOS first where the model has it; texts are cut to one length.
-        keep: rows that SAEs are spliced in at, and that a probe averages over: all but special tokens.
-        intended, spurious: by text.
-        giveaway: tokens that overlap a giveaway.
+        tokens: token ids, with BOS if the model uses it; texts are truncated to one length.
+        keep: rows where SAEs are spliced in and that probes average over: all but special tokens.
+        intended, spurious: labels by text.
+        giveaway: mask of tokens that overlap a giveaway.
     """
 
     tokens: Int64[Tensor, "n_texts n_ctx"]
@@ -56,27 +56,27 @@ class Labelled:
         return len(self.tokens)
 
     def take(self, which: Tensor | slice) -> "Labelled":
-        """Some of them."""
+        """Select texts."""
         return Labelled(
             self.tokens[which], self.keep[which], self.intended[which], self.spurious[which], self.giveaway[which]
         )
 
     def batches(self, size: int = 64) -> Iterator["Labelled"]:
-        """In their order, at most `size` at a time."""
+        """Batches of at most `size` texts, in order."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
     def mean(self, rows: Float[Tensor, "n_texts n_ctx d"]) -> Float[Tensor, "n_texts d"]:
-        """Each text's mean over its kept rows."""
+        """Mean over each text's kept rows."""
         weight = self.keep.to(rows)
         return (rows * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
 
 
 def labelled(texts: Sequence[Text], model: Model, n_ctx: int) -> Labelled:
-    """Tokenise, and cut to `n_ctx` tokens.
+    """Tokenise and truncate to `n_ctx` tokens.
 
     Raises:
-        SaescopeError: no texts, or one that is shorter.
+        SaescopeError: no texts, or one that is too short.
     """
     if not texts:
         raise SaescopeError("There are no texts.")
@@ -96,5 +96,5 @@ def _tokens(one: Text, model: Model, n_ctx: int) -> tuple[list[int], list[bool]]
     if model.prepend_bos:
         ids, marks = [model.bos_id, *ids], [False, *marks]
     if len(ids) < n_ctx:
-        raise SaescopeError(f"A text has {len(ids)} tokens where {n_ctx} are read of each: {one.text[:60]!r}.")
+        raise SaescopeError(f"A text has {len(ids)} tokens, fewer than the {n_ctx} required: {one.text[:60]!r}.")
     return ids[:n_ctx], marks[:n_ctx]

@@ -1,1 +1,1 @@
-"""Behaviours: pairs of prompts, what is asked of the model's answer, and whether the model does it at all."""
+"""Tasks: prompt pairs, the metric on the model's answer, and whether the model can do the task at all."""

@@ -1,4 +1,4 @@
-"""Whether a model does what a circuit is to explain: measured on held-out pairs, before anything else."""
+"""Check on held-out pairs that a model has the behaviour a circuit is meant to explain."""
 
 import math
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from sae.metrics import Interval, jackknife
 from training.model.language_model import Model
 
 ACCURACY = 0.75
-"""Share of the held-out pairs that a model must get right."""
+"""Share of held-out pairs that a model must get right."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How well a model does a task on its held-out pairs.
+    """A model's performance on a task's held-out pairs.
 
     Attributes:
         model, task: their names.
-        metric: name of what `clean` and `corrupt` are means of; for KL, which is 0 here, what else the answers allow.
-        n: held-out pairs.
-        n_right: of them, those with a right answer above the wrong ones (the difference is positive), or where there are
-            no wrong answers, those in which a right answer is the likeliest token.
+        metric: metric of `clean` and `corrupt`; for KL, which is 0 here, another one that the answers allow.
+        n: number of held-out pairs.
+        n_right: pairs with a right answer above the wrong ones (positive difference); without wrong answers, pairs in
+            which a right answer is the most likely token.
         clean: mean of the metric over the clean prompts, with its interval over pairs.
-        corrupt: the same of the counterfactual prompts, with the clean prompt's answers; None without.
-        chance: the metric of a model that knows nothing.
-        compares: whether there are wrong answers, so that half would be right by chance.
+        corrupt: the same over the counterfactual prompts, with the clean prompts' answers; None for single prompts.
+        chance: the metric at chance.
+        compares: whether there are wrong answers, so that chance is 50 %.
     """
 
     model: str
@@ -50,27 +50,27 @@ class Behaviour:
 
     @property
     def accuracy(self) -> float:
-        """Share of the pairs that are right."""
+        """Share of pairs that are right."""
         return self.n_right / self.n
 
     @property
     def holds(self) -> bool:
-        """Right in 3 of 4 pairs, and the metric's interval above chance (its mean, if there are too few pairs for one)."""
+        """Whether 3 of 4 pairs are right and the metric's interval is above chance (or its mean, without an interval)."""
         low = self.clean.value if self.clean.low is None else self.clean.low
         return self.accuracy >= ACCURACY and low > self.chance
 
     def __str__(self) -> str:
-        """In one sentence."""
+        """The result as a sentence."""
         bounds = "" if self.clean.low is None else f" [{self.clean.low:.3g}, {self.clean.high:.3g}]"
-        chance = "chance is 50 %" if self.compares else "as the likeliest token"
+        chance = "chance is 50 %" if self.compares else "as the most likely token"
         return (
             f"{self.model} {'does' if self.holds else 'does not do'} {self.task}: right in {self.n_right} of {self.n} "
             f"held-out {'pairs' if self.corrupt else 'prompts'} ({self.accuracy:.0%}; {chance}), {self.metric} "
-            f"{self.clean.value:.3g}{bounds}, where {self.chance:.3g} is chance."
+            f"{self.clean.value:.3g}{bounds}, chance {self.chance:.3g}."
         )
 
     def figures(self) -> dict[str, Any]:
-        """In JSON types."""
+        """The result in JSON types."""
         corrupt = {} if self.corrupt is None else self.corrupt.named("corrupt")
         return {
             "metric": self.metric, "n": self.n, "n_right": self.n_right, "accuracy": self.accuracy,
@@ -79,7 +79,7 @@ class Behaviour:
 
 
 def check_behaviour(model: Model, task: Task, *, batch: int = 32) -> Behaviour:
-    """Measure how well a model does a task on its held-out pairs.
+    """Measure a model's performance on a task's held-out pairs.
 
     Raises:
         SaescopeError: as `tokenise`.
@@ -105,10 +105,10 @@ def check_behaviour(model: Model, task: Task, *, batch: int = 32) -> Behaviour:
 
 
 def require_behaviour(model: Model, task: Task, *, batch: int = 32) -> Behaviour:
-    """`check_behaviour`, refusing a task that the model does not do.
+    """`check_behaviour`, but raise if the model can't do the task.
 
     Raises:
-        SaescopeError: the model does not do it, with the figures; or as `tokenise`.
+        SaescopeError: the model can't do the task (with the figures); or as `tokenise`.
     """
     found = check_behaviour(model, task, batch=batch)
     if not found.holds:

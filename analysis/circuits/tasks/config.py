@@ -1,4 +1,4 @@
-"""The config of a task, and the task that it describes for a model."""
+"""Config of a task, and building the task for a model."""
 
 from pathlib import Path
 from random import Random
@@ -19,43 +19,43 @@ from training.model.language_model import Model
 TEMPLATES = {template.name: template for template in (*agreement.TEMPLATES, *ioi.TEMPLATES, *greater_than.TEMPLATES)}
 """Built-in behaviours by name."""
 _N = 100
-"""Training pairs, and held-out pairs, of a built-in behaviour where no number is given."""
+"""Default number of training and of held-out pairs for built-in behaviours."""
 
 
 Builtin = Literal["agreement-simple", "agreement-across-pp", "agreement-across-rc", "ioi", "greater-than"]
 
 
 class PromptConfig(Section):
-    """A prompt without a counterfactual; its text alone may stand for it."""
+    """A prompt without a counterfactual; may be given as just its text."""
 
     prompt: str
-    """The text whose next token is asked for."""
+    """The text whose next token is predicted."""
     right: Answers = ()
-    """Answers, each one token behind the prompt; none stands for what the model itself says."""
+    """Answers, each a single token after the prompt; if empty, the model's own prediction."""
     wrong: Answers = ()
     """Answers to compare with."""
 
 
 class TaskConfig(Section):
-    """A behaviour: one of `builtin`, `pairs`, `file` and `prompts`, and its metric."""
+    """The behaviour to explain: one of `builtin`, `pairs`, `file` and `prompts`, and its metric."""
 
     builtin: Builtin | None = None
-    """A behaviour whose pairs are made here: subject–verb agreement, indirect object identification, greater-than."""
+    """A built-in behaviour: subject–verb agreement, indirect object identification, greater-than."""
     pairs: tuple[Pair, ...] = ()
-    """Pairs of your own: `clean`, `corrupt`, `right`, `wrong`."""
+    """Your own prompt pairs: `clean`, `corrupt`, `right`, `wrong`."""
     file: str | None = None
-    """The same in a file, one JSON object a line."""
+    """A file of prompt pairs, one JSON object per line."""
     prompts: tuple[PromptConfig, ...] = ()
-    """Single prompts; what nodes are moved to is then their mean, or zero."""
+    """Single prompts; nodes are then patched to their mean or to zero."""
     metric: Literal["logit_difference", "log_probability", "probability_difference", "kl"] | None = None
-    """What is asked of the logits; null is the behaviour's usual one: the probability difference for greater-than, else
-    the logit difference where there are wrong answers and the log probability where there are none."""
+    """Metric on the logits. Null picks the default: probability difference for greater-than, else logit difference if there
+    are wrong answers, else log probability."""
     n_train: Count | None = Field(default=None, gt=0)
-    """Pairs that the circuit is found on; null: 100 built-in ones, or all of your own that are not held out."""
+    """Pairs the circuit is found on; null: 100 for built-in tasks, or all of your own that aren't held out."""
     n_held_out: Count | None = Field(default=None, gt=0)
-    """Pairs that it is tested on; null: 100 built-in ones, or half of your own. A single pair is used for both."""
+    """Pairs the circuit is tested on; null: 100 for built-in tasks, or half of your own. A single pair is used for both."""
     seed: Seed = 0
-    """Of the pairs that are drawn, or of the order in which your own are dealt."""
+    """Seed for drawing built-in pairs, or for splitting your own."""
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -69,21 +69,21 @@ class TaskConfig(Section):
         given = [name for name, source in sources.items() if source]
         if len(given) != 1:
             found = f"{' and '.join(given)} are given" if given else "none is given"
-            raise ValueError(f"a task is one of {', '.join(sources)}, and {found}")
+            raise ValueError(f"a task needs exactly one of {', '.join(sources)}, but {found}")
         return self
 
     @property
     def name(self) -> str:
-        """Of the behaviour."""
+        """Name of the behaviour."""
         return self.builtin or (Path(self.file).stem if self.file else "pairs" if self.pairs else "prompts")
 
 
 def make_task(config: TaskConfig, model: Model) -> Task:
-    """The task that a config describes, with pairs that fit the model's tokenizer.
+    """Build the task of a config, with pairs that fit the model's tokenizer.
 
     Raises:
-        SaescopeError: too few pairs, a file that cannot be read, pairs that make no sense, or a metric that needs wrong
-            answers where there are none.
+        SaescopeError: too few pairs, an unreadable file, invalid pairs, or a metric that needs wrong answers where there
+            are none.
     """
     if config.builtin is not None:
         template = TEMPLATES[config.builtin]
@@ -98,15 +98,14 @@ def make_task(config: TaskConfig, model: Model) -> Task:
     if metric in COMPARES and not compares:
         lacking = next(pair.clean for pair in pairs if not pair.wrong)
         raise SaescopeError(
-            f"The metric {config.metric} compares with wrong answers, and {lacking!r} has none: give some, or use "
-            "log_probability."
+            f"The metric {config.metric} needs wrong answers, and {lacking!r} has none: give some, or use log_probability."
         )
     train, held_out = _dealt(pairs, config)
     return Task(config.name, train, held_out, metric)
 
 
 def _dealt(pairs: list[Pair], config: TaskConfig) -> tuple[list[Pair], list[Pair]]:
-    """Pairs of one's own as training and held-out pairs."""
+    """Split user-defined pairs into training and held-out pairs."""
     if len(pairs) == 1:
         return pairs, pairs
     pairs = Random(config.seed).sample(pairs, len(pairs))
@@ -114,6 +113,6 @@ def _dealt(pairs: list[Pair], config: TaskConfig) -> tuple[list[Pair], list[Pair
     n_train = config.n_train or len(pairs) - n_held_out
     if n_train < 1 or n_held_out < 1 or n_train + n_held_out > len(pairs):
         raise SaescopeError(
-            f"There are {len(pairs)} pairs, which cannot be dealt as {n_train} training and {n_held_out} held-out ones."
+            f"{len(pairs)} pairs can't be split into {n_train} training and {n_held_out} held-out pairs."
         )
     return pairs[n_held_out : n_held_out + n_train], pairs[:n_held_out]

@@ -1,4 +1,4 @@
-"""Tokenised examples of a behaviour: what every estimator and every test of a circuit runs on."""
+"""Tokenised examples of a task, the input of every estimator and every test of a circuit."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples whose prompts have one length; a task whose prompts differ in length has several of these.
+    """Examples whose prompts have one length; a task with several prompt lengths has several of these.
 
     Attributes:
-        clean: tokens of the prompts, BOS first where the model has it. The answer is read behind the last.
+        clean: tokens of the prompts, with BOS if the model uses it. The answer is the next token.
         corrupt: tokens of the counterfactual prompts, of the same length; None for single prompts.
-        right: tokens that answer the clean prompt, −1 where an example has fewer than others.
-        wrong: tokens that answer the counterfactual one, −1 likewise; no column where a task has none.
-        keep: rows at which SAEs are spliced in: all but special tokens.
-        reference: logits behind the last token of the clean run, for metrics that compare with it (KL).
+        right: tokens that answer the clean prompt, padded with −1.
+        wrong: tokens that answer the counterfactual prompt, padded with −1; no columns if the task has none.
+        keep: rows where SAEs are spliced in: all but special tokens.
+        reference: last-position logits of the clean run, for metrics that compare with it (KL).
     """
 
     clean: Int64[Tensor, "n_examples n_ctx"]
@@ -33,11 +33,11 @@ class Examples:
 
     @property
     def n_ctx(self) -> int:
-        """Tokens of a prompt."""
+        """Tokens per prompt."""
         return self.clean.shape[1]
 
     def take(self, which: Tensor | slice) -> "Examples":
-        """Some of the examples, by index, mask or slice."""
+        """Select examples by index, mask or slice."""
         return replace(
             self, clean=self.clean[which], right=self.right[which], wrong=self.wrong[which], keep=self.keep[which],
             corrupt=None if self.corrupt is None else self.corrupt[which],
@@ -45,18 +45,18 @@ class Examples:
         )
 
     def batches(self, size: int) -> Iterator["Examples"]:
-        """The examples in their order, at most `size` at a time."""
+        """Batches of at most `size` examples, in order."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
     def swapped(self) -> "Examples":
-        """The counterfactual run as the one that is looked at: its tokens as `clean`, the metric unchanged."""
+        """Swap clean and counterfactual prompts; the answers, and so the metric, stay the same."""
         assert self.corrupt is not None, "examples without a counterfactual"
         return replace(self, clean=self.corrupt, corrupt=self.clean)
 
 
 Metric = Callable[[Float[Tensor, "n_examples d_vocab"], Examples], Float[Tensor, " n_examples"]]
-"""One number per example from the logits behind its last token; differentiable."""
+"""Differentiable function of last-position logits that returns one number per example."""
 
 
 def value(

@@ -1,9 +1,9 @@
-"""What is asked of the logits behind a prompt: one differentiable number per example.
+"""Metrics on last-position logits: one differentiable number per example.
 
     logit_difference        mean logit of the right answers − mean logit of the wrong ones
-    log_probability         log of the right answers' probability together
+    log_probability         log of the right answers' total probability
     probability_difference  probability of the right answers − that of the wrong ones (Hanna et al. 2305.00586)
-    kl                      KL(clean ‖ run) in nats: what a run loses of the clean prompt's whole distribution
+    kl                      KL(clean ‖ run) in nats, over the whole next-token distribution
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from sae.errors import SaescopeError
 from training.model.language_model import Model
 
 _FLAT = 1e-4
-"""Share of its size elsewhere below which a gradient at the clean point is rounding."""
+"""A gradient at the clean point below this share of its size elsewhere counts as rounding."""
 
 
 def logit_difference(
@@ -42,7 +42,7 @@ def probability_difference(
 def kl(logits: Float[Tensor, "n_examples d_vocab"], examples: Examples) -> Float[Tensor, " n_examples"]:
     """KL(reference ‖ logits) in nats; 0 in the clean run, where its gradient is 0 too (`require_gradient`).
 
-    What supports the clean answer has a positive effect on it, unlike on the other metrics.
+    Unlike with the other metrics, nodes that support the clean answer have positive effects.
     """
     assert examples.reference is not None, "kl compares with the logits that `with_reference` adds"
     clean = examples.reference.to(logits).log_softmax(-1)
@@ -53,45 +53,45 @@ METRICS: dict[str, Metric] = {
     "logit_difference": logit_difference, "log_probability": log_probability,
     "probability_difference": probability_difference, "kl": kl,
 }
-"""The metrics by the names that configs give them."""
+"""Metrics by their names in configs."""
 COMPARES: frozenset[Metric] = frozenset({logit_difference, probability_difference})
-"""Those that need wrong answers."""
+"""Metrics that need wrong answers."""
 
 
 @torch.no_grad()
 def with_reference(model: Model, examples: Examples, *, batch: int = 32) -> Examples:
-    """The examples with the logits of their clean runs, for `kl`."""
+    """Add the logits of the clean runs to the examples, for `kl`."""
     parts = [model.logits(part.clean)[:, -1].float().cpu() for part in examples.batches(batch)]
     return replace(examples, reference=torch.cat(parts))
 
 
 def require_gradient(metric: Metric, logits: Float[Tensor, "n_examples n_logits d_vocab"], examples: Examples) -> None:
-    """Refuse a metric whose gradient says nothing at these logits, those of the clean run.
+    """Check that the metric has a non-zero gradient at the clean run.
 
-    For estimators that take the gradient there alone. KL to the clean run is at its least there, so that it is flat.
+    For estimators that only use the gradient there. KL to the clean run has its minimum there, so its gradient is 0.
 
     Args:
-        logits: of the clean prompts of `examples`.
+        logits: logits of the clean prompts of `examples`.
 
     Raises:
-        SaescopeError: the metric is not differentiable, or flat at the clean run of every example.
+        SaescopeError: the metric isn't differentiable, or its gradient is zero at the clean run of every example.
     """
     here, half = _steepness(metric, logits, examples), _steepness(metric, logits / 2, examples)
     if not here > _FLAT * half:
         raise SaescopeError(
-            f"The metric {name_of(metric)} has no gradient at the clean run, so attribution there gives every node an "
-            "effect of 0 (a distance from the clean run is least there): use integrated gradients (ig) or exact ablation, "
-            "or another metric, such as log_probability."
+            f"The metric {name_of(metric)} has no gradient at the clean run (a distance from the clean run is minimal "
+            "there), so attribution would give every node an effect of 0: use integrated gradients (ig), exact ablation, "
+            "or another metric such as log_probability."
         )
 
 
 def name_of(metric: Metric) -> str:
-    """What a config or Python calls it."""
+    """Name of a metric, as in configs or Python."""
     return str(getattr(metric, "__name__", type(metric).__name__))
 
 
 def _steepness(metric: Metric, logits: Tensor, examples: Examples) -> float:
-    """The largest slope in any logit of any example; 0 where there is no gradient."""
+    """Largest |gradient| of any logit of any example; 0 without a gradient."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         total = value(metric, leaf, examples).sum()

@@ -1,8 +1,8 @@
-"""Pairs from a file: JSON Lines, an object a line with the keys clean, corrupt, right, wrong.
+"""Read prompt pairs from a file: JSON Lines, one object per line with the keys clean, corrupt, right, wrong.
 
     {"clean": "The cat", "corrupt": "The cats", "right": " is", "wrong": [" are", " were"]}
 
-`corrupt` and `wrong` may be left out, and an answer may stand without a list.
+`corrupt` and `wrong` are optional, and a single answer needs no list.
 """
 
 import json
@@ -18,10 +18,10 @@ _PAIR = TypeAdapter(Pair)
 
 
 def read_pairs(path: str | Path) -> tuple[Pair, ...]:
-    """The pairs of a file; blank lines are skipped.
+    """Read the pairs of a file; blank lines are skipped.
 
     Raises:
-        SaescopeError: no such file, a line that is not such an object, or no pair at all.
+        SaescopeError: no such file, an invalid line, or no pairs.
     """
     path = user_path(path)
     try:
@@ -30,7 +30,7 @@ def read_pairs(path: str | Path) -> tuple[Pair, ...]:
         raise SaescopeError(f"{path} cannot be read ({error}); pairs are JSON Lines in UTF-8.") from None
     pairs = tuple(_pair(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip())
     if not pairs:
-        raise SaescopeError(f"{path} holds no pairs; write an object with clean, corrupt, right and wrong on each line.")
+        raise SaescopeError(f"{path} contains no pairs; write an object with clean, corrupt, right and wrong on each line.")
     return pairs
 
 

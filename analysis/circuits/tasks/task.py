@@ -1,4 +1,4 @@
-"""A behaviour: pairs of prompts with right and wrong answers, and the metric of an answer."""
+"""A task: prompt pairs with right and wrong answers, and a metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ def _several(value: object) -> object:
 
 
 Answers = Annotated[tuple[str, ...], BeforeValidator(_several)]
-"""In a config or a file one string may stand for itself."""
+"""Answers; in configs and files a single string needs no list."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, its counterfactual, and answers that tell the two apart.
+    """A prompt, its counterfactual, and answers that distinguish the two.
 
     Attributes:
         clean: the prompt.
-        corrupt: as many tokens, calling for another answer; None for a single prompt.
-        right: answers to the clean prompt, each one token as it follows the prompt (most begin with a space); none of
-            a single prompt stands for whatever the model says.
-        wrong: answers to the counterfactual one.
+        corrupt: the counterfactual prompt, of the same number of tokens, with a different answer; None for a single prompt.
+        right: answers to the clean prompt, each a single token after the prompt (most begin with a space); if empty for a
+            single prompt, the model's own prediction is used.
+        wrong: answers to the counterfactual prompt.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -39,13 +39,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Task:
-    """A behaviour: circuits are found on the training pairs and tested on the held-out ones.
+    """A task: circuits are found on the training pairs and tested on the held-out pairs.
 
     Attributes:
-        name: of the behaviour.
-        train: pairs that circuits are found on.
-        held_out: pairs that circuits, and the model itself, are tested on.
-        metric: one number per example from the logits behind the prompt; `tasks.metrics` has four, or one of your own.
+        name: name of the behaviour.
+        train: pairs for finding circuits.
+        held_out: pairs for testing circuits and the model itself.
+        metric: one number per example from last-position logits: one of the four in `tasks.metrics`, or your own.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""From pairs of prompts to tokenised examples.
+"""Tokenise prompt pairs.
 
-Prompts begin with BOS as the model's policy says, and contain no other special token. An answer is one token, as it is
-tokenised behind its prompt; what it would be on its own does not matter.
+Prompts start with BOS if the model uses it, and contain no other special token. An answer is a single token as tokenised
+after its prompt, whatever its tokenisation alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,11 +20,11 @@ from training.model.language_model import Model
 
 
 def tokenise(pairs: Sequence[Pair], model: Model) -> list[Examples]:
-    """The pairs as examples, a group for each length of prompt, shortest first, in their order within each.
+    """Tokenise pairs into one group of examples per prompt length, shortest first, keeping the order within each.
 
     Raises:
-        SaescopeError: no pairs; an empty prompt; clean and corrupt of unequal length; an answer that is not one token;
-            an answer that is right and wrong; or some pairs with a counterfactual and some without.
+        SaescopeError: no pairs; an empty prompt; clean and corrupt differ in length; an answer isn't a single token; an
+            answer is both right and wrong; or only some pairs have a counterfactual.
     """
     if not pairs:
         raise SaescopeError("There are no pairs of prompts.")
@@ -35,29 +35,30 @@ def tokenise(pairs: Sequence[Pair], model: Model) -> list[Examples]:
 
 
 def one_length(pairs: Sequence[Pair], model: Model, why: str = "nodes have positions") -> Examples:
-    """The pairs as one group of examples, whose prompts must have one length.
+    """Tokenise pairs whose prompts must all have one length.
 
     Args:
-        why: what needs that, as it stands behind "because" in an error.
+        why: the reason, to complete "because …" in the error.
 
     Raises:
-        SaescopeError: as `tokenise`, or prompts of different lengths.
+        SaescopeError: as `tokenise`, or prompts differ in length.
     """
     groups = tokenise(pairs, model)
     if len(groups) > 1:
         short, long = (_longest_first(pairs, model)[i] for i in (-1, 0))
         raise SaescopeError(
-            f"Prompts must have one length because {why}, but {short[1]!r} has {short[0]} tokens and {long[1]!r} has "
-            f"{long[0]}: write prompts of one length, or sum over positions."
+            f"Prompts must have equal length because {why}, but {short[1]!r} has {short[0]} tokens and {long[1]!r} has "
+            f"{long[0]}: use prompts of equal length, or sum over positions."
         )
     return groups[0]
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
-    """Check what can be checked without a model.
+    """Check everything that doesn't need a model.
 
     Raises:
-        SaescopeError: an empty prompt or answer, an answer that is right and wrong, or pairs and single prompts mixed.
+        SaescopeError: an empty prompt or answer, an answer that is both right and wrong, or pairs mixed with single
+            prompts.
     """
     for pair in pairs:
         for name, text in (("clean", pair.clean), ("corrupt", pair.corrupt)):
@@ -65,7 +66,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
                 raise SaescopeError(f"The {name} prompt of {pair} is empty.")
         both = [answer for answer in pair.right if answer in pair.wrong]
         if both:
-            raise SaescopeError(f"The answer {both[0]!r} to {pair.clean!r} is given as right and as wrong.")
+            raise SaescopeError(f"The answer {both[0]!r} to {pair.clean!r} is listed as both right and wrong.")
         if not pair.right:
             raise SaescopeError(f"{pair.clean!r} has no right answer.")
         if "" in pair.right + pair.wrong:
@@ -73,27 +74,27 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
     single = [pair.clean for pair in pairs if pair.corrupt is None]
     if single and len(single) < len(pairs):
         raise SaescopeError(
-            f"{single[0]!r} has no corrupt prompt and {len(pairs) - len(single)} others have one: give all or none one."
+            f"{single[0]!r} has no corrupt prompt, but {len(pairs) - len(single)} others do: give one for all or none."
         )
 
 
 def encode(model: Model, texts: Iterable[str]) -> list[list[int]]:
-    """The tokens of prompts, BOS first where the model has it; special tokens that a text spells out are plain text."""
+    """Token ids of prompts, with BOS if the model uses it; special tokens spelled out in a text stay plain text."""
     ids = model.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return [[model.bos_id, *one] if model.prepend_bos and model.bos_id is not None else list(one) for one in ids]
 
 
 def answer_tokens(model: Model, prompt: str, answers: Sequence[str]) -> list[int | None]:
-    """The one token that each answer is behind a prompt; None for one that is not one token."""
+    """Token id of each answer after a prompt; None if it isn't a single token."""
     before, *behind = encode(model, [prompt, *(prompt + answer for answer in answers)])
     return [ids[-1] if ids[:-1] == before else None for ids in behind]
 
 
 def answered(pair: Pair, model: Model) -> Pair:
-    """A single prompt without a right answer with the model's own: the likeliest next token.
+    """Fill in a single prompt's missing right answer with the model's most likely next token.
 
     Raises:
-        SaescopeError: that token is not a text of its own (it may be part of a character).
+        SaescopeError: that token isn't valid text on its own (it may be part of a character).
     """
     if pair.right or pair.corrupt is not None or not pair.clean.strip():
         return pair
@@ -102,13 +103,13 @@ def answered(pair: Pair, model: Model) -> Pair:
     answer = model.tokenizer.decode([best])
     if answer_tokens(model, pair.clean, [answer]) != [best]:
         raise SaescopeError(
-            f"{model.name} continues {pair.clean!r} with token {best}, which cannot be written as text: name an answer."
+            f"{model.name} continues {pair.clean!r} with token {best}, which isn't valid text by itself: give an answer."
         )
     return replace(pair, right=(answer,))
 
 
 def pieces(model: Model, text: str) -> list[str]:
-    """The text of each of its tokens."""
+    """Text of each token of a string."""
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     return [model.tokenizer.decode([i]) for i in ids]
 
@@ -127,7 +128,7 @@ def _tokens(pair: Pair, model: Model) -> _Tokens:
     corrupt = others[0] if others else None
     if corrupt is not None and len(corrupt) != len(clean):
         raise SaescopeError(
-            f"The prompts of a pair must have one length: {pair.clean!r} has {len(clean)} tokens of {model.name} and "
+            f"The prompts of a pair must have equal length: with {model.name}, {pair.clean!r} has {len(clean)} tokens and "
             f"{pair.corrupt!r} has {len(corrupt)}."
         )
     answers = pair.right + pair.wrong
@@ -135,20 +136,20 @@ def _tokens(pair: Pair, model: Model) -> _Tokens:
     right, wrong = tokens[: len(pair.right)], tokens[len(pair.right) :]
     both = set(right) & set(wrong)
     if both:
-        raise SaescopeError(f"An answer to {pair.clean!r}, token {min(both)}, is given as right and as wrong.")
+        raise SaescopeError(f"An answer to {pair.clean!r}, token {min(both)}, is listed as both right and wrong.")
     return _Tokens(clean, corrupt, right, wrong)
 
 
 def _whole(model: Model, prompt: str, answers: Sequence[str]) -> list[int]:
-    """The token of each answer."""
+    """Token id of each answer."""
     out = []
     for answer, token in zip(answers, answer_tokens(model, prompt, answers), strict=True):
         if token is None:
             parts = pieces(model, answer)
             raise SaescopeError(
-                f"The answer {answer!r} is not one token of {model.name} behind {prompt!r} (on its own it is "
-                f"{' + '.join(map(repr, parts))}): give answers of one token; a word usually begins with a space, and then "
-                "its prompt does not end with one."
+                f"The answer {answer!r} is not a single token of {model.name} after {prompt!r} (on its own it is "
+                f"{' + '.join(map(repr, parts))}). Answers must be single tokens; a word usually starts with a space, and "
+                "then the prompt must not end with one."
             )
         out.append(token)
     return out
@@ -167,7 +168,7 @@ def _ordinary(tokens: Int64[Tensor, "n_examples n_ctx"], model: Model) -> Bool[T
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Int64[Tensor, "n_examples n"]:
-    """Rows of one length, filled up with −1."""
+    """Pad rows to one length with −1."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long).view(len(rows), width)
 

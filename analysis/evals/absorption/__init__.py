@@ -1,1 +1,1 @@
-"""Absorption: features that are silent where their concept is, because more special ones stand in for them."""
+"""Absorption: features that fail to fire on their concept because more specific ones fire instead."""

@@ -1,4 +1,4 @@
-"""From labelled rows to the absorption of each concept: probes, main features, and the parts that features have."""
+"""Absorption of each concept from labelled rows: probes, main features, and each feature's part in the projection."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,20 +21,20 @@ from analysis.evals.probes.sparse import matrix, mean_difference, sparse_probe
 from sae.coder import Coder
 
 HOLDS = 0.6
-"""F1 of the activations' own probe from which a concept counts as held by them (SAEBench)."""
+"""Minimum F1 of a probe on the activations for a concept to count as represented (SAEBench)."""
 LEAST_ROWS = 5
-"""Rows with the concept that the probe must see, rightly."""
+"""Minimum number of rows where the probe correctly detects the concept."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows whose concepts are known: one half to fit probes on, the other to measure absorption in.
+    """Rows with known concepts: one half for fitting probes, the other for measuring absorption.
 
     Attributes:
         x, target: activations.
-        present: which row holds which concept.
-        fitted: the rows that probes are fitted on.
-        names: of the concepts.
+        present: whether each row has each concept.
+        fitted: mask of the rows for fitting probes.
+        names: concept names.
     """
 
     x: Float[Tensor, "n d_in"]
@@ -46,18 +46,18 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Held:
-    """A concept that the activations hold: the unit direction of its probe, and the test rows where the probe sees it."""
+    """A concept the activations represent: its probe's unit direction, and the test rows where the probe detects it."""
 
     name: str
     number: int
     f1: float
     direction: Float64[np.ndarray, " d_out"]
     rows: Int64[np.ndarray, " n_rows"]
-    """Of `Labelled`, those that hold the concept and where its probe says so."""
+    """Indices into `Labelled` of rows that have the concept and where its probe detects it."""
 
 
 def held_concepts(labelled: Labelled) -> tuple[list[Held], dict[str, float]]:
-    """The concepts that a probe of the activations finds, and the F1 of each concept's probe."""
+    """Concepts that a probe on the activations finds, and the F1 of each concept's probe."""
     train, test = np.flatnonzero(labelled.fitted), np.flatnonzero(~labelled.fitted)
     y = labelled.present
     probes = fit(labelled.target[train].cpu(), torch.from_numpy(y[train]))
@@ -74,13 +74,13 @@ def held_concepts(labelled: Labelled) -> tuple[list[Held], dict[str, float]]:
 
 @dataclass(frozen=True)
 class Absorption:
-    """The absorption of one concept in one dictionary.
+    """Absorption of one concept in one dictionary.
 
     Attributes:
-        concept: which.
+        concept: the concept.
         main: its main features.
-        f1: of the sparse probe on them, on the test rows.
-        rows: absorption of each of the concept's rows, by definition.
+        f1: F1 of the sparse probe on them, on the test rows.
+        rows: absorption of each of the concept's rows, per definition.
     """
 
     concept: Held
@@ -90,10 +90,10 @@ class Absorption:
 
 
 def measure(labelled: Labelled, concepts: list[Held], coder: Coder) -> list[Absorption]:
-    """The absorption of each concept.
+    """Measure the absorption of each concept.
 
-    ⟨x, p⟩ is taken from where a row without any feature would be decoded, so that the parts of all features and of the
-    error add up to it. (SAEBench takes the activation as it is, mean and all.)
+    ⟨x, p⟩ is relative to the decoding of a row without active features, so that the parts of all features and of the error
+    sum to it. (SAEBench uses the activation itself, including its mean.)
     """
     code = coder.encode(labelled.x.to(coder.W_dec.device)).csr()
     codes = matrix(code)

@@ -1,23 +1,23 @@
-"""How far a concept's own features are absorbed by others: pure functions of codes and of a probe for the concept.
+"""Absorption scores: pure functions of codes and of a probe for the concept.
 
-A probe of the activations gives the concept a direction p (unit). Feature f adds a_f ⟨W_dec,f, p⟩ to the projection ⟨x, p⟩
-of a row. The *main* features are those that stand for the concept. Rows are those where the probe sees the concept, and
-rightly. Each definition gives a row a number, 0 for no absorption; they differ much, so each has a name of its own:
+A probe on the activations gives the concept's unit direction p. Feature f contributes a_f ⟨W_dec,f, p⟩ to a row's
+projection ⟨x, p⟩. The *main* features are those that represent the concept. Rows are those where the probe correctly
+detects the concept. Each definition scores a row, with 0 for no absorption. They differ a lot, so each has its own name:
 
-    full            no main feature is active; that with the largest part in the projection has |cos(W_dec, p)| ≥ 0.025 and
-                    gives at least 0.4 of ⟨x, p⟩ (Chanin et al. 2409.14507, by projection as in SAEBench): 0 or 1
-    fraction_2503   A / (A + M) where M < ⟨x, p⟩, else 0. M is what the main features give, A what all others with a
-                    positive part give (SAEBench's paper, 2503.09532: τ_ps = −1, τ_pa = 0, A_max = d_sae)
-    fraction_0.6    the same, A being of the 3 largest with |cos(W_dec, p)| ≥ 0.1, cut to ⟨x, p⟩ − M; 0 where they give less
-                    than 0.4 of ⟨x, p⟩, and 1 where M ≤ 0 (SAEBench's code from pull request 62 on; about a tenth of the
-                    paper's values)
-    hierarchical    `fraction_0.6` whose A is of features below the concept alone: they are active, in at least 9 of 10 rows
-                    that were looked at, where the concept is present. What absorbs a concept is special to it; a feature of
-                    something else that merely has some of its direction is not (SAEBench issue 73)
+    full            1 if no main feature is active and the feature with the largest contribution has |cos(W_dec, p)| ≥ 0.025
+                    and contributes at least 0.4 of ⟨x, p⟩, else 0 (Chanin et al. 2409.14507, by projection as in SAEBench)
+    fraction_2503   A / (A + M) if M < ⟨x, p⟩, else 0. M is the contribution of the main features, A that of all others with
+                    a positive contribution (SAEBench's paper, 2503.09532: τ_ps = −1, τ_pa = 0, A_max = d_sae)
+    fraction_0.6    the same, with A from the 3 largest with |cos(W_dec, p)| ≥ 0.1, capped at ⟨x, p⟩ − M; 0 if they
+                    contribute less than 0.4 of ⟨x, p⟩, and 1 if M ≤ 0 (SAEBench's code since pull request 62; about a tenth
+                    of the paper's values)
+    hierarchical    `fraction_0.6` with A from features below the concept only: at least 9 of 10 rows where they are active
+                    have the concept. Absorbing features are specific to the concept; a feature for something else that
+                    merely shares some of the direction is not (SAEBench issue 73)
 
-Codes may be signed: a negative value along −p gives as much as a positive one along p, and what takes away from the
-projection absorbs nothing. (SAEBench wants cos ≥ 0.025 and 0.1 with its sign, and its release 0.6.0 takes a main feature
-with a negative value for a silent one. Where no value is negative, the two are one.)
+Codes may be signed: a negative value along −p counts like a positive one along p; negative contributions absorb nothing.
+(SAEBench requires cos ≥ 0.025 and 0.1 with sign, and its release 0.6.0 treats a main feature with a negative value as
+inactive. Without negative values the two agree.)
 """
 
 from dataclasses import dataclass
@@ -32,23 +32,23 @@ DEFINITIONS = ("full", "fraction_2503", "fraction_0.6", "hierarchical")
 FULL_COSINE, COSINE, SHARE, MOST_ABSORBERS = 0.025, 0.1, 0.4, 3
 """Thresholds of SAEBench 0.6.0."""
 BELOW = 0.9
-"""Share of a feature's rows that hold the concept, from which it counts as one below it."""
+"""Minimum share of a feature's active rows that have the concept, for it to count as below the concept."""
 LEAST_FIRES = 2
-"""Active rows from which that share is believed."""
+"""Minimum number of active rows for that share to count."""
 F1_JUMP, MOST_MAIN = 0.03, 10
-"""Further main features are taken while each adds so much to the F1 of a sparse probe, up to so many."""
+"""Main features are added while each raises a sparse probe's F1 by at least F1_JUMP, up to MOST_MAIN."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What features have to do with a concept in some rows.
+    """Feature contributions to a concept's projection in some rows.
 
     Attributes:
-        value: of every feature; no row is without.
-        cosine: ⟨W_dec, p⟩ of unit rows.
+        value: dense feature values.
+        cosine: ⟨W_dec, p⟩ of unit decoder rows.
         projection: ⟨x, p⟩ of each row.
-        main: numbers of the main features.
-        below: which features are special to the concept.
+        main: indices of the main features.
+        below: mask of features specific to the concept.
     """
 
     value: Float64[np.ndarray, "n d_sae"]
@@ -59,17 +59,17 @@ class Parts:
 
     @property
     def given(self) -> Float64[np.ndarray, "n d_sae"]:
-        """What each feature adds to the projection."""
+        """Contribution of each feature to the projection."""
         return self.value * self.cosine
 
     @property
     def by_main(self) -> Float64[np.ndarray, " n"]:
-        """What the main features add."""
+        """Total contribution of the main features."""
         return self.given[:, self.main].sum(1)
 
 
 def absorbed(parts: Parts) -> dict[str, Float64[np.ndarray, " n"]]:
-    """The absorption of each row by each definition."""
+    """Absorption of each row under each definition."""
     near = np.abs(parts.cosine) >= COSINE
     return {
         "full": full(parts), "fraction_2503": fraction_of_paper(parts), "fraction_0.6": fraction_of_code(parts, near),
@@ -78,7 +78,7 @@ def absorbed(parts: Parts) -> dict[str, Float64[np.ndarray, " n"]]:
 
 
 def full(parts: Parts) -> Float64[np.ndarray, " n"]:
-    """See the head of this file."""
+    """Score `full`; see the module docstring."""
     given = parts.given
     top = given.argmax(1)
     silent = (np.abs(parts.value[:, parts.main]) < 1e-8).all(1)
@@ -88,7 +88,7 @@ def full(parts: Parts) -> Float64[np.ndarray, " n"]:
 
 
 def fraction_of_paper(parts: Parts) -> Float64[np.ndarray, " n"]:
-    """See the head of this file."""
+    """Score `fraction_2503`; see the module docstring."""
     given = parts.given.clip(min=0)
     given[:, parts.main] = 0
     others, main = given.sum(1), parts.by_main
@@ -98,7 +98,7 @@ def fraction_of_paper(parts: Parts) -> Float64[np.ndarray, " n"]:
 
 
 def fraction_of_code(parts: Parts, absorbers: Bool[np.ndarray, " d_sae"]) -> Float64[np.ndarray, " n"]:
-    """See the head of this file; `absorbers` are the features that may absorb, the main ones apart."""
+    """Score `fraction_0.6`; see the module docstring. `absorbers`: features that may absorb, besides the main ones."""
     given = np.where(absorbers, parts.given, 0.0).clip(min=0)
     given[:, parts.main] = 0
     n = min(MOST_ABSORBERS, given.shape[1])
@@ -112,11 +112,11 @@ def fraction_of_code(parts: Parts, absorbers: Bool[np.ndarray, " d_sae"]) -> Flo
 
 
 def below(codes: Any, present: Bool[np.ndarray, " n"], cosine: Float64[np.ndarray, " d_sae"]) -> Bool[np.ndarray, " d_sae"]:
-    """The features that are active along +p in at least 9 of 10 rows with the concept, and in `LEAST_FIRES` rows.
+    """Mask of features active along +p in at least `LEAST_FIRES` rows, 9 of 10 of which have the concept.
 
     Args:
         codes: scipy array `[n, d_sae]`.
-        present: which rows hold the concept.
+        present: mask of rows with the concept.
         cosine: ⟨W_dec, p⟩.
     """
     along = ((codes.multiply(np.sign(cosine)[None, :])) > 0).astype(np.float64).tocsr()
@@ -128,15 +128,15 @@ def main_features(
     codes: Any, present: Bool[np.ndarray, " n"], difference: Float64[np.ndarray, " d_sae"],
     cosine: Float64[np.ndarray, " d_sae"],
 ) -> Int64[np.ndarray, " n_main"]:
-    """The features that stand for a concept: the first, and further ones while each adds 0.03 to a sparse probe's F1.
+    """Features that represent a concept: the best one, and further ones while each adds 0.03 to a sparse probe's F1.
 
-    Candidates are ranked by how much their mean along +p differs with the concept. SAEBench ranks by the weights of an L1
-    probe that is trained by SGD and takes positive weights alone; a difference of means gives the same on every machine.
+    Candidates are ranked by difference of means along +p. SAEBench ranks by the positive weights of an L1 probe trained
+    with SGD; a difference of means is the same on every machine.
 
     Args:
-        codes: scipy array `[n, d_sae]` of the rows that probes are fitted on.
-        present: which of them hold the concept.
-        difference: `probes.sparse.mean_difference` of these.
+        codes: scipy array `[n, d_sae]` of the rows for fitting probes.
+        present: mask of rows with the concept.
+        difference: `probes.sparse.mean_difference` of these rows.
         cosine: ⟨W_dec, p⟩.
     """
     gain = difference * np.sign(cosine)
@@ -152,7 +152,7 @@ def main_features(
 
 
 def f1_of(said: Bool[np.ndarray, " n"], true: Bool[np.ndarray, " n"]) -> float:
-    """2 TP / (2 TP + FP + FN); 0 where nothing is said or true."""
+    """F1 = 2 TP / (2 TP + FP + FN); 0 if nothing is predicted or true."""
     total = int(said.sum()) + int(true.sum())
     return 2 * int((said & true).sum()) / total if total else 0.0
 
@@ -161,6 +161,6 @@ def parts_of(
     codes: Any, x: Float64[np.ndarray, "n d"], direction: Float64[np.ndarray, " d"], W_dec: Float64[np.ndarray, "d_sae d"],
     main: Int64[np.ndarray, " n_main"], special: Bool[np.ndarray, " d_sae"],
 ) -> Parts:
-    """The parts of rows `x` and their codes, from the unit direction of a concept and unit decoder rows."""
+    """Contributions in rows `x` with these codes, from a concept's unit direction and unit decoder rows."""
     value = dense(codes, np.arange(codes.shape[1])).numpy()
     return Parts(value, W_dec @ direction, x @ direction, main, special)

@@ -1,10 +1,9 @@
-"""Words that are one token each, and what a model makes of their first letters.
+"""Single-token words in a first-letter spelling task.
 
-    hat: H            each sequence lists some words with their first letters, in this form; a word is looked at where it
-    stone: S          stands, behind at least two others that show the task (causal models read nothing of what follows)
+    hat: H            each sequence lists words with their first letters in this form; activations are read at a word,
+    stone: S          after at least two others that demonstrate the task (causal models can't see what follows)
 
-SAEBench repeats up to ten examples before every single word; here the words before are the examples, at a tenth of the
-cost.
+SAEBench repeats up to ten examples before every word; here the preceding words serve as examples, at a tenth of the cost.
 """
 
 from dataclasses import dataclass
@@ -20,20 +19,20 @@ from training.model.language_model import Model
 from training.model.token_bytes import token_bytes
 
 SHOWN, MEASURED = 2, 14
-"""Words of a sequence that only show the task, and words that are looked at."""
+"""Words per sequence that only demonstrate the task, and words that are measured."""
 LEAST_WORDS = 260
 _LEAST_LETTERS = 3
 
 
 @dataclass(frozen=True)
 class Words:
-    """Words and where they stand.
+    """Words and their positions.
 
     Attributes:
-        token: of each word.
-        letter: 0 to 25.
-        sequences: tokens that list them.
-        seq, position: where each word stands in them.
+        token: token id of each word.
+        letter: first letter, 0 to 25.
+        sequences: token sequences that list the words.
+        seq, position: sequence and position of each word.
     """
 
     token: Int64[np.ndarray, " n"]
@@ -44,7 +43,7 @@ class Words:
 
 
 def word_tokens(model: Model) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Tokens that are a space and at least three ASCII letters, and the first letter of each."""
+    """Tokens that consist of a space and at least three ASCII letters, and the first letter of each."""
     pieces = token_bytes(model.tokenizer)[: model.d_vocab]
     long = {i: p[1:] for i, p in enumerate(pieces) if p[:1] == b" " and len(p) > _LEAST_LETTERS}
     words = {i: p.decode() for i, p in long.items() if p.isalpha()}
@@ -56,13 +55,13 @@ def list_words(model: Model, n_words: int, seed: int) -> Words:
     """A random sample of the model's words, in sequences of equal length.
 
     Raises:
-        SaescopeError: the model has too few words that are one token.
+        SaescopeError: the model has too few single-token words.
     """
     token, letter = word_tokens(model)
     if len(token) < LEAST_WORDS:
         raise SaescopeError(
-            f"The tokenizer of {model.name} has {len(token)} tokens that are a word of three letters or more, and first "
-            f"letters need {LEAST_WORDS}: absorption is measured with a model that has words."
+            f"The tokenizer of {model.name} has {len(token)} single-token words of three or more letters, and the "
+            f"first-letter task needs {LEAST_WORDS}: measure absorption with a model whose tokens are words."
         )
     rng = np.random.default_rng(seed)
     n_seqs = min(n_words, len(token)) // MEASURED
@@ -79,7 +78,7 @@ def list_words(model: Model, n_words: int, seed: int) -> Words:
         positions.append(places[SHOWN:])
         sequences.append(ids[: places[-1] + 1])
     length = max(map(len, sequences))
-    # what follows the last word is read by nothing
+    # right padding: nothing reads it
     padded = [ids + ids[-1:] * (length - len(ids)) for ids in sequences]
     seq = np.arange(n_seqs).repeat(MEASURED)
     return Words(token[drawn], letter[drawn], torch.tensor(padded), seq, np.concatenate(positions).astype(np.int64))

@@ -1,1 +1,1 @@
-"""Whether features of signed codes are used with both signs, and whether the two mean opposite things."""
+"""Bidirectionality of signed codes: are features used with both signs, and do these mean opposite things?"""

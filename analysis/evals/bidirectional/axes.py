@@ -1,4 +1,4 @@
-"""Axes of labelled opposites: pairs of words that differ in one thing, in sentences that hold nothing else of it."""
+"""Axes of labelled opposites: word pairs that differ in one attribute, in sentences without other cues to it."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,18 @@ from sae.errors import SaescopeError
 from training.model.language_model import Model
 
 LEAST_PAIRS = 8
-"""Pairs of words, single tokens of the model, that an axis needs."""
+"""Minimum number of word pairs per axis that are single tokens of the model."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that has two ends.
+    """An attribute with two opposite ends.
 
     Attributes:
-        name: of the axis.
+        name: name of the axis.
         pairs: words at end A and at end B.
-        frames: sentences, with `{}` for the word, behind which nothing is needed.
-        answers: continuations of the last frame that go with A and with B; None where there are none.
+        frames: sentences with `{}` for the word; nothing after the word is needed.
+        answers: continuations of the last frame for A and for B, or None.
     """
 
     name: str
@@ -79,15 +79,15 @@ AXES = (
 
 @dataclass(frozen=True)
 class Prompts:
-    """Sentences of one axis, padded on the right with tokens that nothing reads.
+    """Sentences of one axis, right-padded.
 
     Attributes:
-        axis: which.
-        tokens: of each sentence.
+        axis: the axis.
+        tokens: token ids of each sentence.
         word, last: positions of the word and of the last token.
-        frame, pair: numbers of the frame and of the pair of words.
+        frame, pair: indices of the frame and of the word pair.
         is_a: whether the word is at end A.
-        answers: the tokens that go with A and with B; None where the axis has no continuation.
+        answers: answer tokens for A and for B; None if the axis has no answers.
     """
 
     axis: Axis
@@ -101,12 +101,12 @@ class Prompts:
 
     @property
     def fitted(self) -> Bool[np.ndarray, " n"]:
-        """Those that features and directions are chosen on: every second pair."""
+        """Mask of sentences used for choosing features and directions: every second pair."""
         return self.pair % 2 == 0
 
 
 def prompts(model: Model, axis: Axis, most: int) -> Prompts | None:
-    """The sentences of an axis, of at most `most` pairs; None if the model has too few of its words as single tokens."""
+    """Sentences of an axis, with at most `most` pairs; None if too few of its words are single tokens of the model."""
     pairs = [tuple(p) for p in single_tokens(axis.pairs, model)][:most]
     if len(pairs) < LEAST_PAIRS:
         return None
@@ -130,15 +130,15 @@ def prompts(model: Model, axis: Axis, most: int) -> Prompts | None:
 
 
 def all_prompts(model: Model, most: int) -> list[Prompts]:
-    """The sentences of every axis that the model has words for.
+    """Sentences of every axis that the model has words for.
 
     Raises:
-        SaescopeError: of none.
+        SaescopeError: there is no such axis.
     """
     found = [one for one in (prompts(model, axis, most) for axis in AXES) if one is not None]
     if not found:
         raise SaescopeError(
-            f"The tokenizer of {model.name} has none of the words of labelled opposites as single tokens: bidirectionality "
-            "is measured with a model that has words."
+            f"The tokenizer of {model.name} has too few of the opposites' words as single tokens: measure bidirectionality "
+            "with a model whose tokens are words."
         )
     return found

@@ -1,19 +1,19 @@
 """The two halves of a signed feature: pure functions of codes.
 
-Feature f has the halves f+ (active with a positive value) and f− (with a negative one); in codes that are not signed one of
-them never occurs. On an axis of labelled opposites, A against B (singular and plural, say), half h is worth
+Feature f has the halves f+ (active with a positive value) and f− (active with a negative value); in unsigned codes one of
+them never occurs. On an axis of labelled opposites A and B (say singular and plural), half h scores
 
     δ_h = P(h | A) − P(h | B)
 
-and of two halves, one for each end, the rule "A where the first is active, B where the second is, a fair coin where both or
-neither are" is right with balanced accuracy
+For two halves, one per end, the rule "A if the first is active, B if the second is, a fair coin if both or neither" has
+balanced accuracy
 
     ½ + ¼ (δ_a − δ_b)
 
-so that the best pair has the largest and the smallest δ, and the best *one* feature is that whose own halves differ most. A
-feature that is active on A alone, and silent on B, reaches ¾ by itself; only one that turns its sign reaches 1. This is
-what AbsTopK claims for signed codes: one feature for both ends, where TopK needs two (Zhu et al. 2510.00404, §3). There is
-no published metric; this one was made here.
+So the best pair has the largest and the smallest δ, and the best *single* feature is the one whose own halves differ most.
+A feature that is active on A and inactive on B reaches ¾; only one that flips its sign reaches 1. This is AbsTopK's claim
+for signed codes: one feature for both ends, where TopK needs two (Zhu et al. 2510.00404, §3). There is no published metric;
+this one is ours.
 """
 
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 RARER = 0.1
-"""Share of a feature's active rows that the rarer sign must have for the feature to count as used with both."""
+"""Minimum share of the rarer sign among a feature's active rows, for the feature to count as used with both."""
 LEAST_FIRES = 20
-"""Active rows from which that is judged."""
+"""Minimum number of active rows to judge that."""
 
 
 def sign_counts(
     codes: Any, unit: Int64[np.ndarray, " n"], n_units: int
 ) -> tuple[Float64[np.ndarray, "n_units d_sae"], Float64[np.ndarray, "n_units d_sae"]]:
-    """Rows of each unit in which each feature is positive, and negative.
+    """Per unit and feature, the number of rows with a positive and with a negative value.
 
     Args:
         codes: scipy array `[n, d_sae]`.
-        unit: of each row.
-        n_units: how many there are.
+        unit: unit of each row.
+        n_units: number of units.
     """
     from scipy.sparse import csr_array
 
@@ -48,7 +48,7 @@ def sign_counts(
 def share_with_both(
     positive: Float64[np.ndarray, "*draws d_sae"], negative: Float64[np.ndarray, "*draws d_sae"]
 ) -> Float64[np.ndarray, "*draws"]:
-    """Of the features that are active often enough, the share that is used with both signs."""
+    """Share of features used with both signs, among those active often enough."""
     total = positive + negative
     judged = total >= LEAST_FIRES
     both = judged & (np.minimum(positive, negative) >= RARER * total)
@@ -58,30 +58,30 @@ def share_with_both(
 
 @dataclass(frozen=True)
 class Half:
-    """One side of a feature."""
+    """One sign of a feature."""
 
     feature: int
     sign: int
 
     def active(self, codes: Any) -> Bool[np.ndarray, " n"]:
-        """In which rows of a scipy array it is active."""
+        """Mask of the rows of a scipy array in which it is active."""
         return np.asarray(codes[:, [self.feature]].todense())[:, 0] * self.sign > 0
 
 
 @dataclass(frozen=True)
 class Ends:
-    """The halves that stand for the two ends of an axis."""
+    """The halves that represent the two ends of an axis."""
 
     a: Half
     b: Half
 
     @property
     def one_feature(self) -> bool:
-        """Whether they are the two halves of one feature."""
+        """Whether both are halves of one feature."""
         return self.a.feature == self.b.feature
 
     def points(self, codes: Any, is_a: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-        """1 for each row that is told rightly, ½ where nothing is said, 0 where it is told wrongly."""
+        """Per row: 1 if classified correctly, 0 if wrongly, ½ if undecided."""
         said = self.a.active(codes).astype(np.float64) - self.b.active(codes)
         return 0.5 + 0.5 * np.where(is_a, said, -said)
 
@@ -93,13 +93,13 @@ def worth(codes: Any, is_a: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "2 d_
 
 
 def best_pair(delta: Float64[np.ndarray, "2 d_sae"]) -> Ends:
-    """The halves of any features that tell the ends apart best."""
+    """The pair of halves, of any features, that separates the ends best."""
     a, b = (int(at) for at in (delta.argmax(), delta.argmin()))
     return Ends(_half(a, delta.shape[1]), _half(b, delta.shape[1]))
 
 
 def best_feature(delta: Float64[np.ndarray, "2 d_sae"]) -> Ends:
-    """The feature whose two halves tell them apart best."""
+    """The single feature whose two halves separate the ends best."""
     gap = delta[0] - delta[1]
     feature = int(np.abs(gap).argmax())
     sign = 1 if gap[feature] >= 0 else -1
@@ -111,14 +111,14 @@ def _half(at: int, d_sae: int) -> Half:
 
 
 def two_sided(forward: float, back: float) -> float:
-    """How evenly steering one way and the other moves a metric in opposite directions.
+    """How symmetrically steering along and against a direction moves a metric.
 
     Args:
-        forward: change of the metric by steering along a direction.
-        back: change by as much against it.
+        forward: change of the metric by steering along the direction.
+        back: change of the metric by steering against it, by the same amount.
 
     Returns:
-        1 if one is minus the other, 0 if one does nothing, below 0 where both move it the same way.
+        1 if the changes are opposite and equal, 0 if one is zero, negative if both have the same sign.
     """
     largest = max(abs(forward), abs(back))
     if largest == 0:

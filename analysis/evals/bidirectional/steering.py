@@ -1,4 +1,4 @@
-"""What a model says when something is added to its activations at one position of each sentence."""
+"""Run a model with a vector added to its activations at one position of each sentence."""
 
 from functools import partial
 
@@ -19,15 +19,15 @@ def logits_after(
     model: Model, site: Site, tokens: Int64[Tensor, "n n_ctx"], at: Int64[np.ndarray, " n"], last: Int64[np.ndarray, " n"],
     added: Float[Tensor, "n d_out"] | None = None,
 ) -> Float[Tensor, "n d_vocab"]:
-    """Logits behind a token of each sentence, with a vector added to the site's target at one position of each.
+    """Logits at one position of each sentence, with a vector added to the site's target at another.
 
     Args:
         model: the language model.
-        site: where it is added.
+        site: where to add the vectors.
         tokens: the sentences.
-        at: the position of each that is steered.
-        last: the position of each that is read.
-        added: what is added; None for nothing.
+        at: steered position of each sentence.
+        last: position of each sentence whose logits are read.
+        added: vector per sentence; None adds nothing.
     """
     out = []
     for start in range(0, len(tokens), BATCH):
@@ -38,7 +38,7 @@ def logits_after(
         if added is None:
             logits = model.logits(ids)
         else:
-            # one row of each sentence is kept, so that rows come in the order of the sentences
+            # one kept row per sentence, so rows are in the order of the sentences
             with at_sites(model, {site: partial(_plus, added[some])}, mask):
                 logits = model.logits(ids)
         out.append(logits[which, torch.from_numpy(last[some])].float().cpu())

@@ -1,1 +1,1 @@
-"""What all evaluations share: the rows they measure on, intervals, and the one form of results."""
+"""Shared by all evaluations: the rows they measure on, intervals, and the result format."""

@@ -1,4 +1,4 @@
-"""What the evaluations of one run share, computed once and when first asked for: rows, codes, what tokens cost."""
+"""Shared inputs of a run's evaluations, computed lazily and once: rows, codes, token losses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a corpus a suite looks at; there may be less."""
+    """Amount of data a suite uses, at most."""
 
     n_rows: int | None
-    """Held-out rows, before masked ones are left out; None for those of the run's own evaluation."""
+    """Held-out rows, before masking; None uses the run's own evaluation size."""
     n_train_rows: int
-    """Rows of training documents, likewise."""
+    """Rows of training documents, before masking."""
     n_tokens: int | None
-    """Held-out tokens that are predicted with something spliced in; None as above."""
+    """Held-out tokens predicted with an SAE spliced in; None as above."""
 
 
 SIZES: dict[str, Size] = {"quick": Size(8192, 16_384, 3_060), "full": Size(None, 32_768, None)}
@@ -47,63 +47,63 @@ class Rows:
     x: Float[Tensor, "n d_in"]
     target: Float[Tensor, "n d_out"]
     token: Int64[np.ndarray, " n"] | None
-    """The token of each row; None of activations that came without text."""
+    """Token id of each row; None for activations without text."""
     position: Int64[np.ndarray, " n"]
-    """Its place in its sequence."""
+    """Position in its sequence."""
     seq: Int64[np.ndarray, " n"]
-    """The number of its sequence among the corpus' sequences."""
+    """Index of its sequence in the corpus."""
     document: Int64[np.ndarray, " n"]
-    """The number of its document (or group of documents, or sequence: the unit of intervals, `kind`)."""
+    """Index of its document (or group of documents, or sequence: the unit of intervals, `kind`)."""
     kind: str = "document"
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of rows."""
         return len(self.x)
 
     @cached_property
     def units(self) -> Units:
-        """Documents in ascending order, and how many rows each has."""
+        """Documents in ascending order, and their numbers of rows."""
         found, counts = np.unique(self.document, return_counts=True)
         return Units(self.kind, found.astype(np.int64), counts.astype(np.float64))
 
     @cached_property
     def unit(self) -> Int64[np.ndarray, " n"]:
-        """The place of each row's document in `units`."""
+        """Index of each row's document in `units`."""
         return np.searchsorted(self.units.id, self.document).astype(np.int64)
 
     def sums(self, values: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n_units"]:
-        """Values of rows, summed over each document's, in fp64."""
+        """Sum row values over each document, in fp64."""
         return np.bincount(self.unit, values, len(self.units.id)).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class TokenCosts:
-    """What held-out tokens cost the model: `nats` by name `[n_seqs, n_ctx − 1]`, as `Spliced.nats` has them."""
+    """Per-token losses on held-out tokens: `nats` by name `[n_seqs, n_ctx − 1]`, as in `Spliced.nats`."""
 
     nats: Nats
     units: Units
     unit: Int64[np.ndarray, " n_tokens"]
-    """The place in `units` of each predicted token's document, row after row of `nats`."""
+    """Index in `units` of each predicted token's document, in row-major order of `nats`."""
 
     def sums(self, name: str) -> Float[np.ndarray, " n_units"]:
-        """Nats summed over each document's predicted tokens."""
+        """Sum of nats over each document's predicted tokens."""
         return np.bincount(self.unit, self.nats[name].reshape(-1), len(self.units.id)).astype(np.float64)
 
 
 @dataclass(eq=False)
 class Context:
-    """One run opened for evaluation. `open_context` makes it."""
+    """One run opened for evaluation; see `open_context`."""
 
     trained: TrainedSAE
     suite: Literal["quick", "full"]
     size: Size
     seed: int = 0
-    """Of every draw that an evaluation makes."""
+    """Seed of every draw in an evaluation."""
     display: Display = field(default_factory=lambda: Display(quiet=True))
     progress: Callable[[float], None] = lambda _: None
-    """Told the share of the present evaluation that is done with, 0 to 1."""
+    """Called with the finished share of the current evaluation, 0 to 1."""
     coders: list[Coder] = field(default_factory=list)
-    """All that are going to be measured on these rows: where one is asked for, what costs less together is done for all."""
+    """All coders to be measured on these rows, so that work that is cheaper together is shared."""
     _codes: dict[int, tuple[Coder, SparseCode]] = field(default_factory=dict)
     _costs: dict[int, tuple[Coder, TokenCosts]] = field(default_factory=dict)
     _once: dict[str, Any] = field(default_factory=dict)
@@ -120,22 +120,22 @@ class Context:
 
     @cached_property
     def rows(self) -> Rows:
-        """Kept held-out rows: as many sequences as the suite takes, spread over those of the run's own evaluation.
+        """Kept held-out rows: the suite's number of sequences, spread over those of the run's own evaluation.
 
         Raises:
-            SaescopeError: the corpus, or the model it is read through, is not there.
+            SaescopeError: the corpus, or the model that reads it, is missing.
         """
         own = self.corpus.config.eval.n_rows
         n_rows = own if self.size.n_rows is None else min(own, self.size.n_rows)
         data = self._heldout_data
         held = HeldOut(data.source, data.tokens, self.corpus.mask, self.trained.site.hooks, n_rows)
         if held.n_rows == 0:
-            raise SaescopeError(f"{self.trained.folder.name}: no held-out row is kept by the run's mask; hold out more.")
+            raise SaescopeError(f"{self.trained.folder.name}: the run's mask keeps no held-out row; hold out more.")
         return self._rows(data, held.seqs, held.keep, held.acts)
 
     @cached_property
     def train_rows(self) -> Rows:
-        """Kept rows of training documents, in sequences drawn at random by `seed`. Raises as `rows`."""
+        """Kept rows of training documents, in randomly drawn sequences (`seed`). Raises as `rows`."""
         data, corpus = self.corpus.data, self.corpus
         seqs = data.tokens.sequences_with_rows(held_out=False)
         n_seqs = -(-self.size.n_train_rows // corpus.n_ctx)
@@ -164,19 +164,19 @@ class Context:
         """The language model.
 
         Raises:
-            SaescopeError: there is none, or it cannot be had here: one sentence.
+            SaescopeError: there is none, or it can't be loaded.
         """
         return self.corpus.model()
 
     def code(self, coder: Coder) -> SparseCode:
-        """The CSR code that a coder gives `rows`, kept for the next who asks."""
+        """CSR code of `rows` by a coder; cached."""
         if id(coder) not in self._codes:
             self._codes[id(coder)] = (coder, encoded(coder, self.rows.x))
         return self._codes[id(coder)][1]
 
     @cached_property
     def spliced(self) -> Spliced:
-        """Held-out sequences for runs of the model with something spliced in.
+        """Held-out sequences for running the model with coders spliced in.
 
         Raises:
             SaescopeError: as `model`.
@@ -186,12 +186,12 @@ class Context:
         model, data = self.model, self._heldout_data
         if data.tokens.tokens is None:
             raise SaescopeError(
-                f"{self.trained.folder.name} was trained on activations that came without text, so no model can be run."
+                f"{self.trained.folder.name} was trained on activations without text, so no model can be run."
             )
         return Spliced(model, data.source, data.tokens, self.corpus.mask, wanted)
 
     def costs(self, coder: Coder) -> TokenCosts:
-        """What held-out tokens cost with a coder's reconstruction in place of the activation; kept for the next who asks.
+        """Losses on held-out tokens with a coder's reconstruction in place of the activation; cached.
 
         Raises:
             SaescopeError: as `model`.
@@ -203,7 +203,7 @@ class Context:
         return self._costs[id(coder)][1]
 
     def costs_spliced(self, coders: Sequence[Coder]) -> list[TokenCosts]:
-        """Their `spliced` alone, at a third of the cost, and not kept: for variations of a coder. Raises as `model`."""
+        """Only the spliced losses, at a third of the cost, not cached: for variants of a coder. Raises as `model`."""
         return [self._token_costs(nats) for nats in self._spliced_in(coders, spliced_only=True)]
 
     def _spliced_in(self, coders: Sequence[Coder], *, spliced_only: bool = False) -> list[Nats]:
@@ -222,17 +222,17 @@ class Context:
         return TokenCosts(nats, Units(units.kind, units.id, units.n_rows), units.number)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What an evaluation prepares for all coders: made when first asked for by this name, and kept."""
+        """Compute something once for all coders, and cache it by name."""
         if name not in self._once:
             self._once[name] = make()
         return self._once[name]  # type: ignore[no-any-return]
 
     def data_of(self, rows: Rows) -> Data:
-        """The corpus whose sequences `rows` or `train_rows` are numbered by."""
+        """The data that `seq` of `rows` or `train_rows` indexes."""
         return self._heldout_data if rows is self.rows else self.corpus.data
 
     def facts(self) -> dict[str, Any]:
-        """What determines the rows: two runs with equal ones were measured on the same. Opens neither rows nor a model."""
+        """Everything that determines the rows: equal facts mean equal rows. Opens neither rows nor a model."""
         provenance, config = self.trained.sae.provenance, self.trained.config
         return {
             "site": provenance.get("site"), "made_from": provenance.get("made_from"), "mask": provenance.get("mask"),
@@ -243,7 +243,7 @@ class Context:
 
 
 def encoded(coder: Coder, x: Float[Tensor, "n d_in"]) -> SparseCode:
-    """The CSR code of many rows, a bounded number at a time."""
+    """CSR code of many rows, encoded in chunks."""
     device = coder.W_dec.device
     return stacked([coder.encode(chunk.to(device)).csr() for chunk in x.split(CHUNK_ROWS)])
 
@@ -254,10 +254,10 @@ def open_context(
     """Open a run for evaluation; nothing is read yet.
 
     Args:
-        run: its folder.
-        suite: how much is looked at.
-        seed: of every draw.
-        display: told what is made.
+        run: folder of the run.
+        suite: amount of data.
+        seed: seed of every draw.
+        display: shows progress.
 
     Raises:
         SaescopeError: there is no trained SAE.

@@ -1,7 +1,7 @@
-"""What an evaluation says of single features, on disk: runs/NAME/evals/EVAL.features.parquet, a row a feature.
+"""Per-feature results of an evaluation on disk: runs/NAME/evals/EVAL.features.parquet, one row per feature.
 
-The file's metadata names the weights it was measured on; each column's its title, unit, direction and formula. Null means:
-not measured, because the feature was not in the sample, is never active, or stands for nothing that was asked about.
+The file's metadata records the hash of the weights; each column's metadata its title, unit, direction and formula. Null
+means not measured: the feature wasn't in the sample, is never active, or stands for none of the tested concepts.
 """
 
 import re
@@ -22,23 +22,23 @@ _NAME = re.compile("[a-z][a-z0-9_]*")
 
 
 def path_of(run: Path, evaluation: str) -> Path:
-    """Where the figures of an evaluation lie."""
+    """Path of an evaluation's per-feature table."""
     return run / FOLDER / f"{evaluation}{ENDING}"
 
 
 def tables(run: Path) -> list[Path]:
-    """All such files of a run, by name."""
+    """All per-feature tables of a run, by name."""
     return sorted((run / FOLDER).glob(f"*{ENDING}"))
 
 
 def write(run: Path, evaluation: str, figures: Mapping[str, PerFeature], weights: str | None) -> None:
-    """Write the figures of an evaluation into its run, atomically; without any, remove those of before.
+    """Write an evaluation's per-feature table into its run, atomically; if empty, remove an old one.
 
     Args:
-        run: its folder.
-        evaluation: its name.
-        figures: by the column's name.
-        weights: what names the run's weights.
+        run: folder of the run.
+        evaluation: name of the evaluation.
+        figures: columns by name.
+        weights: hash of the run's weights.
     """
     path = path_of(run, evaluation)
     if not figures:
@@ -55,10 +55,10 @@ def write(run: Path, evaluation: str, figures: Mapping[str, PerFeature], weights
 
 
 def read(path: Path) -> tuple[dict[str, PerFeature], str]:
-    """The figures of a file, and what names the weights they are of.
+    """Read a per-feature table, and the hash of the weights it was measured on.
 
     Raises:
-        SaescopeError: it cannot be read, or is of another format or version.
+        SaescopeError: the file can't be read, or has another format or version.
     """
     try:
         table = pq.read_table(path)
@@ -71,13 +71,13 @@ def read(path: Path) -> tuple[dict[str, PerFeature], str]:
         return figures, about[b"weights_sha256"].decode()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise SaescopeError(
-            f"{path} is no table of features that this code reads ({first_line(error)}); remove it, and `sae eval` makes "
-            "it anew."
+            f"{path} is not a feature table this code can read ({first_line(error)}); remove it, and `sae eval` will "
+            "recompute it."
         ) from None
 
 
 def column(one: PerFeature) -> pa.Array:
-    """As a column of a table; NaN becomes null."""
+    """The values as an Arrow column; NaN becomes null."""
     if isinstance(one.values, tuple):
         return pa.array(one.values, pa.string())
     return pa.array(one.values, pa.float64(), from_pandas=True)
@@ -91,6 +91,6 @@ def _figure(name: str, table: pa.Table) -> PerFeature:
     field, found = table.schema.field(name), table[name]
     about = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     if _NAME.fullmatch(name) is None or about["direction"] not in get_args(Direction):
-        raise ValueError(f"the column {name!r} is none of ours")
+        raise ValueError(f"the column {name!r} is invalid")
     values = tuple(found.to_pylist()) if pa.types.is_string(field.type) else found.cast(pa.float64()).to_numpy()
     return PerFeature(values, about["title"], about["unit"], about["direction"], about["formula"])  # type: ignore[arg-type]

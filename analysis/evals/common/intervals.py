@@ -1,15 +1,15 @@
-"""Intervals of figures over documents and seeds, and of the difference of two.
+"""Confidence intervals of metrics over documents and seeds, and of the difference of two metrics.
 
-A figure is a function of sums over units (documents, as a rule), so every unit has a jackknife pseudo-value: what it says
-the figure is (`sae.metrics.pseudo_values`). One figure has the jackknife's interval; of two figures over the same units the
-pseudo-values are subtracted pair by pair, so that what makes a document hard for both cancels. Where each side has several
-seeds, the variance of a difference is
+A metric is a function of sums over units (usually documents), so every unit has a jackknife pseudo-value
+(`sae.metrics.pseudo_values`). A single metric gets the jackknife interval. For two metrics over the same units, the
+pseudo-values are subtracted pairwise, so that document difficulty cancels. If both sides have several seeds, the variance
+of a difference is
 
     s² = s_units² + s_A² / n_A + s_B² / n_B
 
-s_units being the jackknife's standard error of the difference of the two means over seeds, and s_A, s_B the standard
-deviation over seeds: seeds and documents are crossed, and each adds its own share. Its degrees of freedom are Welch and
-Satterthwaite's. (A bootstrap over three seeds draws from three numbers; its interval is too short by construction.)
+where s_units is the jackknife standard error of the difference of the two means over seeds, and s_A, s_B are the standard
+deviations over seeds: seeds and documents are crossed, and each contributes its own variance. Degrees of freedom are
+Welch–Satterthwaite. (A bootstrap over three seeds draws from three numbers; its intervals are too short by construction.)
 """
 
 import math
@@ -31,12 +31,12 @@ def metric(
     statistic: Statistic, sums: Float[np.ndarray, "n_units n_sums"], n_rows: Float[np.ndarray, " n_units"], *, unit: str,
     direction: Direction, formula: str, of: str = "rows",
 ) -> Metric:
-    """A figure of sums over units, with its interval.
+    """A metric computed from sums over units, with its interval.
 
     Args:
-        statistic: of columns summed over units, for several such draws at once.
-        sums: what each unit adds to each sum.
-        n_rows: rows of each unit; one without any says nothing.
+        statistic: function of the column sums, vectorised over draws.
+        sums: contribution of each unit to each sum.
+        n_rows: rows of each unit; units without rows are ignored.
         unit, direction, formula, of: see `Metric`.
     """
     there = n_rows > 0
@@ -51,13 +51,13 @@ def ratio(
     over: Float[np.ndarray, " n_units"], under: Float[np.ndarray, " n_units"], n_rows: Float[np.ndarray, " n_units"], *,
     unit: str, direction: Direction, formula: str, of: str = "rows",
 ) -> Metric:
-    """Σ over / Σ under with its interval, from what each unit adds to the two."""
+    """Σ over / Σ under with its interval, from each unit's contributions."""
     sums = np.stack([over, under], axis=1)
     return metric(_quotient, sums, n_rows, unit=unit, direction=direction, formula=formula, of=of)
 
 
 def plain(value: float | None, *, unit: str, direction: Direction, formula: str, n: int) -> Metric:
-    """A figure without an interval."""
+    """A metric without an interval."""
     return Metric(value, unit, direction, formula, n)
 
 
@@ -79,30 +79,29 @@ class Difference:
     n_seeds: tuple[int, int]
     n_units: int
     seeds_needed: int | None
-    """Seeds on each side that would separate the two if nothing else changed; None where no number would, or none is
-    needed."""
+    """Seeds per side that would separate the two, all else equal; None if no number would, or no more are needed."""
 
     @property
     def separable(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
     def beyond_seeds(self) -> bool:
-        """Whether it does, with the noise of seeds counted."""
+        """Whether the interval excludes zero and includes seed noise."""
         return self.separable and self.error_seeds is not None
 
 
 def difference(
     a: Sequence[Metric], b: Sequence[Metric], n_rows: Float[np.ndarray, " n_units"] | None = None
 ) -> Difference | None:
-    """The difference of two figures, each measured with one or several seeds on the same units.
+    """Difference of a metric between two sides, each with one or several seeds, on the same units.
 
     Args:
-        a, b: the same figure, one for each seed.
-        n_rows: of the units.
+        a, b: the metric on each side, one per seed.
+        n_rows: rows of each unit.
 
-    Returns: None where a figure is undefined.
+    Returns: the difference; None if a value is undefined.
     """
     values = [[one.value for one in side] for side in (a, b)]
     if any(v is None for side in values for v in side) or not all(values):
@@ -129,7 +128,7 @@ def difference(
 
 
 def _paired(a: Sequence[Metric], b: Sequence[Metric]) -> Float[np.ndarray, " n_units"] | None:
-    """Pseudo-values of the difference of the means over seeds."""
+    """Pseudo-values of the difference of means over seeds."""
     said = [[one.pseudo for one in side if one.pseudo is not None] for side in (a, b)]
     if [len(side) for side in said] != [len(a), len(b)] or len({one.shape for side in said for one in side}) > 1:
         return None
@@ -152,7 +151,7 @@ def _half(
 def _seeds_needed(
     distance: float, error_units: float | None, df_units: float, variances: tuple[float, float], have: int
 ) -> int | None:
-    """The least number of seeds on each side, more than there are, with which `distance` would lie outside the interval."""
+    """Smallest number of seeds per side, above the current one, at which the interval would exclude `distance`."""
     enough: Callable[[int], bool] = lambda n: _half(error_units, df_units, variances, n, n) < distance  # noqa: E731
     if not enough(MOST_SEEDS):
         return None

@@ -1,10 +1,10 @@
-"""What an evaluation finds, and the one file it is written to: runs/NAME/evals/EVAL.json.
+"""Result of an evaluation, and its file runs/NAME/evals/EVAL.json.
 
-The file has SAEBench's shape (`eval_type_id`, `eval_config`, `eval_result_metrics {category: {metric: scalar}}`, ...), and
-beside it, under names that SAEBench does not have: each metric with its interval, unit, direction and formula (`metrics`),
-the same of every control (`controls`) and of what is known to be attainable (`references`), the controls that are lacking,
-and what each unit says by itself (`pseudo`), by which two results on the same rows are compared pair by pair. What is said
-of single features lies in a table of its own (`common.features`).
+The file follows SAEBench's schema (`eval_type_id`, `eval_config`, `eval_result_metrics {category: {metric: scalar}}`, ...),
+with additional keys: each metric with its interval, unit, direction and formula (`metrics`); the same for every control
+(`controls`) and for attainable values (`references`); missing controls (`lacking`); and each unit's jackknife pseudo-value
+(`pseudo`), for paired comparison of results on the same rows. Per-feature results have their own table
+(`common.features`).
 """
 
 import math
@@ -22,43 +22,43 @@ from sae.io.files import code_version, read_json, write_json
 FORMAT, FORMAT_VERSION = "saescope-eval", 1
 FOLDER = "evals"
 Direction = Literal["higher", "lower", "none"]
-"""Which values are better; none where a figure describes and does not judge."""
+"""Which values are better; `none` for descriptive metrics."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What some metrics are taken to be independent by: documents, groups of them, words, templates, seeds."""
+    """The independent units behind a metric's interval: documents, groups of them, words, templates, seeds."""
 
     kind: str
-    """In the singular: document."""
+    """Singular noun, such as `document`."""
     id: Int64[np.ndarray, " n_units"]
-    """The number of each; those of two results are the same things if their inputs are."""
+    """Ids of the units; comparable between results with the same inputs."""
     n_rows: Float[np.ndarray, " n_units"]
-    """Rows, tokens or examples of each."""
+    """Rows, tokens or examples per unit."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure: what it is, its 95 % interval, and what each unit says it is."""
+    """One metric: its value, 95 % interval, and each unit's pseudo-value."""
 
     value: float | None
-    """None where it is undefined."""
+    """None if undefined."""
     unit: str
     """`share`, `nats per token`, `bits per row`, `features per row`, `cosine`, `features`..."""
     direction: Direction
     formula: str
-    """The name of the formula: what was computed, in a few words, so that no two definitions share a name."""
+    """Short description of what was computed, unique to the definition."""
     n: int
-    """How many units, or examples where there is no interval."""
+    """Number of units, or of examples if there is no interval."""
     low: float | None = None
     high: float | None = None
     pseudo: Float[np.ndarray, " n_units"] | None = None
-    """Jackknife pseudo-values of the units; NaN for one that says nothing. See `intervals`."""
+    """Jackknife pseudo-values of the units; NaN for units without rows. See `intervals`."""
     of: str = "rows"
-    """Which of the result's `units` those are."""
+    """Key into the result's `units`."""
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """As plain values for JSON."""
         pseudo = None if self.pseudo is None else [_finite(float(v)) for v in self.pseudo]
         return {
             "value": _finite(self.value), "low": _finite(self.low), "high": _finite(self.high), "unit": self.unit,
@@ -67,7 +67,7 @@ class Metric:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "Metric":
-        """From JSON."""
+        """Read from JSON values."""
         pseudo = plain["pseudo"]
         values = None if pseudo is None else np.array([math.nan if v is None else v for v in pseudo], dtype=np.float64)
         return cls(**{**plain, "pseudo": values})
@@ -75,64 +75,64 @@ class Metric:
 
 @dataclass(frozen=True)
 class PerFeature:
-    """One figure of every feature. It lies in a table beside the result (`common.features`)."""
+    """One value per feature, stored in a table next to the result (`common.features`)."""
 
     values: Float[np.ndarray, " d_sae"] | tuple[str | None, ...]
-    """NaN or None where there is none."""
+    """NaN or None where not measured."""
     title: str
-    """In a word or two, for the head of a column."""
+    """Column header, one or two words."""
     unit: str
     direction: Direction
     formula: str
 
 
 Metrics = Mapping[str, Mapping[str, Metric]]
-"""By group and name."""
+"""Metrics by group and name."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one evaluation finds of one coder."""
+    """Result of one evaluation for one coder."""
 
     metrics: Metrics
     units: Mapping[str, Units] = field(default_factory=dict)
-    """Those that the metrics name; the same for every coder."""
+    """Units that the metrics refer to; the same for every coder."""
     details: Sequence[Mapping[str, Any]] = ()
-    """Flat records of plain values: one a letter, a task, a stratum, a bin..."""
+    """Flat records of plain values: one per letter, task, stratum, bin..."""
     features: Mapping[str, PerFeature] = field(default_factory=dict)
-    """What is said of single features, by the name of the column. Of the run itself only, and not in its JSON."""
+    """Per-feature results by column name. For the run itself only, and not in the JSON."""
     notes: tuple[str, ...] = ()
-    """What could not be measured, and why: one sentence each."""
+    """What couldn't be measured and why, one sentence each."""
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One evaluation of one run, its controls beside it."""
+    """One evaluation of one run, with its controls."""
 
     eval: str
     title: str
     version: int
-    """Of the evaluation's definition."""
+    """Version of the evaluation's definition."""
     run: str
     """Name of the run."""
     inputs: Mapping[str, Any]
-    """All that determines the figures: two results with equal ones are equal. `rows` says which rows they are of."""
+    """Everything that determines the results: equal inputs give equal results. `rows` identifies the rows."""
     settings: Mapping[str, Any]
     sae: Mapping[str, Any]
-    """The SAE's config, and of its training what tells seeds apart."""
+    """The SAE's config, and the seeds of its training."""
     found: Found
     controls: Mapping[str, Found] = field(default_factory=dict)
     lacking: tuple[str, ...] = ()
-    """Controls that were not there."""
+    """Missing controls."""
     references: Mapping[str, Metrics] = field(default_factory=dict)
-    """What is attainable, by name: a supervised skyline."""
+    """Attainable values by name, such as a supervised skyline."""
 
     def metric(self, group: str, name: str) -> Metric | None:
-        """Of the run itself."""
+        """A metric of the run itself."""
         return self.found.metrics.get(group, {}).get(name)
 
     def plain(self) -> dict[str, Any]:
-        """As it is written."""
+        """As written to the file."""
         return {
             "format": FORMAT, "format_version": FORMAT_VERSION, "code_version": code_version(),
             # SAEBench's names
@@ -161,7 +161,7 @@ class EvalResult:
 
 
 def write(result: EvalResult, run: Path) -> Path:
-    """Write a result into its run, atomically, and say where it lies."""
+    """Write a result into its run, atomically; returns the path."""
     path = run / FOLDER / f"{result.eval}.json"
     write_json(path, result.plain())
     return path
@@ -176,19 +176,19 @@ def read(path: Path) -> EvalResult:
     """Read a result.
 
     Raises:
-        SaescopeError: no such file, another format or version, or a file that was altered.
+        SaescopeError: no such file, another format or version, or an altered file.
     """
     plain = read_json(path)
     if plain.get("format") != FORMAT or plain.get("format_version") != FORMAT_VERSION:
         raise SaescopeError(
-            f"{path} is no evaluation that this code reads (format {plain.get('format')!r}, version "
-            f"{plain.get('format_version')!r}); remove it, and `sae eval` makes it anew."
+            f"{path} is not an evaluation this code can read (format {plain.get('format')!r}, version "
+            f"{plain.get('format_version')!r}); remove it, and `sae eval` will recompute it."
         )
     try:
         return _result(plain)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SaescopeError(
-            f"{path} was altered ({type(error).__name__}: {error}); remove it, and `sae eval` makes it anew."
+            f"{path} was altered ({type(error).__name__}: {error}); remove it, and `sae eval` will recompute it."
         ) from None
 
 
@@ -210,7 +210,7 @@ def _result(plain: Mapping[str, Any]) -> EvalResult:
 
 
 def _plain(metrics: Metrics) -> list[dict[str, Any]]:
-    """A record a metric, in order: a JSON object's members have none."""
+    """Metrics as a list of records, which keeps their order, unlike a JSON object."""
     return [{"group": group, "name": name, **one.plain()} for group, some in metrics.items() for name, one in some.items()]
 
 

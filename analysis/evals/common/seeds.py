@@ -1,4 +1,4 @@
-"""Which runs are the same training from other seeds."""
+"""Find runs that are the same training with other seeds."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,17 @@ _NO_MATTER = (
     ("train", "graph"), ("train", "checkpoint_every"), ("train", "log_every"), ("train", "wandb"), ("eval", "every"),
     ("eval", "n_rows"), ("eval", "n_tokens"), ("model", "device"), ("model", "batch_seqs"),
 )
-"""What two seeds of one training may differ in: the seeds, and what decides only where and how it is run."""
+"""Fields that may differ between seeds of one training: the seeds, and where and how it is run."""
 
 
 def seed_of(trained: TrainedSAE) -> tuple[int, int]:
-    """The seeds of weights and of the order of rows; those an imported SAE had are unknown, and 0 here."""
+    """Seeds of the weights and of the row order; unknown for imported SAEs, and 0 here."""
     config = trained.config
     return config.sae.seed, config.data.seed
 
 
 def other_seeds(trained: TrainedSAE, root: Path) -> list[Path]:
-    """Finished runs below `root` that differ from this one in their seeds alone, by name; none of an imported SAE."""
+    """Finished runs below `root` that differ from this one only in their seeds, by name; none for an imported SAE."""
     try:
         mine = _key(trained.config.plain())
         own = seed_of(trained)
@@ -41,9 +41,9 @@ def other_seeds(trained: TrainedSAE, root: Path) -> list[Path]:
 
 
 def same_training(folder: Path, among: Sequence[Path]) -> list[tuple[Path, tuple[int, int]]]:
-    """Of some runs those that are the training of `folder` from any seed, it among them, with their seeds.
+    """Runs among `among` that are the same training as `folder` with any seed, including itself, with their seeds.
 
-    Only configs are read; one that cannot be is nobody's.
+    Only reads configs; runs with unreadable configs are skipped.
     """
     found = []
     for one in among:
@@ -57,7 +57,7 @@ def same_training(folder: Path, among: Sequence[Path]) -> list[tuple[Path, tuple
 
 
 def weights_of(run: Path) -> str | None:
-    """What names a run's weights, as its manifest has it."""
+    """Hash of a run's weights, from its manifest."""
     manifest = run / "final" / store.MANIFEST
     return read_json(manifest).get("weights_sha256") if manifest.is_file() else None
 
@@ -69,7 +69,7 @@ def _finished(root: Path) -> Iterator[tuple[Path, str, tuple[int, int]]]:
             continue
         try:
             yield folder, *_read(config, config.stat().st_mtime_ns)
-        except SaescopeError:  # a broken run is no seed of this one
+        except SaescopeError:  # skip broken runs
             continue
 
 
@@ -80,7 +80,7 @@ def _read(path: Path, stamp: int) -> tuple[str, tuple[int, int]]:  # noqa: ARG00
 
 
 def _key(fields: dict[str, Any]) -> str:
-    """A config without what does not matter."""
+    """A config without the fields in `_NO_MATTER`, as a key."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in fields.items()}
     for place in _NO_MATTER:
         inside: Any = kept if len(place) == 1 else kept.get(place[0])

@@ -1,1 +1,1 @@
-"""What an SAE is measured against."""
+"""Controls that SAEs are compared with."""

@@ -1,12 +1,12 @@
-"""Controls that are trained, once for a site and shape, and lie beside the runs as runs: RUNS/controls-HASH/NAME.
+"""Trained controls, one set per site and shape, stored as runs next to the others: RUNS/controls-HASH/NAME.
 
-    frozen-decoder   a TopK SAE whose decoder stays the random directions it began with          (2602.14111)
-    frozen-encoder   one whose encoder does
-    random-model     one of the same site of the model with random weights, `random:NAME:SEED`     (2501.17727)
+    frozen-decoder   a TopK SAE whose decoder stays at its random initial directions               (2602.14111)
+    frozen-encoder   a TopK SAE whose encoder does
+    random-model     a TopK SAE at the same site of the model with random weights, `random:NAME:SEED`  (2501.17727)
 
-Model, corpus, budget and learning rate are the run's, and so are the number of features and how many are active; the
-variant is TopK, or AbsTopK where the run's codes are signed, whatever the run's is. So runs of one site and shape share
-them. Weights and order of rows follow a seed of their own. HASH is of all that determines them.
+Model, corpus, budget, learning rate, number of features and L0 are the run's. The variant is always TopK, or AbsTopK if the
+run's codes are signed, so that runs of one site and shape share the controls. Weights and row order have their own seed.
+HASH covers everything that determines the controls.
 """
 
 import hashlib
@@ -29,20 +29,20 @@ from training.run import sweep, train
 
 CONTROLS = ("frozen-decoder", "frozen-encoder", "random-model")
 TIMES = "times.json"
-"""What each control took to train, in seconds; beside them."""
+"""File with the controls' training time in seconds, in their folder."""
 _FROZEN = {"frozen-decoder": ["W_dec"], "frozen-encoder": ["W_enc"]}
 
 
 def plan(trained: TrainedSAE, seed: int = 0) -> dict[str, Config]:
-    """The trainings of a run's controls, by name; `random-model` only where there is a model.
+    """Training configs of a run's controls, by name; `random-model` only if there is a model.
 
     Raises:
-        SaescopeError: the run has no config, or rows that were given in Python.
+        SaescopeError: the run has no config, or its rows were passed from Python.
     """
     config = trained.config
     if config.corpus.sources[0].source == TENSORS:
         raise SaescopeError(
-            f"{trained.folder.name} was trained on rows that were given in Python and are on no disk, so no control can be "
+            f"{trained.folder.name} was trained on rows passed from Python that aren't on disk, so no control can be "
             "trained on them."
         )
     signed, k = bool(trained.sae.select().absolute), _active(trained)
@@ -64,7 +64,7 @@ def plan(trained: TrainedSAE, seed: int = 0) -> dict[str, Config]:
 
 
 def find(trained: TrainedSAE, seed: int = 0) -> dict[str, Path]:
-    """The finished controls of a run, by name."""
+    """Finished controls of a run, by name."""
     try:
         planned = plan(trained, seed)
     except SaescopeError:
@@ -74,10 +74,10 @@ def find(trained: TrainedSAE, seed: int = 0) -> dict[str, Path]:
 
 
 def make(trained: TrainedSAE, seed: int = 0, display: Display | None = None) -> dict[str, Path]:
-    """Train the controls of a run that are not there yet, or go on with them; all of them afterwards.
+    """Train (or resume) a run's missing controls, and return all of them.
 
     Raises:
-        SaescopeError: as `plan`, or whatever a training raises.
+        SaescopeError: as `plan`, or an error in training.
     """
     display, planned, root = display or Display(quiet=True), plan(trained, seed), root_of(trained)
     there = find(trained, seed)
@@ -96,7 +96,7 @@ def make(trained: TrainedSAE, seed: int = 0, display: Display | None = None) -> 
 
 
 def seconds(folders: dict[str, Path]) -> float | None:
-    """What it took to train some controls, as far as it was noted."""
+    """Recorded training time of some controls, in seconds; None if there is none."""
     places = {folder.parent for folder in folders.values()}
     found = [read_json(place / TIMES) for place in places if (place / TIMES).is_file()]
     known = [number(one.get("seconds")) for one in found]
@@ -104,7 +104,7 @@ def seconds(folders: dict[str, Path]) -> float | None:
 
 
 def root_of(trained: TrainedSAE) -> Path:
-    """The folder of all runs that a run lies in."""
+    """The folder of runs that contains a run."""
     folder = trained.folder.resolve()
     try:
         parts = trained.config.name.split("/")
@@ -114,7 +114,7 @@ def root_of(trained: TrainedSAE) -> Path:
 
 
 def _caches(trained: TrainedSAE) -> str:
-    """The folder of caches that the run's config names, found from wherever this is called."""
+    """The cache folder in the run's config, resolved from any working directory."""
     given = trained.config.cache.dir
     beside = [parent / given for parent in trained.folder.resolve().parents[1:3]]
     places = [place for place in beside if place.is_dir()]
@@ -122,7 +122,7 @@ def _caches(trained: TrainedSAE) -> str:
 
 
 def _active(trained: TrainedSAE) -> int:
-    """How many features the run was asked to have active in a row, or has."""
+    """The run's configured number of active features per row, or else its measured L0."""
     config = trained.config.sae
     if isinstance(config, CountConfig):
         return config.k
@@ -131,12 +131,12 @@ def _active(trained: TrainedSAE) -> int:
         summary = trained.folder / "summary.json"
         asked = number(read_json(summary).get("heldout", {}).get("l0")) if summary.is_file() else None
     if asked is None:
-        raise SaescopeError(f"{trained.folder.name} does not say how many features are active in a row (no summary.json).")
+        raise SaescopeError(f"{trained.folder.name}: its L0 is unknown (there is no summary.json).")
     return max(1, round(asked))
 
 
 def _digest(fields: dict[str, Any]) -> str:
-    """Of what determines the controls' weights."""
+    """Hash of everything that determines the controls' weights."""
     parts = {key: fields[key] for key in ("model", "corpus", "site", "data", "optim", "sae")}
     parts["train"] = {key: fields["train"][key] for key in ("budget", "dead_window", "precision")}
     parts["rows"] = fields["cache"]["dtype"]
@@ -149,7 +149,7 @@ def _resolved(fields: dict[str, Any]) -> Config:
 
 
 def _note_time(group: Path, names: list[str], took: float) -> None:
-    """Add to what the controls of a group took."""
+    """Add to a group's recorded training time."""
     path = group / TIMES
     before: dict[str, Any] = read_json(path) if path.is_file() else {"seconds": 0.0, "controls": []}
     write_json(path, {"seconds": before["seconds"] + took, "controls": [*before["controls"], *names]})

@@ -1,1 +1,1 @@
-"""Whether rules that can be read say where features are active, and how many tokens these are."""
+"""Do readable rules predict where features are active, and how many tokens does a feature cover?"""

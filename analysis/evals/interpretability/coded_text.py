@@ -1,6 +1,6 @@
-"""Text with the code of each token, in memory: as much of an index as automatic labels read.
+"""Text with each token's code, in memory: the part of an index that automatic labels need.
 
-Labels are made from one part of it, the sequences of training documents, and judged on the other, held-out ones.
+Labels are built on one part, sequences of training documents, and scored on the other, held-out sequences.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class Part:
     """Some sequences of a corpus.
 
     Attributes:
-        tokens: of the sequences.
-        row: the place, `seq · n_ctx + position`, of each kept row.
-        codes: scipy array of their codes.
+        tokens: token ids.
+        row: flat index, `seq · n_ctx + position`, of each kept row.
+        codes: scipy array of the kept rows' codes.
     """
 
     tokens: Int32[np.ndarray, "n_seqs n_ctx"]
@@ -33,7 +33,7 @@ class Part:
 
 
 class CodedText:
-    """Both parts, one after the other."""
+    """Both parts, concatenated."""
 
     def __init__(self, made_from: Part, judged_on: Part, vocabulary: Vocabulary) -> None:
         parts = made_from, judged_on
@@ -56,13 +56,13 @@ class CodedText:
         return vstack(self._codes, format="csc")
 
     def csc(self) -> Any:
-        """Codes of all tokens `[n_seqs · n_ctx, d_sae]`; rows that are not kept are empty."""
+        """Codes of all tokens `[n_seqs · n_ctx, d_sae]`; masked rows are empty."""
         from scipy.sparse import csc_array
 
         codes = self.rows
         return csc_array((codes.data, self.row[codes.indices], codes.indptr), shape=(self.tokens.size, codes.shape[1]))
 
     def feature(self, feature: int) -> Any:  # noqa: ARG002
-        """What a feature promotes is left out: rules are of the words around it."""
+        """Feature facts without promoted tokens, since rules only use surrounding words."""
         nothing: Sequence[Any] = ()
         return SimpleNamespace(promoted=nothing, suppressed=nothing)

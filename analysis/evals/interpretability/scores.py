@@ -1,11 +1,11 @@
-"""How well a rule that can be read says where a feature is active, and over how many tokens a feature spreads.
+"""Scores of readable rules as predictors of feature activity, and token entropy of features.
 
-    detection   of rows at which the feature is active and of others, half of them near misses, the share told rightly, both
-                kinds weighing the same (Paulo et al. 2410.13928, §4.2; `analysis.labels.automatic`)
-    fuzzing     of the tokens of contexts in which it is active, active ones against others of the same context, likewise
-                (there, §4.3: which of the marked tokens are marked rightly)
-    entropy     H(token | active), in bits, as found. Few rows have few tokens, so that it is also given as a share of what
-                as many rows drawn at random have: 1 for a feature that says nothing of the token
+    detection   balanced accuracy on rows where the feature is active vs other rows, half of them near misses (Paulo et al.
+                2410.13928, §4.2; `analysis.labels.automatic`)
+    fuzzing     balanced accuracy on tokens of contexts where it is active: active tokens vs others of the same context
+                (§4.3 there: which of the marked tokens are marked correctly)
+    entropy     H(token | active), in bits, plug-in estimate. Since few rows have few tokens, it is also given relative to
+                the same number of random rows: 1 for a feature that is independent of the token
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ _DRAWS = 8
 
 
 def detection(explainer: Explainer, feature: int, rule_of: int) -> float | None:
-    """The balanced accuracy of the rule of `rule_of` on examples of `feature`; None if too few are held out."""
+    """Balanced accuracy of `rule_of`'s rule on held-out examples of `feature`; None if there are too few."""
     rows, active = explainer.judges(feature)
     return _accuracy(explainer, rule_of, rows, active)
 
 
 def fuzzing(explainer: Explainer, feature: int, rule_of: int) -> float | None:
-    """The same on tokens of the contexts in which `feature` is active."""
+    """Balanced accuracy of `rule_of`'s rule on tokens of contexts in which `feature` is active; None if too few."""
     rows, active = explainer.judges(feature)
     rows = rows[active]
     others = in_context(explainer, feature, rows)
@@ -32,7 +32,7 @@ def fuzzing(explainer: Explainer, feature: int, rule_of: int) -> float | None:
 
 
 def in_context(explainer: Explainer, feature: int, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
-    """For each active row one of the same context where the feature is silent; none where it is active all over."""
+    """For each active row, a random inactive row of the same context, if there is one."""
     words, random = explainer.words, np.random.default_rng([explainer.seed, feature, 3])
     silent = words.kept.copy()
     silent[explainer.active(feature)[0]] = False
@@ -55,10 +55,10 @@ def _accuracy(
 def entropies(
     feature: Int64[np.ndarray, " nnz"], token: Int64[np.ndarray, " nnz"], d_sae: int
 ) -> Float64[np.ndarray, " d_sae"]:
-    """H(token | active) of each feature, in bits, as found; NaN for features that are never active.
+    """H(token | active) of each feature, in bits (plug-in estimate); NaN for features that are never active.
 
     Args:
-        feature, token: of each active row.
+        feature, token: feature and token id of each activation.
         d_sae: number of features.
     """
     span = int(token.max(initial=0)) + 1
@@ -74,7 +74,7 @@ def entropies(
 def entropy_by_chance(
     token: Int64[np.ndarray, " n"], sizes: Int64[np.ndarray, " n_sizes"], seed: int
 ) -> Float64[np.ndarray, " n_sizes"]:
-    """The mean entropy of the tokens of so many rows drawn at random, between sizes 1.5 apart by interpolation."""
+    """Mean token entropy of random rows, for each sample size; interpolated between sizes a factor of 1.5 apart."""
     random = np.random.default_rng(seed)
     top = max(int(sizes.max(initial=1)), 2)
     grid = np.unique(np.append(np.floor(1.5 ** np.arange(np.log(top) / np.log(1.5) + 1)).astype(np.int64), top))

@@ -1,9 +1,9 @@
-"""Absorption of concepts whose presence is known: first letters of words, and parents in a synthetic hierarchy.
+"""Absorption of known concepts: first letters of words, and parents in a synthetic hierarchy.
 
-Four definitions, named apart (`absorption.score`): they rank dictionaries alike at best, and differ by a factor of ten.
-Each is the mean over concepts of the mean over the rows in which a probe of the activations sees the concept, and rightly.
-Lower is better, but a dictionary that has no feature for a concept absorbs nothing: read it beside the F1 of the main
-features.
+Four definitions with separate names (`absorption.score`): at best they rank dictionaries alike, and they differ by a factor
+of ten. Each is the mean over concepts of the mean over the rows in which a probe on the activations correctly detects the
+concept. Lower is better, but a dictionary without any feature for a concept absorbs nothing: read it together with the F1
+of the main features.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ LEAST_CONCEPTS = 3
 
 @dataclass(frozen=True)
 class Settings:
-    """How many words, or rows of a synthetic world, are looked at."""
+    """Number of words, or of rows of a synthetic world."""
 
     n_words: int = 2016
     n_rows: int = 8192
@@ -53,10 +53,10 @@ class _Prepared:
 
 
 def _prepare(context: Context, settings: Settings) -> _Prepared:
-    """The labelled rows and the concepts that activations hold.
+    """Labelled rows, and the concepts that can be probed in the activations.
 
     Raises:
-        SaescopeError: there are no words, or the activations do not hold the concepts.
+        SaescopeError: there are no words, or too few concepts can be probed in the activations.
     """
     synthetic = context.corpus.config.corpus.synthetic is not None
     labelled = _parents(context, settings) if synthetic else _letters(context, settings)
@@ -65,8 +65,8 @@ def _prepare(context: Context, settings: Settings) -> _Prepared:
     if len(concepts) < LEAST_CONCEPTS:
         best = max(f1.values(), default=0.0)
         raise SaescopeError(
-            f"At {context.trained.site.output} a linear probe finds {len(concepts)} of {len(f1)} concepts ({kind}) with F1 "
-            f"of at least 0.6 (the best has {best:.2f}): what the activations do not hold cannot be absorbed."
+            f"At {context.trained.site.output} a linear probe reaches an F1 of 0.6 for only {len(concepts)} of {len(f1)} "
+            f"concepts ({kind}; the best has {best:.2f}): absorption needs concepts that the activations represent."
         )
     return _Prepared(kind, "row" if synthetic else "word", labelled, concepts, f1)
 
@@ -83,7 +83,7 @@ def _letters(context: Context, settings: Settings) -> Labelled:
             parts[hook].append(found[at].float())
     rows = trained.rows({hook: torch.cat(some) for hook, some in parts.items()})
     present = words.letter[:, None] == np.arange(26)
-    # letters of a few words tell nothing, and neither does a probe of them
+    # too few words for a probe
     often = present.sum(0) >= 10
     fitted = np.random.default_rng(context.seed).permutation(len(present)) % 2 == 0
     names = tuple(np.array(list(ascii_lowercase))[often].tolist())
@@ -95,7 +95,7 @@ def _parents(context: Context, settings: Settings) -> Labelled:
     assert isinstance(world, Synthetic)
     parents = sorted(set(world.parents) - {-1})
     if not parents:
-        raise SaescopeError("This synthetic world has no hierarchy (corpus.synthetic.depth), so nothing can be absorbed.")
+        raise SaescopeError("This synthetic world has no hierarchy (corpus.synthetic.depth), so there is no absorption.")
     n = settings.n_rows
     block = np.arange(n // 1024)
     x, truth = world.rows(HOOK, block, 1024), world.codes(block, 1024)
@@ -106,7 +106,7 @@ def _parents(context: Context, settings: Settings) -> Labelled:
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """The absorption of each concept, and their means."""
+    """Measure absorption of each concept, and the means."""
     prepared = context.once("absorption", lambda: _prepare(context, settings))
     found = measure(prepared.labelled, prepared.concepts, coder)
     metrics = {name: _mean(found, name, prepared) for name in DEFINITIONS}
@@ -119,14 +119,14 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
         formula="F1 of a sparse probe on the main features", n=n)
     details = [_record(one) for one in found]
     lost = [name for name in prepared.f1 if name not in {one.name for one in prepared.concepts}]
-    notes = (f"Left out, as a probe of the activations finds them too seldom: {', '.join(lost)}.",) if lost else ()
+    notes = (f"Left out because a probe on the activations can't find them: {', '.join(lost)}.",) if lost else ()
     rows = prepared.labelled.present.shape[0]
     units = {"rows": Units(prepared.unit, np.arange(rows), np.ones(rows))}
     return Found({prepared.kind: metrics}, units, details, of_features(found, coder.d_sae), notes)
 
 
 def of_features(found: list[Absorption], d_sae: int) -> dict[str, PerFeature]:
-    """Which concept a main feature stands for, the best probed if they are several, and how far it is absorbed."""
+    """The concept of each main feature (the best-probed one if several), and its absorption."""
     told: list[str | None] = [None] * d_sae
     values = {name: np.full(d_sae, np.nan) for name in ("full", "fraction_0.6")}
     for one in sorted(found, key=lambda one: one.f1):
@@ -144,7 +144,7 @@ def of_features(found: list[Absorption], d_sae: int) -> dict[str, PerFeature]:
 
 
 def _mean(found: list[Absorption], name: str, prepared: _Prepared) -> Metric:
-    """The mean over concepts, with its interval over rows."""
+    """Mean over concepts, with its interval over rows."""
     sums = np.zeros((len(prepared.labelled.present), 2 * len(found)))
     for i, one in enumerate(found):
         sums[one.concept.rows, 2 * i] = one.rows[name]

@@ -1,19 +1,20 @@
-"""Bidirectionality: are features used with both signs, and do the two mean opposite things?
+"""Bidirectionality: are features used with both signs, and do the two signs mean opposite things?
 
-There is no published metric; these were made here (see `bidirectional.halves`).
+There is no published metric; these are our own (see `bidirectional.halves`).
 
-    signs       the share of features, of those active often enough, whose rarer sign has a tenth of their active rows
-    opposites   on axes of labelled opposites (singular and plural, good and bad, ...): how well the two halves of one
-                feature tell the ends apart, how well the best pair of halves of any features does, and how often that pair
-                is one feature. Chosen on half of the pairs of words, scored on the other half. Skyline: the difference in
-                means
-    steering    along and against that one feature, or along either of the pair, with a vector as long as half the distance
-                of the ends' means: what it does to the answer of the other pairs, as a share of what the difference in
-                means does; and whether one way is minus the other (`two_sided`)
-    logits      the cosine of what +v and −v of a feature's own length do to the logits: −1 if one is minus the other. A
-                model that is nearly linear makes it so for any direction, so that only the gap to random directions counts
+    signs       share of features, among those active often enough, whose rarer sign has at least a tenth of their active
+                rows
+    opposites   on axes of labelled opposites (singular/plural, good/bad, ...): how well the two signs of one feature
+                separate the ends, how well the best pair of halves of any features does, and how often that pair is one
+                feature. Chosen on half of the word pairs, scored on the other half. Skyline: difference in means
+    steering    along and against that one feature, or along either half of the pair, by half the distance between the ends'
+                means: effect on the answers for the other word pairs, relative to the difference in means; and whether the
+                two directions have opposite effects (`two_sided`)
+    logits      cosine between the logit effects of adding +v and −v, with v a feature's direction at its mean activation;
+                −1 if they are opposite. In a nearly linear model that holds for any direction, so only the gap to random
+                directions matters
 
-Codes that are not signed are measured too: they have share 0, and at most ¾ by one feature.
+Unsigned codes are measured too: their share is 0, and a single feature reaches at most ¾.
 """
 
 from collections.abc import Mapping
@@ -50,17 +51,17 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is looked at."""
+    """Amount of data."""
 
     n_pairs: int = 16
-    """Pairs of words of an axis at most."""
+    """Maximum word pairs per axis."""
     n_features: int = 12
     """Features whose logit effects are compared."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The sentences of one axis and the site's rows at the word of each."""
+    """Sentences of one axis, and the site's rows at each sentence's word."""
 
     prompts: Prompts
     x: Float[Tensor, "n d_in"]
@@ -68,13 +69,13 @@ class Seen:
 
     @property
     def difference(self) -> Float[Tensor, " d_out"]:
-        """Mean of end A less that of end B, over the pairs that things are chosen on."""
+        """Mean of end A minus mean of end B, over the pairs used for choosing."""
         fitted, is_a = self.prompts.fitted, self.prompts.is_a
         return self.target[fitted & is_a].mean(0) - self.target[fitted & ~is_a].mean(0)
 
     @property
     def middle(self) -> Float[Tensor, " d_out"]:
-        """Half way between them."""
+        """Midpoint between the two means."""
         fitted, is_a = self.prompts.fitted, self.prompts.is_a
         return (self.target[fitted & is_a].mean(0) + self.target[fitted & ~is_a].mean(0)) / 2
 
@@ -86,13 +87,13 @@ def _see(context: Context, settings: Settings) -> list[Seen]:
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """All four groups; those that need a model are left out without one."""
+    """Measure all four groups; without a model, only the signs."""
     metrics: dict[str, Mapping[str, Metric]] = {"signs": _signs(context, coder)}
     units = {"rows": context.rows.units}
     try:
         seen = context.once("opposites", partial(_see, context, settings))
     except SaescopeError as error:
-        return Found(metrics, units, notes=(f"Opposites, steering and logits were left out. {error}",))
+        return Found(metrics, units, notes=(f"Opposites, steering and logits were skipped. {error}",))
     chosen = [_chosen(one, coder) for one in seen]
     context.progress(0.3)
     opposites, pair_units, details = _opposites(seen, chosen)
@@ -119,7 +120,7 @@ def _signs(context: Context, coder: Coder) -> dict[str, Metric]:
 # -- opposites --------------------------------------------------------------------------------------------------------
 
 Chosen = tuple[Ends, Ends, Any]
-"""The best one feature and the best pair of halves, on the pairs they are chosen on; and the codes of all sentences."""
+"""The best single feature and the best pair of halves on the pairs used for choosing, and the codes of all sentences."""
 
 
 def _chosen(seen: Seen, coder: Coder) -> Chosen:
@@ -157,14 +158,14 @@ def _opposites(
 
 
 def _pair_units(seen: list[Seen]) -> Units:
-    """The tested pairs of words of all axes; a pair's sentences are not independent."""
+    """The tested word pairs of all axes as units, since a pair's sentences are not independent."""
     n = [int(one.prompts.pair.max()) + 1 for one in seen]
     counts = [np.bincount(one.prompts.pair[~one.prompts.fitted], minlength=k) for one, k in zip(seen, n, strict=True)]
     return Units("pair of words", np.arange(sum(n)), np.concatenate(counts).astype(np.float64))
 
 
 def _mean_over_axes(seen: list[Seen], points: list[Float[np.ndarray, " _"]], formula: str, units: Units) -> Metric:
-    """Σ points / n of each axis, the mean over axes."""
+    """Mean over axes of each axis's Σ points / n."""
     sums, first = np.zeros((len(units.id), 2 * len(seen))), 0
     for i, (one, some) in enumerate(zip(seen, points, strict=True)):
         tested, n = ~one.prompts.fitted, int(one.prompts.pair.max()) + 1
@@ -180,7 +181,7 @@ def _mean_ratio(sums: Float[np.ndarray, "n_draws n_sums"]) -> Float[np.ndarray, 
 
 
 def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
-    """The same by the difference in means: the sign of ⟨x − middle, mean of A − mean of B⟩."""
+    """Skyline by difference in means: the sign of ⟨x − middle, mean of A − mean of B⟩."""
     seen = context.once("opposites", partial(_see, context, settings))
     points = []
     for one in seen:
@@ -198,7 +199,7 @@ def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
 def _steering(
     context: Context, seen: list[Seen], chosen: list[Chosen], coder: Coder
 ) -> tuple[dict[str, Metric], list[Mapping[str, Any]]]:
-    """Along and against, on the axes whose ends call for different answers."""
+    """Steering along and against, on the axes whose ends have different answers."""
     W = _unit_rows(coder)
     records: list[Mapping[str, Any]] = []
     for one, (feature, pair, _) in zip(seen, chosen, strict=True):
@@ -242,7 +243,7 @@ def _direction(W: Float[Tensor, "d_sae d_out"], half: Half) -> Float[Tensor, " d
 def _effects(
     context: Context, seen: Seen, ways: tuple[Float[Tensor, " d_out"], ...], length: float
 ) -> tuple[float, float]:
-    """What steering either way does to the logit of A's answer less that of B's, on the pairs not chosen on."""
+    """Effect of steering either way on the logit of A's answer minus that of B's, on the held-out pairs."""
     prompts = seen.prompts
     assert prompts.answers is not None
     # answers belong to the last frame
@@ -261,7 +262,7 @@ def _effects(
 
 
 def _logits(context: Context, seen: list[Seen], coder: Coder, n_features: int) -> dict[str, Metric]:
-    """Cosines of the effects of +v and −v on the logits, of features and of random directions as long."""
+    """Cosines between the logit effects of +v and −v, for features and for random directions of the same length."""
     code = context.code(coder)
     counts = code.counts().cpu().numpy()
     length = (code.sums(code.value.abs()).cpu().double().numpy() / counts.clip(min=1))
@@ -286,7 +287,7 @@ def _logits(context: Context, seen: list[Seen], coder: Coder, n_features: int) -
 
 
 def _cosines(context: Context, prompts: Prompts, added: Float[Tensor, "n d_out"]) -> Float[np.ndarray, " n"]:
-    """Of each vector, the mean over a few sentences; logits are taken about their mean, which no softmax sees."""
+    """Cosine of each vector, averaged over a few sentences; logits are centred, since softmax ignores their mean."""
     rows = np.arange(0, len(prompts.tokens), max(len(prompts.tokens) // 4, 1))[:4]
     n = len(rows)
     tokens, word, last = prompts.tokens[torch.from_numpy(rows)], prompts.word[rows], prompts.last[rows]

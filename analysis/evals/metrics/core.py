@@ -1,21 +1,21 @@
-"""How well a dictionary reconstructs, how sparsely, and what the model makes of its reconstruction.
+"""Core metrics of a dictionary: reconstruction, sparsity, and the model's loss with the reconstruction spliced in.
 
 On held-out kept rows t with reconstruction t̂ (`reconstruction`, `sparsity`, `strata`, `fidelity_at_bits`), and on held-out
 tokens with t̂ in place of t (`model`):
 
-    fve              1 − Σ‖t − t̂‖² / Σ‖t − mean t‖²                                     one mean for each coordinate
-    mse              Σ‖t − t̂‖² / rows, summed over coordinates: whatever the batches
+    fve              1 − Σ‖t − t̂‖² / Σ‖t − mean t‖²                                     one mean per coordinate
+    mse              Σ‖t − t̂‖² / rows, summed over coordinates; independent of batching
     cosine           of t and t̂ about the mean of the training rows
     l0               active features per row, of either sign; and of each sign
     dead, dense      share of features active in no row; in more than 10 % of rows, or 1 %
-    fve by norm      1 − Σ‖t − t̂‖² / Σ‖t − mean t‖² over the rows of a quarter of norms, the mean being that of all rows
-    fve at bits      with values rounded so that their entropy code takes so many bits a row (`analysis.mdl`): fidelity at
-                     equal description length, at which dictionaries of any width and L0 compare
+    fve by norm      1 − Σ‖t − t̂‖² / Σ‖t − mean t‖² over the rows in a quartile of norms, with the mean of all rows
+    fve at bits      with values quantised so that the entropy code takes a given number of bits per row (`analysis.mdl`):
+                     fidelity at equal description length, comparable across widths and L0s
     ce recovered     (CE ablated − CE spliced) / (CE ablated − CE clean), the target ablated to its training mean or to zero
     kl               KL(clean ‖ spliced)
 
-SAEBench's core (2503.09532) differs: its explained variance up to version 0.6 takes the mean of squares for the mean, its
-mse divides by the batch's tokens twice, its densities count positive values only.
+SAEBench's core (2503.09532) differs: up to version 0.6 its explained variance uses the mean of squares for the mean, its
+mse divides by the batch's tokens twice, and its densities count positive values only.
 """
 
 from collections.abc import Mapping
@@ -41,19 +41,19 @@ from training.evaluate import DENSE
 
 STRATA = ("low", "lower", "upper", "high")
 SOME = 0.01
-"""SAEBench's other bound of density."""
+"""SAEBench's second density threshold."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """What is measured."""
 
     bits: tuple[int, ...] = (64, 128, 256, 512)
-    """Description lengths, in bits per row, at which FVE is told."""
+    """Description lengths, in bits per row, at which to report FVE."""
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """All figures; those of the model are left out, with a note, where there is none."""
+    """Measure all metrics; without a model, those that need it are skipped, with a note."""
     rows, code = context.rows, context.code(coder)
     x_hat = reconstruction(coder, code)
     mean = context.trained.sae.target.mean.cpu()
@@ -75,7 +75,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 
 
 def reconstruction(coder: Coder, code: SparseCode) -> Float[Tensor, "n d_out"]:
-    """t̂ of a code's rows, on the CPU."""
+    """Reconstruction t̂ of a code's rows, on the CPU."""
     return coder.decode(code).cpu()
 
 
@@ -110,7 +110,7 @@ def fve(rows: Rows, x_hat: Float[Tensor, "n d_out"], near: Float[Tensor, " d_out
 
 
 def sparsity(rows: Rows, code: SparseCode) -> dict[str, Metric]:
-    """L0 of both signs and of each; shares of features that never or often fire."""
+    """L0, in total and per sign, and shares of dead and dense features."""
     n, n_rows = rows.units.n_rows, len(rows)
     row = code.rows().cpu().numpy()
     signs = {"l0": code.value != 0, "l0_positive": code.value > 0, "l0_negative": code.value < 0}
@@ -135,7 +135,7 @@ def sparsity(rows: Rows, code: SparseCode) -> dict[str, Metric]:
 
 
 def strata(rows: Rows, x_hat: Float[Tensor, "n d_out"]) -> dict[str, Metric]:
-    """FVE by quarters of the target's norm."""
+    """FVE by quartiles of the target's norm."""
     target = rows.target.cpu().double()
     norm = target.norm(dim=1).numpy()
     quarter = np.searchsorted(np.quantile(norm, (0.25, 0.5, 0.75)), norm, side="left")
@@ -153,7 +153,7 @@ def strata(rows: Rows, x_hat: Float[Tensor, "n d_out"]) -> dict[str, Metric]:
 
 
 def at_bits(rows: Rows, coder: Coder, code: SparseCode, budgets: tuple[int, ...]) -> dict[str, Metric]:
-    """FVE with values as fine as each budget of bits per row allows."""
+    """FVE with values quantised as finely as each budget of bits per row allows."""
     encoded = Encoded(coder, rows.x, rows.target, [code])
     mean = rows.target.cpu().float().mean(0)
     out = {}
@@ -168,7 +168,7 @@ def at_bits(rows: Rows, coder: Coder, code: SparseCode, budgets: tuple[int, ...]
 
 
 def behaviour(costs: TokenCosts) -> dict[str, Metric]:
-    """What the model's predictions become."""
+    """Effect of the reconstruction on the model's predictions."""
     n = costs.units.n_rows
     sums = {name: costs.sums(name) for name in costs.nats}
 
@@ -195,7 +195,7 @@ def behaviour(costs: TokenCosts) -> dict[str, Metric]:
 
 
 def density_histogram(density: Float[np.ndarray, " d_sae"]) -> tuple[dict[str, Any], ...]:
-    """How many features have which density, by half decades; those that never fire apart."""
+    """Histogram of feature densities by half decades; dead features have their own bin."""
     fires = density[density > 0]
     edges = np.concatenate([[0.0], 10 ** np.arange(-5.5, 0.01, 0.5)])
     counts = np.histogram(fires, edges)[0]
@@ -207,7 +207,7 @@ def density_histogram(density: Float[np.ndarray, " d_sae"]) -> tuple[dict[str, A
 
 
 EVALUATION = Evaluation(
-    "core", "reconstruction, sparsity and what the model makes of it", 1, Settings(),
+    "core", "reconstruction, sparsity and downstream loss", 1, Settings(),
     Settings((32, 64, 128, 256, 512, 1024)), run, per_feature=True,
     cost=(14.0, 60.0),
 )

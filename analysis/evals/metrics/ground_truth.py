@@ -1,20 +1,19 @@
-"""How well an SAE finds features that are known: of runs on synthetic worlds (`corpus.synthetic`).
+"""Recovery of known features, for runs on synthetic worlds (`corpus.synthetic`).
 
-Before anything is told of a dictionary, two are measured whose figures are known:
+First, two dictionaries with known results are measured:
 
-    oracle      the true directions with the true codes: F1, Matthews' correlation and cosine are 1, absorption is 0
-    permuted    the true directions, each with the code of another feature: cosine is 1, and F1 and correlation are what
-                chance gives
+    oracle      the true directions with the true codes: F1, Matthews correlation and cosine are 1, absorption is 0
+    permuted    the true directions, each with the code of another feature: cosine is 1; F1 and correlation are at chance
 
-Where these do not land, the measuring is broken, and it is an error. Of the dictionary, after `analysis.evals.recovery`:
+If these are off, the measurement is broken, which is an error. Metrics of the dictionary, from `analysis.evals.recovery`:
 
-    f1, matthews, mmc, absorption    over the true features that occur, matched one to one; unmatched ones count with 0
+    f1, matthews, mmc, absorption    over the true features that occur, matched one to one; unmatched ones count as 0
     mcc                              mean |cosine| of the matched pairs (mean correlation coefficient, 2411.13117)
-    f1_of_features                   over live features: F1 of each with the true feature nearest to it (SynthSAEBench)
-    unique                           share of live features whose nearest true feature no other live one has
+    f1_of_features                   over live features: F1 with the nearest true feature (SynthSAEBench)
+    unique                           share of live features whose nearest true feature isn't shared with another live one
 
-A world of more features than the SAE has (SynthSAEBench: 16,384 for 4,096) cannot be found whole: then `mcc` and
-`f1_of_features` judge what was found, `f1` what was missed too.
+If the world has more features than the SAE (SynthSAEBench: 16,384 for 4,096), not all can be recovered: then `mcc` and
+`f1_of_features` measure what was found, and `f1` also what was missed.
 """
 
 from collections.abc import Mapping
@@ -38,18 +37,18 @@ from training.activations.synthetic import Synthetic
 
 CLOSE = 1e-9
 CHANCE = 0.1
-"""How far the permuted dictionary's figures may lie from what independent events give."""
+"""How far the permuted dictionary's metrics may be from those of independent events."""
 MANY = 20
-"""Of fewer features their mean is no measure of chance."""
+"""With fewer features, chance is too noisy to check."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Nothing to choose."""
+    """No settings."""
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """Recovery of the world's features.
+    """Measure recovery of the world's features.
 
     Raises:
         SaescopeError: the run was not trained on a synthetic world.
@@ -61,7 +60,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 
 
 def references(context: Context, settings: Settings) -> Mapping[str, Metrics]:
-    """The two dictionaries whose figures are known."""
+    """Metrics of the two dictionaries with known results."""
     del settings
     world, truth = known(context)
     return {
@@ -71,7 +70,7 @@ def references(context: Context, settings: Settings) -> Mapping[str, Metrics]:
 
 
 def known(context: Context) -> tuple[Synthetic, SparseCode]:
-    """A run's world and what its held-out rows are made of, once the two known dictionaries have landed on them.
+    """A run's world and the true code of its held-out rows, after checking the two known dictionaries.
 
     Raises:
         SaescopeError: as `world_of`.
@@ -86,11 +85,11 @@ def known(context: Context) -> tuple[Synthetic, SparseCode]:
 
 
 def unfit(trained: TrainedSAE) -> str | None:
-    """Runs that were trained on something else than a synthetic world."""
+    """Reject runs that weren't trained on a synthetic world."""
     if trained.config.corpus.synthetic is not None:
         return None
     return (
-        f"{trained.folder.name} was trained on activations whose features nobody knows; train the same variant on a "
+        f"{trained.folder.name} was trained on activations whose true features are unknown; train the same variant on a "
         "synthetic world (configs/synthetic-world.yaml) and evaluate that run."
     )
 
@@ -99,7 +98,7 @@ def world_of(context: Context) -> Synthetic:
     """The world a run was trained on.
 
     Raises:
-        SaescopeError: it was trained on something else.
+        SaescopeError: it wasn't trained on a synthetic world.
     """
     synthetic = context.trained.config.corpus.synthetic
     if synthetic is None:
@@ -108,7 +107,7 @@ def world_of(context: Context) -> Synthetic:
 
 
 def true_code(world: Synthetic, rows: Rows, n_ctx: int) -> SparseCode:
-    """What some rows are made of."""
+    """The true code of some rows."""
     number = rows.seq * n_ctx + rows.position
     code = stacked([world.codes(np.array([seq]), n_ctx) for seq in np.unique(rows.seq)])
     first = {int(seq): i * n_ctx for i, seq in enumerate(np.unique(rows.seq))}
@@ -117,7 +116,7 @@ def true_code(world: Synthetic, rows: Rows, n_ctx: int) -> SparseCode:
 
 
 def taken(code: SparseCode, rows: Int64[Tensor, " n"]) -> SparseCode:
-    """The CSR code of some rows of another, in their order."""
+    """Select rows of a CSR code, in the given order."""
     assert code.indptr is not None
     counts = code.indptr.diff()[rows]
     indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -127,12 +126,12 @@ def taken(code: SparseCode, rows: Int64[Tensor, " n"]) -> SparseCode:
 
 
 def permuted(directions: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Each direction at the place of another, the same ones each time."""
+    """Directions in a fixed order in which none keeps its place."""
     return directions[torch.from_numpy(shuffled(len(directions)))]
 
 
 def shuffled(n: int) -> Int64[np.ndarray, " n"]:
-    """An order in which nothing stays where it is: one cycle."""
+    """A permutation without fixed points: a single cycle."""
     cycle = np.random.default_rng(0).permutation(n)
     order = np.empty(n, dtype=np.int64)
     order[cycle] = np.roll(cycle, 1)
@@ -140,7 +139,7 @@ def shuffled(n: int) -> Int64[np.ndarray, " n"]:
 
 
 def check(world: Synthetic, truth: SparseCode) -> None:
-    """The figures of the two known dictionaries are what they must be: else no other is worth anything."""
+    """Assert that the two known dictionaries have their expected metrics."""
     found = recovery(world.directions, truth, world.directions, truth, world.parents)
     assert all(value is not None and abs(value - 1) < CLOSE for value in (found.f1, found.mcc, found.mmc)), found
     assert found.absorption is None or found.absorption < CLOSE, found
@@ -154,11 +153,11 @@ def check(world: Synthetic, truth: SparseCode) -> None:
 
 
 def chance(truth: SparseCode) -> float:
-    """The F1 of the permuted dictionary if features were present independently: 2 p q / (p + q), those of the two."""
+    """Expected F1 of the permuted dictionary if features were independent: 2 p q / (p + q)."""
     p = truth.counts().double().numpy() / truth.n_rows
     order = shuffled(len(p))
     of_match = np.empty(len(order))
-    # the place where a direction went is the feature that its code comes from
+    # a direction's new index is the feature its code comes from
     of_match[order] = p
     both = np.divide(2 * p * of_match, p + of_match, out=np.zeros_like(p), where=p + of_match > 0)
     return float(both[p > 0].mean())
@@ -167,7 +166,7 @@ def chance(truth: SparseCode) -> float:
 def scored(
     world: Synthetic, truth: SparseCode, directions: Float[Tensor, "d_sae d"], code: SparseCode
 ) -> tuple[Metrics, dict[str, PerFeature]]:
-    """All figures, and how near each feature of the dictionary comes to the true one that is nearest to it."""
+    """All metrics, and each feature's cosine and F1 with its nearest true feature."""
     found = recovery(directions, code, world.directions, truth, world.parents)
     cosine = cosines(directions, world.directions)
     place = match(cosine)
@@ -208,7 +207,7 @@ def scored(
 def nearest_f1(
     cosine: Float[np.ndarray, "n_features d_sae"], truth: SparseCode, code: SparseCode
 ) -> tuple[Int64[np.ndarray, " d_sae"], Float[np.ndarray, " d_sae"]]:
-    """The true feature nearest to each of the dictionary, and its F1 with it, NaN for one that is never active."""
+    """Each feature's nearest true feature and F1 with it; NaN if the feature is never active."""
     there, active = support(truth), support(code)
     nearest = np.abs(cosine).argmax(0)
     both = np.asarray(there[:, nearest].multiply(active).sum(0)).reshape(-1)

@@ -1,9 +1,9 @@
-"""How far features are what can be said in words: the scores of automatic labels, and the entropy of tokens.
+"""Interpretability: scores of automatic labels, and token entropy.
 
-Labels are rules of the words around (`analysis.labels.automatic`), made from training documents and scored on held-out
-ones, without a language model to write or to judge them. A score alone says little: SAEs of models with random weights have
-features that are easily labelled too, since tokens are (2501.17727). So the figure is the gap over the SAE of a random
-model and the other controls; `baseline` is the score of another feature's label on the same examples.
+Labels are rules on the surrounding words (`analysis.labels.automatic`), built on training documents and scored on held-out
+ones, without a language model to write or judge them. A score alone means little: SAEs on models with random weights also
+have features that are easy to label, since tokens are (2501.17727). So look at the gap to the random-model SAE and the
+other controls. `baseline` is the score of another feature's label on the same examples.
 """
 
 from collections.abc import Mapping
@@ -32,17 +32,17 @@ LEAST_FIRES = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """How many features are labelled."""
+    """Number of features to label."""
 
     n_features: int = 64
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """Scores of the labels of a sample of features, and the entropy of all that are active often enough."""
+    """Score the labels of a sample of features, and measure the entropy of all that are active often enough."""
     if context.rows.token is None or context.train_rows.token is None:
         raise SaescopeError(
-            f"{context.trained.folder.name} was trained on activations that came without text: there are no words to label "
-            "its features with.")
+            f"{context.trained.folder.name} was trained on activations without text, so there are no words to label its "
+            "features with.")
     text = _coded_text(context, coder)
     token = np.concatenate([context.train_rows.token, context.rows.token])
     entropy, of_features = _entropy(text, token, context.seed)
@@ -87,7 +87,7 @@ def _labelled(
 
 
 def _judgeable(text: CodedText) -> Int64[np.ndarray, " n"]:
-    """Features with a few active rows to make a label from and, in other documents, a few contexts to judge it in."""
+    """Features with enough active rows to build a label and, in other documents, enough contexts to score it."""
     codes = text.csc()
     feature = np.repeat(np.arange(codes.shape[1]), np.diff(codes.indptr))
     judged = text.arrays["unit"].reshape(-1)[codes.indices] == 1
@@ -97,7 +97,7 @@ def _judgeable(text: CodedText) -> Int64[np.ndarray, " n"]:
 
 
 def _scores(records: list[Mapping[str, Any]], d_sae: int) -> dict[str, PerFeature]:
-    """Of the labels of those features that have one."""
+    """Per-feature scores of the labelled features."""
     out = {}
     for name in ("detection", "fuzzing"):
         values = np.full(d_sae, np.nan)
@@ -115,7 +115,7 @@ def _mean(records: list[Mapping[str, Any]], name: str) -> Metric:
     if not len(values):
         return plain(None, unit="share", direction=direction, formula=formula, n=0)
     ones = np.ones(len(values))
-    # the features of two SAEs are no pairs
+    # features of two SAEs can't be paired
     return replace(ratio(values, ones, ones, unit="share", direction=direction, formula=formula), pseudo=None)
 
 

@@ -1,8 +1,8 @@
-"""k-sparse probing for the labels of a dataset of one's own (`sae eval RUN --labelled SOURCE`).
+"""k-sparse probing on a user's labelled dataset (`sae eval RUN --labelled SOURCE`).
 
-An example is a document: the mean over its first tokens, each document read by the model alone (SAEBench 2503.09532). Half
-of the documents of each class are there to fit probes, the others to test them; the SAE may have been trained on either.
-Probes, their score, controls and skyline are those of `probing`.
+An example is a document: the mean over its first tokens, with each document in its own context (SAEBench 2503.09532). Half
+of each class's documents are for fitting probes, the other half for testing; the SAE may have been trained on either.
+Probes, score, controls and skyline are those of `probing`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Settings:
-    """What is read, and how much of it."""
+    """The dataset, and how much of it is used."""
 
     source: str
     text: str
@@ -41,12 +41,12 @@ class Settings:
     split: str | None
     n_documents: int
     n_tokens: int
-    """Of each document at most, BOS included."""
+    """Maximum tokens per document, including BOS."""
     ks: tuple[int, ...] = (1, 2, 5)
 
 
 def evaluation_of(labelled: LabelledText) -> Evaluation:
-    """Probing for the labels of a dataset; nothing is read yet."""
+    """The evaluation that probes for a dataset's labels; nothing is read yet."""
     fields = (labelled.source, labelled.text, labelled.label, labelled.subset, labelled.split)
     quick, full = Settings(*fields, n_documents=600, n_tokens=128), Settings(*fields, n_documents=4000, n_tokens=256)
 
@@ -83,7 +83,7 @@ def evaluation_of(labelled: LabelledText) -> Evaluation:
 
 
 def _task(sample: Sample, settings: Settings) -> Task:
-    """Every document of a class against those of all others."""
+    """The task: each class's documents against all others."""
     sides = [_examples(sample.label[side]) for side in (sample.fitted, ~sample.fitted)]
     return Task(f"{settings.label} of {settings.source}", sample.classes, *sides)
 
@@ -97,14 +97,14 @@ def _examples(label: Int64[np.ndarray, " n"]) -> Examples:
 
 @dataclass
 class Means:
-    """The mean over each document's tokens: of activations `[n_documents, d_in]`, and of codes by coder, scipy CSR."""
+    """Mean over each document's tokens: activations `[n_documents, d_in]`, and codes by coder, as scipy CSR arrays."""
 
     activations: Tensor
     codes: dict[int, tuple[Coder, Any]]
 
 
 def _means(context: Context, coder: Coder, sample: Sample, settings: Settings) -> Means:
-    """Those of a coder, and of all that are going to be measured beside it: the model is run once for all."""
+    """Means for a coder, and for all others still to be measured, so that the model runs only once."""
     found = context.once(f"means of {settings} of {sample.sha256}", lambda: Means(torch.zeros(0), {}))
     if id(coder) not in found.codes:
         coders = [coder, *(one for one in context.coders if one is not coder and id(one) not in found.codes)]
@@ -132,7 +132,7 @@ def _stacked(parts: list[Any]) -> Any:
 def _batches(
     context: Context, coders: list[Coder], sample: Sample, settings: Settings
 ) -> Iterator[tuple[Int64[np.ndarray, " n"], Tensor, list[Any]]]:
-    """Documents of like length: their numbers, the means of their activations, and those of each coder's codes."""
+    """Batches of documents of similar length: indices, mean activations, and mean codes of each coder."""
     trained, model = context.trained, context.model
     hooks = list(dict.fromkeys((*trained.site.hooks, *trained.limits)))
     for document, tokens, there in _padded(model, sample.text, min(settings.n_tokens, model.n_ctx_max)):
@@ -147,13 +147,13 @@ def _batches(
 def _padded(
     model: Model, texts: tuple[str, ...], n_tokens: int
 ) -> Iterator[tuple[Int64[np.ndarray, " n"], Int64[Tensor, "n n_ctx"], Bool[np.ndarray, "n n_ctx"]]]:
-    """The first tokens of documents, one a sequence, filled up at the end, which no token before it can see."""
+    """The first tokens of documents, one document per sequence, right-padded (causal models can't see the padding)."""
     ids = model.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     begin = [model.bos_id] if model.prepend_bos and model.bos_id is not None else []
     sequences = [[*begin, *one][:n_tokens] for one in ids]
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
     while order:
-        # they grow longer, so that the last decides
+        # sorted by length, so the last one decides
         n = next(n for n in range(len(order), 0, -1) if n == 1 or n * len(sequences[order[n - 1]]) <= BATCH_TOKENS)
         some, order = order[:n], order[n:]
         lengths = np.array([len(sequences[i]) for i in some])
@@ -164,7 +164,7 @@ def _padded(
 
 
 def _mean(kept: Bool[np.ndarray, "n n_ctx"]) -> Any:
-    """The array `[n, n_kept]` that makes means of kept rows; a document without one has the mean 0."""
+    """Averaging matrix `[n, n_kept]` over each document's kept rows; a document without any has mean 0."""
     from scipy.sparse import csr_array
 
     document = np.nonzero(kept)[0]

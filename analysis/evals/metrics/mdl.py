@@ -1,14 +1,14 @@
-"""How many bits a row's features take to send (2410.11179), at a precision that keeps either the FVE or the cross-entropy.
+"""Description length in bits per row (2410.11179), quantised to keep either the FVE or the cross-entropy.
 
-    at_fve       values as coarse as a share ε of the variance allows: bits and their parts, as `sae mdl` has them
-    at_ce        values as coarse as ε nats per token of cross-entropy allow, the coarsest of a ladder of steps
-    hierarchy    bits that are saved by telling of a feature whether it is active under the state of another, its parent:
+    at_fve       quantised to cost at most ε FVE: bits and their parts, as in `sae mdl`
+    at_ce        quantised to cost at most ε nats per token of cross-entropy, with the coarsest of a ladder of steps
+    hierarchy    bits saved by coding whether a feature is active conditionally on another feature, its parent:
 
-        Σ_i H(s_i) − H(s_i | s_parent(i))        parent(i): the denser feature that tells most of i; or none
+        Σ_i H(s_i) − H(s_i | s_parent(i))        parent(i): the denser feature most informative about i; or none
 
-A parent is chosen on half of the documents and the code's frequencies are taken from them (one half added to every count),
-and the bits are those of the other half: what was chosen among thousands by chance saves nothing there. Parents are denser
-than their children, so that they form a forest and the code can be decoded.
+Parents are chosen, and code frequencies estimated (½ added to every count), on half of the documents; bits are measured on
+the other half, so that parents picked by chance among thousands save nothing. Parents are denser than their children, so
+they form a forest and the code can be decoded.
 """
 
 import math
@@ -30,21 +30,21 @@ from sae.coder import Coder
 from sae.errors import SaescopeError
 
 LEAST_ACTIVE = 10
-"""Rows in which a feature, and a pair, must be active to be coded under a parent."""
+"""Minimum active rows of a feature, and of a pair, for coding it under a parent."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How precise, and of whom."""
+    """Allowed losses, and what is measured for controls."""
 
     epsilon: float = EPSILON
-    """Share of the variance that rounding may cost."""
+    """FVE that quantisation may cost."""
     epsilon_ce: float = 0.01
-    """Nats per token that it may cost."""
+    """Cross-entropy that quantisation may cost, in nats per token."""
     ladder: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.25)
-    """Steps that are tried for it, in multiples of the one that keeps the FVE: from coarse to fine."""
+    """Steps tried for `epsilon_ce`, from coarse to fine, as multiples of the step that keeps the FVE."""
     ce_of_controls: bool = False
-    """Whether the second precision is found for controls too: several runs of the model each."""
+    """Whether to measure `at_ce` for controls too; each needs several runs of the model."""
 
 
 class Quantised:
@@ -55,29 +55,29 @@ class Quantised:
 
     @property
     def d_sae(self) -> int:
-        """Of the coder."""
+        """The coder's number of features."""
         return self.coder.d_sae
 
     @property
     def W_dec(self) -> torch.Tensor:
-        """Of the coder."""
+        """The coder's decoder."""
         return self.coder.W_dec
 
     def encode(self, x: Float[torch.Tensor, "n d_in"]) -> SparseCode:
-        """Rounded."""
+        """Encode and quantise."""
         return quantise(self.coder.encode(x), self.step)
 
     def decode(self, code: SparseCode) -> Float[torch.Tensor, "n d_out"]:
-        """As the coder does."""
+        """Decode as the coder does."""
         return self.coder.decode(code)
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """Bits at both precisions, and what a hierarchy saves."""
+    """Measure bits at both precisions, and the savings by a hierarchy."""
     rows, code = context.rows, context.code(coder)
     encoded = Encoded(coder, rows.x, rows.target, [code])
     if not encoded.fve - settings.epsilon < encoded.fve or not encoded.largest:
-        raise SaescopeError("no feature is active in any held-out row, so there is nothing to send.")
+        raise SaescopeError("no feature is active in any held-out row, so there is nothing to encode.")
     own = encoded.within(encoded.fve - settings.epsilon)
     metrics: dict[str, Mapping[str, Metric]] = {
         "at_fve": at_fve(rows, code, own, settings.epsilon), "hierarchy": hierarchy(rows, code, context.seed),
@@ -92,7 +92,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 
 
 def at_fve(rows: Rows, code: SparseCode, own: DescriptionLength, epsilon: float) -> dict[str, Metric]:
-    """A description length at an FVE, and its parts."""
+    """Description length at an FVE, and its parts."""
 
     def plain(value: float, unit: str, direction: Direction, formula: str) -> Metric:
         return intervals.plain(value, unit=unit, direction=direction, formula=formula, n=own.n_rows)
@@ -110,7 +110,7 @@ def at_fve(rows: Rows, code: SparseCode, own: DescriptionLength, epsilon: float)
 
 
 def bits_metric(rows: Rows, code: SparseCode, step: float, formula: str) -> Metric:
-    """The entropy code's bits per row, with an interval over documents under the frequencies of all."""
+    """The entropy code's bits per row, with an interval over documents; frequencies are those of all rows."""
     n, bits = rows.units.n_rows, row_bits([code], step).numpy()
     return intervals.ratio(rows.sums(bits), n, n, unit="bits per row", direction="lower", formula=formula)
 
@@ -119,16 +119,16 @@ def at_ce(context: Context, coder: Coder, step: float, settings: Settings) -> di
     """Bits at the coarsest step of the ladder that costs at most `epsilon_ce` nats per token.
 
     Raises:
-        SaescopeError: there is no model, or none of the steps costs so little.
+        SaescopeError: there is no model, or every step costs more.
     """
     epsilon, steps = settings.epsilon_ce, [step * factor for factor in settings.ladder]
     exact = context.costs(coder).nats["spliced"].mean()
     found = context.costs_spliced([Quantised(coder, step) for step in steps])
     added = [float(one.nats["spliced"].mean() - exact) for one in found]
-    # of several that keep it by luck only those count that all finer ones keep too
+    # a step only counts if all finer steps keep the bound too
     good = [i for i in range(len(steps)) if all(cost <= epsilon for cost in added[i:])]
     if not good:
-        raise SaescopeError(f"the finest step that was tried costs {added[-1]:.3f} nats per token, more than {epsilon:g}.")
+        raise SaescopeError(f"the finest step tried costs {added[-1]:.3f} nats per token, more than {epsilon:g}.")
     first, n_tokens = good[0], len(found[0].unit)
     ladder = ", ".join(f"{factor:.3g}" for factor in settings.ladder)
     told = f"entropy code of the coarsest of {ladder} times at_fve's step that adds at most {epsilon:g} nats"
@@ -142,7 +142,7 @@ def at_ce(context: Context, coder: Coder, step: float, settings: Settings) -> di
 
 
 def hierarchy(rows: Rows, code: SparseCode, seed: int) -> dict[str, Metric]:
-    """Bits of the support, and what parents save of them, on documents by which none was chosen."""
+    """Bits of the support, and the bits saved by parents, on documents not used for choosing them."""
     from scipy.sparse import csr_array
 
     row, feature = code.rows().cpu().numpy(), code.feature.cpu().numpy()
@@ -170,7 +170,7 @@ def hierarchy(rows: Rows, code: SparseCode, seed: int) -> dict[str, Metric]:
 
 @dataclass(frozen=True)
 class Chances:
-    """The probabilities that a feature is active: at all, under its active parent, under its silent one."""
+    """Probabilities that a feature is active: overall, given an active parent, given an inactive parent."""
 
     alone: Float[np.ndarray, " d_sae"]
     on: Float[np.ndarray, " d_sae"]
@@ -191,7 +191,7 @@ def fitted(active: Any) -> tuple[Int64[np.ndarray, " d_sae"], Chances]:
         + (n - count[parent]) * _entropy((count[child] - pair + 0.5) / (n - count[parent] + 1)))
     parents, found = np.full(d_sae, -1, dtype=np.int64), np.zeros(d_sae)
     order = np.argsort(gain, kind="stable")
-    # to name a parent and send one more probability must pay
+    # the gain must exceed the cost of naming a parent and sending one more probability
     worth = math.log2(d_sae) + math.log2(max(n, 2)) / 2
     parents[child[order]] = np.where(gain[order] > worth, parent[order], -1)
     found[child[order]] = pair[order]
@@ -206,11 +206,11 @@ def fitted(active: Any) -> tuple[Int64[np.ndarray, " d_sae"], Chances]:
 def support_of_rows(
     active: Any, parents: Int64[np.ndarray, " d_sae"], chances: Chances
 ) -> tuple[Float[np.ndarray, " n_rows"], Float[np.ndarray, " n_rows"]]:
-    """What each row's support takes, features apart and under their parents, in bits.
+    """Bits of each row's support, coded independently and conditionally on parents.
 
     Args:
         active: a sparse matrix of ones `[n_rows, d_sae]`.
-        parents, chances: as `fitted` gives them.
+        parents, chances: from `fitted`.
     """
     from scipy.sparse import csr_array
 
@@ -221,7 +221,7 @@ def support_of_rows(
     alone = silent.sum() + active @ extra
     silent_off, extra_off = cost(chances.off)
     silent_on, extra_on = cost(chances.on)
-    # with its parent active a feature costs what it costs under it, and not what it costs without
+    # correct the cost of features whose parent is active
     has = np.flatnonzero(parents >= 0)
     by_parent = np.bincount(parents[has], silent_on[has] - silent_off[has], len(parents))
     children = csr_array((np.ones(len(has)), (has, parents[has])), shape=(len(parents), len(parents)))
@@ -231,7 +231,7 @@ def support_of_rows(
 
 
 def _entropy(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """In bits."""
+    """Binary entropy in bits."""
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
 

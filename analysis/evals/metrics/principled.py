@@ -2,25 +2,25 @@
 
 At one site, for each task:
 
-    sufficiency     mean metric with reconstructions in place of all activations, as a share of the clean one
-    necessity       1 − |m_mean − m| / |m_mean − m_clean|, m with activations at the mean of their position plus what the
-                    reconstruction leaves out, m_mean with the mean alone
-    variance        explained by the reconstruction at the edited position
+    sufficiency     mean metric with reconstructions in place of all activations, as a share of the clean metric
+    necessity       1 − |m_mean − m| / |m_mean − m_clean|; m: activations are the mean of their position plus the
+                    reconstruction error; m_mean: the mean alone
+    variance        variance explained by the reconstruction at the edited position
 
-and for each edit, at the position where the counterfactual's activation has most effect:
+For each edit, at the position where patching the counterfactual's activation has the largest effect:
 
-    agreement_k     share of the prompts in which the edit of k features out and k in (`principled.control`) prefers the
-                    same answer as the ground-truth edit, which patches the whole activation
-    effect_k        how much of what the ground truth moves the preference it moves
-    weight_k        what part of the reconstructions those features are: the smaller, the more surgical
+    agreement_k     share of prompts in which removing k features and adding k (`principled.control`) leads to the same
+                    preferred answer as the ground-truth edit, which patches the whole activation
+    effect_k        change of the preference, relative to the ground-truth edit
+    weight_k        share of the reconstructions made up by the edited features; smaller means more surgical
     side_effects_k  KL(ground truth ‖ edited) of the next token
-    placebo         the same with random directions as long as the edit of most features
+    placebo         the same with random directions of the same norm as the largest edit
 
-    f1              the best feature's F1 with each attribute (any union of values), at the position edited: the mean over
+    f1              best feature's F1 with each attribute (any union of values), at the edited position, averaged over
                     attributes; `occluded` and `split` as in `principled.attributes`
 
-References: supervised dictionaries by MSE codes, by mean codes (difference in means), and no edit at all. The paper's
-cross-sections are heads; here it is the residual stream, or whatever the SAE reads.
+References: supervised dictionaries with MSE codes, with mean codes (difference in means), and no edit. The paper's
+cross-sections are attention heads; here it is the residual stream, or whatever the SAE reads.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ from sae.errors import SaescopeError
 
 @dataclass(frozen=True)
 class Settings:
-    """How many prompts, and how many features are changed."""
+    """Numbers of prompts, and of features edited."""
 
     ks: tuple[int, ...] = (1, 4)
     n_train: int = 96
@@ -64,10 +64,10 @@ class _All:
 
 
 def _prepare(context: Context, settings: Settings) -> _All:
-    """Every task that the model does.
+    """Prepare every task that the model can do.
 
     Raises:
-        SaescopeError: it does none.
+        SaescopeError: it can do none.
     """
     found, notes = [], []
     for task in known_tasks(context.model):
@@ -83,7 +83,7 @@ def _prepare(context: Context, settings: Settings) -> _All:
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """All tests of a dictionary."""
+    """Run all tests on a dictionary."""
     prepared = context.once("principled", partial(_prepare, context, settings))
     metrics: dict[str, Mapping[str, Metric]] = {}
     details: list[Mapping[str, Any]] = []
@@ -105,7 +105,7 @@ def _units(tasks: list[Prepared]) -> dict[str, Units]:
 
 
 class _Coded:
-    """A dictionary's view of a task: codes of the test prompts, and of both ends of each edit."""
+    """A dictionary applied to a task: codes of the test prompts, and of source and target of each edit."""
 
     def __init__(self, prepared: Prepared, coder: Coder) -> None:
         self.prepared, self.coder = prepared, coder
@@ -119,11 +119,11 @@ class _Coded:
         return self.coder.decode(self.coder.encode(flat)).float().cpu().reshape(rows.target.shape)
 
     def codes(self, x: Float[Tensor, "n d_in"]) -> Any:
-        """A scipy CSR array."""
+        """Codes as a scipy CSR array."""
         return matrix(self.coder.encode(x.to(self.coder.W_dec.device)))
 
     def edits(self, edit: Edited, k: int) -> list[Edit]:
-        """The edit of k features out and k in, of each prompt."""
+        """For each prompt, the edit that removes at most k features and adds at most k."""
         here = self.prepared.rows.x[:, edit.at], self.prepared.rows.target[:, edit.at].double().numpy()
         source, target = self.codes(here[0]), self.codes(edit.rows.x)
         there = edit.rows.target.double().numpy()
@@ -203,7 +203,7 @@ def _mean(one: Prepared, values: Float64[np.ndarray, " n"], unit: str, direction
 
 
 def _interpretability(one: Prepared, coded: _Coded) -> tuple[dict[str, Metric], list[Mapping[str, Any]]]:
-    """Which attributes features stand for, at the positions edited, over training and test prompts."""
+    """How well features match attributes, at the edited positions, over training and test prompts."""
     values = np.concatenate([one.train_values, one.test.values])
     best, hidden, parts = [], 0, []
     records: list[Mapping[str, Any]] = []
@@ -243,7 +243,7 @@ def _interpretability(one: Prepared, coded: _Coded) -> tuple[dict[str, Metric], 
 
 
 def references(context: Context, settings: Settings) -> Mapping[str, Metrics]:
-    """Supervised dictionaries, and doing nothing."""
+    """Supervised dictionaries, and no edit."""
     prepared = context.once("principled", partial(_prepare, context, settings))
     out: dict[str, dict[str, Mapping[str, Metric]]] = {"supervised": {}, "difference in means": {}, "no edit": {}}
     for one in prepared.tasks:
@@ -261,14 +261,14 @@ def references(context: Context, settings: Settings) -> Mapping[str, Metrics]:
 
 
 def _supervised_change(one: Prepared, edit: Edited, kind: str) -> Float64[np.ndarray, "n d_out"]:
-    """Each changed attribute's code out, and its new one in."""
+    """Replace the code of each changed attribute by the new one."""
     dictionary = one.supervised(edit.at, kind)
     old, new = one.test.values, edit.target.values
     return np.sum([dictionary.edit(a, old[:, a], new[:, a]) for a in range(old.shape[1])], axis=0)
 
 
 def _as_all(one: Prepared, edit: Edited, found: Outcome, ks: tuple[int, ...], what: str) -> dict[str, Metric]:
-    """One figure, beside that of each k."""
+    """The same metrics for every k, for display next to the dictionary's."""
     return {name: value for k in ks for name, value in _figures(one, edit, found, f"_k{k}", what).items()}
 
 

@@ -1,8 +1,8 @@
-"""k-sparse probing on labels that need no network: classes of Python's tokens, topics, and labels of one's own corpus.
+"""k-sparse probing on labels that need no download: Python token classes, topics, and labels of the user's corpus.
 
-How well the k features whose means differ most tell a class from all others (Gurnee et al. 2305.01610; SAEBench
-2503.09532), on documents that neither the SAE nor the probe was trained on. A figure alone says little: raw channels and
-random dictionaries do well too, so that what counts is the gap over the controls. The skyline is a probe on the whole
+How well the k features with the largest difference of means separate a class from all others (Gurnee et al. 2305.01610;
+SAEBench 2503.09532), on documents that neither the SAE nor the probe was trained on. A score alone means little: raw
+channels and random dictionaries do well too, so look at the gap to the controls. The skyline is a probe on the whole
 activation.
 """
 
@@ -39,34 +39,34 @@ from training.corpus.tokens import Tokens
 from training.model.token_bytes import token_bytes
 
 CHOSEN_BY = {"accuracy": "difference of means", "scaled": "difference of means in standard deviations"}
-"""How features are chosen. By their means, as SAEBench and transformer-lens do, a few large and dense features may be
-chosen for every class of single tokens; in standard deviations no feature's scale matters."""
+"""How features are chosen. By difference of means, as in SAEBench and transformer-lens, a few large and dense features may
+be chosen for every token class; in units of standard deviations, feature scale doesn't matter."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is probed."""
+    """Numbers of features, examples and topics."""
 
     ks: tuple[int, ...] = (1, 2, 5)
     n_fit: int = 4000
-    """Rows, or stretches of rows, that the probes of one task are fitted on."""
+    """Rows, or stretches of rows, for fitting the probes of a task."""
     n_test: int = 8000
-    """And tested on."""
+    """Rows, or stretches of rows, for testing."""
     n_topics: int = 8
-    """Topics at most: those of most examples."""
+    """Maximum number of topics, most frequent first."""
 
 
 def tasks_of(context: Context, settings: Settings) -> list[Task]:
-    """The tasks that a corpus has labels for.
+    """Tasks that the corpus has labels for.
 
     Raises:
-        SaescopeError: it has none.
+        SaescopeError: the corpus has no labels.
     """
     train, test = (context.data_of(rows).tokens for rows in (context.train_rows, context.rows))
     if train.tokens is None or test.tokens is None:
         raise SaescopeError(
-            f"{context.trained.folder.name} was trained on activations that came without text, so nothing is known of its "
-            "rows that could be probed for."
+            f"{context.trained.folder.name} was trained on activations without text, so its rows have no labels to probe "
+            "for."
         )
     sides = ((context.train_rows, train, settings.n_fit), (context.rows, test, settings.n_test))
     found = [_token_task(context, sides), _topic_task(context, sides, settings.n_topics)]
@@ -102,7 +102,7 @@ def _topic_task(context: Context, sides: tuple[Side, ...], n_topics: int) -> Tas
     number = {name: i for i, name in enumerate(names)}
     examples: list[Examples] = []
     for side, (rows, document, topics, most) in enumerate(by_side):
-        # what is of no named topic counts among the others
+        # rows without one of these topics are negatives
         label = np.array([number.get(topic, len(names)) if topic is not None else len(names) for topic in topics])
         examples.append(stretch_examples(
             label.astype(np.int64), document, rows.seq, rows.unit, rows.units, most, context.seed + side))
@@ -110,14 +110,14 @@ def _topic_task(context: Context, sides: tuple[Side, ...], n_topics: int) -> Tas
 
 
 def _commonest(sides: list[list[str | None]], n: int) -> list[str]:
-    """The topics that most rows are of on that side where they are rarer."""
+    """The n most frequent topics, by the smaller of their counts on the two sides."""
     counts = [{t: topics.count(t) for t in set(topics) if t is not None} for topics in sides]
     shared = set(counts[0]) & set(counts[1])
     return sorted(shared, key=lambda t: (-min(count[t] for count in counts), t))[:n]
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """The balanced accuracy of probes on k features, the mean over the classes of each task."""
+    """Measure the balanced accuracy of k-sparse probes, averaged over each task's classes."""
     tasks = context.once("probing tasks", lambda: tasks_of(context, settings))
     metrics: dict[str, Mapping[str, Metric]] = {}
     details: list[Mapping[str, Any]] = []
@@ -134,7 +134,7 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 
 
 def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
-    """The same of probes on whole activations."""
+    """Skyline: probes on whole activations."""
     tasks = context.once("probing tasks", lambda: tasks_of(context, settings))
     return {"activation probe": {
         one.name: known(one, context.train_rows.x[one.fit.rows], context.rows.x[one.test.rows], settings.ks)
@@ -144,11 +144,11 @@ def skyline(context: Context, settings: Settings) -> Mapping[str, Metrics]:
 def scored(
     one: Task, fitted: Any, tested: Any, ks: Sequence[int]
 ) -> tuple[dict[str, Metric], list[Mapping[str, Any]]]:
-    """The figures of one task, and a record for each class and k.
+    """Metrics of one task, and a record per class and k.
 
     Args:
-        one: the labels.
-        fitted, tested: scipy arrays of codes `[n_rows, d_sae]`, of the rows of its two sides.
+        one: the task.
+        fitted, tested: scipy arrays of codes `[n_rows, d_sae]`, for the rows of its two sides.
         ks: numbers of features.
     """
     metrics: dict[str, Metric] = {}
@@ -162,7 +162,7 @@ def scored(
 
 
 def labels_of(one: Task, fitted: Any, tested: Any) -> Labels:
-    """A task's examples and their classes, for what single features say; arguments as in `scored`."""
+    """A task's examples and classes, for per-feature results; arguments as in `scored`."""
     return Labels(
         one.classes, one.fit.of_rows @ fitted, one.positive(one.fit), one.test.of_rows @ tested, one.positive(one.test))
 
@@ -170,7 +170,7 @@ def labels_of(one: Task, fitted: Any, tested: Any) -> Labels:
 def known(
     one: Task, fitted: Float[Tensor, "n_fit d"], tested: Float[Tensor, "n_test d"], ks: Sequence[int]
 ) -> dict[str, Metric]:
-    """What probes on whole activations reach: one figure, beside that of each k."""
+    """Score of probes on whole activations, repeated for every k."""
     found = _metric(one, dense_scores(one, fitted, tested), "probe on the whole activation")
     return {f"{name}_k{k}": found for name in CHOSEN_BY for k in ks}
 

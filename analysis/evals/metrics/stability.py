@@ -1,16 +1,15 @@
-"""Which features does another seed find again, and how much of the reconstruction do those carry?
+"""Stability across seeds: which features do other seeds find again, and how much of the reconstruction do they carry?
 
-Features are matched one to one with those of each other seed so that the sum of the cosines of their decoder rows is
-largest (the Hungarian method); of signed codes the cosine's size counts, of others its sign too. Over features that are
-active in some held-out row:
+Features are matched one to one with those of each other seed, maximising the sum of decoder cosines (Hungarian algorithm);
+signed codes use |cosine|, unsigned ones the cosine. Over features that are active in some held-out row:
 
-    pw_mcc      the mean cosine of a feature with its match, over pairs of seeds (pairwise MCC, 2505.20254); 0 without one
-    stable      share of features whose cosine, on average over the other seeds, is at least 0.7 (2501.16615)
-    carried     FVE with only the stable features left to say something, as a share of the FVE of all; likewise CE recovered
+    pw_mcc      mean cosine of a feature with its match, over pairs of seeds (pairwise MCC, 2505.20254); 0 without a match
+    stable      share of features whose cosine, averaged over the other seeds, is at least 0.7 (2501.16615)
+    carried     FVE with only the stable features varying, as a share of the FVE of all features; likewise CE recovered
 
-A feature that is left out is held at its mean over the rows, so that only what it says about single rows is lost. The
-same for random sets of as many features, which fire as often in the sum as chance will have it: what stable features carry
-says something where it exceeds that. Of random directions `pw_mcc` is not 0: the control `random` tells what it is.
+Features left out are held at their mean over the rows, so only their row-specific information is lost. The baseline is
+random sets with the same number of features; only what stable features carry beyond that is meaningful. `pw_mcc` isn't 0
+for random directions; see the control `random`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,45 +43,45 @@ STABLE = 0.7
 
 @dataclass(frozen=True)
 class Settings:
-    """How many seeds, and what is spliced in."""
+    """Numbers of seeds and random sets, and whether to measure cross-entropy."""
 
     seeds: int = 2
-    """Other seeds at most."""
+    """Maximum number of other seeds."""
     draws: int = 1
-    """Random sets of features."""
+    """Number of random feature sets."""
     ce: bool = True
-    """Whether what the stable features carry of the cross-entropy is measured too: a run of the model for each set."""
+    """Whether to measure CE recovered by the stable features too; costs one run of the model per set."""
 
 
 class Subset:
-    """A coder of which only some features vary; the others are held at what they add on average."""
+    """A coder in which only some features vary; the others contribute their average."""
 
     def __init__(self, coder: Coder, features: Bool[Tensor, " d_sae"], code: SparseCode) -> None:
-        """`code` is the coder's, of the rows that the average is over."""
+        """`code` is the coder's code of the rows to average over."""
         self.coder, self.features = coder, features
         self.offset = (coder.decode(code) - coder.decode(code.only(features))).mean(0)
 
     @property
     def d_sae(self) -> int:
-        """Of the coder."""
+        """The coder's number of features."""
         return self.coder.d_sae
 
     @property
     def W_dec(self) -> Tensor:
-        """Of the coder."""
+        """The coder's decoder."""
         return self.coder.W_dec
 
     def encode(self, x: Float[Tensor, "n d_in"]) -> SparseCode:
-        """What these features say."""
+        """Encode with these features only."""
         return self.coder.encode(x).only(self.features)
 
     def decode(self, code: SparseCode) -> Float[Tensor, "n d_out"]:
-        """With the average of the others."""
+        """Decode, adding the average contribution of the other features."""
         return self.coder.decode(code) + self.offset
 
 
 def run(context: Context, coder: Coder, settings: Settings) -> Found:
-    """Agreement between seeds; of the run itself also what stable features carry.
+    """Measure agreement between seeds and, for the run itself, what stable features carry.
 
     Raises:
         SaescopeError: there is no other seed of this run.
@@ -103,23 +102,23 @@ def run(context: Context, coder: Coder, settings: Settings) -> Found:
 
 
 def unfit(trained: TrainedSAE) -> str | None:
-    """Runs without another seed."""
+    """Reject runs without another seed."""
     if other_seeds(trained, root_of(trained)):
         return None
     return (
-        f"{trained.folder.name} is the only seed of its training that is here; train it again with another sae.seed (and "
-        "data.seed) and a name of its own."
+        f"{trained.folder.name} is the only seed of its training; train it again with another sae.seed (and data.seed) and "
+        "another name."
     )
 
 
 def facts(context: Context) -> Mapping[str, Any]:
-    """The weights of the other seeds."""
+    """Weight hashes of the other seeds."""
     runs = other_seeds(context.trained, root_of(context.trained))
     return {"seeds": sorted(str(weights_of(run)) for run in runs)}
 
 
 def seeds(context: Context, most: int) -> list[SAE]:
-    """The SAEs of other seeds of this run.
+    """Load the SAEs of other seeds of this run.
 
     Raises:
         SaescopeError: there are none.
@@ -138,7 +137,7 @@ def _another_random(context: Context, coder: Coder) -> SAE:
 
 
 def matched(context: Context, coder: Coder, other: Coder) -> Float[np.ndarray, " d_sae"]:
-    """The cosine of each feature with its match in another dictionary, 0 without one; NaN where it is never active."""
+    """Cosine of each feature with its match in another dictionary; 0 without a match, NaN if it is never active."""
     codes = [context.code(one) for one in (coder, other)]
     live = [(code.counts() > 0).cpu() for code in codes]
     signed = any(bool((code.value < 0).any()) for code in codes)
@@ -154,7 +153,7 @@ def matched(context: Context, coder: Coder, other: Coder) -> Float[np.ndarray, "
 
 
 def agreement(found: Float[np.ndarray, "n_seeds d_sae"], code: SparseCode) -> dict[str, Metric]:
-    """PW-MCC, and shares of stable features, of all and of activations."""
+    """PW-MCC, and the share of stable features and of their activations."""
     live = np.isfinite(found[0])
     mass = code.sums(code.value.abs()).double().cpu().numpy()
     stable = np.nan_to_num(found.mean(0)) >= STABLE
@@ -181,7 +180,7 @@ def agreement(found: Float[np.ndarray, "n_seeds d_sae"], code: SparseCode) -> di
 def carried(
     context: Context, coder: Coder, stable: Bool[Tensor, " d_sae"], settings: Settings
 ) -> tuple[dict[str, Metric], Mapping[str, Units]]:
-    """What the stable features keep of FVE and CE recovered, and what random sets of as many do."""
+    """FVE and CE recovered by the stable features and by random sets of the same size, relative to all features."""
     rows, code = context.rows, context.code(coder)
     sets = {"stable": [stable], "random": _random_sets(stable, (code.counts() > 0).cpu(), settings.draws, context.seed)}
     subsets = {name: [Subset(coder, features, code) for features in some] for name, some in sets.items()}
@@ -216,7 +215,7 @@ _TOLD = {"stable": "the stable features", "random": "random sets of as many live
 
 
 def _share_of_fve(rows: Rows, part: Float[Tensor, "n d_out"], whole: Float[Tensor, "n d_out"], name: str) -> Metric:
-    """FVE of one reconstruction over that of another."""
+    """Ratio of the FVEs of two reconstructions."""
     near, unit = rows.target.cpu().float().mean(0), torch.from_numpy(rows.unit)
     sums = []
     for x_hat in (part, whole):
@@ -231,7 +230,7 @@ def _share_of_fve(rows: Rows, part: Float[Tensor, "n d_out"], whole: Float[Tenso
 
 
 def _mean_of(metrics: Sequence[Metric]) -> Metric:
-    """The mean of several draws; the interval is the first's, moved there."""
+    """Mean over several draws; the interval is the first draw's, shifted to the mean."""
     values = [one.value for one in metrics if one.value is not None]
     mean, first = float(np.mean(values)), metrics[0]
     if first.value is None or first.low is None or first.high is None or len(metrics) == 1:
@@ -244,7 +243,7 @@ def _mean_of(metrics: Sequence[Metric]) -> Metric:
 def _random_sets(
     stable: Bool[Tensor, " d_sae"], live: Bool[Tensor, " d_sae"], draws: int, seed: int
 ) -> list[Bool[Tensor, " d_sae"]]:
-    """Sets of as many live features as are stable."""
+    """Random sets of live features, of the same size as the stable set."""
     rng, n = np.random.default_rng([seed, 7]), int(stable.sum())
     alive = np.flatnonzero(live.numpy())
     out = []
@@ -265,6 +264,6 @@ def _t_interval(values: Float[np.ndarray, " n"]) -> tuple[float | None, float | 
 
 
 EVALUATION = Evaluation(
-    "stability", "what other seeds find again", 1, Settings(), Settings(seeds=4, draws=3), run, controls=("random",),
+    "stability", "stability across seeds", 1, Settings(), Settings(seeds=4, draws=3), run, controls=("random",),
     unfit=unfit, per_feature=True, facts=facts, cost=(30.0, 120.0),
 )

@@ -1,1 +1,1 @@
-"""Tests of a dictionary against what is known of a task (Makelov, Lange & Nanda 2405.08366)."""
+"""Tests of a dictionary on tasks with known attributes (Makelov, Lange & Nanda 2405.08366)."""

@@ -1,11 +1,11 @@
-"""Which features stand for which attribute: F1, occlusion and splitting (2405.08366, §4.3 and §5).
+"""Which features represent which attributes: F1, occlusion and splitting (2405.08366, §4.3 and §5).
 
-A feature is scored by the F1 of "it is active" against "the attribute has one of these values". Of a union of values the
-best is found exactly: values exclude each other, so it is a prefix of them in the order of P(active | value).
+A feature is scored by the F1 of "feature active" as a predictor of "the attribute has one of these values". The best union
+of values is found exactly: values are mutually exclusive, so it is a prefix in the order of P(active | value).
 
-An attribute is *occluded* if a supervised dictionary holds it (its codes explain a share of the variance) but no feature
-stands for it, while one does for an attribute of larger codes: what is longer hides what is shorter. It is *split* if its
-values are spread over several features that are each right and each seldom active.
+An attribute is *occluded* if a supervised dictionary captures it (its codes have non-zero norm) but no feature represents
+it, while one represents an attribute with larger codes. It is *split* if its values are spread over several features that
+are precise but rarely active.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 MOST_VALUES = 10
-"""Values in a union at most, and no more than a quarter of all: a feature that is always active has an F1 of 0.4 with a
-quarter of the rows, and 0.95 with nine tenths."""
+"""Maximum values in a union, also limited to a quarter of all values: a feature that is always active has an F1 of 0.4 with
+a quarter of the rows, and 0.95 with nine tenths."""
 STANDS_FOR = 0.8
-"""F1 from which a feature stands for an attribute's values (the paper uses 0.6 to 0.8; what is always active has 0.67 with
-one of two values)."""
+"""Minimum F1 for a feature to represent an attribute's values (the paper uses 0.6 to 0.8; a feature that is always active
+has 0.67 with one of two values)."""
 RIGHT, COVERED = 0.9, 0.9
-"""Precision of the parts of a split value, and the share of its rows that they are to cover."""
+"""Minimum precision of the parts of a split value, and the share of its rows they must cover."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """The feature that goes best with values of an attribute."""
+    """The feature that best matches values of an attribute."""
 
     feature: int
     f1: float
@@ -36,7 +36,7 @@ class Best:
 def counts(
     active: Bool[np.ndarray, "n d"] | Any, values: Int64[np.ndarray, " n"], n_values: int
 ) -> Float64[np.ndarray, "n_values d"]:
-    """Rows with each value in which each feature is active; `active` may be a scipy array."""
+    """Number of rows with each value in which each feature is active; `active` may be a scipy array."""
     from scipy.sparse import csr_array
 
     one_hot = csr_array((np.ones(len(values)), (values, np.arange(len(values)))), shape=(n_values, len(values)))
@@ -47,12 +47,12 @@ def counts(
 def best_union(
     together: Float64[np.ndarray, " n_values"], of_value: Float64[np.ndarray, " n_values"], most: int | None = None
 ) -> tuple[float, tuple[int, ...]]:
-    """The union of a few values that goes best with a feature: its F1, and which they are.
+    """The union of a few values that best matches a feature: its F1, and the values.
 
     Args:
-        together: rows with each value in which the feature is active.
-        of_value: rows with each value.
-        most: values at most; None for `MOST_VALUES`.
+        together: number of rows with each value in which the feature is active.
+        of_value: number of rows with each value.
+        most: maximum number of values; None for the default (`MOST_VALUES`).
     """
     most = max(1, min(MOST_VALUES, len(of_value) // 4)) if most is None else most
     n_active = together.sum()
@@ -65,7 +65,7 @@ def best_union(
 
 
 def best_features(together: Float64[np.ndarray, "n_values d"], of_value: Float64[np.ndarray, " n_values"]) -> list[Best]:
-    """For each value the feature with the best F1."""
+    """For each value, the feature with the best F1."""
     n_active = together.sum(0)
     f1 = 2 * together / (n_active + of_value[:, None]).clip(min=1)
     return [Best(int(row.argmax()), float(row.max()), (value,)) for value, row in enumerate(f1)]
@@ -74,26 +74,25 @@ def best_features(together: Float64[np.ndarray, "n_values d"], of_value: Float64
 def explained(
     together: Float64[np.ndarray, "n_values d"], of_value: Float64[np.ndarray, " n_values"]
 ) -> Float64[np.ndarray, " d"]:
-    """The best F1 of each feature with any union of values."""
+    """Best F1 of each feature with any union of values."""
     return np.array([best_union(column, of_value)[0] for column in together.T])
 
 
 def occluded(norms: Float64[np.ndarray, " n_attributes"], f1: Float64[np.ndarray, " n_attributes"]) -> list[int]:
-    """The attributes that no feature stands for, though one does for an attribute of larger codes.
+    """Attributes that no feature represents, although one represents an attribute with larger codes.
 
     Args:
-        norms: of the attributes' supervised codes (root mean square over examples).
-        f1: the best of any feature with each.
+        norms: norms of the attributes' supervised codes (root mean square over examples).
+        f1: best F1 of any feature with each attribute.
     """
     found = norms[f1 >= STANDS_FOR]
     return [a for a in range(len(norms)) if f1[a] < STANDS_FOR and norms[a] > 0 and (found > norms[a]).any()]
 
 
 def n_parts(active: Bool[np.ndarray, "n d"], present: Bool[np.ndarray, " n"]) -> int | None:
-    """Into how many features a value is split: 1 if one covers it; None if right ones together do not.
+    """Number of features a value is split into: 1 if a single one covers it; None if precise features don't cover it.
 
-    Features of precision 0.9 and more are taken, each time that which covers most rows not covered yet, until 0.9 of the
-    rows with the value are.
+    Greedy set cover with features of precision at least 0.9, until they cover 0.9 of the rows with the value.
     """
     inside = active[present].astype(np.int64)
     fires = active.sum(0)

@@ -1,14 +1,14 @@
-"""Sparse control: changing an attribute of an activation by switching a few features (2405.08366, §4.2).
+"""Sparse control: change an attribute of an activation by editing a few features (2405.08366, §4.2).
 
-The source a_s and the target a_t are activations of two prompts that differ in one attribute. Out of the features active in
-either, at most k are taken out of a_s and at most k of those of a_t are put in,
+The source a_s and the target a_t are activations of two prompts that differ in one attribute. At most k features active in
+the source are removed and at most k features active in the target are added:
 
     a' = a_s − Σ_R f_i(s) u_i + Σ_A f_j(t) u_j          |R|, |A| ≤ k
 
-greedily, each step the one that brings a' nearest to a_t in squared distance, until none does; a feature active in both may
-take its new value in one step, which counts as one out and one in. What the edit *weighs* is how much of the
-reconstructions the changed features make up, each one's part in â − b being ⟨f u, â − b⟩ / ‖â − b‖² (the parts of all
-active features sum to 1): the smaller, the more surgical.
+Features are chosen greedily, each step minimising the squared distance of a' to a_t, until none reduces it. A feature
+active in both can take its new value in one step, which counts as one removal and one addition. The *weight* of an edit is
+the share of the reconstructions made up by the edited features; a feature's share of â − b is ⟨f u, â − b⟩ / ‖â − b‖² (the
+shares of all active features sum to 1). Smaller means more surgical.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Edit:
     """One example's edit.
 
     Attributes:
-        change: what is added to the source.
-        removed, added: numbers of the features taken out and put in.
-        weight: Σ of the parts that they have in the reconstructions they are taken from or come from.
+        change: vector added to the source.
+        removed, added: indices of the removed and added features.
+        weight: sum of |share| of the removed features in the source's and of the added ones in the target's reconstruction.
     """
 
     change: Float64[np.ndarray, " d"]
@@ -43,13 +43,13 @@ class Active:
 
     @property
     def part(self) -> Float64[np.ndarray, " n"]:
-        """Of each in what all of them make up, â − b."""
+        """Share of each feature in their sum, â − b."""
         total = self.vector.sum(0)
         return self.vector @ total / max(float(total @ total), 1e-30)
 
 
 def active(codes: Any, row: int, W_dec: Float64[np.ndarray, "d_sae d"]) -> Active:
-    """What is active in a row of a scipy CSR array `[n, d_sae]`."""
+    """Active features in a row of a scipy CSR array `[n, d_sae]`."""
     mine = slice(codes.indptr[row], codes.indptr[row + 1])
     feature = codes.indices[mine].astype(np.int64)
     return Active(feature, codes.data[mine][:, None] * W_dec[feature])
@@ -58,7 +58,7 @@ def active(codes: Any, row: int, W_dec: Float64[np.ndarray, "d_sae d"]) -> Activ
 def greedy_edit(
     source: Float64[np.ndarray, " d"], target: Float64[np.ndarray, " d"], of_source: Active, of_target: Active, k: int
 ) -> Edit:
-    """The edit of at most k features out and k in; see the head of this file."""
+    """The greedy edit that removes and adds at most k features each; see the module docstring."""
     moves, cost, features = _moves(of_source, of_target)
     gram, left = moves @ moves.T, target - source
     # ‖left − move‖² − ‖left‖² of each
@@ -71,7 +71,7 @@ def greedy_edit(
         chosen.append(best)
         change = change + 2 * gram[best]
         room = room - cost[best]
-        # a feature is taken out once, and put in once
+        # a feature is removed at most once and added at most once
         allowed &= (features != features[best]) | (cost + cost[best] <= 1).all(1)
     removed, added = (tuple(int(features[c]) for c in chosen if cost[c, side]) for side in (0, 1))
     parts = [dict(zip(one.feature.tolist(), one.part, strict=True)) for one in (of_source, of_target)]
@@ -82,7 +82,7 @@ def greedy_edit(
 def _moves(
     a: Active, b: Active
 ) -> tuple[Float64[np.ndarray, "n d"], Int64[np.ndarray, "n two"], Int64[np.ndarray, " n"]]:
-    """What each step may add, how many features it takes out and puts in, and whose; last those that do both at once."""
+    """Candidate steps: vector, (removals, additions), and feature; steps that do both come last."""
     _, in_a, in_b = np.intersect1d(a.feature, b.feature, return_indices=True)
     vectors = [-a.vector, b.vector, b.vector[in_b] - a.vector[in_a]]
     kinds = [np.tile(cost, (len(v), 1)) for cost, v in zip(([1, 0], [0, 1], [1, 1]), vectors, strict=True)]
@@ -91,6 +91,6 @@ def _moves(
 
 
 def norm_matched(change: Float64[np.ndarray, "n d"], seed: int) -> Float64[np.ndarray, "n d"]:
-    """Random directions as long as each change: the placebo of an edit."""
+    """Random directions with the norm of each change: the placebo of an edit."""
     drawn = np.random.default_rng(seed).normal(size=change.shape)
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True) * np.linalg.norm(change, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What is the same for every dictionary that is tested on a task: prompts, activations, ground-truth edits, baselines."""
+"""Shared inputs of all dictionaries tested on a task: prompts, activations, ground-truth edits, baselines."""
 
 from dataclasses import dataclass, field
 
@@ -15,21 +15,21 @@ from training.model.language_model import Model
 from training.site import Site, SiteRows
 
 ACCURACY = 0.75
-"""Share of the prompts that the model must get right: what it cannot do, no dictionary can control."""
+"""Share of prompts that the model must get right: no dictionary can control what the model can't do."""
 
 
 @dataclass(frozen=True)
 class Edited:
-    """An edit of a task's test prompts, and what patching the counterfactual's activation does.
+    """An edit of a task's test prompts, and the effect of patching in the counterfactual's activation.
 
     Attributes:
-        name: of the edit.
+        name: name of the edit.
         target: the counterfactual prompts.
-        at: the position at which things are edited: that where patching moves the answer most, on training prompts.
-        rows: of the counterfactual, at that position.
+        at: edited position: where patching has the largest effect on the answer, on training prompts.
+        rows: rows of the counterfactual prompts at that position.
         before: preference for the counterfactual's answer, unedited.
-        logits: behind the ground-truth edit.
-        after: the preference then.
+        logits: logits after the ground-truth edit.
+        after: preference after the ground-truth edit.
     """
 
     name: str
@@ -42,23 +42,23 @@ class Edited:
     answers: tuple[Int64[Tensor, "n n_answers"], Int64[Tensor, "n n_answers"]] = field(repr=False)
 
     def preference(self, logits: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
-        """For the counterfactual's answer over the prompt's own."""
+        """Preference for the counterfactual's answer over the prompt's own."""
         return preference(logits, *self.answers)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task at a site.
+    """A task prepared at a site.
 
     Attributes:
         task: the task.
-        run: the test prompts.
-        test: their values and answers.
-        rows: their activations at every position.
-        train_values, train_rows: of the prompts that supervised dictionaries are fitted on.
-        clean, mean: the metric (right over wrong answer) of each prompt: as it is, and with every activation at the mean
-            of its position.
-        edits: of the task.
+        run: runs of the test prompts.
+        test: values and answers of the test prompts.
+        rows: activations of the test prompts at every position.
+        train_values, train_rows: values and rows of the prompts for fitting supervised dictionaries.
+        clean, mean: metric (right minus wrong answer) of each prompt, clean and with all activations at the mean of their
+            position.
+        edits: edits of the task.
     """
 
     task: Known
@@ -76,17 +76,17 @@ class Prepared:
         return preference(logits, self.test.answers, self.test.wrong)
 
     def supervised(self, at: int, kind: str) -> Supervised:
-        """The supervised dictionary of one position, by `mean` or `mse` codes."""
+        """The supervised dictionary at one position, with `mean` or `mse` codes."""
         acts = self.train_rows.target[:, at].double().numpy()
         make = mean_codes if kind == "mean" else mse_codes
         return make(acts, self.train_values, self.task.n_values)
 
     def means(self) -> Float[Tensor, "n_ctx d_out"]:
-        """The mean activation of each position, over training prompts."""
+        """Mean activation at each position, over training prompts."""
         return self.train_rows.target.mean(0)
 
     def reconstruction(self, kind: str) -> Float[Tensor, "n n_ctx d_out"]:
-        """â of the test prompts by supervised dictionaries, one for each position."""
+        """Reconstructions of the test prompts by supervised dictionaries, one per position."""
         parts = [self.supervised(p, kind).reconstruct(self.test.values) for p in range(self.test.tokens.shape[1])]
         return torch.from_numpy(np.stack(parts, 1)).float()
 
@@ -95,16 +95,16 @@ def prepare(task: Known, model: Model, site: Site, n_train: int, n_test: int, n_
     """Draw prompts, run them, and patch.
 
     Args:
-        n_train: prompts that supervised dictionaries are fitted on.
-        n_test: prompts that things are tested on.
-        n_place: training prompts on which the position of each edit is chosen.
+        n_train: prompts for fitting supervised dictionaries.
+        n_test: prompts for testing.
+        n_place: training prompts for choosing the position of each edit.
 
     Raises:
-        SaescopeError: the model does not do the task.
+        SaescopeError: the model can't do the task.
     """
     train, test = (draw_examples(task, model, n, s) for n, s in ((n_train, 2 * seed), (n_test, 2 * seed + 1)))
     if train.tokens.shape[1] != test.tokens.shape[1]:
-        raise SaescopeError(f"The prompts of {task.name} have no usual length in the tokens of {model.name}.")
+        raise SaescopeError(f"The prompts of {task.name} have no common length in tokens of {model.name}.")
     run, fitted = Prompted(model, site, test.tokens), Prompted(model, site, train.tokens)
     rows, train_rows = run.rows(), fitted.rows()
     logits = run.logits()
@@ -112,8 +112,8 @@ def prepare(task: Known, model: Model, site: Site, n_train: int, n_test: int, n_
     right = float((clean > 0).float().mean())
     if right < ACCURACY:
         raise SaescopeError(
-            f"{model.name} gets {right:.0%} of {len(test)} prompts of {task.name} right, and {ACCURACY:.0%} are needed: "
-            "what the model cannot do, no dictionary can control."
+            f"{model.name} gets {right:.0%} of {len(test)} prompts of {task.name} right, but {ACCURACY:.0%} are needed: "
+            "no dictionary can control what the model can't do."
         )
     places = {name: _place(task, fitted, train, name, n_place, seed) for name in task.edits}
     with run.replayed():
@@ -139,7 +139,7 @@ def _edited(
 def _place(
     task: Known, fitted: Prompted, train: Examples, name: str, n_place: int, seed: int
 ) -> int:
-    """Where patching the counterfactual's activation moves the answer most: a token that differs, the next, or the last."""
+    """Position where patching has the largest effect on the answer: a token that differs, the next one, or the last."""
     some = slice(n_place)
     source = Examples(train.tokens[some], train.values[some], train.answers[some], train.wrong[some], train.seeds[some])
     target = counterfactual(task, fitted.model, source, name, seed)
@@ -154,11 +154,11 @@ def _place(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an edit did to each prompt, beside what the ground truth did.
+    """Effect of an edit on each prompt, compared with the ground-truth edit.
 
     Attributes:
-        agrees: whether the same of the two answers is preferred.
-        moved: by how much the preference moved.
+        agrees: whether both lead to the same preferred answer.
+        moved: change of the preference.
         side_effects: KL(ground truth ‖ edited) of the next token, in nats.
     """
 
@@ -168,7 +168,7 @@ class Outcome:
 
 
 def outcome(prepared: Prepared, edit: Edited, change: Float64[np.ndarray, "n d_out"] | None) -> Outcome:
-    """Add a change to the test prompts' activations at the edit's position, and see; None changes nothing."""
+    """Add a change to the test prompts' activations at the edit's position, and measure its effect; None is no change."""
     new = prepared.rows.target.clone()
     if change is not None:
         new[:, edit.at] += torch.from_numpy(change).float()

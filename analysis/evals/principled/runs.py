@@ -1,4 +1,4 @@
-"""Runs of a model on a task's prompts with the site's activations replaced, and what is read off the logits."""
+"""Runs of a model on a task's prompts with the site's activations replaced, and metrics on the logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Prompted:
 
     Attributes:
         model, site: where activations are replaced.
-        tokens: of the prompts.
+        tokens: token ids of the prompts.
     """
 
     model: Model
@@ -29,7 +29,7 @@ class Prompted:
 
     @property
     def kept(self) -> Bool[Tensor, "n n_ctx"]:
-        """Positions whose activations may be replaced: all but special tokens."""
+        """Mask of positions whose activations may be replaced: all but special tokens."""
         special = torch.tensor(sorted(self.model.special_ids), dtype=torch.long)
         return ~torch.isin(self.tokens, special)
 
@@ -42,11 +42,11 @@ class Prompted:
     def logits(
         self, target: Float[Tensor, "n n_ctx d_out"] | None = None, at: int | None = None
     ) -> Float[Tensor, "n d_vocab"]:
-        """Logits behind the last token, with the site's target replaced.
+        """Last-position logits, with the site's target replaced.
 
         Args:
-            target: the new activations; None for none.
-            at: the one position that is replaced; None for all that are not special.
+            target: new activations; None changes nothing.
+            at: the only position to replace; None replaces all that aren't special tokens.
         """
         if target is None:
             return self.model.last_logits(self.tokens)[:, 0].float().cpu()
@@ -59,7 +59,7 @@ class Prompted:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """While open, what lies before the site runs once."""
+        """While open, everything before the site runs only once."""
         with self.model.replayed(self.site.hooks):
             yield
 
@@ -67,7 +67,7 @@ class Prompted:
 def preference(
     logits: Float[Tensor, "n d_vocab"], first: Int64[Tensor, "n n_first"], second: Int64[Tensor, "n n_second"]
 ) -> Float[Tensor, " n"]:
-    """Mean logit of the first answers less that of the second; −1 stands for no answer."""
+    """Mean logit of the first answers minus that of the second; −1 is padding."""
     return _mean(logits, first) - _mean(logits, second)
 
 

@@ -1,13 +1,13 @@
 """Tasks whose prompts have known attributes, and edits that change some of them (2405.08366, §2).
 
     ioi   When Mary and John went to the store, John gave a drink to → Mary
-          attributes: who receives, who gives, who is named first (the receiver: 0, the giver: 1)
-          edits: receiver, another name; giver, the other of the two (who is named first stays, so that all three change)
+          attributes: receiver, giver, who is named first (the receiver: 0, the giver: 1)
+          edits: receiver, a new name; giver, the other of the two (the name order stays, so all three attributes change)
     sva   We think that the author near the houses → is, was, has
-          attributes: number, number of the noun between, subject, noun between
+          attributes: number, number of the intervening noun, subject, intervening noun
           edit: number
 
-The words are those of circuits' templates (`analysis.circuits.tasks.builtin`); all prompts of a task have one length.
+Words are those of the circuit tasks (`analysis.circuits.tasks.builtin`); all prompts of a task have the same length.
 """
 
 from collections import Counter
@@ -37,25 +37,25 @@ from sae.errors import SaescopeError
 from training.model.language_model import Model
 
 Values = tuple[int, ...]
-"""One for each attribute."""
+"""One value per attribute."""
 MOST_NAMES = 12
-"""Names, so that each is seen often in few prompts; likewise nouns."""
+"""Maximum number of names and of nouns, so that each occurs often even in few prompts."""
 _DRAWS = 40
 
 
 @dataclass(frozen=True)
 class Known:
-    """A task whose prompts are made of attributes.
+    """A task whose prompts are defined by attributes.
 
     Attributes:
-        name: of the task.
-        attributes: their names.
-        n_values: how many values each has.
-        draw: values of a random prompt.
-        text: the prompt of some values; words that carry none of them are drawn from the generator.
-        answers: what continues it, each one token.
-        wrong: what a model that mistakes it would say.
-        edits: by name, the values of the counterfactual.
+        name: name of the task.
+        attributes: attribute names.
+        n_values: number of values of each attribute.
+        draw: draws the values of a random prompt.
+        text: builds the prompt for some values; all other words are drawn from the generator.
+        answers: right answers, single tokens.
+        wrong: wrong answers to compare with.
+        edits: by name, function that gives the counterfactual's values.
     """
 
     name: str
@@ -69,10 +69,10 @@ class Known:
 
 
 def known_tasks(model: Model) -> list[Known]:
-    """The tasks in the words of a model that are single tokens.
+    """The tasks, with words that are single tokens of the model.
 
     Raises:
-        SaescopeError: it has too few of them.
+        SaescopeError: too few words are single tokens.
     """
     found = {kind: single_tokens(list_, model) for kind, list_ in {
         "names": NAMES, "places": MEETING_PLACES, "presents": PRESENTS, "people": PEOPLE, "things": PLACES_AND_THINGS,
@@ -80,8 +80,8 @@ def known_tasks(model: Model) -> list[Known]:
     few = [kind for kind, words in found.items() if len(words) < 3]
     if few:
         raise SaescopeError(
-            f"The tokenizer of {model.name} has {len(found[few[0]])} of the {few[0]} that prompts of the tasks are made of "
-            "as single tokens: principled tests are made with a model that has words."
+            f"The tokenizer of {model.name} has only {len(found[few[0]])} of the tasks' {few[0]} as single tokens: run "
+            "principled tests with a model whose tokens are words."
         )
     return [_ioi(found), _sva(found)]
 
@@ -132,13 +132,13 @@ def _sva(words: Mapping[str, Sequence[Word]]) -> Known:
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts of a task as tokens.
+    """Tokenised prompts of a task.
 
     Attributes:
-        tokens: of the prompts; the answer is read behind the last.
-        values: of each attribute.
-        answers, wrong: their tokens, −1 where there are fewer.
-        seeds: of each prompt's other words, so that a counterfactual has the same ones.
+        tokens: token ids; the answer is the next token.
+        values: value of each attribute.
+        answers, wrong: answer tokens, padded with −1.
+        seeds: seed of each prompt's other words, so that the counterfactual has the same ones.
     """
 
     tokens: Int64[Tensor, "n n_ctx"]
@@ -152,10 +152,10 @@ class Examples:
 
 
 def draw_examples(task: Known, model: Model, n: int, seed: int) -> Examples:
-    """Random prompts, all of one length.
+    """Draw random prompts, all of the same length.
 
     Raises:
-        SaescopeError: hardly any prompts have one length.
+        SaescopeError: too few prompts have the same length.
     """
     random = Random(f"{task.name} {seed}")
     drawn = [(task.draw(random), random.randrange(2**31)) for _ in range(2 * n + _DRAWS)]
@@ -164,12 +164,12 @@ def draw_examples(task: Known, model: Model, n: int, seed: int) -> Examples:
     usual = min(lengths, key=lambda length: (-lengths[length], length))
     kept = [one for one, tokens in zip(drawn, ids, strict=True) if len(tokens) == usual][:n]
     if len(kept) < n:
-        raise SaescopeError(f"Of {len(drawn)} prompts of {task.name}, {len(kept)} have one length; {n} are needed.")
+        raise SaescopeError(f"Only {len(kept)} of {len(drawn)} prompts of {task.name} have the same length, not {n}.")
     return examples_of(task, model, [values for values, _ in kept], [own for _, own in kept])
 
 
 def examples_of(task: Known, model: Model, values: Sequence[Values], seeds: Sequence[int]) -> Examples:
-    """The prompts of some values."""
+    """Tokenised prompts for the given values."""
     texts = [task.text(one, Random(own)) for one, own in zip(values, seeds, strict=True)]
     tokens = torch.tensor(encode(model, texts))
     answers, wrong = (
@@ -178,7 +178,7 @@ def examples_of(task: Known, model: Model, values: Sequence[Values], seeds: Sequ
 
 
 def _answer_ids(model: Model, prompt: str, answers: Sequence[tuple[str, ...]]) -> Int64[Tensor, "n n_answers"]:
-    """The tokens of answers behind a prompt; those that are several tokens are left out."""
+    """Tokens of answers after a prompt, padded with −1; multi-token answers are skipped."""
     distinct = sorted({one for some in answers for one in some})
     token = dict(zip(distinct, answer_tokens(model, prompt, distinct), strict=True))
     rows = [[t for one in some if (t := token[one]) is not None] for some in answers]
@@ -187,7 +187,7 @@ def _answer_ids(model: Model, prompt: str, answers: Sequence[tuple[str, ...]]) -
 
 
 def counterfactual(task: Known, model: Model, examples: Examples, edit: str, seed: int) -> Examples:
-    """The same prompts with an edit's attributes changed."""
+    """The same prompts with the edit's attributes changed."""
     random = Random(f"{task.name} {edit} {seed}")
     values = [task.edits[edit](tuple(one), random) for one in examples.values.tolist()]
     return examples_of(task, model, values, examples.seeds)

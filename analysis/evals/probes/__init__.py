@@ -1,1 +1,1 @@
-"""Linear probes on activations and on sparse codes, and the labels they are fitted to."""
+"""Linear probes on activations and sparse codes, and their labels."""

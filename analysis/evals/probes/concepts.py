@@ -1,7 +1,7 @@
-"""Which of some labels each single feature tells best: the area under its ROC curve, and its F1.
+"""The label that each single feature predicts best: AUROC and F1.
 
-The label is chosen by the area on the examples that probes are fitted on, and the figures are of the others, so that the
-best of many labels is not best by chance. Of signed codes the better side counts, as a feature of its own.
+The label is chosen by AUROC on the fitting examples and scored on the test examples, so that the best of many labels isn't
+best by chance. For signed codes each sign counts as its own feature, and the better one is used.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float64, Int64
 from analysis.evals.common.result import PerFeature
 
 LEAST_FIRES = 10
-"""Examples to fit on in which a feature must be active for anything to be said of it."""
+"""Minimum fitting examples in which a feature must be active to be scored."""
 
 
 class Labels(NamedTuple):
-    """One task: examples of both sides, as scipy arrays of codes `[n, d_sae]`, and which of them are of which class."""
+    """One task: examples of both sides, as scipy arrays of codes `[n, d_sae]`, and their classes."""
 
     classes: tuple[str, ...]
     fitted: Any
@@ -27,13 +27,13 @@ class Labels(NamedTuple):
 
 
 def concepts(tasks: Sequence[Labels], of: str, prefix: str, title: str = "") -> dict[str, PerFeature]:
-    """The label that each feature tells best, among those of all tasks, and how well.
+    """The label that each feature predicts best, among those of all tasks, and how well.
 
     Args:
-        tasks: over the same features.
+        tasks: tasks over the same features.
         of: what is labelled, for the formulas.
-        prefix: what the columns' names begin with.
-        title: what their titles begin with.
+        prefix: prefix of the column names.
+        title: prefix of the column titles.
     """
     names = [name for one in tasks for name in one.classes]
     d_sae = tasks[0].fitted.shape[1]
@@ -42,7 +42,7 @@ def concepts(tasks: Sequence[Labels], of: str, prefix: str, title: str = "") -> 
     tested = np.concatenate([areas(one.tested, one.y_test) for one in halves])
     f1 = np.concatenate([f1_when_active(one.tested, one.y_test) for one in halves])
     n_active = np.concatenate([np.tile(_fires(one.fitted), (len(one.classes), 1)) for one in halves])
-    # the positive halves of all features stand before the negative ones
+    # positive halves of all features come before negative ones
     best = chosen_by.argmax(0)
     half = np.arange(d_sae) + d_sae * (chosen_by.max(0)[:d_sae] < chosen_by.max(0)[d_sae:])
     place = best[half], half
@@ -60,7 +60,7 @@ def concepts(tasks: Sequence[Labels], of: str, prefix: str, title: str = "") -> 
 
 
 def areas(codes: Any, y: Bool[np.ndarray, "n n_classes"]) -> Float64[np.ndarray, "n_classes d_sae"]:
-    """P(v of a positive > v of a negative) + ½ P(equal) for each class and feature, silent examples being 0.
+    """AUROC, P(v of a positive > v of a negative) + ½ P(equal), for each class and feature; inactive is 0.
 
     Exact, by ranks (Mann and Whitney 1947); NaN for a class without positives or without negatives.
     """
@@ -90,7 +90,7 @@ def areas(codes: Any, y: Bool[np.ndarray, "n n_classes"]) -> Float64[np.ndarray,
 def _shared(
     rank: Float64[np.ndarray, " nnz"], feature: Int64[np.ndarray, " nnz"], value: Float64[np.ndarray, " nnz"]
 ) -> Float64[np.ndarray, " nnz"]:
-    """Ranks with their mean for values of a feature that are equal; these stand side by side."""
+    """Average the ranks of ties: equal values of a feature, which are adjacent."""
     begins = np.ones(len(rank), dtype=bool)
     begins[1:] = (feature[1:] != feature[:-1]) | (value[1:] != value[:-1])
     group = begins.cumsum() - 1
@@ -99,7 +99,7 @@ def _shared(
 
 
 def f1_when_active(codes: Any, y: Bool[np.ndarray, "n n_classes"]) -> Float64[np.ndarray, "n_classes d_sae"]:
-    """The F1 of "the feature is active" for each class."""
+    """F1 of "the feature is active" for each class."""
     active = (codes != 0).astype(np.float64)
     said = np.asarray(active.sum(0)).reshape(-1)
     right = (active.T @ y.astype(np.float64)).T
@@ -107,7 +107,7 @@ def f1_when_active(codes: Any, y: Bool[np.ndarray, "n n_classes"]) -> Float64[np
 
 
 def _halves(one: Labels) -> Labels:
-    """The positive and the negative sides of all features, as features side by side."""
+    """Split features into positive and negative halves, concatenated."""
     from scipy.sparse import hstack
 
     fitted, tested = (hstack([codes.maximum(0), (-codes).maximum(0)], format="csr") for codes in (one.fitted, one.tested))

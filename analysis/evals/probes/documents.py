@@ -1,4 +1,4 @@
-"""What is known of the tokens of a corpus: their class in Python source, and the topic of their document."""
+"""Labels of a corpus's tokens: their class in Python source, and the topic of their document."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from training.corpus.tokens import Tokens
 
 _STDLIB = "python-stdlib"
 _LEAST_SHARE = 0.5
-"""Share of a text that must parse for it to be Python source; the end may be cut off anywhere."""
+"""Minimum share of a text that must parse to count as Python source; it may be truncated anywhere."""
 _MOST_LINES_CUT = 60
 
 
@@ -25,16 +25,16 @@ class DocumentFacts(NamedTuple):
 
     label: str
     module: str | None = None
-    """Of the standard library that it is a piece of."""
+    """Standard-library module that it is an excerpt of."""
 
 
 def documents_of(tokens: Tokens) -> list[DocumentFacts]:
-    """The documents of a corpus by number; none of one without text."""
+    """Documents of a corpus, by index; empty for a corpus without text."""
     if tokens.folder is None:
         return []
     lines = (tokens.folder / "documents.jsonl").read_text(encoding="utf-8").splitlines()
     kinds = [source.get("kind") for source in tokens.made_from.get("corpus", {}).get("sources", [])]
-    # in a mixture labels begin with their source
+    # in a mixture, labels are prefixed with their source
     begin = "" if kinds == [_STDLIB] else f"{_STDLIB}: "
     labels = [json.loads(line)["label"] for line in lines]
     return [DocumentFacts(label, _module_name(label, begin) if _STDLIB in kinds else None) for label in labels]
@@ -46,12 +46,12 @@ def _module_name(label: str, begin: str) -> str | None:
 
 
 def corpus_classes(tokens: Tokens, pieces: Sequence[bytes], seqs: Int64[np.ndarray, " n"]) -> Int8[np.ndarray, "n n_ctx"]:
-    """The class of each token of some sequences (`python_text.CLASSES`), `NONE` where it has none or nobody knows.
+    """Class of each token of some sequences (`python_text.CLASSES`), `NONE` if it has none or is unknown.
 
     Args:
-        tokens: of a corpus with text.
-        pieces: the bytes of each token of the vocabulary.
-        seqs: numbers of the sequences.
+        tokens: tokens of a corpus with text.
+        pieces: bytes of each token of the vocabulary.
+        seqs: indices of the sequences.
     """
     assert tokens.folder is not None and tokens.tokens is not None
     out = np.full(tokens.eligible.shape, NONE, dtype=np.int8)
@@ -70,10 +70,10 @@ def corpus_classes(tokens: Tokens, pieces: Sequence[bytes], seqs: Int64[np.ndarr
 
 
 def text_classes(text: bytes, facts: DocumentFacts) -> Int8[np.ndarray, " n_bytes"] | None:
-    """The class of each byte of a document's first tokens; None if it is no Python source that can be told.
+    """Class of each byte of a document's first tokens; None if it isn't recognised as Python source.
 
-    A piece of the standard library is read in its module, so that one that begins inside a string is told rightly; any
-    other text by itself, up to the last line to which it parses.
+    An excerpt of the standard library is looked up in its module, so that one that starts inside a string is classified
+    correctly. Any other text is parsed by itself, up to the last line to which it parses.
     """
     if facts.module is not None:
         module = _module(facts.module)
@@ -89,7 +89,7 @@ def text_classes(text: bytes, facts: DocumentFacts) -> Int8[np.ndarray, " n_byte
 
 @lru_cache(maxsize=512)
 def _module(name: str) -> tuple[bytes, Int8[np.ndarray, " n_bytes"]] | None:
-    """A module of the interpreter's library with the classes of its bytes."""
+    """Source of a standard-library module, and the classes of its bytes."""
     path = Path(sysconfig.get_path("stdlib"), name)
     if not path.is_file():
         return None
@@ -102,7 +102,7 @@ def _module(name: str) -> tuple[bytes, Int8[np.ndarray, " n_bytes"]] | None:
 
 
 def _line_start(source: bytes, line: int) -> int:
-    """Where a line begins, counted from 1."""
+    """Byte offset of a line, counted from 1."""
     at = 0
     for _ in range(line - 1):
         at = source.find(b"\n", at) + 1
@@ -124,9 +124,9 @@ def _prefix_classes(text: bytes) -> Int8[np.ndarray, " n_bytes"] | None:
 
 
 def topics_of(tokens: Tokens) -> list[str | None]:
-    """The topic of each document: the package of a module of the standard library, else its label where others share it.
+    """Topic of each document: the package of a standard-library module, else its label if other documents share it.
 
-    Labels are shared where a corpus was read with `label_field`; file names and row numbers are not.
+    Labels are shared if the corpus was read with `label_field`; file names and row numbers are not.
     """
     facts = documents_of(tokens)
     labels = [one.label for one in facts]

@@ -1,7 +1,7 @@
-"""A labelled dataset of one's own: rows of a text and a label, as many of each class, half to fit probes on.
+"""A user's labelled dataset: rows of text and label, balanced over classes, half for fitting probes.
 
-Which rows are taken, and on which side each falls, follows from the hash of its text alone: neither the order of the rows
-nor the place of the files matters, equal texts count once, and a smaller sample is part of a larger one.
+Sampling and split depend only on the hash of each text: row order and file locations don't matter, duplicate texts count
+once, and a smaller sample is a subset of a larger one.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from training.corpus.documents import documents
 
 KINDS = ("jsonl", "parquet", "datasets")
 MOST_READ = 100_000
-"""Rows that are read at most."""
+"""Maximum rows read."""
 MOST_CLASSES = 10
 MOST_DOCUMENTS = 4000
-"""Kept of all classes together."""
+"""A quarter of this is the maximum number of documents kept per class and side."""
 MOST_CHARS = 8192
-"""Kept of each text: more than the tokens that are looked at."""
+"""Characters kept per text, more than the tokens used."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Labelled documents, those of the smallest hash first.
+    """Labelled documents, smallest hash first.
 
     Attributes:
-        text: of each.
-        label: its class.
-        fitted: whether probes are fitted on it, or tested.
-        classes: their names, those of most rows first.
+        text: text of each document.
+        label: class of each document.
+        fitted: whether it is for fitting probes or for testing.
+        classes: class names, most frequent first.
         notes: what was left out, one sentence each.
     """
 
@@ -51,7 +51,7 @@ class Sample:
     notes: tuple[str, ...] = ()
 
     def first(self, n: int) -> "Sample":
-        """At most `n` of them, as many of each class on each side as there are of any."""
+        """At most `n` documents, balanced over classes and sides."""
         each, group = n // (2 * len(self.classes)), 2 * self.label + self.fitted
         rank = np.zeros(len(group), dtype=np.int64)
         for one in np.unique(group):
@@ -61,7 +61,7 @@ class Sample:
 
     @property
     def sha256(self) -> str:
-        """What names these texts and their labels."""
+        """Hash of the texts and labels."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for text, label in zip(self.text, self.label.tolist(), strict=True):
             digest.update(f"{label} {len(text)} {text}".encode())
@@ -70,13 +70,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class LabelledText:
-    """Where labelled text lies.
+    """Source of labelled text.
 
     Attributes:
         source: `jsonl:PATH`, `parquet:PATH`, or `datasets:NAME`, which may be a local .csv.
-        text: the column that holds the text; dots lead inside, as in a corpus.
-        label: the column that holds the label.
-        subset, split: of `datasets:NAME`.
+        text: text column; dots access nested fields, as in a corpus.
+        label: label column.
+        subset, split: configuration and split of `datasets:NAME`.
     """
 
     source: str
@@ -87,23 +87,23 @@ class LabelledText:
 
     @property
     def name(self) -> str:
-        """What its evaluation is called: the file's or dataset's name and the column of labels."""
+        """Name of its evaluation: file or dataset name, and label column."""
         _, _, place = self.source.partition(":")
         words = [place.rstrip("/").split("/")[-1].split(".")[0], self.label]
         return "-".join(["labelled", *(re.sub(r"[^A-Za-z0-9_]+", "-", word).strip("-") or "set" for word in words)])
 
     @cached_property
     def sample(self) -> Sample:
-        """As much as the full suite takes; read once.
+        """The sample for the full suite; read once.
 
         Raises:
-            SaescopeError: no such source or column, no labels that rows share, one class, or too few rows.
+            SaescopeError: no such source or column, no label that rows share, only one class, or too few rows.
         """
         kept: dict[tuple[str, bool], list[tuple[int, str]]] = {}
         counts: Counter[str] = Counter()
         for key, document in self._distinct():
             counts[document.label] += 1
-            # a heap whose first is the largest of the smallest
+            # max-heap of the smallest hashes
             heap, entry = kept.setdefault((document.label, key % 2 == 0), []), (-key, document.text[:MOST_CHARS])
             (heappush if len(heap) < MOST_DOCUMENTS // 4 else heappushpop)(heap, entry)
         classes, notes = self._classes(counts, {side: len(heap) for side, heap in kept.items()})
@@ -115,7 +115,7 @@ class LabelledText:
         return Sample(tuple(text for _, text, _, _ in found), label, fitted, classes, notes)
 
     def _distinct(self) -> Iterator[tuple[int, Document]]:
-        """Rows with the hash of their text, each text once."""
+        """Rows with unique texts, and their hashes."""
         seen: set[int] = set()
         for n, document in enumerate(documents((self._source(),))):
             if n == MOST_READ:
@@ -128,23 +128,23 @@ class LabelledText:
     def _source(self) -> TextSource:
         if self.source.partition(":")[0] not in KINDS or not self.source.partition(":")[2]:
             raise SaescopeError(
-                f"{self.source} has no column of labels; give jsonl:PATH, parquet:PATH or datasets:NAME (datasets:PATH.csv "
-                "for a file with commas)."
+                f"{self.source} has no label column; give jsonl:PATH, parquet:PATH or datasets:NAME (datasets:PATH.csv "
+                "for a CSV file)."
             )
         fields = {"source": self.source, "field": self.text, "label_field": self.label, "subset": self.subset,
                   "split": self.split}
         return validated(TextSource, fields, self.source)
 
     def _classes(self, counts: Counter[str], kept: dict[tuple[str, bool], int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The commonest labels that enough rows have, and what is to be said of the others."""
+        """The most frequent labels with enough rows, and notes on what was left out."""
         where, total = f"{self.label!r} of {self.source}", counts.total()
-        # a row whose label is null is called after itself, and shares that with none
+        # a row with a null label gets a unique one
         shared = sorted((label for label in counts if counts[label] > 1), key=lambda label: (-counts[label], label))
         if not shared:
-            raise SaescopeError(f"{where} labels no two of {total:,} rows alike, so there are no classes to probe for.")
+            raise SaescopeError(f"{where}: no two of {total:,} rows share a label, so there are no classes to probe for.")
         alone = total - sum(counts[label] for label in shared)
         if len(shared) == 1:
-            more = f" ({alone:,} more have a label of their own, or none)" if alone else ""
+            more = f" ({alone:,} more have a unique label, or none)" if alone else ""
             raise SaescopeError(
                 f"{where} is {shared[0]!r} in all {counts[shared[0]]:,} rows that share a label{more}: probing needs two "
                 "classes.")
@@ -153,9 +153,9 @@ class LabelledText:
         if len(enough) < 2:
             have = ", ".join(f"{label!r} has {fit} and {test}" for label, (fit, test) in list(sides.items())[:4])
             raise SaescopeError(
-                f"{where} has too few rows: a class needs {LEAST_FIT} to fit on and {LEAST_TEST} to test on, and {have} "
-                "(texts that are equal count once); give more.")
+                f"{where} has too few rows: a class needs {LEAST_FIT} to fit on and {LEAST_TEST} to test on, but {have} "
+                "(duplicate texts count once); give more.")
         classes = tuple(enough[:MOST_CLASSES])
         rest = total - sum(counts[label] for label in classes)
-        told = f"Left out: {rest:,} of {total:,} rows, whose label is none of the {len(classes)} classes."
+        told = f"Left out: {rest:,} of {total:,} rows with other labels than the {len(classes)} classes."
         return classes, (told,) if rest else ()

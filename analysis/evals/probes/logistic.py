@@ -1,10 +1,10 @@
-"""Logistic probes in fp64, fitted to their optimum: what a probe finds depends on its data and on nothing else.
+"""Logistic probes in fp64, fitted to the optimum, so that the result depends on the data alone.
 
     minimise  Σ_r w_r · BCE(y_r, x̃_r · θ + b) / Σ_r w_r  +  λ/2 ‖θ‖²         x̃ = (x − mean) / std of the rows fitted on
 
-The bias is not penalised. `balanced` weights give both classes half of the sum. With λ = 0.01 and these weights the
+The bias is not penalised. `balanced` weights give each class half of the total weight. With λ = 0.01 and these weights the
 objective is that of transformer-lens' `sparse_probing` (`class_weight="balanced"`, `preprocess="standardize"`,
-`std_floor=0`). Because inputs are standardised, λ means the same for codes of any scale.
+`std_floor=0`). Since inputs are standardised, λ means the same at any feature scale.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from torch import Tensor
 
 L2 = 0.01
 NARROW = 32
-"""Inputs up to which Newton's method is used; wider probes, many at once, take L-BFGS."""
+"""Maximum number of inputs for Newton's method; wider probes use L-BFGS, all at once."""
 _NEWTON_STEPS, _HALVINGS, _TINY = 100, 40, 1e-14
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The standardisation of inputs; constant ones become 0."""
+    """Standardisation of inputs; constant inputs become 0."""
 
     mean: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
@@ -33,13 +33,13 @@ class Scale:
         return cls(x.double().mean(0), torch.where(std > 0, std, 1.0))
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Rows standardised, fp64."""
+        """Standardise rows, in fp64."""
         return (x.double() - self.mean) / self.std
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Probes over the same inputs; `theta` acts on standardised ones."""
+    """Probes over the same inputs; `theta` acts on standardised inputs."""
 
     theta: Float[Tensor, "d n_probes"]
     bias: Float[Tensor, " n_probes"]
@@ -51,12 +51,12 @@ class Probes:
 
     @property
     def directions(self) -> Float[Tensor, "n_probes d"]:
-        """The gradient of each probe's logit in the units of its inputs."""
+        """Gradient of each probe's logit with respect to the raw inputs."""
         return (self.theta / self.scale.std[:, None]).t()
 
 
 def balanced(y: Bool[Tensor, "n n_probes"], used: Bool[Tensor, "n n_probes"] | None = None) -> Float[Tensor, "n n_probes"]:
-    """Weights that sum to 1 for each probe, half for each class; rows that are not `used` weigh nothing."""
+    """Weights that sum to 1 for each probe, half for each class; rows not `used` have weight 0."""
     used = torch.ones_like(y) if used is None else used
     both = (y & used).double(), (~y & used).double()
     return sum((0.5 * part / part.sum(0).clamp_min(1) for part in both), torch.zeros(y.shape, dtype=torch.float64))
@@ -66,12 +66,12 @@ def fit(
     x: Float[Tensor, "n d"], y: Bool[Tensor, "n n_probes"], weights: Float[Tensor, "n n_probes"] | None = None,
     *, l2: float = L2,
 ) -> Probes:
-    """One probe for each column of `y`, over the same inputs.
+    """Fit one probe per column of `y`, over the same inputs.
 
     Args:
-        x: inputs; standardised over all rows given.
-        y: which rows are positive.
-        weights: of each row for each probe; `balanced(y)` if not given.
+        x: inputs; standardised over all given rows.
+        y: mask of positive rows.
+        weights: weight of each row for each probe; default `balanced(y)`.
         l2: λ.
     """
     scale = Scale.of(x)
@@ -92,7 +92,7 @@ def _loss(design: Tensor, target: Tensor, weights: Tensor, l2: float, parameters
 
 
 def _newton(design: Tensor, target: Tensor, weights: Tensor, l2: float) -> Tensor:
-    """Newton's method with step halving. The objective is convex, and strictly so but for the bias."""
+    """Newton's method with step halving. The objective is convex, and strictly so except in the bias."""
     parameters = design.new_zeros(design.shape[1])
     penalty = torch.full_like(parameters, l2)
     penalty[-1] = 0
@@ -113,7 +113,7 @@ def _newton(design: Tensor, target: Tensor, weights: Tensor, l2: float) -> Tenso
 
 
 def _wide(z: Tensor, target: Tensor, weights: Tensor, l2: float, scale: Scale) -> Probes:
-    """All probes at once: their objectives share no parameter, so that their sum has the same optimum."""
+    """Fit all probes at once: their objectives share no parameters, so their sum has the same optimum."""
     n, width = target.shape[1], z.shape[1] + 1
     design = torch.cat([z, torch.ones(len(z), 1, dtype=torch.float64)], 1)
     with torch.enable_grad():

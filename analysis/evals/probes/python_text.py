@@ -1,7 +1,7 @@
-"""What each token of Python source is, by Python's own tokenizer: comment, docstring, string, identifier, keyword, number.
+"""Classes of tokens in Python source, from Python's own tokenizer: comment, docstring, string, identifier, keyword, ...
 
-A language model's token is labelled where all its characters but white space are of one class, operators included; one
-across a border (`("`, `x.`) has no label.
+A language model's token gets a label if all its non-whitespace characters are of one class; tokens that cross a boundary
+(`("`, `x.`) have none.
 """
 
 import ast
@@ -16,21 +16,21 @@ from jaxtyping import Int8
 
 CLASSES = ("comment", "docstring", "string", "identifier", "keyword", "number", "operator")
 NONE = -1
-"""No label: white space alone, or a token across a border."""
+"""No label: whitespace only, or a token that crosses a boundary."""
 _KINDS = {tokenize.COMMENT: "comment", tokenize.STRING: "string", tokenize.NUMBER: "number", tokenize.OP: "operator"}
-# f-strings are one STRING up to Python 3.11; from 3.12 on, what stands between their braces is code
+# f-strings are one STRING up to Python 3.11; from 3.12 on, the expressions inside braces are code
 _STRING_PARTS = ("FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END", "TSTRING_START", "TSTRING_MIDDLE", "TSTRING_END")
 _KINDS |= {getattr(tokenize, name): "string" for name in _STRING_PARTS if hasattr(tokenize, name)}
 
 
 def byte_classes(source: str) -> Int8[np.ndarray, " n_bytes"] | None:
-    """The class of each byte of a module's UTF-8 text, `NONE` between tokens; None if this is no module that parses."""
+    """Class of each byte of a module's UTF-8 text, `NONE` between tokens; None if the source doesn't parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):  # what no interpreter can read
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError):  # doesn't parse
         return None
     starts = _line_starts(source)
     lines = source.splitlines(keepends=True)
@@ -55,19 +55,19 @@ def _kind(token: tokenize.TokenInfo, docstrings: set[tuple[int, int]]) -> str | 
 
 
 def _docstring_lines(tree: ast.Module) -> set[tuple[int, int]]:
-    """Where docstrings begin: (line, column in characters) as the tokenizer counts them."""
+    """Start positions of docstrings, (line, column in characters) as in the tokenizer."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                # before a docstring stands white space alone, so that bytes and characters count alike
+                # only whitespace precedes a docstring, so byte and character offsets agree
                 found.add((first.lineno, first.col_offset))
     return found
 
 
 def _line_starts(source: str) -> list[int]:
-    """The byte at which each line begins, with the end of the text."""
+    """Byte offset of each line, and of the end of the text."""
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line.encode()))
@@ -75,18 +75,18 @@ def _line_starts(source: str) -> list[int]:
 
 
 def _at(starts: Sequence[int], lines: Sequence[str], line: int, column: int) -> int:
-    """The byte of a place as the tokenizer gives it: line from 1, column in characters."""
+    """Byte offset of a tokenizer position: line from 1, column in characters."""
     if line > len(lines):
         return starts[-1]
     return starts[line - 1] + len(lines[line - 1][:column].encode())
 
 
 def token_classes(classes: Int8[np.ndarray, " n_bytes"], pieces: Sequence[bytes]) -> Int8[np.ndarray, " n_tokens"]:
-    """The class of each token of a text: that of all its bytes which have one; `NONE` for none or several.
+    """Class of each token of a text: the common class of its bytes that have one; `NONE` for none or several.
 
     Args:
-        classes: of the bytes of the text, from the first token on.
-        pieces: the bytes of each token.
+        classes: classes of the text's bytes, from the first token on.
+        pieces: bytes of each token.
     """
     ends = np.cumsum([len(piece) for piece in pieces])
     assert not len(ends) or ends[-1] <= len(classes), "more text than there are classes"

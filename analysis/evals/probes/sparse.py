@@ -1,7 +1,7 @@
-"""k-sparse probes: how well a few features tell two classes of rows apart (Gurnee et al. 2305.01610; SAEBench 2503.09532).
+"""k-sparse probes: how well k features separate two classes of rows (Gurnee et al. 2305.01610; SAEBench 2503.09532).
 
-Features are ranked by |mean of the positive rows − mean of the negative rows|, over the rows that the probe is fitted on
-and no others; a logistic probe (`logistic`) is fitted to the first k. Codes may be signed.
+Features are ranked by |mean of positive rows − mean of negative rows|, over the fitting rows only; a logistic probe
+(`logistic`) is fitted to the top k. Codes may be signed.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ def matrix(code: SparseCode) -> Any:
 def mean_difference(
     codes: Any, y: Bool[np.ndarray, "n n_probes"], used: Bool[np.ndarray, "n n_probes"]
 ) -> Float[np.ndarray, "n_probes d_sae"]:
-    """Mean of each feature over the positive rows less its mean over the negative ones, of those `used`.
+    """Mean of each feature over positive rows minus its mean over negative rows, among those `used`.
 
     Args:
         codes: scipy array `[n, d_sae]`.
-        y: which rows are positive.
-        used: which rows count.
+        y: mask of positive rows.
+        used: mask of rows that count.
     """
     from scipy.sparse import csr_array
 
@@ -45,7 +45,7 @@ def mean_difference(
 
 
 def deviation(codes: Any) -> Float[np.ndarray, " d_sae"]:
-    """The standard deviation of each feature over rows (divided by n); 1 for one that does not vary."""
+    """Standard deviation of each feature over rows (divided by n); 1 for constant features."""
     mean = np.asarray(codes.mean(0)).reshape(-1)
     square = np.asarray(codes.multiply(codes).mean(0)).reshape(-1)
     found = np.sqrt((square - mean**2).clip(min=0))
@@ -53,7 +53,7 @@ def deviation(codes: Any) -> Float[np.ndarray, " d_sae"]:
 
 
 def ranked(scores: Float[np.ndarray, " d_sae"], n: int) -> Int64[np.ndarray, " n_best"]:
-    """The features with the largest |score|, the earlier of equal ones first."""
+    """The n features with the largest |score|; ties keep their order."""
     return np.argsort(-np.abs(scores), kind="stable")[:n].astype(np.int64)
 
 
@@ -70,20 +70,20 @@ class SparseProbe:
 
 
 def dense(codes: Any, features: Int64[np.ndarray, " k"]) -> Float[Tensor, "n k"]:
-    """Some features of a scipy array of codes, written out."""
+    """Selected features of a scipy array of codes, as a dense tensor."""
     return torch.from_numpy(np.asarray(codes[:, features].todense(), dtype=np.float64))
 
 
 def sparse_probe(
     codes: Any, y: Bool[np.ndarray, " n"], features: Int64[np.ndarray, " k"], *, l2: float = L2
 ) -> SparseProbe:
-    """A balanced probe on these features, fitted on these rows."""
+    """Fit a balanced probe on these features."""
     return SparseProbe(features, fit(dense(codes, features), torch.from_numpy(y)[:, None], l2=l2))
 
 
 def sparse_probes(
     codes: Any, y: Bool[np.ndarray, " n"], ks: Sequence[int], *, l2: float = L2
 ) -> dict[int, SparseProbe]:
-    """For each k a probe on the k features whose means differ most between the classes."""
+    """For each k, a probe on the k features with the largest difference of class means."""
     order = ranked(mean_difference(codes, y[:, None], np.ones_like(y)[:, None])[0], max(ks))
     return {k: sparse_probe(codes, y, order[:k], l2=l2) for k in ks}

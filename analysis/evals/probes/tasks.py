@@ -1,9 +1,8 @@
-"""Labelled examples for sparse probes, and how well a probe does on them.
+"""Labelled examples for sparse probes, and probe scores.
 
-An example is a row (classes of tokens) or the mean over up to 64 rows of one document in one context (topics, as in
-SAEBench, which takes means over a whole context). Probes are fitted on examples of training documents and tested on
-held-out ones. Each class against all others; the score is balanced accuracy, ½ (TP / P + TN / N), so that chance is ½
-whatever the shares of the classes.
+An example is a row (token classes) or the mean over up to 64 rows of one document in one context (topics, as in SAEBench,
+which averages over a whole context). Probes are fitted on examples of training documents and tested on held-out ones, each
+class against all others. The score is balanced accuracy, ½ (TP / P + TN / N), so chance is ½ whatever the class balance.
 """
 
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from analysis.evals.probes.logistic import balanced, fit
 from analysis.evals.probes.sparse import deviation, mean_difference, ranked, sparse_probe
 
 STRETCH = 64
-"""Rows that a topic's example is a mean over, at most."""
+"""Maximum rows averaged into a topic's example."""
 LEAST_FIT, LEAST_TEST = 12, 6
-"""Positive and negative examples that a class must have on either side."""
+"""Minimum positive and negative examples of a class on the fitting and test sides."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Examples:
     """Labelled examples of one side of the split, over some rows.
 
     Attributes:
-        rows: numbers of the rows that are needed.
-        of_rows: `[n_examples, n_rows]`, a scipy array that makes examples of those rows.
+        rows: indices of the rows used.
+        of_rows: scipy array `[n_examples, n_rows]` that averages rows into examples.
         label: class of each example, from 0.
-        unit: document of each, by its place in `units`.
+        unit: document of each example, as an index into `units`.
         units: the documents.
     """
 
@@ -47,29 +46,29 @@ class Examples:
         return len(self.label)
 
     def mean(self, x: Float[Tensor, "n_rows d"]) -> Float[Tensor, "n d"]:
-        """Examples of dense rows."""
+        """Average dense rows into examples."""
         return torch.from_numpy(self.of_rows @ x.double().numpy())
 
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled examples to fit probes on, and others to test them on."""
+    """Labelled examples for fitting and for testing probes."""
 
     name: str
     classes: tuple[str, ...]
-    """Those that both sides have enough examples of."""
+    """Classes with enough examples on both sides."""
     fit: Examples
     test: Examples
 
     def positive(self, examples: Examples) -> Bool[np.ndarray, "n n_classes"]:
-        """Which examples are of which class."""
+        """Mask of examples by class."""
         return examples.label[:, None] == np.arange(len(self.classes))
 
 
 def row_examples(
     label: Int64[np.ndarray, " n"], unit: Int64[np.ndarray, " n"], units: Units, most: int, seed: int
 ) -> Examples:
-    """Rows with a label (−1 is none), a random `most` of them."""
+    """A random sample of at most `most` labelled rows (−1 is no label)."""
     rows = np.flatnonzero(label >= 0)
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:most])
     return _examples(rows, np.arange(len(rows)), label[rows], unit[rows], units)
@@ -79,7 +78,7 @@ def stretch_examples(
     label: Int64[np.ndarray, " n"], document: Int64[np.ndarray, " n"], seq: Int64[np.ndarray, " n"],
     unit: Int64[np.ndarray, " n"], units: Units, most: int, seed: int,
 ) -> Examples:
-    """Up to 64 rows that follow each other in one document and one context, a random `most` of such stretches."""
+    """A random sample of at most `most` stretches of up to 64 consecutive rows of one document and context."""
     rows = np.flatnonzero(label >= 0)
     place, doc = seq[rows], document[rows]
     begins = np.ones(len(rows), dtype=bool)
@@ -107,12 +106,12 @@ def _examples(
 
 
 def task(name: str, classes: Sequence[str], fit_on: Examples, test_on: Examples) -> Task | None:
-    """A task over the classes that have enough examples, and enough of others; None if there is none."""
+    """A task over the classes with enough positive and negative examples; None if there are none."""
     sides = ((fit_on.label, LEAST_FIT), (test_on.label, LEAST_TEST))
     good = [c for c in range(len(classes)) if all(_enough(label == c, least) for label, least in sides)]
     if not good:
         return None
-    # labels beyond the classes are of none of them
+    # all other labels map to one index beyond the classes
     number = np.full(len(classes) + 1, len(good), dtype=np.int64)
     number[good] = np.arange(len(good))
     parts = [Examples(e.rows, e.of_rows, number[e.label], e.unit, e.units) for e in (fit_on, test_on)]
@@ -125,19 +124,19 @@ def _enough(positive: Bool[np.ndarray, " n"], least: int) -> bool:
 
 @dataclass(frozen=True)
 class Score:
-    """How a probe of one class does: per document, positives told rightly, positives, negatives told rightly, negatives."""
+    """Score of one class's probe: per document, true positives, positives, true negatives, negatives."""
 
     sums: Float[np.ndarray, "n_units four"]
     features: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float:
-        """Balanced."""
+        """Balanced accuracy."""
         return float(balanced_accuracy(self.sums.sum(0)[None])[0])
 
 
 def balanced_accuracy(sums: Float[np.ndarray, "n_draws n_sums"]) -> Float[np.ndarray, " n_draws"]:
-    """The mean over classes of ½ (TP / P + TN / N), from four sums a class."""
+    """Mean over classes of ½ (TP / P + TN / N), from four sums per class."""
     tp, p, tn, n = (sums[:, i::4] for i in range(4))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((tp / p + tn / n).mean(1) / 2)
@@ -146,7 +145,7 @@ def balanced_accuracy(sums: Float[np.ndarray, "n_draws n_sums"]) -> Float[np.nda
 def score(
     right: Bool[np.ndarray, " n"], y: Bool[np.ndarray, " n"], examples: Examples
 ) -> Float[np.ndarray, "n_units four"]:
-    """The sums of one class."""
+    """The four sums of one class, per document."""
     n = len(examples.units.id)
     events = (right & y, y, right & ~y, ~y)
     return np.stack([np.bincount(examples.unit, event, n) for event in events], 1).astype(np.float64)
@@ -155,13 +154,13 @@ def score(
 def sparse_scores(
     task: Task, fitted: Any, tested: Any, ks: Sequence[int], *, scaled: bool = False
 ) -> dict[int, list[Score]]:
-    """For each k, how well a probe on k features tells each class.
+    """For each k, scores of k-sparse probes, one per class.
 
     Args:
-        task: the labels.
+        task: the task.
         fitted, tested: scipy arrays of codes `[n_rows, d_sae]`, of `task.fit.rows` and `task.test.rows`.
         ks: numbers of features.
-        scaled: features are chosen by the difference of their means in standard deviations.
+        scaled: choose features by difference of means in units of standard deviations.
     """
     train, test = (part.of_rows @ codes for part, codes in ((task.fit, fitted), (task.test, tested)))
     train, test = train.tocsc(), test.tocsc()
@@ -178,7 +177,7 @@ def sparse_scores(
 
 
 def dense_scores(task: Task, fitted: Float[Tensor, "n_fit d"], tested: Float[Tensor, "n_test d"]) -> list[Score]:
-    """The same of probes that see the whole activation: what is attainable."""
+    """Scores of probes on the whole activation, as a skyline."""
     y, truth = task.positive(task.fit), task.positive(task.test)
     probes = fit(task.fit.mean(fitted), torch.from_numpy(y), balanced(torch.from_numpy(y)))
     right = (probes.logits(task.test.mean(tested)).numpy() > 0) == truth

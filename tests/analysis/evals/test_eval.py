@@ -131,7 +131,7 @@ def test_other_seeds_are_found(root: Path) -> None:
 def test_runs_side_by_side_and_one_alone(root: Path, done: Evaluated) -> None:
     told = command(root, "runs/four-0", "--only", "core,ground-truth")
     assert told.code == 0 and "reconstruction.fve ↑" in told.out and "fr dec" in told.out
-    assert "ground-truth: four-0 was trained on activations whose features nobody knows" in told.out
+    assert "ground-truth: four-0 was trained on activations whose true features are unknown" in told.out
     both = command(root, "runs/four-0", "runs/eight-0", "--only", "mdl")
     assert both.code == 0 and "four-0" in both.out and "eight-0" in both.out and both.out.count("← fewest") == 1
     as_json = json.loads(command(root, "runs/four-0", "--only", "core", "--json").out)
@@ -153,7 +153,7 @@ def test_a_comparison_over_seeds(root: Path, done: Evaluated) -> None:
 
 
 @pytest.mark.parametrize(("argv", "part"), [
-    ([], "give the folders of runs"), (["runs/nothing"], "runs/nothing"),
+    ([], "give run folders"), (["runs/nothing"], "runs/nothing"),
     (["runs/four-0", "--only", "croe"], "did you mean core"), (["--compare", "runs/four-0", "runs/elsewhere"], "same site"),
 ])
 def test_what_cannot_be_done_is_one_sentence(root: Path, argv: list[str], part: str) -> None:

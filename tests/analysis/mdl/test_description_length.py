@@ -212,7 +212,7 @@ def test_a_transcoder_is_measured_on_its_target() -> None:
     target = sae(x) + 0.1 * rows(4)
     found = description_length(sae, x, target, epsilon=0.05)
     assert found.fve > 0.9 and found.fve_quantised >= found.fve - 0.05
-    with pytest.raises(SaescopeError, match=r"target have shape \[9, 6\] where the SAE asks for \[n_rows, 4\]"):
+    with pytest.raises(SaescopeError, match=r"target have shape \[9, 6\], but the SAE needs \[n_rows, 4\]"):
         description_length(sae, x)
 
 
@@ -229,11 +229,11 @@ def test_the_least_at_equal_distortion() -> None:
     lean_bits, turned_bits = (found[name].bits for name in ("lean", "turned"))  # type: ignore[union-attr]
     assert lean_bits < 0.7 * turned_bits
     assert compare(encoded, epsilon=0.01)[0] == pytest.approx(encoded["blind"].fve - 0.01)
-    with pytest.raises(SaescopeError, match=r"no SAE of the sweep reaches FVE 1\.5000, the best has 1\.0000"):
+    with pytest.raises(SaescopeError, match=r"no SAE of the sweep reaches FVE 1\.5000; the best has 1\.0000"):
         compare(encoded, fve=1.5)
     with pytest.raises(SaescopeError, match="different rows"):
         compare({**encoded, "other": Encoded(sae, seen[1:])})
-    with pytest.raises(SaescopeError, match="no SAE to select from"):
+    with pytest.raises(SaescopeError, match="no SAE to compare"):
         compare({})
 
 
@@ -254,12 +254,12 @@ def test_what_sending_the_decoder_costs() -> None:
         ({"epsilon": 0.0}, "epsilon = 0 is not a share"),
         ({"epsilon": -1.0}, "epsilon = -1 is not a share"),
         ({"epsilon": 2.0}, "epsilon = 2 is not a share"),
-        ({"fve": 0.9999}, r"an FVE of 0\.9999 was asked for, and the SAE has"),
+        ({"fve": 0.9999}, r"an FVE of 0\.9999 was asked for, but the SAE has"),
         ({"rows": torch.zeros(5, D_IN).double()}, "all 5 rows are the same"),
         ({"rows": torch.zeros(0, D_IN).double()}, "0 rows and 0 targets"),
-        ({"rows": torch.zeros(5, 3).double()}, r"rows have shape \[5, 3\] where the SAE asks for \[n_rows, 6\]"),
+        ({"rows": torch.zeros(5, 3).double()}, r"rows have shape \[5, 3\], but the SAE needs \[n_rows, 6\]"),
         ({"target": rows()[1:]}, "9 rows and 8 targets"),
-        ({"rows": rows().index_fill(0, torch.tensor([1]), math.nan)}, "rows hold NaN"),
+        ({"rows": rows().index_fill(0, torch.tensor([1]), math.nan)}, "rows contain NaN"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(change: dict, message: str) -> None:
@@ -268,7 +268,7 @@ def test_bad_input_is_refused_with_a_sentence(change: dict, message: str) -> Non
 
 
 def test_no_step_may_keep_it() -> None:
-    with pytest.raises(SaescopeError, match="no quantisation step keeps the distortion"):
+    with pytest.raises(SaescopeError, match="no quantisation step keeps the requested FVE"):
         coarsest(lambda step: False, 1.0)
     assert coarsest(lambda step: step <= 0.3, 10.0) == pytest.approx(0.3, rel=0.01)
     assert coarsest(lambda step: True, 10.0) == 10.0

@@ -81,11 +81,11 @@ def test_a_run_that_falls_short_comes_last_without_bits(runs: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused(runs: Path, tmp_path: Path) -> None:
     topk = runs / "sweep/topk-2"
-    with pytest.raises(SaescopeError, match=r"no run to compare; give the folders"):
+    with pytest.raises(SaescopeError, match=r"no run to compare; give run folders"):
         least_description([])
-    with pytest.raises(SaescopeError, match=r"nowhere: no run lies here \(it has no config\.yaml\)"):
+    with pytest.raises(SaescopeError, match=r"nowhere: there is no run here \(no config\.yaml\)"):
         least_description([runs / "mdl", runs / "nowhere"])
-    with pytest.raises(SaescopeError, match=r"elsewhere: its site is not that of .*topk-2, so bits per row do not compare"):
+    with pytest.raises(SaescopeError, match=r"elsewhere: its site differs from that of .*topk-2"):
         least_description([topk, runs / "elsewhere"])
     with pytest.raises(SaescopeError, match=r"no SAE of the sweep reaches FVE 0\.9999"):
         least_description([topk], fve=0.9999)
@@ -117,7 +117,7 @@ def test_the_command_marks_the_least(
     assert main(["mdl", "runs/sweep", "runs/mdl", "--rows", "400"]) == 0
     out = capsys.readouterr().out
     found = least_description(["runs/sweep", "runs/mdl"], n_rows=400)
-    assert f"least at FVE {found.fve:.3f}: {found.least.run}" in out
+    assert f"shortest at FVE {found.fve:.3f}: {found.least.run}" in out
     (marked,) = [line for line in out.splitlines() if "←" in line]
     assert found.least.length is not None and f"← {found.least.length.bits:.1f}" in marked
     assert f"{found.least.own.bits:.1f}" in marked and "bits at" in out
@@ -126,7 +126,7 @@ def test_the_command_marks_the_least(
 def test_one_run_is_compared_with_nothing(runs: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["mdl", str(runs / "mdl"), "--rows", "400"]) == 0
     out = capsys.readouterr().out
-    assert "bits per row, 416 held-out rows" in out and "least at" not in out and "←" not in out
+    assert "bits per row, 416 held-out rows" in out and "shortest at" not in out and "←" not in out
 
 
 def test_the_command_as_json_and_csv(runs: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_command_says_what_is_wrong(
     runs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert main(["mdl", str(runs / "mdl"), str(runs / "elsewhere")]) == 2
-    assert "its site is not that of" in capsys.readouterr().err
+    assert "its site differs from that of" in capsys.readouterr().err
     assert main(["mdl", str(runs / "mdl"), "--plot", "bits.pdf"]) == 2
     assert "bits.pdf: cannot draw a .pdf; take .html, .png, .svg." in capsys.readouterr().err
 

@@ -137,7 +137,7 @@ def test_bad_plans(place: Path, text: str, says: str) -> None:
 def test_unknown_experiments_and_missing_configs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SaescopeError, match=r"no experiment called 'nothing'; there are .*toy"):
         reproduce("nothing")
-    with pytest.raises(SaescopeError, match=r"no experiment's config at elsewhere/toy\.yaml"):
+    with pytest.raises(SaescopeError, match=r"no experiment config at elsewhere/toy\.yaml"):
         reproduce("toy", configs="elsewhere")
 
 

@@ -1,1 +1,1 @@
-"""Graph files of circuit-tracer and Neuronpedia (schema_version 1)."""
+"""circuit-tracer and Neuronpedia graph files (schema_version 1)."""

@@ -1,9 +1,9 @@
-"""A graph file of circuit-tracer or Neuronpedia as a circuit.
+"""Read a circuit-tracer or Neuronpedia graph file as a circuit.
 
-A graph of ours comes back as it was written. One of theirs becomes a circuit to be read: a site for each layer and kind
-of feature, whose SAE is not known; sites for token embeddings and for logits, whose features are tokens; each logit leads
-to the output with its probability, as their influence counts it. Their weights are changes of the target's pre-
-activation, not of a metric; effects are not known (NaN), and `settings` keeps metadata, influence and labels.
+Saescope's own graphs are read back as written. Their graphs become read-only circuits: one site per layer and kind of
+feature, with an unknown SAE; sites for token embeddings and for logits, whose features are token ids; an edge from each
+logit to the output, weighted by its probability as in their influence. Their weights are changes of the target's
+pre-activation, not of a metric; effects are unknown (NaN), and `settings` keeps metadata, influence and labels.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from sae.io.paths import user_path
 from training.site import Site
 
 _FAMILIES = {"mlp reconstruction error": "cross layer transcoder", "lorsa error": "lorsa"}
-"""Whose error an error is."""
+"""Kind of dictionary behind each kind of error."""
 _SHORT = {"cross layer transcoder": "transcoder"}
 
 
@@ -31,22 +31,22 @@ def read_graph(path: Path | str) -> Circuit:
     """Read a graph file.
 
     Raises:
-        SaescopeError: no such file or no JSON; another schema_version; nodes that are no graph's.
+        SaescopeError: no such file, invalid JSON, another schema_version, or invalid nodes.
     """
     path = user_path(path)
     found = read_json(path)
     version = found["metadata"].get("schema_version") if isinstance(found.get("metadata"), dict) else None
     if version != SCHEMA_VERSION:
         raise SaescopeError(
-            f"{path}: has schema_version {version!r} and this code reads {SCHEMA_VERSION}, where a feature's number is "
-            "paired with its layer; write the graph anew with circuit-tracer 0.4 or Neuronpedia."
+            f"{path}: has schema_version {version!r}, and this code reads {SCHEMA_VERSION} (features paired with layers); "
+            "export the graph again with circuit-tracer 0.4 or Neuronpedia."
         )
     try:
         graph = Graph.model_validate(found)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise SaescopeError(f"{path}: is no graph of circuit-tracer or Neuronpedia ({where}: {fault['msg']}).") from error
+        raise SaescopeError(f"{path}: is not a circuit-tracer or Neuronpedia graph ({where}: {fault['msg']}).") from error
     try:
         return _own(graph) if graph.metadata.saescope else _theirs(graph)
     except (ValueError, OverflowError) as error:
@@ -70,9 +70,9 @@ def _own(graph: Graph) -> Circuit:
         facts: dict[str, Any] = {key: _OBJECT.validate_python(own[key]) for key in ("model", "task", "settings", "scores")}
         facts["name"] = _TEXT.validate_python(own["name"])
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError("metadata.saescope is not as Saescope writes it") from error
+        raise ValueError("metadata.saescope is malformed") from error
 
-    # an attribution graph of ours has sites of tokens and logits, as theirs have
+    # our attribution graphs have sites for tokens and logits, like theirs
     ends = {info.variant: i for i, info in enumerate(sites) if info.variant in (EMBEDDING, LOGIT)}
 
     def triple(node: Node) -> tuple[int, int, int]:
@@ -89,7 +89,7 @@ def _own(graph: Graph) -> Circuit:
             site, first = max(within, key=lambda one: one[1], default=(None, 0))
             feature = number - first
         if site is None:
-            raise ValueError(f"the node {node.node_id} is of no site that metadata.saescope lists")
+            raise ValueError(f"the site of node {node.node_id} is not listed in metadata.saescope")
         return site, node.ctx_idx, feature
 
     inner = [node for node in graph.nodes if node.feature_type not in (EMBEDDING, LOGIT) or node.feature_type in ends]
@@ -127,13 +127,13 @@ def _circuit(
     graph: Graph, sites: tuple[SiteInfo, ...], place: dict[str, tuple[int, int, int]], outputs: dict[str, float],
     facts: dict[str, Any], logits: dict[tuple[int, int, int], float] | None = None,
 ) -> Circuit:
-    """Put nodes in order and links to their nodes; links of nodes that are not there are left out, as their pages do."""
+    """Sort nodes and resolve links; links to missing nodes are dropped, as on their pages."""
     called = Counter(node.node_id for node in graph.nodes)
     if twice := [name for name, n in called.items() if n > 1]:
-        raise ValueError(f"several of its nodes are called {twice[0]}, so that their links cannot be told apart")
+        raise ValueError(f"several of its nodes are called {twice[0]}, so their links are ambiguous")
     nodes = Nodes.of(list(place.values()))
     if len(nodes) < len(place):
-        raise ValueError(f"{len(place) - len(nodes)} of its {len(place)} nodes have the place of another")
+        raise ValueError(f"{len(place) - len(nodes)} of its {len(place)} nodes are duplicates of another")
     index = {triple: i for i, triple in enumerate(nodes.triples)}
     by_triple = {place[node.node_id]: node for node in graph.nodes if node.node_id in place}
     ordered = [by_triple[triple] for triple in nodes.triples]
@@ -153,7 +153,7 @@ def _circuit(
 
 
 def _family(node: Node) -> tuple[int, int, str]:
-    """What orders sites, the layer, and the kind of feature."""
+    """Sort key of a node's site: group, layer, kind of feature."""
     if node.feature_type == EMBEDDING:
         return 0, 0, EMBEDDING
     if node.feature_type == LOGIT:
@@ -173,7 +173,7 @@ def _site(key: tuple[int, int, str], nodes: Sequence[Node], families: dict[str, 
 
 
 def _feature(node: Node) -> int:
-    """A token, ERROR, or the number in its layer."""
+    """A token id, ERROR, or the feature's index in its layer."""
     if node.feature_type == EMBEDDING:
         return _token(node)
     if node.feature_type == LOGIT:
@@ -184,24 +184,24 @@ def _feature(node: Node) -> int:
 def _token(node: Node) -> int:
     token = node.node_id.split("_")[1:2]
     if not (token and token[0].isdecimal()):
-        raise ValueError(f"the embedding {node.node_id} does not name its token as E_TOKEN_POSITION")
+        raise ValueError(f"the embedding {node.node_id} is not named E_TOKEN_POSITION")
     return int(token[0])
 
 
 def _layer(node: Node) -> int:
     if not str(node.layer).isdecimal():
-        raise ValueError(f"the node {node.node_id} lies in layer {node.layer!r}, which is no number")
+        raise ValueError(f"the layer {node.layer!r} of node {node.node_id} is not a number")
     return int(node.layer)
 
 
 def _number(node: Node) -> int:
-    """The feature's number in its layer."""
+    """The feature's index in its layer."""
     if node.feature is None or node.feature < 0:
         return -1 if node.feature is None else node.feature
     layer, feature = unpaired(node.feature)
     if layer != _layer(node):
         raise ValueError(f"the feature number {node.feature} of node {node.node_id} is paired with layer {layer}, "
-                         f"and the node lies in layer {node.layer}")
+                         f"but the node is in layer {node.layer}")
     return feature
 
 

@@ -1,11 +1,11 @@
-"""What a graph file of circuit-tracer and Neuronpedia holds, and how it numbers nodes (schema_version 1).
+"""Schema of circuit-tracer and Neuronpedia graph files, and their node numbering (schema_version 1).
 
-    node_id     "LAYER_FEATURE_POSITION", "LAYER_-1_POSITION" of an error, "E_TOKEN_POSITION", logits above the last layer
-    feature     of a feature the Cantor pairing of layer and feature; of others a token, a position, or below zero
+    node_id     "LAYER_FEATURE_POSITION", errors "LAYER_-1_POSITION", tokens "E_TOKEN_POSITION"; logits above the last layer
+    feature     for features the Cantor pairing of layer and feature; for others a token, a position, or negative
 
-Facts from circuit-tracer 0.4.1 (`circuit_tracer/frontend/graph_models.py`) and from Neuronpedia's published JSON schema
-(`apps/webapp/app/api/graph/graph-schema.json`). Older circuit-tracers wrote an error as "0_LAYER_POSITION", which is also
-the name of a feature of layer 0. Keys that these do not know are allowed by both and are kept here.
+From circuit-tracer 0.4.1 (`circuit_tracer/frontend/graph_models.py`) and Neuronpedia's published JSON schema
+(`apps/webapp/app/api/graph/graph-schema.json`). Older circuit-tracers named an error "0_LAYER_POSITION", which is also
+the name of a feature in layer 0. Both allow unknown keys, and these are kept.
 """
 
 import math
@@ -24,11 +24,11 @@ class _Part(BaseModel):
 
 
 class Metadata(_Part):
-    """Where the graph is from. `saescope` is our own key: what the nodes and numbers of an export of ours mean."""
+    """Where the graph is from. `saescope` is our own key: what nodes and numbers mean in our exports."""
 
     slug: str
     scan: str
-    """The model."""
+    """Model id."""
     transcoder_list: list[str] = []
     prompt_tokens: list[str]
     prompt: str
@@ -37,7 +37,7 @@ class Metadata(_Part):
 
 
 class QParams(_Part):
-    """What a page shows at first."""
+    """Initial view of a page."""
 
     pinnedIds: list[str] = []
     supernodes: list[list[Any]] = []
@@ -47,7 +47,7 @@ class QParams(_Part):
 
 
 class Node(_Part):
-    """A node; `influence` is cumulative, so that less is more, and `activation` a feature's value.
+    """A node. `influence` is cumulative, so smaller means more influential; `activation` is a feature's value.
 
     `effect` to `inclusion` are our own keys, as in `Circuit`.
     """
@@ -84,7 +84,7 @@ class Link(_Part):
 
 
 class Graph(_Part):
-    """A whole file."""
+    """A whole graph file."""
 
     metadata: Metadata
     qParams: QParams = Field(default_factory=QParams)
@@ -93,12 +93,12 @@ class Graph(_Part):
 
 
 def paired(layer: int, feature: int) -> int:
-    """Two natural numbers as one (Cantor's pairing function)."""
+    """Cantor pairing of layer and feature."""
     return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
 def unpaired(number: int) -> tuple[int, int]:
-    """Layer and feature of a pairing."""
+    """Inverse of `paired`: layer and feature."""
     diagonal = (math.isqrt(8 * number + 1) - 1) // 2
     feature = number - diagonal * (diagonal + 1) // 2
     return diagonal - feature, feature

@@ -1,14 +1,14 @@
-"""A circuit as a graph file that circuit-tracer's and Neuronpedia's pages open.
+"""Write a circuit as a graph file for circuit-tracer and Neuronpedia.
 
-The format knows one dictionary a layer and names a node LAYER_FEATURE_POSITION. Here `layer` is always the block of the
-site's output. Where several sites lie in one block their features are counted on: the first site, in causal order, keeps
-its numbers, the next begin at the sum of the d_sae before them (`metadata.saescope.sites[].first_feature`), and their
-errors and skip paths take −1, −2, then −3, −4 and so on. With one site a layer all numbers are the SAE's own. Sites
-outside of blocks count as layer 0.
+The format assumes one dictionary per layer and names a node LAYER_FEATURE_POSITION. Here `layer` is always the block of
+the site's output. If a block has several sites, their features share one numbering: the first site in causal order keeps
+its own, the next start at the sum of the preceding d_sae (`metadata.saescope.sites[].first_feature`); errors and skip
+paths are −1, −2, then −3, −4 and so on. With one site per layer, numbers are the SAE's own. Sites outside blocks count as
+layer 0.
 
-The metric is one logit node with a token number beyond the vocabulary, as circuit-tracer numbers functions of logits; its
-probability, 1, is the weight that such targets have there. Links hold our edge weights, effects on the metric and not on
-the target's pre-activation; `influence` is the share of Σ |effect| that nodes of this size and larger ones have.
+The metric is a single logit node with a token id beyond the vocabulary, as circuit-tracer numbers functions of logits,
+with probability 1. Link weights are our edge weights: effects on the metric, not on the target's pre-activation.
+`influence` is the share of Σ |effect| held by nodes of at least this size.
 """
 
 import re
@@ -43,25 +43,25 @@ from sae.io import files
 from sae.io.paths import user_path
 
 MEANING = (
-    "A link's weight and a node's effect are changes of the metric when the source is moved to its reference value, the "
-    "link's through its direct path alone; what supports the clean answer is negative. A node's influence is the share of "
-    "the sum of |effect| that nodes at least as large have. The logit node is the metric, not a token. "
-    "layer is the block; a feature is first_feature of its site plus the feature of the site's SAE."
+    "A link's weight and a node's effect are changes of the metric when the source is patched to its reference value, the "
+    "link's through its direct path alone; nodes that support the clean answer are negative. A node's influence is the "
+    "share of the sum of |effect| held by nodes of at least its size. The logit node is the metric, not a token. "
+    "layer is the block; a feature's number is its site's first_feature plus its index in the site's SAE."
 )
 
 ATTRIBUTION = "attribution graph"
-"""What `settings.kind` says of graphs of one prompt that were made here."""
+"""`settings.kind` of Saescope's own attribution graphs."""
 MEANING_OF_ATTRIBUTION = (
-    "A link's weight is what the source adds to the target's pre-activation or logit, attention patterns and norms held. A "
-    "node's effect is the change of the most probable logit when the node is taken away, by all paths, as the graph "
-    "predicts it. A node's influence is the share of all influence that nodes with at least as much have."
+    "A link's weight is the source's direct effect on the target's pre-activation or logit, with attention patterns and "
+    "norms frozen. A node's effect is the predicted change of the most probable logit when the node is ablated, over all "
+    "paths. A node's influence is the share of all influence held by nodes with at least as much."
 )
 
 
 def write_graph(
     circuit: Circuit, path: Path | str, *, tokens: Sequence[int] | None = None, scan: str | None = None
 ) -> None:
-    """Write `to_graph` of a circuit as JSON.
+    """Write a circuit as a graph file (JSON); see `to_graph`.
 
     Raises:
         SaescopeError: as `to_graph`.
@@ -71,17 +71,17 @@ def write_graph(
 
 
 def to_graph(circuit: Circuit, *, tokens: Sequence[int] | None = None, scan: str | None = None) -> Graph:
-    """A circuit in their format; see the head of this file.
+    """Convert a circuit to their format; see the module docstring.
 
-    A graph of theirs that was opened here goes back as it was, but for scores and settings of its run.
+    A graph read from their format converts back unchanged, except for the scores and settings of its run.
 
     Args:
-        circuit: with positions.
-        tokens: ids of the prompt's tokens, which become embedding nodes (without links); None leaves them out.
-        scan: the model's id on Neuronpedia; the last part of its name where not given.
+        circuit: circuit whose nodes have positions.
+        tokens: token ids of the prompt, which become embedding nodes (without links); None leaves them out.
+        scan: the model's id on Neuronpedia; default: the last part of its name.
 
     Raises:
-        SaescopeError: nodes are summed over positions, the prompt is not known, or the model's size is not.
+        SaescopeError: nodes are summed over positions, or the prompt or the model's size is unknown.
     """
     theirs = any(info.variant == LOGIT for info in circuit.sites)
     _check(circuit, tokens, theirs)
@@ -90,7 +90,7 @@ def to_graph(circuit: Circuit, *, tokens: Sequence[int] | None = None, scan: str
     ids = [place.node_id(*triple) for triple in circuit.nodes.triples]
     if not theirs:
         nodes.append(_output(circuit))
-        ids.append(nodes[-1].node_id)  # OUTPUT is −1, the last
+        ids.append(nodes[-1].node_id)  # index −1 is OUTPUT
     links = [
         Link(source=ids[source], target=ids[target], weight=row["weight"], **_known(row, "low", "high", "inclusion"))
         for source, target, row in zip(circuit.source.tolist(), circuit.target.tolist(), circuit.rows("edges"), strict=True)
@@ -101,19 +101,19 @@ def to_graph(circuit: Circuit, *, tokens: Sequence[int] | None = None, scan: str
 
 
 def node_ids(circuit: Circuit) -> dict[str, str]:
-    """The `node_id` of every node, by its name."""
+    """The `node_id` of every node, by node name."""
     place = Numbering(circuit.sites, circuit.model.get("n_layers", 0))
     return {name: place.node_id(*triple) for name, triple in zip(circuit.names, circuit.nodes.triples, strict=True)}
 
 
 def _params(circuit: Circuit) -> dict[str, Any]:
-    """What a page shows at first: those that a graph of theirs came with, with the view that a person made since."""
+    """Initial view of a page: the imported `qParams`, updated with the user's view."""
     before = circuit.settings.get("qParams", {})
     return {**before, **params_of(view_of(circuit), node_ids(circuit))} if "view" in circuit.settings else before
 
 
 class Numbering:
-    """What features of several sites in one layer are called."""
+    """Numbering of features where several sites share a layer."""
 
     def __init__(self, sites: Sequence[SiteInfo], n_layers: int) -> None:
         self.kinds = [info.variant for info in sites]
@@ -126,28 +126,28 @@ class Numbering:
         self.first = [sum(sites[j].d_sae for j in others) for others in before]
 
     def feature(self, site: int, feature: int) -> int:
-        """The number in the layer; below zero for errors and skip paths."""
+        """The feature's number in the layer; negative for errors and skip paths."""
         return self.first[site] + feature if feature >= 0 else feature - 2 * self.rank[site]
 
     def node_id(self, site: int, position: int, feature: int) -> str:
-        """Unique in the graph."""
+        """The node's id, unique in the graph."""
         return f"{self.layers[site]}_{self.feature(site, feature)}_{position}"
 
 
 def _check(circuit: Circuit, tokens: Sequence[int] | None, theirs: bool) -> None:
     if not circuit.positional:
         raise SaescopeError(
-            f"The nodes of {circuit.name} are summed over positions, and this format places every node at a token of one "
-            "prompt; find the circuit per position, on prompts of one length."
+            f"The nodes of {circuit.name} are summed over positions, but in this format every node belongs to a token; "
+            "find the circuit with positions, on prompts of equal length."
         )
     last = int(circuit.nodes.position.max()) if len(circuit.nodes) else 0
     if last >= len(circuit.prompt):
-        raise SaescopeError(f"{circuit.name} has nodes at position {last} and a prompt of {len(circuit.prompt)} tokens.")
+        raise SaescopeError(f"{circuit.name} has a node at position {last}; its prompt has {len(circuit.prompt)} tokens.")
     if tokens is not None and len(tokens) != len(circuit.prompt):
         raise SaescopeError(f"{len(tokens)} token ids were given for a prompt of {len(circuit.prompt)} tokens.")
     needed = ("n_layers",) if theirs else ("n_layers", "d_vocab")
     if missing := [key for key in needed if key not in circuit.model]:
-        raise SaescopeError(f"The circuit {circuit.name} does not say its model's {missing[0]}, which this format needs.")
+        raise SaescopeError(f"The circuit {circuit.name} doesn't record its model's {missing[0]}, which this format needs.")
 
 
 def _metadata(circuit: Circuit, place: Numbering, scan: str | None) -> Metadata:
@@ -196,7 +196,7 @@ def _nodes(circuit: Circuit, place: Numbering) -> Iterator[Node]:
 
 
 def _numbers(row: dict[str, Any], influence: float | None) -> dict[str, Any]:
-    """What is known of a node beside its place."""
+    """The known measurements of a node."""
     known = _known(row, "effect", "low", "high", "reference", "inclusion")
     return {"influence": influence, "activation": row["value"], **known}
 
@@ -204,11 +204,11 @@ def _numbers(row: dict[str, Any], influence: float | None) -> dict[str, Any]:
 def _type(info: SiteInfo, feature: int) -> str:
     if feature < 0:
         return ERROR_TYPE if feature == ERROR else SKIP_TYPE
-    return FEATURE if info.sae else info.variant  # a graph of theirs knows no SAE, but what it calls its features
+    return FEATURE if info.sae else info.variant  # an imported graph has no SAE, only its own feature type
 
 
 def _output(circuit: Circuit) -> Node:
-    """The metric, after the last token."""
+    """The metric's node, at the last token."""
     said = str(circuit.task.get("metric", "metric")).replace('"', "'")
     last = len(circuit.prompt) - 1
     return _logit(circuit.model["n_layers"] + 1, circuit.model["d_vocab"], last, 1.0, f'Output "{said}" (p=1.000)', True)
@@ -231,7 +231,7 @@ def _embedding(token: int, position: int, said: str = "", **numbers: Any) -> Nod
 
 
 def cumulative(effect: Float64[np.ndarray, " n"]) -> list[float | None]:
-    """The share of Σ |effect| that nodes at least as large have, those of the same size in their order; None of NaN."""
+    """Share of Σ |effect| held by nodes of at least this size; ties keep their order; None for NaN."""
     size = np.nan_to_num(np.abs(effect))
     order = np.argsort(-size, kind="stable")
     share = np.empty(len(size))

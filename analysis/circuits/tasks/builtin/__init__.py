@@ -1,1 +1,1 @@
-"""Built-in behaviours: pairs of prompts put together from words, as many as asked for, that fit a model's tokenizer."""
+"""Built-in tasks: prompt pairs generated from word lists, filtered to fit a model's tokenizer."""

@@ -1,13 +1,12 @@
-"""Subject–verb agreement: the verb has the number of its subject, whatever noun stands between them.
+"""Subject–verb agreement: the verb agrees in number with its subject, not with the noun in between.
 
     agreement-simple      We think that the tall author              → is, was, has   ↔   … the tall authors
     agreement-across-pp   We think that the author near the houses   → is, was, has   ↔   … the authors near the houses
     agreement-across-rc   We think that the author who the boys like → is, was, has   ↔   … the authors who the boys like
 
-The first words are there for small models, which finish a noun phrase with a verb where they see that a clause has begun
-(SmolLM2-135M: right in 98 of 100 held-out pairs across a phrase, against 78 without them).
-As many clean prompts have a singular subject as a plural one, and as many distractors, within each, are singular as
-plural, so that neither the mean over the examples nor the noun before the verb gives the number away.
+The first words help small models, which then expect a verb after the noun phrase (SmolLM2-135M: right in 98 of 100
+held-out pairs across a phrase, against 78 without them). Singular and plural are balanced among subjects, and among
+distractors for each, so neither the mean over examples nor the noun before the verb reveals the number.
 """
 
 from random import Random
@@ -18,11 +17,11 @@ from analysis.circuits.tasks.task import Pair
 
 BEGIN = "We think that the"
 VERBS = ((" is", " was", " has"), (" are", " were", " have"))
-"""By the subject's number: 0 singular, 1 plural."""
+"""Verbs by the subject's number: 0 singular, 1 plural."""
 
 
 def _agreeing(subject: tuple[str, ...], number: int, prompt: str) -> Pair:
-    """A pair that differs in the number of the subject, at `{}`."""
+    """A pair that differs in the number of the subject, which replaces `{}`."""
     clean, corrupt = (prompt.format(subject[n]) for n in (number, 1 - number))
     return Pair(clean, corrupt, VERBS[number], VERBS[1 - number])
 

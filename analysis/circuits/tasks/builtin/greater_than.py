@@ -1,10 +1,10 @@
-"""Greater-than (Hanna et al. 2305.00586): what began in a year ended in a later one.
+"""Greater-than (Hanna et al. 2305.00586): an event ends in a later year than it began.
 
     The war began in the year 1745 and ended in the year 17 → later than 45   ↔   … in the year 1703 …
 
-An answer is one token. Where digits are tokens it is the decade's digit: right are 5 to 9, wrong 0 to 3, and 4 is
-neither. Where two digits are a token too, right are 46 to 99 and wrong 00 to 44. The counterfactual year lies in the
-first decade, after which nearly every answer is right.
+An answer is a single token. If single digits are tokens, it is the decade's digit: 5 to 9 are right, 0 to 3 wrong, and 4
+is neither. If two digits are also a token, 46 to 99 are right and 00 to 44 wrong. The counterfactual year is in the first
+decade, so that nearly every answer is right.
 """
 
 from random import Random
@@ -15,11 +15,11 @@ from analysis.circuits.tasks.task import Pair
 
 CENTURIES = (11, 12, 13, 14, 15, 16, 17, 18)
 DECADES = (2, 3, 4, 5, 6, 7)
-"""In which the clean year lies, so that there are decades before and after it."""
+"""Decades of the clean year, with decades before and after them."""
 
 
 def later_and_earlier(year: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One or two digits all of whose completions to two digits are above a year of the century; and all below."""
+    """One- and two-digit strings all of whose two-digit completions are later than `year`, and those earlier."""
     ends = [f"{n:02d}" for n in range(100)]
     starts = [str(n) for n in range(10)]
     completed = {start: [end for end in ends if end.startswith(start)] for start in starts + ends}

@@ -1,8 +1,8 @@
-"""Indirect object identification (Wang et al. 2211.00593): who is given something, of two people of whom one gives.
+"""Indirect object identification (Wang et al. 2211.00593): one of two people gives something; predict the other one.
 
     When Mary and John went to the store, John gave a drink to → Mary   ↔   …, Mary gave a drink to → John
 
-The giver was named second in half of the prompts (ABBA) and first in the others (BABA).
+The giver is named second in half of the prompts (ABBA) and first in the others (BABA).
 """
 
 from random import Random

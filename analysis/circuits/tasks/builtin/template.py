@@ -1,4 +1,4 @@
-"""Pairs drawn from a template until there are as many as asked for that fit a model's tokenizer."""
+"""Draw pairs from a template until enough of them fit a model's tokenizer."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,22 +13,22 @@ from training.model.language_model import Model
 
 Words = Mapping[str, Sequence[Word]]
 _MISSES = 1000
-"""After so many draws without a new pair there are none left, or hardly any."""
+"""Give up after this many draws without a new pair."""
 _N_SAMPLED = 48
-"""Pairs from which the usual length is found."""
+"""Pairs drawn to find the most common length."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """How pairs of a behaviour are made.
+    """Generator of a task's pairs.
 
     Attributes:
-        name: of the behaviour.
-        pair: fn of a random generator, the words, and the case, giving a pair.
-        n_cases: cases that are taken in turn, so that each has the same share of the pairs.
-        words: by kind; training and held-out pairs have none of these in common.
-        shared: words that both have: those that carry no content of their own.
-        metric: by name, what the behaviour is usually measured by.
+        name: name of the behaviour.
+        pair: function of a random generator, the words and the case that returns a pair.
+        n_cases: number of cases; they take turns, so each has the same share of the pairs.
+        words: word lists by kind; training and held-out pairs share none of these words.
+        shared: word lists used by both: words without content of their own.
+        metric: name of the default metric.
     """
 
     name: str
@@ -39,19 +39,18 @@ class Template:
     metric: str = "logit_difference"
 
     def draw(self, model: Model, n_train: int, n_held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-        """Training and held-out pairs: all different, all prompts of one length, a function of the seed.
+        """Draw training and held-out pairs: all distinct, with prompts of one length, determined by the seed.
 
-        Only words that are single tokens of the model in all their forms are used, and of the answers those that are
-        single tokens behind the prompt.
+        Uses only words whose forms are all single tokens of the model, and answers that are single tokens after the prompt.
 
         Raises:
-            SaescopeError: the words that are left do not make so many pairs.
+            SaescopeError: the remaining words don't give enough pairs.
         """
         length = self._usual_length(model, seed)
         return self._part(model, 0, n_train, seed, length), self._part(model, 1, n_held_out, seed, length)
 
     def _part(self, model: Model, part: int, n: int, seed: int, length: int | None) -> list[Pair]:
-        """Different pairs whose prompts have this length."""
+        """Distinct pairs whose prompts have this length."""
         random, words = Random(f"{self.name} {seed} {part}"), self._words(model, part, seed)
         found: dict[str, Pair] = {}
         misses = 0 if length is not None else _MISSES
@@ -65,12 +64,12 @@ class Template:
             return list(found.values())
         kind = "held-out" if part else "training"
         raise SaescopeError(
-            f"{self.name} has {len(found)} {kind} pairs whose words are single tokens of {model.name}, and {n} are "
-            "asked for: ask for fewer, or give pairs of your own."
+            f"{self.name} has only {len(found)} {kind} pairs whose words are single tokens of {model.name}, and {n} were "
+            "asked for: ask for fewer, or give your own pairs."
         )
 
     def _usual_length(self, model: Model, seed: int) -> int | None:
-        """The commonest length of a training prompt; None where no pair fits."""
+        """Most common length of training prompts; None if no pair fits."""
         random, words = Random(f"{self.name} {seed}"), self._words(model, 0, seed)
         if any(len(list_) < 2 for kind in (words, self._words(model, 1, seed)) for list_ in kind.values()):
             return None
@@ -79,18 +78,18 @@ class Template:
         return min(lengths, key=lambda length: (-lengths[length], length), default=None)
 
     def _words(self, model: Model, part: int, seed: int) -> Words:
-        """The words of one half that are single tokens."""
+        """Words of one half (training or held-out) that are single tokens."""
         words = {**{kind: _half(list_, part, seed) for kind, list_ in self.words.items()}, **self.shared}
         return {kind: single_tokens(list_, model) for kind, list_ in words.items()}
 
 
 def _half(words: Sequence[Word], part: int, seed: int) -> list[Word]:
-    """Every second word in an order of the seed's."""
+    """Every second word, in a random order given by the seed."""
     return Random(seed).sample(list(words), len(words))[part::2]
 
 
 def single_tokens(words: Sequence[Word], model: Model) -> list[Word]:
-    """Those that are one token, behind another word, in each of their forms."""
+    """Words whose forms are all single tokens when they follow another word."""
     forms = list(dict.fromkeys(form for word in words for form in word))
     single = {form for form, token in zip(forms, answer_tokens(model, "The", [f" {f}" for f in forms]), strict=True)
               if token is not None}
@@ -98,7 +97,7 @@ def single_tokens(words: Sequence[Word], model: Model) -> list[Word]:
 
 
 def fitted(pair: Pair, model: Model) -> tuple[Pair, int | None]:
-    """The pair with those of its answers that are one token, and the length of its prompts; None if it cannot be used."""
+    """The pair with its single-token answers only, and its prompts' length; None if the pair can't be used."""
     assert pair.corrupt is not None
     clean, corrupt = encode(model, [pair.clean, pair.corrupt])
     answers = pair.right + pair.wrong

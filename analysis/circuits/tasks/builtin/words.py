@@ -1,6 +1,6 @@
-"""The words that built-in behaviours are made of; each entry has its forms: (singular, plural), or one.
+"""Word lists of the built-in tasks; an entry lists its forms: (singular, plural), or just one.
 
-Common ones, so that most are single tokens of most models; those that are not are left out for that model.
+Words are common, so that most are single tokens in most models; others are skipped for that model.
 """
 
 Word = tuple[str, ...]

@@ -197,7 +197,7 @@ def test_an_interrupted_circuit_goes_on_and_ends_the_same(folder: Path, monkeypa
 def test_prompts_of_several_lengths_are_summed_over_positions() -> None:
     longer = [{**pair, "clean": "so " + pair["clean"], "corrupt": "so " + pair["corrupt"]} for pair in pairs()[::2]]
     mixed = {"pairs": [*pairs(), *longer]}
-    with pytest.raises(SaescopeError, match=r"12 tokens.*15|15 tokens.*12|have one length"):
+    with pytest.raises(SaescopeError, match=r"12 tokens.*15|15 tokens.*12|have equal length"):
         find_circuit(config(task=mixed), quiet=True)
     # the longer prompts ask for answers that the model may not give
     found = find_circuit(config(name="summed", task=mixed, nodes={"most": 8, "positions": False}), quiet=True)

@@ -66,7 +66,7 @@ def test_answers_are_read_behind_their_prompt(smol: Model) -> None:
     ([Pair("The cat", "The big cats", (" is",), (" are",))], ["The cat", "3 tokens", "The big cats", "4"]),
     ([Pair("The cat", None, (" indistinguishably",))], ["' indistinguishably'", "'ably'", "The cat"]),
     ([Pair("The cat ", None, ("is",))], ["'is'", "The cat "]),
-    ([Pair("The cat", "The cats", (" is", " was"), (" was",))], ["' was'", "The cat", "right and as wrong"]),
+    ([Pair("The cat", "The cats", (" is", " was"), (" was",))], ["' was'", "The cat", "both right and wrong"]),
     ([Pair("", None, (" is",))], ["clean", "empty"]),
     ([Pair("The cat", " ", (" is",), (" are",))], ["corrupt", "empty"]),
     ([Pair("The cat", None, ("",))], ["The cat", "empty"]),

@@ -157,7 +157,7 @@ def test_rare_labels_are_left_out_and_said(root: Path) -> None:
 
 @pytest.mark.parametrize(("argv", "part"), [
     (["--label", "kind"], "--labelled"),
-    (["--labelled", "text:letters.jsonl"], "no column of labels"),
+    (["--labelled", "text:letters.jsonl"], "no label column"),
     (["--labelled", "jsonl:nothing.jsonl"], "nothing.jsonl"),
     (["--labelled", "jsonl:letters.jsonl", "--split", "test"], "split"),
 ])
