@@ -34,7 +34,7 @@ def test_half_precision_and_a_scaling_factor_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("changes", "says"), [
     ({"threshold": None}, "threshold"), ({"extra": np.zeros(3)}, "extra"), ({"b_dec": np.zeros(D + 1)}, "b_dec"),
     ({"W_dec": np.zeros((N + 1, D))}, "W_dec"), ({"W_enc": np.zeros(D)}, "W_enc"), ({"b_enc": np.full(N, np.nan)}, "b_enc"),
-    ({"scaling_factor": np.full(N, 2.0)}, "scaling_factor"), ({"b_enc": np.array(["a"] * N)}, "numbers"),
+    ({"scaling_factor": np.full(N, 2.0)}, "scaling_factor"), ({"b_enc": np.array(["a"] * N)}, "numeric"),
     ({"b_enc": np.array([{}] * N, dtype=object)}, "pickle"),
 ])
 def test_archives_that_do_not_fit(tmp_path: Path, changes: dict, says: str) -> None:
