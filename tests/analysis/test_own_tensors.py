@@ -23,7 +23,7 @@ def test_it_is_listed_and_indexed_from_rows_in_a_folder(tmp_path: Path) -> None:
     assert run.config["model"] is None and run.config["corpus"]["sources"][0]["source"] == "tensors"
     assert run.latest("heldout/fve") == result.summary["heldout"]["fve"]
     assert result.folder is not None
-    with pytest.raises(SaescopeError, match=r"given in Python.*acts:FOLDER"):
+    with pytest.raises(SaescopeError, match=r"from Python.*acts:FOLDER"):
         build(result.folder, quiet=True)
     (tmp_path / "acts").mkdir()
     np.save(tmp_path / "acts" / "0.npy", rows)

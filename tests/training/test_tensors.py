@@ -218,7 +218,7 @@ def test_a_name_makes_a_run_that_resumes_and_reads_like_any_other(rows: np.ndarr
     other[7, 3] += 1
     with pytest.raises(SaescopeError, match="was trained on other data"):
         on(other, name="own", runs=tmp_path / "whole", train=train_fields, resume=True)
-    with pytest.raises(SaescopeError, match=r"given in Python.*acts:FOLDER"):
+    with pytest.raises(SaescopeError, match=r"from Python.*acts:FOLDER"):
         train(folder / "config.yaml", runs=tmp_path / "elsewhere", quiet=True)
 
 

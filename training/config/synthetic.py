@@ -56,7 +56,7 @@ class SyntheticConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "SyntheticConfig":
         if self.n_features > MOST_FEATURES or self.d > MOST_FEATURES:
-            raise ValueError(f"{self.n_features:,} features in d = {self.d:,}; the maximum is {MOST_FEATURES:,} for both")
+            raise ValueError(f"{self.n_features:,} features in d = {self.d:,}; both must be at most {MOST_FEATURES:,}")
         if self.orthogonal and self.n_features > self.d:
             raise ValueError(f"{self.n_features} features cannot be orthogonal in d = {self.d} dimensions")
         if (most := float(self.root_density().max())) >= 1:
