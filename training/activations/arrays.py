@@ -43,7 +43,7 @@ def by_hook(given: object, hooks: Sequence[str], what: str) -> dict[str, np.ndar
     if isinstance(given, Mapping):
         if missing := [hook for hook in hooks if hook not in given]:
             there = ", ".join(map(str, given)) or "none"
-            raise SaescopeError(f"{what} has no hook {missing[0]!r}, only {there}; set site.")
+            raise SaescopeError(f"{what} has no hook {missing[0]!r} (it has {there}); set site.")
         arrays = {hook: given[hook] for hook in hooks}
     else:
         parts = list(given) if isinstance(given, list | tuple) else [given]
