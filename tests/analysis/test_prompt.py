@@ -71,7 +71,7 @@ def test_too_little_and_too_much_text(tmp_path: Path) -> None:
     run, _, _ = write_live_run(tmp_path)
     with pytest.raises(SaescopeError, match="empty"):
         encode_text(run, "")
-    with pytest.raises(SaescopeError, match=r"129 tokens; at most 128"):
+    with pytest.raises(SaescopeError, match=r"129 tokens.*128"):
         encode_text(run, "x" * 128)
     assert MAX_TOKENS == 512
     for text in ("\x00", "\ufeff", "\u202e", "🙂" * 10):

@@ -181,7 +181,7 @@ def test_other_databases_and_later_formats_are_refused(labels: Labels) -> None:
     with sqlite3.connect(labels.path) as other:
         other.execute("CREATE TABLE theirs (a)")
     other.close()
-    with pytest.raises(SaescopeError, match="something else"):
+    with pytest.raises(SaescopeError, match="another application"):
         labels.set_label(1, "a")
     labels.path.unlink()
     labels.set_label(1, "a")
