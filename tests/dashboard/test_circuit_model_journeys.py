@@ -112,7 +112,7 @@ def test_what_cannot_be_traced_is_said(page: Page, dashboard: Dashboard, slow: s
     page.keyboard.press("Escape")
     form.get_by_role("textbox", name="Name").fill("winds")
     form.get_by_role("button", name="Trace").click()
-    expect(page.get_by_role("alert")).to_contain_text("winds already")
+    expect(page.get_by_role("alert")).to_contain_text("already a circuit called winds")
     form.get_by_role("textbox", name="Name").fill("long")
     form.get_by_role("textbox", name="Prompt").fill("those " * 30)
     form.get_by_role("button", name="Trace").click()

@@ -57,7 +57,7 @@ def test_sort_filter_open_a_figure_and_go_back(page: Page, dashboard: Dashboard)
 
 def test_a_point_opens_its_run_and_differences_are_chosen(page: Page, dashboard: Dashboard, tmp_path: Path) -> None:
     visit(page, dashboard, "page=evaluations&run=one&base=two")
-    expect(page.get_by_role("region", name="Differences")).to_contain_text("less two")
+    expect(page.get_by_role("region", name="Differences")).to_contain_text("minus two")
     plot = page.locator(".js-plotly-plot").first
     plot.scroll_into_view_if_needed()
     expect(plot.locator(".nsewdrag").first).to_be_visible()
@@ -93,7 +93,7 @@ def test_figures_axes_and_the_other_side_are_chosen(page: Page, dashboard: Dashb
     toggle(page, "logy", True)
     expect(plot).to_be_visible()
     choose(page, "base", "two", "two")
-    expect(page.get_by_role("region", name="Differences")).to_contain_text("less two")
+    expect(page.get_by_role("region", name="Differences")).to_contain_text("minus two")
     visit(page, dashboard, f"page=evaluations&run=one&cell={FVE}~two")
     with page.expect_download() as download:
         page.get_by_role("button", name="This evaluation (JSON)").click()

@@ -215,11 +215,11 @@ def test_rows_of_any_shape_and_kind_are_encoded(variant: str) -> None:
 @pytest.mark.parametrize(
     ("x", "facts"),
     [
-        (torch.zeros(3, D + 1), rf"\[3, {D + 1}\].*width {D}"),
-        (torch.zeros(()), rf"\[\].*width {D}"),
+        (torch.zeros(3, D + 1), rf"\[3, {D + 1}\].*size {D}"),
+        (torch.zeros(()), rf"\[\].*size {D}"),
         (torch.zeros(3, D, dtype=torch.int64), "Tensor of int64"),
         (np.zeros((3, D), dtype=np.int32), "ndarray of int32"),
-        (np.zeros((3, D - 1)), rf"\[3, {D - 1}\].*width {D}"),
+        (np.zeros((3, D - 1)), rf"\[3, {D - 1}\].*size {D}"),
     ],
 )
 def test_what_cannot_be_encoded(x: torch.Tensor | np.ndarray, facts: str) -> None:
@@ -231,7 +231,7 @@ def test_what_cannot_be_encoded(x: torch.Tensor | np.ndarray, facts: str) -> Non
 
 def test_a_code_of_another_sae() -> None:
     other = VARIANTS["topk"][0](VARIANTS["topk"][1](d_sae=8, k=2), D)
-    with pytest.raises(SaescopeError, match="over 8 features, this SAE has 40"):
+    with pytest.raises(SaescopeError, match="8 features, this SAE has 40"):
         make("topk").decode(other.encode(torch.ones(2, D)))
 
 

@@ -25,5 +25,5 @@ def test_every_cell_is_timed() -> None:
 
 
 def test_more_sites_than_there_are() -> None:
-    with pytest.raises(SaescopeError, match=r"10 sites.* 9 "):
+    with pytest.raises(SaescopeError, match=r"10 sites.* 9\b"):
         bench_circuits(model=TINY, n_sites=(10,), n_steps=(1,), n_pairs=2, d_sae=16, k=4, repeats=1)

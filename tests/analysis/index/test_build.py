@@ -96,7 +96,7 @@ def test_another_text_through_the_model(folder: Path, index: Index) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["runs/none"], "no run"), (["runs/quick", "corpus.n_tokens=9"], "--name"),
+    (["runs/none"], "runs/none is not a run"), (["runs/quick", "corpus.n_tokens=9"], "--name"),
     (["runs/quick", "--name", "../x"], "cannot name"),
     (["runs/quick", "--name", "x", "sae.k=3"], "change the run itself"), (["runs/quick", "--memory", "lots"], "memory"),
     (["runs/quick", "--memory", "1 MB"], "too little"), (["runs/quick", "--rows", "0"], "--rows"),

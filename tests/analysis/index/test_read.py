@@ -175,7 +175,7 @@ def test_what_is_not_there_is_said(index: Index) -> None:
     for ask, words in (
         (lambda: index.feature(64), "0 to 63"), (lambda: index.feature(-1), "0 to 63"),
         (lambda: index.pieces(128), "0 to 127"),
-        (lambda: index.examples(0, "q11"), "near"), (lambda: index.examples(0, side="-"), r"have \+"),
+        (lambda: index.examples(0, "q11"), "near"), (lambda: index.examples(0, side="-"), r"have sides \+"),
         (lambda: index.neighbours(0, "tea"), "decoder"), (lambda: index.values(0, 0, 5, 99), "of 32"),
     ):
         with pytest.raises(SaescopeError, match=words):

@@ -160,7 +160,7 @@ def test_the_command_says_what_is_wrong(
         raise ValueError("the kaleido package is required\nand more")
 
     monkeypatch.setattr("plotly.graph_objects.Figure.to_image", refuse)
-    with pytest.raises(SaescopeError, match=r"a\.png: plotly cannot draw .* \(the kaleido package is required\)"):
+    with pytest.raises(SaescopeError, match=r"a\.png: Plotly cannot draw .* \(the kaleido package is required\)"):
         rate.write(tmp_path / "a.png", rate.figure({"a": [(0.5, 3.0)]}))
 
 

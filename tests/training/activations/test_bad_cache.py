@@ -163,7 +163,7 @@ def test_what_is_no_cache_is_neither_removed_nor_listed(tmp_path: Path, manifest
     for name in ("cache/mine", "mine"):
         for what in (["rm", "--yes"], ["verify"]):
             said = refusal(run_sae(tmp_path, "cache", *what, name), "cache")
-            assert "cache/mine is no cache" in said and said.endswith("there are: none.")
+            assert "cache/mine is not a cache" in said and said.endswith("none.")
     listed = run_sae(tmp_path, "cache", "ls")
     assert listed.code == 0 and "mine" not in listed.out
     assert (mine / "thesis.txt").read_text() == "x"

@@ -185,7 +185,7 @@ def test_rows_of_every_kind(rows_source):
     assert [(d.text, d.label) for d in found] == [("A", "1"), ("B", "2")]
     with pytest.raises(SaescopeError, match="no field 'body'; it has text, title, n"):
         read(TextSource(**rows_source, field="body"))
-    with pytest.raises(SaescopeError, match="'n' is no text but a int"):
+    with pytest.raises(SaescopeError, match="'n' is not text but a int"):
         read(TextSource(**rows_source, field="n"))
 
 
@@ -197,8 +197,8 @@ def test_rows_are_labelled_by_where_they_stand(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{bad", "line 2: not JSON"), ("[1]", "line 2: a JSON object was expected, found list"),
-     ('{"text": ["a"]}', "line 2: 'text' is no text but a list; for messages set chat_roles")],
+    [("{bad", "line 2: not JSON"), ("[1]", "line 2: expected a JSON object, found list"),
+     ('{"text": ["a"]}', "line 2: 'text' is not text but a list; for messages set chat_roles")],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
@@ -233,7 +233,7 @@ def test_of_parquet_only_the_columns_asked_for_are_read(tmp_path):
     with pytest.raises(SaescopeError, match=r"z\.parquet cannot be read"):
         read(f"parquet:{tmp_path}/*.parquet")
     write_parquet(tmp_path / "z.parquet", text=[b"bytes"])
-    with pytest.raises(SaescopeError, match=r"z\.parquet, row 0: 'text' is no text but a bytes"):
+    with pytest.raises(SaescopeError, match=r"z\.parquet, row 0: 'text' is not text but a bytes"):
         read(f"parquet:{tmp_path}/*.parquet")
 
 

@@ -166,7 +166,7 @@ def _changed(i: int, **fields: Any) -> Json:
     (_changed(1, feature=paired(2, 9)), "3_9_2"),
     (_changed(1, layer="x"), "3_9_2"),
     (_changed(2, node_id="0_70_1"), "0_70_1"),
-    (_changed(5, feature=17), "place"),
+    (_changed(5, feature=17), "duplicate"),
     (_changed(3, node_id="E"), "E_TOKEN_POSITION"),
     ({**theirs(), "metadata": {**theirs()["metadata"], "saescope": {"sites": [1]}}}, "saescope"),
 ])

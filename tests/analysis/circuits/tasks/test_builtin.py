@@ -114,10 +114,10 @@ def test_later_and_earlier_by_hand() -> None:
 
 
 def test_more_pairs_than_there_are(model: Model) -> None:
-    with pytest.raises(SaescopeError, match=r"agreement-simple has \d+ held-out pairs.*random.*900"):
+    with pytest.raises(SaescopeError, match=r"agreement-simple has only \d+ held-out pairs.*random.*900"):
         make_task(TaskConfig(builtin="agreement-simple", n_train=2, n_held_out=900), model)
 
 
 def test_a_tokenizer_without_words() -> None:
-    with pytest.raises(SaescopeError, match=r"ioi has 0 training pairs.*native:tiny.*100"):
+    with pytest.raises(SaescopeError, match=r"ioi has only 0 training pairs.*native:tiny.*100"):
         make_task(TaskConfig(builtin="ioi"), load_model("native:tiny"))
