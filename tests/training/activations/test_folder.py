@@ -108,13 +108,13 @@ def test_unreadable_files_are_explained(tmp_path):
     with pytest.raises(SaescopeError, match=r"b\.safetensors"):
         ActsDir(tmp_path)
     save_file({"ids": torch.zeros(3, 2, dtype=torch.int64)}, tmp_path / "b.safetensors")
-    with pytest.raises(SaescopeError, match="tensor 'ids' .* ?I64"):
+    with pytest.raises(SaescopeError, match=r"tensor 'ids' .* ?I64"):
         ActsDir(tmp_path)
 
 
 def test_a_hook_that_is_not_there(tmp_path):
     np.save(tmp_path / "a.npy", values(4))
-    with pytest.raises(SaescopeError, match="no hook 'resid'.* acts"):
+    with pytest.raises(SaescopeError, match=r"no hook 'resid'.* acts"):
         ActsDir(tmp_path).rows("resid", 0, 1)
 
 
