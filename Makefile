@@ -94,9 +94,10 @@ bench-memory: $(VENV)/.done    ## the peak memory of a step with 262,144 feature
 bench-seeds: $(VENV)/.done     ## the quickstart through each kernel backend, from three seeds: equal ends
 	$(PY) -m tests.e2e.kernel_seeds --out benchmarks/kernel-seeds.json
 
-ranks: $(VENV)/.done           ## trainings by 1, 2 and 4 processes that share rows and features: equality, memory, kills (20 minutes)
+ranks: $(VENV)/.done           ## trainings by 1, 2 and 4 processes that share rows and features: equality, memory, kills (30 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow tests/training/distributed
 	$(PY) -m tests.e2e.ranks --out docs/results/ranks.csv
+	$(PY) -m tests.e2e.ranks --double --out docs/results/ranks-fp64.csv
 	$(PY) -m tests.e2e.rank_memory --out docs/results/rank-memory.csv
 	$(PY) -m tests.e2e.rank_kills --kills 10
 

@@ -217,6 +217,7 @@ def test_a_store_that_dies_while_it_is_filled(tmp_path: Path, monkeypatch: pytes
         assert store.place() in said
 
 
+@pytest.mark.slow
 def test_a_store_that_dies_while_it_is_trained_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One sentence; what was saved stays whole, and there is no SAE."""
     with s3_server(free_port()) as other:
