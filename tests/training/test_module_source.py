@@ -146,8 +146,10 @@ def test_cached_and_streamed_rows_train_the_same(place: Path, site: Any) -> None
         mode: train(fields(**sections, name=mode, cache={"mode": mode}), runs=place / "runs", quiet=True)
         for mode in ("disk", "stream")
     }
-    hashes = {result.summary["weights_sha256"] for result in results.values()}
-    assert len(hashes) == 1
+    # on some processors an activation's last bit depends on how many inputs the forward pass takes, so bits may differ
+    saes = [result.sae for result in results.values()]
+    for name, cached in saes[0].state_dict().items():
+        torch.testing.assert_close(saes[1].state_dict()[name], cached, rtol=1e-4, atol=1e-5)
     held = results["disk"].summary["heldout"]
     assert held["fve"] > 0.3 and held["interval_unit"] == "document" and "kl" not in held
 

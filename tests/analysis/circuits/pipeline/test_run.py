@@ -158,7 +158,7 @@ def test_numbers_are_those_of_the_parts() -> None:
     setup = open_setup(config(name="parts"))
     effects = node_effects(setup.model, setup.train[0], setup.metric, n_steps=4)
     mean = dict(zip(effects.nodes.triples, effects.mean, strict=True))
-    assert [mean[triple] for triple in circuit.nodes.triples] == pytest.approx(circuit.effect)
+    assert [mean[triple] for triple in circuit.nodes.triples] == pytest.approx(circuit.effect, rel=1e-4, abs=1e-6)
     (tested,) = faithfulness(
         setup.model, setup.test, setup.metric, [Ablation(circuit.nodes)], means=mean_states(setup.model, setup.train)
     )
