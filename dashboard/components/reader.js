@@ -190,7 +190,7 @@ class Reader {
   // build the next steps' elements while idle, so that a step only inserts them
   prepare() {
     if (this.preparing) return;
-    this.preparing = requestIdleCallback(() => {
+    this.preparing = whenIdle(() => {
       this.preparing = 0;
       const { walk } = this.data, at = walk.indexOf(this.current);
       const near = [walk[at + 1], walk[at - 1]].map((f) => this.features.get(f)).filter((one) => at >= 0 && one);
@@ -567,6 +567,9 @@ class Reader {
     else if (event.key === "l") { event.preventDefault(); this.toggle("breaks"); }
   }
 }
+
+// Safari has no requestIdleCallback
+function whenIdle(act) { return (globalThis.requestIdleCallback ?? ((later) => setTimeout(later, 100)))(act); }
 
 function built(html) {
   const element = document.createElement("div");

@@ -71,7 +71,7 @@ def by_hand(module: HookedModule) -> dict[str, torch.Tensor]:
 def test_rows_are_the_modules_activations(module: HookedModule) -> None:
     """Also where the next module writes over them, and however inputs are grouped."""
     hooks = module.hooks()
-    assert hooks["conv"] == (16, 6) and hooks["tokens"] == (16, 5) and hooks["flat"] == (1, 8)
+    assert hooks["conv"] == (16, 6) and hooks["tokens"] == (16, 5) and hooks["flat"] == (1, 16)
     assert hooks["conv.hook_in"] == (64, 1) and not module.feed.module.training
     expected = by_hand(module)
     numbers = torch.arange(60)
@@ -146,10 +146,8 @@ def test_cached_and_streamed_rows_train_the_same(place: Path, site: Any) -> None
         mode: train(fields(**sections, name=mode, cache={"mode": mode}), runs=place / "runs", quiet=True)
         for mode in ("disk", "stream")
     }
-    # on some processors an activation's last bit depends on how many inputs the forward pass takes, so bits may differ
-    saes = [result.sae for result in results.values()]
-    for name, cached in saes[0].state_dict().items():
-        torch.testing.assert_close(saes[1].state_dict()[name], cached, rtol=1e-4, atol=1e-5)
+    hashes = {result.summary["weights_sha256"] for result in results.values()}
+    assert len(hashes) == 1
     held = results["disk"].summary["heldout"]
     assert held["fve"] > 0.3 and held["interval_unit"] == "document" and "kl" not in held
 

@@ -116,7 +116,7 @@ def test_resuming_on_other_data_is_refused(base: dict[str, Any], tmp_path: Path)
 
 
 VARIED: list[dict[str, Any]] = [
-    {"variant": "topk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "k_anneal": {"start": 20, "over": "50%"}},
+    {"variant": "topk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "k_anneal": {"start": 20, "over": "80%"}},
     {"variant": "batchtopk", "d_sae": 96, "k": 4},
     {"variant": "relu", "d_sae": 96, "sparsity": {"target_l0": 8}},
     {"variant": "abstopk", "d_sae": 96, "k": 4, "init": {"encoder": "random"}, "tied": True, "alpha": 2},
@@ -125,7 +125,7 @@ VARIED: list[dict[str, Any]] = [
     {"variant": "jumprelu", "d_sae": 96, "sparsity": {"target_l0": 8}, "auxk": {"coefficient": 0.03}},
     {"variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "optim": {"lr": 1e-3, "sparse": True},
      "transform": {"whiten": True}},
-    {"variant": "mdl", "d_sae": 96, "sparsity": {"coefficient": 20}, "start_l0": 8, "prune_from": "30%", "memory": 0.9},
+    {"variant": "mdl", "d_sae": 96, "sparsity": {"coefficient": 20}, "start_l0": 8, "prune_from": "80%", "memory": 0.9},
     {"name": "masked", "variant": "batchtopk", "d_sae": 96, "k": 4, "auxk": {"k": 8}, "hide": 0.3},
     {"name": "masked-gated", "variant": "gated", "d_sae": 96, "sparsity": {"target_l0": 8}, "hide": 0.2},
     {"variant": "icfl", "d_sae": 96, "rounds": 2, "per_round": 2, "duplicate_cosine": 0.6, "redraw_every": 15,

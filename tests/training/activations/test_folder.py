@@ -108,7 +108,7 @@ def test_unreadable_files_are_explained(tmp_path):
     with pytest.raises(SaescopeError, match=r"b\.safetensors"):
         ActsDir(tmp_path)
     save_file({"ids": torch.zeros(3, 2, dtype=torch.int64)}, tmp_path / "b.safetensors")
-    with pytest.raises(SaescopeError, match=r"tensor 'ids' .* ?I64"):
+    with pytest.raises(SaescopeError, match=r"tensor 'ids' is I64"):
         ActsDir(tmp_path)
 
 
