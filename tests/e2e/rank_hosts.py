@@ -76,7 +76,7 @@ def main() -> None:
         config, runs = root / "config.yaml", root / "hosts"
         runs.mkdir()
         config.write_text(json.dumps([fields("run", STEPS, 2, kernels="reference")]))
-        both = [launch(i, "tests.training.distributed.double", str(config), str(runs)) for i in range(2)]
+        both = [launch(i, "tests.training.distributed.fp64_worker", str(config), str(runs)) for i in range(2)]
         ended = [(p.communicate()[1], p.returncode) for p in both]
         assert [code for _, code in ended] == [0, 0], ended
         worst = max(abs(a / b - 1) for a, b in zip(losses(alone / "run"), losses(runs / "run"), strict=True))

@@ -182,7 +182,7 @@ class DistributedKernels:
         own = [square(grad) for p, grad in live if not p.common]
         total = self.wire.sum_(torch.stack(own).sum(), self.shards, "scalars")
         total = sum((square(grad) for p, grad in live if p.common), total)
-        norm = total.sqrt().to(live[0][1].dtype)
+        norm = total.sqrt().to(torch.promote_types(live[0][1].dtype, torch.float32))
         if clip is not None:
             scale = clip / norm.clamp_min(clip)
             for _, grad in live:

@@ -1,4 +1,4 @@
-"""A rank as `worker`, in fp64: weights, moments and products are doubles, from the same first weights as in fp32.
+"""Like `worker`, in fp64: weights, moments and products are doubles, starting from the same weights as in fp32.
 
 The log rounds to fp32, so the numbers of each step are also written to RUNS/NAME.steps.json, by the first rank.
 """
@@ -17,7 +17,7 @@ from training.window import Window
 
 
 def in_double(steps: list[dict[str, float]]) -> None:
-    """From here on this process trains in fp64, and adds the numbers of each step to a list."""
+    """Make this process train in fp64, and append the numbers of each step to a list."""
     new_sae, add = run.new_sae, Window.add
 
     def begun(*args: Any) -> SAE:

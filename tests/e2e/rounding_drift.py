@@ -1,9 +1,9 @@
-"""How far one process parts from itself in fp32 when its first weights are changed by 1e-7: what rounding alone does.
+"""How far fp32 training on one process drifts when its initial weights are perturbed by 1e-7: the effect of rounding alone.
 
-    python -m tests.e2e.nudged --variant matryoshka --n 12
+    python -m tests.e2e.rounding_drift --variant matryoshka --n 12
 
-The trainings of `tests.e2e.ranks`. Of each is told in which step the active features, the dead ones and the loss (by more
-than 1e-5) first differ from those of the training that nobody has nudged.
+Runs the trainings of `tests.e2e.ranks`. Prints the first step in which the active features, the dead features and the loss
+(by more than 1e-5) differ from the unperturbed training.
 """
 
 import argparse
@@ -22,23 +22,23 @@ from training import run
 from training.trainer import Trainer
 
 BY = 1e-7
-"""Of each weight, on average."""
+"""Relative perturbation of each weight (standard deviation)."""
 
 
-class Looked(NamedTuple):
-    """What a step had."""
+class Seen(NamedTuple):
+    """Active features, dead features and loss of a step."""
 
     support: frozenset[int]
     dead: frozenset[int]
     loss: float
 
 
-def trained(variant: str, rows: str, runs: Path, steps: int, seed: int) -> list[Looked]:
-    """Every step of a training; with seed 0 it is not nudged."""
-    looked: list[Looked] = []
+def trained(variant: str, rows: str, runs: Path, steps: int, seed: int) -> list[Seen]:
+    """All steps of a training; seed 0 leaves the weights unperturbed."""
+    seen: list[Seen] = []
     new_sae, count = run.new_sae, Trainer._count
 
-    def nudged(*args: Any) -> SAE:
+    def perturbed(*args: Any) -> SAE:
         sae, draw = new_sae(*args), torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for weight in (sae.W_enc, sae.W_dec) if seed else ():
@@ -48,24 +48,24 @@ def trained(variant: str, rows: str, runs: Path, steps: int, seed: int) -> list[
     def look(self: Trainer, step: Any, *args: Any) -> None:
         code, dead = step.code.csr(), self.dead().nonzero().squeeze(-1)
         places = code.rows() * code.d_sae + code.feature
-        looked.append(Looked(frozenset(places.tolist()), frozenset(dead.tolist()), float(step.loss.detach())))
+        seen.append(Seen(frozenset(places.tolist()), frozenset(dead.tolist()), float(step.loss.detach())))
         count(self, step, *args)
 
-    run.new_sae, Trainer._count = nudged, look  # type: ignore[method-assign]
+    run.new_sae, Trainer._count = perturbed, look  # type: ignore[method-assign]
     try:
         run.train(config(variant, rows, steps, 1) | {"name": f"{variant}-{seed}"}, runs=runs, quiet=True)
     finally:
         run.new_sae, Trainer._count = new_sae, count  # type: ignore[method-assign]
-    return looked
+    return seen
 
 
 def first(differs: Sequence[bool]) -> str:
-    """The step in which something differs."""
+    """The first step that differs."""
     return f"step {differs.index(True) + 1}" if True in differs else "never"
 
 
 def main(variant: str, n: int, steps: int) -> None:
-    """Trainings one after the other."""
+    """Train once unperturbed and n times perturbed, and compare."""
     with tempfile.TemporaryDirectory() as folder:
         rows = write_rows(Path(folder) / "rows", 120_000, D)
         alone = trained(variant, rows, Path(folder), steps, 0)
