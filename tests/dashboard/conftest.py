@@ -55,7 +55,7 @@ def dashboard(states: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def slow(dashboard: Dashboard, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run of the same server whose model takes its time with each token."""
     folder = tmp_path_factory.mktemp("slow")
-    model = {"name": "native:d_model=192,n_layers=20,n_heads=4"}
+    model = {"name": "native:d_model=192,n_layers=48,n_heads=4"}
     made = train_tiny(folder, "slow", model=model, train={"budget": "1k tokens"})
     build(made, quiet=True)
     shutil.copytree(made, dashboard.runs / "slow")

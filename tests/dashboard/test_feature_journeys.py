@@ -242,11 +242,11 @@ def test_steering_shows_both_continuations(page: Page, dashboard: Dashboard, bus
 
 
 def test_steering_streams_is_found_again_after_a_reload_and_stops(page: Page, dashboard: Dashboard, slow: str) -> None:
-    asked = "prompt=those+winds&tokens=100&strength=3&heat=1"
-    visit(page, dashboard, f"page=feature&run={slow}&f=3&tab=steer&{asked}&seed=1")
+    asked = "prompt=those+winds&tokens=110&strength=3&heat=1"
+    page.goto(f"{dashboard.url}/?page=feature&run={slow}&f=3&tab=steer&{asked}&seed=1")
     running = page.locator("[data-steered=running]")
     expect(running).to_be_visible()
-    said = page.get_by_text(re.compile(r"^Token \d+ of 100"))
+    said = page.get_by_text(re.compile(r"^Token \d+ of 110"))
     expect(said).to_be_visible()
     n = int((said.text_content() or "").split()[1])
     page.reload()
