@@ -369,7 +369,7 @@ def _e2e(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from training.bench.e2e import bench_e2e
-    from training.bench.show import e2e_table
+    from training.bench.tables import e2e_table
 
     figures = bench_e2e(
         args.size or ("small",), legs=args.legs.split(","), device=args.device, seconds=args.seconds, rounds=args.rounds,
@@ -403,7 +403,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
 
     from training.bench.kernels import bench_kernels
     from training.bench.setup import Shape
-    from training.bench.show import show
+    from training.bench.tables import show
 
     try:
         shapes = [Shape(*map(int, text.split(","))) for text in args.shape] if args.shape else None

@@ -11,7 +11,7 @@ from sae.errors import SaescopeError
 from sae.formats import saelens
 from sae.io.files import read_json, write_json
 from sae.kernels import backend
-from training import going_on
+from training import continue_run
 from training.activations.calibration import KeepMask
 from training.activations.harvest import Data
 from training.checkpoint import surroundings
@@ -19,7 +19,7 @@ from training.config.schema import Config
 from training.display import Display
 from training.distributed.world import World
 from training.evaluate import Spliced
-from training.shared import Shared
+from training.sweep_shared import Shared
 from training.trainer import Trainer
 
 
@@ -68,7 +68,7 @@ def finish(
         saved = _saved(member, folder, trainer, provenance(member, shared.data, shared.mask), world)
         measured = saved.sae if world.ranks.n == 1 else trainer.sae
         held = ({} if shared.heldout is None else shared.heldout.measure(measured, member.site)) | ce
-        summary = saved.summary | _figures(member, trainer) | going_on.facts(folder) | {
+        summary = saved.summary | _figures(member, trainer) | continue_run.facts(folder) | {
             "heldout": held, "mask": dropped, "timing": timing | _pace(trainer), "surroundings": surroundings(),
         } | world.facts()
         if folder is not None:

@@ -6,7 +6,7 @@
               final/                 the SAE, read by `sae.load`
               cfg.json, sae_weights.safetensors   the same for SAELens, if it supports the architecture
               summary.json           held-out metrics with intervals; present once the run has finished
-              going_on.json          the run it was started from with --from (`training.going_on`)
+              continued_from.json          the run it was started from with --from (`training.continue_run`)
 
 A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/. If several
 processes train parts of it (`training.sweep_part`), each has its own checkpoints in runs/NAME/checkpoints/PART/.
@@ -34,10 +34,10 @@ from training.compile_ahead import compiling
 from training.config import reading as configs
 from training.config.schema import Config
 from training.config.unused import unused
+from training.continue_run import continued_from
 from training.display import Display
 from training.distributed.world import World, mark_launch, world_of
 from training.finish import Result, finish, finished
-from training.going_on import going_on
 from training.loop import Every, EverySeconds, Interrupted, fit
 from training.memory import require_saes
 from training.provenance import first_difference
@@ -45,8 +45,8 @@ from training.report import Report, loggers
 from training.run_folder import run_folder
 from training.saver import Saver
 from training.schedule import Clock
-from training.shared import Reader, Shared, all_hooks, share
 from training.sweep_part import SweepPart
+from training.sweep_shared import Reader, Shared, all_hooks, share
 from training.trainer import Trainer, new_sae
 
 _MAY_CHANGE = ("checkpoint_every", "shards", "patience")
@@ -65,7 +65,7 @@ def train(
         overrides: dotted keys, `sae.k=64`.
         runs: the folder that holds the runs.
         resume: continue an interrupted run of the same config, bit for bit.
-        from_run: the folder of another run, whose last checkpoint the new run starts from (`training.going_on`).
+        from_run: the folder of another run, whose last checkpoint the new run starts from (`training.continue_run`).
         quiet: no progress display.
         display: an existing display, if the training is one step of a larger job.
 
@@ -142,7 +142,7 @@ def run_in_folders(
                     held.enter_context(locked(folder))
                 _refuse_taken(members, folders, resume=resume)
                 if from_run is not None:
-                    held.enter_context(going_on(from_run, members[0], folders[0]))
+                    held.enter_context(continued_from(from_run, members[0], folders[0]))
         resume = resume or from_run is not None or again
         return run(members, folders, opened, display, resume=resume, world=world, part=part)
 

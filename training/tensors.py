@@ -12,9 +12,9 @@ from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, by_hook, is_array
 from training.activations.harvest import Data
 from training.activations.loader import Loader, LoaderBatches, Opened, opened
-from training.activations.places import place_for
 from training.activations.row_sequences import RowFacts, row_facts, row_tokens, what_is_split
 from training.activations.sources import ActsSource
+from training.activations.superblock_storage import place_for
 from training.config.reading import merged, resolve
 from training.config.schema import Config, DataConfig
 from training.config.text_source import TENSORS
@@ -25,8 +25,8 @@ from training.finish import Result
 from training.memory import require_saes
 from training.run import run, run_in_folders
 from training.schedule import Clock
-from training.shared import Shared, all_hooks, mask_of, share, site_hooks
 from training.site import Site
+from training.sweep_shared import Shared, all_hooks, mask_of, share, site_hooks
 
 UNNAMED = "tensors"
 

@@ -16,13 +16,13 @@ from sae.init import initialise
 from sae.kernels import ParamState, backend
 from sae.ranks import ALONE, Ranks
 from sae.variants import VARIANTS
-from training import room
+from training import dead_bound
 from training.activations.calibration import Calibration
-from training.captured import Captured, Line, Moment, Recorder, cuda_graphs
 from training.config.schema import Config
-from training.room import Room
+from training.cuda_graph import Captured, Line, Moment, Recorder, cuda_graphs
+from training.dead_bound import DeadBound
+from training.metric_window import Window
 from training.schedule import Clock, learning_rate
-from training.window import Window
 
 
 def new_sae(config: Config, calibration: Calibration, ranks: Ranks = ALONE) -> SAE:
@@ -104,8 +104,8 @@ class Trainer:
         self.n_steps = 0
         self.last_fired = torch.zeros(self.sae.d_sae, dtype=torch.int64, device=device)
         self._nobody = torch.zeros(self.sae.d_sae, dtype=torch.bool, device=device)
-        waits = device.type != "cpu"
-        self.room = Room(self.sae.d_sae, min(room.EVERY, max(1, self.dead_window // clock.batch_rows)) if waits else 1)
+        every = 1 if device.type == "cpu" else min(dead_bound.EVERY, max(1, self.dead_window // clock.batch_rows))
+        self.dead_bound = DeadBound(self.sae.d_sae, every)
         sparsity = getattr(config.sae, "sparsity", Sparsity(coefficient=1.0))
         self.controller = Controller(sparsity, clock.steps(sparsity.approach), device)
         self.window = Window(device)
@@ -242,15 +242,15 @@ class Trainer:
     def _progress(self, dead: Bool[Tensor, " d_sae"], coefficient: float | Float[Tensor, ""]) -> Progress:
         clock = self.clock
         return Progress(
-            dead, lambda d: clock.through(d, self.n_steps), coefficient, self.n_steps, clock.batch_rows, self.room.n
+            dead, lambda d: clock.through(d, self.n_steps), coefficient, self.n_steps, clock.batch_rows, self.dead_bound.n
         )
 
     def _make_room(self) -> None:
         """Update the upper bound on dead features if AuxK needs it and it is due."""
         auxk = getattr(self.config.sae, "auxk", None)
-        if auxk is not None and auxk.coefficient and self.room.is_due(self.n_steps):
-            until = self.room.last(self.n_steps) * self.clock.batch_rows
-            self.room.found(int(self.ranks.most((until - self.last_fired >= self.dead_window).sum())))
+        if auxk is not None and auxk.coefficient and self.dead_bound.is_due(self.n_steps):
+            until = self.dead_bound.last(self.n_steps) * self.clock.batch_rows
+            self.dead_bound.found(int(self.ranks.most((until - self.last_fired >= self.dead_window).sum())))
 
     def _reduce(self) -> None:
         if self.ranks.n > 1:
@@ -325,7 +325,7 @@ class Trainer:
         """The rest of the state, as JSON-able values; floats round-trip exactly."""
         return {
             "n_steps": self.n_steps, "controller": self.controller.state(), "window": self.window.state(),
-            "room": self.room.state(),
+            "dead_bound": self.dead_bound.state(),
         }
 
     @torch.no_grad()
@@ -340,4 +340,4 @@ class Trainer:
         self.n_steps = numbers["n_steps"]
         self.controller.load(numbers["controller"])
         self.window.load(**numbers["window"])
-        self.room.load(numbers.get("room"))
+        self.dead_bound.load(numbers.get("dead_bound"))

@@ -13,7 +13,7 @@ from training.config.schema import Config
 from training.display import Display
 from training.finish import Result
 from training.run import sweep
-from training.shared import all_hooks
+from training.sweep_shared import all_hooks
 
 
 def members(job: Job) -> list[Config]:

@@ -9,7 +9,7 @@ from analysis.index import open_index
 from analysis.labels.first_look import good_first
 from analysis.labels.store import Label, Labels
 from dashboard.demo import STEPS
-from tests.analysis.index.made import make_index
+from tests.analysis.index.small_indexes import make_index
 from tests.helpers import ended, run_sae, start_sae, write_config
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sae.io.files import write_json
 from training.bench.setup import machine
+from training.run import sweep
 
 CONFIG = Path("configs/quickstart.yaml")
 BACKENDS = {

@@ -80,10 +80,10 @@ def test_a_run_goes_on_under_another_name(place: Path) -> None:
     before = tree(place / "runs/quick")
     assert train(place, "name=b", "eval.n_rows=128", "--from", "runs/quick").code == 0
     new = summary_of(place / "runs/b")
-    assert new["weights_sha256"] == old["weights_sha256"] and 0 < new["going_on"]["n_steps"] < new["n_steps"] == 26
+    assert new["weights_sha256"] == old["weights_sha256"] and 0 < new["continued_from"]["n_steps"] < new["n_steps"] == 26
     assert train(place, "name=long", "train.budget=2 epochs", "--from", "runs/b").code == 0
     longer = summary_of(place / "runs/long")
-    assert longer["going_on"] == {"run": "b", "n_steps": 26, "budget": "1 epochs"} and longer["n_steps"] == 52
+    assert longer["continued_from"] == {"run": "b", "n_steps": 26, "budget": "1 epochs"} and longer["n_steps"] == 52
     steps = [json.loads(line)["step"] for line in (place / "runs/long/metrics.jsonl").read_text().splitlines()]
     assert steps[0] <= 2 and steps[-1] == 52 and steps == sorted(steps)
     assert tree(place / "runs/quick") == before

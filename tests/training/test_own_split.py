@@ -18,7 +18,7 @@ from training.activations.harvest import open_data
 from training.config.reading import resolve
 from training.corpus.packing import is_held_out
 from training.display import Display
-from training.shared import share
+from training.sweep_shared import share
 
 N_ROWS, N_CTX = 6016, 32
 QUIET = Display(quiet=True)

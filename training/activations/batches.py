@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sae.errors import SaescopeError
 from training.activations.calibration import KeepMask
-from training.activations.places import Buffers, Loaded, Place
 from training.activations.sources import Source
+from training.activations.superblock_storage import Buffers, Loaded, Place
 from training.corpus.tokens import Tokens
 
 

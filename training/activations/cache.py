@@ -30,9 +30,9 @@ from torch import Tensor
 from sae.errors import SaescopeError
 from sae.io.arrays import array_parts, digest_of, header_of
 from sae.io.files import code_version, json_bytes, parsed, write_json
-from training.activations.outbox import OnTheWay, to_host, writing
 from training.activations.remote_rows import RemoteFile, RemoteRows
 from training.activations.row_files import RowFile, RowFiles
+from training.activations.row_writer import OnTheWay, to_host, writing
 from training.activations.sources import DTYPES, NO_NUMBERS
 from training.corpus.tokens import FORMAT, FORMAT_VERSION, Tokens, read_manifest
 from training.provenance import first_difference

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae.errors import SaescopeError
 from training.activations.arrays import Arrays, as_rows, by_hook
 from training.activations.batches import FIRST, Address, Batch
-from training.activations.places import Place
+from training.activations.superblock_storage import Place
 
 _SEED = 0x5AE5C0BE
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from sae.errors import SaescopeError, first_line
-from training.bench.contestants import Contestant, Dense, Ours, Peer, ours
+from training.bench.compared_steps import Contestant, Dense, Ours, Peer, ours
 from training.bench.memory import peaks
 from training.bench.setup import SHAPES, Setup, Shape, Stopwatch, machine
 from training.bench.whole_steps import CapturedDense, Trained

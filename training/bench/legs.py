@@ -1,7 +1,7 @@
 """The legs of the end-to-end benchmark: filling a cache, training runs, and their parts, alternating.
 
 All inputs are generated in one folder: a Llama network with random weights, random text, own rows
-(`training.bench.inputs`). A run is stopped as soon as it has been measured (`training.bench.pace`).
+(`training.bench.inputs`). A run is stopped as soon as it has been measured (`training.bench.throughput`).
 """
 
 import gc
@@ -18,15 +18,15 @@ import torch
 from training.activations.cache import CacheSource, hook_folder
 from training.activations.harvest import make_cache, open_data
 from training.bench.inputs import make_model, make_rows, make_text
-from training.bench.pace import Watched, paced
 from training.bench.parts import Step, copy_rates, forward_rate, rate, read_rate, write_rate
+from training.bench.throughput import Watched, paced
 from training.config.reading import resolve
 from training.config.schema import Config
 from training.corpus.tokens import make_tokens
 from training.display import Display, Task
 from training.model.devices import fast_dtype, torch_dtype
 from training.model.load import load_model
-from training.shared import Shared, all_hooks, share
+from training.sweep_shared import Shared, all_hooks, share
 
 BUDGET = "500M tokens"
 """Nominal budget of the runs, which stop long before: so logging and the like are as rare as in a long run."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sae.errors import SaescopeError
-from training.bench.contestants import Contestant, Dense, Ours, Peer, ours
+from training.bench.compared_steps import Contestant, Dense, Ours, Peer, ours
 from training.bench.peers import peak_mib
 from training.bench.setup import Setup, Shape
 from training.bench.whole_steps import CapturedDense

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training.activations.calibration import calibrate
 from training.config.schema import Config
-from training.shared import Shared
+from training.sweep_shared import Shared
 from training.trainer import Trainer, new_sae
 
 PIECE = 16 * 2**20

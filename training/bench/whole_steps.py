@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.variants import VARIANTS
-from training.bench.contestants import N_PREFIXES, Contestant, Dense, Taken
+from training.bench.compared_steps import N_PREFIXES, Contestant, Dense, Taken
 from training.bench.setup import CLIP, LR, Setup, Stopwatch
 from training.config.reading import resolve
 from training.schedule import Clock

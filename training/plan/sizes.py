@@ -10,7 +10,7 @@ from sae.errors import SaescopeError, first_line
 from sae.io.paths import user_path
 from sae.variants import VARIANTS
 from training.config.schema import Config
-from training.shared import all_hooks
+from training.sweep_shared import all_hooks
 
 
 class ModelSize(NamedTuple):

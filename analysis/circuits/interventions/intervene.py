@@ -25,9 +25,9 @@ from training.model.splice import Forward
 class Change:
     """Values per example: before, after, and the first-order prediction of after."""
 
-    before: Float[Tensor, "n_examples *nodes"]
-    after: Float[Tensor, "n_examples *nodes"]
-    predicted: Float[Tensor, "n_examples *nodes"]
+    before: Float[Tensor, " n_examples *nodes"]
+    after: Float[Tensor, " n_examples *nodes"]
+    predicted: Float[Tensor, " n_examples *nodes"]
 
 
 @dataclass(frozen=True)

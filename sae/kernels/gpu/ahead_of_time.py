@@ -25,7 +25,7 @@ from sae.code import SparseCode
 from sae.kernels.gpu import backward, batch, operands, optimizer, products, select
 from sae.kernels.gpu import fused as gpu_fused
 from sae.kernels.gpu import launch as gpu_launch
-from sae.kernels.gpu.kept import Copies
+from sae.kernels.gpu.caches import Copies
 from sae.kernels.gpu.launch import Launch
 from sae.kernels.interface import ParamState
 

@@ -52,7 +52,7 @@ class Gpu:
         if precision not in ("auto", "fp32", "bf16", "fp8"):
             raise SaescopeError(f"kernels: no precision called {precision!r}; choose fp32, bf16, fp8 or auto.")
         try:
-            from sae.kernels.gpu import autograd, kept
+            from sae.kernels.gpu import autograd, caches
         except ModuleNotFoundError as error:
             if error.name != "triton":
                 raise
@@ -73,9 +73,9 @@ class Gpu:
         self._reference = Reference()
         self.fused_adam = fused_adam
         self._waiting: list[Any] = []
-        self.copies: Any = kept.Copies()
+        self.copies: Any = caches.Copies()
         self._kept: Any = None
-        self._kept_stats: Any = kept.KeptStats
+        self._kept_stats: Any = caches.KeptStats
 
     def __reduce__(self) -> tuple:
         """Copies and pickles have no deferred gradients."""

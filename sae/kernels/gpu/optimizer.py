@@ -7,8 +7,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from sae.kernels.gpu import code_kernels as kernels
+from sae.kernels.gpu.caches import Copies, KeptStats
 from sae.kernels.gpu.fused import Waiting, claim, fused_step
-from sae.kernels.gpu.kept import Copies, KeptStats
 from sae.kernels.gpu.launch import ceil_div, launch, power_of_2
 from sae.kernels.interface import ParamState
 

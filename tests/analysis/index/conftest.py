@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis.index import Index, build
-from tests.analysis.index.dense import Dense, dense_of
+from tests.analysis.index.brute_force import Dense, dense_of
 from tests.helpers import train, write_config
 
 

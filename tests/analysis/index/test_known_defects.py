@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.index import build
-from tests.analysis.index.made import make_index, random_codes
+from tests.analysis.index.small_indexes import make_index, random_codes
 from tests.helpers import train, write_config
 
 

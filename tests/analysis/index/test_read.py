@@ -12,8 +12,8 @@ from analysis.index.store import read_vocabulary, write_vocabulary
 from analysis.vocabulary import Vocabulary
 from sae.code import from_dense
 from sae.errors import SaescopeError
-from tests.analysis.index.dense import Dense
-from tests.analysis.index.made import make_index, random_codes
+from tests.analysis.index.brute_force import Dense
+from tests.analysis.index.small_indexes import make_index, random_codes
 
 
 def test_codes_and_values(index: Index, dense: Dense) -> None:

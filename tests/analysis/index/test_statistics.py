@@ -13,8 +13,8 @@ from analysis.index import Index
 from analysis.index.encode import Codes
 from analysis.index.neighbours import coactivation, sample_contexts
 from sae.code import from_dense
-from tests.analysis.index.dense import Dense
-from tests.analysis.index.made import make_index, random_codes
+from tests.analysis.index.brute_force import Dense
+from tests.analysis.index.small_indexes import make_index, random_codes
 from training.model.load import load_model
 
 

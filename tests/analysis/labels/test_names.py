@@ -8,7 +8,7 @@ from analysis.index import Index
 from analysis.index.types import TokenShare
 from analysis.labels.names import Name, Names
 from analysis.render import names as render
-from tests.analysis.index.made import make_index, random_codes
+from tests.analysis.index.small_indexes import make_index, random_codes
 
 
 @pytest.fixture(scope="module")

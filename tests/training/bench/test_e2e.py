@@ -10,12 +10,12 @@ import torch
 
 from sae.errors import SaescopeError
 from training.activations.batches import FIRST, Address, Batch
-from training.bench import pace
+from training.bench import throughput
 from training.bench.e2e import PARTS, SIZES, allows, bench_e2e, figures
 from training.bench.legs import Size
-from training.bench.pace import Enough, Watched
 from training.bench.parts import rate, read_rate, write_rate
-from training.bench.show import e2e_table
+from training.bench.tables import e2e_table
+from training.bench.throughput import Enough, Watched
 
 TINY = Size(
     d_in=16, d_sae=64, k=4, batch_rows=64, n_layers=1, n_heads=2, d_mlp=32, n_ctx=32, n_tokens=8192, superblock_rows=512
@@ -73,7 +73,7 @@ class Steady:
 def test_a_stretch_begins_behind_two_superblocks_and_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
     for warmup, first in ((0, 2), (17, 3)):
         watch = Watched(Steady(), CPU, seconds=1e-9, warmup_rows=warmup, keep=3)
-        monkeypatch.setattr(pace, "PATIENCE", 1e12)
+        monkeypatch.setattr(throughput, "PATIENCE", 1e12)
         seen = 0
         with pytest.raises(Enough):
             for _ in watch.stream():

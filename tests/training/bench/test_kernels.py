@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 
 from sae.errors import SaescopeError
-from training.bench.contestants import Dense, ours
+from training.bench.compared_steps import Dense, ours
 from training.bench.kernels import bench_kernels
 from training.bench.memory import peak_of
 from training.bench.setup import Setup, Shape, Stopwatch, file_name, machine
-from training.bench.show import show
+from training.bench.tables import show
 from training.bench.whole_steps import N_STEPS, CapturedDense, Trained
 
 TINY = Shape(32, 16, 128, 4)

@@ -13,7 +13,7 @@ import torch
 
 from sae.base import SAE
 from training import run
-from training.window import Window
+from training.metric_window import Window
 
 
 def in_double(steps: list[dict[str, float]]) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from analysis.index import Index
-from tests.analysis.index.made import make_index, random_codes
+from tests.analysis.index.small_indexes import make_index, random_codes
 
 
 @pytest.fixture(scope="module")

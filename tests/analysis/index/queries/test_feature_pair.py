@@ -13,7 +13,7 @@ from analysis.render import feature_pair as drawn
 from analysis.render.feature import reference
 from sae import store
 from sae.errors import SaescopeError
-from tests.analysis.index.made import make_index
+from tests.analysis.index.small_indexes import make_index
 from tests.analysis.markup import Page
 
 

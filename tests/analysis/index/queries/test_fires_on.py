@@ -10,7 +10,7 @@ from analysis.index import Index
 from analysis.index.queries import fires_on as query
 from analysis.index.types import TokenShare
 from sae.errors import SaescopeError
-from tests.analysis.index.made import make_index, random_codes
+from tests.analysis.index.small_indexes import make_index, random_codes
 
 WORDS = (b"a", b" a", b"b", b" ", b"\n", b" \n", b"c")
 

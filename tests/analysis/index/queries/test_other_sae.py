@@ -10,7 +10,7 @@ from analysis.index.queries.feature_pair import compare, same_space, same_text
 from analysis.index.queries.other_sae import nearest
 from analysis.render import feature_pair as drawn
 from sae import store
-from tests.analysis.index.made import make_index
+from tests.analysis.index.small_indexes import make_index
 from tests.analysis.markup import Page
 
 N_SEQS, N_CTX, D_A, D_B = 12, 8, 6, 9

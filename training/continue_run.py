@@ -1,6 +1,6 @@
 """Start a new run from another run's last checkpoint, under its own name and possibly with a longer budget.
 
-    runs/NAME/going_on.json     the run it was started from, its step and its budget
+    runs/NAME/continued_from.json     the run it was started from, its step and its budget
 
 The learning rate follows the schedule of the new budget: with the same budget both runs end bit for bit alike; with a
 longer one the rate jumps back up from where the old run's decay had brought it.
@@ -20,13 +20,13 @@ from training.config import reading as configs
 from training.config.schema import Config
 from training.provenance import first_difference
 
-FILE = "going_on.json"
+FILE = "continued_from.json"
 OF_TRAIN = ("budget", "checkpoint_every", "log_every", "wandb", "device", "shards", "patience")
 """Keys of `train` that may differ from the old run, besides name, `eval`, `cache` and `data.prefetch`."""
 
 
 @contextlib.contextmanager
-def going_on(from_run: str | Path, member: Config, folder: Path) -> Iterator[None]:
+def continued_from(from_run: str | Path, member: Config, folder: Path) -> Iterator[None]:
     """Context in which `folder` holds a copy of the last checkpoint of `from_run`; removed if no run was started.
 
     Raises:
@@ -59,7 +59,7 @@ def going_on(from_run: str | Path, member: Config, folder: Path) -> Iterator[Non
 def facts(folder: Path | None) -> dict[str, Any]:
     """Summary entries on the run it was started from; empty if there is none."""
     found = folder is not None and (folder / FILE).exists()
-    return {"going_on": read_json(folder / FILE)} if found and folder is not None else {}
+    return {"continued_from": read_json(folder / FILE)} if found and folder is not None else {}
 
 
 def _comparable(there: Config, member: Config) -> dict[str, Any]:

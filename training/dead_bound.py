@@ -17,7 +17,7 @@ PATIENCE = 8
 """Consecutive checks that need at most half of the bound before it shrinks."""
 
 
-class Room:
+class DeadBound:
     """The bound `n`, with the state that decides when it shrinks."""
 
     def __init__(self, d_sae: int, every: int) -> None:

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.training.activations.test_cache import tree
-from training.activations import places
+from training.activations import superblock_storage
 from training.activations.arrays import Arrays
 from training.activations.batch_seqs import fitting
 from training.activations.batches import Batch, Batches
 from training.activations.cache import CacheSource, fill
 from training.activations.calibration import KeepMask
 from training.activations.loader import Loader, LoaderBatches, opened
-from training.activations.places import OnDevice, Place, ThroughHost, place_for
 from training.activations.sources import ActsSource, ModelSource, Source
+from training.activations.superblock_storage import OnDevice, Place, ThroughHost, place_for
 from training.config.schema import DataConfig
 from training.corpus.tokens import Tokens, write_tokens
 from training.model.load import load_model
@@ -63,7 +63,7 @@ def cache(tokens: Tokens, live: ModelSource) -> CacheSource:
 def small_pieces() -> Iterator[None]:
     """So that there are many."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(places, "PIECE_BYTES", 20_000)
+    patch.setattr(superblock_storage, "PIECE_BYTES", 20_000)
     yield
     patch.undo()
 

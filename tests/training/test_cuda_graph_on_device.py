@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sae.base import Transform
 from training.activations.calibration import Calibration
-from training.captured import cuda_graphs
 from training.config.reading import resolve
+from training.cuda_graph import cuda_graphs
 from training.schedule import Clock
 from training.trainer import Trainer, new_sae
 
@@ -83,7 +83,7 @@ def test_it_is_the_step_launch_by_launch_and_nothing_waits(sae: dict[str, Any], 
     for one in (eager, captured):
         step(one, 0, 70)  # the last look at the dead was at 60
     assert said == [] and same_bits(eager, captured)
-    assert captured.room.n == eager.room.n and (bool(captured.room.n) >= dead or "k" not in sae)
+    assert captured.dead_bound.n == eager.dead_bound.n and (bool(captured.dead_bound.n) >= dead or "k" not in sae)
     batches = [{"acts": rows(n)} for n in range(5)]
     for one in (eager, captured):
         with no_waiting():

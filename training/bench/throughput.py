@@ -14,7 +14,7 @@ from training.activations.batches import FIRST, Address, Batch
 from training.config.schema import Config
 from training.display import Display
 from training.run import run
-from training.shared import BatchStream, Shared
+from training.sweep_shared import BatchStream, Shared
 
 Opened = Callable[[Sequence[Config], Display], Shared]
 """Opens the rows of a run, as in `training.run.run`."""

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sae.errors import SaescopeError
 from sae.variants import VARIANTS
 from tests.training.test_loop import ROWS, batches, config, trainer
-from training.captured import AHEAD, N_WARM, Moment
-from training.room import LEAST, PATIENCE, Room
+from training.cuda_graph import AHEAD, N_WARM, Moment
+from training.dead_bound import LEAST, PATIENCE, DeadBound
 from training.schedule import Clock
 from training.trainer import Trainer
 
@@ -82,7 +82,7 @@ def test_a_replayed_step_is_the_step_with_the_numbers_of_its_time(sae: dict[str,
 
 
 def test_numbers_of_later_steps_follow_when_those_put_there_are_used_up() -> None:
-    with mock.patch("training.captured.AHEAD", 4):
+    with mock.patch("training.cuda_graph.AHEAD", 4):
         replayed = recorded(Again())
         step(replayed, 13)
     plain = trainer(**train())
@@ -143,7 +143,7 @@ def test_a_graph_that_is_asked_for_and_cannot_be_is_refused_with_the_reason() ->
 
 
 def test_room_for_the_dead_comes_in_few_sizes_and_goes_slowly() -> None:
-    one = Room(4096, every=32)
+    one = DeadBound(4096, every=32)
     for n_dead, n in ((0, 0), (1, LEAST), (129, 256), (3000, 4096)):
         one.found(n_dead)
         assert one.n == n
@@ -152,17 +152,17 @@ def test_room_for_the_dead_comes_in_few_sizes_and_goes_slowly() -> None:
     assert one.n == 4096
     one.found(2049)  # needs more than half of it
     assert one.n == 4096
-    other = Room(4096, every=32)
+    other = DeadBound(4096, every=32)
     for i in range(PATIENCE):
         other.load(json.loads(json.dumps(one.state())))
         assert other.n == 4096
         for each in (one, other):
             each.found(i)
     assert one.n == other.n == LEAST
-    narrow = Room(96, every=32)
+    narrow = DeadBound(96, every=32)
     narrow.found(90)
     assert narrow.n == 96
-    exact = Room(4096, every=1)
+    exact = DeadBound(4096, every=1)
     exact.found(7)
     assert exact.n == 7
 
@@ -170,13 +170,13 @@ def test_room_for_the_dead_comes_in_few_sizes_and_goes_slowly() -> None:
 def test_a_look_finds_all_that_can_be_dead_until_the_next() -> None:
     """Features fall silent between two looks, and there was room before."""
     one = trainer(**train(train={"budget": "60 steps", "dead_window": "6 steps"}))
-    one.room, looks = Room(16, every=6), []
-    one.room.found = lambda n: (looks.append(n), setattr(one.room, "n", n))
+    one.dead_bound, looks = DeadBound(16, every=6), []
+    one.dead_bound.found = lambda n: (looks.append(n), setattr(one.dead_bound, "n", n))
     rooms, dead = [], []
     for n in range(40):
         one.n_steps = n
         one._make_room()
-        rooms.append(one.room.n)
+        rooms.append(one.dead_bound.n)
         dead.append(int(one.dead().sum()))
         one.last_fired[: max(2, 16 - n)] = (n + 1) * ROWS  # the others fall silent one by one
     assert all(r >= d for r, d in zip(rooms, dead, strict=True))
@@ -243,7 +243,7 @@ def test_a_step_asks_the_device_nothing(sae: dict[str, Any], dead: int) -> None:
 
     with mock.patch.dict(os.environ, {"TRITON_INTERPRET": "1"}), launch.recorded():
         one = on_no_device(sae)
-        one.room.n, one.n_steps = dead, 5
+        one.dead_bound.n, one.n_steps = dead, 5
         acts = {"acts": fresh(ROWS, 16, dtype=torch.bfloat16)}
         one._advance(acts, Moment(5 * ROWS, None))  # makes what outlives a step
         assert one._launches() is not None

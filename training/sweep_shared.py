@@ -11,7 +11,7 @@ from sae.devices import resolve_device
 from training.activations.batches import FIRST, Address, Batch, Batches
 from training.activations.calibration import KeepMask
 from training.activations.harvest import Data, open_heldout
-from training.activations.places import Place, place_for
+from training.activations.superblock_storage import Place, place_for
 from training.config.schema import Config
 from training.display import Display
 from training.evaluate import HeldOut
