@@ -6,13 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+from sae.cli import HelpFormatter
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        f"sae {name}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"sae {name}", description=description, epilog=epilog, formatter_class=HelpFormatter
     )
 
 

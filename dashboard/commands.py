@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from dashboard.settings import RUNS
+from sae.cli import HelpFormatter
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "sae dashboard", description="Browse runs in the browser. Pages update while a run is training.",
         epilog="examples:\n  sae dashboard\n  sae dashboard --runs elsewhere/runs --port 8600\n\n"
         "From another machine, forward the port: ssh -L 8501:localhost:8501 HOST",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--runs", default="runs", help="folder that holds the runs (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="0 picks a free port (default: %(default)s)")
@@ -130,7 +131,7 @@ def demo(argv: list[str]) -> int:
         "sae demo", description="Train, evaluate, index and label a small SAE on SmolLM2-135M on this machine. The "
         "dashboard starts at once and shows the progress. Rerun an interrupted demo to resume it.",
         epilog="example:\n  sae demo --runs elsewhere/runs --no-dashboard",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("config", nargs="?", default=DEMO, help="training config (default: %(default)s)")
     parser.add_argument("--runs", type=user_path, default=Path("runs"),

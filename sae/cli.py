@@ -4,6 +4,7 @@ Each package registers its own in the group `saescope.commands`, so this package
 subcommand's line in the help is the first line of its function's docstring, read from the source without importing it.
 """
 
+import argparse
 import ast
 import contextlib
 import errno
@@ -12,7 +13,9 @@ import importlib.util
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from sae.errors import SaescopeError
@@ -22,6 +25,16 @@ _OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EA
 """OS errors shown without a traceback: they are not bugs."""
 _CLOSED_PIPE = 141
 """Exit status that a shell reports for a program killed by SIGPIPE: 128 + 13."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps the paragraphs of descriptions and epilogs; lines with columns or indentation stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = []
+        for plain, lines in groupby(text.splitlines(), lambda line: bool(line) and "  " not in line):
+            filled.append(textwrap.fill(" ".join(lines), width) if plain else "\n".join(lines))
+        return textwrap.indent("\n".join(filled), indent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.cli import HelpFormatter
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def _parser(name: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        f"sae {name}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"sae {name}", description=description, epilog=epilog, formatter_class=HelpFormatter
     )
 
 
@@ -155,9 +156,11 @@ def cache(argv: list[str]) -> int:
     make = commands.add_parser("make", help="build the cache a config needs, continuing an interrupted build")
     make.add_argument("config", help="a YAML file")
     make.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override keys of the file: sae.k=64")
-    for name, text in (("verify", "read all files and compare checksums"), ("rm", "remove a cache")):
-        sub = commands.add_parser(name, help=text)
-        sub.add_argument("name", help="the cache's folder, or its name under --dir; verify also takes the URL of a store")
+    for name, text, where in (
+        ("verify", "read all files and compare checksums", ", or the URL of a store"), ("rm", "remove a cache", ""),
+    ):
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub.add_argument("name", help=f"the cache's folder, or its name under --dir{where}")
         sub.add_argument("--dir", type=user_path, default="cache", help="folder of the caches (default: %(default)s)")
         if name == "rm":
             sub.add_argument("--yes", action="store_true", help="remove it without asking")
@@ -326,7 +329,7 @@ def bench(argv: list[str]) -> int:
     whole.add_argument("--steps", type=int, default=30, help="timed steps for each (default: %(default)s)")
     e2e = commands.add_parser(
         "e2e", help="whole training runs and cache builds, compared with the limit set by their parts",
-        formatter_class=argparse.RawDescriptionHelpFormatter, description=_E2E, epilog=_E2E_EXAMPLES,
+        formatter_class=HelpFormatter, description=_E2E, epilog=_E2E_EXAMPLES,
     )
     e2e.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override config keys of the training runs")
     e2e.add_argument("--size", action="append", metavar="NAME", help="small, gpt2 or large; repeatable (default: small)")

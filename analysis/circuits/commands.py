@@ -2,6 +2,7 @@
 
 import argparse
 
+from sae.cli import HelpFormatter
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
@@ -26,7 +27,7 @@ def circuit(argv: list[str]) -> int:
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(
-        "sae circuit", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "sae circuit", description=_ABOUT, epilog=_EXAMPLES, formatter_class=HelpFormatter
     )
     parser.add_argument("config", help="a YAML file such as configs/circuits/demo.yaml; or show, export, trace, selftest")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="fields of the config, for example nodes.most=50")

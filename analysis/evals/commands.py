@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.cli import HelpFormatter
 from sae.errors import SaescopeError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ Comparisons automatically include other seeds of a run (the same config with ano
 def evaluate(argv: list[str]) -> int:
     """Evaluate SAEs against controls; compare two runs."""
     parser = argparse.ArgumentParser(
-        "sae eval", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "sae eval", description=_ABOUT, epilog=_EXAMPLES, formatter_class=HelpFormatter
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of sweeps")
     parser.add_argument("--suite", choices=("quick", "full"), default="quick",

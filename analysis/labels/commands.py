@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.labels.by_model.commands import add_arguments, check_arguments, label_by_model
+from sae.cli import HelpFormatter
 from sae.errors import SaescopeError
 from sae.io.paths import user_path
 
@@ -22,7 +23,7 @@ _AT_ONCE = 256
 def label(argv: list[str]) -> int:
     """Label features automatically, by rules or by a language model, scored on held-out examples."""
     parser = argparse.ArgumentParser(
-        "sae label", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "sae label", formatter_class=HelpFormatter,
         description="Label features with rules about the tokens they fire on, or with a language model (--with). Labels "
         "are scored by detection on held-out examples, against another feature's label. Your own labels never change.",
         epilog="examples:\n  sae label runs/quickstart\n  sae label runs/quickstart --top 500\n"
@@ -118,7 +119,7 @@ def told(made: "list[Label]") -> str:
 def export(argv: list[str]) -> int:
     """Write features to one file: self-contained HTML, CSV or JSON."""
     parser = argparse.ArgumentParser(
-        "sae export", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "sae export", formatter_class=HelpFormatter,
         description="Write features to one file: HTML (opens without Python, network access or JavaScript), CSV or JSON, "
         "chosen by the file's suffix.",
         epilog="examples:\n  sae export runs/quickstart --features 12,40 --out two.html\n"

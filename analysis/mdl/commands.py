@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.cli import HelpFormatter
 from sae.io.paths import user_path
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _EXAMPLES = """examples:
 def mdl(argv: list[str]) -> int:
     """Measure the description length of runs, and compare several at equal FVE."""
     parser = argparse.ArgumentParser(
-        "sae mdl", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        "sae mdl", description=_ABOUT, epilog=_EXAMPLES, formatter_class=HelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs of one corpus, or of a sweep")
     parser.add_argument("--epsilon", type=float, default=0.005,

@@ -3,6 +3,7 @@
 import argparse
 
 from analysis.reproduce import EXPERIMENTS
+from sae.cli import HelpFormatter
 
 
 def reproduce(argv: list[str]) -> int:
@@ -12,7 +13,7 @@ def reproduce(argv: list[str]) -> int:
         description="Run an experiment's jobs, one per seed and setting, and write its tables. Run it again to resume an "
         "interrupted one.",
         epilog=f"experiments: {', '.join(EXPERIMENTS)}\n\nexample:\n  sae reproduce {next(iter(EXPERIMENTS), 'NAME')}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("name", help="name of the experiment")
     parser.add_argument("--short", action="store_true", help="a version that takes seconds, for tests")
