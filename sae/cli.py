@@ -33,7 +33,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         filled = []
         for plain, lines in groupby(text.splitlines(), lambda line: bool(line) and "  " not in line):
-            filled.append(textwrap.fill(" ".join(lines), width) if plain else "\n".join(lines))
+            group = list(lines)
+            filled += [textwrap.fill(" ".join(group), width)] if plain else group
         return textwrap.indent("\n".join(filled), indent)
 
 
