@@ -221,7 +221,7 @@ class Encoded:
         if not fve < self.fve:
             raise SaescopeError(
                 f"Description length: an FVE of {fve:.4f} was asked for, but the SAE has only {self.fve:.4f} without "
-                "quantisation; ask for less."
+                "quantisation; give a lower FVE."
             )
         # a step of four times the largest value rounds everything to 0
         step = coarsest(lambda step: self.fve_at(step) >= fve, 4 * self.largest) if self.largest else 0.0
@@ -315,7 +315,7 @@ def compare(
     if not any(level < one for one in reached.values()):
         raise SaescopeError(
             f"Description length: no SAE of the sweep reaches FVE {level:.4f}; the best has {max(reached.values()):.4f}. "
-            "Ask for less."
+            "Give a lower --fve."
         )
     found = {name: e.within(level) if level < e.fve else None for name, e in encoded.items()}
     return level, dict(sorted(found.items(), key=lambda item: math.inf if item[1] is None else item[1].bits))

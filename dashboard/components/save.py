@@ -45,7 +45,7 @@ def button(label: str, name: str, make: Callable[[], str], *, help: str | None =
     try:
         text = make()
         if len(text) > LARGEST:
-            raise SaescopeError(f"{name} has {len(text):,} characters; the limit is {LARGEST:,}; take fewer.")
+            raise SaescopeError(f"{name} has {len(text):,} characters; the limit is {LARGEST:,}; choose fewer.")
     except SaescopeError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return

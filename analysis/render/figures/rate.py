@@ -44,7 +44,7 @@ def check(path: Path) -> None:
         SaescopeError: the suffix isn't .html, .png or .svg.
     """
     if path.suffix not in SUFFIXES:
-        raise SaescopeError(f"{path}: cannot draw a {path.suffix or 'file without suffix'}; take {', '.join(SUFFIXES)}.")
+        raise SaescopeError(f"{path}: cannot draw a {path.suffix or 'file without suffix'}; use {', '.join(SUFFIXES)}.")
 
 
 def write(path: Path, drawn: go.Figure) -> None:
