@@ -264,7 +264,7 @@ def test_what_is_too_large_to_hand_out_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert saved(drawn(app))[1].count("<article") == 3
     monkeypatch.setattr("dashboard.components.save.LARGEST", 10)
     app.button(key="save CSV").click()
-    assert "take fewer" in drawn(app).error[0].value
+    assert "choose fewer" in drawn(app).error[0].value
 
 
 def test_steering_is_in_the_url_and_done_for_who_follows_it() -> None:

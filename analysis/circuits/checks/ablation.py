@@ -128,8 +128,8 @@ def shares_of(model: CircuitModel, ablation: Ablation, n_ctx: int) -> Shares:
     last = int(ablation.nodes.position.max(initial=ANYWHERE))
     if last >= n_ctx:
         raise SaescopeError(
-            f"The circuit has a node at position {last}, and these prompts have {n_ctx} tokens: take examples of one "
-            "length, or nodes summed over positions."
+            f"The circuit has a node at position {last}, and these prompts have {n_ctx} tokens: use examples of "
+            "equal length, or sum over positions."
         )
     inside, outside = (1.0, 0.0) if ablation.moved == "outside" else (0.0, 1.0)
     tables = {}

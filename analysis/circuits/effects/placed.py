@@ -71,8 +71,8 @@ def place(model: CircuitModel, nodes: Nodes, keep: Bool[Tensor, "n_examples n_ct
     """
     if len(nodes) and int(nodes.position.max()) >= keep.shape[1]:
         raise SaescopeError(
-            f"There is a node at position {int(nodes.position.max())}, and these prompts have {keep.shape[1]} tokens: take "
-            "examples of one length, or nodes summed over positions."
+            f"There is a node at position {int(nodes.position.max())}, and these prompts have {keep.shape[1]} tokens: use "
+            "examples of equal length, or sum over positions."
         )
     at = keep.nonzero()
     return {site: _place(nodes, i, at) for i, site in enumerate(model.sites)}
