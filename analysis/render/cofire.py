@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from analysis.render import picture
 from analysis.render.text import attribute, count, inner, number
-from analysis.render.tokens import REST, level, run_together
+from analysis.render.tokens import REST, level, run_together, token_list
 
 if TYPE_CHECKING:
     from analysis.index.types import Both, Example
@@ -42,7 +42,7 @@ def _pair(first: "Example", second: "Example", scales: Sequence[float], marks: t
     tile = ""
     if first.picture is None:
         spans = run_together(_token(piece, *ground) for piece, ground in zip(first.pieces, grounds, strict=True))
-        seen = f'<div class="sx-heat" role="list">{spans}</div>'
+        seen = token_list(spans)
     else:
         tile, seen = " sx-tile", picture.marked(first.picture, grounds)
     return (

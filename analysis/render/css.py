@@ -27,7 +27,7 @@ _BASE = """
 font-size:.875rem;line-height:1.5;container-type:inline-size}
 .sx *{box-sizing:border-box}
 .sx h2{font-size:1.25rem;font-weight:600;margin:0 0 .2rem;padding:0}
-.sx h3{font-size:.95rem;font-weight:600;margin:1rem 0 .3rem;padding:0}
+.sx :is(h3,h2.sx-sub){font-size:.95rem;font-weight:600;margin:1rem 0 .3rem;padding:0}
 .sx a{color:inherit;text-decoration:underline;text-underline-offset:2px}
 .sx-quiet{opacity:.75}
 .sx-quiet .sx-quiet,.sx-list thead .sx-quiet{opacity:1}

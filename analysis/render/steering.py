@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from analysis.render import picture
 from analysis.render.feature import Link, percent, reference
 from analysis.render.text import attribute, count, inner, number, shown
+from analysis.render.tokens import token_list
 
 if TYPE_CHECKING:
     from analysis.labels.names import Name
@@ -67,7 +68,7 @@ def _text(title: str, generated: "Generated", parted: int | None) -> str:
         for i, (piece, logprob) in enumerate(zip(generated.pieces, generated.logprobs, strict=True)) if piece
     )
     end = ' <span class="sx-odd">end of text</span>' if generated.ended else ""
-    return f'<section><h3>{title}</h3><div class="sx-heat" role="list">{spans}{end}</div></section>'
+    return f'<section><h3>{title}</h3>{token_list(spans + end)}</section>'
 
 
 def _alternatives(result: "Steered") -> str:

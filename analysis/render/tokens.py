@@ -61,7 +61,13 @@ def heat(
     seen = near if near is not None else range(len(spans))
     far = [run_together(part) for part in (spans[: seen.start], spans[seen.stop :])]
     before, after = (f'<span class="sx-far">{part}</span>' if part else "" for part in far)
-    return f'<div class="sx-heat" role="list">{before}{run_together(spans[seen.start : seen.stop])}{after}</div>'
+    return token_list(f"{before}{run_together(spans[seen.start : seen.stop])}{after}")
+
+
+def token_list(html: str) -> str:
+    """Wrap the HTML of tokens in their container: a list to screen readers if any token is an item of its own."""
+    role = ' role="list"' if 'role="listitem"' in html else ""
+    return f'<div class="sx-heat"{role}>{html}</div>'
 
 
 def indentation(pieces: Sequence[str], values: Sequence[float], near: range) -> dict[int, list[tuple[int, int]]]:

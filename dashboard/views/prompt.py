@@ -113,7 +113,7 @@ def _panel(chosen: Selection, code: PromptCode, feature: int | None) -> None:
     name = reference(feature, names(chosen), lambda _: None)
     opened = _escaped(address.link("feature", f=feature))
     st.html(
-        f'<div class="sx" data-panel="{feature}"><h3>{name}</h3>'
+        f'<div class="sx" data-panel="{feature}"><h2 class="sx-sub">{name}</h2>'
         f"{tokens.heat(code.pieces, values.tolist(), scale=scale, focus_all=True)}"
         f'<p class="sx-quiet">{here}; in the corpus {number(known.min)} to {number(known.max)}, on '
         f"{percent(known.density)} of tokens. Shading is relative to its largest value there.</p>"
