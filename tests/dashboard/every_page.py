@@ -13,7 +13,8 @@ from tests.analysis.indexed_runs import NASTY_NAME, write_hostile, write_states
 from tests.dashboard.browser import FLAGS, idle, serve, system_browser
 
 FULL = {
-    "runs": "", "demo": "page=feature", "features": "page=features&sort=density&filter=density+%3C+1%25", "map": "page=features&view=map",
+    "runs": "", "demo": "page=feature", "features": "page=features&sort=density&filter=density+%3C+1%25",
+    "map": "page=features&view=map",
     "scatter": "page=features&view=scatter", "search": "page=features&by=regex&q=%5Cbreturn+%5Ba-z%5D",
     "feature": "page=feature&f=12", "label": "page=feature&f=12&tab=label", "fires-with": "page=feature&f=12&tab=with",
     "statistics": "page=feature&f=12&tab=statistics", "try": "page=feature&f=12&text=import+os%0Afrom+pathlib+import+Path",
