@@ -19,7 +19,7 @@ mse divides by the batch's tokens twice, and its densities count positive values
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -168,7 +168,10 @@ def at_bits(rows: Rows, coder: Coder, code: SparseCode, budgets: tuple[int, ...]
 
 
 def behaviour(costs: TokenCosts) -> dict[str, Metric]:
-    """Effect of the reconstruction on the model's predictions."""
+    """Effect of the reconstruction on the model's predictions.
+
+    CE recovered is undefined (None) if ablation doesn't raise CE: its 95 % interval over documents reaches 0.
+    """
     n = costs.units.n_rows
     sums = {name: costs.sums(name) for name in costs.nats}
 
@@ -177,9 +180,14 @@ def behaviour(costs: TokenCosts) -> dict[str, Metric]:
             over, n, n, unit="nats per token", direction=direction, formula=formula, of="tokens")
 
     def recovered(ablated: str) -> Metric:
-        return intervals.ratio(
-            sums[ablated] - sums["spliced"], sums[ablated] - sums["clean"], n, unit="share", direction="higher",
+        cost = sums[ablated] - sums["clean"]
+        found = intervals.ratio(
+            sums[ablated] - sums["spliced"], cost, n, unit="share", direction="higher",
             formula=f"(CE {ablated}-ablated − CE spliced) / (CE {ablated}-ablated − CE clean)", of="tokens")
+        # a model with random weights loses nothing by ablation, so there is nothing to recover
+        _, per_token = nats("", cost, "none", "")
+        harmless = per_token.low is not None and per_token.low <= 0
+        return replace(found, value=None, low=None, high=None, pseudo=None) if harmless else found
 
     return {
         "ce_recovered_mean": recovered("mean"), "ce_recovered_zero": recovered("zero"),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.evals.common.context import TokenCosts
+from analysis.evals.common.result import Units
 from analysis.evals.metrics import core
 from analysis.mdl.description_length import count_levels, entropy, quantise
 from sae.code import SparseCode
@@ -122,3 +124,25 @@ def test_a_code_of_some_features() -> None:
     some = torch.arange(24) % 3 == 0
     assert torch.equal(code.only(some).to_dense(), code.to_dense() * some)
     assert torch.equal(code.only(torch.zeros(24, dtype=torch.bool)).to_dense(), torch.zeros(600, 24))
+
+
+def token_costs(**nats: np.ndarray) -> TokenCosts:
+    """Costs of 12 documents with 20 predicted tokens each."""
+    unit = np.repeat(np.arange(12), 20)
+    units = Units("document", np.arange(12), np.full(12, 20.0))
+    return TokenCosts({name: values.reshape(12, 20) for name, values in nats.items()}, units, unit)
+
+
+@pytest.mark.parametrize("cost", [2.0, 0.0])
+def test_ce_recovered_is_undefined_if_ablation_costs_nothing(cost: float) -> None:
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(2, 4, 240)
+    spliced, mean = clean + rng.normal(0.1, 0.02, 240), clean + cost + rng.normal(0, 0.3, 240)
+    found = core.behaviour(token_costs(clean=clean, spliced=spliced, mean=mean, zero=clean + 3, kl=spliced - clean))
+    recovered, zero = found["ce_recovered_mean"], found["ce_recovered_zero"]
+    assert zero.value == pytest.approx((clean + 3 - spliced).sum() / 720)
+    if cost:
+        assert recovered.value == pytest.approx((mean - spliced).sum() / (mean - clean).sum())
+        assert recovered.low is not None and recovered.low < recovered.value
+    else:
+        assert (recovered.value, recovered.low, recovered.high, recovered.pseudo) == (None, None, None, None)

@@ -75,7 +75,11 @@ def test_figures_agree_with_the_training_summary(root: Path, done: Evaluated) ->
         ("model", "ce_recovered_mean"): "ce_recovered_mean", ("model", "ce_recovered_zero"): "ce_recovered_zero",
     }.items():
         metric = full.metric(group, name)
-        assert metric is not None and metric.value == pytest.approx(held[key], rel=1e-5), name
+        assert metric is not None
+        if metric.value is None:  # ablating random weights may cost nothing
+            assert name.startswith("ce_recovered")
+            continue
+        assert metric.value == pytest.approx(held[key], rel=1e-5), name
         if metric.low is not None:
             assert [metric.low, metric.high] == pytest.approx(held[f"{key}_interval"], rel=1e-4)
 
