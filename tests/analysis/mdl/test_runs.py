@@ -154,7 +154,7 @@ def test_the_command_says_what_is_wrong(
     assert main(["mdl", str(runs / "mdl"), str(runs / "elsewhere")]) == 2
     assert "its site differs from that of" in capsys.readouterr().err
     assert main(["mdl", str(runs / "mdl"), "--plot", "bits.pdf"]) == 2
-    assert "bits.pdf: cannot draw a .pdf; take .html, .png, .svg." in capsys.readouterr().err
+    assert "bits.pdf: cannot draw a .pdf; use .html, .png, .svg." in capsys.readouterr().err
 
     def refuse(*args: object, **fields: object) -> bytes:
         raise ValueError("the kaleido package is required\nand more")
