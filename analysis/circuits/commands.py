@@ -17,7 +17,7 @@ _EXAMPLES = """examples:
   sae circuit configs/circuits/demo.yaml task=ioi name=ioi nodes.most=50
   sae circuit show circuits/demo                                     nodes, edges and scores
   sae circuit export circuits/demo graph.json                        for circuit-tracer or Neuronpedia
-  sae circuit trace "The keys near the" --saes runs/transcoders/*    the attribution graph of one prompt
+  sae circuit trace "The keys near the" --saes runs/transcoders      the attribution graph of one prompt
   sae circuit selftest                                               estimators on models whose circuit is known"""
 
 
@@ -92,7 +92,7 @@ def _trace(argv: list[str]) -> int:
         "frozen patterns miss.",
     )
     parser.add_argument("prompt", help="text whose next-token prediction is explained")
-    parser.add_argument("--saes", nargs="+", required=True, metavar="RUN", help="runs of transcoders or SAEs; globs work")
+    parser.add_argument("--saes", nargs="+", required=True, metavar="RUN", help="runs or sweeps; globs work")
     parser.add_argument("--name", default="trace", help="name of the result's folder (default: %(default)s)")
     parser.add_argument("--dir", default="circuits", help="folder it is saved in (default: %(default)s)")
     parser.add_argument("--model", help="language model (default: the one the SAEs were trained on)")

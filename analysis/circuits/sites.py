@@ -17,21 +17,12 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
     """Open the SAEs of runs.
 
     Args:
-        runs: folders, or globs (`runs/circuit-saes/*`); a glob skips folders that aren't finished runs.
+        runs: see `run_folders`.
 
     Raises:
         SaescopeError: a folder isn't a run, a glob finds none, or two SAEs write to the same hook.
     """
-    folders: list[Path] = []
-    for run in runs:
-        path = user_path(run)
-        found = [path]
-        if not path.exists() and any(c in run for c in "*?["):
-            found = [folder for folder in matching(path) if (folder / "final").is_dir()]
-            if not found:
-                raise SaescopeError(f"saes: there is no finished run at {run}; train some first, or name other folders.")
-        folders += [folder for folder in found if folder not in folders]
-    trained = [open_trained(folder) for folder in folders]
+    trained = [open_trained(folder) for folder in run_folders(runs)]
     by_hook: dict[str, TrainedSAE] = {}
     for one in trained:
         other = by_hook.setdefault(one.site.output, one)
@@ -40,6 +31,31 @@ def open_saes(runs: Sequence[str]) -> list[TrainedSAE]:
                 f"saes: {other.folder} and {one.folder} both write to {one.site.output}; a circuit has one SAE per hook."
             )
     return trained
+
+
+def run_folders(runs: Sequence[str]) -> list[Path]:
+    """The folders of runs, each once.
+
+    Args:
+        runs: folders of runs or of sweeps, or globs (`runs/circuit-saes/*`). Of sweeps and globs, only finished runs count.
+            A glob expanded by the shell may include a sweep's `checkpoints`, which is skipped.
+
+    Raises:
+        SaescopeError: a glob finds no finished run.
+    """
+    found: list[Path] = []
+    for run in runs:
+        path = user_path(run)
+        if path.exists() or not any(c in run for c in "*?["):
+            single = (path / "config.yaml").is_file() or (path / "final").is_dir()
+            found += [path] if single else sorted(final.parent for final in path.glob("*/final")) or [path]
+            continue
+        finished = [folder for folder in matching(path) if (folder / "final").is_dir()]
+        if not finished:
+            raise SaescopeError(f"saes: there is no finished run at {run}; train some first, or name other folders.")
+        found += finished
+    parents = {folder.parent for folder in found if folder.name != "checkpoints"}
+    return [f for f in dict.fromkeys(found) if f.name != "checkpoints" or f.parent not in parents]
 
 
 def open_model(
