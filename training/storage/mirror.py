@@ -50,10 +50,13 @@ def fetch_tokens(folder: Path) -> None:
     manifest = store.read(MANIFEST)
     if manifest is None or manifest == LocalStore(folder).read(MANIFEST):
         return
-    with locked(folder, wait=True), atomic_dir(folder) as part:
-        for name in _of_tokens(manifest, store):
-            (part / name).write_bytes(store.read(name) or b"")
-        (part / MANIFEST).write_bytes(manifest)
+    with locked(folder, wait=True):
+        if manifest == LocalStore(folder).read(MANIFEST):
+            return  # another process was faster, and may be fetching hooks into the folder by now
+        with atomic_dir(folder) as part:
+            for name in _of_tokens(manifest, store):
+                (part / name).write_bytes(store.read(name) or b"")
+            (part / MANIFEST).write_bytes(manifest)
 
 
 def store_tokens(folder: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sae.errors import SaescopeError
 from tests.helpers import HOOK, ended, refusal, run_sae, start_sae, train, tree, write_config
 from tests.training.storage.server import Server, s3_server
 from training.activations.remote_rows import RemoteFile, RemoteRows
-from training.storage import sharing
+from training.storage import mirror, sharing
 from training.storage.remote import Range, RemoteStore, remote_store
 from training.storage.sharing import SharedWork, claimants
 
@@ -139,6 +140,28 @@ def test_files_of_a_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with SharedWork(store, "work", 2, done=lambda: set(done), is_done=done.__contains__) as work:
         order = [(i, done.add(i))[0] for i in work.pieces()]
     assert order == [1, 0] and claimants(store, "work") == []
+
+
+def test_the_slower_of_two_processes_leaves_a_fetched_mirror_alone(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{bucket}/caches/c"
+    store, folder = remote_store(url), mirror.mirror_of(url)
+    manifest = json.dumps({"sha256": {"tokens.npy": ""}}).encode()
+    store.write("tokens.npy", [b"tokens"])
+    assert store.create("manifest.json", manifest)
+
+    @contextmanager
+    def after_another(folder: Path, **_: Any) -> Iterator[None]:
+        """While this process waits for the lock, another fetches the tokens and begins with a hook."""
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror, "locked", lambda *_, **__: nullcontext())
+            mirror.fetch_tokens(folder)
+        (folder / "acts/hook").mkdir(parents=True)
+        (folder / "acts/hook/.norms.partial").touch()
+        yield
+
+    monkeypatch.setattr(mirror, "locked", after_another)
+    mirror.fetch_tokens(folder)
+    assert (folder / "acts/hook/.norms.partial").exists() and (folder / "tokens.npy").read_bytes() == b"tokens"
 
 
 def test_blocks_of_rows_are_read_from_wherever_they_lie(bucket: str) -> None:
