@@ -6,7 +6,7 @@
               final/                 the SAE, read by `sae.load`
               cfg.json, sae_weights.safetensors   the same for SAELens, if it supports the architecture
               summary.json           held-out metrics with intervals; present once the run has finished
-              continued_from.json          the run it was started from with --from (`training.continue_run`)
+              continued_from.json    the run it was started from with --from (`training.continue_run`)
 
 A sweep has such a folder per member in runs/NAME/MEMBER/, and shared checkpoints in runs/NAME/checkpoints/. If several
 processes train parts of it (`training.sweep_part`), each has its own checkpoints in runs/NAME/checkpoints/PART/.

@@ -124,7 +124,8 @@ def against_controls(found: EvalResult, group: str, name: str) -> dict[str, Diff
 def better_than_nothing(found: EvalResult, group: str, name: str) -> bool | None:
     """Whether a run's metric beats every control; None if a control is missing or the metric has no better direction.
 
-    Accounts for document noise only, not for seed noise of the run or of the controls.
+    Skips controls for which the metric is undefined. Accounts for document noise only, not for seed noise of the run or of
+    the controls.
     """
     mine = found.metric(group, name)
     gaps = against_controls(found, group, name)

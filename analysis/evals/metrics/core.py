@@ -215,7 +215,7 @@ def density_histogram(density: Float[np.ndarray, " d_sae"]) -> tuple[dict[str, A
 
 
 EVALUATION = Evaluation(
-    "core", "reconstruction, sparsity and downstream loss", 1, Settings(),
+    "core", "reconstruction, sparsity and downstream loss", 2, Settings(),
     Settings((32, 64, 128, 256, 512, 1024)), run, per_feature=True,
     cost=(14.0, 60.0),
 )
